@@ -1,0 +1,39 @@
+"""Errors a user can mend, collected so that one run shows all of them."""
+
+from collections.abc import Iterable
+
+
+class BadInput(ValueError):
+    """Bad input: every problem found, each naming file, line, key and the mend. Entry points exit with code 2."""
+
+    def __init__(self, problems: str | Iterable[str]):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        assert self.problems, "BadInput needs at least one problem"
+        super().__init__("\n".join(self.problems))
+
+
+class Failed(RuntimeError):
+    """The work could not be finished for a reason outside the input (a full disk, a lost rank). Exit code 1."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the nearest known word, or an empty string."""
+    import difflib
+
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def report(error: BaseException) -> tuple[str, int]:
+    """The text to print and the exit code for an error that reached an entry point; re-raises what is a bug of ours."""
+    if isinstance(error, BadInput):
+        head = "error: " if len(error.problems) == 1 else f"error: {len(error.problems)} problems\n  - "
+        return head + "\n  - ".join(error.problems), 2
+    if isinstance(error, Failed):
+        return f"error: {error}", 1
+    if isinstance(error, OSError) and error.errno is not None:  # full disk, no permission, ...
+        where = f" ({error.filename})" if error.filename else ""
+        return f"error: {error.strerror}{where}", 1
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped by Ctrl-C", 130
+    raise error

@@ -1,0 +1,65 @@
+"""The one record type that every source becomes and every consumer reads."""
+
+import hashlib
+import json
+import re
+import unicodedata
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class Record:
+    """One training row.
+
+    query: the text that searches. positives: texts it should find (at least one). negatives: hard negatives, ragged,
+    may be empty. score: graded similarity of query and positives[0] in 0..1, or None. teacher_scores: one score for
+    each positive, then for each negative, or None. doc_ids: ids of the positives' documents (same length as positives,
+    or empty), for splitting and masking. metadata: JSON values that no other field holds.
+    """
+
+    query: str
+    positives: list[str]
+    negatives: list[str] = field(default_factory=list)
+    score: float | None = None
+    teacher_scores: list[float] | None = None
+    source: str = ""
+    id: str = ""
+    doc_ids: list[str] = field(default_factory=list)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def problems(self) -> list[str]:
+        """What is wrong with this record, in the words of its keys; empty when it can be trained on."""
+        found = []
+        if not isinstance(self.query, str) or not self.query.strip():
+            found.append("query is empty")
+        if not self.positives:
+            found.append("positives is empty")
+        for name, texts in (("positives", self.positives), ("negatives", self.negatives)):
+            bad = [i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
+            found += [f"{name}[{i}] is empty" for i in bad]
+        if self.score is not None and not 0.0 <= self.score <= 1.0:
+            found.append(f"score {self.score} is outside 0..1")
+        expected = len(self.positives) + len(self.negatives)
+        if self.teacher_scores is not None and len(self.teacher_scores) != expected:
+            found.append(f"teacher_scores has {len(self.teacher_scores)} values for {expected} documents")
+        if self.doc_ids and len(self.doc_ids) != len(self.positives):
+            found.append(f"doc_ids has {len(self.doc_ids)} values for {len(self.positives)} positives")
+        return found
+
+    def to_json(self) -> str:
+        """One JSONL line (without the newline); the inverse of Record(**json.loads(line))."""
+        return json.dumps({name: getattr(self, name) for name in self.__slots__}, ensure_ascii=False)
+
+
+_SPACE = re.compile(r"\s+")
+
+
+def normalise(text: str) -> str:
+    """The form in which two texts count as the same: NFKC, case-folded, white space collapsed."""
+    return _SPACE.sub(" ", unicodedata.normalize("NFKC", text)).strip().casefold()
+
+
+def text_key(text: str) -> int:
+    """A 63-bit key of the normalised text, the same on every machine: equal keys mean equal texts."""
+    return int.from_bytes(hashlib.blake2b(normalise(text).encode(), digest_size=8).digest(), "big") >> 1
