@@ -11,6 +11,9 @@ class BadInput(ValueError):
         assert self.problems, "BadInput needs at least one problem"
         super().__init__("\n".join(self.problems))
 
+    def __reduce__(self):  # travels between ranks
+        return BadInput, (self.problems,)
+
 
 class Failed(RuntimeError):
     """The work could not be finished for a reason outside the input (a full disk, a lost rank). Exit code 1."""

@@ -1,0 +1,1 @@
+"""Plan, command and start of runs. Never imports torch."""

@@ -1,0 +1,68 @@
+"""python -m launch run: checks a run, prints the exact command, runs it."""
+
+import argparse
+import os
+import subprocess
+import sys
+
+from data_prep.problems import report
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m launch", description="Start training runs.")
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser(
+        "run",
+        help="check a run, print the exact command, run it",
+        description="Checks run file, model, data and output folder, then prints and runs the exact command.",
+        epilog="example: python -m launch run --config run.yaml --engine zero2 --processes 2 optim.lr=1e-4",
+    )
+    run.add_argument("--config", required=True, metavar="RUN.yaml", help="run file (.yaml or .json)")
+    run.add_argument(
+        "--engine",
+        default="auto",
+        metavar="E",
+        help="auto, cpu, mps, single_gpu, ddp, zero1, zero2 or zero3 (auto: one process, or ddp over all GPUs)",
+    )
+    run.add_argument("--processes", type=int, metavar="N", help="ranks on this machine")
+    run.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint, or from the start")
+    run.add_argument("--dry-run", action="store_true", help="check and print the command, start nothing")
+    run.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the run file")
+    return made
+
+
+def run(args: argparse.Namespace) -> int:
+    from launch.command import build, choose
+    from launch.topology import free_port, this_machine
+    from trainer.config import load_config
+    from trainer.preflight import check_run
+
+    config = load_config(args.config, args.overrides)
+    machine = this_machine()
+    engine, processes = choose(args.engine, args.processes, machine, config.train.device)
+    check_run(config, args.resume)
+    command = build(args.config, args.overrides, engine, processes, machine, args.resume, free_port())
+    print(f"{engine}, {processes} process(es):\n{command}", file=sys.stderr, flush=True)
+    if args.dry_run:
+        return 0
+    started = subprocess.Popen(command.argv, env=os.environ | command.environ)
+    while True:
+        try:
+            code = started.wait()
+            return code if code in (0, 1, 2) else 1
+        except KeyboardInterrupt:
+            continue  # the terminal sent Ctrl-C to the ranks as well: let them end in order
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    try:
+        return run(args)
+    except (Exception, KeyboardInterrupt) as error:
+        text, code = report(error)
+        print(text, file=sys.stderr)
+        return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

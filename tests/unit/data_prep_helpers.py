@@ -1,0 +1,45 @@
+"""Shared by the tests of data_prep: files from rows, and a run of the command line."""
+
+import json
+from pathlib import Path
+
+from data_prep.__main__ import main
+from data_prep.records import Record
+
+PAIR = {"anchor": "What is mould?", "positive": "A fungus that grows on damp walls."}
+
+
+def write_jsonl(path: Path, rows) -> Path:
+    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of one command."""
+    capsys.readouterr()
+    code = main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def documents(count: int, per: int = 3, module: bool = False) -> list[Record]:
+    """`count` documents with `per` questions each; every text distinct."""
+    return [
+        Record(
+            f"question {q} about topic{d}",
+            [f"answer {q} on topic{d}, distinct"],
+            doc_ids=[f"doc{d}"],
+            metadata={"module": f"m{d % 7}"} if module else {},
+        )
+        for d in range(count)
+        for q in range(per)
+    ]
+
+
+def write_records(path: Path, records: list[Record]) -> Path:
+    return write_jsonl(path, [record.to_json() for record in records])

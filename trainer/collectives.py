@@ -1,0 +1,124 @@
+"""Every collective of the trainer. Each is right at world size one, so callers never ask whether there is a world."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class World:
+    """A process group seen from one rank. Counts its collectives, to be held against a plan of them."""
+
+    def __init__(self, rank: int = 0, size: int = 1):
+        self.rank, self.size = rank, size
+        self.calls = 0
+
+    def gather_ints(self, values: list[int]) -> Tensor:
+        """(k,) integers of every rank as an int64 CPU tensor of shape (world, k)."""
+        mine = torch.tensor(values, dtype=torch.int64)
+        if self.size == 1:
+            return mine[None]
+        out = [torch.empty_like(mine, device=self._wire()) for _ in range(self.size)]
+        self.calls += 1
+        dist.all_gather(out, mine.to(self._wire()))
+        return torch.stack(out).cpu()
+
+    def gather_rows(self, rows: Tensor, counts: list[int]) -> Tensor:
+        """Rows of every rank, (counts[rank], …) each, concatenated in rank order to (sum(counts), …). No gradient."""
+        assert rows.shape[0] == counts[self.rank], f"rank {self.rank}: {rows.shape[0]} rows, {counts} announced"
+        if self.size == 1:
+            return rows
+        longest = max(counts)
+        padded = rows.new_zeros((longest, *rows.shape[1:]))
+        padded[: rows.shape[0]] = rows
+        out = [torch.empty_like(padded) for _ in counts]
+        self.calls += 1
+        dist.all_gather(out, padded)
+        return torch.cat([part[:n] for part, n in zip(out, counts)])
+
+    def sum_home(self, rows: Tensor, counts: list[int]) -> Tensor:
+        """The adjoint of gather_rows: (sum(counts), …) summed over ranks; this rank gets its own (counts[rank], …)."""
+        if self.size == 1:
+            return rows
+        self.calls += 1
+        dist.all_reduce(rows)
+        start = sum(counts[: self.rank])
+        return rows[start : start + counts[self.rank]]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Element-wise sum over ranks, on the device the values came from."""
+        if self.size == 1:
+            return values
+        travelling = values.to(self._wire(), copy=True)
+        self.calls += 1
+        dist.all_reduce(travelling)
+        return travelling.to(values.device)
+
+    def sum_flat(self, tensors: list[Tensor], bucket_bytes: int) -> None:
+        """Sums tensors over ranks in place, packed into fixed buckets in the given order.
+
+        Fixed buckets fix the order of the floating-point sums: with three and more ranks that order depends on where
+        a number stands in its bucket, and exact resume needs it to stay the same.
+        """
+        if self.size == 1:
+            return
+        bucket: list[Tensor] = []
+        for i, tensor in enumerate(tensors):
+            bucket.append(tensor)
+            full = sum(t.numel() * t.element_size() for t in bucket) >= bucket_bytes
+            if full or i == len(tensors) - 1:
+                flat = torch.cat([t.reshape(-1) for t in bucket])
+                self.calls += 1
+                dist.all_reduce(flat)
+                for t, part in zip(bucket, flat.split([t.numel() for t in bucket])):
+                    t.copy_(part.view_as(t))
+                bucket = []
+
+    def from_first(self, value):
+        """Rank 0's picklable value on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        self.calls += 1
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def on_first(self, work: Callable[[], Any]) -> Any:
+        """Runs `work` on rank 0 and gives its picklable result to every rank, or raises its error on every rank."""
+        result, error = None, None
+        if self.rank == 0:
+            try:
+                result = work()
+            except (ValueError, OSError, RuntimeError) as caught:  # a full disk on rank 0 must not leave others waiting
+                error = caught
+        result, error = self.from_first((result, error))
+        if error is not None:
+            raise error
+        return result
+
+    def from_all(self, value) -> list:
+        """Every rank's picklable value, in rank order, on every rank."""
+        if self.size == 1:
+            return [value]
+        out: list = [None] * self.size
+        self.calls += 1
+        dist.all_gather_object(out, value)
+        return out
+
+    def broadcast(self, tensor: Tensor) -> Tensor:
+        """Rank 0's values, in place."""
+        if self.size > 1:
+            self.calls += 1
+            dist.broadcast(tensor, src=0)
+        return tensor
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            self.calls += 1
+            dist.barrier()
+
+    def _wire(self) -> str:
+        """Where tensors must lie to travel: gloo carries CPU tensors, nccl CUDA ones."""
+        return "cuda" if dist.get_backend() == "nccl" else "cpu"

@@ -1,0 +1,92 @@
+"""Shards and plan -> the batches of one rank, tokenised ahead of the step that needs them."""
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from data_prep.records import Record, text_key
+from data_prep.shards import open_shards
+from trainer.config import DataConfig
+from trainer.folder import ModelSpec
+from trainer.model import tokenize
+from trainer.planner import BatchPlan, rank_slice
+from trainer.step import Batch
+
+NO_KEY, PAD_KEY = -1, -2  # of a document, of a row: they never match each other
+
+
+def seed_of(*parts: int) -> int:
+    """A 62-bit seed from integers; the same everywhere."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 2
+
+
+@dataclass
+class TrainData:
+    """The train split of a shard folder as this model reads it."""
+
+    data: DataConfig
+    spec: ModelSpec
+    tokenizer: object
+    plan: BatchPlan
+
+    def __post_init__(self):
+        self.rows = open_shards(self.data.train).split("train")
+
+    def batches(self, first_step: int, last_step: int, rank: int, world: int) -> Iterator[tuple[int, Batch]]:
+        """(step, this rank's slice) for steps first_step..last_step-1, each made while the one before it trains."""
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:
+            plans = self._slices(first_step, last_step, rank, world)
+            ahead = [pool.submit(self._make, *args) for args in itertools.islice(plans, 2)]
+            while ahead:
+                yield ahead.pop(0).result()
+                following = next(plans, None)
+                if following is not None:
+                    ahead.append(pool.submit(self._make, *following))
+
+    def _slices(self, first_step: int, last_step: int, rank: int, world: int):
+        epoch, batches = -1, []
+        for step in range(first_step, last_step):
+            if step // self.plan.steps_per_epoch != epoch:
+                epoch = step // self.plan.steps_per_epoch
+                batches = self.plan.epoch(epoch)
+            whole = batches[step % self.plan.steps_per_epoch]
+            yield step, epoch, rank_slice(whole, rank, world).tolist(), len(whole), rank
+
+    def _make(self, step: int, epoch: int, ids: list[int], global_rows: int, rank: int) -> tuple[int, Batch]:
+        records = self.rows.take(ids)
+        drawn = [seed_of(self.plan.seed, epoch, i) % len(r.positives) for i, r in zip(ids, records)]
+        return step, self.make_batch(ids, records, drawn, global_rows, seed_of(self.plan.seed, step, rank))
+
+    def make_batch(self, ids: list[int], records: list[Record], drawn: list[int], global_rows: int, seed: int) -> Batch:
+        """drawn: which positive of each record takes part; its other positives are masked, never negatives."""
+        negatives = [text for r in records for text in r.negatives[: self.data.max_hard_negatives]]
+        queries, cut_queries = tokenize(
+            [r.query for r in records], self.spec.query_prompt, self.spec.query_max_len, self.tokenizer
+        )
+        documents, cut_documents = tokenize(
+            [r.positives[k] for r, k in zip(records, drawn)] + negatives,
+            self.spec.passage_prompt,
+            self.spec.passage_max_len,
+            self.tokenizer,
+        )
+        row_keys = [[text_key(t) for t in r.positives] + [text_key(f"id:{d}") for d in r.doc_ids] for r in records]
+        width = max((len(keys) for keys in row_keys), default=1)
+        row_query = [text_key(r.query) for r in records]
+        doc_keys = [
+            [text_key(r.positives[k]), text_key(f"id:{r.doc_ids[k]}") if r.doc_ids else NO_KEY, query]
+            for r, k, query in zip(records, drawn, row_query)
+        ] + [[text_key(text), NO_KEY, NO_KEY] for text in negatives]
+        return Batch(
+            row_ids=ids,
+            tokens=queries + documents,
+            row_keys=torch.tensor([k + [PAD_KEY] * (width - len(k)) for k in row_keys]).reshape(len(records), width),
+            row_query=torch.tensor(row_query, dtype=torch.int64),
+            doc_keys=torch.tensor(doc_keys, dtype=torch.int64).reshape(-1, 3),
+            global_rows=global_rows,
+            truncated=cut_queries + cut_documents,
+            seed=seed,
+        )

@@ -1,0 +1,115 @@
+"""The engine for one process and for data parallelism without DeepSpeed (its counterpart is zero.ZeroEngine).
+
+Both hold the model, run its forward and backward passes, bring gradients together once per optimizer step, and give
+and take their state as full fp32 tensors by parameter name, so that any engine resumes any other.
+"""
+
+import math
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainer.collectives import World
+from trainer.config import OptimConfig
+from trainer.model import Embedder
+from trainer.optim import LossScale, adamw, clip_factor
+
+BUCKET_BYTES = 64 * 2**20
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Applied:
+    """grad_norm: global L2 norm before clipping. skipped: a non-finite gradient, nothing was changed."""
+
+    grad_norm: float
+    skipped: bool
+
+
+class TorchEngine:
+    """Replicated weights. Gradients are summed over ranks in fixed buckets, once per step.
+
+    Not torch's DistributedDataParallel: it reduces per backward pass, re-orders its buckets after the first step (which
+    breaks bit-exact resume with three and more ranks) and divides by the number of ranks.
+    """
+
+    lockstep = False  # ranks may run different numbers of forward passes
+    gradient_factor = 1.0  # gradients are summed over ranks
+
+    def __init__(
+        self, embedder: Embedder, optim: OptimConfig, world: World, device: torch.device, dtype: torch.dtype | None
+    ):
+        self.world, self.device, self.dtype = world, device, dtype
+        self.embedder = embedder.to(device)
+        self.module = self.embedder
+        self.named = {n: p for n, p in embedder.backbone.named_parameters() if p.requires_grad}
+        self.optimizer = adamw(embedder, optim, device)
+        self.max_grad_norm = optim.max_grad_norm
+        self.scale = LossScale(dtype == torch.float16)
+        for tensor in [*embedder.parameters(), *embedder.buffers()]:  # ranks start from rank 0's weights
+            world.broadcast(tensor.data)
+
+    def embed(self, input_ids: Tensor, attention_mask: Tensor, seed: int) -> Tensor:
+        """(texts, d) float32. The same seed gives the same dropout."""
+        if self.embedder.training:
+            torch.manual_seed(seed)
+        return self.embedder(input_ids, attention_mask, self.dtype)
+
+    def backward(self, surrogate: Tensor) -> None:
+        """Adds the scalar's gradients to the parameters of this rank."""
+        (surrogate * self.scale.value).backward()
+
+    @contextmanager
+    def accumulate(self):
+        """All backward passes of one optimizer step; leaving it sums gradients over ranks and undoes the loss scale."""
+        self.optimizer.zero_grad(set_to_none=True)
+        yield
+        for parameter in self.named.values():
+            if parameter.grad is None:  # this rank had no rows, or nothing reaches the parameter
+                parameter.grad = torch.zeros_like(parameter)
+        grads = [p.grad for p in self.named.values()]
+        self.world.sum_flat(grads, BUCKET_BYTES)
+        if self.scale.used:
+            torch._foreach_mul_(grads, 1.0 / self.scale.value)
+
+    def gradients(self) -> dict[str, Tensor]:
+        """The global batch's gradient by parameter name, on the CPU, before clipping."""
+        return {name: p.grad.detach().cpu().clone() for name, p in self.named.items()}
+
+    def apply(self, lr: float) -> Applied:
+        """Clips and makes one AdamW update; leaves everything unchanged where the gradient is not finite."""
+        grads = [p.grad for p in self.named.values()]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))).item()
+        overflowed = not math.isfinite(norm)
+        self.scale.update(overflowed)
+        if overflowed:
+            return Applied(norm, True)
+        factor = clip_factor(norm, self.max_grad_norm)
+        if factor != 1.0:
+            torch._foreach_mul_(grads, factor)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        return Applied(norm, False)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Full fp32 backbone weights by name, on the CPU (complete on rank 0; collective)."""
+        return {name: t.detach().cpu() for name, t in self.embedder.backbone.state_dict().items()}
+
+    def moments(self) -> dict[str, Tensor]:
+        """AdamW's moments as `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`, on the CPU (collective)."""
+        state = self.optimizer.state
+        return {
+            f"{key}.{name}": state[p][key].cpu()
+            for name, p in self.named.items()
+            for key in MOMENTS
+            if p in state  # none before the first step
+        }
+
+    def load_moments(self, moments: dict[str, Tensor], updates: int) -> None:
+        """Takes full moments by name; updates: how many AdamW updates they have seen. (Weights are loaded before.)"""
+        for name, parameter in self.named.items():
+            state = {key: moments[f"{key}.{name}"].to(self.device) for key in MOMENTS}
+            self.optimizer.state[parameter] = {"step": torch.tensor(float(updates), device=self.device), **state}

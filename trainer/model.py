@@ -1,0 +1,148 @@
+"""The embedder: transformer, pooling, normalisation; loaded from and saved as a sentence-transformers folder."""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data_prep.problems import BadInput
+from trainer.config import ModelConfig
+from trainer.folder import POOLINGS, ModelSpec, fetch, read_spec
+
+
+def pool(hidden: Tensor, mask: Tensor, how: str) -> Tensor:
+    """(texts, tokens, d) hidden states and (texts, tokens) 0/1 mask -> (texts, d). Padding may stand on either side.
+
+    mean: over real tokens. cls: the first real token. last: the last real token.
+    """
+    if how == "mean":
+        weights = mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+    positions = torch.arange(mask.shape[1], device=mask.device)
+    if how == "cls":
+        index = torch.where(mask.bool(), positions, mask.shape[1]).amin(dim=1)
+    elif how == "last":
+        index = torch.where(mask.bool(), positions, -1).amax(dim=1)
+    else:
+        raise AssertionError(how)
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), index]
+
+
+class Embedder(nn.Module):
+    """Token ids -> one fp32 embedding per text, of length 1 where the model normalises."""
+
+    def __init__(self, backbone: nn.Module, pooling: str, normalize: bool):
+        super().__init__()
+        self.backbone = backbone
+        self.pooling, self.normalize = pooling, normalize
+
+    @property
+    def size(self) -> int:
+        """d, the length of an embedding."""
+        return self.backbone.config.hidden_size
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, autocast: torch.dtype | None = None) -> Tensor:
+        """(texts, tokens) ids and mask -> (texts, d) float32. autocast: dtype of the matrix products, or None."""
+        # The cast of a weight is used once per pass, so caching it would only hold a second copy (of a gathered
+        # shard, under ZeRO-3).
+        device = input_ids.device.type
+        with torch.autocast(device, autocast, enabled=autocast is not None, cache_enabled=False):
+            hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        pooled = pool(hidden.float(), attention_mask, self.pooling)
+        return F.normalize(pooled, dim=1) if self.normalize else pooled
+
+
+def load_embedder(config: ModelConfig, checkpoint: Path | None = None):
+    """(Embedder in fp32 on the CPU, tokenizer, ModelSpec, untrained) from a folder or hub id.
+
+    checkpoint: folder of ours to take the weights from instead (resume); everything else still comes from `config`.
+    untrained: tensors of a pooler that no pooling here uses, by name; not trained, but exported again, so that the
+    exported folder is as whole as the one it came from. Raises BadInput for a folder that cannot be loaded.
+    """
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # one per rank, for seconds of work
+    folder = fetch(config.path)
+    spec = read_spec(config, folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+        backbone = AutoModel.from_pretrained(
+            checkpoint or folder, dtype=torch.float32, trust_remote_code=config.trust_remote_code
+        )
+    except Exception as error:  # whatever a damaged folder makes the library raise is the folder's fault
+        raise BadInput(f"model.path: {folder} cannot be loaded ({type(error).__name__}: {error})") from None
+    if config.dropout != "model":
+        _set_dropout(backbone, float(config.dropout))
+    pooler = getattr(backbone, "pooler", None)
+    untrained = {f"pooler.{name}": t.clone() for name, t in pooler.state_dict().items()} if pooler is not None else {}
+    if pooler is not None:
+        backbone.pooler = None
+    return Embedder(backbone, spec.pooling, spec.normalize), tokenizer, spec, untrained
+
+
+def _set_dropout(backbone: nn.Module, p: float) -> None:
+    for module in backbone.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = p
+    for key in vars(backbone.config):
+        if key.endswith(("dropout", "dropout_prob", "pdrop", "dropout_rate")) and isinstance(
+            getattr(backbone.config, key), (int, float)
+        ):
+            setattr(backbone.config, key, p)
+    for module in backbone.modules():  # attention kernels read their own copy of the number
+        for key in ("dropout_prob", "attention_dropout", "dropout_p"):
+            if isinstance(getattr(module, key, None), float):
+                setattr(module, key, p)
+
+
+def tokenize(texts: list[str], prompt: str, max_len: int, tokenizer) -> tuple[list[list[int]], int]:
+    """Token ids of prompt + text, cut at max_len tokens, and how many texts were cut."""
+    if not texts:
+        return [], 0
+    encoded = tokenizer(
+        [prompt + text for text in texts],
+        truncation=True,
+        max_length=max_len,
+        padding=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        return_overflowing_tokens=False,
+    )
+    # the fast tokenizer keeps what it cut off beside each encoding
+    cut = sum(bool(e.overflowing) for e in encoded.encodings) if encoded.encodings else 0
+    return encoded["input_ids"], cut
+
+
+def save_embedder(folder: Path, weights: dict[str, Tensor], embedder: Embedder, tokenizer, spec: ModelSpec) -> None:
+    """Writes a folder that sentence-transformers and transformers load. weights: fp32 CPU tensors of the backbone."""
+    backbone = embedder.backbone
+    backbone.save_pretrained(folder, state_dict=weights)
+    tokenizer.save_pretrained(folder)
+    kinds = ["Transformer", "Pooling"] + (["Normalize"] if spec.normalize else [])
+    modules = [
+        {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"}
+        for i, kind in enumerate(kinds)
+    ]
+    pooling = {"word_embedding_dimension": embedder.size} | {
+        key: name == spec.pooling for name, key in POOLINGS.items()
+    }
+    prompts = {"query": spec.query_prompt, "document": spec.passage_prompt}
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    if spec.normalize:
+        (folder / "2_Normalize").mkdir(exist_ok=True)
+    files = {
+        "modules.json": modules,
+        "1_Pooling/config.json": pooling,
+        # one length for both sides is all that this file can say: the longer, so that nothing is cut silently
+        "sentence_bert_config.json": {"max_seq_length": max(spec.query_max_len, spec.passage_max_len)},
+        "config_sentence_transformers.json": {
+            "prompts": prompts,
+            "default_prompt_name": None,
+            "similarity_fn_name": "cosine" if spec.normalize else "dot",
+        },
+    }
+    for name, values in files.items():
+        (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

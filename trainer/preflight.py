@@ -1,0 +1,116 @@
+"""Everything that can be known to be wrong before a process group or a model exists. Never imports torch."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from data_prep.problems import BadInput
+from data_prep.shards import open_shards
+from trainer.config import RunConfig
+from trainer.folder import is_hub_id, read_spec
+from trainer.planner import BatchPlan
+from trainer.retrieval import load_set
+from trainer.runlog import check_resumable
+
+
+def check_run(config: RunConfig, resume: bool) -> None:
+    """Raises one BadInput with every problem of model, data and output folder."""
+    problems: list[str] = []
+    _collect(problems, _check_model, config)
+    fingerprint = _collect(problems, _check_data, config)
+    _collect(problems, _check_eval, config)
+    _collect(problems, _check_output, config, resume, fingerprint)
+    if problems:
+        raise BadInput(problems)
+
+
+def _collect(problems: list[str], check: Callable, *args):
+    try:
+        return check(*args)
+    except BadInput as error:
+        problems += error.problems
+        return None
+
+
+def _check_model(config: RunConfig) -> None:
+    path = config.model.path
+    if Path(path).exists() or not is_hub_id(path):
+        read_spec(config.model, path)
+
+
+def make_plan(config: RunConfig) -> BatchPlan:
+    """The plan of the train split. Raises BadInput where it holds fewer rows than one batch."""
+    shards = open_shards(config.data.train)
+    rows, batch_size = shards.rows("train"), config.train.batch_size
+    if rows < batch_size:
+        mend = f"set train.batch_size to {rows} or less" if rows >= 2 else "add rows"
+        raise BadInput(
+            f"data.train: {config.data.train} holds {rows} rows, fewer than one batch "
+            f"(train.batch_size {batch_size}); {mend}"
+        )
+    return BatchPlan(rows, batch_size, shards.fingerprint, config.train.seed, config.data.last_batch)
+
+
+def _check_data(config: RunConfig) -> str:
+    return make_plan(config).fingerprint
+
+
+def eval_path(config: RunConfig) -> str | None:
+    """Where the evaluation set is: data.eval, or the train shards where they have an eval split, or nowhere."""
+    if config.data.eval:
+        return config.data.eval
+    return config.data.train if "eval" in open_shards(config.data.train).splits else None
+
+
+def _check_eval(config: RunConfig) -> None:
+    if config.data.eval:
+        load_set(config.data.eval)
+
+
+def _check_output(config: RunConfig, resume: bool, fingerprint: str | None) -> None:
+    out = Path(config.output_dir)
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"output_dir: {out} is a file")
+    if (out / "run.json").is_file():
+        if not resume:
+            raise BadInput(
+                f"output_dir: {out} holds a run already; add --resume to go on with it, or name another folder"
+            )
+        if fingerprint:
+            check_resumable(out, config, fingerprint)
+    elif out.is_dir() and any(out.iterdir()):
+        raise BadInput(f"output_dir: {out} is not empty and holds no run of ours; name a new folder")
+    _check_writable(out)
+    _check_space(config, out)
+
+
+def _existing_parent(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _check_writable(out: Path) -> None:
+    parent = _existing_parent(out.absolute())
+    if not parent.is_dir():
+        raise BadInput(f"output_dir: {parent} is a file, so {out} cannot be made below it")
+    probe = parent / f".embedfleet-probe-{os.getpid()}"  # os.access says yes to root on a read-only mount
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise BadInput(f"output_dir: cannot write below {parent} ({error.strerror}); name another folder") from None
+
+
+def _check_space(config: RunConfig, out: Path) -> None:
+    folder = Path(config.model.path)
+    weights = sum(p.stat().st_size for p in folder.glob("*.safetensors")) if folder.is_dir() else 0
+    # an epoch checkpoint holds the weights and two moments, final the weights; fp32 weights in the folder assumed
+    needed = weights * (3 * config.train.epochs + 1)
+    free = shutil.disk_usage(_existing_parent(out.absolute())).free
+    if free < needed:
+        raise BadInput(
+            f"output_dir: {free / 2**30:.1f} GiB free below {out}, but {config.train.epochs} epoch checkpoints and the "
+            f"final model need about {needed / 2**30:.1f} GiB; free some or name another disk"
+        )

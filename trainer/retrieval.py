@@ -1,0 +1,188 @@
+"""Retrieval sets and their metrics. Never imports torch.
+
+A set is a folder with corpus.jsonl, queries.jsonl and judgements (qrels.tsv: query id, document id, grade, no header;
+or BEIR's qrels/test.tsv with a header), or the eval split of a shard folder.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.problems import BadInput
+from data_prep.records import text_key
+
+METRICS = ("nDCG@10", "MRR@10", "MAP", "recall@1", "recall@10", "recall@100")
+DEPTH = 1000  # documents kept for each query, as trec_eval does
+
+
+@dataclass
+class RetrievalSet:
+    """doc_texts[i] belongs to doc_ids[i], query_texts[i] to query_ids[i]; qrels: query id -> document id -> grade."""
+
+    name: str
+    doc_ids: list[str]
+    doc_texts: list[str]
+    query_ids: list[str]
+    query_texts: list[str]
+    qrels: dict[str, dict[str, int]]
+
+
+def load_set(path: str | Path) -> RetrievalSet:
+    """Reads a retrieval set or a shard folder's eval split. Raises BadInput with every problem found."""
+    path = Path(path)
+    if not path.is_dir():
+        raise BadInput(f"{path}: no such folder; a retrieval set holds corpus.jsonl, queries.jsonl and qrels.tsv")
+    if (path / "manifest.json").is_file():
+        return _from_shards(path)
+    problems: list[str] = []
+    docs = _texts(path / "corpus.jsonl", problems, with_title=True)
+    queries = _texts(path / "queries.jsonl", problems, with_title=False)
+    qrels = _qrels(path, docs, queries, problems)
+    judged = {q: text for q, text in queries.items() if any(grade > 0 for grade in qrels.get(q, {}).values())}
+    if not problems and not judged:
+        problems.append(f"{path}: no query has a relevant document")
+    if problems:
+        raise BadInput(problems[:50])
+    return RetrievalSet(path.name, list(docs), list(docs.values()), list(judged), list(judged.values()), qrels)
+
+
+def _json_lines(path: Path, problems: list[str]) -> Iterator[tuple[int, dict]]:
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                try:
+                    value = json.loads(line)
+                except ValueError as error:
+                    problems.append(f"{path}:{number}: not JSON ({error})")
+                    continue
+                if isinstance(value, dict):
+                    yield number, value
+                else:
+                    problems.append(f"{path}:{number}: not a JSON object")
+    except FileNotFoundError:
+        problems.append(f"{path}: missing")
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{path}: cannot be read ({error})")
+
+
+def _texts(path: Path, problems: list[str], with_title: bool) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for number, value in _json_lines(path, problems):
+        key = value.get("id", value.get("_id"))
+        text = value.get("text")
+        if key is None or not isinstance(text, str):
+            problems.append(f"{path}:{number}: needs the keys id (or _id) and text")
+            continue
+        title = value.get("title") if with_title else ""
+        full = f"{title}\n{text}" if title else text
+        if not full.strip():
+            problems.append(f"{path}:{number}: text of {key!r} is empty")
+        if str(key) in texts:
+            problems.append(f"{path}:{number}: id {key!r} stands twice")
+        texts[str(key)] = full
+    if not texts and not problems:
+        problems.append(f"{path}: empty")
+    return texts
+
+
+def _qrels(path: Path, docs: dict, queries: dict, problems: list[str]) -> dict[str, dict[str, int]]:
+    beir = path / "qrels" / "test.tsv"
+    file = beir if beir.is_file() else path / "qrels.tsv"
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        problems.append(f"{file}: missing or unreadable (three columns: query id, document id, grade)")
+        return {}
+    qrels: dict[str, dict[str, int]] = {}
+    for number, line in enumerate(lines, 1):
+        fields = line.split("\t")
+        if number == 1 and fields[-1:] == ["score"]:
+            continue  # BEIR's header
+        if not line.strip():
+            continue
+        if len(fields) != 3 or not fields[2].strip().lstrip("-").isdigit():
+            problems.append(f"{file}:{number}: needs query id, document id and a whole grade, separated by tabs")
+            continue
+        query, doc, grade = fields[0], fields[1], int(fields[2])
+        if query not in queries:
+            problems.append(f"{file}:{number}: query {query!r} is not in queries.jsonl")
+        if doc not in docs:
+            problems.append(f"{file}:{number}: document {doc!r} is not in corpus.jsonl")
+        qrels.setdefault(query, {})[doc] = grade
+    return qrels
+
+
+def _from_shards(path: Path) -> RetrievalSet:
+    """Corpus: every distinct positive and negative of the eval split; relevant: a query's positives, grade 1."""
+    from data_prep.shards import open_shards
+
+    shards = open_shards(path)
+    if "eval" not in shards.splits:
+        raise BadInput(f"{path}: has no eval split; make one with: python -m data_prep shard … --eval-fraction 0.1")
+    docs: dict[str, str] = {}
+    queries: dict[str, str] = {}
+    qrels: dict[str, dict[str, int]] = {}
+    rows = shards.split("eval")
+    for i in range(len(rows)):
+        record = rows[i]
+        query = f"q{text_key(record.query)}"
+        queries.setdefault(query, record.query)
+        for text in record.positives:
+            docs.setdefault(f"d{text_key(text)}", text)
+            qrels.setdefault(query, {})[f"d{text_key(text)}"] = 1
+        for text in record.negatives:
+            docs.setdefault(f"d{text_key(text)}", text)
+    return RetrievalSet(path.name, list(docs), list(docs.values()), list(queries), list(queries.values()), qrels)
+
+
+def rank_documents(queries: np.ndarray, documents: np.ndarray, data: RetrievalSet) -> dict[str, dict[str, float]]:
+    """Exact search by inner product: (q, d) and (n, d) float32 -> query id -> document id -> score, DEPTH at most."""
+    run: dict[str, dict[str, float]] = {}
+    keep = min(DEPTH, documents.shape[0])
+    for start in range(0, queries.shape[0], 256):
+        scores = queries[start : start + 256] @ documents.T
+        top = np.argpartition(-scores, keep - 1, axis=1)[:, :keep]
+        for row, columns in enumerate(top):
+            query = data.query_ids[start + row]
+            run[query] = {data.doc_ids[c]: float(scores[row, c]) for c in columns}
+    return run
+
+
+def score_run(qrels: dict[str, dict[str, int]], run: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """query id -> metric -> value, by trec_eval's own code (ties broken by document id, descending; linear gain)."""
+    import pytrec_eval
+
+    measures = {"ndcg_cut.10", "map", "recall.1,10,100"}
+    full = pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(run)
+    # trec_eval has no cut for the reciprocal rank: cut the run instead, in its own order
+    cut = {q: dict(sorted(docs.items(), key=lambda d: (d[1], d[0]), reverse=True)[:10]) for q, docs in run.items()}
+    first = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank"}).evaluate(cut)
+    return {
+        query: {
+            "nDCG@10": values["ndcg_cut_10"],
+            "MRR@10": first[query]["recip_rank"],
+            "MAP": values["map"],
+            **{f"recall@{k}": values[f"recall_{k}"] for k in (1, 10, 100)},
+        }
+        for query, values in full.items()
+    }
+
+
+def means(per_query: dict[str, dict[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([values[name] for values in per_query.values()])) for name in METRICS}
+
+
+def paired_bootstrap(before: np.ndarray, after: np.ndarray, samples: int = 10_000, seed: int = 0) -> tuple:
+    """95 % interval of the mean difference after - before over resampled queries (Efron 1979, percentile method)."""
+    difference = np.asarray(after) - np.asarray(before)
+    rng = np.random.default_rng(seed)
+    draws = np.empty(samples)
+    for i in range(samples):
+        draws[i] = difference[rng.integers(0, len(difference), len(difference))].mean()
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return float(low), float(high)

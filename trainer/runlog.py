@@ -1,0 +1,142 @@
+"""What a run writes about itself: run.json, logs.jsonl, the JSON summaries made from it, TensorBoard. Rank 0 writes."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from data_prep.problems import BadInput
+from trainer.config import RunConfig
+
+PACKAGES = ("embedfleet", "torch", "transformers", "accelerate", "deepspeed", "datasets", "pyarrow", "safetensors")
+# Facts that may change between a run and its resumption: they change speed and memory, never the mathematics.
+FREE = ("train.micro_batch_tokens", "train.device", "train.log_every")
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Writes aside and renames, so that a reader never sees half a file."""
+    aside = path.with_name(path.name + ".writing")
+    aside.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(aside, path)
+
+
+def describe_run(config: RunConfig, topology: dict, fingerprint: str, plan: dict) -> dict:
+    """The content of run.json. Holds no environment: secrets live there."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "config": config.model_dump(mode="json"),
+        "topology": topology,
+        "plan": plan,
+        "data_fingerprint": fingerprint,
+        "versions": versions,
+        "platform": platform.platform(),
+        "git": _git_state(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _git_state() -> dict | None:
+    def git(*args: str) -> str:
+        here = Path(__file__).resolve().parent
+        return subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed_files": len(git("status", "--porcelain").splitlines())}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def differences(recorded: dict, config: RunConfig, prefix: str = "") -> list[str]:
+    """Keys of the run file that differ from what run.json recorded, FREE ones apart: a resumed run must be the same."""
+    return _different(recorded["config"], config.model_dump(mode="json"), prefix)
+
+
+def _different(old: Any, new: Any, prefix: str) -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in sorted(old.keys() | new.keys()):
+            found += _different(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+        return found
+    return [] if old == new or prefix in FREE else [f"{prefix}: {old!r} in run.json, {new!r} now"]
+
+
+def check_resumable(run_dir: Path, config: RunConfig, fingerprint: str) -> None:
+    """Raises BadInput where the run in run_dir is another one than the config describes."""
+    recorded = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+    problems = [f"{run_dir}: cannot resume, {text}" for text in differences(recorded, config)]
+    if recorded["data_fingerprint"] != fingerprint:
+        problems.append(f"{run_dir}: cannot resume, data.train holds other data than the run began with")
+    if problems:
+        raise BadInput([*problems, "resume with the same run file, or train into another output_dir"])
+
+
+class RunLog:
+    """logs.jsonl: one event per line, flushed; rank 0 only (inactive elsewhere). Also TensorBoard and the screen."""
+
+    def __init__(self, run_dir: Path, active: bool, keep_bytes: int = 0):
+        """keep_bytes: how much of an existing log belongs to the checkpoint that is resumed; the rest is put aside."""
+        self.run_dir, self.active = run_dir, active
+        if not active:
+            return
+        self.path = run_dir / "logs.jsonl"
+        if self.path.exists() and self.path.stat().st_size > keep_bytes:
+            tail = self.path.read_bytes()[keep_bytes:]
+            (run_dir / f"logs.tail-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}.jsonl").write_bytes(tail)
+            os.truncate(self.path, keep_bytes)
+        self.file = self.path.open("a", encoding="utf-8")
+        from torch.utils.tensorboard import SummaryWriter
+
+        last = max((e["step"] for e in self.events("step")), default=0)
+        self.board = SummaryWriter(str(run_dir / "runs"), purge_step=last + 1 if last else None)
+
+    def event(self, kind: str, **values) -> None:
+        if self.active:
+            line = {"event": kind, "time": round(time.time(), 3), **values}
+            self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self.file.flush()
+
+    def scalars(self, group: str, values: dict, step: int) -> None:
+        """Numbers for TensorBoard as `group/name`."""
+        if self.active:
+            for name, value in values.items():
+                if isinstance(value, (int, float)):
+                    self.board.add_scalar(f"{group}/{name}", value, step)
+
+    def say(self, text: str) -> None:
+        """One line for people, from rank 0."""
+        if self.active:
+            print(text, file=sys.stderr, flush=True)
+
+    def offset(self) -> int:
+        """Bytes of logs.jsonl so far (0 on other ranks)."""
+        return self.file.tell() if self.active else 0
+
+    def events(self, kind: str) -> list[dict]:
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        return [event for line in lines if (event := json.loads(line))["event"] == kind]
+
+    def write_epoch_files(self) -> None:
+        """detailed_training_logs.json (per step) and training_losses.json (per epoch), anew from logs.jsonl."""
+        if self.active:
+            write_json(self.run_dir / "detailed_training_logs.json", self.events("step"))
+            write_json(self.run_dir / "training_losses.json", self.events("epoch"))
+
+    def write_summary(self, values: dict) -> None:
+        if self.active:
+            evaluations = self.events("evaluation")
+            write_json(self.run_dir / "training_summary_report.json", {**values, "evaluations": evaluations})
+
+    def close(self) -> None:
+        if self.active:
+            self.file.close()
+            self.board.close()

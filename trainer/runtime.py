@@ -1,0 +1,168 @@
+"""From a run file and the launcher's environment to the engine that was planned, or a clear refusal."""
+
+import os
+import socket
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+
+from data_prep.problems import BadInput
+from trainer.collectives import World
+from trainer.config import OptimConfig, RunConfig
+from trainer.engine import TorchEngine
+from trainer.model import Embedder
+from trainer.topology import ZERO, Claim, check_world, claims
+
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+GROUP_TIMEOUT = timedelta(minutes=30)  # a cut link is noticed by this alone
+
+
+@dataclass
+class Runtime:
+    """One rank's view of the run. engine: cpu, mps, single_gpu, ddp, zero1, zero2 or zero3."""
+
+    accelerator: object
+    world: World
+    device: torch.device
+    engine: str
+    dtype: torch.dtype | None
+    plan: list[Claim]
+
+    @property
+    def is_main(self) -> bool:
+        return self.world.rank == 0
+
+    def build(self, embedder: Embedder, optim: OptimConfig):
+        """The engine around the model: TorchEngine or ZeroEngine."""
+        if self.engine in ZERO:
+            from trainer.zero import ZeroEngine
+
+            return ZeroEngine(self.accelerator, embedder, optim, self.world, self.dtype)
+        return TorchEngine(embedder, optim, self.world, self.device, self.dtype)
+
+
+def pick_device(asked: str) -> str:
+    """cpu, mps or cuda. `auto` takes what is there; a device that was named and is missing is refused."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if asked == "auto":
+        return next(name for name, present in there.items() if present)
+    if not there[asked]:
+        present = ", ".join(name for name, found in there.items() if found)
+        raise BadInput(f"train.device: {asked} is not available here (available: {present})")
+    return asked
+
+
+def start(config: RunConfig, run_file: str, engine: str | None = None, processes: int | None = None) -> Runtime:
+    """Joins the process group and checks that the world is the one that was planned, before anything is loaded.
+
+    engine, processes: the trainer's flags. The launcher's own environment and command line are held against the world
+    that came up as well. Raises BadInput with what to run instead.
+    """
+    kind = "cpu" if engine == "cpu" else pick_device(config.train.device)
+    planned = claims(engine, processes)
+    ds_json = _deepspeed_json(engine, planned, run_file)
+    _check_environment(config)
+    _share_cores()
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
+
+    if kind == "cpu":  # DeepSpeed, which other libraries import where it is installed, would look for a GPU and warn
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    deepspeed_plugin = None
+    if ds_json:
+        from trainer.zero import plugin
+
+        deepspeed_plugin = plugin(ds_json, config.optim.max_grad_norm, torch.device(kind))
+        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+        _describe_lone_process()
+    # Without an explicit backend each CPU rank under DeepSpeed would silently train alone.
+    backend = "nccl" if kind == "cuda" else "gloo"
+    handlers = [InitProcessGroupKwargs(backend=backend, timeout=GROUP_TIMEOUT)] if "WORLD_SIZE" in os.environ else []
+    accelerator = Accelerator(
+        cpu=kind == "cpu" and not ds_json,
+        mixed_precision="no",  # the model autocasts by itself, the same on every engine
+        deepspeed_plugin=deepspeed_plugin,
+        kwargs_handlers=handlers,
+    )
+    world = World(accelerator.process_index, accelerator.num_processes)
+    actual = _actual_engine(accelerator, world, kind)
+    check_world(world.size, actual, planned, run_file)
+    return Runtime(accelerator, world, accelerator.device, actual, DTYPES[config.train.precision], planned)
+
+
+@contextmanager
+def process_group(runtime: Runtime):
+    """Leaves the group in order: without the last barrier some ranks abort while others are still at work."""
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        if torch.distributed.is_initialized():
+            if not failed:
+                runtime.world.barrier()
+            torch.distributed.destroy_process_group()
+
+
+def _deepspeed_json(engine: str | None, planned: list[Claim], run_file: str) -> str | None:
+    """Which DeepSpeed JSON to use: the launcher's, or the one of --engine zeroN under torchrun."""
+    by_launcher = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    under_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("true", "1")
+    if under_deepspeed and by_launcher == "none":
+        raise BadInput(
+            "the accelerate YAML describes ZeRO inline; name a deepspeed_config_file instead "
+            "(ours: accelerate_configs/zero1.yaml, zero2.yaml, zero3.yaml)"
+        )
+    name = by_launcher if under_deepspeed else (f"{engine}.json" if engine in ZERO else None)
+    if name and os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1", "yes"):
+        # Accelerate would drop DeepSpeed here without a word.
+        asked = next((c.engine for c in planned if c.engine), None) or "the DeepSpeed engine"
+        raise BadInput(
+            f"ACCELERATE_USE_CPU makes accelerate drop DeepSpeed, but {asked} was asked for. Nothing was trained. "
+            f"Run instead: env -u ACCELERATE_USE_CPU python -m launch run --config {run_file} --engine {asked}"
+        )
+    return name
+
+
+def _check_environment(config: RunConfig) -> None:
+    stated = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if stated not in ("no", config.train.precision):
+        raise BadInput(
+            f"mixed_precision: {stated} in the accelerate YAML, train.precision: {config.train.precision} in the run "
+            "file; the run file owns the precision: remove it from the YAML"
+        )
+    steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if steps not in ("1", "auto"):
+        raise BadInput(
+            f"gradient_accumulation_steps: {steps} in the accelerate YAML; raise train.batch_size in the run file "
+            "instead (accumulation there adds no negatives)"
+        )
+
+
+def _share_cores() -> None:
+    """Ranks of one machine share its cores. torchrun sets OMP_NUM_THREADS=1 for each where it is not given."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if ranks > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // ranks))
+
+
+def _describe_lone_process() -> None:
+    """DeepSpeed wants a process group even for one process: without a launcher, this is a world of one."""
+    if "WORLD_SIZE" in os.environ:
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    lone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ.update(lone)
+
+
+def _actual_engine(accelerator, world: World, kind: str) -> str:
+    if accelerator.distributed_type.value == "DEEPSPEED":
+        return f"zero{accelerator.state.deepspeed_plugin.zero_stage}"
+    if world.size > 1:
+        return "ddp"
+    return {"cpu": "cpu", "mps": "mps", "cuda": "single_gpu"}[kind]

@@ -1,0 +1,186 @@
+"""What world was asked for, and whether it came up: several launch paths fall back silently. Never imports torch."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from data_prep.problems import BadInput
+
+ONE_PROCESS = ("cpu", "mps", "single_gpu")
+ZERO = ("zero1", "zero2", "zero3")
+ENGINES = (*ONE_PROCESS, "ddp", *ZERO)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One place that says what world this run should be. None: it says nothing about that."""
+
+    by: str
+    processes: int | None = None
+    engine: str | None = None
+
+
+def claims(engine: str | None, processes: int | None, environ: Mapping[str, str] | None = None) -> list[Claim]:
+    """Every statement about the planned world: our own flags, the launcher's environment, the launcher's command."""
+    environ = os.environ if environ is None else environ
+    found = []
+    if engine or processes:
+        found.append(Claim("the flags --engine/--processes", processes, engine))
+    if "WORLD_SIZE" in environ:
+        found.append(Claim("WORLD_SIZE in the environment", int(environ["WORLD_SIZE"])))
+    for command in _ancestor_commands():
+        claim = accelerate_claim(command)
+        if claim:
+            found.append(claim)
+            break
+    return found
+
+
+def _ancestor_commands() -> list[list[str]]:
+    import psutil
+
+    commands = []
+    for process in psutil.Process().parents():
+        try:
+            commands.append(process.cmdline())
+        except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return commands
+
+
+def accelerate_claim(command: list[str]) -> Claim | None:
+    """What an `accelerate launch …` command line asks for; None when the command is something else.
+
+    Accelerate's simple launcher (MULTI_CPU, --cpu) tells its one child nothing of --num_processes, so the command
+    line of the parent is the only witness.
+    """
+    options = _accelerate_options(command)
+    if options is None:
+        return None
+    config = _launch_yaml(options.get("config_file"))
+    kind = str(config.get("distributed_type", "NO")).upper()
+    processes = int(options.get("num_processes") or config.get("num_processes") or 0) or None
+    machines = int(options.get("num_machines") or config.get("num_machines") or 1)
+    if processes is None and machines > 1:
+        processes = machines
+    engine = None
+    if kind == "DEEPSPEED" or "use_deepspeed" in options:
+        engine = _zero_stage(options, config)
+    elif (kind.startswith("MULTI_") or "multi_gpu" in options) and processes not in (None, 1):
+        engine = "ddp"
+    return Claim("the command `accelerate launch`", processes, engine)
+
+
+def _accelerate_options(command: list[str]) -> dict[str, str] | None:
+    names = [Path(part).name for part in command]
+    if "accelerate" in names and "launch" in names[names.index("accelerate") :]:
+        rest = command[names.index("launch", names.index("accelerate")) + 1 :]
+    elif "accelerate.commands.launch" in names or "accelerate-launch" in names:
+        name = "accelerate-launch" if "accelerate-launch" in names else "accelerate.commands.launch"
+        rest = command[names.index(name) + 1 :]
+    else:
+        return None
+    options: dict[str, str] = {}
+    i = 0
+    while i < len(rest) and rest[i].startswith("--") and rest[i] not in ("--module",):
+        name, _, value = rest[i].removeprefix("--").partition("=")
+        if not value and i + 1 < len(rest) and not rest[i + 1].startswith("-") and name not in _SWITCHES:
+            i += 1
+            value = rest[i]
+        options[name.replace("-", "_")] = value
+        i += 1
+    return options
+
+
+_SWITCHES = ("cpu", "multi_gpu", "use_deepspeed", "use_fsdp", "quiet", "debug", "same_network", "no_python", "tpu")
+
+
+def _launch_yaml(path: str | None) -> dict:
+    """The accelerate YAML, or the user's default one where no file was named; {} where there is none."""
+    if path is None:
+        home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+        path = str(home / "accelerate" / "default_config.yaml")
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return {}  # accelerate itself reports an unreadable file
+    return values if isinstance(values, dict) else {}
+
+
+def _zero_stage(options: Mapping[str, str], config: Mapping) -> str | None:
+    section = config.get("deepspeed_config") or {}
+    name = options.get("deepspeed_config_file") or section.get("deepspeed_config_file")
+    if name:
+        try:
+            values = read_ds_json(name)
+        except BadInput:
+            return None  # the runtime reports it with its own words
+        stage = values.get("zero_optimization", {}).get("stage")
+    else:
+        stage = options.get("zero_stage") or section.get("zero_stage")
+    return f"zero{stage}" if stage else None
+
+
+def read_ds_json(name: str) -> dict:
+    """A DeepSpeed JSON by path; a path that does not exist is looked up by its file name in our own ds_configs/.
+
+    Accelerate resolves it against the working folder, which fails from any other folder.
+    """
+    import json
+
+    own = config_folder("ds_configs") / Path(name).name
+    path = Path(name) if Path(name).is_file() else own
+    if not path.is_file():
+        known = ", ".join(sorted(p.name for p in own.parent.glob("*.json")))
+        raise BadInput(f"{name}: no such DeepSpeed config. embedfleet ships: {known}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: not a readable DeepSpeed JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise BadInput(f"{path}: not a JSON object")
+    return values
+
+
+def config_folder(name: str) -> Path:
+    """Where `accelerate_configs` or `ds_configs` are installed (both ship beside this package)."""
+    return Path(__file__).resolve().parent.parent / name
+
+
+def check_world(actual_processes: int, actual_engine: str, planned: list[Claim], run_file: str) -> None:
+    """Raises BadInput, naming what to run instead, unless the world that came up is the planned one."""
+    problems = []
+    for claim in planned:
+        if claim.processes and claim.processes != actual_processes:
+            problems.append(f"{claim.by} asked for {claim.processes} process(es), the world has {actual_processes}")
+        if claim.engine and not _same_engine(claim.engine, actual_engine):
+            problems.append(f"{claim.by} asked for engine {claim.engine}, the engine is {actual_engine}")
+    if not problems:
+        return
+    processes = max((c.processes for c in planned if c.processes), default=actual_processes)
+    engine = next((c.engine for c in planned if c.engine), "ddp" if processes > 1 else "auto")
+    raise BadInput(
+        "the world that came up is not the one that was planned: "
+        + "; ".join(problems)
+        + ". Nothing was trained. "
+        + _why(actual_processes, actual_engine, engine)
+        + f"Run instead: python -m launch run --config {run_file} --engine {engine} --processes {processes}"
+    )
+
+
+def _same_engine(claimed: str, actual: str) -> bool:
+    return claimed == actual or (claimed in ONE_PROCESS and actual in ONE_PROCESS)
+
+
+def _why(processes: int, actual: str, engine: str) -> str:
+    if engine in ZERO and actual not in ZERO:
+        return "Accelerate drops DeepSpeed silently where it is told to use the CPU (--cpu, use_cpu or its variable). "
+    if processes == 1:
+        return (
+            "Accelerate starts one process only for MULTI_CPU or --cpu without an MPI hostfile, and ranks without a "
+            "common process group each train alone. "
+        )
+    return ""

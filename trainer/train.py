@@ -1,0 +1,247 @@
+"""A training run, top to bottom: set up, fit, finish."""
+
+import resource
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from data_prep.problems import Failed
+from trainer import checkpoint
+from trainer.checkpoint import TrainState
+from trainer.config import RunConfig, lr_factor
+from trainer.data import TrainData
+from trainer.evaluate import evaluate_engine
+from trainer.folder import ModelSpec
+from trainer.model import Embedder, load_embedder, save_embedder
+from trainer.planner import BatchPlan
+from trainer.preflight import check_run, eval_path, make_plan
+from trainer.retrieval import RetrievalSet, load_set, means
+from trainer.runlog import RunLog, describe_run, write_json
+from trainer.runtime import Runtime, process_group, start
+from trainer.step import compute_gradients
+
+SKIPS_IN_A_ROW = 25  # fp16 finds its loss scale in fewer; more means that the run has diverged
+
+
+@dataclass
+class Job:
+    """Everything a run needs, made once in prepare()."""
+
+    config: RunConfig
+    runtime: Runtime
+    engine: object
+    embedder: Embedder
+    tokenizer: object
+    spec: ModelSpec
+    untrained: dict
+    plan: BatchPlan
+    total_steps: int
+    data: TrainData
+    eval_set: RetrievalSet | None
+    log: RunLog
+    run_dir: Path
+    state: TrainState
+
+
+def train(
+    config: RunConfig, run_file: str, resume: bool = False, engine: str | None = None, processes: int | None = None
+) -> Path:
+    """Trains as the run file says and returns the folder of the final model. Collective: one call per rank.
+
+    engine, processes: the planned world; the run refuses another one. Raises BadInput and Failed.
+    """
+    runtime = start(config, run_file, engine, processes)
+    with process_group(runtime):
+        final = Path(config.output_dir) / "final"
+        runtime.world.on_first(lambda: check_run(config, resume))
+        if resume and runtime.world.on_first(lambda: checkpoint.damage(final) is None):
+            if runtime.is_main:
+                print(f"{config.output_dir}: this run is finished; the model is in {final}", file=sys.stderr)
+            return final
+        job = prepare(runtime, config, resume)
+        try:
+            fit(job)
+            return finish(job)
+        finally:
+            job.log.close()
+
+
+def total_steps(config: RunConfig, plan: BatchPlan) -> int:
+    planned = plan.steps_per_epoch * config.train.epochs
+    return min(planned, config.train.max_steps or planned)
+
+
+def prepare(runtime: Runtime, config: RunConfig, resume: bool) -> Job:
+    """Loads model and data, writes run.json, restores the newest whole checkpoint where there is one."""
+    run_dir = Path(config.output_dir)
+    folder, passed = runtime.world.on_first(lambda: checkpoint.newest(run_dir) if resume else (None, []))
+    state = checkpoint.read_state(folder) if folder else TrainState(0, 0, 0, 0, {})
+    plan = make_plan(config)
+    embedder, tokenizer, spec, untrained = load_embedder(config.model, folder)
+    engine = runtime.build(embedder, config.optim)
+    if folder:
+        if state.updates:
+            engine.load_moments(checkpoint.read_moments(folder), state.updates)
+        engine.scale.load(state.loss_scale)
+    topology = {"processes": runtime.world.size, "engine": runtime.engine, "device": runtime.device.type}
+    about_plan = {"rows": plan.rows, "steps_per_epoch": plan.steps_per_epoch, "total_steps": total_steps(config, plan)}
+    runtime.world.on_first(lambda: _write_run_json(run_dir, config, topology, plan, about_plan))
+    log = RunLog(run_dir, runtime.is_main, state.log_offset)
+    where = eval_path(config)
+    job = Job(
+        config, runtime, engine, embedder, tokenizer, spec, untrained, plan, total_steps(config, plan),
+        TrainData(config.data, spec, tokenizer, plan), load_set(where) if where else None, log, run_dir, state,
+    )  # fmt: skip
+    _say_start(job, resume, folder, passed, topology)
+    return job
+
+
+def _write_run_json(run_dir: Path, config: RunConfig, topology: dict, plan: BatchPlan, about_plan: dict) -> None:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if not (run_dir / "run.json").exists():  # a resumed run keeps the record of how it began
+        write_json(run_dir / "run.json", describe_run(config, topology, plan.fingerprint, about_plan))
+
+
+def _say_start(job: Job, resume: bool, folder: Path | None, passed: list[str], topology: dict) -> None:
+    plan = job.plan
+    for line in passed:
+        job.log.say(f"passed over: {line}")
+    if resume:
+        job.log.say(
+            f"resuming from {folder} after step {job.state.step}" if folder else "no whole checkpoint: from step 0"
+        )
+    for note in job.spec.notes:
+        job.log.say(note)
+    job.log.say(
+        f"{plan.rows} rows, global batch {plan.batch_size} over {topology['processes']} process(es) on "
+        f"{topology['device']} ({topology['engine']}), {plan.steps_per_epoch} steps per epoch, {job.total_steps} in all"
+    )
+    if plan.left_out_per_epoch:
+        job.log.say(
+            f"{plan.left_out_per_epoch} row(s) stay out of each epoch (the incomplete last batch), others each time"
+        )
+    job.log.event("start", **topology, step=job.state.step, resumed=folder is not None)
+
+
+def fit(job: Job) -> None:
+    """The optimizer steps; evaluation and a checkpoint at each epoch's end (and where max_steps cuts one short)."""
+    config, engine, world = job.config, job.engine, job.runtime.world
+    if job.state.step == 0:
+        evaluate(job)
+    engine.module.train()
+    skipped_in_a_row = 0
+    mark = time.perf_counter()
+    for step, batch in job.data.batches(job.state.step, job.total_steps, world.rank, world.size):
+        stats = compute_gradients(engine, batch, config.loss, config.train.micro_batch_tokens)
+        lr = config.optim.lr * lr_factor(step, job.total_steps, config.optim)
+        applied = engine.apply(lr)
+        now = time.perf_counter()
+        log_step(job, step, batch.global_rows, stats, lr, applied, now - mark)
+        mark = now
+        skipped_in_a_row = skipped_in_a_row + 1 if applied.skipped else 0
+        if skipped_in_a_row == SKIPS_IN_A_ROW:
+            raise Failed(f"step {step + 1}: {SKIPS_IN_A_ROW} steps in a row had a gradient that is not finite")
+        job.state = replace(job.state, step=step + 1, updates=job.state.updates + (not applied.skipped))
+        if (step + 1) % job.plan.steps_per_epoch == 0 or step + 1 == job.total_steps:
+            end_epoch(job)
+            mark = time.perf_counter()
+
+
+def log_step(job: Job, step: int, rows: int, stats, lr: float, applied, seconds: float) -> None:
+    values = {
+        "loss": stats.loss,
+        "lr": lr,
+        "grad_norm": applied.grad_norm,
+        "temperature": job.config.loss.temperature,
+        "pairs_per_second": rows / seconds,
+        "tokens_per_second": stats.values["tokens"] / seconds,
+        "memory_gib": _peak_memory(job.runtime.device),
+        **stats.values,
+    }
+    if applied.skipped:
+        values["skipped"] = True
+        job.log.say(f"step {step + 1}: gradient not finite, the step was skipped")
+    job.log.event("step", step=step + 1, epoch=step // job.plan.steps_per_epoch + 1, **values)
+    job.log.scalars("train", values, step + 1)
+    if (step + 1) % job.config.train.log_every == 0 or step + 1 == job.total_steps:
+        left = (job.total_steps - step - 1) * seconds
+        job.log.say(
+            f"step {step + 1}/{job.total_steps}  loss {stats.loss:.4f}  lr {lr:.2e}  grad {applied.grad_norm:.3f}  "
+            f"{rows / seconds:.1f} pairs/s  about {left / 60:.1f} min left"
+        )
+
+
+def _peak_memory(device: torch.device) -> float:
+    """GiB: allocated on a CUDA device, resident of this process elsewhere; the most so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def end_epoch(job: Job) -> None:
+    epoch = (job.state.step - 1) // job.plan.steps_per_epoch + 1
+    metrics = evaluate(job)
+    if job.runtime.is_main:
+        steps = [event for event in job.log.events("step") if event["epoch"] == epoch]
+        train_loss = sum(event["loss"] for event in steps) / len(steps)
+        job.log.event("epoch", epoch=epoch, step=job.state.step, train_loss=train_loss, evaluation=metrics)
+        job.log.write_epoch_files()
+    job.state = replace(job.state, epoch=epoch, log_offset=job.log.offset(), loss_scale=job.engine.scale.state())
+    folder = checkpoint.save(job.engine, job.run_dir, f"checkpoint-epoch-{epoch}", job.state, model_writer(job))
+    job.log.say(f"epoch {epoch}: checkpoint in {folder}")
+
+
+def evaluate(job: Job) -> dict[str, float] | None:
+    """Metrics on the evaluation set (rank 0; None elsewhere and where there is no set). Collective."""
+    if job.eval_set is None:
+        return None
+    began = time.perf_counter()
+    per_query = evaluate_engine(job.engine, job.tokenizer, job.spec, job.eval_set)
+    if per_query is None:
+        return None
+    metrics = means(per_query)
+    job.log.event("evaluation", step=job.state.step, **metrics, seconds=time.perf_counter() - began)
+    job.log.scalars("evaluation", metrics, job.state.step)
+    shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    job.log.say(f"evaluation after step {job.state.step} on {job.eval_set.name}: {shown}")
+    return metrics
+
+
+def model_writer(job: Job):
+    """The function that writes a loadable model folder from fp32 weights (rank 0)."""
+
+    def write(folder: Path, weights: dict) -> None:
+        save_embedder(folder, weights | job.untrained, job.embedder, job.tokenizer, job.spec)
+        write_json(folder / "training_config.json", job.config.model_dump(mode="json"))
+
+    return write
+
+
+def finish(job: Job) -> Path:
+    """Writes final/ and the summary."""
+    final = checkpoint.save(job.engine, job.run_dir, "final", None, model_writer(job))
+    if job.runtime.is_main:
+        steps = job.log.events("step")
+        job.log.write_summary(
+            {
+                "final_model": str(final),
+                "steps": len(steps),
+                "epochs": job.state.epoch,
+                "updates": job.state.updates,
+                "first_loss": steps[0]["loss"],
+                "last_loss": steps[-1]["loss"],
+                "pairs_per_second": sum(e["pairs_per_second"] for e in steps) / len(steps),
+                "truncated_texts": sum(e["truncated_texts"] for e in steps),
+                "masked_negatives": sum(e["masked_negatives"] for e in steps),
+            }
+        )
+        cut, texts = sum(e["truncated_texts"] for e in steps), sum(e["texts"] for e in steps)
+        if cut:
+            job.log.say(f"{cut} of {texts} texts were longer than the model's limit and were cut")
+    job.log.event("end", step=job.state.step)
+    job.log.say(f"final model: {final}")
+    return final

@@ -1,0 +1,200 @@
+"""ZeRO 1, 2, 3 (Rajbhandari et al. 2020, arXiv:1910.02054) through Accelerate. Only this file names DeepSpeed."""
+
+import importlib.metadata
+import logging
+import os
+import shutil
+import warnings
+from contextlib import contextmanager
+
+import torch
+from packaging.version import Version
+from torch import Tensor
+
+from data_prep.problems import BadInput
+from trainer.collectives import World
+from trainer.config import OptimConfig
+from trainer.engine import MOMENTS, Applied
+from trainer.model import Embedder
+from trainer.optim import LossScale, adamw
+from trainer.topology import read_ds_json
+
+# Older ZeRO-1/2 with optimizer offload kept only the last chunk's gradient (DeepSpeed issue 7981).
+OLDEST = Version("0.19.8")
+
+
+def plugin(ds_json: str, max_grad_norm: float | None, device: torch.device):
+    """Accelerate's DeepSpeedPlugin for one of our JSONs (or a user's), every "auto" resolved from the run file.
+
+    Raises BadInput for a missing package, a version that loses gradients, a missing compiler, or a JSON that states a
+    fact the run file owns.
+    """
+    _check_installed(device)
+    values = read_ds_json(ds_json)
+    problems = _foreign_facts(values)
+    if problems:
+        raise BadInput([f"{ds_json}: {problem}" for problem in problems])
+    from accelerate.utils import DeepSpeedPlugin
+
+    # The engine never sees a batch: these sizes only satisfy its arithmetic. The global batch is the plan's.
+    values |= {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": max_grad_norm or 0.0,
+    }
+    values.pop("train_batch_size", None)
+    return DeepSpeedPlugin(hf_ds_config=values, zero3_init_flag=False)
+
+
+def _check_installed(device: torch.device) -> None:
+    try:
+        version = Version(importlib.metadata.version("deepspeed"))
+    except importlib.metadata.PackageNotFoundError:
+        raise BadInput("ZeRO needs DeepSpeed, which is not installed: pip install 'embedfleet[deepspeed]'") from None
+    if version < OLDEST:
+        raise BadInput(f"DeepSpeed {version} can lose gradients of chunks (issue 7981): install {OLDEST} or newer")
+    if device.type == "cpu":
+        if shutil.which(os.environ.get("CXX", "g++")) is None:
+            raise BadInput(
+                "ZeRO on a CPU compiles a small operator on first use and needs a C++ compiler: install g++ "
+                "(or name one in CXX), or use --engine ddp, which needs none"
+            )
+
+
+def _foreign_facts(values: dict) -> list[str]:
+    """Facts of the run file that stand in a DeepSpeed JSON: a fact stated twice is an error."""
+    problems = []
+    for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_clipping"):
+        if values.get(key, "auto") != "auto":
+            problems.append(f'{key}={values[key]}: the run file owns this; write "auto" or leave it out')
+    if values.get("gradient_accumulation_steps", 1) not in (1, "auto"):
+        steps = values["gradient_accumulation_steps"]
+        problems.append(f"gradient_accumulation_steps={steps}: raise train.batch_size in the run file instead")
+    for key in ("optimizer", "scheduler"):
+        if key in values:
+            problems.append(f"{key}: the run file owns this (section optim); remove it")
+    for key in ("bf16", "fp16", "torch_autocast"):
+        if values.get(key, {}).get("enabled"):
+            problems.append(f"{key}: the run file owns the precision (train.precision); remove it")
+    if values.get("zero_optimization", {}).get("stage") not in (1, 2, 3):
+        problems.append("zero_optimization.stage must be 1, 2 or 3 (without ZeRO use --engine ddp)")
+    return problems
+
+
+class ZeroEngine:
+    """Partitioned optimizer state (1), gradients (2), weights (3). Gradients are averaged over ranks, once per step."""
+
+    def __init__(self, accelerator, embedder: Embedder, optim: OptimConfig, world: World, dtype: torch.dtype | None):
+        import deepspeed
+
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # its own calls
+        self._zero = deepspeed.zero
+        self.world, self.device, self.dtype = world, accelerator.device, dtype
+        self.embedder = embedder
+        optimizer = adamw(embedder, optim, self.device)
+        self.engine, _ = accelerator.prepare(embedder, optimizer)
+        self.module = self.engine
+        self.optimizer = self.engine.optimizer
+        self.stage = self.engine.zero_optimization_stage()
+        self.lockstep = self.stage == 3  # every forward pass gathers weights: all ranks make the same number
+        self.gradient_factor = float(world.size)  # the engine divides by the number of ranks
+        self.named = {n: p for n, p in embedder.backbone.named_parameters() if p.requires_grad}
+        self.scale = LossScale(dtype == torch.float16)
+
+    def embed(self, input_ids: Tensor, attention_mask: Tensor, seed: int) -> Tensor:
+        """(texts, d) float32. The same seed gives the same dropout."""
+        if self.embedder.training:
+            torch.manual_seed(seed)
+        return self.engine(input_ids, attention_mask, self.dtype)
+
+    def backward(self, surrogate: Tensor) -> None:
+        """Adds the scalar's gradients; the engine multiplies by the loss scale set in accumulate()."""
+        self.engine.backward(surrogate)
+
+    @contextmanager
+    def accumulate(self):
+        """All backward passes of one optimizer step; leaving it reduces their gradients once."""
+        if self.scale.used:
+            self.optimizer.override_loss_scale(self.scale.value)
+        with self.engine.coalesce_grad_reduction():
+            yield
+
+    def gradients(self) -> dict[str, Tensor]:
+        """The global batch's gradient by parameter name, on the CPU, before clipping (collective)."""
+        from deepspeed.utils import safe_get_full_grad
+
+        return {name: safe_get_full_grad(p).detach().cpu().clone() / self.scale.value for name, p in self.named.items()}
+
+    def apply(self, lr: float) -> Applied:
+        """Clips and makes one AdamW update; leaves everything unchanged where the gradient is not finite."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.engine.step()
+        overflowed = bool(self.optimizer.overflow)
+        self.scale.update(overflowed)
+        norm = float("inf") if overflowed else float(self.engine.get_global_grad_norm())
+        return Applied(norm, overflowed)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Full fp32 backbone weights by name, on the CPU (complete on rank 0 only; collective)."""
+        backbone = self.embedder.backbone
+        if self.stage < 3:
+            return {name: t.detach().cpu() for name, t in backbone.state_dict().items()}
+        full: dict[str, Tensor] = {}
+        named = dict(backbone.named_parameters())
+        for name in backbone.state_dict():
+            if name not in named:
+                full[name] = dict(backbone.named_buffers())[name].detach().cpu()
+                continue
+            with self._zero.GatheredParameters([named[name]]):  # one at a time: never the whole model at once
+                if self.world.rank == 0:
+                    full[name] = named[name].detach().cpu().clone()
+        return full
+
+    def moments(self) -> dict[str, Tensor]:
+        """AdamW's moments as `exp_avg.<parameter>` and `exp_avg_sq.<parameter>` (complete on rank 0; collective)."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        if not self.optimizer.optimizer.state:
+            return {}  # before the first step
+        self._link_states()
+        full: dict[str, Tensor] = {}
+        for name, parameter in self.named.items():
+            for key in MOMENTS:
+                value = safe_get_full_optimizer_state(parameter, key)
+                if self.world.rank == 0:
+                    full[f"{key}.{name}"] = value.detach().cpu().clone()
+        return full
+
+    def load_moments(self, moments: dict[str, Tensor], updates: int) -> None:
+        """Takes full moments by name into this rank's partitions; updates: how many AdamW updates they have seen.
+
+        DeepSpeed's setter needs states that exist and, under ZeRO-3, sizes that divide by the ranks: so the states
+        are made here and filled fragment by fragment.
+        """
+        zero, state = self.optimizer, self.optimizer.optimizer.state
+        flats = zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
+        for flat in flats:
+            step = torch.tensor(float(updates), device=flat.device)
+            state[flat] = {"step": step} | {key: torch.zeros_like(flat) for key in MOMENTS}
+        self._link_states()
+        for name, parameter in self.named.items():
+            for key in MOMENTS:
+                self._fill(parameter, key, moments[f"{key}.{name}"].flatten())
+
+    def _link_states(self) -> None:
+        if self.stage < 3:  # ZeRO-1/2 tie a parameter to its state's fragment only at the step after next
+            self.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _fill(self, parameter, key: str, value: Tensor) -> None:
+        if self.stage == 3:
+            part, _ = self.optimizer._get_fp32_opt_state_partition(parameter, False, key)
+            start = self.world.rank * part.numel()
+            mine = value[start : start + part.numel()]  # the last rank's partition may end in padding
+            part[: mine.numel()].copy_(mine)
+            return
+        mapping = parameter._hp_mapping
+        if mapping is not None:  # this rank owns a fragment of the parameter
+            where = mapping.lp_fragment_address
+            mapping.get_hp_fragment(key).copy_(value[where.start : where.start + where.numel])
