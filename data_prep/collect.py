@@ -41,7 +41,7 @@ class Problems:
     def __init__(self, sink: Callable[[Problem], None] | None = None):
         self.sink = sink
         self.listed: list[str] = []
-        self.count = self.skipped = 0
+        self.count = self.skipped = self.files = 0  # files: problems of whole files
         self.rows: list[Problem] = []
         self.unknown_shape = False
 
@@ -53,9 +53,13 @@ class Problems:
             return
         if len(self.rows) < SHOWN:
             self.rows.append(problem)
-        self.file(str(problem))
+        self._list(str(problem))
 
     def file(self, message: str) -> None:
+        self.files += 1
+        self._list(message)
+
+    def _list(self, message: str) -> None:
         self.count += 1
         if len(self.listed) < SHOWN:
             self.listed.append(message)

@@ -9,7 +9,6 @@ from typing import Any
 from data_prep.collect import Problems
 from data_prep.formats import read_records
 from data_prep.lengths import Lengths
-from data_prep.problems import BadInput
 from data_prep.progress import result, track
 from data_prep.records import Record, text_key
 from data_prep.shards import MANIFEST, looks_unfinished, open_shards
@@ -34,7 +33,7 @@ def inspect(path: Path, *, as_json: bool = False, positive: str | None = None) -
     for split, record in track(_rows(path, positive, problems), f"reading {path.name}"):
         splits[split] += 1
         found.add(record)
-    if problems.count > len(problems.rows) and len(problems.rows) < 50:  # a problem of the whole file
+    if problems.files:
         problems.check()
     report = {
         "path": str(path),
@@ -118,6 +117,3 @@ def _show(report: dict[str, Any]) -> None:
         console.print(escape(f"  {row['file']}:{row['line']}: {row['reason']}"))
     if problems["count"] > len(problems["shown"]):
         console.print(f"  … and {problems['count'] - len(problems['shown']):,} more")
-
-
-__all__ = ["BadInput", "inspect"]

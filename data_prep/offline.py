@@ -21,7 +21,9 @@ KEEP_SENTENCE = 0.1  # Lee et al. 2019, section 4: then the model also learns fr
 _HEADING = re.compile(r"#{1,6}\s+(?P<title>\S.*?)\s*#*\s*(?:\n|$)")
 _UNDERLINED = re.compile(r"(?P<title>\S.*)\n(?P<line>([=*~^#-])\3{2,})\s*(?:\n|$)")
 _PARAGRAPHS = re.compile(r"\n[ \t]*\n")
-_SENTENCE_END = re.compile(r"(?<=[.!?。！？])[\"')\]]*\s+(?=[\"'(\[]*[^\W\d_a-z])|(?<=[。！？])(?=\S)|\n[ \t]*\n")
+_SENTENCE_END = re.compile(
+    r"(?:(?<=[.!?。！？])|(?<=[.!?][\"')\]]))\s+(?=[\"'(\[]*[^\W\d_a-z])|(?<=[。！？])(?=\S)|\n[ \t]*\n"
+)
 # Words as a length: scripts without spaces count by character, signs and single letters not at all.
 _WORDS = re.compile(TOKENS)
 

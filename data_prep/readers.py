@@ -132,7 +132,7 @@ def _read_json(path: Path) -> Iterator[Item]:
     mend = "a .json file holds one array of rows; name a file with one row per line .jsonl"
     at, line = _skip(text, 0, 1)
     if text[at : at + 1] != "[":
-        raise BadInput(f"{path}:{line}: key-value data without an array; {mend}")
+        raise BadInput(f"{path}:{line}: does not start with '['; {mend}")
     at, line = _skip(text, at + 1, line)
     first = True
     while text[at : at + 1] != "]":

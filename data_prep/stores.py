@@ -6,13 +6,15 @@ Chroma stores no document without one; the collection's metadata says so (`vecto
 metadata, or write real vectors into another collection first.
 """
 
+import json
 import sqlite3
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.problems import BadInput, nearest
+from data_prep.problems import BadInput, Failed, nearest
 
 PLACEHOLDER = "none: every vector is the placeholder [0.0]; only the texts and metadata are real"
 
@@ -37,10 +39,26 @@ def _client(path: Path, create: bool = False):
             raise BadInput(f"--path {path}: is no Chroma folder (no chroma.sqlite3; it holds {inside})")
     if file.is_file() and not _is_chroma(file):
         raise BadInput(f"--path {path}: chroma.sqlite3 is damaged or no Chroma database")
-    import chromadb
-    from chromadb.config import Settings
+    try:
+        import chromadb
+        from chromadb.config import Settings
+    except ImportError:
+        raise Failed("stores need Chroma: pip install 'embedfleet[stores]'") from None
+    with _chroma_failures(path):
+        return chromadb.PersistentClient(str(path), settings=Settings(anonymized_telemetry=False))
 
-    return chromadb.PersistentClient(str(path), settings=Settings(anonymized_telemetry=False))
+
+@contextmanager
+def _chroma_failures(path: Path) -> Iterator[None]:
+    """A full disk, a read-only folder or a damaged database, which Chroma raises under many names, as one line."""
+    from chromadb.errors import ChromaError
+
+    try:
+        yield
+    except BadInput:
+        raise
+    except (ChromaError, ValueError, RuntimeError) as error:
+        raise Failed(f"Chroma failed in {path}: {str(error).splitlines()[0]}") from None
 
 
 def _is_chroma(file: Path) -> bool:
@@ -77,7 +95,8 @@ def iter_chunks(
     store = _collection(_client(Path(path)), Path(path), collection)
     offset = 0
     while True:
-        got = _page(store, where, page, offset)
+        with _chroma_failures(Path(path)):
+            got = _page(store, where, page, offset)
         if bare := [i for i, text in enumerate(got["documents"]) if not (text or "").strip()]:
             ids = ", ".join(got["ids"][i] for i in bare[:5])
             fields = ", ".join(sorted({key for i in bare for key in got["metadatas"][i] or {}})) or "none"
@@ -101,7 +120,9 @@ def _page(store, where: dict[str, Any] | None, page: int, offset: int) -> dict[s
     except (ChromaError, ValueError, TypeError) as error:
         if where is None:
             raise
-        raise BadInput(f"--where {where}: Chroma does not accept it: {str(error).splitlines()[0]}") from None
+        raise BadInput(
+            f"--where {json.dumps(where)}: Chroma does not accept it: {str(error).splitlines()[0]}"
+        ) from None
 
 
 def count_chunks(path: str | Path, collection: str) -> int:
@@ -116,9 +137,7 @@ def write_chunks(path: str | Path, collection: str, chunks: Iterable[Chunk], dig
     with another digest, or one that this function did not make, is left alone: BadInput.
     """
     path, chunks = Path(path), list(chunks)
-    _check_name(collection)
-    if path.exists() and not path.is_dir():
-        raise BadInput(f"--path {path}: is a file; name a folder")
+    check_target(path, collection)
     client = _client(path, create=True)
     if collection in {one.name for one in client.list_collections()}:
         store = client.get_collection(collection, embedding_function=None)
@@ -135,18 +154,22 @@ def write_chunks(path: str | Path, collection: str, chunks: Iterable[Chunk], dig
     size = min(client.get_max_batch_size(), 1000)
     for start in range(0, len(chunks), size):
         part = chunks[start : start + size]
-        store.upsert(
-            ids=[chunk.id for chunk in part],
-            documents=[chunk.text for chunk in part],
-            metadatas=[chunk.metadata for chunk in part],
-            embeddings=[[0.0]] * len(part),
-        )
+        with _chroma_failures(path):
+            store.upsert(
+                ids=[chunk.id for chunk in part],
+                documents=[chunk.text for chunk in part],
+                metadatas=[chunk.metadata or None for chunk in part],
+                embeddings=[[0.0]] * len(part),
+            )
     return True
 
 
-def _check_name(collection: str) -> None:
+def check_target(path: Path, collection: str) -> None:
+    """BadInput when no collection of this name can be written to this path; for checking before long work."""
     import re
 
+    if path.exists() and not path.is_dir():
+        raise BadInput(f"--path {path}: is a file; name a folder")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,510}[A-Za-z0-9]", collection):
         raise BadInput(
             f"--collection {collection!r}: a Chroma name has 3 to 512 letters, digits, '.', '_' or '-', "

@@ -1,4 +1,4 @@
-"""The exact command that starts a run on an engine. Pure: no process is started, nothing is read but our own configs."""
+"""The exact command that starts a run on an engine. Pure: starts no process, looks at no machine."""
 
 import sys
 from dataclasses import dataclass, field

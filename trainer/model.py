@@ -119,7 +119,8 @@ def tokenize(texts: list[str], prompt: str, max_len: int, tokenizer) -> tuple[li
 def save_embedder(folder: Path, weights: dict[str, Tensor], embedder: Embedder, tokenizer, spec: ModelSpec) -> None:
     """Writes a folder that sentence-transformers and transformers load. weights: fp32 CPU tensors of the backbone."""
     backbone = embedder.backbone
-    backbone.save_pretrained(folder, state_dict=weights)
+    # Today's tensor names, not those of the file that was once loaded: the same on every engine.
+    backbone.save_pretrained(folder, state_dict=weights, save_original_format=False)
     tokenizer.save_pretrained(folder)
     kinds = ["Transformer", "Pooling"] + (["Normalize"] if spec.normalize else [])
     modules = [

@@ -86,6 +86,10 @@ def start(config: RunConfig, run_file: str, engine: str | None = None, processes
         deepspeed_plugin=deepspeed_plugin,
         kwargs_handlers=handlers,
     )
+    if ds_json:
+        from trainer.zero import load_models_whole
+
+        load_models_whole()
     world = World(accelerator.process_index, accelerator.num_processes)
     actual = _actual_engine(accelerator, world, kind)
     check_world(world.size, actual, planned, run_file)

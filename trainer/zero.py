@@ -46,6 +46,16 @@ def plugin(ds_json: str, max_grad_norm: float | None, device: torch.device):
     return DeepSpeedPlugin(hf_ds_config=values, zero3_init_flag=False)
 
 
+def load_models_whole() -> None:
+    """Undoes Accelerate's hook that makes transformers load (and save) partitioned tensors under ZeRO-3.
+
+    The engine partitions the weights itself; a model that is whole until then has the same code path on every engine.
+    """
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+
+
 def _check_installed(device: torch.device) -> None:
     try:
         version = Version(importlib.metadata.version("deepspeed"))
@@ -53,12 +63,11 @@ def _check_installed(device: torch.device) -> None:
         raise BadInput("ZeRO needs DeepSpeed, which is not installed: pip install 'embedfleet[deepspeed]'") from None
     if version < OLDEST:
         raise BadInput(f"DeepSpeed {version} can lose gradients of chunks (issue 7981): install {OLDEST} or newer")
-    if device.type == "cpu":
-        if shutil.which(os.environ.get("CXX", "g++")) is None:
-            raise BadInput(
-                "ZeRO on a CPU compiles a small operator on first use and needs a C++ compiler: install g++ "
-                "(or name one in CXX), or use --engine ddp, which needs none"
-            )
+    if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise BadInput(
+            "ZeRO on a CPU compiles a small operator on first use and needs a C++ compiler: install g++ "
+            "(or name one in CXX), or use --engine ddp, which needs none"
+        )
 
 
 def _foreign_facts(values: dict) -> list[str]:
@@ -184,7 +193,10 @@ class ZeroEngine:
                 self._fill(parameter, key, moments[f"{key}.{name}"].flatten())
 
     def _link_states(self) -> None:
-        if self.stage < 3:  # ZeRO-1/2 tie a parameter to its state's fragment only at the step after next
+        if self.stage < 3:
+            # ZeRO-1/2 tie parameters to their states once, when the first parameter group has stepped and the later
+            # ones have no state yet: tie them again.
+            self.optimizer._hp_optimizer_states_linked = False
             self.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _fill(self, parameter, key: str, value: Tensor) -> None:

@@ -183,7 +183,7 @@ def test_compose_is_repeatable_and_reads_its_own_output(tmp_path, capsys):
     assert (tmp_path / "three.jsonl").read_bytes() == one.read_bytes()
 
 
-words = st.sampled_from("mould wall damp window air frost wood oak pine leaf".split())
+words = st.sampled_from(["mould", "wall", "damp", "window", "air", "frost", "wood", "oak", "leaf"])
 sentences = st.lists(words, min_size=1, max_size=4).map(" ".join)
 
 

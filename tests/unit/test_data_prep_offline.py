@@ -75,6 +75,12 @@ def test_a_tenth_of_the_sentences_stays_in_the_answer():
     assert {one["question"] for one in made} == {f"{part}." for part in text.removesuffix(".").split(". ")}
 
 
+def test_a_closing_bracket_or_quote_stays_with_its_sentence():
+    text = 'The frame moves (if it is free.) "The handle turns (slowly)." Garden air comes in then.'
+    made = {make_pair(Chunk(str(i), text), min_words=5)["question"] for i in range(50)}
+    assert made == {"The frame moves (if it is free.)", '"The handle turns (slowly)."', "Garden air comes in then."}
+
+
 def test_scripts_without_spaces_have_sentences_and_words():
     made = pair("これは最初の文です。次の文はもっと長いです！最後の文です。")
     assert made["question"] + made["answer"] or made["metadata"]["sentence_kept"]
@@ -85,7 +91,7 @@ def test_scripts_without_spaces_have_sentences_and_words():
     "question, name, left",
     [
         ("Use `json.JSONDecoder()` to decode text", "JSONDecoder", "Use to decode text"),
-        ("An ordered_dict, OrderedDict or ordered dict", "OrderedDict", "An or"),
+        ("An ordered_dict, OrderedDict or ordered dict", "OrderedDict", "An, or"),
         ("add() finds no addition in x.add", "add", "finds no addition in"),
         ("Call FOO_BAR now.", "foo_bar", "Call now."),
         ("nothing to hide", "", "nothing to hide"),
@@ -185,10 +191,13 @@ def test_generate_to_shards_hides_names_and_is_repeatable(sampled, tmp_path, cap
     for one in made:
         name = re.escape(one["metadata"]["name"])
         assert not re.search(rf"(?<!\w){name}(?!\w)", one["question"], re.IGNORECASE)
-        assert " ".join(one["answer"].split())[:40] in texts[one["chunk_id"]]
+        if one["metadata"]["rule"] == "title":
+            assert " ".join(one["answer"].split()) in texts[one["chunk_id"]]
+        else:
+            assert set(one["answer"].split()) <= set(texts[one["chunk_id"]].split())
     code, *_ = run(capsys, "compose", outputs[0], "--output", tmp_path / "r.jsonl", "--hard-k", "1")
     assert code == 0
-    options = ("--split-by", "kind", "--eval-fraction", "0.5", "--on-leakage", "drop-train", "--seed", "1")
+    options = ("--eval-fraction", "0.3")
     code, _, err = run(capsys, "shard", tmp_path / "r.jsonl", "--output", tmp_path / "s", *options)
     assert code == 0, err
     code, out, _ = run(capsys, "inspect", tmp_path / "s", "--json")
@@ -205,3 +214,16 @@ def test_limit_and_seed(sampled, tmp_path, capsys):
     every = questions()
     assert questions("--limit", "20") == every[:20]
     assert questions("--seed", "1") != every
+
+
+def test_a_failing_store_is_one_line(sampled, capsys, monkeypatch, tmp_path):
+    from chromadb.errors import InternalError
+
+    def broken(*_, **__):
+        raise InternalError("database or disk is full")
+
+    monkeypatch.setattr("chromadb.api.models.Collection.Collection.get", broken)
+    options = ("--offline", "--path", sampled, "--collection", "stdlib", "--output", tmp_path / "o.jsonl")
+    code, _, err = run(capsys, "generate", *options)
+    assert (code, err) == (1, f"error: Chroma failed in {sampled}: database or disk is full\n")
+    assert list(tmp_path.iterdir()) == []
