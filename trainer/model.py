@@ -33,9 +33,10 @@ def pool(hidden: Tensor, mask: Tensor, how: str) -> Tensor:
 class Embedder(nn.Module):
     """Token ids -> one fp32 embedding per text, of length 1 where the model normalises."""
 
-    def __init__(self, backbone: nn.Module, pooling: str, normalize: bool):
+    def __init__(self, backbone: nn.Module, pooling: str, normalize: bool, own_dropout: dict[str, float]):
         super().__init__()
         self.backbone = backbone
+        self.own_dropout = own_dropout  # what the folder's config says, whatever this run trains with
         self.pooling, self.normalize = pooling, normalize
 
     @property
@@ -74,28 +75,31 @@ def load_embedder(config: ModelConfig, checkpoint: Path | None = None):
         )
     except Exception as error:  # whatever a damaged folder makes the library raise is the folder's fault
         raise BadInput(f"model.path: {folder} cannot be loaded ({type(error).__name__}: {error})") from None
+    own_dropout = {key: getattr(backbone.config, key) for key in _dropout_keys(backbone.config)}
     if config.dropout != "model":
         _set_dropout(backbone, float(config.dropout))
     pooler = getattr(backbone, "pooler", None)
     untrained = {f"pooler.{name}": t.clone() for name, t in pooler.state_dict().items()} if pooler is not None else {}
     if pooler is not None:
         backbone.pooler = None
-    return Embedder(backbone, spec.pooling, spec.normalize), tokenizer, spec, untrained
+    return Embedder(backbone, spec.pooling, spec.normalize, own_dropout), tokenizer, spec, untrained
+
+
+def _dropout_keys(config) -> list[str]:
+    endings = ("dropout", "dropout_prob", "pdrop", "dropout_rate")
+    return [key for key, value in vars(config).items() if key.endswith(endings) and isinstance(value, (int, float))]
 
 
 def _set_dropout(backbone: nn.Module, p: float) -> None:
+    """In the modules, in the numbers that attention keeps for itself, and in the config that some read as they run."""
     for module in backbone.modules():
         if isinstance(module, nn.Dropout):
             module.p = p
-    for key in vars(backbone.config):
-        if key.endswith(("dropout", "dropout_prob", "pdrop", "dropout_rate")) and isinstance(
-            getattr(backbone.config, key), (int, float)
-        ):
-            setattr(backbone.config, key, p)
-    for module in backbone.modules():  # attention kernels read their own copy of the number
         for key in ("dropout_prob", "attention_dropout", "dropout_p"):
             if isinstance(getattr(module, key, None), float):
                 setattr(module, key, p)
+    for key in _dropout_keys(backbone.config):
+        setattr(backbone.config, key, p)
 
 
 def tokenize(texts: list[str], prompt: str, max_len: int, tokenizer) -> tuple[list[list[int]], int]:
@@ -121,6 +125,8 @@ def save_embedder(folder: Path, weights: dict[str, Tensor], embedder: Embedder, 
     backbone = embedder.backbone
     # Today's tensor names, not those of the file that was once loaded: the same on every engine.
     backbone.save_pretrained(folder, state_dict=weights, save_original_format=False)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | embedder.own_dropout, indent=2) + "\n")
     tokenizer.save_pretrained(folder)
     kinds = ["Transformer", "Pooling"] + (["Normalize"] if spec.normalize else [])
     modules = [

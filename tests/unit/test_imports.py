@@ -1,0 +1,41 @@
+"""What must stay light stays light: no torch behind launch, config, planner and data preparation."""
+
+import re
+
+import pytest
+
+from tests.launching import ROOT, run
+
+LIGHT = "launch.command, launch.topology, trainer.config, trainer.planner, trainer.preflight, data_prep.shards"
+HEAVY = {"torch", "transformers", "datasets"}
+
+
+def test_importing_the_light_side_leaves_torch_unloaded():
+    done = run("-c", f"import sys, {LIGHT}; heavy = {HEAVY} & set(sys.modules); assert not heavy, heavy")
+    assert done.returncode == 0, done.both
+
+
+@pytest.mark.parametrize("command", ["launch", "data_prep", "trainer"])
+def test_help_answers_without_torch(command):
+    code = (
+        "import sys, runpy; sys.argv = ['x', '--help']\n"
+        f"try: runpy.run_module('{command}', run_name='__main__')\n"
+        "except SystemExit as end: assert end.code == 0, end.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = run("-c", code)
+    assert done.returncode == 0, done.both
+
+
+def test_imports_point_one_way():
+    """launch -> trainer, data_prep; trainer -> data_prep; data_prep -> neither."""
+    order = ["launch", "trainer", "data_prep"]
+    for i, package in enumerate(order):
+        for path in (ROOT / package).rglob("*.py"):
+            used = set(re.findall(r"^\s*(?:from|import) (launch|trainer|data_prep)\b", path.read_text(), re.M))
+            assert used <= set(order[i:]), f"{path} imports {used - set(order[i:])}"
+
+
+def test_only_one_file_imports_deepspeed():
+    pattern = re.compile(r"^\s*(from|import) deepspeed", re.M)
+    assert {p.name for p in (ROOT / "trainer").glob("*.py") if pattern.search(p.read_text())} == {"zero.py"}

@@ -1,0 +1,122 @@
+"""Pooling by closed form; a saved folder embeds the same in sentence-transformers; no pooling is ever assumed."""
+
+import shutil
+
+import pytest
+import torch
+
+from data_prep.problems import BadInput
+from tests import tiny
+from trainer.collectives import World
+from trainer.config import ModelConfig, OptimConfig
+from trainer.encode import encode
+from trainer.engine import TorchEngine
+from trainer.folder import read_spec
+from trainer.model import load_embedder, pool, save_embedder
+
+TEXTS = ["w1 w2 w3", "w4", " ".join(tiny.WORDS[:40]), "w7 w8 w9 w10 w11"]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_pooling_by_closed_form_with_padding_on_either_side(side):
+    hidden = torch.randn(2, 4, 3)
+    real = {"right": [[0, 1, 2, 3], [0, 1]], "left": [[0, 1, 2, 3], [2, 3]]}[side]
+    mask = torch.zeros(2, 4, dtype=torch.int64)
+    for row, positions in enumerate(real):
+        mask[row, positions] = 1
+    for row, positions in enumerate(real):
+        assert torch.allclose(pool(hidden, mask, "mean")[row], hidden[row, positions].mean(dim=0), atol=1e-6)
+        assert torch.equal(pool(hidden, mask, "cls")[row], hidden[row, positions[0]])
+        assert torch.equal(pool(hidden, mask, "last")[row], hidden[row, positions[-1]])
+
+
+def embed(config: ModelConfig) -> tuple:
+    embedder, tokenizer, spec, untrained = load_embedder(config)
+    engine = TorchEngine(embedder, OptimConfig(), World(), torch.device("cpu"), None)
+    return (
+        encode(engine, tokenizer, TEXTS, spec.passage_prompt, spec.passage_max_len),
+        engine,
+        tokenizer,
+        spec,
+        untrained,
+    )
+
+
+FAMILIES = [
+    ("bert", "mean"),
+    ("bert", "cls"),
+    ("xlm-r", "cls"),
+    ("qwen2", "last"),
+    ("llama", "last"),
+    ("qwen2", "mean"),
+]
+
+
+@pytest.mark.parametrize(("family", "pooling"), FAMILIES, ids=[f"{f}-{p}" for f, p in FAMILIES])
+def test_the_saved_folder_embeds_the_same_in_sentence_transformers(tmp_path, family, pooling):
+    from sentence_transformers import SentenceTransformer
+
+    source = tiny.model(tmp_path / "source", family, pooling)
+    ours, engine, tokenizer, spec, untrained = embed(ModelConfig(path=str(source)))
+    target = tmp_path / "saved"
+    target.mkdir()
+    save_embedder(target, engine.weights() | untrained, engine.embedder, tokenizer, spec)
+    theirs = torch.tensor(SentenceTransformer(str(target), device="cpu").encode(TEXTS))
+    assert torch.nn.functional.cosine_similarity(ours, theirs).min() > 0.9999
+    again = embed(ModelConfig(path=str(target)))[0]
+    assert torch.equal(again, ours)
+
+
+def test_the_wheel_model_embeds_the_same_in_sentence_transformers(minilm):
+    from sentence_transformers import SentenceTransformer
+
+    ours = embed(ModelConfig(path=minilm))[0]
+    theirs = torch.tensor(SentenceTransformer(minilm, device="cpu").encode(TEXTS))
+    assert torch.nn.functional.cosine_similarity(ours, theirs).min() > 0.9999
+
+
+def test_prompts_and_separate_lengths_reach_the_tokens(tiny_bert):
+    config = ModelConfig(path=str(tiny_bert), query_prompt="w5 ", query_max_len=4, passage_max_len=9)
+    _, tokenizer, spec, _ = load_embedder(config)
+    from trainer.model import tokenize
+
+    ids, cut = tokenize(["w6 w7 w8", "w6"], spec.query_prompt, spec.query_max_len, tokenizer)
+    assert [tokenizer.decode(i) for i in ids] == ["[CLS] w5 w6 [SEP]", "[CLS] w5 w6 [SEP]"]
+    assert cut == 1  # the second text fits exactly and is not counted
+    assert len(tokenize([TEXTS[2]], "", spec.passage_max_len, tokenizer)[0][0]) == 9
+
+
+def test_a_folder_that_does_not_state_its_pooling_is_refused_unless_told(tmp_path):
+    folder = tiny.model(tmp_path / "plain", pooling=None)
+    with pytest.raises(BadInput, match="model.pooling"):
+        read_spec(ModelConfig(path=str(folder)), folder)
+    assert read_spec(ModelConfig(path=str(folder), pooling="cls"), folder).pooling == "cls"
+
+
+def test_a_pooling_other_than_the_folders_is_said(tiny_bert):
+    notes = read_spec(ModelConfig(path=str(tiny_bert), pooling="cls"), tiny_bert).notes
+    assert any("trained with mean" in note for note in notes)
+
+
+def test_dropout_is_off_by_default_and_the_models_own_on_request(tiny_bert):
+    def rates(dropout):
+        embedder = load_embedder(ModelConfig(path=str(tiny_bert), dropout=dropout))[0]
+        return {m.p for m in embedder.modules() if isinstance(m, torch.nn.Dropout)}
+
+    assert rates(0.0) == {0.0}
+    assert rates("model") == {0.1}
+
+
+def test_the_saved_config_keeps_the_models_own_dropout(tiny_bert, tmp_path):
+    _, engine, tokenizer, spec, untrained = embed(ModelConfig(path=str(tiny_bert)))
+    save_embedder(tmp_path, engine.weights() | untrained, engine.embedder, tokenizer, spec)
+    again = load_embedder(ModelConfig(path=str(tmp_path), dropout="model"))[0]
+    assert {m.p for m in again.modules() if isinstance(m, torch.nn.Dropout)} == {0.1}
+
+
+def test_a_damaged_model_folder_is_the_users_error(tiny_bert, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_bert, broken)
+    (broken / "model.safetensors").write_bytes(b"not a tensor")
+    with pytest.raises(BadInput, match="cannot be loaded"):
+        load_embedder(ModelConfig(path=str(broken)))

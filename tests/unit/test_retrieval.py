@@ -1,0 +1,122 @@
+"""Metrics equal trec_eval's own output; sets in both layouts; the bootstrap covers what it should."""
+
+import json
+
+import numpy as np
+import pytest
+
+from data_prep.problems import BadInput
+from trainer.retrieval import load_set, means, paired_bootstrap, rank_documents, score_run
+
+
+def read_trec(folder):
+    qrels: dict = {}
+    for line in (folder / "qrels.test").read_text().splitlines():
+        query, _, doc, grade = line.split()
+        qrels.setdefault(query, {})[doc] = int(grade)
+    run: dict = {}
+    for line in (folder / "results.test").read_text().splitlines():
+        query, _, doc, _, score, _ = line.split()
+        run.setdefault(query, {})[doc] = float(score)
+    expected: dict = {}
+    for line in (folder / "out.test.aq").read_text().splitlines():
+        name, query, value = line.split()
+        expected.setdefault(query, {})[name] = value
+    return qrels, run, expected
+
+
+NAMES = {"nDCG@10": "ndcg_cut_10", "MAP": "map", "recall@10": "recall_10", "recall@100": "recall_100"}
+
+
+@pytest.mark.real_data
+def test_metrics_equal_trec_evals_own_output(real_data):
+    qrels, run, expected = read_trec(real_data / "trec_eval_ref")
+    got = score_run(qrels, run)
+    assert len(got) == 3
+    for query, values in got.items():
+        for ours, theirs in NAMES.items():
+            assert f"{values[ours]:.4f}" == f"{float(expected[query][theirs]):.4f}", (query, ours)
+        full = float(expected[query]["recip_rank"])
+        # trec_eval's reciprocal rank has no cut at 10: below rank 10 ours is 0
+        assert f"{values['MRR@10']:.4f}" == (f"{full:.4f}" if full >= 0.1 else "0.0000")
+    averages = means(got)
+    for ours, theirs in NAMES.items():
+        assert averages[ours] == pytest.approx(float(expected["all"][theirs]), abs=1e-4)
+
+
+def write_set(folder, beir=False):
+    docs = [{"id": "a", "title": "T", "text": "one"}, {"id": "b", "title": "", "text": "two"}]
+    queries = [{"id": "q", "text": "what"}, {"id": "unjudged", "text": "nothing"}]
+    if beir:
+        docs = [{"_id": d["id"], "title": d["title"], "text": d["text"]} for d in docs]
+        queries = [{"_id": q["id"], "text": q["text"]} for q in queries]
+    folder.mkdir(exist_ok=True)
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(d) + "\n" for d in docs))
+    (folder / "queries.jsonl").write_text("".join(json.dumps(q) + "\n" for q in queries))
+    if beir:
+        (folder / "qrels").mkdir()
+        (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\tb\t1\n")
+    else:
+        (folder / "qrels.tsv").write_text("q\tb\t1\n")
+    return folder
+
+
+@pytest.mark.parametrize("beir", [False, True], ids=["ours", "beir"])
+def test_both_layouts_read_alike_and_unjudged_queries_stay_out(tmp_path, beir):
+    data = load_set(write_set(tmp_path / "set", beir))
+    assert (data.doc_ids, data.doc_texts) == (["a", "b"], ["T\none", "two"])
+    assert (data.query_ids, data.qrels) == (["q"], {"q": {"b": 1}})
+
+
+def test_ranking_is_exact_search(tmp_path):
+    data = load_set(write_set(tmp_path / "set"))
+    queries, documents = np.array([[1.0, 0.0]], dtype=np.float32), np.array([[0.2, 1], [0.9, 0]], dtype=np.float32)
+    run = rank_documents(queries, documents, data)
+    assert run["q"] == pytest.approx({"a": 0.2, "b": 0.9})
+    assert means(score_run(data.qrels, run))["recall@1"] == 1.0
+
+
+def test_the_interval_holds_the_difference_and_excludes_zero_where_it_is_clear():
+    rng = np.random.default_rng(0)
+    before = rng.random(400)
+    low, high = paired_bootstrap(before, before + 0.05 + 0.02 * rng.standard_normal(400))
+    assert 0.04 < low < 0.05 < high < 0.06
+    low, high = paired_bootstrap(before, before + 0.3 * rng.standard_normal(400))
+    assert low < 0 < high
+
+
+BREAKS = {
+    "no corpus": lambda f: (f / "corpus.jsonl").unlink(),
+    "no queries": lambda f: (f / "queries.jsonl").unlink(),
+    "no judgements": lambda f: (f / "qrels.tsv").unlink(),
+    "not JSON": lambda f: (f / "corpus.jsonl").write_text("{oops\n"),
+    "no id": lambda f: (f / "queries.jsonl").write_text('{"text": "x"}\n'),
+    "id twice": lambda f: (f / "corpus.jsonl").write_text('{"id":"a","text":"x"}\n{"id":"a","text":"y"}\n'),
+    "unknown document": lambda f: (f / "qrels.tsv").write_text("q\tzzz\t1\n"),
+    "unknown query": lambda f: (f / "qrels.tsv").write_text("zzz\ta\t1\n"),
+    "grade not a number": lambda f: (f / "qrels.tsv").write_text("q\ta\tgood\n"),
+    "nothing relevant": lambda f: (f / "qrels.tsv").write_text("q\ta\t0\n"),
+    "empty text": lambda f: (f / "corpus.jsonl").write_text('{"id":"a","text":" "}\n{"id":"b","text":"y"}\n'),
+}
+WORDS = {
+    "no corpus": "corpus.jsonl: missing",
+    "no queries": "queries.jsonl: missing",
+    "no judgements": "qrels.tsv: missing",
+    "not JSON": "corpus.jsonl:1: not JSON",
+    "no id": "queries.jsonl:1: needs the keys",
+    "id twice": "corpus.jsonl:2: id 'a' stands twice",
+    "unknown document": "qrels.tsv:1: document 'zzz'",
+    "unknown query": "qrels.tsv:1: query 'zzz'",
+    "grade not a number": "qrels.tsv:1: needs query id",
+    "nothing relevant": "no query has a relevant document",
+    "empty text": "corpus.jsonl:1: text of 'a' is empty",
+}
+
+
+@pytest.mark.parametrize("case", BREAKS)
+def test_a_broken_set_names_file_and_line(tmp_path, case):
+    folder = write_set(tmp_path / "set")
+    BREAKS[case](folder)
+    with pytest.raises(BadInput) as caught:
+        load_set(folder)
+    assert WORDS[case] in str(caught.value)

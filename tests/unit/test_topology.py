@@ -1,0 +1,158 @@
+"""What a launcher was asked for, read from its command line; a world that came up otherwise is refused."""
+
+import pytest
+
+from data_prep.problems import BadInput
+from launch.command import Machine, build, choose
+from trainer.config import load_config
+from trainer.topology import Claim, accelerate_claim, check_world, config_folder, read_ds_json
+
+ZERO2 = str(config_folder("accelerate_configs") / "zero2.yaml")
+DDP = str(config_folder("accelerate_configs") / "ddp.yaml")
+TAIL = ["-m", "trainer", "--config", "r.yaml", "--processes", "9"]
+
+COMMANDS = [
+    (["/v/bin/python", "/v/bin/accelerate", "launch", "--cpu", "--num_processes", "2", *TAIL], (2, None)),
+    (["python", "-m", "accelerate.commands.launch", "--num_processes=3", "--multi_gpu", *TAIL], (3, "ddp")),
+    (["accelerate", "launch", "--config_file", ZERO2, "--num_processes", "4", *TAIL], (4, "zero2")),
+    (["accelerate", "launch", "--config_file", DDP, "--num_processes", "2", *TAIL], (2, "ddp")),
+    (["accelerate", "launch", "--cpu", "--num_machines", "2", *TAIL], (2, None)),
+    (["accelerate-launch", "--num_processes", "2", *TAIL], (2, None)),
+]
+
+
+@pytest.mark.parametrize(("command", "expected"), COMMANDS)
+def test_an_accelerate_command_says_what_it_was_asked_for(command, expected, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))  # no default config of this user
+    claim = accelerate_claim(command)
+    assert (claim.processes, claim.engine) == expected
+
+
+@pytest.mark.parametrize("command", [["python", "-m", "trainer"], ["bash", "-c", "accelerate"], ["torchrun", "launch"]])
+def test_other_commands_claim_nothing(command):
+    assert accelerate_claim(command) is None
+
+
+def test_a_users_yaml_with_counts_is_read(tmp_path):
+    yaml = tmp_path / "mine.yaml"
+    yaml.write_text("distributed_type: MULTI_CPU\nnum_processes: 4\n")
+    claim = accelerate_claim(["accelerate", "launch", "--config_file", str(yaml), *TAIL])
+    assert (claim.processes, claim.engine) == (4, "ddp")
+
+
+def test_ranks_that_each_train_alone_are_refused():
+    with pytest.raises(BadInput) as caught:
+        check_world(1, "cpu", [Claim("WORLD_SIZE in the environment", 2)], "r.yaml")
+    assert "python -m launch run --config r.yaml --engine ddp --processes 2" in str(caught.value)
+
+
+def test_a_dropped_engine_is_refused():
+    with pytest.raises(BadInput, match="Accelerate drops DeepSpeed"):
+        check_world(2, "ddp", [Claim("the command", 2, "zero2")], "r.yaml")
+
+
+def test_the_planned_world_passes():
+    check_world(2, "zero3", [Claim("flags", 2, "zero3"), Claim("env", 2), Claim("x", None, None)], "r.yaml")
+    check_world(1, "mps", [Claim("flags", 1, "single_gpu")], "r.yaml")
+
+
+CPU, GPUS, MAC = Machine(0, False, 8), Machine(4, False, 32), Machine(0, True, 8)
+
+
+@pytest.mark.parametrize(
+    ("engine", "processes", "machine", "device", "expected"),
+    [
+        ("auto", None, CPU, "auto", ("cpu", 1)),
+        ("auto", 2, CPU, "auto", ("ddp", 2)),
+        ("auto", None, GPUS, "auto", ("ddp", 4)),
+        ("auto", None, GPUS, "cpu", ("cpu", 1)),
+        ("auto", 1, GPUS, "auto", ("single_gpu", 1)),
+        ("auto", None, MAC, "auto", ("mps", 1)),
+        ("zero2", None, CPU, "auto", ("zero2", 2)),
+        ("zero3", None, GPUS, "auto", ("zero3", 4)),
+        ("ddp", 3, CPU, "auto", ("ddp", 3)),
+    ],
+)
+def test_engine_and_processes_that_are_left_open(engine, processes, machine, device, expected):
+    assert choose(engine, processes, machine, device) == expected
+
+
+@pytest.mark.parametrize(
+    ("engine", "processes", "machine", "words"),
+    [
+        ("ddp", 5, GPUS, "4 GPU"),
+        ("cpu", 2, CPU, "one process"),
+        ("mps", None, CPU, "no Apple GPU"),
+        ("single_gpu", None, CPU, "no CUDA device"),
+        ("fsdp", None, CPU, "none of auto"),
+        ("ddp", 0, CPU, "at least 1"),
+    ],
+)
+def test_never_fewer_ranks_or_another_engine_than_asked(engine, processes, machine, words):
+    with pytest.raises(BadInput, match=words):
+        choose(engine, processes, machine, "auto")
+
+
+def test_the_command_states_each_fact_once_and_cpu_ranks_share_the_cores():
+    command = build("r.yaml", ["optim.lr=1e-4"], "ddp", 2, CPU, True, 29500)
+    assert command.environ == {"OMP_NUM_THREADS": "4", "ACCELERATE_USE_CPU": "true"}
+    assert command.argv.count("--num_processes") == 1
+    assert command.argv[-2:] == ["--resume", "optim.lr=1e-4"]
+    assert "ACCELERATE_USE_CPU" not in build("r.yaml", [], "zero2", 2, CPU, False, 29500).environ
+    assert build("r.yaml", [], "ddp", 4, GPUS, False, 29500).environ == {}
+
+
+def test_our_accelerate_configs_hold_no_counts_and_our_jsons_no_fact_of_the_run_file():
+    import yaml
+
+    from trainer.zero import _foreign_facts
+
+    for path in config_folder("accelerate_configs").glob("*.yaml"):
+        values = yaml.safe_load(path.read_text())
+        assert "num_processes" not in values, path
+        assert values.get("mixed_precision", "no") == "no", path
+        name = values.get("deepspeed_config", {}).get("deepspeed_config_file")
+        if name:
+            assert _foreign_facts(read_ds_json(name)) == []
+
+
+FOREIGN = [
+    ({"gradient_accumulation_steps": 4}, "batch_size"),
+    ({"train_batch_size": 64}, "train_batch_size"),
+    ({"bf16": {"enabled": True}}, "precision"),
+    ({"optimizer": {"type": "Adam"}}, "optim"),
+    ({"gradient_clipping": 0.5}, "gradient_clipping"),
+    ({"zero_optimization": {"stage": 0}}, "stage"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), FOREIGN)
+def test_a_deepspeed_json_that_states_a_fact_of_the_run_file_is_refused(change, words):
+    from trainer.zero import _foreign_facts
+
+    problems = _foreign_facts({"zero_optimization": {"stage": 2}} | change)
+    assert len(problems) == 1 and words in problems[0]
+
+
+def test_the_configs_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert read_ds_json("ds_configs/zero3.json")["zero_optimization"]["stage"] == 3
+    with pytest.raises(BadInput, match="zero1.json"):
+        read_ds_json("ds_configs/zero9.json")
+
+
+def test_one_line_where_there_is_no_compiler(monkeypatch):
+    import torch
+
+    from trainer.zero import plugin
+
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(BadInput, match=r"C\+\+ compiler"):
+        plugin("zero2.json", 1.0, torch.device("cpu"))
+
+
+def test_yaml_numbers_like_1e_4_are_numbers(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("output_dir: o\nmodel: {path: m}\ndata: {train: t}\noptim: {lr: 1e-4}\n")
+    assert load_config(path).optim.lr == 1e-4
+    assert load_config(path, ["optim.lr=5E-6"]).optim.lr == 5e-6
