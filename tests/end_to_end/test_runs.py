@@ -1,0 +1,233 @@
+"""Whole runs through the commands a user types: kill and resume, engines resuming each other, refusals."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests import tiny
+from tests.end_to_end.runs import events, losses, weights, write_run
+from tests.launching import ROOT, environment, free_port, run, torchrun
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """86 train rows: six batches of 16, the last of 6; with an eval split."""
+    return tiny.shards(tmp_path_factory.mktemp("data") / "shards", 110, eval_fraction=0.2)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tiny_bert, shards):
+    """An uninterrupted run of 3 epochs under ddp on two ranks: (run file, output folder)."""
+    folder = tmp_path_factory.mktemp("whole")
+    run_file = write_run(folder, tiny_bert, shards)
+    done = run("-m", "launch", "run", "--config", str(run_file), "--engine", "ddp", "--processes", "2")
+    assert done.returncode == 0, done.both[-4000:]
+    return run_file, folder / "out"
+
+
+def test_the_run_directory_holds_what_it_promises(whole):
+    _, out = whole
+    names = ["run.json", "logs.jsonl", "detailed_training_logs.json", "training_losses.json"]
+    for name in [*names, "training_summary_report.json", "final/modules.json", "final/1_Pooling/config.json"]:
+        assert (out / name).is_file(), name
+    assert sorted(p.name for p in out.glob("checkpoint-epoch-*")) == [f"checkpoint-epoch-{n}" for n in (1, 2, 3)]
+    assert list((out / "runs").glob("events.out.tfevents.*"))
+    steps = json.loads((out / "detailed_training_logs.json").read_text())
+    assert len(steps) == len(losses(out))
+    assert [e["epoch"] for e in json.loads((out / "training_losses.json").read_text())] == [1, 2, 3]
+    assert len(events(out, "evaluation")) == 4  # before training and after each epoch
+    recorded = json.loads((out / "run.json").read_text())
+    assert recorded["topology"] == {"processes": 2, "engine": "ddp", "device": "cpu"}
+    assert losses(out)[1] > losses(out)[len(steps) - 1]
+
+
+def test_sentence_transformers_gives_the_trainers_embeddings(whole, shards):
+    from sentence_transformers import SentenceTransformer
+
+    from trainer.collectives import World
+    from trainer.config import ModelConfig, OptimConfig
+    from trainer.encode import encode
+    from trainer.engine import TorchEngine
+    from trainer.model import load_embedder
+
+    texts = [row["query"] for row in tiny.rows(20)]
+    embedder, tokenizer, spec, _ = load_embedder(ModelConfig(path=str(whole[1] / "final")))
+    engine = TorchEngine(embedder, OptimConfig(), World(), torch.device("cpu"), None)
+    ours = encode(engine, tokenizer, texts, spec.query_prompt, spec.query_max_len)
+    theirs = torch.tensor(SentenceTransformer(str(whole[1] / "final"), device="cpu").encode(texts))
+    assert torch.nn.functional.cosine_similarity(ours, theirs).min() > 0.9999
+
+
+def test_no_secret_of_the_environment_is_in_any_file_of_a_run(tmp_path, tiny_bert, shards):
+    run_file = write_run(tmp_path, tiny_bert, shards, max_steps=2)
+    done = run("-m", "trainer", "--config", str(run_file), OPENAI_API_KEY="sk-planted-secret", HF_TOKEN="hf_planted")
+    assert done.returncode == 0, done.both
+    for path in (tmp_path / "out").rglob("*"):
+        if path.is_file():
+            assert b"planted" not in path.read_bytes(), path
+    assert "planted" not in done.both
+
+
+def kill_in_second_epoch(command: list[str]) -> None:
+    """Starts a run and kills every process of it with SIGKILL when a step of the second epoch was logged."""
+    started = subprocess.Popen(
+        command, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=ROOT
+    )
+    for line in started.stderr:
+        if line.startswith("step 9/"):
+            os.killpg(started.pid, signal.SIGKILL)
+            break
+    else:
+        raise AssertionError("the run ended before it could be killed")
+    started.stderr.close()
+    started.wait()
+
+
+def test_killed_in_the_second_epoch_the_same_command_resumes_to_the_same_bytes(whole, tmp_path, tiny_bert, shards):
+    run_file = write_run(tmp_path, tiny_bert, shards)
+    command = ["-m", "launch", "run", "--config", str(run_file), "--engine", "ddp", "--processes", "2", "--resume"]
+    kill_in_second_epoch([sys.executable, *command])
+    out = tmp_path / "out"
+    assert not (out / "final").exists()
+    assert len(events(out)) > 6, "the kill came after steps of the second epoch"
+    done = run(*command)
+    assert done.returncode == 0, done.both[-4000:]
+    assert "resuming from" in done.both
+    assert losses(out) == losses(whole[1])
+    assert list(out.glob("logs.tail-*.jsonl")), "the steps after the checkpoint are kept aside"
+    expected = weights(whole[1] / "final")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(out / "final").items())
+
+
+RESUMERS = [("cpu", 1), ("ddp", 3), ("zero1", 2), ("zero2", 2), ("zero3", 2)]
+
+
+@pytest.mark.parametrize(("engine", "processes"), RESUMERS, ids=[f"{e}-{n}" for e, n in RESUMERS])
+def test_any_engine_resumes_a_ddp_run_with_the_same_losses(whole, tmp_path, engine, processes):
+    """The run is cut back to its first epoch and continued elsewhere; output_dir is where the copy lies."""
+    run_file, out = whole
+    copy = tmp_path / "out"
+    shutil.copytree(out, copy)
+    for name in ("final", "checkpoint-epoch-2", "checkpoint-epoch-3"):
+        shutil.rmtree(copy / name)
+    recorded = json.loads((copy / "run.json").read_text())
+    recorded["config"]["output_dir"] = str(copy)
+    (copy / "run.json").write_text(json.dumps(recorded))
+    trainer = ["-m", "trainer", "--config", str(run_file), "--engine", engine, "--resume", f"output_dir={copy}"]
+    done = run(*trainer) if processes == 1 else torchrun(processes, *trainer)
+    assert done.returncode == 0, done.both[-4000:]
+    assert losses(copy) == pytest.approx(losses(out), abs=1e-4)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(whole, tmp_path):
+    run_file, out = whole
+    copy = tmp_path / "out"
+    shutil.copytree(out, copy)
+    shutil.rmtree(copy / "final")
+    shutil.rmtree(copy / "checkpoint-epoch-3")
+    target = copy / "checkpoint-epoch-2" / "state" / "optimizer.safetensors"
+    data = bytearray(target.read_bytes())
+    data[len(data) // 2] ^= 1
+    target.write_bytes(data)
+    recorded = json.loads((copy / "run.json").read_text())
+    recorded["config"]["output_dir"] = str(copy)
+    (copy / "run.json").write_text(json.dumps(recorded))
+    done = run("-m", "trainer", "--config", str(run_file), "--resume", f"output_dir={copy}")
+    assert done.returncode == 0, done.both[-4000:]
+    assert "passed over: checkpoint-epoch-2: state/optimizer.safetensors is not what was written" in done.both
+    assert "checkpoint-epoch-1 after step 6" in done.both
+    assert losses(copy) == pytest.approx(losses(out), abs=1e-4)
+
+
+def test_resuming_another_run_file_is_refused_and_a_finished_run_says_so(whole):
+    run_file, _ = whole
+    other = run("-m", "trainer", "--config", str(run_file), "--resume", "optim.lr=5e-4")
+    assert other.returncode == 2
+    assert "optim.lr: 0.001 in run.json, 0.0005 now" in other.both
+    again = run("-m", "trainer", "--config", str(run_file), "--resume")
+    assert again.returncode == 0
+    assert "this run is finished" in again.both
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("engine", ["ddp", "zero2"])
+def test_autocast_over_fp32_weights_on_every_engine(whole, tmp_path, tiny_bert, shards, engine, precision):
+    run_file = write_run(tmp_path, tiny_bert, shards, max_steps=8, epochs=2, precision=precision)
+    done = torchrun(2, "-m", "trainer", "--config", str(run_file), "--engine", engine)
+    assert done.returncode == 0, done.both[-4000:]
+    got, fp32 = events(tmp_path / "out"), events(whole[1])
+    used = [event for event in got if not event.get("skipped")]
+    assert len(used) >= 6
+    assert got[0]["loss"] != fp32[0]["loss"], "the lower precision must be in use"
+    assert got[0]["loss"] == pytest.approx(fp32[0]["loss"], rel=0.02)
+    assert got[0]["grad_norm"] == pytest.approx(fp32[0]["grad_norm"], rel=0.1) or got[0].get("skipped")
+    final = weights(tmp_path / "out" / "final")
+    assert {tensor.dtype for tensor in final.values()} == {torch.float32}
+    assert any((t.bfloat16().float() != t).any() for t in final.values()), "fp32 weights, not rounded ones"
+
+
+ZERO2 = str(ROOT / "accelerate_configs" / "zero2.yaml")
+
+
+def accelerate(*flags: str, run_file, **extra: str):
+    launcher = ["-m", "accelerate.commands.launch", *flags, "--main_process_port", str(free_port())]
+    return run(*launcher, "-m", "trainer", "--config", str(run_file), **extra)
+
+
+REFUSED = {
+    "--cpu starts one process": (["--cpu", "--num_processes", "2"], {}, "--engine ddp --processes 2"),
+    "MULTI_CPU starts one process": (["--config_file", "MULTI_CPU", "--num_processes", "2"], {}, "--processes 2"),
+    "--cpu drops DeepSpeed": (["--cpu", "--config_file", ZERO2, "--num_processes", "2"], {}, "--engine zero2"),
+    "the variable drops DeepSpeed": (
+        ["--config_file", ZERO2, "--num_processes", "2"],
+        {"ACCELERATE_USE_CPU": "true"},
+        "--engine zero2",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_silent_fallbacks_of_the_launcher_are_refused(tmp_path, tiny_bert, shards, case):
+    flags, extra, mend = REFUSED[case]
+    yaml = tmp_path / "multi_cpu.yaml"
+    yaml.write_text("distributed_type: MULTI_CPU\nuse_cpu: true\nnum_machines: 1\nmixed_precision: 'no'\n")
+    flags = [str(yaml) if flag == "MULTI_CPU" else flag for flag in flags]
+    done = accelerate(*flags, run_file=write_run(tmp_path, tiny_bert, shards), **extra)
+    assert done.returncode != 0
+    assert "Nothing was trained" in done.both, done.both[-3000:]
+    assert f"python -m launch run --config {tmp_path / 'run.json'} " in done.both and mend in done.both
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_world_than_the_planned_one_is_refused(tmp_path, tiny_bert, shards):
+    run_file = write_run(tmp_path, tiny_bert, shards)
+    done = torchrun(2, "-m", "trainer", "--config", str(run_file), "--processes", "4", "--engine", "ddp")
+    assert "asked for 4 process(es), the world has 2" in done.both
+    assert done.returncode != 0
+
+
+def test_accelerate_launch_works_from_another_folder(tmp_path, tiny_bert, shards):
+    run_file = write_run(tmp_path, tiny_bert, shards, max_steps=2)
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", ZERO2, "--num_processes", "2"]
+    trainer = ["--main_process_port", str(free_port()), "-m", "trainer", "--config", str(run_file)]
+    done = run(*launcher, *trainer, cwd=tmp_path)
+    assert done.returncode == 0, done.both[-3000:]
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["topology"]["engine"] == "zero2"
+
+
+def test_evaluate_compares_two_models(whole, shards, tiny_bert, tmp_path):
+    result = tmp_path / "result.json"
+    model = ["--model", str(whole[1] / "final"), "--baseline", str(tiny_bert)]
+    done = run("-m", "trainer.evaluate", *model, "--data", str(shards), "--json", str(result))
+    assert done.returncode == 0, done.both
+    values = json.loads(result.read_text())
+    row = values["comparison"]["nDCG@10"]
+    assert row["interval_95"][0] <= row["difference"] <= row["interval_95"][1]
+    last = events(whole[1], "evaluation")[-1]
+    assert values["metrics"]["nDCG@10"] == pytest.approx(last["nDCG@10"], abs=1e-6)

@@ -1,0 +1,253 @@
+"""Mistakes in run file, model folder, data set or output folder: one clear error, exit code 2, nothing lost."""
+
+import json
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from launch.__main__ import main as launch_main
+from tests import tiny
+from trainer.__main__ import main as train_main
+
+
+@pytest.fixture
+def run(tmp_path, tiny_bert, tiny_shards):
+    """A good run file's values, to be broken; .write(values) -> its path."""
+
+    class Run:
+        folder = tmp_path
+
+        def __init__(self):
+            self.values = {
+                "output_dir": str(tmp_path / "out"),
+                "model": {"path": str(tiny_bert)},
+                "data": {"train": str(tiny_shards)},
+                "train": {"batch_size": 8},
+            }
+
+        def write(self, text: str | None = None, name: str = "run.json") -> str:
+            path = tmp_path / name
+            path.write_text(json.dumps(self.values) if text is None else text)
+            return str(path)
+
+        def copy_model(self) -> "os.PathLike":
+            shutil.copytree(tiny_bert, tmp_path / "model")
+            self.values["model"]["path"] = str(tmp_path / "model")
+            return tmp_path / "model"
+
+        def copy_shards(self) -> "os.PathLike":
+            shutil.copytree(tiny_shards, tmp_path / "shards")
+            self.values["data"]["train"] = str(tmp_path / "shards")
+            return tmp_path / "shards"
+
+    return Run()
+
+
+def setting(section: str, key: str, value):
+    return lambda run: run.values.setdefault(section, {}).__setitem__(key, value)
+
+
+def edit_json(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def stray_output(run):
+    (run.folder / "out").mkdir()
+    (run.folder / "out" / "thesis.tex").write_text("precious")
+
+
+def other_run(run):
+    stray_output(run)
+    (run.folder / "out" / "run.json").write_text("{}")
+
+
+def output_is_a_file(run):
+    (run.folder / "out").write_text("precious")
+
+
+def below_a_file(run):
+    (run.folder / "file").write_text("x")
+    run.values["output_dir"] = str(run.folder / "file" / "out")
+
+
+def manifest_gone(run):
+    (run.copy_shards() / "manifest.json").unlink()
+
+
+def shard_cut(run):
+    part = next(run.copy_shards().rglob("*.arrow"))
+    part.write_bytes(part.read_bytes()[:-100])
+
+
+def weights_gone(run):
+    (run.copy_model() / "model.safetensors").unlink()
+
+
+def pickled_weights(run):
+    folder = run.copy_model()
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def odd_pooling(run):
+    edit_json(run.copy_model() / "1_Pooling" / "config.json", pooling_mode_cls_token=True)
+
+
+CASES = {
+    "unknown key": (
+        setting("train", "batchsize", 8),
+        "run.json:1: unknown key 'train.batchsize'. Did you mean 'batch_",
+    ),
+    "unknown section": (lambda r: r.values.update(optimizer={}), "unknown key 'optimizer'"),
+    "missing key": (lambda r: r.values["model"].clear(), "key 'model.path' is missing"),
+    "missing section": (lambda r: r.values.pop("data"), "key 'data' is missing"),
+    "wrong type": (setting("train", "batch_size", "many"), "train.batch_size: input should be a valid integer"),
+    "batch of one": (setting("train", "batch_size", 1), "train.batch_size: input should be greater than or equal to 2"),
+    "no epochs": (setting("train", "epochs", 0), "train.epochs"),
+    "negative lr": (setting("optim", "lr", -1e-4), "optim.lr: input should be greater than 0"),
+    "zero temperature": (setting("loss", "temperature", 0), "loss.temperature"),
+    "warm-up above one": (setting("optim", "warmup_ratio", 3), "optim.warmup_ratio"),
+    "beta above one": (setting("optim", "betas", [0.9, 1.5]), "optim.betas"),
+    "unknown schedule": (setting("optim", "schedule", "step"), "optim.schedule: input should be 'linear'"),
+    "unknown precision": (setting("train", "precision", "fp8"), "train.precision"),
+    "unknown scope": (setting("loss", "negatives", "world"), "loss.negatives"),
+    "dropout of one": (setting("model", "dropout", 1.0), "model.dropout"),
+    "unknown pooling": (setting("model", "pooling", "max"), "model.pooling"),
+    "length beyond the model": (setting("model", "query_max_len", 9999), "model.query_max_len: 9999 tokens"),
+    "no such model": (setting("model", "path", "./nowhere"), "model.path: nowhere is not a folder"),
+    "not a model": (lambda r: r.values["model"].update(path=str(r.folder)), "it has no config.json"),
+    "no weights": (weights_gone, "holds no *.safetensors weights"),
+    "pickled weights": (pickled_weights, "convert them to safetensors"),
+    "no tokenizer": (lambda r: (r.copy_model() / "tokenizer.json").unlink(), "holds no tokenizer"),
+    "remote code": (lambda r: edit_json(r.copy_model() / "config.json", auto_map={"AutoModel": "x.Y"}), "auto_map"),
+    "broken model config": (lambda r: (r.copy_model() / "config.json").write_text("{"), "not readable JSON"),
+    "two poolings": (odd_pooling, "not supported"),
+    "no pooling stated": (
+        lambda r: (r.copy_model() / "modules.json").unlink(),
+        "set model.pooling to mean",
+    ),
+    "no such data": (setting("data", "train", "./nowhere"), "nowhere"),
+    "unfinished shards": (manifest_gone, "manifest"),
+    "cut shard": (shard_cut, ".arrow"),
+    "fewer rows than a batch": (setting("train", "batch_size", 5000), "holds 90 rows, fewer than one batch"),
+    "no such eval set": (setting("data", "eval", "./nowhere"), "nowhere: no such folder"),
+    "output of another run": (other_run, "add --resume"),
+    "output not empty": (stray_output, "is not empty and holds no run of ours"),
+    "output is a file": (output_is_a_file, "is a file"),
+    "output below a file": (below_a_file, "is a file"),
+}
+
+
+@pytest.mark.parametrize("command", ["trainer", "launch"])
+@pytest.mark.parametrize("case", CASES)
+def test_one_clear_error_and_exit_code_2(run, capsys, monkeypatch, case, command):
+    monkeypatch.chdir(run.folder)
+    breaking, words = CASES[case]
+    breaking(run)
+    before = sorted(p for p in run.folder.rglob("*"))
+    path = run.write()
+    if command == "trainer":
+        code = train_main(["--config", path, "--dry-run"]) if "output" not in case else train_main(["--config", path])
+    else:
+        code = launch_main(["run", "--config", path, "--dry-run"])
+    shown = capsys.readouterr().err
+    assert code == 2, shown
+    assert words in shown
+    assert "Traceback" not in shown
+    assert sorted(p for p in run.folder.rglob("*") if p.name != "run.json" or p.parent.name == "out") == before
+
+
+TEXTS = {
+    "not YAML": ("run.yaml", "model: [", "not valid YAML"),
+    "not JSON": ("run.json", '{"model": ', "not valid JSON"),
+    "a list": ("run.yaml", "- model", "must be a mapping"),
+    "empty": ("run.yaml", "", "must be a mapping"),
+    "a key twice": ("run.yaml", "output_dir: a\noutput_dir: b\n", "line 2: key 'output_dir' stands here and on line 1"),
+    "wrong ending": ("run.toml", "x", "ends in .yaml"),
+}
+
+
+@pytest.mark.parametrize("case", TEXTS)
+def test_unreadable_run_files(run, capsys, case):
+    name, text, words = TEXTS[case]
+    assert train_main(["--config", run.write(text, name)]) == 2
+    assert words in capsys.readouterr().err
+
+
+OVERRIDES = {"no value": "optim.lr", "unknown": "optim.rl=1", "not a section": "output_dir.x=1", "bad": "optim.lr=[1"}
+
+
+@pytest.mark.parametrize("case", OVERRIDES)
+def test_bad_overrides(run, capsys, case):
+    assert train_main(["--config", run.write(), OVERRIDES[case]]) == 2
+    assert OVERRIDES[case].split("=")[0] in capsys.readouterr().err
+
+
+def test_all_problems_are_told_at_once(run, capsys):
+    run.values["train"] |= {"epochs": 0, "batchsize": 3}
+    run.values["optim"] = {"lr": 0}
+    assert train_main(["--config", run.write()]) == 2
+    shown = capsys.readouterr().err
+    assert "3 problems" in shown and "epochs" in shown and "batchsize" in shown and "optim.lr" in shown
+    run.values |= {"train": {"batch_size": 8}, "optim": {}, "model": {"path": "./no"}, "data": {"train": "./nothing"}}
+    assert train_main(["--config", run.write()]) == 2
+    shown = capsys.readouterr().err
+    assert "model.path" in shown and "nothing" in shown
+
+
+def test_a_missing_run_file(capsys):
+    assert train_main(["--config", "nowhere.yaml"]) == 2
+    assert "no such run file" in capsys.readouterr().err
+
+
+def mounted(folder, options: str):
+    """A tmpfs on folder, or None where this user may not mount."""
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(folder)], capture_output=True)
+    return folder if done.returncode == 0 else None
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = mounted(tmp_path / "disk", "size=64k")
+    if folder is None:
+        pytest.skip("this user may not mount a small file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_too_small_is_told_beforehand(run, capsys, small_disk):
+    run.values["output_dir"] = str(small_disk / "out")
+    assert train_main(["--config", run.write()]) == 2
+    assert "GiB free" in capsys.readouterr().err
+
+
+def test_a_read_only_disk_is_told_beforehand(run, capsys, small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    run.values["output_dir"] = str(small_disk / "out")
+    assert train_main(["--config", run.write()]) == 2
+    assert "cannot write below" in capsys.readouterr().err
+
+
+def test_the_good_run_passes_the_same_checks(run, capsys):
+    """Guards the table above: its base case is right, so each case fails for its own reason."""
+    assert launch_main(["run", "--config", run.write(), "--dry-run"]) == 0
+    assert train_main(["--config", run.write(), "--dry-run"]) == 0
+    assert "first batch: 8 queries" in capsys.readouterr().out
+
+
+def test_dry_run_shows_a_decoded_batch_with_prompts_and_masks(run, capsys, tmp_path):
+    rows = [{"query": f"w{i}", "positives": ["w100 w101" if i < 2 else f"w{i + 50} w99"]} for i in range(8)]
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    from data_prep.__main__ import main as prep
+
+    assert prep(["shard", str(source), "--output", str(tmp_path / "s"), "--eval-fraction", "0"]) == 0
+    run.values["data"]["train"] = str(tmp_path / "s")
+    run.values["model"] |= {"query_prompt": f"{tiny.WORDS[7]} ", "passage_max_len": 4}
+    assert train_main(["--config", run.write(), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "2 (query, document) pairs masked" in shown
+    assert "[CLS] w7 w" in shown
+    assert "1 epoch(s) of 1 steps, global batch 8" in shown
