@@ -9,6 +9,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
+from data_prep.output import fsync_folder
+
 MARKER = "complete.json"  # sizes and sha256 of every file; its presence means: whole
 
 
@@ -56,7 +58,7 @@ def _write(target: Path, weights: dict, moments: dict, state: TrainState | None,
     if target.exists():
         shutil.rmtree(target)
     os.replace(aside, target)
-    _fsync(target.parent)
+    fsync_folder(target.parent)
 
 
 def _seal(folder: Path) -> None:
@@ -67,7 +69,7 @@ def _seal(folder: Path) -> None:
         _fsync(path)
     (folder / MARKER).write_text(json.dumps({"files": files}, indent=1) + "\n")
     _fsync(folder / MARKER)
-    _fsync(folder)
+    fsync_folder(folder)
 
 
 def _sha256(path: Path) -> str:
@@ -76,11 +78,8 @@ def _sha256(path: Path) -> str:
 
 
 def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def damage(folder: Path) -> str | None:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from data_prep.progress import track
 from trainer.model import tokenize
 from trainer.step import CHUNK_TOKENS, make_chunks, pad
 
@@ -24,7 +25,7 @@ def encode(engine, tokenizer, texts: list[str], prompt: str, max_len: int) -> Te
     engine.module.eval()
     out: Tensor | None = None
     with torch.no_grad():
-        for chunk in chunks:
+        for chunk in chunks if world.rank else track(chunks, "embedding (chunks)", len(chunks)):
             part = engine.embed(*pad(chunk, tokens, engine.device), seed=0)
             if out is None:
                 out = part.new_zeros((len(mine), part.shape[1]))

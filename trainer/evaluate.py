@@ -1,14 +1,15 @@
 """Evaluation of a model folder on a retrieval set: python -m trainer.evaluate --model M [--baseline M0] --data SET."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from data_prep.problems import report
+from data_prep.progress import say
 from trainer.retrieval import METRICS, RetrievalSet, load_set, means, paired_bootstrap, rank_documents, score_run
+from trainer.runlog import write_json
 
 
 def evaluate_engine(engine, tokenizer, spec, data: RetrievalSet) -> dict[str, dict[str, float]] | None:
@@ -35,7 +36,7 @@ def evaluate_folder(path: str, data: RetrievalSet, device: str, max_len: int | N
     config = ModelConfig(path=path, query_max_len=max_len, passage_max_len=max_len)
     embedder, tokenizer, spec, _ = load_embedder(config)
     for note in spec.notes:
-        print(f"{path}: {note}", file=sys.stderr)
+        say(f"{path}: {note}")
     engine = TorchEngine(embedder, OptimConfig(), World(), torch.device(pick_device(device)), None)
     return evaluate_engine(engine, tokenizer, spec, data)
 
@@ -88,8 +89,7 @@ def run(args: argparse.Namespace) -> int:
         base = evaluate_folder(args.baseline, data, args.device, args.max_len)
         result |= {"baseline": args.baseline, "comparison": compare(base, tuned)}
     if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_json(Path(args.json), result)
     _print(result)
     return 0
 

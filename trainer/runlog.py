@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from data_prep.output import whole_file
 from data_prep.problems import BadInput
+from data_prep.progress import say
 from trainer.config import RunConfig
 
 PACKAGES = ("embedfleet", "torch", "transformers", "accelerate", "deepspeed", "datasets", "pyarrow", "safetensors")
@@ -19,10 +21,10 @@ FREE = ("train.micro_batch_tokens", "train.device", "train.log_every")
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Writes aside and renames, so that a reader never sees half a file."""
-    aside = path.with_name(path.name + ".writing")
-    aside.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    """Whole or not at all, so that a reader never sees half a file."""
+    with whole_file(path) as file:
+        json.dump(values, file, indent=2, ensure_ascii=False)
+        file.write("\n")
 
 
 def describe_run(config: RunConfig, topology: dict, fingerprint: str, plan: dict) -> dict:
@@ -96,6 +98,7 @@ class RunLog:
         self.file = self.path.open("a", encoding="utf-8")
         from torch.utils.tensorboard import SummaryWriter
 
+        self.bar = _Bar() if sys.stderr.isatty() else None
         last = max((e["step"] for e in self.events("step")), default=0)
         self.board = SummaryWriter(str(run_dir / "runs"), purge_step=last + 1 if last else None)
 
@@ -115,7 +118,16 @@ class RunLog:
     def say(self, text: str) -> None:
         """One line for people, from rank 0."""
         if self.active:
-            print(text, file=sys.stderr, flush=True)
+            (self.bar.say if self.bar else say)(text)
+
+    def progress(self, step: int, total: int, text: str, every: int) -> None:
+        """Where the run is: a bar on a terminal, elsewhere a plain line at every `every`-th step and the last."""
+        if not self.active:
+            return
+        if self.bar:
+            self.bar.move(step, total, text)
+        elif step % every == 0 or step == total:
+            say(f"step {step}/{total}  {text}")
 
     def offset(self) -> int:
         """Bytes of logs.jsonl so far (0 on other ranks)."""
@@ -140,3 +152,27 @@ class RunLog:
         if self.active:
             self.file.close()
             self.board.close()
+            if self.bar:
+                self.bar.stop()
+
+
+class _Bar:
+    """A live line on the terminal, below whatever is said meanwhile."""
+
+    def __init__(self):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=Console(stderr=True))
+        self._task = self._progress.add_task("starting", total=None)
+        self._progress.start()
+
+    def say(self, text: str) -> None:
+        self._progress.console.print(text, markup=False, highlight=False)
+
+    def move(self, step: int, total: int, text: str) -> None:
+        self._progress.update(self._task, completed=step, total=total, description=text)
+
+    def stop(self) -> None:
+        self._progress.stop()

@@ -88,10 +88,12 @@ def loss_and_embedding_gradients(
     else:
         documents, doc_keys, first = local_docs.clone().requires_grad_(), batch.doc_keys.to(device), 0
     target = first + torch.arange(batch.rows, device=device)
-    excluded = None
-    if mask:
-        excluded = duplicate_mask(batch.row_keys.to(device), batch.row_query.to(device), doc_keys)
-    out = info_nce(queries, documents, target, excluded, temperature)
+    row_keys, row_query = batch.row_keys.to(device), batch.row_query.to(device)
+
+    def duplicates(start: int, stop: int) -> Tensor:
+        return duplicate_mask(row_keys[start:stop], row_query[start:stop], doc_keys)
+
+    out = info_nce(queries, documents, target, duplicates if mask else None, temperature)
     # A sum over local rows, divided by the rows of the whole batch: exact for uneven slices too.
     query_grad, doc_grad = torch.autograd.grad(out.loss / batch.global_rows, [queries, documents])
     if scope == "batch":

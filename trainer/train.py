@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from data_prep.problems import Failed
+from data_prep.progress import say
 from trainer import checkpoint
 from trainer.checkpoint import TrainState
 from trainer.config import RunConfig, lr_factor
@@ -59,7 +60,7 @@ def train(
         runtime.world.on_first(lambda: check_run(config, resume))
         if resume and runtime.world.on_first(lambda: checkpoint.damage(final) is None):
             if runtime.is_main:
-                print(f"{config.output_dir}: this run is finished; the model is in {final}", file=sys.stderr)
+                say(f"{config.output_dir}: this run is finished; the model is in {final}")
             return final
         job = prepare(runtime, config, resume)
         try:
@@ -166,12 +167,8 @@ def log_step(job: Job, step: int, rows: int, stats, lr: float, applied, seconds:
         job.log.say(f"step {step + 1}: gradient not finite, the step was skipped")
     job.log.event("step", step=step + 1, epoch=step // job.plan.steps_per_epoch + 1, **values)
     job.log.scalars("train", values, step + 1)
-    if (step + 1) % job.config.train.log_every == 0 or step + 1 == job.total_steps:
-        left = (job.total_steps - step - 1) * seconds
-        job.log.say(
-            f"step {step + 1}/{job.total_steps}  loss {stats.loss:.4f}  lr {lr:.2e}  grad {applied.grad_norm:.3f}  "
-            f"{rows / seconds:.1f} pairs/s  about {left / 60:.1f} min left"
-        )
+    shown = f"loss {stats.loss:.4f}  lr {lr:.2e}  grad {applied.grad_norm:.3f}  {rows / seconds:.1f} pairs/s"
+    job.log.progress(step + 1, job.total_steps, shown, job.config.train.log_every)
 
 
 def _peak_memory(device: torch.device) -> float:

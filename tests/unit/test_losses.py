@@ -15,6 +15,24 @@ def unit(rows: int, size: int = 8, seed: int = 0) -> torch.Tensor:
     )
 
 
+def rows_of(excluded: torch.Tensor):
+    return lambda start, stop: excluded[start:stop].clone()
+
+
+@pytest.mark.parametrize("rows_per_tile", [1, 2, 100])
+def test_tiles_pass_gradcheck_and_give_the_dense_gradient(monkeypatch, rows_per_tile):
+    monkeypatch.setattr("trainer.losses.TILE_ELEMENTS", rows_per_tile * 7)
+    queries, documents = unit(5).requires_grad_(), unit(7, seed=1).requires_grad_()
+    target, excluded = torch.tensor([0, 1, 2, 3, 6]), torch.rand(5, 7, generator=torch.manual_seed(0)) < 0.2
+    assert torch.autograd.gradcheck(
+        lambda q, d: info_nce(q, d, target, rows_of(excluded), 0.1).loss, (queries, documents)
+    )
+    logits = (queries @ documents.T / 0.1).masked_fill(excluded.scatter(1, target[:, None], False), float("-inf"))
+    dense = torch.autograd.grad(F.cross_entropy(logits, target, reduction="sum"), [queries, documents])
+    tiled = torch.autograd.grad(info_nce(queries, documents, target, rows_of(excluded), 0.1).loss, [queries, documents])
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(dense, tiled))
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.05, 0.005])
 def test_equals_the_formula(temperature):
     queries, documents = unit(3), unit(5, seed=1)
@@ -43,7 +61,7 @@ def test_a_masked_document_gets_exactly_no_gradient_and_an_unmasked_duplicate_do
     target = torch.tensor([0, 1])
     excluded = torch.zeros(2, 3, dtype=torch.bool)
     excluded[:, 2] = True
-    (masked,) = torch.autograd.grad(info_nce(queries, documents, target, excluded, 0.1).loss, documents)
+    (masked,) = torch.autograd.grad(info_nce(queries, documents, target, rows_of(excluded), 0.1).loss, documents)
     (plain,) = torch.autograd.grad(info_nce(queries, documents, target, None, 0.1).loss, documents)
     assert masked[2].abs().max() == 0
     assert plain[2].abs().max() > 0
@@ -53,12 +71,12 @@ def test_a_positive_is_never_masked():
     queries, documents = unit(2), unit(2, seed=1)
     target = torch.tensor([0, 1])
     everything = torch.ones(2, 2, dtype=torch.bool)
-    assert info_nce(queries, documents, target, everything, 0.1).loss.item() == 0.0  # only the target is left
+    assert info_nce(queries, documents, target, rows_of(everything), 0.1).loss.item() == 0.0  # only the target is left
 
 
 def test_statistics_count_negatives_and_masked():
     excluded = torch.tensor([[True, False, True], [False, False, False]])
-    stats = info_nce(unit(2), unit(3, seed=1), torch.tensor([0, 1]), excluded, 0.1).stats
+    stats = info_nce(unit(2), unit(3, seed=1), torch.tensor([0, 1]), rows_of(excluded), 0.1).stats
     assert stats[2] == 3  # 6 pairs, 2 targets, 1 masked (the other mark is on a target)
     assert stats[3] == 1
 
