@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from data_prep.shards import open_shards
+from trainer.config import ModelConfig
 from trainer.evaluate import evaluate_folder
 from trainer.retrieval import load_set, means
 
@@ -33,7 +34,7 @@ def train_ours(args, shards: Path, out: Path, seed: int, dropout: str) -> Path:
         "optim": {"lr": args.lr, "weight_decay": 0.0, "warmup_ratio": 0.1, "max_grad_norm": 1.0},
         "train": {"batch_size": args.batch_size, "epochs": args.epochs, "seed": seed},
     }
-    values["model"]["dropout"] = "model" if dropout == "model" else float(dropout)
+    values["model"]["dropout"] = "model" if dropout == "model" else 0
     run_file = out.with_suffix(".json")
     run_file.write_text(json.dumps(values))
     subprocess.run([sys.executable, "-m", "trainer", "--config", str(run_file)], cwd=ROOT, check=True)
@@ -98,7 +99,11 @@ def compare(args, folder: Path) -> None:
         command = [sys.executable, "-m", "data_prep", "shard", args.train, "--output", str(shards)]
         subprocess.run([*command, "--eval-fraction", "0"], cwd=ROOT, check=True)
     data = load_set(args.eval or shards)
-    base = means(evaluate_folder(args.model, data, "auto", args.max_len))
+
+    def model(path: str) -> ModelConfig:
+        return ModelConfig(path=path, query_max_len=args.max_len, passage_max_len=args.max_len)
+
+    base = means(evaluate_folder(model(args.model), data))
     print(json.dumps({"case": "base", "nDCG@10": base["nDCG@10"], "queries": len(data.query_ids)}), flush=True)
     cases = {
         "ours": lambda out, seed: train_ours(args, shards, out, seed, "model"),
@@ -113,7 +118,7 @@ def compare(args, folder: Path) -> None:
             began = time.perf_counter()
             final = train(folder / f"{case}-{seed}", seed)
             seconds = time.perf_counter() - began
-            metrics = means(evaluate_folder(str(final), data, "auto", args.max_len))
+            metrics = means(evaluate_folder(model(str(final)), data))
             scores.setdefault(case, []).append(metrics["nDCG@10"])
             line = {"case": case, "seed": seed, "nDCG@10": metrics["nDCG@10"], "seconds_whole_process": seconds}
             print(json.dumps(line), flush=True)

@@ -12,7 +12,7 @@ class BadInput(ValueError):
         super().__init__("\n".join(self.problems))
 
     def __reduce__(self):  # travels between ranks
-        return BadInput, (self.problems,)
+        return type(self), (self.problems,)
 
 
 class Failed(RuntimeError):

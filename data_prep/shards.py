@@ -75,6 +75,10 @@ class Rows:
             for start in range(0, batch.num_rows, 256):
                 yield from (_record(row) for row in batch.slice(start, 256).to_pylist())
 
+    def count(self, column: str) -> int:
+        """How many rows hold a value (not null) in this column."""
+        return sum(batch.num_rows - batch.column(column).null_count for batch in self._batches)
+
     def take(self, ids: Sequence[int]) -> list[Record]:
         """The records of these rows, in the order asked for; a row may be asked for more than once."""
         import pyarrow as pa

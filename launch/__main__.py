@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import subprocess
 import sys
 
 from data_prep.problems import report
@@ -32,26 +31,23 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    from launch.command import build, choose
+    from launch.command import build, choose, device_of
     from launch.topology import free_port, this_machine
-    from trainer.config import load_config
+    from trainer.config import check_packages, load_config
     from trainer.preflight import check_run
 
+    check_packages()
     config = load_config(args.config, args.overrides)
     machine = this_machine()
     engine, processes = choose(args.engine, args.processes, machine, config.train.device)
     check_run(config, args.resume)
-    command = build(args.config, args.overrides, engine, processes, machine, args.resume, free_port())
-    print(f"{engine}, {processes} process(es):\n{command}", file=sys.stderr, flush=True)
+    device = device_of(engine, machine, config.train.device)
+    command = build(args.config, args.overrides, engine, processes, machine, device, args.resume, free_port())
+    print(f"{engine}, {processes} process(es) on {device}:\n{command}", file=sys.stderr, flush=True)
     if args.dry_run:
         return 0
-    started = subprocess.Popen(command.argv, env=os.environ | command.environ)
-    while True:
-        try:
-            code = started.wait()
-            return code if code in (0, 1, 2) else 1
-        except KeyboardInterrupt:
-            continue  # the terminal sent Ctrl-C to the ranks as well: let them end in order
+    # The launcher takes this process's place: signals reach it, and its exit code is ours.
+    os.execvpe(command.argv[0], command.argv, os.environ | command.environ)
 
 
 def main(argv: list[str] | None = None) -> int:

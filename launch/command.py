@@ -39,6 +39,8 @@ def choose(engine: str, processes: int | None, machine: Machine, device: str) ->
         raise BadInput(f"--engine: {engine} is none of auto, {', '.join(ENGINES)}")
     if processes is not None and processes < 1:
         raise BadInput(f"--processes: must be at least 1 (given: {processes})")
+    if engine in ("cpu", "mps") and device not in ("auto", engine):
+        raise BadInput(f"--engine {engine}, but train.device is {device}; say one of them")
     gpus = machine.gpus if device in ("auto", "cuda") and engine not in ("cpu", "mps") else 0
     if engine == "auto":
         engine = _auto(processes, gpus, machine.mps and device in ("auto", "mps"))
@@ -50,7 +52,7 @@ def choose(engine: str, processes: int | None, machine: Machine, device: str) ->
         if engine == "mps" and not machine.mps:
             raise BadInput("--engine: mps, but this machine has no Apple GPU")
         return engine, 1
-    processes = processes or gpus or min(2, machine.cores)
+    processes = processes or gpus or 2
     if gpus and processes > gpus:
         raise BadInput(f"--processes: {processes} asked for, {gpus} GPU(s) here; ranks never share a GPU")
     return engine, processes
@@ -64,13 +66,27 @@ def _auto(processes: int | None, gpus: int, mps: bool) -> str:
     return "mps" if mps else "cpu"
 
 
+def device_of(engine: str, machine: Machine, asked: str) -> str:
+    """cuda, mps or cpu: what the ranks of this engine must find, so that none of them falls back to another."""
+    if engine in ("cpu", "mps"):
+        return engine
+    return "cuda" if machine.gpus and asked != "cpu" else "cpu"
+
+
 def build(
-    run_file: str, overrides: list[str], engine: str, processes: int, machine: Machine, resume: bool, port: int
+    run_file: str,
+    overrides: list[str],
+    engine: str,
+    processes: int,
+    machine: Machine,
+    device: str,
+    resume: bool,
+    port: int,
 ) -> Command:
-    """`accelerate launch` for this machine; port: a free one for the ranks to meet at."""
+    """`accelerate launch` for this machine. device: of every rank; port: a free one for the ranks to meet at."""
     trainer = ["-m", "trainer", "--config", run_file, "--engine", engine, "--processes", str(processes)]
     trainer += ["--resume"] if resume else []
-    trainer += overrides
+    trainer += [*overrides, f"train.device={device}"]
     if engine in ONE_PROCESS:
         return Command([sys.executable, *trainer])
     yaml = config_folder("accelerate_configs") / f"{engine}.yaml"
@@ -78,11 +94,11 @@ def build(
     if engine == "ddp":  # stated, so that accelerate does not announce its default
         flags += ["--dynamo_backend", "no"]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(yaml), *flags]
-    return Command([*launcher, *trainer], _environ(engine, processes, machine))
+    return Command([*launcher, *trainer], _environ(engine, processes, machine, device))
 
 
-def _environ(engine: str, processes: int, machine: Machine) -> dict[str, str]:
-    if machine.gpus:
+def _environ(engine: str, processes: int, machine: Machine, device: str) -> dict[str, str]:
+    if device == "cuda":
         return {}
     # Ranks share the cores; left alone, each would get one thread.
     variables = {"OMP_NUM_THREADS": str(max(1, machine.cores // processes))}

@@ -3,9 +3,10 @@
 import argparse
 import os
 import sys
+import traceback
 
 from data_prep.problems import report
-from trainer.config import load_config
+from trainer.config import check_packages, load_config
 from trainer.topology import ENGINES
 
 
@@ -29,22 +30,39 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_intermixed_args(argv)
+    together = True  # so far every rank does the same and fails the same way: rank 0 speaks for all
     try:
+        check_packages()
         config = load_config(args.config, args.overrides)
         if args.dry_run:
             from trainer.dryrun import show
 
-            show(config)
+            show(config, args.resume)
             return 0
         from trainer.train import train
 
+        together = False
         train(config, args.config, args.resume, args.engine, args.processes)
         return 0
     except (Exception, KeyboardInterrupt) as error:
+        return _fail(error, together or getattr(error, "on_every_rank", False))
+
+
+def _fail(error: BaseException, on_every_rank: bool) -> int:
+    """Prints what happened, from rank 0 where all ranks know and else from the one that does; the exit code."""
+    rank = int(os.environ.get("RANK", "0"))
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         text, code = report(error)
-        if os.environ.get("RANK", "0") == "0":
-            print(text, file=sys.stderr)
+        print(text, file=sys.stderr)
         return code
+    try:
+        text, code = report(error)
+    except Exception:
+        text, code = traceback.format_exc(), 1
+    if rank == 0 or not on_every_rank:
+        print(text if rank == 0 else f"rank {rank}: {text}", file=sys.stderr, flush=True)
+    # Leaving in order would wait for ranks that sit in a collective; the launcher ends them when this one is gone.
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,18 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from data_prep.output import fsync_folder
+from data_prep.problems import Failed
 
+_NAME = re.compile(r"checkpoint-epoch-(\d+)")
 MARKER = "complete.json"  # sizes and sha256 of every file; its presence means: whole
 
 
@@ -52,8 +56,10 @@ def _write(target: Path, weights: dict, moments: dict, state: TrainState | None,
             save_file({k: t.contiguous() for k, t in moments.items()}, aside / "state" / "optimizer.safetensors")
             (aside / "state" / "trainer.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
         _seal(aside)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)  # a full disk gets its space back; earlier checkpoints stay whole
+    except BaseException as error:
+        shutil.rmtree(aside, ignore_errors=True)  # a full disk gets its space back
+        if isinstance(error, (OSError, SafetensorError)):
+            raise Failed(f"{target}: could not be written ({error}); earlier checkpoints are whole") from None
         raise
     if target.exists():
         shutil.rmtree(target)
@@ -100,8 +106,8 @@ def damage(folder: Path) -> str | None:
 def newest(run_dir: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint with resume state, and a line for each newer one that had to be passed over."""
     passed = []
-    found = sorted(run_dir.glob("checkpoint-epoch-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]), reverse=True)
-    for folder in found:
+    epochs = {int(m[1]): p for p in run_dir.iterdir() if (m := _NAME.fullmatch(p.name))} if run_dir.is_dir() else {}
+    for _, folder in sorted(epochs.items(), reverse=True):
         problem = damage(folder)
         if problem is None:
             return folder, passed

@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from data_prep.problems import BadInput, Failed
+
 
 class World:
     """A process group seen from one rank. Counts its collectives, to be held against a plan of them."""
@@ -91,21 +93,14 @@ class World:
         if self.rank == 0:
             try:
                 result = work()
-            except (ValueError, OSError, RuntimeError) as caught:  # a full disk on rank 0 must not leave others waiting
-                error = caught
+            except Exception as caught:  # whatever it is, the other ranks must not wait for a result
+                error = caught if isinstance(caught, (BadInput, Failed, OSError)) or self.size == 1 else None
+                error = error or Failed(f"{type(caught).__name__}: {caught}")
         result, error = self.from_first((result, error))
         if error is not None:
+            error.on_every_rank = True  # one report is enough
             raise error
         return result
-
-    def from_all(self, value) -> list:
-        """Every rank's picklable value, in rank order, on every rank."""
-        if self.size == 1:
-            return [value]
-        out: list = [None] * self.size
-        self.calls += 1
-        dist.all_gather_object(out, value)
-        return out
 
     def broadcast(self, tensor: Tensor) -> Tensor:
         """Rank 0's values, in place."""

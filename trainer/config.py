@@ -3,17 +3,33 @@
 import json
 import math
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data_prep.problems import BadInput, nearest
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, values: Any) -> Any:
+        """`epochs: yes` would be read as 1: YAML's truth values are numbers to Python."""
+        if isinstance(values, dict):
+            for key, value in values.items():
+                field = cls.model_fields.get(key)
+                if isinstance(value, bool) and field and not _may_be_bool(field.annotation):
+                    raise ValueError(f"{key} is {str(value).lower()}, which is no number or text")
+        return values
+
+
+def _may_be_bool(annotation: Any) -> bool:
+    return bool in (annotation, *getattr(annotation, "__args__", ()))
 
 
 class ModelConfig(Section):
@@ -26,7 +42,7 @@ class ModelConfig(Section):
     passage_prompt: str | None = None
     query_max_len: int | None = Field(None, ge=4)
     passage_max_len: int | None = Field(None, ge=4)
-    dropout: float | Literal["model"] = 0.0  # "model" keeps the folder's own values
+    dropout: Literal[0, "model"] = 0  # "model": as the folder was trained
     trust_remote_code: bool = False
 
 
@@ -86,7 +102,10 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node, deep=False):
         seen: dict[Any, int] = {}
+        self.flatten_mapping(node)  # merge keys (<<)
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: a key must be a plain word")
             key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
             if key in seen:
                 raise yaml.YAMLError(f"line {line}: key {key!r} stands here and on line {seen[key]}; keep one")
@@ -117,14 +136,28 @@ def _read(path: Path) -> tuple[dict, dict[tuple, int]]:
         raise BadInput(f"{path}: no such run file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: cannot be read ({error})") from None
+    lines: dict[tuple, int] = {}
     try:
-        lines = _lines(yaml.compose(text, Loader=_Loader))
-        values = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=_Loader)  # a SafeLoader
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        if path.suffix == ".json":
+            values = json.loads(text, object_pairs_hook=_unique)
+            with suppress(yaml.YAMLError):  # most JSON is YAML: good enough to find lines
+                lines = _lines(yaml.compose(text, Loader=_Loader))
+        else:
+            values = yaml.load(text, Loader=_Loader)  # a SafeLoader
+            lines = _lines(yaml.compose(text, Loader=_Loader))
+    except (yaml.YAMLError, ValueError) as error:
         raise BadInput(f"{path}: not valid {'JSON' if path.suffix == '.json' else 'YAML'}: {error}") from None
     if not isinstance(values, dict):
         raise BadInput(f"{path}: must be a mapping with the keys {', '.join(RunConfig.model_fields)}")
-    return values, lines
+    return {key: {} if value is None else value for key, value in values.items()}, lines  # `train:` left empty
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"key {twice!r} stands twice; keep one")
+    return values
 
 
 def _override(values: dict, text: str) -> str | None:
@@ -141,34 +174,50 @@ def _override(values: dict, text: str) -> str | None:
     for parent in parents:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
-            return f"{text!r}: {parent} is not a section"
+            return f"{text!r}: {parent} is not a section of the run file"
     node[last] = value
     return None
 
 
-def _section(path: tuple) -> type[BaseModel]:
+def _known_path(loc: tuple) -> tuple[tuple, type[BaseModel]]:
+    """The part of a pydantic location that names keys (indices and union branches follow it), and its section."""
     section: type[BaseModel] = RunConfig
-    for key in path:
-        section = section.model_fields[key].annotation
-    return section
+    for depth, key in enumerate(loc):
+        field = section.model_fields.get(key)
+        inner = field.annotation if field else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return loc[: depth + 1], section
+        if depth + 1 < len(loc):
+            section = inner
+    return loc, section
 
 
-def _problem(error: dict, where: str, lines: dict[tuple, int]) -> str:
-    path = tuple(key for key in error["loc"] if isinstance(key, str) and key.isidentifier())
-    while path and path not in lines and error["type"] not in ("missing", "extra_forbidden"):
-        if len(path) == 1 or path[:-1] not in lines:
-            break
-        path = path[:-1]  # a union names its branch last: point at the key
+def _problem(error: dict, where: str, lines: dict[tuple, int]) -> tuple[str, str]:
+    """(key, one line for people) of a pydantic error."""
+    path, section = _known_path(error["loc"])
     line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), None)
     place = f"{where}:{line}" if line else where
-    key = ".".join(path)
+    key = ".".join(map(str, path))
     if error["type"] == "extra_forbidden":
-        known = _section(path[:-1]).model_fields
-        return f"{place}: unknown key {key!r}.{nearest(path[-1], known)} Known here: {', '.join(known)}"
-    if error["type"] == "missing":
-        return f"{place}: key {key!r} is missing"
+        known = section.model_fields
+        return key, f"{place}: unknown key {key!r}.{nearest(str(path[-1]), known)} Known here: {', '.join(known)}"
+    if error["type"] == "missing" and path == error["loc"]:
+        return key, f"{place}: key {key!r} is missing"
     given = json.dumps(error["input"], default=str, ensure_ascii=False)
-    return f"{place}: {key}: {error['msg'][0].lower()}{error['msg'][1:]} (given: {given[:80]})"
+    text = error["msg"].removeprefix("Value error, ")
+    return key, f"{place}: {key}: {text[0].lower()}{text[1:]} (given: {given[:80]})"
+
+
+def check_packages() -> None:
+    """Raises BadInput where a folder named like one of our packages (in the working folder, say) hides it."""
+    from importlib.util import find_spec
+
+    home = Path(__file__).resolve().parent.parent
+    for name in ("launch", "trainer", "data_prep"):
+        found = find_spec(name)
+        where = Path(next(iter(found.submodule_search_locations or []), "nowhere")).resolve() if found else None
+        if where != home / name:
+            raise BadInput(f"package {name!r} of embedfleet is shadowed by {where}; run from another folder")
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple = ()) -> RunConfig:
@@ -193,16 +242,19 @@ def parse_config(values: dict, where: str, lines: dict[tuple, int] | None = None
         # A failed union reports every branch: one line per key is what a reader can use.
         unique: dict[str, str] = {}
         for entry in error.errors():
-            text = _problem(entry, where, lines or {})
-            unique.setdefault(text.split(": ", 2)[1] if entry["type"] != "extra_forbidden" else text, text)
+            unique.setdefault(*_problem(entry, where, lines or {}))
         raise BadInput(problems + list(unique.values())) from None
     if not all(0 <= beta < 1 for beta in config.optim.betas):
         problems.append(f"{where}: optim.betas must lie in [0, 1) (given: {list(config.optim.betas)})")
-    if isinstance(config.model.dropout, float) and not 0 <= config.model.dropout < 1:
-        problems.append(f"{where}: model.dropout must lie in [0, 1) or be 'model' (given: {config.model.dropout})")
     if problems:
         raise BadInput(problems)
     return config
+
+
+def parse_section(name: str, values: dict, where: str):
+    """One section of the run file from plain values, e.g. a command's flags. Raises BadInput like load_config."""
+    whole = {"output_dir": "unused", "model": {"path": "unused"}, "data": {"train": "unused"}, name: values}
+    return getattr(parse_config(whole, where), name)
 
 
 def lr_factor(step: int, total: int, optim: OptimConfig) -> float:

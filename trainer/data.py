@@ -1,5 +1,6 @@
 """Shards and plan -> the batches of one rank, tokenised ahead of the step that needs them."""
 
+import copy
 import hashlib
 import itertools
 from collections.abc import Iterator
@@ -35,6 +36,8 @@ class TrainData:
 
     def __post_init__(self):
         self.rows = open_shards(self.data.train).split("train")
+        # Its own copy: a fast tokenizer carries the length it cuts at, and evaluation runs while batches are made.
+        self.tokenizer = copy.deepcopy(self.tokenizer)
 
     def batches(self, first_step: int, last_step: int, rank: int, world: int) -> Iterator[tuple[int, Batch]]:
         """(step, this rank's slice) for steps first_step..last_step-1, each made while the one before it trains."""
@@ -56,9 +59,13 @@ class TrainData:
             whole = batches[step % self.plan.steps_per_epoch]
             yield step, epoch, rank_slice(whole, rank, world).tolist(), len(whole), rank
 
+    def draw(self, epoch: int, ids: list[int], records: list[Record]) -> list[int]:
+        """Which positive of each row takes part in this epoch."""
+        return [seed_of(self.plan.seed, epoch, i) % len(r.positives) for i, r in zip(ids, records)]
+
     def _make(self, step: int, epoch: int, ids: list[int], global_rows: int, rank: int) -> tuple[int, Batch]:
         records = self.rows.take(ids)
-        drawn = [seed_of(self.plan.seed, epoch, i) % len(r.positives) for i, r in zip(ids, records)]
+        drawn = self.draw(epoch, ids, records)
         return step, self.make_batch(ids, records, drawn, global_rows, seed_of(self.plan.seed, step, rank))
 
     def make_batch(self, ids: list[int], records: list[Record], drawn: list[int], global_rows: int, seed: int) -> Batch:

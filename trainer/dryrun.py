@@ -1,54 +1,64 @@
 """What a run would do, without training: the plan of steps and one batch as the model reads it."""
 
 from trainer.config import RunConfig
-from trainer.data import TrainData, seed_of
+from trainer.data import TrainData
+from trainer.folder import fetch, read_spec
 from trainer.losses import duplicate_mask
-from trainer.model import load_embedder
+from trainer.model import load_tokenizer
+from trainer.planner import total_steps
 from trainer.preflight import check_run, eval_path, make_plan
 
 SHOWN_ROWS = 3
 
 
-def show(config: RunConfig) -> None:
+def show(config: RunConfig, resume: bool) -> None:
     """Prints to stdout; trains and writes nothing. Raises BadInput like the run itself."""
-    check_run(config, resume=True)
+    check_run(config, resume)
     plan = make_plan(config)
-    _, tokenizer, spec, _ = load_embedder(config.model)
+    folder = fetch(config.model.path, config.model.trust_remote_code)
+    spec, tokenizer = read_spec(config.model, folder), load_tokenizer(config.model, folder)
+    steps = total_steps(plan, config.train.epochs, config.train.max_steps)
+    first = plan.epoch(0)
     lines = [
         f"model: {spec.path} (pooling {spec.pooling}, {'normalised' if spec.normalize else 'not normalised'})",
+        f"prompts: query {spec.query_prompt!r}, passage {spec.passage_prompt!r}; "
+        f"at most {spec.query_max_len} and {spec.passage_max_len} tokens",
         *spec.notes,
         f"data: {config.data.train}, {plan.rows} rows, fingerprint {plan.fingerprint[:16]}",
         f"evaluation: {eval_path(config) or 'none (no data.eval, and the shards have no eval split)'}",
-        f"plan: {config.train.epochs} epoch(s) of {plan.steps_per_epoch} steps, global batch {plan.batch_size}, "
-        f"last batch of {len(plan.epoch(0)[-1])}, {plan.left_out_per_epoch} row(s) left out per epoch",
+        f"plan: {steps} steps ({config.train.epochs} epoch(s) of {plan.steps_per_epoch}), global batch "
+        f"{plan.batch_size}, last batch of {len(first[-1])}, {plan.left_out_per_epoch} row(s) left out per epoch, "
+        f"{round(config.optim.warmup_ratio * steps)} steps of warm-up",
     ]
-    ids = plan.epoch(0)[0].tolist()
     data = TrainData(config.data, spec, tokenizer, plan)
+    ids = first[0].tolist()
     records = data.rows.take(ids)
-    drawn = [seed_of(plan.seed, 0, i) % len(r.positives) for i, r in zip(ids, records)]
-    batch = data.make_batch(ids, records, drawn, len(ids), 0)
-    documents = len(batch.tokens) - batch.rows
+    batch = data.make_batch(ids, records, data.draw(0, ids, records), len(ids), seed=0)
     mask = duplicate_mask(batch.row_keys, batch.row_query, batch.doc_keys)
-    masked = int(mask.sum()) - batch.rows  # a row's own positive is in the mask too, and stays the target
-    lines += [
-        f"first batch: {batch.rows} queries against {documents} documents each, "
-        f"{masked} (query, document) pairs masked as duplicates, {batch.truncated} texts truncated",
-    ]
-    for row in range(min(SHOWN_ROWS, batch.rows)):
-        lines += _row(batch, row, mask, tokenizer, spec)
+    mask[range(batch.rows), range(batch.rows)] = False  # a row's own positive is its target
+    if not config.loss.mask_duplicates:
+        mask[:] = False
+    lines.append(
+        f"first batch: {batch.rows} queries against {len(batch.tokens) - batch.rows} documents each, "
+        f"{int(mask.sum())} (query, document) pairs masked as duplicates, {batch.truncated} texts truncated"
+    )
+    negatives = iter(range(2 * batch.rows, len(batch.tokens)))
+    for row, record in enumerate(records):
+        own = [next(negatives) for _ in record.negatives[: config.data.max_hard_negatives]]
+        if row < SHOWN_ROWS:
+            lines += _row(batch, row, own, mask[row].nonzero().flatten().tolist(), tokenizer)
     print("\n".join(lines))
 
 
-def _row(batch, row: int, mask, tokenizer, spec) -> list[str]:
-    def text(index: int, limit: int) -> str:
+def _row(batch, row: int, negatives: list[int], masked: list[int], tokenizer) -> list[str]:
+    def text(name: str, index: int) -> str:
         ids = batch.tokens[index]
-        cut = " [at the limit]" if len(ids) >= limit else ""
-        return f"({len(ids)} tokens{cut}) {tokenizer.decode(ids)}"
+        return f"  {name:13} ({len(ids)} tokens) {tokenizer.decode(ids)}"
 
-    hidden = [i for i in mask[row].nonzero().flatten().tolist() if i != row]
     return [
         f"row {batch.row_ids[row]}",
-        f"  query    {text(row, spec.query_max_len)}",
-        f"  positive {text(batch.rows + row, spec.passage_max_len)}",
-        f"  masked documents {hidden or 'none'}",
+        text("query", row),
+        text("positive", batch.rows + row),
+        *(text("hard negative", i) for i in negatives),
+        f"  masked        documents {masked or 'none'} of this batch",
     ]

@@ -21,8 +21,8 @@ def encode(engine, tokenizer, texts: list[str], prompt: str, max_len: int) -> Te
     table = world.gather_ints([len(mine), len(chunks)]).tolist()
     if engine.lockstep:
         chunks += [[] for _ in range(max(row[1] for row in table) - len(chunks))]
-    was_training = engine.module.training
-    engine.module.eval()
+    was_training = engine.embedder.training
+    engine.embedder.eval()
     out: Tensor | None = None
     with torch.no_grad():
         for chunk in chunks if world.rank else track(chunks, "embedding (chunks)", len(chunks)):
@@ -31,7 +31,7 @@ def encode(engine, tokenizer, texts: list[str], prompt: str, max_len: int) -> Te
                 out = part.new_zeros((len(mine), part.shape[1]))
             if chunk:
                 out[torch.tensor(chunk, device=part.device)] = part[: len(chunk)]
-    engine.module.train(was_training)
+    engine.embedder.train(was_training)
     if out is None:
         out = torch.zeros((0, engine.embedder.size), device=engine.device)
     gathered = world.gather_rows(out, [row[0] for row in table]).cpu()

@@ -43,7 +43,6 @@ class TorchEngine:
     ):
         self.world, self.device, self.dtype = world, device, dtype
         self.embedder = embedder.to(device)
-        self.module = self.embedder
         self.named = {n: p for n, p in embedder.backbone.named_parameters() if p.requires_grad}
         self.optimizer = adamw(embedder, optim, device)
         self.max_grad_norm = optim.max_grad_norm
@@ -53,7 +52,7 @@ class TorchEngine:
 
     def embed(self, input_ids: Tensor, attention_mask: Tensor, seed: int) -> Tensor:
         """(texts, d) float32. The same seed gives the same dropout."""
-        if self.embedder.training:
+        if self.embedder.training:  # with dropout off the module stays in eval mode, which is exact for every family
             torch.manual_seed(seed)
         return self.embedder(input_ids, attention_mask, self.dtype)
 
@@ -95,11 +94,15 @@ class TorchEngine:
         return Applied(norm, False)
 
     def weights(self) -> dict[str, Tensor]:
-        """Full fp32 backbone weights by name, on the CPU (complete on rank 0; collective)."""
+        """Full fp32 backbone weights by name, on the CPU (rank 0; empty elsewhere)."""
+        if self.world.rank:
+            return {}
         return {name: t.detach().cpu() for name, t in self.embedder.backbone.state_dict().items()}
 
     def moments(self) -> dict[str, Tensor]:
-        """AdamW's moments as `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`, on the CPU (collective)."""
+        """AdamW's moments as `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`, on the CPU (rank 0)."""
+        if self.world.rank:
+            return {}
         state = self.optimizer.state
         return {
             f"{key}.{name}": state[p][key].cpu()

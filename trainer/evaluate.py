@@ -3,13 +3,18 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data_prep.output import check, check_output_file
 from data_prep.problems import report
 from data_prep.progress import say
 from trainer.retrieval import METRICS, RetrievalSet, load_set, means, paired_bootstrap, rank_documents, score_run
 from trainer.runlog import write_json
+
+if TYPE_CHECKING:
+    from trainer.config import ModelConfig
 
 
 def evaluate_engine(engine, tokenizer, spec, data: RetrievalSet) -> dict[str, dict[str, float]] | None:
@@ -23,20 +28,19 @@ def evaluate_engine(engine, tokenizer, spec, data: RetrievalSet) -> dict[str, di
     return score_run(data.qrels, rank_documents(queries.numpy(), documents.numpy(), data))
 
 
-def evaluate_folder(path: str, data: RetrievalSet, device: str, max_len: int | None) -> dict[str, dict[str, float]]:
+def evaluate_folder(config: "ModelConfig", data: RetrievalSet, device: str = "auto") -> dict[str, dict[str, float]]:
     """Per-query metrics of a model folder or hub id, in one process."""
     import torch
 
     from trainer.collectives import World
-    from trainer.config import ModelConfig, OptimConfig
+    from trainer.config import OptimConfig
     from trainer.engine import TorchEngine
     from trainer.model import load_embedder
     from trainer.runtime import pick_device
 
-    config = ModelConfig(path=path, query_max_len=max_len, passage_max_len=max_len)
     embedder, tokenizer, spec, _ = load_embedder(config)
     for note in spec.notes:
-        say(f"{path}: {note}")
+        say(f"{config.path}: {note}")
     engine = TorchEngine(embedder, OptimConfig(), World(), torch.device(pick_device(device)), None)
     return evaluate_engine(engine, tokenizer, spec, data)
 
@@ -75,9 +79,24 @@ def _print(result: dict) -> None:
     Console().print(table)
 
 
+def _model(path: str, args: argparse.Namespace) -> "ModelConfig":
+    """The model as the flags say, its folder read once: what cannot be evaluated is told before any work."""
+    from trainer.config import parse_section
+    from trainer.folder import fetch, read_spec
+
+    values = {"path": path, "pooling": args.pooling, "query_max_len": args.max_len, "passage_max_len": args.max_len}
+    values |= {"query_prompt": args.query_prompt, "passage_prompt": args.passage_prompt}
+    config = parse_section("model", values, "the command line")
+    read_spec(config, fetch(path))
+    return config
+
+
 def run(args: argparse.Namespace) -> int:
     data = load_set(args.data)
-    tuned = evaluate_folder(args.model, data, args.device, args.max_len)
+    configs = {path: _model(path, args) for path in (args.model, args.baseline) if path}
+    if args.json:
+        check(check_output_file(Path(args.json), suffix=".json"))
+    tuned = evaluate_folder(configs[args.model], data, args.device)
     result = {
         "model": args.model,
         "data": str(args.data),
@@ -86,11 +105,11 @@ def run(args: argparse.Namespace) -> int:
         "metrics": means(tuned),
     }
     if args.baseline:
-        base = evaluate_folder(args.baseline, data, args.device, args.max_len)
+        base = evaluate_folder(configs[args.baseline], data, args.device)
         result |= {"baseline": args.baseline, "comparison": compare(base, tuned)}
+    _print(result)
     if args.json:
         write_json(Path(args.json), result)
-    _print(result)
     return 0
 
 
@@ -106,6 +125,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", required=True, help="retrieval set, or shard folder with an eval split")
     parser.add_argument("--json", help="write the result here as well")
     parser.add_argument("--max-len", type=int, help="tokens of queries and passages; default: the model's own")
+    parser.add_argument("--pooling", choices=["mean", "cls", "last"], help="default: the model folder's own")
+    parser.add_argument("--query-prompt", help="put before every query; default: the model folder's own")
+    parser.add_argument("--passage-prompt", help="put before every document; default: the model folder's own")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "mps", "cuda"])
     args = parser.parse_args(argv)
     try:

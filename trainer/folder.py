@@ -34,14 +34,14 @@ def is_hub_id(path: str) -> bool:
     return not Path(path).exists() and path.count("/") <= 1 and not path.startswith((".", "/", "~"))
 
 
-def fetch(path: str) -> str:
+def fetch(path: str, with_code: bool = False) -> str:
     """The local folder of a model: `path` itself, or the hub snapshot of an id (downloaded once, then cached)."""
     if Path(path).exists() or not is_hub_id(path):
         return path
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*/config.json"]
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*/config.json", *(["*.py"] if with_code else [])]
     try:
         return snapshot_download(path, allow_patterns=patterns)
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -129,13 +129,24 @@ def _folder_problems(config: ModelConfig, folder: Path) -> list[str]:
 
 def _modules(folder: Path) -> list[dict]:
     path = folder / "modules.json"
-    return read_json(path) if path.is_file() else []
+    modules = read_json(path) if path.is_file() else []
+    if not isinstance(modules, list) or not all(isinstance(m, dict) and {"type", "path"} <= m.keys() for m in modules):
+        raise BadInput(f"{path}: not a list of modules with type and path")
+    return modules
+
+
+def _read_object(path: Path) -> dict:
+    """A JSON object, {} where there is no such file."""
+    values = read_json(path) if path.is_file() else {}
+    if not isinstance(values, dict):
+        raise BadInput(f"{path}: not a JSON object")
+    return values
 
 
 def _stated_pooling(folder: Path, modules: list[dict]) -> str | None:
     for module in modules:
         if module.get("type", "").endswith(".Pooling"):
-            values = read_json(folder / module["path"] / "config.json")
+            values = _read_object(folder / module["path"] / "config.json")
             if "pooling_mode" in values:  # sentence-transformers 5.x and later name it
                 mode = values["pooling_mode"]
                 chosen = [_NEW_NAMES.get(name) for name in ([mode] if isinstance(mode, str) else mode)]
@@ -158,8 +169,7 @@ def _normalize(config: ModelConfig, folder: Path, modules: list[dict], notes: li
 
 
 def _stated_length(folder: Path) -> int | None:
-    path = folder / "sentence_bert_config.json"
-    return read_json(path).get("max_seq_length") if path.is_file() else None
+    return _read_object(folder / "sentence_bert_config.json").get("max_seq_length")
 
 
 def _position_limit(settings: dict) -> int | None:
@@ -170,8 +180,7 @@ def _position_limit(settings: dict) -> int | None:
 
 
 def _prompts(folder: Path) -> dict[str, str]:
-    path = folder / "config_sentence_transformers.json"
-    return (read_json(path).get("prompts") or {}) if path.is_file() else {}
+    return _read_object(folder / "config_sentence_transformers.json").get("prompts") or {}
 
 
 def _prompt(asked: str | None, stated: dict[str, str], names: tuple[str, ...]) -> str:

@@ -33,10 +33,12 @@ def pool(hidden: Tensor, mask: Tensor, how: str) -> Tensor:
 class Embedder(nn.Module):
     """Token ids -> one fp32 embedding per text, of length 1 where the model normalises."""
 
-    def __init__(self, backbone: nn.Module, pooling: str, normalize: bool, own_dropout: dict[str, float]):
+    def __init__(self, backbone: nn.Module, pooling: str, normalize: bool):
         super().__init__()
         self.backbone = backbone
-        self.own_dropout = own_dropout  # what the folder's config says, whatever this run trains with
+        # A decoder would keep keys and values of every layer for a generation that never comes.
+        self.own_use_cache = getattr(backbone.config, "use_cache", None)
+        backbone.config.use_cache = False
         self.pooling, self.normalize = pooling, normalize
 
     @property
@@ -62,44 +64,41 @@ def load_embedder(config: ModelConfig, checkpoint: Path | None = None):
     untrained: tensors of a pooler that no pooling here uses, by name; not trained, but exported again, so that the
     exported folder is as whole as the one it came from. Raises BadInput for a folder that cannot be loaded.
     """
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # one per rank, for seconds of work
-    folder = fetch(config.path)
+    folder = fetch(config.path, config.trust_remote_code)
     spec = read_spec(config, folder)
+    code = {"trust_remote_code": config.trust_remote_code}
+    tokenizer = load_tokenizer(config, folder)
+    source = checkpoint or folder
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
-        backbone = AutoModel.from_pretrained(
-            checkpoint or folder, dtype=torch.float32, trust_remote_code=config.trust_remote_code
-        )
+        backbone, found = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **code)
     except Exception as error:  # whatever a damaged folder makes the library raise is the folder's fault
         raise BadInput(f"model.path: {folder} cannot be loaded ({type(error).__name__}: {error})") from None
-    own_dropout = {key: getattr(backbone.config, key) for key in _dropout_keys(backbone.config)}
-    if config.dropout != "model":
-        _set_dropout(backbone, float(config.dropout))
+    missing = sorted(k for k in [*found["missing_keys"], *map(str, found["mismatched_keys"])] if "pooler." not in k)
+    if missing:  # they would be random
+        raise BadInput(f"model.path: {source} lacks {len(missing)} tensors of the model, among them {missing[0]}")
     pooler = getattr(backbone, "pooler", None)
     untrained = {f"pooler.{name}": t.clone() for name, t in pooler.state_dict().items()} if pooler is not None else {}
     if pooler is not None:
         backbone.pooler = None
-    return Embedder(backbone, spec.pooling, spec.normalize, own_dropout), tokenizer, spec, untrained
+    embedder = Embedder(backbone, spec.pooling, spec.normalize)
+    return embedder.train(config.dropout == "model"), tokenizer, spec, untrained
 
 
-def _dropout_keys(config) -> list[str]:
-    endings = ("dropout", "dropout_prob", "pdrop", "dropout_rate")
-    return [key for key, value in vars(config).items() if key.endswith(endings) and isinstance(value, (int, float))]
+def load_tokenizer(config: ModelConfig, folder: str):
+    """The folder's fast tokenizer (slow ones cannot say what they cut). Raises BadInput."""
+    from transformers import AutoTokenizer
 
-
-def _set_dropout(backbone: nn.Module, p: float) -> None:
-    """In the modules, in the numbers that attention keeps for itself, and in the config that some read as they run."""
-    for module in backbone.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = p
-        for key in ("dropout_prob", "attention_dropout", "dropout_p"):
-            if isinstance(getattr(module, key, None), float):
-                setattr(module, key, p)
-    for key in _dropout_keys(backbone.config):
-        setattr(backbone.config, key, p)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+    except Exception as error:
+        raise BadInput(f"model.path: {folder} has no usable tokenizer ({type(error).__name__}: {error})") from None
+    if not tokenizer.is_fast:
+        raise BadInput(f"model.path: {folder} has no fast tokenizer (tokenizer.json); convert it with transformers")
+    return tokenizer
 
 
 def tokenize(texts: list[str], prompt: str, max_len: int, tokenizer) -> tuple[list[list[int]], int]:
@@ -116,7 +115,7 @@ def tokenize(texts: list[str], prompt: str, max_len: int, tokenizer) -> tuple[li
         return_overflowing_tokens=False,
     )
     # the fast tokenizer keeps what it cut off beside each encoding
-    cut = sum(bool(e.overflowing) for e in encoded.encodings) if encoded.encodings else 0
+    cut = sum(bool(e.overflowing) for e in encoded.encodings)
     return encoded["input_ids"], cut
 
 
@@ -124,9 +123,9 @@ def save_embedder(folder: Path, weights: dict[str, Tensor], embedder: Embedder, 
     """Writes a folder that sentence-transformers and transformers load. weights: fp32 CPU tensors of the backbone."""
     backbone = embedder.backbone
     # Today's tensor names, not those of the file that was once loaded: the same on every engine.
+    backbone.config.use_cache = embedder.own_use_cache
     backbone.save_pretrained(folder, state_dict=weights, save_original_format=False)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | embedder.own_dropout, indent=2) + "\n")
+    backbone.config.use_cache = False
     tokenizer.save_pretrained(folder)
     kinds = ["Transformer", "Pooling"] + (["Normalize"] if spec.normalize else [])
     modules = [

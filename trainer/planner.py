@@ -47,3 +47,9 @@ class BatchPlan:
 def rank_slice(batch: np.ndarray, rank: int, world: int) -> np.ndarray:
     """The rows of a global batch that one rank embeds: contiguous, sizes differ by at most one."""
     return np.array_split(batch, world)[rank]
+
+
+def total_steps(plan: BatchPlan, epochs: int, max_steps: int | None) -> int:
+    """Optimizer steps of a whole run."""
+    planned = plan.steps_per_epoch * epochs
+    return min(planned, max_steps or planned)

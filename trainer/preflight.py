@@ -1,14 +1,18 @@
 """Everything that can be known to be wrong before a process group or a model exists. Never imports torch."""
 
+import math
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 from data_prep.problems import BadInput
 from data_prep.shards import open_shards
 from trainer.config import RunConfig
-from trainer.folder import is_hub_id, read_spec
+from trainer.folder import fetch, read_spec
 from trainer.planner import BatchPlan
 from trainer.retrieval import load_set
 from trainer.runlog import check_resumable
@@ -34,9 +38,14 @@ def _collect(problems: list[str], check: Callable, *args):
 
 
 def _check_model(config: RunConfig) -> None:
-    path = config.model.path
-    if Path(path).exists() or not is_hub_id(path):
-        read_spec(config.model, path)
+    folder = fetch(config.model.path, config.model.trust_remote_code)
+    read_spec(config.model, folder)
+    for file in Path(folder).glob("*.safetensors"):
+        try:
+            with safe_open(file, framework="numpy") as tensors:
+                tensors.keys()
+        except (SafetensorError, OSError) as error:
+            raise BadInput(f"model.path: {file} is damaged ({error})") from None
 
 
 def make_plan(config: RunConfig) -> BatchPlan:
@@ -53,7 +62,20 @@ def make_plan(config: RunConfig) -> BatchPlan:
 
 
 def _check_data(config: RunConfig) -> str:
-    return make_plan(config).fingerprint
+    fingerprint = make_plan(config).fingerprint
+    shards = open_shards(config.data.train)
+    for key, mend in _UNUSED.items():
+        rows = shards.split("train").count(key)
+        if rows:
+            raise BadInput(f"data.train: {rows} rows of {config.data.train} carry {key!r}, unused by InfoNCE: {mend}")
+    return fingerprint
+
+
+# Graded pairs would be trained as plain positives, the worst of them too.
+_UNUSED = {
+    "score": "losses for scored pairs are not built yet; keep the pairs that are positives and leave their scores out",
+    "teacher_scores": "distillation is not built yet; leave the key out to train without it",
+}
 
 
 def eval_path(config: RunConfig) -> str | None:
@@ -82,7 +104,7 @@ def _check_output(config: RunConfig, resume: bool, fingerprint: str | None) -> N
     elif out.is_dir() and any(out.iterdir()):
         raise BadInput(f"output_dir: {out} is not empty and holds no run of ours; name a new folder")
     _check_writable(out)
-    _check_space(config, out)
+    _check_space(config, out, resume)
 
 
 def _existing_parent(path: Path) -> Path:
@@ -103,14 +125,25 @@ def _check_writable(out: Path) -> None:
         raise BadInput(f"output_dir: cannot write below {parent} ({error.strerror}); name another folder") from None
 
 
-def _check_space(config: RunConfig, out: Path) -> None:
-    folder = Path(config.model.path)
-    weights = sum(p.stat().st_size for p in folder.glob("*.safetensors")) if folder.is_dir() else 0
-    # an epoch checkpoint holds the weights and two moments, final the weights; fp32 weights in the folder assumed
-    needed = weights * (3 * config.train.epochs + 1)
+def _check_space(config: RunConfig, out: Path, resume: bool) -> None:
+    weights = _fp32_bytes(Path(config.model.path))
+    there = len(list(out.glob("checkpoint-epoch-*"))) if resume else 0
+    epochs = max(0, config.train.epochs - there)
+    # an epoch checkpoint holds the weights and two moments, final the weights
+    needed = weights * (3 * epochs + (0 if (out / "final").is_dir() else 1))
     free = shutil.disk_usage(_existing_parent(out.absolute())).free
     if free < needed:
         raise BadInput(
-            f"output_dir: {free / 2**30:.1f} GiB free below {out}, but {config.train.epochs} epoch checkpoints and the "
-            f"final model need about {needed / 2**30:.1f} GiB; free some or name another disk"
+            f"output_dir: {free / 2**30:.1f} GiB free below {out}, but {epochs} epoch checkpoints and the final model "
+            f"need about {needed / 2**30:.1f} GiB; free some or name another disk"
         )
+
+
+def _fp32_bytes(folder: Path) -> int:
+    """Bytes of a model folder's parameters in fp32, whatever they are stored in (0 where it cannot be read)."""
+    count = 0
+    with suppress(SafetensorError, OSError):
+        for file in folder.glob("*.safetensors"):
+            with safe_open(file, framework="numpy") as tensors:
+                count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return 4 * count

@@ -128,8 +128,10 @@ def _from_shards(path: Path) -> RetrievalSet:
     queries: dict[str, str] = {}
     qrels: dict[str, dict[str, int]] = {}
     rows = shards.split("eval")
-    for i in range(len(rows)):
-        record = rows[i]
+    graded = rows.count("score")
+    if graded:
+        raise BadInput(f"{path}: {graded} rows of its eval split are graded pairs, which do not say what is relevant")
+    for record in rows:
         query = f"q{text_key(record.query)}"
         queries.setdefault(query, record.query)
         for text in record.positives:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import subprocess
@@ -13,11 +14,12 @@ from typing import Any
 from data_prep.output import whole_file
 from data_prep.problems import BadInput
 from data_prep.progress import say
-from trainer.config import RunConfig
+from trainer.config import RunConfig, parse_config
 
 PACKAGES = ("embedfleet", "torch", "transformers", "accelerate", "deepspeed", "datasets", "pyarrow", "safetensors")
 # Facts that may change between a run and its resumption: they change speed and memory, never the mathematics.
-FREE = ("train.micro_batch_tokens", "train.device", "train.log_every")
+# (Where the data lie may change as well: what they are is in the fingerprint.)
+FREE = ("output_dir", "data.train", "train.micro_batch_tokens", "train.device", "train.log_every")
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -58,11 +60,6 @@ def _git_state() -> dict | None:
         return None
 
 
-def differences(recorded: dict, config: RunConfig, prefix: str = "") -> list[str]:
-    """Keys of the run file that differ from what run.json recorded, FREE ones apart: a resumed run must be the same."""
-    return _different(recorded["config"], config.model_dump(mode="json"), prefix)
-
-
 def _different(old: Any, new: Any, prefix: str) -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         found = []
@@ -74,9 +71,15 @@ def _different(old: Any, new: Any, prefix: str) -> list[str]:
 
 def check_resumable(run_dir: Path, config: RunConfig, fingerprint: str) -> None:
     """Raises BadInput where the run in run_dir is another one than the config describes."""
-    recorded = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
-    problems = [f"{run_dir}: cannot resume, {text}" for text in differences(recorded, config)]
-    if recorded["data_fingerprint"] != fingerprint:
+    try:
+        recorded = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+        began_with = parse_config(recorded["config"], str(run_dir / "run.json"))  # keys of later versions get defaults
+        began_fingerprint = recorded["data_fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{run_dir}/run.json: is no record of a run that can be resumed ({error})") from None
+    different = _different(began_with.model_dump(mode="json"), config.model_dump(mode="json"), "")
+    problems = [f"{run_dir}: cannot resume, {text}" for text in different]
+    if began_fingerprint != fingerprint:
         problems.append(f"{run_dir}: cannot resume, data.train holds other data than the run began with")
     if problems:
         raise BadInput([*problems, "resume with the same run file, or train into another output_dir"])
@@ -104,8 +107,10 @@ class RunLog:
 
     def event(self, kind: str, **values) -> None:
         if self.active:
-            line = {"event": kind, "time": round(time.time(), 3), **values}
-            self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            # JSON has no Infinity: a gradient that is not finite (a skipped step) becomes null
+            finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+            line = {"event": kind, "time": round(time.time(), 3), **finite}
+            self.file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
             self.file.flush()
 
     def scalars(self, group: str, values: dict, step: int) -> None:

@@ -13,7 +13,7 @@ from trainer.collectives import World
 from trainer.config import OptimConfig, RunConfig
 from trainer.engine import TorchEngine
 from trainer.model import Embedder
-from trainer.topology import ZERO, Claim, check_world, claims
+from trainer.topology import ENGINES, ZERO, Claim, check_world, claims
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 GROUP_TIMEOUT = timedelta(minutes=30)  # a cut link is noticed by this alone
@@ -28,7 +28,6 @@ class Runtime:
     device: torch.device
     engine: str
     dtype: torch.dtype | None
-    plan: list[Claim]
 
     @property
     def is_main(self) -> bool:
@@ -43,9 +42,22 @@ class Runtime:
         return TorchEngine(embedder, optim, self.world, self.device, self.dtype)
 
 
-def pick_device(asked: str) -> str:
-    """cpu, mps or cuda. `auto` takes what is there; a device that was named and is missing is refused."""
+def pick_device(asked: str, engine: str | None = None, several: bool = False) -> str:
+    """cpu, mps or cuda. `auto` takes what is there; a device that was named and is missing is refused.
+
+    several: more than one rank, or ZeRO. An Apple GPU carries one process only.
+    """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    wanted = {"cpu": "cpu", "mps": "mps", "single_gpu": "cuda"}.get(engine or "", asked)
+    if os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1", "yes"):
+        wanted = "cpu"
+    if asked not in ("auto", wanted):
+        raise BadInput(f"train.device is {asked}, but the launcher or --engine asks for {wanted}; say one of them")
+    asked = wanted
+    if several and asked == "mps":
+        raise BadInput("an Apple GPU carries one process: use --engine mps, or train.device=cpu for several")
+    if several:
+        there["mps"] = False
     if asked == "auto":
         return next(name for name, present in there.items() if present)
     if not there[asked]:
@@ -60,14 +72,17 @@ def start(config: RunConfig, run_file: str, engine: str | None = None, processes
     engine, processes: the trainer's flags. The launcher's own environment and command line are held against the world
     that came up as well. Raises BadInput with what to run instead.
     """
-    kind = "cpu" if engine == "cpu" else pick_device(config.train.device)
     planned = claims(engine, processes)
     ds_json = _deepspeed_json(engine, planned, run_file)
     _check_environment(config)
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1 or ds_json is not None
+    kind = pick_device(config.train.device, engine, several)
     _share_cores()
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
+    if kind != "cuda":  # one device for accelerate, DeepSpeed and us, whatever else is in the machine
+        os.environ["ACCELERATE_TORCH_DEVICE"] = kind
     if kind == "cpu":  # DeepSpeed, which other libraries import where it is installed, would look for a GPU and warn
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     deepspeed_plugin = None
@@ -91,9 +106,11 @@ def start(config: RunConfig, run_file: str, engine: str | None = None, processes
 
         load_models_whole()
     world = World(accelerator.process_index, accelerator.num_processes)
-    actual = _actual_engine(accelerator, world, kind)
+    actual = _actual_engine(accelerator, world)
+    if actual not in ENGINES:
+        planned.append(Claim("embedfleet", engine="ddp"))
     check_world(world.size, actual, planned, run_file)
-    return Runtime(accelerator, world, accelerator.device, actual, DTYPES[config.train.precision], planned)
+    return Runtime(accelerator, world, accelerator.device, actual, DTYPES[config.train.precision])
 
 
 @contextmanager
@@ -104,9 +121,9 @@ def process_group(runtime: Runtime):
         yield
         failed = False
     finally:
-        if torch.distributed.is_initialized():
-            if not failed:
-                runtime.world.barrier()
+        # After a failure other ranks may sit in a collective: leaving the group would wait for them. The process ends.
+        if torch.distributed.is_initialized() and not failed:
+            runtime.world.barrier()
             torch.distributed.destroy_process_group()
 
 
@@ -164,9 +181,12 @@ def _describe_lone_process() -> None:
     os.environ.update(lone)
 
 
-def _actual_engine(accelerator, world: World, kind: str) -> str:
-    if accelerator.distributed_type.value == "DEEPSPEED":
+def _actual_engine(accelerator, world: World) -> str:
+    kind = accelerator.distributed_type.value
+    if kind == "DEEPSPEED":
         return f"zero{accelerator.state.deepspeed_plugin.zero_stage}"
+    if kind not in ("NO", "MULTI_GPU", "MULTI_CPU"):
+        return kind.lower()  # none of ours
     if world.size > 1:
         return "ddp"
-    return {"cpu": "cpu", "mps": "mps", "cuda": "single_gpu"}[kind]
+    return {"cpu": "cpu", "mps": "mps", "cuda": "single_gpu"}[accelerator.device.type]

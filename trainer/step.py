@@ -129,8 +129,9 @@ def compute_gradients(engine, batch: Batch, loss, micro_batch_tokens: int) -> St
             if i >= first_kept:
                 graphs[i] = out
             parts.append(out[: len(chunk)].detach())
-        order = torch.tensor([i for chunk in chunks for i in chunk], device=engine.device)
-        stacked = torch.cat(parts)
+        order = torch.tensor([i for chunk in chunks for i in chunk], dtype=torch.int64, device=engine.device)
+        # a rank may have no rows of a small last batch
+        stacked = torch.cat(parts or [torch.zeros((0, engine.embedder.size), device=engine.device)])
         embeddings = torch.empty_like(stacked).index_copy_(0, order, stacked)
         gradient, stats = loss_and_embedding_gradients(
             embeddings, batch, counts, world, loss.temperature, loss.negatives, loss.mask_duplicates

@@ -69,6 +69,8 @@ def accelerate_claim(command: list[str]) -> Claim | None:
     engine = None
     if kind == "DEEPSPEED" or "use_deepspeed" in options:
         engine = _zero_stage(options, config)
+    elif kind not in ("NO", "MULTI_GPU", "MULTI_CPU") or "use_fsdp" in options:
+        engine = "fsdp" if "use_fsdp" in options else kind.lower()  # none of ours: check_world refuses it
     elif (kind.startswith("MULTI_") or "multi_gpu" in options) and processes not in (None, 1):
         engine = "ddp"
     return Claim("the command `accelerate launch`", processes, engine)
@@ -150,29 +152,33 @@ def config_folder(name: str) -> Path:
     return Path(__file__).resolve().parent.parent / name
 
 
+class OtherWorld(BadInput):
+    """The world is not the planned one; every rank finds out for itself, with the same words."""
+
+    on_every_rank = True
+
+
 def check_world(actual_processes: int, actual_engine: str, planned: list[Claim], run_file: str) -> None:
     """Raises BadInput, naming what to run instead, unless the world that came up is the planned one."""
     problems = []
     for claim in planned:
         if claim.processes and claim.processes != actual_processes:
             problems.append(f"{claim.by} asked for {claim.processes} process(es), the world has {actual_processes}")
-        if claim.engine and not _same_engine(claim.engine, actual_engine):
+        alone = claim.engine == "ddp" and claim.processes == 1 == actual_processes  # data parallelism of one
+        if claim.engine and claim.engine != actual_engine and not alone:
             problems.append(f"{claim.by} asked for engine {claim.engine}, the engine is {actual_engine}")
     if not problems:
         return
     processes = max((c.processes for c in planned if c.processes), default=actual_processes)
-    engine = next((c.engine for c in planned if c.engine), "ddp" if processes > 1 else "auto")
-    raise BadInput(
+    default = "ddp" if processes > 1 else "auto"
+    engine = next((c.engine for c in planned if c.engine in ENGINES), default)
+    raise OtherWorld(
         "the world that came up is not the one that was planned: "
         + "; ".join(problems)
         + ". Nothing was trained. "
         + _why(actual_processes, actual_engine, engine)
         + f"Run instead: python -m launch run --config {run_file} --engine {engine} --processes {processes}"
     )
-
-
-def _same_engine(claimed: str, actual: str) -> bool:
-    return claimed == actual or (claimed in ONE_PROCESS and actual in ONE_PROCESS)
 
 
 def _why(processes: int, actual: str, engine: str) -> str:

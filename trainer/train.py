@@ -1,5 +1,6 @@
 """A training run, top to bottom: set up, fit, finish."""
 
+import copy
 import resource
 import sys
 import time
@@ -17,7 +18,7 @@ from trainer.data import TrainData
 from trainer.evaluate import evaluate_engine
 from trainer.folder import ModelSpec
 from trainer.model import Embedder, load_embedder, save_embedder
-from trainer.planner import BatchPlan
+from trainer.planner import BatchPlan, total_steps
 from trainer.preflight import check_run, eval_path, make_plan
 from trainer.retrieval import RetrievalSet, load_set, means
 from trainer.runlog import RunLog, describe_run, write_json
@@ -35,7 +36,8 @@ class Job:
     runtime: Runtime
     engine: object
     embedder: Embedder
-    tokenizer: object
+    tokenizer: object  # as the folder has it: exported, never used (using it changes it)
+    reader: object  # its copy for evaluation
     spec: ModelSpec
     untrained: dict
     plan: BatchPlan
@@ -70,17 +72,13 @@ def train(
             job.log.close()
 
 
-def total_steps(config: RunConfig, plan: BatchPlan) -> int:
-    planned = plan.steps_per_epoch * config.train.epochs
-    return min(planned, config.train.max_steps or planned)
-
-
 def prepare(runtime: Runtime, config: RunConfig, resume: bool) -> Job:
     """Loads model and data, writes run.json, restores the newest whole checkpoint where there is one."""
     run_dir = Path(config.output_dir)
     folder, passed = runtime.world.on_first(lambda: checkpoint.newest(run_dir) if resume else (None, []))
     state = checkpoint.read_state(folder) if folder else TrainState(0, 0, 0, 0, {})
     plan = make_plan(config)
+    steps = total_steps(plan, config.train.epochs, config.train.max_steps)
     embedder, tokenizer, spec, untrained = load_embedder(config.model, folder)
     engine = runtime.build(embedder, config.optim)
     if folder:
@@ -88,12 +86,12 @@ def prepare(runtime: Runtime, config: RunConfig, resume: bool) -> Job:
             engine.load_moments(checkpoint.read_moments(folder), state.updates)
         engine.scale.load(state.loss_scale)
     topology = {"processes": runtime.world.size, "engine": runtime.engine, "device": runtime.device.type}
-    about_plan = {"rows": plan.rows, "steps_per_epoch": plan.steps_per_epoch, "total_steps": total_steps(config, plan)}
+    about_plan = {"rows": plan.rows, "steps_per_epoch": plan.steps_per_epoch, "total_steps": steps}
     runtime.world.on_first(lambda: _write_run_json(run_dir, config, topology, plan, about_plan))
     log = RunLog(run_dir, runtime.is_main, state.log_offset)
     where = eval_path(config)
     job = Job(
-        config, runtime, engine, embedder, tokenizer, spec, untrained, plan, total_steps(config, plan),
+        config, runtime, engine, embedder, tokenizer, copy.deepcopy(tokenizer), spec, untrained, plan, steps,
         TrainData(config.data, spec, tokenizer, plan), load_set(where) if where else None, log, run_dir, state,
     )  # fmt: skip
     _say_start(job, resume, folder, passed, topology)
@@ -132,7 +130,6 @@ def fit(job: Job) -> None:
     config, engine, world = job.config, job.engine, job.runtime.world
     if job.state.step == 0:
         evaluate(job)
-    engine.module.train()
     skipped_in_a_row = 0
     mark = time.perf_counter()
     for step, batch in job.data.batches(job.state.step, job.total_steps, world.rank, world.size):
@@ -197,7 +194,7 @@ def evaluate(job: Job) -> dict[str, float] | None:
     if job.eval_set is None:
         return None
     began = time.perf_counter()
-    per_query = evaluate_engine(job.engine, job.tokenizer, job.spec, job.eval_set)
+    per_query = evaluate_engine(job.engine, job.reader, job.spec, job.eval_set)
     if per_query is None:
         return None
     metrics = means(per_query)

@@ -103,7 +103,6 @@ class ZeroEngine:
         self.embedder = embedder
         optimizer = adamw(embedder, optim, self.device)
         self.engine, _ = accelerator.prepare(embedder, optimizer)
-        self.module = self.engine
         self.optimizer = self.engine.optimizer
         self.stage = self.engine.zero_optimization_stage()
         self.lockstep = self.stage == 3  # every forward pass gathers weights: all ranks make the same number
@@ -113,7 +112,7 @@ class ZeroEngine:
 
     def embed(self, input_ids: Tensor, attention_mask: Tensor, seed: int) -> Tensor:
         """(texts, d) float32. The same seed gives the same dropout."""
-        if self.embedder.training:
+        if self.embedder.training:  # with dropout off the module stays in eval mode, which is exact for every family
             torch.manual_seed(seed)
         return self.engine(input_ids, attention_mask, self.dtype)
 
@@ -146,9 +145,11 @@ class ZeroEngine:
         return Applied(norm, overflowed)
 
     def weights(self) -> dict[str, Tensor]:
-        """Full fp32 backbone weights by name, on the CPU (complete on rank 0 only; collective)."""
+        """Full fp32 backbone weights by name, on the CPU (rank 0; empty or partial elsewhere; collective)."""
         backbone = self.embedder.backbone
         if self.stage < 3:
+            if self.world.rank:
+                return {}
             return {name: t.detach().cpu() for name, t in backbone.state_dict().items()}
         full: dict[str, Tensor] = {}
         named = dict(backbone.named_parameters())

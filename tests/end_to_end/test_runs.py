@@ -116,9 +116,6 @@ def test_any_engine_resumes_a_ddp_run_with_the_same_losses(whole, tmp_path, engi
     shutil.copytree(out, copy)
     for name in ("final", "checkpoint-epoch-2", "checkpoint-epoch-3"):
         shutil.rmtree(copy / name)
-    recorded = json.loads((copy / "run.json").read_text())
-    recorded["config"]["output_dir"] = str(copy)
-    (copy / "run.json").write_text(json.dumps(recorded))
     trainer = ["-m", "trainer", "--config", str(run_file), "--engine", engine, "--resume", f"output_dir={copy}"]
     done = run(*trainer) if processes == 1 else torchrun(processes, *trainer)
     assert done.returncode == 0, done.both[-4000:]
@@ -135,9 +132,6 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(whole, tmp_pat
     data = bytearray(target.read_bytes())
     data[len(data) // 2] ^= 1
     target.write_bytes(data)
-    recorded = json.loads((copy / "run.json").read_text())
-    recorded["config"]["output_dir"] = str(copy)
-    (copy / "run.json").write_text(json.dumps(recorded))
     done = run("-m", "trainer", "--config", str(run_file), "--resume", f"output_dir={copy}")
     assert done.returncode == 0, done.both[-4000:]
     assert "passed over: checkpoint-epoch-2: state/optimizer.safetensors is not what was written" in done.both
@@ -219,6 +213,37 @@ def test_accelerate_launch_works_from_another_folder(tmp_path, tiny_bert, shards
     done = run(*launcher, *trainer, cwd=tmp_path)
     assert done.returncode == 0, done.both[-3000:]
     assert json.loads((tmp_path / "out" / "run.json").read_text())["topology"]["engine"] == "zero2"
+
+
+def test_the_tokenizer_of_a_run_is_exported_as_the_folder_had_it(whole, tiny_bert):
+    """Using a fast tokenizer writes the length it cuts at into it: that must not reach the export."""
+    assert (whole[1] / "final" / "tokenizer.json").read_text() == (tiny_bert / "tokenizer.json").read_text()
+
+
+ONE_RANK_FAILS = """
+import os, sys
+import trainer.train as train
+from data_prep.problems import BadInput
+from trainer.__main__ import main
+
+load = train.load_embedder
+
+def only_rank_1_fails(*args):
+    if os.environ["RANK"] == "1":
+        raise BadInput("model.path: not on this node")
+    return load(*args)
+
+train.load_embedder = only_rank_1_fails
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_an_error_of_one_rank_is_told_by_that_rank(tmp_path, tiny_bert, shards):
+    script = tmp_path / "one_rank_fails.py"
+    script.write_text(ONE_RANK_FAILS)
+    done = torchrun(2, str(script), "--config", str(write_run(tmp_path, tiny_bert, shards)), timeout=120)
+    assert done.returncode != 0
+    assert "rank 1: error: model.path: not on this node" in done.both
 
 
 def test_evaluate_compares_two_models(whole, shards, tiny_bert, tmp_path):

@@ -23,7 +23,6 @@ def main(run_file: str, engine: str, processes: int, out: str) -> None:
     runtime = start(config, run_file, engine, processes)
     with process_group(runtime):
         job = prepare(runtime, config, resume=False)
-        job.engine.module.train()
         losses, norms, calls, gradients = [], [], [], {}
         for step, batch in job.data.batches(0, STEPS + 2, runtime.world.rank, runtime.world.size):
             planted = {STEPS: processes, STEPS + 1: 1 / processes}.get(step, 1.0)

@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from data_prep.__main__ import main as prep_main
 from launch.__main__ import main as launch_main
 from tests import tiny
 from trainer.__main__ import main as train_main
@@ -90,6 +91,17 @@ def pickled_weights(run):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
+def damaged_weights(run):
+    (run.copy_model() / "model.safetensors").write_bytes(b"not a tensor")
+
+
+def graded_pairs(run):
+    source = run.folder / "graded.json"
+    source.write_text(json.dumps([[f"w{i}", f"w{i + 50}", 0.0] for i in range(20)]))
+    assert prep_main(["shard", str(source), "--output", str(run.folder / "graded"), "--eval-fraction", "0"]) == 0
+    run.values["data"]["train"] = str(run.folder / "graded")
+
+
 def odd_pooling(run):
     edit_json(run.copy_model() / "1_Pooling" / "config.json", pooling_mode_cls_token=True)
 
@@ -113,6 +125,12 @@ CASES = {
     "unknown precision": (setting("train", "precision", "fp8"), "train.precision"),
     "unknown scope": (setting("loss", "negatives", "world"), "loss.negatives"),
     "dropout of one": (setting("model", "dropout", 1.0), "model.dropout"),
+    "hyphen in a key": (setting("train", "batch-size", 3), "unknown key 'train.batch-size'. Did you mean 'batch_size'"),
+    "truth for a number": (setting("optim", "lr", True), "lr is true"),
+    "graded pairs": (graded_pairs, "carry 'score', unused by InfoNCE"),
+    "damaged weights": (damaged_weights, "is damaged"),
+    "odd modules": (lambda r: (r.copy_model() / "modules.json").write_text('["a"]'), "not a list of modules"),
+    "mistyped model": (setting("model", "path", "modles/typo"), "is neither a folder here nor a model"),
     "unknown pooling": (setting("model", "pooling", "max"), "model.pooling"),
     "length beyond the model": (setting("model", "query_max_len", 9999), "model.query_max_len: 9999 tokens"),
     "no such model": (setting("model", "path", "./nowhere"), "model.path: nowhere is not a folder"),
@@ -130,7 +148,7 @@ CASES = {
     "no such data": (setting("data", "train", "./nowhere"), "nowhere"),
     "unfinished shards": (manifest_gone, "manifest"),
     "cut shard": (shard_cut, ".arrow"),
-    "fewer rows than a batch": (setting("train", "batch_size", 5000), "holds 90 rows, fewer than one batch"),
+    "fewer rows than a batch": (setting("train", "batch_size", 5000), "holds 82 rows, fewer than one batch"),
     "no such eval set": (setting("data", "eval", "./nowhere"), "nowhere: no such folder"),
     "output of another run": (other_run, "add --resume"),
     "output not empty": (stray_output, "is not empty and holds no run of ours"),
@@ -165,6 +183,8 @@ TEXTS = {
     "empty": ("run.yaml", "", "must be a mapping"),
     "a key twice": ("run.yaml", "output_dir: a\noutput_dir: b\n", "line 2: key 'output_dir' stands here and on line 1"),
     "wrong ending": ("run.toml", "x", "ends in .yaml"),
+    "a JSON key twice": ("run.json", '{"output_dir": "a", "output_dir": "b"}', "key 'output_dir' stands twice"),
+    "a key that is a list": ("run.yaml", "? [1]\n: 2\n", "a key must be a plain word"),
 }
 
 
@@ -194,6 +214,35 @@ def test_all_problems_are_told_at_once(run, capsys):
     assert train_main(["--config", run.write()]) == 2
     shown = capsys.readouterr().err
     assert "model.path" in shown and "nothing" in shown
+
+
+def test_files_as_people_write_them(run):
+    from trainer.config import load_config
+
+    text = json.dumps(run.values, indent="\t")
+    assert load_config(run.write(text)).train.batch_size == 8
+    yaml = "output_dir: o\nmodel: {path: m}\ndata: {train: t}\ntrain:\n"
+    assert load_config(run.write(yaml, "run.yaml"), ["train.epochs=2"]).train.epochs == 2
+
+
+@pytest.mark.parametrize("record", ["{}", "not json", '{"config": {}, "data_fingerprint": "x"}'])
+def test_resuming_a_folder_with_a_broken_record(run, capsys, record):
+    other_run(run)
+    (run.folder / "out" / "run.json").write_text(record)
+    assert train_main(["--config", run.write(), "--resume"]) == 2
+    assert "no record of a run" in capsys.readouterr().err
+
+
+def test_a_hidden_package_is_named(tmp_path):
+    from tests.launching import run as start
+
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "launch" / "__init__.py").write_text("")
+    code = "import sys, trainer.config as c; sys.path.{} ; c.check_packages()"
+    behind = start("-c", code.format(f"append({str(tmp_path)!r})"))
+    assert behind.returncode == 0, behind.both
+    hiding = start("-c", code.format(f"insert(0, {str(tmp_path)!r})"))
+    assert "'launch' of embedfleet is shadowed by" in hiding.both
 
 
 def test_a_missing_run_file(capsys):
@@ -241,13 +290,11 @@ def test_dry_run_shows_a_decoded_batch_with_prompts_and_masks(run, capsys, tmp_p
     rows = [{"query": f"w{i}", "positives": ["w100 w101" if i < 2 else f"w{i + 50} w99"]} for i in range(8)]
     source = tmp_path / "rows.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    from data_prep.__main__ import main as prep
-
-    assert prep(["shard", str(source), "--output", str(tmp_path / "s"), "--eval-fraction", "0"]) == 0
+    assert prep_main(["shard", str(source), "--output", str(tmp_path / "s"), "--eval-fraction", "0"]) == 0
     run.values["data"]["train"] = str(tmp_path / "s")
     run.values["model"] |= {"query_prompt": f"{tiny.WORDS[7]} ", "passage_max_len": 4}
     assert train_main(["--config", run.write(), "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert "2 (query, document) pairs masked" in shown
     assert "[CLS] w7 w" in shown
-    assert "1 epoch(s) of 1 steps, global batch 8" in shown
+    assert "plan: 1 steps (1 epoch(s) of 1), global batch 8, last batch of 8" in shown

@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 
 import pytest
-from data_prep_helpers import PAIR, documents, read_jsonl, run, write_jsonl, write_records
 
 from data_prep.stores import Chunk, write_chunks
+from tests.unit.data_prep_helpers import PAIR, documents, read_jsonl, run, write_jsonl, write_records
 
 GOOD = json.dumps(PAIR)
 # (case, file name, content, the parts that the message must have)

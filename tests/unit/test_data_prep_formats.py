@@ -6,12 +6,12 @@ import subprocess
 import sys
 
 import pytest
-from data_prep_helpers import PAIR, read_jsonl, run, write_jsonl, write_records
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_prep.formats import read_records
 from data_prep.records import Record
+from tests.unit.data_prep_helpers import PAIR, read_jsonl, run, write_jsonl, write_records
 
 ALL_SETTINGS = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 # every character that UTF-8 can hold and that is not invisible alone

@@ -4,13 +4,13 @@ import json
 import re
 
 import pytest
-from data_prep_helpers import read_jsonl, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.offline import hide_name, make_pair
 from data_prep.problems import BadInput
 from data_prep.stores import Chunk, iter_chunks, write_chunks
+from tests.unit.data_prep_helpers import read_jsonl, run
 
 BODY = "It turns the handle first, then it pulls the frame towards the room."
 

@@ -4,7 +4,6 @@ import json
 import shutil
 
 import pytest
-from data_prep_helpers import documents, run, write_jsonl, write_records
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +11,7 @@ from data_prep.problems import BadInput
 from data_prep.records import Record, normalise
 from data_prep.shard_writer import shard
 from data_prep.shards import open_shards
+from tests.unit.data_prep_helpers import documents, run, write_jsonl, write_records
 
 
 def contents(folder):

@@ -1,5 +1,6 @@
 """Pooling by closed form; a saved folder embeds the same in sentence-transformers; no pooling is ever assumed."""
 
+import json
 import shutil
 
 import pytest
@@ -99,19 +100,30 @@ def test_a_pooling_other_than_the_folders_is_said(tiny_bert):
 
 
 def test_dropout_is_off_by_default_and_the_models_own_on_request(tiny_bert):
-    def rates(dropout):
-        embedder = load_embedder(ModelConfig(path=str(tiny_bert), dropout=dropout))[0]
-        return {m.p for m in embedder.modules() if isinstance(m, torch.nn.Dropout)}
-
-    assert rates(0.0) == {0.0}
-    assert rates("model") == {0.1}
+    assert not any(m.training for m in load_embedder(ModelConfig(path=str(tiny_bert)))[0].modules())
+    assert all(m.training for m in load_embedder(ModelConfig(path=str(tiny_bert), dropout="model"))[0].modules())
 
 
-def test_the_saved_config_keeps_the_models_own_dropout(tiny_bert, tmp_path):
-    _, engine, tokenizer, spec, untrained = embed(ModelConfig(path=str(tiny_bert)))
-    save_embedder(tmp_path, engine.weights() | untrained, engine.embedder, tokenizer, spec)
-    again = load_embedder(ModelConfig(path=str(tmp_path), dropout="model"))[0]
-    assert {m.p for m in again.modules() if isinstance(m, torch.nn.Dropout)} == {0.1}
+def test_the_saved_folder_keeps_the_config_and_the_tokenizer_of_its_source(tmp_path):
+    source = tiny.model(tmp_path / "source", "qwen2", "last")
+    embedder, tokenizer, spec, untrained = load_embedder(ModelConfig(path=str(source)))
+    assert embedder.backbone.config.use_cache is False
+    weights = TorchEngine(embedder, OptimConfig(), World(), torch.device("cpu"), None).weights()
+    save_embedder(tmp_path, weights | untrained, embedder, tokenizer, spec)
+    saved, own = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path, source))
+    assert saved["use_cache"] == own["use_cache"] is True
+
+
+def test_tensors_that_are_missing_are_refused_not_made_up(tiny_bert, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "holes"
+    shutil.copytree(tiny_bert, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("encoder.layer.1.output.dense.weight")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BadInput, match="lacks 1 tensors of the model, among them encoder.layer.1.output.dense.weight"):
+        load_embedder(ModelConfig(path=str(folder)))
 
 
 def test_a_damaged_model_folder_is_the_users_error(tiny_bert, tmp_path):

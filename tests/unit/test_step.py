@@ -38,10 +38,10 @@ def test_a_text_longer_than_the_budget_is_a_chunk_of_its_own():
     assert make_chunks([500, 10, 10], 100) == [[0], [1, 2]]
 
 
-def engine_and_batch(folder, shards, dropout=0.0, rows=None):
+def engine_and_batch(folder, shards, dropout=0, rows=None):
     embedder, tokenizer, spec, _ = load_embedder(ModelConfig(path=str(folder), dropout=dropout))
     engine = TorchEngine(embedder, OptimConfig(), World(), torch.device("cpu"), None)
-    engine.module.train()
+    engine.embedder.train(dropout != 0)
     plan = BatchPlan(24, 24, "f", 0)
     data = TrainData(DataConfig(train=str(shards)), spec, tokenizer, plan)
     records = rows or data.rows.take(range(24))
@@ -64,7 +64,7 @@ def test_the_gradient_is_the_same_at_every_memory_budget(tiny_bert, tiny_shards,
 
 
 def test_dropout_is_replayed_exactly_where_a_chunk_is_embedded_twice(tiny_bert, tiny_shards, monkeypatch):
-    engine, batch = engine_and_batch(tiny_bert, tiny_shards, dropout=0.3)
+    engine, batch = engine_and_batch(tiny_bert, tiny_shards, dropout="model")
     monkeypatch.setattr("trainer.step.CHUNK_TOKENS", {"cpu": 150})  # the same chunks, kept or not
     kept, _ = gradients(engine, batch, EVERYTHING)
     monkeypatch.setattr("trainer.step.kept_chunks", lambda *_: 0)

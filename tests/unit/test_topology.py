@@ -53,7 +53,21 @@ def test_a_dropped_engine_is_refused():
 
 def test_the_planned_world_passes():
     check_world(2, "zero3", [Claim("flags", 2, "zero3"), Claim("env", 2), Claim("x", None, None)], "r.yaml")
-    check_world(1, "mps", [Claim("flags", 1, "single_gpu")], "r.yaml")
+    check_world(1, "single_gpu", [Claim("flags", 1, "ddp")], "r.yaml")  # data parallelism of one, asked for
+
+
+@pytest.mark.parametrize(("planned", "actual"), [("single_gpu", "cpu"), ("mps", "cpu"), ("cpu", "single_gpu")])
+def test_another_device_than_the_planned_one_is_refused(planned, actual):
+    with pytest.raises(BadInput, match=f"asked for engine {planned}, the engine is {actual}"):
+        check_world(1, actual, [Claim("flags", 1, planned)], "r.yaml")
+
+
+def test_an_engine_that_is_none_of_ours_is_refused(tmp_path):
+    yaml = tmp_path / "fsdp.yaml"
+    yaml.write_text("distributed_type: FSDP\n")
+    claim = accelerate_claim(["accelerate", "launch", "--config_file", str(yaml), "--num_processes", "2", *TAIL])
+    with pytest.raises(BadInput, match="asked for engine fsdp, the engine is ddp"):
+        check_world(2, "ddp", [claim], "r.yaml")
 
 
 CPU, GPUS, MAC = Machine(0, False, 8), Machine(4, False, 32), Machine(0, True, 8)
@@ -71,10 +85,17 @@ CPU, GPUS, MAC = Machine(0, False, 8), Machine(4, False, 32), Machine(0, True, 8
         ("zero2", None, CPU, "auto", ("zero2", 2)),
         ("zero3", None, GPUS, "auto", ("zero3", 4)),
         ("ddp", 3, CPU, "auto", ("ddp", 3)),
+        ("ddp", None, Machine(1, False, 8), "auto", ("ddp", 1)),
+        ("ddp", None, Machine(0, False, 1), "auto", ("ddp", 2)),
     ],
 )
 def test_engine_and_processes_that_are_left_open(engine, processes, machine, device, expected):
     assert choose(engine, processes, machine, device) == expected
+
+
+def test_two_statements_about_the_device_are_refused():
+    with pytest.raises(BadInput, match="say one of them"):
+        choose("cpu", None, GPUS, "cuda")
 
 
 @pytest.mark.parametrize(
@@ -94,12 +115,12 @@ def test_never_fewer_ranks_or_another_engine_than_asked(engine, processes, machi
 
 
 def test_the_command_states_each_fact_once_and_cpu_ranks_share_the_cores():
-    command = build("r.yaml", ["optim.lr=1e-4"], "ddp", 2, CPU, True, 29500)
+    command = build("r.yaml", ["optim.lr=1e-4"], "ddp", 2, CPU, "cpu", True, 29500)
     assert command.environ == {"OMP_NUM_THREADS": "4", "ACCELERATE_USE_CPU": "true"}
     assert command.argv.count("--num_processes") == 1
-    assert command.argv[-2:] == ["--resume", "optim.lr=1e-4"]
-    assert "ACCELERATE_USE_CPU" not in build("r.yaml", [], "zero2", 2, CPU, False, 29500).environ
-    assert build("r.yaml", [], "ddp", 4, GPUS, False, 29500).environ == {}
+    assert command.argv[-3:] == ["--resume", "optim.lr=1e-4", "train.device=cpu"]
+    assert "ACCELERATE_USE_CPU" not in build("r.yaml", [], "zero2", 2, CPU, "cpu", False, 29500).environ
+    assert build("r.yaml", [], "ddp", 4, GPUS, "cuda", False, 29500).environ == {}
 
 
 def test_our_accelerate_configs_hold_no_counts_and_our_jsons_no_fact_of_the_run_file():
