@@ -1,6 +1,7 @@
 """Errors a user can mend, collected so that one run shows all of them."""
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 
 
 class BadInput(ValueError):
@@ -25,6 +26,16 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Runs a command; a user's error becomes its text on stderr and its exit code, a bug of ours a traceback."""
+    try:
+        return work()
+    except (Exception, KeyboardInterrupt) as error:
+        text, code = report(error)
+        print(text, file=sys.stderr)
+        return code
 
 
 def report(error: BaseException) -> tuple[str, int]:

@@ -9,6 +9,8 @@ No time, path or version stands in it: the same input and seed give the same byt
 import json
 import os
 import shutil
+import sys
+from array import array
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +23,7 @@ from data_prep.output import check, fsync_folder, same_path, unfinished_name
 from data_prep.problems import BadInput
 from data_prep.progress import result, say, track
 from data_prep.records import Record
-from data_prep.shards import COLUMNS, MANIFEST, SCHEMA_VERSION, looks_unfinished, sha256_of
+from data_prep.shards import COLUMNS, KEY_FILES, MANIFEST, SCHEMA_VERSION, looks_unfinished, sha256_of
 from data_prep.splits import DROPPED, EVAL, TRAIN, Leak, SplitPlan
 
 NAMES = {TRAIN: "train", EVAL: "eval"}
@@ -64,6 +66,7 @@ def shard(
         splits, dropped = _assign(plan, build / "spool.jsonl", on_leakage)
         counts = _checked_counts(plan, splits, num_shards)
         sources, lengths, files = _write_splits(build, splits, counts, num_shards)
+        files = sorted([*files, *_write_keys(build, plan, splits)], key=lambda entry: entry["path"])
         (build / "spool.jsonl").unlink()
         manifest = {
             "schema_version": SCHEMA_VERSION,
@@ -270,6 +273,28 @@ def _write_splits(
     _write_json(build / "dataset_dict.json", {"splits": list(counts)})
     files.append(_entry(build / "dataset_dict.json", build))
     return dict(sorted(sources.items())), lengths, sorted(files, key=lambda entry: entry["path"])
+
+
+def _write_keys(build: Path, plan: SplitPlan, splits: bytearray) -> list[dict[str, Any]]:
+    """Keys of the train rows' texts and documents, so that no batch need hold two rows that share one.
+
+    train.keys: all keys, row after row; train.ends: where each row's keys end. Little-endian int64 both.
+    """
+    keys, ends = array("q"), array("q")
+    for row, split in enumerate(splits):
+        if split == TRAIN:
+            keys.extend(plan.keys(row))
+            ends.append(len(keys))
+    files = []
+    for name, values in zip(KEY_FILES, (keys, ends)):
+        if sys.byteorder == "big":
+            values.byteswap()
+        with open(build / name, "wb") as handle:
+            values.tofile(handle)
+            handle.flush()
+            os.fsync(handle.fileno())
+        files.append(_entry(build / name, build))
+    return files
 
 
 def _entry(file: Path, root: Path) -> dict[str, Any]:

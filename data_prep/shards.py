@@ -16,6 +16,7 @@ from data_prep.records import Record
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 SPLITS = ("train", "eval")
+KEY_FILES = ("train.keys", "train.ends")  # see shard_writer.py
 # One Arrow row is one Record; metadata is JSON text, as its keys differ from row to row.
 COLUMNS = {
     "query": "string",
@@ -34,7 +35,7 @@ def looks_unfinished(path: Path) -> bool:
     """Whether the folder holds our columns without a manifest: a partial copy, or a build that was killed."""
     if not path.is_dir() or (path / MANIFEST).exists():
         return False
-    known = {*SPLITS, "dataset_dict.json", "spool.jsonl"}
+    known = {*SPLITS, *KEY_FILES, "dataset_dict.json", "spool.jsonl"}
     names = {entry.name for entry in path.iterdir()}
     if not names or not names <= known:
         return False
@@ -128,6 +129,12 @@ class ShardFolder:
         if split not in self.splits:
             hint = nearest(split, self.splits)
             raise BadInput(f"{self.path}: has no split {split!r}; it has {', '.join(self.splits)}.{hint}")
+
+    def keys(self) -> tuple[Any, Any]:
+        """Keys of the train rows and where each row's end: two memory-mapped int64 arrays."""
+        import numpy as np
+
+        return tuple(np.memmap(self.path / name, dtype="<i8", mode="r") for name in KEY_FILES)
 
     def verify_hashes(self) -> None:
         """Reads every file and compares its sha256 with the manifest; BadInput lists the files that differ."""

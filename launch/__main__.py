@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from data_prep.problems import report
+from data_prep.problems import guarded
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,12 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    try:
-        return run(args)
-    except (Exception, KeyboardInterrupt) as error:
-        text, code = report(error)
-        print(text, file=sys.stderr)
-        return code
+    return guarded(lambda: run(args))
 
 
 if __name__ == "__main__":

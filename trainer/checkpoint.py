@@ -1,6 +1,5 @@
 """Checkpoints: written aside, fsynced, renamed, marker last. State is by parameter name: any engine resumes any."""
 
-import hashlib
 import json
 import os
 import re
@@ -13,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from data_prep.output import fsync_folder
 from data_prep.problems import Failed
+from data_prep.shards import sha256_of
 
 _NAME = re.compile(r"checkpoint-epoch-(\d+)")
 MARKER = "complete.json"  # sizes and sha256 of every file; its presence means: whole
@@ -71,16 +71,11 @@ def _seal(folder: Path) -> None:
     """Hashes and fsyncs every file, then writes the marker."""
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         _fsync(path)
     (folder / MARKER).write_text(json.dumps({"files": files}, indent=1) + "\n")
     _fsync(folder / MARKER)
     fsync_folder(folder)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fsync(path: Path) -> None:
@@ -98,7 +93,7 @@ def damage(folder: Path) -> str | None:
         path = folder / name
         if not path.is_file():
             return f"{folder.name}: {name} is missing"
-        if path.stat().st_size != fact["bytes"] or _sha256(path) != fact["sha256"]:
+        if path.stat().st_size != fact["bytes"] or sha256_of(path) != fact["sha256"]:
             return f"{folder.name}: {name} is not what was written (size or sha256 differs)"
     return None
 

@@ -28,6 +28,7 @@ def show(config: RunConfig, resume: bool) -> None:
         f"evaluation: {eval_path(config) or 'none (no data.eval, and the shards have no eval split)'}",
         f"plan: {steps} steps ({config.train.epochs} epoch(s) of {plan.steps_per_epoch}), global batch "
         f"{plan.batch_size}, last batch of {len(first[-1])}, {plan.left_out_per_epoch} row(s) left out per epoch, "
+        f"{plan.arrange(0)[1]} row(s) that share a text or document with another of their batch, "
         f"{round(config.optim.warmup_ratio * steps)} steps of warm-up",
     ]
     data = TrainData(config.data, spec, tokenizer, plan)

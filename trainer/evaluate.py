@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data_prep.output import check, check_output_file
-from data_prep.problems import report
+from data_prep.problems import guarded
 from data_prep.progress import say
 from trainer.retrieval import METRICS, RetrievalSet, load_set, means, paired_bootstrap, rank_documents, score_run
 from trainer.runlog import write_json
@@ -130,12 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--passage-prompt", help="put before every document; default: the model folder's own")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "mps", "cuda"])
     args = parser.parse_args(argv)
-    try:
-        return run(args)
-    except (Exception, KeyboardInterrupt) as error:
-        text, code = report(error)
-        print(text, file=sys.stderr)
-        return code
+    return guarded(lambda: run(args))
 
 
 if __name__ == "__main__":

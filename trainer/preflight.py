@@ -13,7 +13,7 @@ from data_prep.problems import BadInput
 from data_prep.shards import open_shards
 from trainer.config import RunConfig
 from trainer.folder import fetch, read_spec
-from trainer.planner import BatchPlan
+from trainer.planner import BatchPlan, RowKeys
 from trainer.retrieval import load_set
 from trainer.runlog import check_resumable
 
@@ -58,7 +58,8 @@ def make_plan(config: RunConfig) -> BatchPlan:
             f"data.train: {config.data.train} holds {rows} rows, fewer than one batch "
             f"(train.batch_size {batch_size}); {mend}"
         )
-    return BatchPlan(rows, batch_size, shards.fingerprint, config.train.seed, config.data.last_batch)
+    keys = RowKeys(*shards.keys())
+    return BatchPlan(rows, batch_size, shards.fingerprint, config.train.seed, config.data.last_batch, keys)
 
 
 def _check_data(config: RunConfig) -> str:

@@ -122,7 +122,20 @@ def _say_start(job: Job, resume: bool, folder: Path | None, passed: list[str], t
         job.log.say(
             f"{plan.left_out_per_epoch} row(s) stay out of each epoch (the incomplete last batch), others each time"
         )
+    epoch = job.state.step // plan.steps_per_epoch
+    meeting = plan.arrange(epoch)[1]
+    if meeting:
+        job.log.say(
+            f"{meeting} row(s) of epoch {epoch + 1} share a text or document with another row of their batch (it "
+            "occurs more often than there are batches): " + _MEETING[job.config.loss.mask_duplicates]
+        )
     job.log.event("start", **topology, step=job.state.step, resumed=folder is not None)
+
+
+_MEETING = {
+    True: "they are masked, never each other's negatives",
+    False: "loss.mask_duplicates is off, so they are each other's negatives",
+}
 
 
 def fit(job: Job) -> None:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from data_prep.shards import open_shards
 from trainer.config import RunConfig
-from trainer.planner import BatchPlan
+from trainer.preflight import make_plan
 
 
 def dense_run(config: RunConfig, steps: int, extra: int) -> tuple[list[float], list[float], list[dict]]:
@@ -20,7 +20,7 @@ def dense_run(config: RunConfig, steps: int, extra: int) -> tuple[list[float], l
     model = AutoModel.from_pretrained(config.model.path, dtype=torch.float32)
     model.eval()  # dropout off
     rows = open_shards(config.data.train).split("train")
-    plan = BatchPlan(len(rows), config.train.batch_size, open_shards(config.data.train).fingerprint, config.train.seed)
+    plan = make_plan(config)  # which rows a batch holds is proved in test_planner
     decayed = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": config.optim.weight_decay}, {"params": plain, "weight_decay": 0.0}]

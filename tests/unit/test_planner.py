@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.planner import BatchPlan, rank_slice
+from trainer.planner import BatchPlan, RowKeys, rank_slice
 
 plans = st.builds(
     BatchPlan,
@@ -52,6 +52,51 @@ def test_every_epoch_is_another_order_and_the_same_each_time():
     plan = BatchPlan(200, 8, "f", 0)
     assert np.concatenate(plan.epoch(0)).tolist() != np.concatenate(plan.epoch(1)).tolist()
     assert np.concatenate(plan.epoch(1)).tolist() == np.concatenate(BatchPlan(200, 8, "f", 0).epoch(1)).tolist()
+
+
+def shared_keys(rows: int, groups: list[list[int]]) -> RowKeys:
+    """Row i has key i of its own and key rows + g for each group g it is in."""
+    keys = [[i] + [rows + g for g, members in enumerate(groups) if i in members] for i in range(rows)]
+    return RowKeys(np.array([k for row in keys for k in row]), np.cumsum([len(row) for row in keys]))
+
+
+@given(
+    st.integers(40, 120),
+    st.integers(2, 8),
+    st.lists(st.lists(st.integers(0, 39), min_size=2, max_size=4, unique=True), max_size=8),
+    st.integers(0, 3),
+)
+def test_no_batch_holds_two_rows_that_share_a_text_or_document(rows, batch_size, groups, epoch):
+    plan = BatchPlan(rows, batch_size, "f", 0, keys=shared_keys(rows, groups))
+    order, meeting = plan.arrange(epoch)
+    assert sorted(order.tolist()) == list(range(rows)) and meeting == 0
+    for batch in plan.epoch(epoch):
+        for members in groups:
+            assert len(set(members) & set(batch.tolist())) <= 1
+
+
+def test_without_the_keys_such_rows_do_meet():
+    groups = [[i, i + 20] for i in range(20)]
+    meets = [len({*g} & {*b.tolist()}) > 1 for b in BatchPlan(40, 20, "f", 0).epoch(0) for g in groups]
+    assert any(meets)
+
+
+def test_a_text_more_frequent_than_batches_is_counted_and_its_rows_are_kept():
+    plan = BatchPlan(40, 10, "f", 0, keys=shared_keys(40, [list(range(7))]))  # 7 copies, 4 batches
+    order, meeting = plan.arrange(0)
+    assert meeting == 3
+    assert sorted(order.tolist()) == list(range(40))
+
+
+def test_a_million_rows_with_duplicates_are_arranged_without_any_meeting():
+    rows = 1_000_000
+    keys = np.arange(rows)
+    keys[: rows // 100] = np.arange(rows // 100) // 4  # 1 % of the rows in groups of four
+    plan = BatchPlan(rows, 512, "f", 0, keys=RowKeys(keys, np.arange(1, rows + 1)))
+    order, meeting = plan.arrange(0)
+    assert meeting == 0
+    code = np.sort((np.arange(rows) // 512) * rows + keys[order])
+    assert (code[1:] != code[:-1]).all()
 
 
 def test_the_order_is_the_one_of_this_plan_version():
