@@ -165,8 +165,16 @@ def _chunk(row: Row, positive: str | None) -> Record:
     return Record(question, [chosen], doc_ids=[chunk_id])
 
 
-def _pair(row: Row, _: str | None) -> Record:
-    return Record(row.text("anchor"), [row.text("positive")], row.texts("hard_negatives"))
+def _pair(query: str, positive: str) -> Callable[[Row, str | None], Record]:
+    """A query and its positive under these names, with hard negatives as a list or as one text (a triplet)."""
+
+    def build(row: Row, _: str | None) -> Record:
+        found = Record(row.text(query), [row.text(positive)], row.texts("hard_negatives"))
+        if row.values.get("negative") is not None:
+            found.negatives.append(row.text("negative"))
+        return found
+
+    return build
 
 
 def _lists(row: Row, _: str | None) -> Record:
@@ -190,7 +198,9 @@ class Shape(NamedTuple):
 SHAPES = (
     Shape(("query", "positives"), '{"query", "positives": […], …} (records)', _own),
     Shape(("chunk_id", "question", "answer"), '{"chunk_id", "question", "answer", "metadata", "context"?}', _chunk),
-    Shape(("anchor", "positive"), '{"anchor", "positive", "hard_negatives"?: […]}', _pair),
+    Shape(("anchor", "positive"), '{"anchor", "positive", "hard_negatives"?: […]}', _pair("anchor", "positive")),
+    Shape(("query", "positive"), '{"query", "positive", "negative"?}', _pair("query", "positive")),
+    Shape(("question", "answer"), '{"question", "answer"}', _pair("question", "answer")),
     Shape(("query", "pos"), '{"query", "pos": […], "neg": […]}', _lists),
     Shape(("query", "item", "score"), '[query, item, score] or {"query", "item", "score"}, score in 0..1', _scored),
     Shape(("term", "definition"), '{"term", "definition"} (glossary)', _glossary),
@@ -201,6 +211,7 @@ ACCEPTED = " | ".join(shape.example for shape in SHAPES) + ". CSV, TSV and Parqu
 def recognise(values: dict[str, Any]) -> Shape:
     """The one shape whose keys this row has; raises UnknownShape with the nearest one otherwise."""
     found = [shape for shape in SHAPES if set(shape.required) <= set(values)]
+    found = [s for s in found if not any(set(s.required) < set(other.required) for other in found)]
     if len(found) > 1:  # a table has the columns of all its rows: empty ones do not count
         filled = {key for key, value in values.items() if value is not None}
         found = [shape for shape in found if set(shape.required) <= filled] or found

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from data_prep.problems import BadInput
 from data_prep.progress import say, track
-from data_prep.records import Record, text_key
+from data_prep.records import Record, normalise, text_key
 
 # Scripts without spaces are matched by character, everything else by words of two letters or more.
 _UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
@@ -58,11 +58,22 @@ def add_hard_negatives(records: list[Record], k: int, where: str) -> None:
     fewer = 0
     for record, ranked in track(_ranked(corpus, rows, k), f"{where}: BM25", total=len(rows)):
         forbidden = corpus.forbidden(record)
-        fresh = [corpus.texts[i] for i in ranked if corpus.keys[i] not in forbidden][:k]
+        fresh = [corpus.texts[i] for i in ranked if corpus.keys[i] not in forbidden]
+        fresh = [text for text in fresh if not _same_answer(text, record.positives)][:k]
         record.negatives.extend(fresh)
         fewer += len(fresh) < k
     if fewer:
         say(f"{where}: {fewer:,} of {len(rows):,} rows got fewer than {k} hard negatives: no more texts share a word")
+
+
+def _same_answer(text: str, positives: list[str]) -> bool:
+    """Whether the text holds a positive or is part of one: it then answers the query as well (not for a few words)."""
+    candidate = normalise(text)
+    for positive in map(normalise, positives):
+        shorter, longer = sorted((candidate, positive), key=len)
+        if shorter.count(" ") >= 3 and shorter in longer:
+            return True
+    return False
 
 
 def _ranked(corpus: _Corpus, rows: list[Record], k: int) -> Iterator[tuple[Record, list[int]]]:
@@ -84,6 +95,6 @@ def _ranked(corpus: _Corpus, rows: list[Record], k: int) -> Iterator[tuple[Recor
         if not words:
             yield record, []
             continue
-        depth = min(len(corpus.texts), k + len(corpus.forbidden(record)))
+        depth = min(len(corpus.texts), 2 * k + len(corpus.forbidden(record)))
         places, scores = index.retrieve([words], k=depth, show_progress=False, backend_selection="numpy")
         yield record, [int(i) for i, score in zip(places[0], scores[0]) if score > 0]

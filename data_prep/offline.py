@@ -92,7 +92,9 @@ def _check_pairs(collection, where, hide, chunks, rules, skipped, lacking, field
     )
     if not rules:
         why = "; ".join(f"{count:,} {reason}" for reason, count in skipped.items())
-        raise BadInput(f"--collection {collection}: no pair from {chunks:,} chunks: {why}; lower --min-words")
+        raise BadInput(
+            f"--collection {collection}: no pair from {chunks:,} chunks: {why} (--min-words: words of an answer)"
+        )
 
 
 def make_pair(chunk: Chunk, hide: Iterable[str] = (), seed: int = 0, min_words: int = 8) -> dict[str, Any] | str:

@@ -82,6 +82,7 @@ def shard(
                 "dropped": dropped,
             },
             "duplicates_removed": plan.duplicates,
+            "scored_rows": plan.scored,
             "tokenizer": None,
             "lengths": lengths.summary(histogram=True),
             "fingerprint": _fingerprint(files),
@@ -170,7 +171,8 @@ def _checked_counts(plan: SplitPlan, splits: bytearray, num_shards: int | None) 
         found.append(f"--num-shards {num_shards}: more than the {counts['train']} rows of train")
     if found and plan.kept_in_train:
         found.append(
-            f"{plan.kept_in_train:,} of {len(plan):,} rows hang together by shared texts or documents: --split-by"
+            f"{plan.kept_in_train:,} of {len(plan):,} rows share texts or documents, so they stay in one split; "
+            "--split-by FIELD splits them by a metadata field"
         )
     check(found)
     return counts
@@ -329,6 +331,8 @@ def _put_in_place(build: Path, output: Path) -> None:
 
 def _summary(output: Path, manifest: dict[str, Any]) -> None:
     rule = manifest["split"]
+    if manifest["scored_rows"]:
+        result(f"{output}: {manifest['scored_rows']:,} rows carry a score; losses for scored pairs are not built yet")
     rows = ", ".join(f"{name} {count:,}" for name, count in manifest["rows"].items())
     result(f"{output}: {rows} rows; exact duplicates removed: {manifest['duplicates_removed']:,}")
     if rule["dropped"]:

@@ -37,6 +37,7 @@ class SplitPlan:
     fraction: float
     seed: int
     duplicates: int = 0
+    scored: int = 0  # rows with a graded score
     kept_in_train: int = 0  # rows of a group too large for eval
     _keys: array = field(default_factory=lambda: array("q"))  # of all rows, one after the other
     _ends: array = field(default_factory=lambda: array("q"))
@@ -57,6 +58,7 @@ class SplitPlan:
             self._late.setdefault(self._seen[same], []).extend(documents)
             return False
         self._seen[same] = len(self._ends)
+        self.scored += record.score is not None
         self._keys.extend(dict.fromkeys(texts + documents))
         self._ends.append(len(self._keys))
         if self.by:

@@ -41,6 +41,10 @@ def choose(engine: str, processes: int | None, machine: Machine, device: str) ->
         raise BadInput(f"--processes: must be at least 1 (given: {processes})")
     if engine in ("cpu", "mps") and device not in ("auto", engine):
         raise BadInput(f"--engine {engine}, but train.device is {device}; say one of them")
+    if device == "cuda" and not machine.gpus:
+        raise BadInput("train.device: cuda, but no CUDA device is usable here")
+    if device == "mps" and not machine.mps:
+        raise BadInput("train.device: mps, but this machine has no Apple GPU")
     gpus = machine.gpus if device in ("auto", "cuda") and engine not in ("cpu", "mps") else 0
     if engine == "auto":
         engine = _auto(processes, gpus, machine.mps and device in ("auto", "mps"))
@@ -104,4 +108,6 @@ def _environ(engine: str, processes: int, machine: Machine, device: str) -> dict
     variables = {"OMP_NUM_THREADS": str(max(1, machine.cores // processes))}
     if engine == "ddp":
         variables["ACCELERATE_USE_CPU"] = "true"  # without it accelerate's ranks on a CPU each train alone
+    else:
+        variables["DS_ACCELERATOR"] = "cpu"  # the launcher itself imports DeepSpeed, which would warn of a missing GPU
     return variables

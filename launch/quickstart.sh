@@ -3,12 +3,12 @@
 #   store -> pairs -> records -> shards -> two ranks train all-MiniLM-L6-v2 -> base against tuned on held-out modules
 # No account, key, GPU or model hub. Safe to run again: what is finished is kept, an interrupted training goes on.
 #   ENGINE=ddp|zero1|zero2|zero3|cpu|mps|single_gpu   engine (default: the GPUs found, else ddp on two CPU ranks)
-#   OUT=folder                                        where everything goes (default: quickstart/ in the checkout)
+#   OUT=folder                                        where everything goes (default: quickstart/, with LIMIT quickstart-n/)
 #   LIMIT=n                                           chunks of the store to use (default: all)
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-out=${OUT:-$root/quickstart}
+out=${OUT:-$root/quickstart${LIMIT:+-$LIMIT}}
 # shellcheck source=launch/environment.sh
 source "$root/launch/environment.sh"
 

@@ -48,15 +48,20 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(error, together or getattr(error, "on_every_rank", False))
 
 
+def _hint(error: BaseException) -> str:
+    return "; add --resume to go on from the last checkpoint" if isinstance(error, KeyboardInterrupt) else ""
+
+
 def _fail(error: BaseException, on_every_rank: bool) -> int:
     """Prints what happened, from rank 0 where all ranks know and else from the one that does; the exit code."""
     rank = int(os.environ.get("RANK", "0"))
     if os.environ.get("WORLD_SIZE", "1") == "1":
         text, code = report(error)
-        print(text, file=sys.stderr)
+        print(text + _hint(error), file=sys.stderr)
         return code
     try:
         text, code = report(error)
+        text += _hint(error)
     except Exception:
         text, code = traceback.format_exc(), 1
     if rank == 0 or not on_every_rank:

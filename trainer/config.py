@@ -118,9 +118,9 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _lines(node: yaml.Node | None, prefix: tuple = ()) -> dict[tuple, int]:
+def _lines(node: yaml.Node | None, prefix: tuple = ()) -> dict[tuple, int | str]:
     """Key path -> line of the run file, so that a problem can say where it stands."""
-    found: dict[tuple, int] = {}
+    found: dict[tuple, int | str] = {}
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             path = (*prefix, key.value)
@@ -129,14 +129,14 @@ def _lines(node: yaml.Node | None, prefix: tuple = ()) -> dict[tuple, int]:
     return found
 
 
-def _read(path: Path) -> tuple[dict, dict[tuple, int]]:
+def _read(path: Path) -> tuple[dict, dict[tuple, int | str]]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise BadInput(f"{path}: no such run file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: cannot be read ({error})") from None
-    lines: dict[tuple, int] = {}
+    lines: dict[tuple, int | str] = {}
     try:
         if path.suffix == ".json":
             values = json.loads(text, object_pairs_hook=_unique)
@@ -192,11 +192,11 @@ def _known_path(loc: tuple) -> tuple[tuple, type[BaseModel]]:
     return loc, section
 
 
-def _problem(error: dict, where: str, lines: dict[tuple, int]) -> tuple[str, str]:
+def _problem(error: dict, where: str, lines: dict[tuple, int | str]) -> tuple[str, str]:
     """(key, one line for people) of a pydantic error."""
     path, section = _known_path(error["loc"])
     line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), None)
-    place = f"{where}:{line}" if line else where
+    place = line if isinstance(line, str) else f"{where}:{line}" if line else where
     key = ".".join(map(str, path))
     if error["type"] == "extra_forbidden":
         known = section.model_fields
@@ -204,6 +204,8 @@ def _problem(error: dict, where: str, lines: dict[tuple, int]) -> tuple[str, str
     if error["type"] == "missing" and path == error["loc"]:
         return key, f"{place}: key {key!r} is missing"
     given = json.dumps(error["input"], default=str, ensure_ascii=False)
+    if error["type"] == "model_type":
+        return key, f"{place}: {key} is a section: write {key}: {{key: value}} (given: {given[:80]})"
     text = error["msg"].removeprefix("Value error, ")
     return key, f"{place}: {key}: {text[0].lower()}{text[1:]} (given: {given[:80]})"
 
@@ -230,10 +232,14 @@ def load_config(path: str | Path, overrides: list[str] | tuple = ()) -> RunConfi
         raise BadInput(f"{path}: a run file ends in .yaml, .yml or .json")
     values, lines = _read(path)
     problems = [problem for text in overrides if (problem := _override(values, text))]
+    for text in overrides:  # a problem with these is not the file's
+        lines[tuple(text.partition("=")[0].split("."))] = f"override {text}"
     return parse_config(values, str(path), lines, problems)
 
 
-def parse_config(values: dict, where: str, lines: dict[tuple, int] | None = None, problems: list[str] | None = None):
+def parse_config(
+    values: dict, where: str, lines: dict[tuple, int | str] | None = None, problems: list[str] | None = None
+):
     """Validates nested values into a RunConfig; `where` names their origin in messages."""
     problems = problems if problems is not None else []
     try:

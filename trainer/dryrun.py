@@ -7,12 +7,14 @@ from trainer.losses import duplicate_mask
 from trainer.model import load_tokenizer
 from trainer.planner import total_steps
 from trainer.preflight import check_run, eval_path, make_plan
+from trainer.runtime import pick_device
 
 SHOWN_ROWS = 3
 
 
 def show(config: RunConfig, resume: bool) -> None:
     """Prints to stdout; trains and writes nothing. Raises BadInput like the run itself."""
+    pick_device(config.train.device)
     check_run(config, resume)
     plan = make_plan(config)
     folder = fetch(config.model.path, config.model.trust_remote_code)

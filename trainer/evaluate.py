@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from trainer.config import ModelConfig
 
 
+FEW_QUERIES = 50
+
+
 def evaluate_engine(engine, tokenizer, spec, data: RetrievalSet) -> dict[str, dict[str, float]] | None:
     """Per-query metrics of the model an engine holds; on rank 0, None elsewhere. Collective: all ranks embed."""
     from trainer.encode import encode
@@ -107,6 +110,8 @@ def run(args: argparse.Namespace) -> int:
     if args.baseline:
         base = evaluate_folder(configs[args.baseline], data, args.device)
         result |= {"baseline": args.baseline, "comparison": compare(base, tuned)}
+    if len(tuned) < FEW_QUERIES:
+        say(f"only {len(tuned)} queries: differences of this size say little (below {FEW_QUERIES})")
     _print(result)
     if args.json:
         write_json(Path(args.json), result)

@@ -109,7 +109,8 @@ def _folder_problems(config: ModelConfig, folder: Path) -> list[str]:
     if not folder.is_dir():
         return [f"model.path: {folder} is not a folder"]
     if not (folder / "config.json").is_file():
-        return [f"model.path: {folder} is not a model folder: it has no config.json"]
+        hint = f"; did you mean {folder / 'final'}?" if (folder / "final" / "config.json").is_file() else ""
+        return [f"model.path: {folder} is not a model folder: it has no config.json{hint}"]
     problems = []
     if not any(folder.glob("*.safetensors")):
         mend = " (pickled weights are not loaded: convert them to safetensors)" if any(folder.glob("*.bin")) else ""

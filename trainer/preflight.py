@@ -22,18 +22,19 @@ def check_run(config: RunConfig, resume: bool) -> None:
     """Raises one BadInput with every problem of model, data and output folder."""
     problems: list[str] = []
     _collect(problems, _check_model, config)
-    fingerprint = _collect(problems, _check_data, config)
-    _collect(problems, _check_eval, config)
+    fingerprint = _collect(problems, _check_data, config, key="data.train")
+    _collect(problems, _check_eval, config, key="data.eval")
     _collect(problems, _check_output, config, resume, fingerprint)
     if problems:
         raise BadInput(problems)
 
 
-def _collect(problems: list[str], check: Callable, *args):
+def _collect(problems: list[str], check: Callable, *args, key: str = ""):
+    """The check's result; its problems are collected, each under the key of the run file that it is about."""
     try:
         return check(*args)
     except BadInput as error:
-        problems += error.problems
+        problems += [text if text.startswith(key) else f"{key}: {text}" for text in error.problems]
         return None
 
 

@@ -34,7 +34,8 @@ def load_set(path: str | Path) -> RetrievalSet:
     """Reads a retrieval set or a shard folder's eval split. Raises BadInput with every problem found."""
     path = Path(path)
     if not path.is_dir():
-        raise BadInput(f"{path}: no such folder; a retrieval set holds corpus.jsonl, queries.jsonl and qrels.tsv")
+        state = "is a file" if path.exists() else "no such folder"
+        raise BadInput(f"{path}: {state}; a retrieval set holds corpus.jsonl, queries.jsonl and qrels.tsv")
     if (path / "manifest.json").is_file():
         return _from_shards(path)
     problems: list[str] = []

@@ -126,12 +126,12 @@ class RunLog:
             (self.bar.say if self.bar else say)(text)
 
     def progress(self, step: int, total: int, text: str, every: int) -> None:
-        """Where the run is: a bar on a terminal, elsewhere a plain line at every `every`-th step and the last."""
+        """Where the run is: a bar on a terminal; elsewhere a line at the first, the last and every `every`-th step."""
         if not self.active:
             return
         if self.bar:
             self.bar.move(step, total, text)
-        elif step % every == 0 or step == total:
+        elif step % every == 0 or step in (1, total):
             say(f"step {step}/{total}  {text}")
 
     def offset(self) -> int:

@@ -172,12 +172,15 @@ def check_world(actual_processes: int, actual_engine: str, planned: list[Claim],
     processes = max((c.processes for c in planned if c.processes), default=actual_processes)
     default = "ddp" if processes > 1 else "auto"
     engine = next((c.engine for c in planned if c.engine in ENGINES), default)
+    if engine in ONE_PROCESS and processes > 1:  # asked for both, which cannot be: keep the number
+        engine = "ddp"
+    count = f" --processes {processes}" if processes > 1 else ""
     raise OtherWorld(
         "the world that came up is not the one that was planned: "
         + "; ".join(problems)
         + ". Nothing was trained. "
         + _why(actual_processes, actual_engine, engine)
-        + f"Run instead: python -m launch run --config {run_file} --engine {engine} --processes {processes}"
+        + f"Run instead: python -m launch run --config {run_file} --engine {engine}{count}"
     )
 
 

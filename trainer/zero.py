@@ -12,6 +12,7 @@ from packaging.version import Version
 from torch import Tensor
 
 from data_prep.problems import BadInput
+from data_prep.progress import say
 from trainer.collectives import World
 from trainer.config import OptimConfig
 from trainer.engine import MOMENTS, Applied
@@ -30,6 +31,8 @@ def plugin(ds_json: str, max_grad_norm: float | None, device: torch.device):
     fact the run file owns.
     """
     _check_installed(device)
+    if device.type == "cpu" and os.environ.get("RANK", "0") == "0":
+        say("DeepSpeed compiles a small operator the first time it runs on a CPU (up to a minute)")
     values = read_ds_json(ds_json)
     problems = _foreign_facts(values)
     if problems:

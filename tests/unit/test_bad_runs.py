@@ -204,6 +204,11 @@ def test_bad_overrides(run, capsys, case):
     assert OVERRIDES[case].split("=")[0] in capsys.readouterr().err
 
 
+def test_a_bad_override_is_not_blamed_on_the_file(run, capsys):
+    assert train_main(["--config", run.write(), "train.batch_size=1"]) == 2
+    assert "override train.batch_size=1: train.batch_size: input should be" in capsys.readouterr().err
+
+
 def test_all_problems_are_told_at_once(run, capsys):
     run.values["train"] |= {"epochs": 0, "batchsize": 3}
     run.values["optim"] = {"lr": 0}

@@ -26,7 +26,7 @@ ROWS = [
     ("empty list", "a.jsonl", '{"query": "a", "pos": []}', ["key 'pos' is empty: it needs at least one text"]),
     ("empty in list", "a.jsonl", '{"query": "a", "pos": ["b", ""]}', ["key 'pos[1]' is empty"]),
     ("wrong in list", "a.jsonl", '{"query": "a", "pos": ["b"], "neg": [1]}', ["key 'neg[0]' must be a text"]),
-    ("lost negative", "a.jsonl", '{"anchor": "a", "positive": "b", "negative": "c"}', ["key 'negative'", "rename it"]),
+    ("lost negative", "a.jsonl", '{"anchor": "a", "positive": "b", "negs": "c"}', ["key 'negs'", "rename it"]),
     ("score above 1", "a.jsonl", '["a", "b", 3]', ["a.jsonl:1:", "key 'score' is 3, outside 0..1"]),
     ("score below 0", "a.jsonl", '{"query": "a", "item": "b", "score": -0.5}', ["key 'score' is -0.5, outside 0..1"]),
     ("score as text", "a.jsonl", '["a", "b", "0.5"]', ["key 'score' must be a number, not a text"]),

@@ -222,6 +222,33 @@ def test_hard_negatives_are_the_nearest_texts_and_shortfalls_are_said(tmp_path, 
     assert "1 rows with a score get no hard negatives" in err
 
 
+def test_a_text_that_holds_the_positive_is_no_hard_negative(tmp_path, capsys):
+    rows = [
+        Record("call basicConfig", ["If the root logger has no handlers, call basicConfig to add one."]),
+        Record("other", ["Note: if the root logger has no handlers, call basicConfig to add one. Then log."]),
+        Record("third", ["basicConfig takes keyword arguments"]),
+    ]
+    path = write_records(tmp_path / "a.jsonl", rows)
+    assert run(capsys, "compose", path, "--output", tmp_path / "o.jsonl", "--hard-k", "2")[0] == 0
+    assert read_jsonl(tmp_path / "o.jsonl")[0]["negatives"] == rows[2].positives
+
+
+PAIRS = [
+    {"question": "a", "answer": "b"},
+    {"query": "a", "positive": "b", "negative": "c"},
+    {"anchor": "a", "positive": "b", "negative": "c", "hard_negatives": ["d"]},
+]
+
+
+def test_pairs_and_triplets_under_the_names_people_use(tmp_path):
+    records = list(read_records(write_jsonl(tmp_path / "pairs.jsonl", PAIRS)))
+    assert [(r.query, r.positives, r.negatives) for r in records] == [
+        ("a", ["b"], []),
+        ("a", ["b"], ["c"]),
+        ("a", ["b"], ["d", "c"]),
+    ]
+
+
 def test_inspect_counts_planted_defects(tmp_path, capsys):
     rows = [
         {"query": "a", "pos": ["b c"]},

@@ -206,7 +206,7 @@ def test_rows_that_all_hang_together_stay_in_train_and_it_is_said(tmp_path, caps
     path = write_records(tmp_path / "a.jsonl", some)
     code, _, err = run(capsys, "shard", path, "--output", tmp_path / "s", "--eval-fraction", "0.999")
     assert code == 2
-    assert "50 of 50 rows hang together" in err
+    assert "50 of 50 rows share texts or documents" in err
 
 
 def test_a_finished_folder_is_kept_an_unfinished_one_replaced(made, tmp_path, capsys):

@@ -93,6 +93,18 @@ def test_engine_and_processes_that_are_left_open(engine, processes, machine, dev
     assert choose(engine, processes, machine, device) == expected
 
 
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_named_device_that_is_missing_is_refused(device):
+    with pytest.raises(BadInput, match=f"train.device: {device}"):
+        choose("auto", None, CPU, device)
+
+
+def test_the_advice_can_be_followed():
+    with pytest.raises(BadInput) as caught:
+        check_world(2, "ddp", [Claim("flags", None, "cpu"), Claim("env", 2)], "r.yaml")
+    assert "--engine ddp --processes 2" in str(caught.value)
+
+
 def test_two_statements_about_the_device_are_refused():
     with pytest.raises(BadInput, match="say one of them"):
         choose("cpu", None, GPUS, "cuda")
