@@ -120,3 +120,11 @@ def test_a_broken_set_names_file_and_line(tmp_path, case):
     with pytest.raises(BadInput) as caught:
         load_set(folder)
     assert WORDS[case] in str(caught.value)
+
+
+def test_the_reciprocal_rank_is_cut_at_ten_with_ties_in_trec_evals_order():
+    run = {"q": {f"d{i:02}": 1.0 - i / 100 for i in range(12)}, "tied": {"a": 0.5, "b": 0.5}}
+    got = score_run({"q": {"d10": 1}, "tied": {"a": 1}}, run)
+    assert got["q"]["MRR@10"] == 0.0  # rank 11
+    assert got["q"]["MAP"] == pytest.approx(1 / 11)
+    assert got["tied"]["MRR@10"] == 0.5  # of two equal scores the later id comes first
