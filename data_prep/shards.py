@@ -134,6 +134,10 @@ class ShardFolder:
         """Keys of the train rows and where each row's end: two memory-mapped int64 arrays."""
         import numpy as np
 
+        if not all((self.path / name).is_file() for name in KEY_FILES):
+            raise BadInput(
+                f"{self.path}: has no {' and '.join(KEY_FILES)} (an older version wrote it); run shard again"
+            )
         return tuple(np.memmap(self.path / name, dtype="<i8", mode="r") for name in KEY_FILES)
 
     def verify_hashes(self) -> None:

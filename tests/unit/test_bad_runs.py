@@ -102,6 +102,13 @@ def graded_pairs(run):
     run.values["data"]["train"] = str(run.folder / "graded")
 
 
+def shards_of_an_older_version(run):
+    folder = run.copy_shards()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    edit_json(folder / "manifest.json", files=[e for e in manifest["files"] if not e["path"].startswith("train.")])
+    (folder / "train.keys").unlink()
+
+
 def odd_pooling(run):
     edit_json(run.copy_model() / "1_Pooling" / "config.json", pooling_mode_cls_token=True)
 
@@ -147,6 +154,7 @@ CASES = {
     ),
     "no such data": (setting("data", "train", "./nowhere"), "nowhere"),
     "unfinished shards": (manifest_gone, "manifest"),
+    "shards of an older version": (shards_of_an_older_version, "has no train.keys and train.ends"),
     "cut shard": (shard_cut, ".arrow"),
     "fewer rows than a batch": (setting("train", "batch_size", 5000), "holds 82 rows, fewer than one batch"),
     "no such eval set": (setting("data", "eval", "./nowhere"), "nowhere: no such folder"),
