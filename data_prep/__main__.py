@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data_prep.problems import BadInput, report
-from data_prep.progress import say
+from data_prep.problems import BadInput, guarded
 
 STEPS = "sample (or your own store) -> generate -> compose -> shard -> python -m trainer; inspect looks at each of them"
 
@@ -15,13 +14,7 @@ STEPS = "sample (or your own store) -> generate -> compose -> shard -> python -m
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns 0, 1 (failed outside the input), 2 (bad input) or 130 (Ctrl-C)."""
     arguments = _parser().parse_args(argv)
-    try:
-        arguments.run(arguments)
-        return 0
-    except (Exception, KeyboardInterrupt) as error:
-        text, code = report(error)
-        say(text)
-        return code
+    return guarded(lambda: arguments.run(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -28,10 +28,10 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def guarded(work: Callable[[], int]) -> int:
+def guarded(work: Callable[[], int | None]) -> int:
     """Runs a command; a user's error becomes its text on stderr and its exit code, a bug of ours a traceback."""
     try:
-        return work()
+        return work() or 0
     except (Exception, KeyboardInterrupt) as error:
         text, code = report(error)
         print(text, file=sys.stderr)
