@@ -1,15 +1,15 @@
 """Writing shard folders: records to Arrow files split by document, the manifest last.
 
 manifest.json: schema_version; rows {split: n}; files [{path, bytes, sha256, rows?}]; sources {name: {split: n}};
-split {by, fraction, seed, groups larger than half kept in train, on_leakage, dropped}; duplicates_removed; tokenizer
-(null: texts are not tokenised); lengths (see lengths.py); fingerprint (sha256 over the files' sorted paths and hashes).
+shared_keys {source: n} (see sharing.py); split {by, fraction, seed, groups larger than half kept in train, on_leakage,
+dropped}; duplicates_removed; tokenizer (null: texts are not tokenised); lengths (see lengths.py); fingerprint (sha256
+over the files' sorted paths and hashes).
 No time, path or version stands in it: the same input and seed give the same bytes.
 """
 
 import json
 import os
 import shutil
-import sys
 from array import array
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -23,7 +23,9 @@ from data_prep.output import check, fsync_folder, same_path, unfinished_name
 from data_prep.problems import BadInput
 from data_prep.progress import result, say, track
 from data_prep.records import Record
-from data_prep.shards import COLUMNS, KEY_FILES, MANIFEST, SCHEMA_VERSION, looks_unfinished, sha256_of
+from data_prep.shards import COLUMNS, MANIFEST, SCHEMA_VERSION, looks_unfinished, sha256_of
+from data_prep.sharing import FILES as SHARING_FILES
+from data_prep.sharing import by_source, write
 from data_prep.splits import DROPPED, EVAL, TRAIN, Leak, SplitPlan
 
 NAMES = {TRAIN: "train", EVAL: "eval"}
@@ -65,14 +67,16 @@ def shard(
         _spool(names, build / "spool.jsonl", plan, positive)
         splits, dropped = _assign(plan, build / "spool.jsonl", on_leakage)
         counts = _checked_counts(plan, splits, num_shards)
-        sources, lengths, files = _write_splits(build, splits, counts, num_shards)
-        files = sorted([*files, *_write_keys(build, plan, splits)], key=lambda entry: entry["path"])
+        sources, numbers, source_of, lengths, files = _write_splits(build, splits, counts, num_shards)
+        shared_keys, more_files = _write_sharing(build, plan, splits, numbers, source_of)
+        files = sorted([*files, *more_files], key=lambda entry: entry["path"])
         (build / "spool.jsonl").unlink()
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "rows": counts,
             "files": files,
             "sources": sources,
+            "shared_keys": shared_keys,
             "split": {
                 "by": f"metadata.{split_by}" if split_by else "documents",
                 "fraction": eval_fraction,
@@ -254,7 +258,8 @@ def _features() -> tuple[Any, dict[str, Any]]:
 
 def _write_splits(
     build: Path, splits: bytearray, counts: dict[str, int], num_shards: int | None
-) -> tuple[dict[str, dict[str, int]], Lengths, list[dict[str, Any]]]:
+) -> tuple[dict[str, dict[str, int]], dict[str, int], array, Lengths, list[dict[str, Any]]]:
+    """Returns rows by source and split, a number of each train source, that number per train row, lengths, files."""
     schema, info = _features()
     size = (build / "spool.jsonl").stat().st_size / len(splits)  # mean bytes of a row
     writers = {}
@@ -263,6 +268,8 @@ def _write_splits(
         wanted = num_shards if split == "train" and num_shards else by_size
         writers[split] = _SplitWriter(build / split, rows, wanted, schema)
     sources: dict[str, dict[str, int]] = {}
+    numbers: dict[str, int] = {}
+    source_of = array("q")
     lengths = Lengths()
     records = track(_spooled(build / "spool.jsonl"), "writing shards", total=len(splits))
     for record, split in zip(records, splits, strict=True):
@@ -271,32 +278,29 @@ def _write_splits(
             lengths.add(record)
             source = sources.setdefault(record.source, dict.fromkeys(counts, 0))
             source[NAMES[split]] += 1
+        if split == TRAIN:
+            source_of.append(numbers.setdefault(record.source, len(numbers)))
     files = [entry for writer in writers.values() for entry in writer.finish(info)]
     _write_json(build / "dataset_dict.json", {"splits": list(counts)})
     files.append(_entry(build / "dataset_dict.json", build))
-    return dict(sorted(sources.items())), lengths, sorted(files, key=lambda entry: entry["path"])
+    return dict(sorted(sources.items())), numbers, source_of, lengths, files
 
 
-def _write_keys(build: Path, plan: SplitPlan, splits: bytearray) -> list[dict[str, Any]]:
-    """Keys of the train rows' texts and documents, so that no batch need hold two rows that share one.
+def _write_sharing(
+    build: Path, plan: SplitPlan, splits: bytearray, numbers: dict[str, int], source_of: array
+) -> tuple[dict[str, int], list[dict[str, Any]]]:
+    """The source of each train row and which rows share keys; returns each source's shared keys and the files."""
+    import numpy as np
 
-    train.keys: all keys, row after row; train.ends: where each row's keys end. Little-endian int64 both.
-    """
-    keys, ends = array("q"), array("q")
-    for row, split in enumerate(splits):
-        if split == TRAIN:
-            keys.extend(plan.keys(row))
-            ends.append(len(keys))
-    files = []
-    for name, values in zip(KEY_FILES, (keys, ends)):
-        if sys.byteorder == "big":
-            values.byteswap()
-        with open(build / name, "wb") as handle:
-            values.tofile(handle)
-            handle.flush()
+    names = sorted(numbers)
+    place = np.argsort([numbers[name] for name in names])  # of each number's name among the sorted ones
+    sources = by_source(names, place[np.frombuffer(source_of, np.int64)], *plan.train_pairs(splits))
+    write(build, sources)
+    for name in SHARING_FILES:
+        with open(build / name, "rb") as handle:
             os.fsync(handle.fileno())
-        files.append(_entry(build / name, build))
-    return files
+    files = [_entry(build / name, build) for name in SHARING_FILES]
+    return {source.name: len(source.shared) for source in sources}, files
 
 
 def _entry(file: Path, root: Path) -> dict[str, Any]:
@@ -332,7 +336,7 @@ def _put_in_place(build: Path, output: Path) -> None:
 def _summary(output: Path, manifest: dict[str, Any]) -> None:
     rule = manifest["split"]
     if manifest["scored_rows"]:
-        result(f"{output}: {manifest['scored_rows']:,} rows carry a score; losses for scored pairs are not built yet")
+        result(f"{output}: {manifest['scored_rows']:,} rows carry a score: train them with loss.name cosent or cosine")
     rows = ", ".join(f"{name} {count:,}" for name, count in manifest["rows"].items())
     result(f"{output}: {rows} rows; exact duplicates removed: {manifest['duplicates_removed']:,}")
     if rule["dropped"]:

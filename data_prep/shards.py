@@ -5,18 +5,20 @@ DIR/train/data-00000-of-0000N.arrow (and eval/): what `datasets.DatasetDict.save
 """
 
 import json
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_prep.problems import BadInput, nearest
 from data_prep.records import Record
+from data_prep.sharing import FILES as SHARING_FILES
+from data_prep.sharing import SourceRows, read
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 SPLITS = ("train", "eval")
-KEY_FILES = ("train.keys", "train.ends")  # see shard_writer.py
 # One Arrow row is one Record; metadata is JSON text, as its keys differ from row to row.
 COLUMNS = {
     "query": "string",
@@ -35,7 +37,7 @@ def looks_unfinished(path: Path) -> bool:
     """Whether the folder holds our columns without a manifest: a partial copy, or a build that was killed."""
     if not path.is_dir() or (path / MANIFEST).exists():
         return False
-    known = {*SPLITS, *KEY_FILES, "dataset_dict.json", "spool.jsonl"}
+    known = {*SPLITS, *SHARING_FILES, "dataset_dict.json", "spool.jsonl"}
     names = {entry.name for entry in path.iterdir()}
     if not names or not names <= known:
         return False
@@ -46,6 +48,13 @@ def looks_unfinished(path: Path) -> bool:
         return all(set(json.loads(info.read_text())["features"]) == set(COLUMNS) for info in infos)
     except (ValueError, KeyError, TypeError):
         return False
+
+
+class Texts(NamedTuple):
+    """Of some rows: how many texts each holds, and bytes of all of them, int64 numpy arrays."""
+
+    count: Any
+    total: Any
 
 
 class Rows:
@@ -76,9 +85,38 @@ class Rows:
             for start in range(0, batch.num_rows, 256):
                 yield from (_record(row) for row in batch.slice(start, 256).to_pylist())
 
-    def count(self, column: str) -> int:
-        """How many rows hold a value (not null) in this column."""
-        return sum(batch.num_rows - batch.column(column).null_count for batch in self._batches)
+    def count(self, column: str, ids: Any = None) -> int:
+        """How many rows (of these ids only, an ascending numpy array) hold something (not null, not an empty list)."""
+        found = 0
+        for start, batch in zip(self._starts, self._batches):
+            there = _filled(batch.column(column))
+            if ids is not None:
+                first, stop = ids.searchsorted([start, start + batch.num_rows])
+                there = there[ids[first:stop] - start]
+            found += int(there.sum())
+        return found
+
+    def bytes_of(self, column: str, ids: Any) -> Texts:
+        """How many texts a string or list column holds in these rows, and their bytes; the texts are not read."""
+        import numpy as np
+
+        ids = np.asarray(ids)
+        found = Texts(np.ones(len(ids), np.int64), np.zeros(len(ids), np.int64))
+        where = np.searchsorted(self._starts, ids, side="right") - 1
+        for number in np.unique(where):
+            mine = where == number
+            values = self._batches[number].column(column)
+            first = ids[mine] - self._starts[number] + values.offset
+            last = first + 1
+            if hasattr(values, "offsets"):
+                offsets = np.frombuffer(values.buffers()[1], np.int32)
+                first, last = offsets[first], offsets[last]
+                found.count[mine] = last - first
+                values = values.values
+                first, last = first + values.offset, last + values.offset
+            ends = np.frombuffer(values.buffers()[1], np.int32)
+            found.total[mine] = ends[last] - ends[first]
+        return found
 
     def take(self, ids: Sequence[int]) -> list[Record]:
         """The records of these rows, in the order asked for; a row may be asked for more than once."""
@@ -91,9 +129,23 @@ class Rows:
             by_batch.setdefault(bisect_right(self._starts, row) - 1, []).append(place)
         found: dict[int, Record] = {}
         for batch, places in by_batch.items():
-            local = pa.array([int(ids[place]) - self._starts[batch] for place in places], pa.int64())
+            local = array("q", [int(ids[place]) - self._starts[batch] for place in places])
+            # from a buffer: pa.array would import pandas, half a second of every start
+            local = pa.Array.from_buffers(pa.int64(), len(local), [None, pa.py_buffer(local)])
             found.update(zip(places, map(_record, self._batches[batch].take(local).to_pylist())))
         return [found[place] for place in range(len(ids))]
+
+
+def _filled(values: Any) -> Any:
+    """Which values of a column are something, as a numpy bool array. (Not with pyarrow.compute: it imports pandas.)"""
+    import numpy as np
+
+    if hasattr(values, "offsets"):  # lists; a null one is empty too
+        offsets = np.frombuffer(values.buffers()[1], np.int32)[values.offset : values.offset + len(values) + 1]
+        return np.diff(offsets) > 0
+    if values.null_count in (0, len(values)):
+        return np.full(len(values), values.null_count == 0)
+    return np.array([value is not None for value in values.to_pylist()])
 
 
 def _record(row: dict[str, Any]) -> Record:
@@ -130,15 +182,10 @@ class ShardFolder:
             hint = nearest(split, self.splits)
             raise BadInput(f"{self.path}: has no split {split!r}; it has {', '.join(self.splits)}.{hint}")
 
-    def keys(self) -> tuple[Any, Any]:
-        """Keys of the train rows and where each row's end: two memory-mapped int64 arrays."""
-        import numpy as np
-
-        if not all((self.path / name).is_file() for name in KEY_FILES):
-            raise BadInput(
-                f"{self.path}: has no {' and '.join(KEY_FILES)} (an older version wrote it); run shard again"
-            )
-        return tuple(np.memmap(self.path / name, dtype="<i8", mode="r") for name in KEY_FILES)
+    def train_sources(self) -> list[SourceRows]:
+        """The train rows by source, and which of them share a text or document: memory-mapped, see sharing.py."""
+        counts = {name: of["train"] for name, of in self.manifest["sources"].items() if of["train"]}
+        return read(self.path, counts, self.manifest["shared_keys"])
 
     def verify_hashes(self) -> None:
         """Reads every file and compares its sha256 with the manifest; BadInput lists the files that differ."""
@@ -190,7 +237,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             "install a newer embedfleet" if isinstance(version, int) and version > SCHEMA_VERSION else "run shard again"
         )
         raise BadInput(f"{path}: has schema_version {version!r}, this version reads {SCHEMA_VERSION}; {mend}")
-    lacking = [key for key in ("rows", "files", "fingerprint") if key not in manifest]
+    lacking = [key for key in ("rows", "files", "sources", "shared_keys", "fingerprint") if key not in manifest]
     if lacking:
         raise BadInput(f"{path}: key {lacking[0]!r} is missing; run shard again")
     return manifest

@@ -4,6 +4,7 @@ import hashlib
 import json
 from array import array
 from dataclasses import dataclass, field
+from typing import Any
 
 from data_prep.collect import Problems
 from data_prep.problems import nearest
@@ -85,6 +86,19 @@ class SplitPlan:
         """Keys of the row's query, positives and documents."""
         start = self._ends[row - 1] if row else 0
         return [*self._keys[start : self._ends[row]], *self._late.get(row, ())]
+
+    def train_pairs(self, splits: bytearray) -> tuple[Any, Any]:
+        """(row among the train rows, key): every key of every train row; int64 arrays of one length."""
+        import numpy as np
+
+        late = [(row, key) for row, keys in self._late.items() for key in keys]
+        late_rows, late_keys = np.array(late, np.int64).reshape(-1, 2).T
+        ends = np.frombuffer(self._ends, np.int64)
+        rows = np.concatenate((np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0)), late_rows))
+        keys = np.concatenate((np.frombuffer(self._keys, np.int64), late_keys))
+        is_train = np.frombuffer(splits, np.uint8) == TRAIN
+        held = is_train[rows]
+        return (is_train.cumsum() - 1)[rows[held]], keys[held]
 
     def assign(self) -> bytearray:
         """TRAIN or EVAL for each kept row: a group is in eval when its hash with the seed is below the fraction,

@@ -1,4 +1,4 @@
-"""python -m launch run: checks a run, prints the exact command, runs it."""
+"""python -m launch run: checks a run, prints the exact command, runs it. doctor: what works on this machine."""
 
 import argparse
 import os
@@ -10,6 +10,12 @@ from data_prep.problems import guarded
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m launch", description="Start training runs.")
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_run(commands)
+    _add_doctor(commands)
+    return made
+
+
+def _add_run(commands) -> None:
     run = commands.add_parser(
         "run",
         help="check a run, print the exact command, run it",
@@ -27,10 +33,24 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint, or from the start")
     run.add_argument("--dry-run", action="store_true", help="check and print the command, start nothing")
     run.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the run file")
-    return made
+    run.set_defaults(work=run_command)
 
 
-def run(args: argparse.Namespace) -> int:
+def _add_doctor(commands) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="what is installed and usable here, and whether it trains exactly",
+        description="Lists the versions and the engines of this machine. With --exactness a tiny model is trained on "
+        "each of them, and its gradient and update are held against plain autograd in one process.",
+        epilog="example: python -m launch doctor --exactness --engine zero2 --processes 2",
+    )
+    doctor.add_argument("--exactness", action="store_true", help="train and compare; exit code 1 where an engine fails")
+    doctor.add_argument("--engine", metavar="E", help="this engine only")
+    doctor.add_argument("--processes", type=int, metavar="N", help="ranks of the engines that have several (default 2)")
+    doctor.set_defaults(work=doctor_command)
+
+
+def run_command(args: argparse.Namespace) -> int:
     from launch.command import build, choose, device_of
     from launch.topology import free_port, this_machine
     from trainer.config import check_packages, load_config
@@ -50,9 +70,17 @@ def run(args: argparse.Namespace) -> int:
     os.execvpe(command.argv[0], command.argv, os.environ | command.environ)
 
 
+def doctor_command(args: argparse.Namespace) -> int:
+    from launch.doctor import doctor
+    from trainer.config import check_packages
+
+    check_packages()
+    return doctor(args.engine, args.processes, args.exactness)
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    return guarded(lambda: run(args))
+    return guarded(lambda: args.work(args))
 
 
 if __name__ == "__main__":

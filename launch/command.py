@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass, field
 
-from data_prep.problems import BadInput
+from data_prep.problems import BadInput, nearest
 from trainer.topology import ENGINES, ONE_PROCESS, config_folder
 
 
@@ -36,7 +36,8 @@ def choose(engine: str, processes: int | None, machine: Machine, device: str) ->
     Raises BadInput where the machine cannot carry what was asked: never fewer ranks than asked.
     """
     if engine not in (*ENGINES, "auto"):
-        raise BadInput(f"--engine: {engine} is none of auto, {', '.join(ENGINES)}")
+        known = ("auto", *ENGINES)
+        raise BadInput(f"--engine: {engine} is none of {', '.join(known)}.{nearest(engine, known)}")
     if processes is not None and processes < 1:
         raise BadInput(f"--processes: must be at least 1 (given: {processes})")
     if engine in ("cpu", "mps") and device not in ("auto", engine):
@@ -86,9 +87,13 @@ def build(
     device: str,
     resume: bool,
     port: int,
+    module: str = "trainer",
 ) -> Command:
-    """`accelerate launch` for this machine. device: of every rank; port: a free one for the ranks to meet at."""
-    trainer = ["-m", "trainer", "--config", run_file, "--engine", engine, "--processes", str(processes)]
+    """`accelerate launch` for this machine. device: of every rank; port: a free one for the ranks to meet at.
+
+    module: what every rank runs; it takes the trainer's flags.
+    """
+    trainer = ["-m", module, "--config", run_file, "--engine", engine, "--processes", str(processes)]
     trainer += ["--resume"] if resume else []
     trainer += [*overrides, f"train.device={device}"]
     if engine in ONE_PROCESS:

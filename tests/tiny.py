@@ -25,14 +25,14 @@ def tokenizer(folder: Path, bert: bool = True):
 
 
 def model(
-    folder: Path, family: str = "bert", pooling: str | None = "mean", seed: int = 0, dropout: float = 0.1
+    folder: Path, family: str = "bert", pooling: str | None = "mean", dropout: float = 0.1, layers: int = 2
 ) -> Path:
     """A folder with random weights of one family; pooling None leaves out sentence-transformers' files."""
     import torch
     import transformers as tf
 
     torch.manual_seed(0)
-    size = {"vocab_size": len(SPECIAL) + len(WORDS), "hidden_size": 32, "num_hidden_layers": 2}
+    size = {"vocab_size": len(SPECIAL) + len(WORDS), "hidden_size": 32, "num_hidden_layers": layers}
     heads = {"num_attention_heads": 2, "intermediate_size": 64}
     if family == "bert":
         drop = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}

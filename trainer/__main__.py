@@ -45,14 +45,14 @@ def main(argv: list[str] | None = None) -> int:
         train(config, args.config, args.resume, args.engine, args.processes)
         return 0
     except (Exception, KeyboardInterrupt) as error:
-        return _fail(error, together or getattr(error, "on_every_rank", False))
+        return fail(error, together or getattr(error, "on_every_rank", False))
 
 
 def _hint(error: BaseException) -> str:
     return "; add --resume to go on from the last checkpoint" if isinstance(error, KeyboardInterrupt) else ""
 
 
-def _fail(error: BaseException, on_every_rank: bool) -> int:
+def fail(error: BaseException, on_every_rank: bool) -> int:
     """Prints what happened, from rank 0 where all ranks know and else from the one that does; the exit code."""
     rank = int(os.environ.get("RANK", "0"))
     if os.environ.get("WORLD_SIZE", "1") == "1":

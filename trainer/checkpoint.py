@@ -4,7 +4,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -31,6 +31,7 @@ class TrainState:
     updates: int
     log_offset: int  # bytes of logs.jsonl that belong to the steps done
     loss_scale: dict
+    temperatures: dict = field(default_factory=dict)  # by source: optim.LearnedTemperature.state()
 
 
 def save(engine, run_dir: Path, name: str, state: TrainState | None, write_model) -> Path:

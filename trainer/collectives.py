@@ -11,11 +11,15 @@ from data_prep.problems import BadInput, Failed
 
 
 class World:
-    """A process group seen from one rank. Counts its collectives, to be held against a plan of them."""
+    """A process group seen from one rank. Counts its collectives, to be held against a plan of them.
+
+    sent: bytes that this rank sends in them if they run around a ring, the least that is possible for their sizes.
+    """
 
     def __init__(self, rank: int = 0, size: int = 1):
         self.rank, self.size = rank, size
         self.calls = 0
+        self.sent = 0
 
     def gather_ints(self, values: list[int]) -> Tensor:
         """(k,) integers of every rank as an int64 CPU tensor of shape (world, k)."""
@@ -23,7 +27,7 @@ class World:
         if self.size == 1:
             return mine[None]
         out = [torch.empty_like(mine, device=self._wire()) for _ in range(self.size)]
-        self.calls += 1
+        self._count(mine, self.size - 1)
         dist.all_gather(out, mine.to(self._wire()))
         return torch.stack(out).cpu()
 
@@ -36,7 +40,7 @@ class World:
         padded = rows.new_zeros((longest, *rows.shape[1:]))
         padded[: rows.shape[0]] = rows
         out = [torch.empty_like(padded) for _ in counts]
-        self.calls += 1
+        self._count(padded, self.size - 1)
         dist.all_gather(out, padded)
         return torch.cat([part[:n] for part, n in zip(out, counts)])
 
@@ -44,7 +48,7 @@ class World:
         """The adjoint of gather_rows: (sum(counts), …) summed over ranks; this rank gets its own (counts[rank], …)."""
         if self.size == 1:
             return rows
-        self.calls += 1
+        self._count(rows, 2 * (self.size - 1) / self.size)
         dist.all_reduce(rows)
         start = sum(counts[: self.rank])
         return rows[start : start + counts[self.rank]]
@@ -54,7 +58,7 @@ class World:
         if self.size == 1:
             return values
         travelling = values.to(self._wire(), copy=True)
-        self.calls += 1
+        self._count(travelling, 2 * (self.size - 1) / self.size)
         dist.all_reduce(travelling)
         return travelling.to(values.device)
 
@@ -66,17 +70,12 @@ class World:
         """
         if self.size == 1:
             return
-        bucket: list[Tensor] = []
-        for i, tensor in enumerate(tensors):
-            bucket.append(tensor)
-            full = sum(t.numel() * t.element_size() for t in bucket) >= bucket_bytes
-            if full or i == len(tensors) - 1:
-                flat = torch.cat([t.reshape(-1) for t in bucket])
-                self.calls += 1
-                dist.all_reduce(flat)
-                for t, part in zip(bucket, flat.split([t.numel() for t in bucket])):
-                    t.copy_(part.view_as(t))
-                bucket = []
+        for bucket in in_buckets(tensors, bucket_bytes):
+            flat = torch.cat([t.reshape(-1) for t in bucket])
+            self._count(flat, 2 * (self.size - 1) / self.size)
+            dist.all_reduce(flat)
+            for t, part in zip(bucket, flat.split([t.numel() for t in bucket])):
+                t.copy_(part.view_as(t))
 
     def from_first(self, value):
         """Rank 0's picklable value on every rank."""
@@ -114,6 +113,23 @@ class World:
             self.calls += 1
             dist.barrier()
 
+    def _count(self, tensor: Tensor, times: float) -> None:
+        self.calls += 1
+        self.sent += int(times * tensor.numel() * tensor.element_size())
+
     def _wire(self) -> str:
         """Where tensors must lie to travel: gloo carries CPU tensors, nccl CUDA ones."""
         return "cuda" if dist.get_backend() == "nccl" else "cpu"
+
+
+def in_buckets(tensors: list[Tensor], limit: int) -> list[list[Tensor]]:
+    """Tensors in order, in buckets that are each closed once they hold `limit` bytes."""
+    buckets: list[list[Tensor]] = [[]]
+    held = 0
+    for tensor in tensors:
+        if held >= limit:
+            buckets.append([])
+            held = 0
+        buckets[-1].append(tensor)
+        held += tensor.numel() * tensor.element_size()
+    return buckets

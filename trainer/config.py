@@ -2,10 +2,12 @@
 
 import json
 import math
+import os
 import re
+import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -53,14 +55,59 @@ class DataConfig(Section):
     eval: str | None = None
     max_hard_negatives: int | None = Field(None, ge=0)  # per row; None takes all
     last_batch: Literal["keep", "drop"] = "keep"
+    mixing: Literal["proportional", "temperature", "round_robin"] = "proportional"  # of sources; a batch is of one
+    mixing_temperature: float = Field(2.0, gt=0)  # "temperature" takes a source in proportion to rows ** (1 / this)
+
+
+LOSSES = ("infonce", "cosine", "cosent", "kl", "margin_mse")
+NEEDS_SCORES, NEEDS_TEACHER = ("cosine", "cosent"), ("kl", "margin_mse")
 
 
 class LossConfig(Section):
-    """InfoNCE (van den Oord et al. 2018, arXiv:1807.03748, eq. 4) over the documents that `negatives` names."""
+    """What is minimised, over the whole global batch: one loss, or several with weights. See trainer/losses.py.
 
-    temperature: float = Field(0.05, gt=0)
+    name: one of LOSSES or `package.module:function`, or {name: weight, …}. directions: what InfoNCE compares.
+    """
+
+    name: str | dict[str, float] = "infonce"
+    directions: Literal["query_to_doc", "symmetric", "gte"] = "query_to_doc"
+    temperature: float = Field(0.05, gt=0)  # of infonce, cosent and kl's student
+    temperature_lr: float | None = Field(None, gt=0)  # None: fixed
+    teacher_temperature: float = Field(1.0, gt=0)
     negatives: Literal["batch", "device"] = "batch"
     mask_duplicates: bool = True
+    mask_margin: float | None = Field(None, ge=0)  # documents scored above positive - margin are no negatives
+    mask_ratio: float | None = Field(None, gt=0)  # … above positive * ratio
+    matryoshka: list[int] | dict[int, float] | None = None  # sizes of embeddings, with weights if a mapping
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """Weight by name of every loss."""
+        return {self.name: 1.0} if isinstance(self.name, str) else self.name
+
+    @property
+    def dims(self) -> list[tuple[int | None, float]]:
+        """(size, weight) of every size of embeddings that is trained, largest first; None: as the model makes it."""
+        if not self.matryoshka:
+            return [(None, 1.0)]
+        weights = self.matryoshka if isinstance(self.matryoshka, dict) else dict.fromkeys(self.matryoshka, 1.0)
+        return sorted(weights.items(), reverse=True)
+
+    @model_validator(mode="after")
+    def _names_and_weights(self):
+        unknown = [name for name in self.terms if name not in LOSSES and not _FUNCTION.fullmatch(name)]
+        if unknown or not self.terms:
+            wrong = unknown[0] if unknown else "{}"
+            known = f"{', '.join(LOSSES)} or package.module:function"
+            raise ValueError(f"name {wrong!r} is no loss.{nearest(wrong, LOSSES)} Known are {known}")
+        if any(weight <= 0 for weight in self.terms.values()):
+            raise ValueError("name: every weight must be above 0")
+        if any((dim is not None and dim < 1) or weight <= 0 for dim, weight in self.dims):
+            raise ValueError("matryoshka: sizes and weights must be above 0")
+        return self
+
+
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 class OptimConfig(Section):
@@ -81,11 +128,18 @@ class TrainConfig(Section):
     batch_size: int = Field(64, ge=2)
     epochs: int = Field(1, ge=1)
     max_steps: int | None = Field(None, ge=1)
-    micro_batch_tokens: int = Field(16384, ge=64)
+    micro_batch_tokens: Annotated[int, Field(ge=64)] | Literal["auto"] = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: Literal["auto", "cpu", "mps", "cuda"] = "auto"
     seed: int = Field(0, ge=0)
     log_every: int = Field(10, ge=1)  # lines on the screen; logs.jsonl holds every step
+
+
+class SourceConfig(Section):
+    """What differs for the rows of one source. None: as the run file says for all."""
+
+    loss: LossConfig | None = None
+    eval: str | None = None  # evaluated beside data.eval
 
 
 class RunConfig(Section):
@@ -93,8 +147,20 @@ class RunConfig(Section):
     model: ModelConfig
     data: DataConfig
     loss: LossConfig = LossConfig()
+    sources: dict[str, SourceConfig] = {}  # by the names in the shards' manifest
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+
+    @property
+    def losses(self) -> dict[str, LossConfig]:
+        """Every loss section by its key."""
+        own = {f"sources.{name}.loss": source.loss for name, source in self.sources.items() if source.loss}
+        return {"loss": self.loss} | own
+
+    def loss_of(self, source: str) -> LossConfig:
+        """The loss of a source's rows."""
+        own = self.sources.get(source)
+        return own.loss if own and own.loss else self.loss
 
 
 class _Loader(yaml.SafeLoader):
@@ -182,14 +248,21 @@ def _override(values: dict, text: str) -> str | None:
 def _known_path(loc: tuple) -> tuple[tuple, type[BaseModel]]:
     """The part of a pydantic location that names keys (indices and union branches follow it), and its section."""
     section: type[BaseModel] = RunConfig
-    for depth, key in enumerate(loc):
-        field = section.model_fields.get(key)
-        inner = field.annotation if field else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return loc[: depth + 1], section
-        if depth + 1 < len(loc):
-            section = inner
-    return loc, section
+    depth = 0
+    while True:
+        field = section.model_fields.get(loc[depth])
+        inner, by_name = _section_in(field.annotation) if field else (None, False)
+        depth += 2 if by_name else 1
+        if inner is None or depth >= len(loc):
+            return loc[:depth], section
+        section = inner
+
+
+def _section_in(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
+    """The kind of section that a field holds, and whether it holds one under each of the names that a user chose."""
+    parts = [part for part in (annotation, *get_args(annotation)) if get_origin(part) is None]
+    inner = next((part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)), None)
+    return inner, inner is not None and get_origin(annotation) is dict
 
 
 def _problem(error: dict, where: str, lines: dict[tuple, int | str]) -> tuple[str, str]:
@@ -222,6 +295,12 @@ def check_packages() -> None:
             raise BadInput(f"package {name!r} of embedfleet is shadowed by {where}; run from another folder")
 
 
+def add_working_folder() -> None:
+    """Makes a user's modules importable from the folder the command runs in, also by an installed command."""
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+
+
 def load_config(path: str | Path, overrides: list[str] | tuple = ()) -> RunConfig:
     """Reads a run file (.yaml, .yml or .json) and `section.key=value` overrides.
 
@@ -245,11 +324,13 @@ def parse_config(
     try:
         config = RunConfig.model_validate(values, strict=False)
     except ValidationError as error:
-        # A failed union reports every branch: one line per key is what a reader can use.
-        unique: dict[str, str] = {}
+        # A failed union reports every branch: a reader can use one line per key, of the branch that went deepest.
+        unique: dict[str, tuple[int, str]] = {}
         for entry in error.errors():
-            unique.setdefault(*_problem(entry, where, lines or {}))
-        raise BadInput(problems + list(unique.values())) from None
+            key, line = _problem(entry, where, lines or {})
+            if key not in unique or unique[key][0] < len(entry["loc"]):
+                unique[key] = len(entry["loc"]), line
+        raise BadInput(problems + [line for _, line in unique.values()]) from None
     if not all(0 <= beta < 1 for beta in config.optim.betas):
         problems.append(f"{where}: optim.betas must lie in [0, 1) (given: {list(config.optim.betas)})")
     if problems:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from data_prep.records import Record, text_key
@@ -17,6 +18,7 @@ from trainer.model import tokenize
 from trainer.planner import BatchPlan, rank_slice
 from trainer.step import Batch
 
+BYTES_PER_TOKEN = 5  # of English text, to see which texts are cut
 NO_KEY, PAD_KEY = -1, -2  # of a document, of a row: they never match each other
 
 
@@ -42,35 +44,42 @@ class TrainData:
     def batches(self, first_step: int, last_step: int, rank: int, world: int) -> Iterator[tuple[int, Batch]]:
         """(step, this rank's slice) for steps first_step..last_step-1, each made while the one before it trains."""
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:
-            plans = self._slices(first_step, last_step, rank, world)
-            ahead = [pool.submit(self._make, *args) for args in itertools.islice(plans, 2)]
+            steps = iter(range(first_step, last_step))
+            ahead = [pool.submit(self._make, step, rank, world) for step in itertools.islice(steps, 2)]
             while ahead:
                 yield ahead.pop(0).result()
-                following = next(plans, None)
-                if following is not None:
-                    ahead.append(pool.submit(self._make, *following))
-
-    def _slices(self, first_step: int, last_step: int, rank: int, world: int):
-        epoch, batches = -1, []
-        for step in range(first_step, last_step):
-            if step // self.plan.steps_per_epoch != epoch:
-                epoch = step // self.plan.steps_per_epoch
-                batches = self.plan.epoch(epoch)
-            whole = batches[step % self.plan.steps_per_epoch]
-            yield step, epoch, rank_slice(whole, rank, world).tolist(), len(whole), rank
+                for step in itertools.islice(steps, 1):
+                    ahead.append(pool.submit(self._make, step, rank, world))
 
     def draw(self, epoch: int, ids: list[int], records: list[Record]) -> list[int]:
         """Which positive of each row takes part in this epoch."""
         return [seed_of(self.plan.seed, epoch, i) % len(r.positives) for i, r in zip(ids, records)]
 
-    def _make(self, step: int, epoch: int, ids: list[int], global_rows: int, rank: int) -> tuple[int, Batch]:
+    def _make(self, step: int, rank: int, world: int) -> tuple[int, Batch]:
+        source, whole = self.plan.batch(step)
+        ids = rank_slice(whole, rank, world, self.sizes(whole)).tolist()
         records = self.rows.take(ids)
-        drawn = self.draw(epoch, ids, records)
-        return step, self.make_batch(ids, records, drawn, global_rows, seed_of(self.plan.seed, step, rank))
+        drawn = self.draw(step // self.plan.steps_per_epoch, ids, records)
+        return step, self.make_batch(ids, records, drawn, len(whole), seed_of(self.plan.seed, step, rank), source)
 
-    def make_batch(self, ids: list[int], records: list[Record], drawn: list[int], global_rows: int, seed: int) -> Batch:
+    def sizes(self, ids: np.ndarray) -> np.ndarray:
+        """About how much there is to embed in each row, in bytes of text: known without reading or tokenising it."""
+        queries, positives, negatives = (self.rows.bytes_of(name, ids) for name in ("query", "positives", "negatives"))
+        most = BYTES_PER_TOKEN * np.array([self.spec.query_max_len, self.spec.passage_max_len])
+        one = np.minimum(positives.total / positives.count, most[1])
+        hard = negatives.count if self.data.max_hard_negatives is None else np.minimum(
+            negatives.count, self.data.max_hard_negatives
+        )  # fmt: skip
+        return np.minimum(queries.total, most[0]) + one + hard * np.minimum(
+            negatives.total / np.maximum(1, negatives.count), most[1]
+        )  # fmt: skip
+
+    def make_batch(
+        self, ids: list[int], records: list[Record], drawn: list[int], global_rows: int, seed: int, source: str = ""
+    ) -> Batch:
         """drawn: which positive of each record takes part; its other positives are masked, never negatives."""
-        negatives = [text for r in records for text in r.negatives[: self.data.max_hard_negatives]]
+        own = [r.negatives[: self.data.max_hard_negatives] for r in records]
+        negatives = [text for texts in own for text in texts]
         queries, cut_queries = tokenize(
             [r.query for r in records], self.spec.query_prompt, self.spec.query_max_len, self.tokenizer
         )
@@ -93,7 +102,23 @@ class TrainData:
             row_keys=torch.tensor([k + [PAD_KEY] * (width - len(k)) for k in row_keys]).reshape(len(records), width),
             row_query=torch.tensor(row_query, dtype=torch.int64),
             doc_keys=torch.tensor(doc_keys, dtype=torch.int64).reshape(-1, 3),
+            negative_row=torch.tensor([row for row, texts in enumerate(own) for _ in texts], dtype=torch.int64),
+            scores=_numbers([r.score for r in records]),
+            teacher_positive=_numbers([r.teacher_scores and r.teacher_scores[k] for r, k in zip(records, drawn)]),
+            teacher_negative=_numbers([score for r, texts in zip(records, own) for score in _teacher(r, len(texts))]),
             global_rows=global_rows,
             truncated=cut_queries + cut_documents,
             seed=seed,
+            source=source,
         )
+
+
+def _numbers(values: list[float | None]) -> torch.Tensor:
+    return torch.tensor([float("nan") if value is None else value for value in values], dtype=torch.float64)
+
+
+def _teacher(record: Record, negatives: int) -> list[float | None]:
+    """The teacher's scores of a record's first hard negatives (they follow those of its positives)."""
+    if record.teacher_scores is None:
+        return [None] * negatives
+    return record.teacher_scores[len(record.positives) :][:negatives]

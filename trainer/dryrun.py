@@ -5,8 +5,9 @@ from trainer.data import TrainData
 from trainer.folder import fetch, read_spec
 from trainer.losses import duplicate_mask
 from trainer.model import load_tokenizer
+from trainer.objective import import_functions
 from trainer.planner import total_steps
-from trainer.preflight import check_run, eval_path, make_plan
+from trainer.preflight import check_run, eval_paths, make_plan
 from trainer.runtime import pick_device
 
 SHOWN_ROWS = 3
@@ -16,33 +17,37 @@ def show(config: RunConfig, resume: bool) -> None:
     """Prints to stdout; trains and writes nothing. Raises BadInput like the run itself."""
     pick_device(config.train.device)
     check_run(config, resume)
+    import_functions(config.losses.values())
     plan = make_plan(config)
     folder = fetch(config.model.path, config.model.trust_remote_code)
     spec, tokenizer = read_spec(config.model, folder), load_tokenizer(config.model, folder)
     steps = total_steps(plan, config.train.epochs, config.train.max_steps)
-    first = plan.epoch(0)
+    source, first = plan.batch(0)
     lines = [
         f"model: {spec.path} (pooling {spec.pooling}, {'normalised' if spec.normalize else 'not normalised'})",
         f"prompts: query {spec.query_prompt!r}, passage {spec.passage_prompt!r}; "
         f"at most {spec.query_max_len} and {spec.passage_max_len} tokens",
         *spec.notes,
         f"data: {config.data.train}, {plan.rows} rows, fingerprint {plan.fingerprint[:16]}",
-        f"evaluation: {eval_path(config) or 'none (no data.eval, and the shards have no eval split)'}",
+        f"evaluation: {', '.join(eval_paths(config).values()) or 'none (no data.eval, no eval split with judgements)'}",
         f"plan: {steps} steps ({config.train.epochs} epoch(s) of {plan.steps_per_epoch}), global batch "
-        f"{plan.batch_size}, last batch of {len(first[-1])}, {plan.left_out_per_epoch} row(s) left out per epoch, "
-        f"{plan.arrange(0)[1]} row(s) that share a text or document with another of their batch, "
+        f"{plan.batch_size}, last batch of {', '.join(map(str, plan.last_batches))}, "
+        f"{plan.left_out_per_epoch} row(s) left out per pass, "
+        f"{plan.meeting(0)} row(s) that share a text or document with an earlier one of their batch, "
         f"{round(config.optim.warmup_ratio * steps)} steps of warm-up",
+        plan.describe_sources(),
     ]
     data = TrainData(config.data, spec, tokenizer, plan)
-    ids = first[0].tolist()
+    ids = first.tolist()
     records = data.rows.take(ids)
-    batch = data.make_batch(ids, records, data.draw(0, ids, records), len(ids), seed=0)
+    batch = data.make_batch(ids, records, data.draw(0, ids, records), len(ids), seed=0, source=source)
     mask = duplicate_mask(batch.row_keys, batch.row_query, batch.doc_keys)
     mask[range(batch.rows), range(batch.rows)] = False  # a row's own positive is its target
-    if not config.loss.mask_duplicates:
+    loss = config.loss_of(source)
+    if not loss.mask_duplicates or "infonce" not in loss.terms:
         mask[:] = False
     lines.append(
-        f"first batch: {batch.rows} queries against {len(batch.tokens) - batch.rows} documents each, "
+        f"first batch: {batch.rows} queries of {source!r} against {len(batch.tokens) - batch.rows} documents each, "
         f"{int(mask.sum())} (query, document) pairs masked as duplicates, {batch.truncated} texts truncated"
     )
     negatives = iter(range(2 * batch.rows, len(batch.tokens)))

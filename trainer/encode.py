@@ -5,7 +5,7 @@ from torch import Tensor
 
 from data_prep.progress import track
 from trainer.model import tokenize
-from trainer.step import CHUNK_TOKENS, make_chunks, pad
+from trainer.step import CHUNK_TOKENS, lay, make_chunks
 
 
 def encode(engine, tokenizer, texts: list[str], prompt: str, max_len: int) -> Tensor:
@@ -17,7 +17,7 @@ def encode(engine, tokenizer, texts: list[str], prompt: str, max_len: int) -> Te
     mine = texts[world.rank :: world.size]
     tokens, _ = tokenize(mine, prompt, max_len, tokenizer)
     lengths = [len(ids) for ids in tokens]
-    chunks = make_chunks(lengths, CHUNK_TOKENS[engine.device.type])
+    chunks = make_chunks(lengths, CHUNK_TOKENS[engine.device.type], engine.embedder.packing is not None)
     table = world.gather_ints([len(mine), len(chunks)]).tolist()
     if engine.lockstep:
         chunks += [[] for _ in range(max(row[1] for row in table) - len(chunks))]
@@ -26,7 +26,7 @@ def encode(engine, tokenizer, texts: list[str], prompt: str, max_len: int) -> Te
     out: Tensor | None = None
     with torch.no_grad():
         for chunk in chunks if world.rank else track(chunks, "embedding (chunks)", len(chunks)):
-            part = engine.embed(*pad(chunk, tokens, engine.device), seed=0)
+            part = engine.embed(*lay(chunk, tokens), seed=0)
             if out is None:
                 out = part.new_zeros((len(mine), part.shape[1]))
             if chunk:

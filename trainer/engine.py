@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.collectives import World
+from trainer.collectives import World, in_buckets
 from trainer.config import OptimConfig
 from trainer.model import Embedder
 from trainer.optim import LossScale, adamw, clip_factor
@@ -43,6 +43,7 @@ class TorchEngine:
     ):
         self.world, self.device, self.dtype = world, device, dtype
         self.embedder = embedder.to(device)
+        embedder.pack(device)
         self.named = {n: p for n, p in embedder.backbone.named_parameters() if p.requires_grad}
         self.optimizer = adamw(embedder, optim, device)
         self.max_grad_norm = optim.max_grad_norm
@@ -50,11 +51,14 @@ class TorchEngine:
         for tensor in [*embedder.parameters(), *embedder.buffers()]:  # ranks start from rank 0's weights
             world.broadcast(tensor.data)
 
-    def embed(self, input_ids: Tensor, attention_mask: Tensor, seed: int) -> Tensor:
-        """(texts, d) float32. The same seed gives the same dropout."""
-        if self.embedder.training:  # with dropout off the module stays in eval mode, which is exact for every family
-            torch.manual_seed(seed)
-        return self.embedder(input_ids, attention_mask, self.dtype)
+    @property
+    def buckets(self) -> int:
+        """Collectives that bring the gradients of a step together."""
+        return len(in_buckets(list(self.named.values()), BUCKET_BYTES))
+
+    def embed(self, tokens: Tensor, lengths: list[int], seed: int) -> Tensor:
+        """(texts, d) float32, see Embedder.forward."""
+        return self.embedder(tokens, lengths, seed, self.dtype)
 
     def backward(self, surrogate: Tensor) -> None:
         """Adds the scalar's gradients to the parameters of this rank."""

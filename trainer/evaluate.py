@@ -96,6 +96,8 @@ def _model(path: str, args: argparse.Namespace) -> "ModelConfig":
 
 def run(args: argparse.Namespace) -> int:
     data = load_set(args.data)
+    for note in data.notes:
+        say(note)
     configs = {path: _model(path, args) for path in (args.model, args.baseline) if path}
     if args.json:
         check(check_output_file(Path(args.json), suffix=".json"))

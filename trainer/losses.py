@@ -1,19 +1,30 @@
-"""Losses: tensors in, tensors out. No process group, no model, no config."""
+"""Losses: tensors in, tensors out. No process group, no model, no config.
+
+Every loss here is a sum over rows (CoSENT: one number for the whole batch): the caller divides by the rows of the whole
+global batch, over all ranks. Similarities are inner products: cosines where the embeddings are normalised.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-TILE_ELEMENTS = 2**23  # similarities held at once: 32 MiB in fp32
+TILE_ELEMENTS = 2**23  # similarities held at once, over all directions of a joint softmax: 32 MiB in fp32
 
-# (start, stop) of query rows -> (stop - start, n) bool: documents that are no negatives of these queries
-Mask = Callable[[int, int], Tensor]
+DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
+
+# (start, stop) of local rows -> which documents, (rows, n) bool, and which rows' queries, (rows, m) bool or None, are
+# no negatives of these rows. Fresh tensors: they are overwritten.
+Mask = Callable[[int, int], tuple[Tensor, Tensor | None]]
 
 
 class LossOut(NamedTuple):
-    """loss: sum (not mean) over the given queries, scalar. stats: (5,) sums with the names in STATS, no gradient."""
+    """loss: sum (not mean) over the given rows, scalar. stats: (5,) sums with the names in STATS, no gradient.
+
+    The statistics are those of query_to_doc; masked_negatives counts every direction's.
+    """
 
     loss: Tensor
     stats: Tensor
@@ -22,74 +33,214 @@ class LossOut(NamedTuple):
 STATS = ("positive_similarity", "negative_similarity", "negatives", "masked_negatives", "correct")
 
 
-def info_nce(queries: Tensor, documents: Tensor, target: Tensor, mask: Mask | None, temperature: float) -> LossOut:
-    """InfoNCE (van den Oord et al. 2018, arXiv:1807.03748, eq. 4), summed over queries; differentiable once.
+def info_nce(
+    queries: Tensor,
+    documents: Tensor,
+    rows: Tensor,
+    target: Tensor,
+    temperature: float | Tensor,
+    *,
+    directions: tuple[str, ...] = ("query_to_doc",),
+    joint: bool = False,
+    mask: Mask | None = None,
+    margin: float | None = None,
+    ratio: float | None = None,
+    doc_row: Tensor | None = None,
+) -> LossOut:
+    """InfoNCE (van den Oord et al. 2018, arXiv:1807.03748, eq. 4), summed over local rows; differentiable once.
 
-    queries: (b, d). documents: (n, d), the positives and negatives of the whole scope. target: (b,) index of each
-    query's positive. mask: which documents are no negatives of which query (duplicates of its positives); a target is
-    never masked. Similarities are inner products: cosines where the embeddings are normalised. The caller divides by
-    the number of queries of the whole global batch, over all ranks.
+    queries: (m, d) and documents: (n, d), positives and negatives, of the whole scope; both get gradients. With
+    query_to_doc alone the queries may be the local ones only. rows: (b,) distinct indices into queries of the rows
+    whose loss is wanted. target: (b,) index of each row's positive in documents. temperature: positive; a 0-dim tensor
+    gets its gradient. doc_row: (n,) index into queries of the row each document belongs to; doc_to_doc needs it.
 
-    The (b, n) similarities exist one tile of rows at a time, and the gradient is made in the same pass: memory is
-    linear in the batch.
+    directions: the similarities a row's softmax runs over, as in sentence-transformers' MultipleNegativesRankingLoss.
+    query_to_doc (always): the query and all documents. query_to_query: the query and the other rows' queries.
+    doc_to_query: the positive and all queries. doc_to_doc: the positive and the other rows' documents. joint: one
+    softmax over all of them (with all four the improved contrastive loss of GTE, Li et al. 2023, arXiv:2308.03281);
+    else one per direction, averaged, which those without the positive pair do not allow.
+
+    Masked candidates are no negatives and get exactly no gradient; the positive pair is never masked. mask: by
+    identity, see duplicate_mask. margin, ratio: by score (NV-Retriever, Moreira et al. 2024, arXiv:2407.15831,
+    TopK-MarginPos and TopK-PercPos): a candidate with a similarity above positive - margin, or above
+    positive * ratio, is taken for a false negative. A share of a negative similarity would lie above it, so where the
+    positive's is negative, ratio compares with the positive itself.
+
+    The similarities exist one tile of rows at a time, and the gradient is made in the same pass: memory is linear in
+    the batch.
     """
-    return LossOut(*_TiledInfoNCE.apply(queries, documents, target, mask, temperature))
+    allowed = set(DIRECTIONS) if joint else {"query_to_doc", "doc_to_query"}
+    if "query_to_doc" not in directions or not set(directions) <= allowed:
+        raise ValueError(f"directions {directions}: query_to_doc and, with joint={joint}, any of {sorted(allowed)}")
+    if "doc_to_doc" in directions and doc_row is None:
+        raise ValueError("doc_to_doc leaves out a row's own documents: give doc_row")
+    task = _Task(rows, target, directions, joint, mask, margin, ratio, doc_row, isinstance(temperature, Tensor))
+    return LossOut(*_TiledInfoNCE.apply(queries, documents, temperature, task))
+
+
+class _Task(NamedTuple):
+    """info_nce's arguments that have no gradient."""
+
+    rows: Tensor
+    target: Tensor
+    directions: tuple[str, ...]
+    joint: bool
+    mask: Mask | None
+    margin: float | None
+    ratio: float | None
+    doc_row: Tensor | None
+    learned: bool  # the temperature
+
+
+class _Block(NamedTuple):
+    """One direction: the similarities of one anchor per local row with w candidates."""
+
+    anchors: Tensor  # queries or documents, whole
+    anchor_grad: Tensor | None  # to be added to; None: no gradient wanted
+    index: Tensor  # (b,) the anchor of each local row
+    candidates: Tensor  # (w, d) queries or documents, whole
+    candidate_grad: Tensor | None
+    side: int  # which of the mask's two tensors is about these candidates
+    own: Tensor | None  # (b,) column of the positive pair: never masked
+    owner: Tensor | None  # (w,) local row that a candidate belongs to and is no negative of; -1: none
+
+
+class _Tile(NamedTuple):
+    """Sums over a tile's rows. masked: per block. The last three are of the first block."""
+
+    loss: Tensor
+    temperature_grad: Tensor | float
+    masked: list[int]
+    masked_similarity: Tensor
+    positive: Tensor
+    correct: Tensor
 
 
 class _TiledInfoNCE(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, queries, documents, target, mask, temperature):
-        count, n = queries.shape[0], documents.shape[0]
-        query_grad, doc_grad = torch.empty_like(queries), torch.zeros_like(documents)
-        loss = queries.new_zeros(())
-        stats = queries.new_zeros(len(STATS), dtype=torch.float32)
-        rows = max(1, min(count, TILE_ELEMENTS // max(1, n)))
-        for start in range(0, count, rows):
-            stop = min(count, start + rows)
-            excluded = mask(start, stop) if mask else None
-            tile_loss, tile_stats, weights = _tile(
-                queries[start:stop], documents, target[start:stop], excluded, temperature
-            )
-            loss += tile_loss
-            stats += tile_stats
-            torch.mm(weights, documents, out=query_grad[start:stop])
-            doc_grad.addmm_(weights.T, queries[start:stop])
+    def forward(ctx, queries, documents, temperature, task):
+        wanted = any(ctx.needs_input_grad)
+        query_grad, doc_grad = (torch.zeros_like(x) if wanted else None for x in (queries, documents))
+        groups = _groups(queries, documents, query_grad, doc_grad, task)
+        count, n, tau = task.rows.numel(), documents.shape[0], float(temperature)
+        width = max(sum(block.candidates.shape[0] for block in blocks) for blocks in groups)
+        size = max(1, min(count, TILE_ELEMENTS // max(1, width)))
+        buffer = queries.new_empty(size * width)
+        loss, temperature_grad, positive, correct = queries.new_zeros(4).unbind()
+        # the sum of all similarities, without a pass over them
+        similarity = (queries @ documents.sum(dim=0))[task.rows].sum()
+        masked = first_masked = 0
+        for start in range(0, count, size):
+            stop = min(count, start + size)
+            masks = task.mask(start, stop) if task.mask else (None, None)
+            for blocks in groups:
+                tile = _tile(blocks, start, stop, buffer, masks, task, tau, share=1 / len(groups))
+                loss += tile.loss
+                temperature_grad += tile.temperature_grad
+                masked += sum(tile.masked)
+                if blocks is groups[0]:
+                    similarity -= tile.masked_similarity
+                    positive += tile.positive
+                    correct += tile.correct
+                    first_masked += tile.masked[0]
+        counts = queries.new_tensor([count * (n - 1) - first_masked, masked])
         ctx.save_for_backward(query_grad, doc_grad)
+        ctx.temperature_grad = temperature_grad.to(temperature) if task.learned else None
+        stats = torch.stack([positive, similarity - positive, *counts, correct]).float()
         ctx.mark_non_differentiable(stats)
         return loss, stats
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream, _):
-        query_grad, doc_grad = ctx.saved_tensors
-        return query_grad * upstream, doc_grad * upstream, None, None, None
+        made = (*ctx.saved_tensors, ctx.temperature_grad)
+        return *(g * upstream.to(g.device) if need else None for g, need in zip(made, ctx.needs_input_grad)), None
 
 
-def _tile(queries: Tensor, documents: Tensor, target: Tensor, excluded: Tensor | None, temperature: float):
-    """Loss sum, statistics and d(loss)/d(similarity) of a tile of queries; one (rows, n) buffer, reused in place."""
-    scores = queries @ documents.T  # similarities, then logits, then softmax, then the gradient
-    column = target[:, None]
-    positive = scores.gather(1, column)
-    total = scores.sum()
-    masked, masked_total = 0, scores.new_zeros(())
-    if excluded is not None:
-        excluded.scatter_(1, column, False)
-        masked = excluded.sum()
-        masked_total = scores[excluded].sum()
-        scores.masked_fill_(excluded, float("-inf"))
-    top = scores.amax(dim=1, keepdim=True)
-    correct = (positive >= top).sum()
+def _groups(queries, documents, query_grad, doc_grad, task: _Task) -> list[list[_Block]]:
+    """The directions that share a softmax; the first of each group has the positive pair, query_to_doc is the first."""
+    # (m,) where each row of the scope stands among the local rows, or -1
+    place = torch.full((queries.shape[0],), -1, device=queries.device)
+    place[task.rows] = torch.arange(task.rows.numel(), device=queries.device)
+    doc_place = None if task.doc_row is None else place[task.doc_row]
+    query, positive = (queries, query_grad, task.rows), (documents, doc_grad, task.target)
+    every_doc, every_query = (documents, doc_grad, 0), (queries, query_grad, 1)
+    blocks = {
+        "query_to_doc": _Block(*query, *every_doc, own=task.target, owner=None),
+        "query_to_query": _Block(*query, *every_query, own=None, owner=place),
+        "doc_to_query": _Block(*positive, *every_query, own=task.rows, owner=None),
+        "doc_to_doc": _Block(*positive, *every_doc, own=None, owner=doc_place),
+    }
+    chosen = [block for direction, block in blocks.items() if direction in task.directions]
+    return [chosen] if task.joint else [[block] for block in chosen]
+
+
+def _tile(blocks: list[_Block], start: int, stop: int, buffer: Tensor, masks, task: _Task, tau: float, share: float):
+    """One softmax of rows start..stop, its gradient added to the blocks'; the similarities live in `buffer`, reused."""
+    widths = [block.candidates.shape[0] for block in blocks]
+    logits = buffer[: (stop - start) * sum(widths)].view(stop - start, sum(widths))
+    parts = logits.split(widths, dim=1)
+    anchors = [block.anchors.index_select(0, block.index[start:stop]) for block in blocks]
+    for part, block, anchor in zip(parts, blocks, anchors):
+        torch.mm(anchor / tau, block.candidates.T, out=part)
+    column = blocks[0].own[start:stop, None]
+    positive = parts[0].gather(1, column)
+    limit = _limit(positive, tau, task.margin, task.ratio)
+    masked, similarities = zip(*(_mask(p, b, masks[b.side], limit, start, stop) for p, b in zip(parts, blocks)))
+    tops = [part.amax(dim=1, keepdim=True) for part in parts]
+    top = torch.cat(tops, dim=1).amax(dim=1, keepdim=True)
     # exp of differences to the row's maximum: finite at any temperature
-    scores.sub_(top).div_(temperature).exp_()
-    mass = scores.sum(dim=1, keepdim=True)
-    loss = (mass.log() + (top - positive) / temperature).sum()
-    scores.div_(mass)
-    scores.scatter_add_(1, column, torch.full_like(positive, -1.0))
-    scores.div_(temperature)
-    negatives = scores.numel() - scores.shape[0] - masked
-    values = (positive.sum(), total - positive.sum() - masked_total, negatives, masked, correct)
-    stats = torch.stack([torch.as_tensor(value, device=scores.device, dtype=torch.float32) for value in values])
-    return loss, stats, scores
+    mass = logits.sub_(top).exp_().sum(dim=1, keepdim=True)
+    loss = share * (top - positive + mass.log()).sum()
+    # exp, unlike softmax, with its factor on the (rows, d) side of the products: no further pass over the tile
+    parts[0].scatter_add_(1, column, -mass)
+    factor = share / (mass * tau)
+    temperature_grad = 0.0
+    for part, block, anchor in zip(parts, blocks, anchors):
+        if block.anchor_grad is None:
+            continue
+        grad = torch.mm(part, block.candidates).mul_(factor)
+        if task.learned:
+            temperature_grad -= (grad * anchor).sum() / tau  # sum of d(loss)/d(similarity) x similarity
+        # not index_add_, which is several times slower on the CPU
+        block.anchor_grad.index_put_((block.index[start:stop],), grad, accumulate=True)
+        block.candidate_grad.addmm_(part.T, anchor * factor)
+    correct = (positive >= tops[0]).sum()
+    return _Tile(loss, temperature_grad, list(masked), similarities[0] * tau, positive.sum() * tau, correct)
+
+
+def _limit(positive: Tensor, tau: float, margin: float | None, ratio: float | None) -> Tensor | None:
+    """(rows, 1) logits above which a candidate is taken for a false negative. positive: (rows, 1) logits."""
+    limits = []
+    if margin is not None:
+        limits.append(positive - margin / tau)
+    if ratio is not None:
+        limits.append(torch.where(positive >= 0, positive * ratio, positive))
+    return torch.cat(limits, dim=1).amin(dim=1, keepdim=True) if limits else None
+
+
+def _mask(logits: Tensor, block: _Block, excluded: Tensor | None, limit: Tensor | None, start: int, stop: int):
+    """Puts -inf where a candidate is no negative; (how many are masked, the sum of their logits)."""
+    if limit is not None:
+        above = logits > limit
+        excluded = above if excluded is None else above.logical_or_(excluded)
+    masked, total = 0, logits.new_zeros(())
+    if block.owner is not None:  # a candidate has one owner: w positions, however many rows
+        owner = (block.owner - start)[None]
+        owned = (owner >= 0) & (owner < stop - start)
+        owner = owner.clamp(0, stop - start - 1)
+    if excluded is not None:
+        if block.own is not None:
+            excluded.scatter_(1, block.own[start:stop, None], False)
+        if block.owner is not None:  # left out by definition, not masked
+            excluded.scatter_(0, owner, excluded.gather(0, owner) & ~owned)
+        masked = int(excluded.count_nonzero())
+    if masked:  # mostly only positives are marked: then these passes are saved
+        total = logits.sum() - logits.masked_fill_(excluded, 0.0).sum()
+        logits.masked_fill_(excluded, float("-inf"))
+    if block.owner is not None:
+        logits.scatter_(0, owner, logits.gather(0, owner).masked_fill(owned, float("-inf")))
+    return masked, total
 
 
 def duplicate_mask(row_keys: Tensor, row_query: Tensor, doc_keys: Tensor) -> Tensor:
@@ -101,7 +252,96 @@ def duplicate_mask(row_keys: Tensor, row_query: Tensor, doc_keys: Tensor) -> Ten
     of the row, or when it is a positive of another row with the same query.
     """
     text, doc_id, query = doc_keys.unbind(dim=1)
-    excluded = row_query[:, None] == query[None]
+    # few documents are of interest to any of these rows: compare with those only
+    near = (torch.isin(text, row_keys) | torch.isin(doc_id, row_keys) | torch.isin(query, row_query)).nonzero()[:, 0]
+    excluded = row_query[:, None] == query[near]
     for column in row_keys.unbind(dim=1):  # k is small (a row has few positives); (b, n, k) at once would not be
-        excluded |= (column[:, None] == text[None]) | (column[:, None] == doc_id[None])
-    return excluded
+        excluded |= (column[:, None] == text[near]) | (column[:, None] == doc_id[near])
+    return excluded.new_zeros(row_keys.shape[0], doc_keys.shape[0]).index_copy_(1, near, excluded)
+
+
+def row_mask(doc_mask: Tensor, positive_of_row: Tensor) -> Tensor:
+    """(b, m) bool: a row's query is no negative where its positive is none. positive_of_row: (m,) document index."""
+    return doc_mask[:, positive_of_row]
+
+
+def cosine_mse(queries: Tensor, positives: Tensor, scores: Tensor) -> Tensor:
+    """Sum over pairs of (cosine - score)^2. (b, d), (b, d), (b,). CosineSimilarityLoss of sentence-transformers."""
+    return (F.cosine_similarity(queries, positives) - scores).square().sum()
+
+
+def cosent(queries: Tensor, positives: Tensor, scores: Tensor, temperature: float = 0.05) -> Tensor:
+    """CoSENT (Huang et al. 2024, doi:10.1109/TASLP.2024.3402087) of the whole batch: one number, not a sum over rows.
+
+    log(1 + sum of exp((cos_i - cos_j) / temperature) over pairs with score_i < score_j). (m, d), (m, d), (m,).
+    """
+    cosines = F.cosine_similarity(queries, positives)
+    # m numbers: on the CPU in float64, which MPS lacks
+    order = scores.cpu().argsort()
+    ranked = scores.cpu()[order]
+    logits = cosines.cpu().double()[order] / temperature
+    # of the pairs (i, j): log of the sum over j with a higher score than i, which start where i's ties end
+    higher = torch.cat([torch.logcumsumexp(-logits.flip(0), 0).flip(0), logits.new_full((1,), float("-inf"))])
+    pairs = logits + higher[torch.searchsorted(ranked, ranked, right=True)]
+    return torch.logsumexp(torch.cat([logits.new_zeros(1), pairs]), 0).to(cosines.dtype).to(cosines.device)
+
+
+def kl(
+    queries: Tensor,
+    documents: Tensor,
+    target: Tensor,
+    negative_row: Tensor,
+    negative_index: Tensor,
+    teacher_positive: Tensor,
+    teacher_negative: Tensor,
+    temperature: float | Tensor,
+    teacher_temperature: float = 1.0,
+) -> Tensor:
+    """Sum over rows of KL(softmax(teacher / teacher_temperature) || softmax(student / temperature)), no factor.
+
+    Over a row's positive and its own hard negatives (Lin et al. 2020, arXiv:2010.11386), of which each row has as many
+    as it has; none gives 0. queries: (b, d). documents: (n, d). target: (b,) index of each row's positive.
+    negative_row, negative_index: (k,) row and document of each hard negative. teacher_*: (b,), (k,) scores.
+    """
+    positive, negative = _own_similarities(queries, documents, target, negative_row, negative_index)
+    student = _log_softmax(positive / temperature, negative / temperature, negative_row)
+    teacher = _log_softmax(teacher_positive / teacher_temperature, teacher_negative / teacher_temperature, negative_row)
+    return sum((t.exp() * (t - s)).sum() for t, s in zip(teacher, student))
+
+
+def margin_mse(
+    queries: Tensor,
+    documents: Tensor,
+    target: Tensor,
+    negative_row: Tensor,
+    negative_index: Tensor,
+    teacher_positive: Tensor,
+    teacher_negative: Tensor,
+) -> Tensor:
+    """Sum over hard negatives of the squared error of (positive - negative) similarity against the teacher's.
+
+    Hofstätter et al. 2020, arXiv:2010.02666. Arguments as for kl.
+    """
+    positive, negative = _own_similarities(queries, documents, target, negative_row, negative_index)
+    student = positive[negative_row] - negative
+    return (student - (teacher_positive[negative_row] - teacher_negative)).square().sum()
+
+
+def _own_similarities(queries, documents, target, negative_row, negative_index) -> tuple[Tensor, Tensor]:
+    """(b,) and (k,) inner products of queries with their positives and with their hard negatives."""
+    positive = (queries * documents[target]).sum(dim=1)
+    return positive, (queries[negative_row] * documents[negative_index]).sum(dim=1)
+
+
+def _log_softmax(positive: Tensor, negative: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+    """log softmax over each row's positive, (b,), and the negatives that belong to it, (k,) with row: (k,)."""
+    top = positive.detach().scatter_reduce(0, row, negative.detach(), "amax")
+    # index_put, unlike index_add, adds in a fixed order on CUDA
+    mass = (positive - top).exp().index_put((row,), (negative - top[row]).exp(), accumulate=True)
+    log_mass = top + mass.log()
+    return positive - log_mass, negative - log_mass[row]
+
+
+def shorten(embeddings: Tensor, dim: int, normalise: bool) -> Tensor:
+    """(b, dim): the first dimensions, at unit length if asked (Matryoshka, Kusupati et al. 2022, arXiv:2205.13147)."""
+    return F.normalize(embeddings[:, :dim], dim=1) if normalise else embeddings[:, :dim]

@@ -6,10 +6,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from data_prep.problems import BadInput
 from trainer.config import ModelConfig
 from trainer.folder import POOLINGS, ModelSpec, fetch, read_spec
+from trainer.packing import Packing, Run, register, runs_of
 
 
 def pool(hidden: Tensor, mask: Tensor, how: str) -> Tensor:
@@ -30,12 +32,25 @@ def pool(hidden: Tensor, mask: Tensor, how: str) -> Tensor:
     return hidden[torch.arange(hidden.shape[0], device=hidden.device), index]
 
 
+def pool_packed(hidden: Tensor, runs: list[Run], how: str) -> Tensor:
+    """As pool, for the (tokens, d) hidden states of texts that are laid end to end."""
+    pooled = []
+    for run, part in zip(runs, hidden.split([run.count * run.length for run in runs])):
+        texts = part.view(run.count, run.length, -1)
+        pooled.append(texts.mean(dim=1) if how == "mean" else texts[:, 0 if how == "cls" else -1])
+    return torch.cat(pooled)
+
+
 class Embedder(nn.Module):
-    """Token ids -> one fp32 embedding per text, of length 1 where the model normalises."""
+    """Token ids -> one fp32 embedding per text, of length 1 where the model normalises.
+
+    packing: texts run without padding where the device and the model's family allow it, see pack().
+    """
 
     def __init__(self, backbone: nn.Module, pooling: str, normalize: bool):
         super().__init__()
         self.backbone = backbone
+        self.packing: Packing | None = None
         # A decoder would keep keys and values of every layer for a generation that never comes.
         self.own_use_cache = getattr(backbone.config, "use_cache", None)
         backbone.config.use_cache = False
@@ -46,14 +61,34 @@ class Embedder(nn.Module):
         """d, the length of an embedding."""
         return self.backbone.config.hidden_size
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, autocast: torch.dtype | None = None) -> Tensor:
-        """(texts, tokens) ids and mask -> (texts, d) float32. autocast: dtype of the matrix products, or None."""
+    def pack(self, device: torch.device) -> None:
+        """Runs texts end to end from now on, if that is possible on this device."""
+        if Packing.fits(self.backbone, device):
+            register()
+            self.packing = Packing(self.backbone)
+
+    def forward(self, tokens: Tensor, lengths: list[int], seed: int, autocast: torch.dtype | None = None) -> Tensor:
+        """Texts end to end -> (texts, d) float32 on the model's device.
+
+        tokens: (sum of lengths,) ids on the CPU; equal lengths should stand side by side. seed: of dropout, the same
+        seed gives the same. autocast: dtype of the matrix products, or None for fp32.
+        """
+        device = next(self.backbone.parameters()).device
+        if self.training:  # with dropout off the module stays in eval mode, which is exact for every family
+            torch.manual_seed(seed)
+        if self.packing:
+            self.packing.noise.reseed(seed)
+            runs = runs_of(lengths)
+            inputs, mask = self.packing.inputs(tokens.to(device), runs), None
+        else:
+            ids = pad_sequence(tokens.split(lengths), batch_first=True)
+            mask = (torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]).long().to(device)
+            inputs = {"input_ids": ids.to(device), "attention_mask": mask}
         # The cast of a weight is used once per pass, so caching it would only hold a second copy (of a gathered
         # shard, under ZeRO-3).
-        device = input_ids.device.type
-        with torch.autocast(device, autocast, enabled=autocast is not None, cache_enabled=False):
-            hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        pooled = pool(hidden.float(), attention_mask, self.pooling)
+        with torch.autocast(device.type, autocast, enabled=autocast is not None, cache_enabled=False):
+            hidden = self.backbone(**inputs).last_hidden_state.float()
+        pooled = pool_packed(hidden[0], runs, self.pooling) if mask is None else pool(hidden, mask, self.pooling)
         return F.normalize(pooled, dim=1) if self.normalize else pooled
 
 

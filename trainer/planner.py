@@ -1,112 +1,180 @@
 """The global batch plan: which rows every optimizer step trains on. A pure function; knows nothing of ranks. No torch.
 
-The plan depends on (data fingerprint, seed, epoch, batch_size, last_batch, PLAN_VERSION) and on nothing else, so every
-topology and every resumed run sees the same global batches. No two rows of a batch share a query, a positive or a
-document: such rows would be each other's false negatives. Where a text occurs more often than there are batches that
-cannot be; those rows are counted, and the loss masks them.
+The plan depends on (data fingerprint, seed, batch_size, last_batch, mixing, PLAN_VERSION) and on nothing else, so every
+topology and every resumed run sees the same global batches. A batch holds rows of one source, and no two that share a
+query, a positive or a document; where a text occurs more often than there are batches that cannot be: those rows are
+counted, and the loss masks them.
+
+Any step is reached at once, and a rank's memory does not grow with the rows: the order of a pass is a keyed permutation
+(permutation.py) plus the few rows that were moved away from each other (passes.py). The other way is a plan file made
+ahead. Without one there is nothing to build, ship, clean up or wait for; the price is hashing for every batch, a look
+at all pairs of (row, shared key) at the start of every pass, and memory proportional to the rows that were moved.
 """
 
-import hashlib
+import json
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 
-PLAN_VERSION = 1
-ROUNDS = 200  # of moving conflicting rows; what is left then is masked
+from data_prep.sharing import SourceRows
+from trainer.passes import Pass
+from trainer.permutation import Permutation
 
-
-@dataclass(frozen=True)
-class RowKeys:
-    """Keys of every row's texts and documents: keys[ends[i - 1]:ends[i]] are those of row i, int64."""
-
-    keys: np.ndarray
-    ends: np.ndarray
-
-    @cached_property
-    def shared(self) -> tuple[np.ndarray, np.ndarray]:
-        """(row, key number) of every key that stands in more than one row; usually few."""
-        _, number, counts = np.unique(self.keys, return_inverse=True, return_counts=True)
-        places = np.flatnonzero(counts[number] > 1)
-        return np.searchsorted(self.ends, places, side="right"), number[places]
+PLAN_VERSION = 2
+HELD_PASSES = 64  # per source at most; only a source that is taken many times in an epoch has more than two
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Global batches of one data set. rows: number of rows; batch_size: rows per optimizer step over all ranks."""
+    """Global batches of the sources of one data set. batch_size: rows per optimizer step over all ranks.
 
-    rows: int
+    Each source is an endless stream of batches, pass after pass over its rows, each pass in another order. mixing says
+    which stream a step takes its batch from. An epoch has as many steps as one pass over every source has batches.
+    proportional: an epoch is one pass over every source, in random order: every row once. temperature: an epoch takes
+    batches of each source in proportion to rows ** (1 / mixing_temperature), at least one (Arivazhagan et al. 2019,
+    arXiv:1907.05019), in random order. round_robin: the sources take turns.
+    apart: names of the sources whose rows are kept apart where they share a key; None means all.
+    """
+
+    parts: tuple[SourceRows, ...]
     batch_size: int
     fingerprint: str
     seed: int
-    last_batch: str = "keep"  # "drop" leaves out an incomplete last batch; nothing is ever padded with repeats
-    keys: RowKeys | None = field(default=None, compare=False, repr=False)
+    last_batch: str = "keep"  # "drop" leaves out the incomplete last batch of a pass; nothing is padded with repeats
+    mixing: str = "proportional"
+    mixing_temperature: float = 2.0
+    apart: frozenset[str] | None = None
+    _passes: dict[tuple[int, int], Pass] = field(default_factory=dict, init=False, compare=False, repr=False)
+
+    def __post_init__(self):
+        assert self.parts and all(self._batches), "a source without a batch"
 
     @property
+    def sources(self) -> list[tuple[str, int]]:
+        """(name, rows) of every source."""
+        return [(part.name, len(part.rows)) for part in self.parts]
+
+    @property
+    def rows(self) -> int:
+        return sum(rows for _, rows in self.sources)
+
+    @cached_property
+    def _batches(self) -> list[int]:
+        """Batches of a pass over each source."""
+        return [batches_of(rows, self.batch_size, self.last_batch) for _, rows in self.sources]
+
+    @cached_property
     def steps_per_epoch(self) -> int:
-        full, rest = divmod(self.rows, self.batch_size)
-        return full + (1 if rest >= 2 and self.last_batch == "keep" else 0)
+        return sum(self._batches)
 
     @property
     def left_out_per_epoch(self) -> int:
-        """Rows no batch of an epoch holds: a dropped last batch, or a single last row (it would have no negative)."""
-        rest = self.rows % self.batch_size
-        return rest if rest and (self.last_batch == "drop" or rest < 2) else 0
+        """Rows that no batch of a pass over their source holds: a dropped last batch, or a single last row (it would
+        have no in-batch negative). Others in each pass."""
+        return sum(max(0, rows - n * self.batch_size) for (_, rows), n in zip(self.sources, self._batches))
 
-    def _rng(self, epoch: int) -> np.random.Generator:
-        text = f"{PLAN_VERSION}|{self.fingerprint}|{self.seed}|{epoch}|{self.rows}"
-        return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big"))
+    @property
+    def last_batches(self) -> list[int]:
+        """Rows of the last batch of a pass over each source."""
+        size = self.batch_size
+        return [min(rows - (n - 1) * size, size) for (_, rows), n in zip(self.sources, self._batches)]
 
-    def arrange(self, epoch: int) -> tuple[np.ndarray, int]:
-        """The epoch's order of all rows, and how many rows still meet one they share a text or document with."""
-        rng = self._rng(epoch)
-        order = rng.permutation(self.rows)
-        if self.keys is None:
-            return order, 0
-        return spread(order, self.batch_size, *self.keys.shared, rng)
+    @cached_property
+    def quotas(self) -> list[int]:
+        """Batches that an epoch takes from each source (round_robin: equal quotas up to one, see _taken)."""
+        if self.mixing == "temperature":
+            weights = [rows ** (1 / self.mixing_temperature) for _, rows in self.sources]
+            return shares(self.steps_per_epoch, weights)
+        return self._batches
 
-    def epoch(self, epoch: int) -> list[np.ndarray]:
-        """The epoch's global batches, each an int64 array of row ids; batch i is optimizer step i of the epoch."""
-        order, _ = self.arrange(epoch)
-        cuts = range(0, self.steps_per_epoch * self.batch_size, self.batch_size)
-        return [order[start : start + self.batch_size] for start in cuts]
+    @cached_property
+    def _quota_ends(self) -> list[int]:
+        return list(accumulate(self.quotas))
+
+    def describe_sources(self) -> str:
+        """One line for people."""
+        listed = ", ".join(f"{name} {rows:,} rows" for name, rows in self.sources)
+        return f"sources: {listed}; mixing {self.mixing}"
+
+    def batch(self, step: int) -> tuple[str, np.ndarray]:
+        """(source, its row ids as int64) of the global batch of a step counted from the start of the whole run."""
+        if self.mixing == "round_robin":
+            turn, source = divmod(step, len(self.parts))
+        else:
+            epoch, place = divmod(step, self.steps_per_epoch)
+            slot = int(Permutation(self.steps_per_epoch, self._key("epoch", epoch)).at(np.array([place]))[0])
+            source = bisect_right(self._quota_ends, slot)
+            turn = self._taken(source, epoch).start + slot - self._quota_ends[source] + self.quotas[source]
+        number, batch = divmod(turn, self._batches[source])
+        oldest = self._taken(source, step // self.steps_per_epoch).start // self._batches[source]
+        return self.parts[source].name, self._pass(source, number, oldest).batch(batch)
+
+    def meeting(self, epoch: int) -> int:
+        """Rows of an epoch that share a text or document with an earlier row of their batch, over all sources."""
+        found = 0
+        for source, size in enumerate(self._batches):
+            taken = self._taken(source, epoch)
+            oldest = taken.start // size
+            for number in range(oldest, -(-taken.stop // size)):
+                first, stop = max(0, taken.start - number * size), min(size, taken.stop - number * size)
+                found += self._pass(source, number, oldest).meeting(first, stop)
+        return found
+
+    def _taken(self, source: int, epoch: int) -> range:
+        """Which batches of a source's stream an epoch takes."""
+        if self.mixing == "round_robin":  # steps t with t % sources == source
+            first, stop = (-(-(e * self.steps_per_epoch - source) // len(self.parts)) for e in (epoch, epoch + 1))
+            return range(first, stop)
+        return range(epoch * self.quotas[source], (epoch + 1) * self.quotas[source])
+
+    def _pass(self, source: int, number: int, oldest: int) -> Pass:
+        """A pass over a source; those before `oldest` are forgotten, and all of them where they are too many."""
+        if (source, number) not in self._passes:
+            held = [key for key in self._passes if key[0] == source]
+            for key in held:
+                if key[1] < oldest or len(held) >= HELD_PASSES:
+                    del self._passes[key]
+            part = self.parts[source]
+            key = self._key("pass", part.name, number, len(part.rows))
+            apart = self.apart is None or part.name in self.apart
+            self._passes[source, number] = Pass(part, self.batch_size, self._batches[source], key, apart)
+        return self._passes[source, number]
+
+    def _key(self, *what: str | int) -> str:
+        return json.dumps([PLAN_VERSION, self.fingerprint, self.seed, *what])
 
 
-def spread(
-    order: np.ndarray, batch_size: int, rows: np.ndarray, numbers: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, int]:
-    """Moves rows of an order until no batch holds a shared key twice, or ROUNDS are over.
+def batches_of(rows: int, batch_size: int, last_batch: str) -> int:
+    """Batches of a pass over a source. A last batch of one row is none: it has no in-batch negative."""
+    full, rest = divmod(rows, batch_size)
+    return full + (1 if rest >= 2 and last_batch == "keep" else 0)
 
-    order: (n,) row ids; batches are runs of batch_size. rows, numbers: (m,) each, RowKeys.shared. Every row that meets
-    a key again in its batch swaps places with a random row; each round costs O(m log m), whatever n is. Returns the
-    order and the number of rows that still meet one of their keys (0 unless keys are about as frequent as batches).
+
+def shares(total: int, weights: list[float]) -> list[int]:
+    """Integers >= 1 in proportion to the weights that sum to total (>= their number), by the largest remainder."""
+    exact = [total * weight / sum(weights) for weight in weights]
+    parts = [int(share) for share in exact]
+    by_remainder = sorted(range(len(parts)), key=lambda i: parts[i] - exact[i])
+    for i in by_remainder[: total - sum(parts)]:
+        parts[i] += 1
+    while 0 in parts:
+        parts[parts.index(max(parts))] -= 1
+        parts[parts.index(0)] += 1
+    return parts
+
+
+def rank_slice(batch: np.ndarray, rank: int, world: int, sizes: np.ndarray) -> np.ndarray:
+    """The rows of a global batch that one rank embeds, in the batch's order; their numbers differ by at most one.
+
+    sizes: of each row's texts. Rows are dealt out from the largest to the smallest, to and fro, so that no rank waits
+    long for another.
     """
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    span = int(numbers.max(initial=0)) + 1
-    movers = rows[:0]
-    for _ in range(ROUNDS):
-        code = place[rows] // batch_size * span + numbers
-        by_code = np.argsort(code, kind="stable")
-        again = code[by_code][1:] == code[by_code][:-1]
-        movers = np.unique(rows[by_code[1:][again]])
-        if not len(movers):
-            break
-        targets = rng.choice(len(order), size=len(movers), replace=False)
-        free = ~np.isin(order[targets], movers)  # two movers would only trade their troubles
-        _swap(order, place, place[movers[free]], targets[free])
-    return order, len(movers)
-
-
-def _swap(order: np.ndarray, place: np.ndarray, some: np.ndarray, others: np.ndarray) -> None:
-    """Exchanges the rows at two lists of places (all distinct), in place."""
-    order[some], order[others] = order[others], order[some]
-    place[order[some]], place[order[others]] = some, others
-
-
-def rank_slice(batch: np.ndarray, rank: int, world: int) -> np.ndarray:
-    """The rows of a global batch that one rank embeds: contiguous, sizes differ by at most one."""
-    return np.array_split(batch, world)[rank]
+    turn, place = np.divmod(np.arange(len(batch)), world)
+    to = np.where(turn % 2, world - 1 - place, place)
+    return batch[np.sort(np.argsort(-sizes, kind="stable")[to == rank])]
 
 
 def total_steps(plan: BatchPlan, epochs: int, max_steps: int | None) -> int:

@@ -5,25 +5,35 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from data_prep.problems import BadInput
-from data_prep.shards import open_shards
-from trainer.config import RunConfig
-from trainer.folder import fetch, read_spec
-from trainer.planner import BatchPlan, RowKeys
+from data_prep.problems import BadInput, nearest
+from data_prep.shards import Rows, ShardFolder, open_shards
+from data_prep.sharing import SourceRows
+from trainer.config import LOSSES, NEEDS_SCORES, NEEDS_TEACHER, LossConfig, RunConfig, add_working_folder
+from trainer.folder import fetch, read_json, read_spec
+from trainer.planner import BatchPlan
 from trainer.retrieval import load_set
 from trainer.runlog import check_resumable
 
 
-def check_run(config: RunConfig, resume: bool) -> None:
-    """Raises one BadInput with every problem of model, data and output folder."""
+def check_run(config: RunConfig, resume: bool, own_loss: bool = False) -> None:
+    """Raises one BadInput with every problem of model, data and output folder.
+
+    own_loss: a function takes the place of the run file's losses.
+    """
     problems: list[str] = []
     _collect(problems, _check_model, config)
     fingerprint = _collect(problems, _check_data, config, key="data.train")
-    _collect(problems, _check_eval, config, key="data.eval")
+    if not own_loss:
+        _collect(problems, _check_functions, config)
+        if fingerprint:
+            _collect(problems, _check_losses, config)
+    _collect(problems, _check_eval, config)
     _collect(problems, _check_output, config, resume, fingerprint)
     if problems:
         raise BadInput(problems)
@@ -41,6 +51,12 @@ def _collect(problems: list[str], check: Callable, *args, key: str = ""):
 def _check_model(config: RunConfig) -> None:
     folder = fetch(config.model.path, config.model.trust_remote_code)
     read_spec(config.model, folder)
+    settings = read_json(Path(folder) / "config.json")
+    size = settings.get("hidden_size", settings.get("d_model"))
+    for key, loss in config.losses.items():
+        largest = loss.dims[0][0]
+        if size and largest and largest > size:
+            raise BadInput(f"{key}.matryoshka: {largest}, but the embeddings of {folder} have {size} dimensions")
     for file in Path(folder).glob("*.safetensors"):
         try:
             with safe_open(file, framework="numpy") as tensors:
@@ -50,46 +66,149 @@ def _check_model(config: RunConfig) -> None:
 
 
 def make_plan(config: RunConfig) -> BatchPlan:
-    """The plan of the train split. Raises BadInput where it holds fewer rows than one batch."""
-    shards = open_shards(config.data.train)
-    rows, batch_size = shards.rows("train"), config.train.batch_size
-    if rows < batch_size:
-        mend = f"set train.batch_size to {rows} or less" if rows >= 2 else "add rows"
-        raise BadInput(
-            f"data.train: {config.data.train} holds {rows} rows, fewer than one batch "
-            f"(train.batch_size {batch_size}); {mend}"
-        )
-    keys = RowKeys(*shards.keys())
-    return BatchPlan(rows, batch_size, shards.fingerprint, config.train.seed, config.data.last_batch, keys)
+    """The plan of the train split. Raises BadInput where a source holds fewer rows than one batch."""
+    return _plan_of(config, open_shards(config.data.train))
+
+
+def _plan_of(config: RunConfig, shards: ShardFolder) -> BatchPlan:
+    data, batch_size = config.data, config.train.batch_size
+    sources = tuple(shards.train_sources())
+    small = [source for source in sources if len(source.rows) < batch_size]
+    if small:
+        raise BadInput([_too_small(source.name, len(source.rows), len(sources), config) for source in small])
+    apart = frozenset(source.name for source in sources if _in_batch(config.loss_of(source.name)))
+    mixing = {"mixing": data.mixing, "mixing_temperature": data.mixing_temperature, "apart": apart}
+    return BatchPlan(sources, batch_size, shards.fingerprint, config.train.seed, data.last_batch, **mixing)
+
+
+def _too_small(name: str, rows: int, sources: int, config: RunConfig) -> str:
+    mends = [f"set train.batch_size to {rows} or less"] if rows >= 2 else ["add rows"]
+    if sources > 1:  # every batch is of one source
+        mends.append("shard the data without this source, or with its rows in another")
+    return (
+        f"data.train: source {name!r} of {config.data.train} holds {rows} rows, fewer than one batch "
+        f"(train.batch_size {config.train.batch_size}); {' or '.join(mends)}"
+    )
+
+
+def _in_batch(loss: LossConfig) -> bool:
+    """Whether a row's loss may take another row's documents for negatives."""
+    return any(name == "infonce" or name not in LOSSES for name in loss.terms)
 
 
 def _check_data(config: RunConfig) -> str:
-    fingerprint = make_plan(config).fingerprint
     shards = open_shards(config.data.train)
-    for key, mend in _UNUSED.items():
-        rows = shards.split("train").count(key)
-        if rows:
-            raise BadInput(f"data.train: {rows} rows of {config.data.train} carry {key!r}, unused by InfoNCE: {mend}")
-    return fingerprint
+    shards.split("train")
+    names = [source.name for source in shards.train_sources()]
+    unknown = [name for name in config.sources if name not in names]
+    if unknown:
+        has = f"{config.data.train} has no such source, but {', '.join(names)}"
+        raise BadInput([f"data.train: sources.{name}: {has}.{nearest(name, names)}" for name in unknown])
+    return _plan_of(config, shards).fingerprint
 
 
-# Graded pairs would be trained as plain positives, the worst of them too.
-_UNUSED = {
-    "score": "losses for scored pairs are not built yet; keep the pairs that are positives and leave their scores out",
-    "teacher_scores": "distillation is not built yet; leave the key out to train without it",
-}
+def _check_losses(config: RunConfig) -> None:
+    """Whether the rows of every source carry what its loss is made of."""
+    shards = open_shards(config.data.train)
+    rows, problems = shards.split("train"), []
+    for source in shards.train_sources():
+        problems += _loss_problems(config, source, rows)
+    for key, loss in config.losses.items():
+        if "infonce" not in loss.terms and loss.directions != "query_to_doc":
+            problems.append(f"{key}.directions: {loss.directions} is about infonce, which is no term of this loss")
+    if problems:
+        raise BadInput(problems)
 
 
-def eval_path(config: RunConfig) -> str | None:
-    """Where the evaluation set is: data.eval, or the train shards where they have an eval split, or nowhere."""
+def _loss_problems(config: RunConfig, source: SourceRows, rows: Rows) -> list[str]:
+    loss, count = config.loss_of(source.name), len(source.rows)
+    where, found = f"data.train: source {source.name!r}", []
+    scored, taught, hard = (rows.count(column, source.rows) for column in ("score", "teacher_scores", "negatives"))
+    for name in loss.terms:
+        if name in NEEDS_SCORES and scored < count:
+            found.append(f"{where}: {count - scored} of {count} rows have no score, of which loss {name} is made")
+        if name in NEEDS_TEACHER and taught < count:
+            found.append(f"{where}: {count - taught} of {count} rows have no teacher_scores, which loss {name} follows")
+        if name in NEEDS_TEACHER and not hard:
+            found.append(f"{where}: no row has hard negatives, so loss {name} has nothing to compare")
+        elif name in NEEDS_TEACHER and config.data.max_hard_negatives == 0:
+            found.append(f"data.max_hard_negatives: 0 leaves loss {name} of source {source.name!r} nothing to compare")
+    if scored and "infonce" in loss.terms:  # graded pairs would be trained as plain positives, the worst of them too
+        found.append(
+            f"{where}: {scored} rows carry a score, and InfoNCE would take each pair for a positive; "
+            "set loss.name to cosent or cosine, or keep the positive pairs only and leave their scores out"
+        )
+    return found
+
+
+def _check_functions(config: RunConfig) -> None:
+    """Whether the modules of users' losses exist; they are not imported, as they may import torch."""
+    add_working_folder()
+    problems = []
+    for key, loss in config.losses.items():
+        modules = [name.partition(":")[0] for name in loss.terms if name not in LOSSES]
+        problems += [
+            f"{key}.name: there is no module {module!r} to import; start the run in the folder that holds it"
+            for module in modules
+            if not _module_exists(module)
+        ]
+    if problems:
+        raise BadInput(problems)
+
+
+def _module_exists(name: str) -> bool:
+    """As importlib.util.find_spec, which would import the packages that a.b.c lies in."""
+    first, *rest = name.split(".")
+    try:
+        spec = find_spec(first)
+    except (ImportError, ValueError):
+        return False
+    for depth in range(len(rest)):
+        if spec is None or spec.submodule_search_locations is None:
+            return False
+        spec = PathFinder.find_spec(".".join([first, *rest[: depth + 1]]), spec.submodule_search_locations)
+    return spec is not None
+
+
+def unused_teachers(config: RunConfig, plan: BatchPlan, rows: Rows) -> list[str]:
+    """A line for each source whose teacher scores its loss does not use."""
+    lines = []
+    for part in plan.parts:
+        loss = config.loss_of(part.name)
+        if any(term in NEEDS_TEACHER or term not in LOSSES for term in loss.terms):
+            continue
+        taught = rows.count("teacher_scores", part.rows)
+        if taught:
+            lines.append(
+                f"{taught} rows of source {part.name!r} carry teacher_scores, which {', '.join(loss.terms)} ignores"
+            )
+    return lines
+
+
+def eval_paths(config: RunConfig) -> dict[str, str]:
+    """Where the evaluation sets are, by source; "" is the whole run's: data.eval, or the shards' own eval split.
+
+    Graded pairs do not say what is relevant: an eval split that holds nothing else is none.
+    """
+    found = {}
     if config.data.eval:
-        return config.data.eval
-    return config.data.train if "eval" in open_shards(config.data.train).splits else None
+        found[""] = config.data.eval
+    else:
+        shards = open_shards(config.data.train)
+        if "eval" in shards.splits and shards.split("eval").count("score") < shards.rows("eval"):
+            found[""] = config.data.train
+    return found | {name: source.eval for name, source in config.sources.items() if source.eval}
 
 
 def _check_eval(config: RunConfig) -> None:
+    problems: list[str] = []
     if config.data.eval:
-        load_set(config.data.eval)
+        _collect(problems, load_set, config.data.eval, key="data.eval")
+    for name, source in config.sources.items():
+        if source.eval:
+            _collect(problems, load_set, source.eval, key=f"sources.{name}.eval")
+    if problems:
+        raise BadInput(problems)
 
 
 def _check_output(config: RunConfig, resume: bool, fingerprint: str | None) -> None:

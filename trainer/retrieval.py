@@ -20,7 +20,10 @@ DEPTH = 1000  # documents kept for each query, as trec_eval does
 
 @dataclass
 class RetrievalSet:
-    """doc_texts[i] belongs to doc_ids[i], query_texts[i] to query_ids[i]; qrels: query id -> document id -> grade."""
+    """doc_texts[i] belongs to doc_ids[i], query_texts[i] to query_ids[i]; qrels: query id -> document id -> grade.
+
+    left_out: graded pairs of a shard folder's eval split, which do not say what is relevant.
+    """
 
     name: str
     doc_ids: list[str]
@@ -28,6 +31,14 @@ class RetrievalSet:
     query_ids: list[str]
     query_texts: list[str]
     qrels: dict[str, dict[str, int]]
+    left_out: int = 0
+
+    @property
+    def notes(self) -> list[str]:
+        """Lines to say once."""
+        if not self.left_out:
+            return []
+        return [f"{self.name}: {self.left_out} graded pairs are not evaluated, as they do not say what is relevant"]
 
 
 def load_set(path: str | Path) -> RetrievalSet:
@@ -130,9 +141,11 @@ def _from_shards(path: Path) -> RetrievalSet:
     qrels: dict[str, dict[str, int]] = {}
     rows = shards.split("eval")
     graded = rows.count("score")
-    if graded:
-        raise BadInput(f"{path}: {graded} rows of its eval split are graded pairs, which do not say what is relevant")
+    if graded == len(rows):
+        raise BadInput(f"{path}: its eval split holds graded pairs only, which do not say what is relevant")
     for record in rows:
+        if record.score is not None:
+            continue
         query = f"q{text_key(record.query)}"
         queries.setdefault(query, record.query)
         for text in record.positives:
@@ -140,7 +153,9 @@ def _from_shards(path: Path) -> RetrievalSet:
             qrels.setdefault(query, {})[f"d{text_key(text)}"] = 1
         for text in record.negatives:
             docs.setdefault(f"d{text_key(text)}", text)
-    return RetrievalSet(path.name, list(docs), list(docs.values()), list(queries), list(queries.values()), qrels)
+    return RetrievalSet(
+        path.name, list(docs), list(docs.values()), list(queries), list(queries.values()), qrels, graded
+    )
 
 
 def rank_documents(queries: np.ndarray, documents: np.ndarray, data: RetrievalSet) -> dict[str, dict[str, float]]:

@@ -8,6 +8,8 @@ import platform
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from data_prep.output import whole_file
 from data_prep.problems import BadInput
 from data_prep.progress import say
 from trainer.config import RunConfig, parse_config
+from trainer.planner import PLAN_VERSION
 
 PACKAGES = ("embedfleet", "torch", "transformers", "accelerate", "deepspeed", "datasets", "pyarrow", "safetensors")
 # Facts that may change between a run and its resumption: they change speed and memory, never the mathematics.
@@ -31,22 +34,25 @@ def write_json(path: Path, values: Any) -> None:
 
 def describe_run(config: RunConfig, topology: dict, fingerprint: str, plan: dict) -> dict:
     """The content of run.json. Holds no environment: secrets live there."""
-    versions = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {
         "config": config.model_dump(mode="json"),
         "topology": topology,
         "plan": plan,
         "data_fingerprint": fingerprint,
-        "versions": versions,
+        "versions": versions(),
         "platform": platform.platform(),
         "git": _git_state(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _git_state() -> dict | None:
@@ -74,13 +80,18 @@ def check_resumable(run_dir: Path, config: RunConfig, fingerprint: str) -> None:
     try:
         recorded = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
         began_with = parse_config(recorded["config"], str(run_dir / "run.json"))  # keys of later versions get defaults
-        began_fingerprint = recorded["data_fingerprint"]
+        began_fingerprint, began_plan = recorded["data_fingerprint"], recorded["plan"].get("version", 1)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{run_dir}/run.json: is no record of a run that can be resumed ({error})") from None
     different = _different(began_with.model_dump(mode="json"), config.model_dump(mode="json"), "")
     problems = [f"{run_dir}: cannot resume, {text}" for text in different]
     if began_fingerprint != fingerprint:
         problems.append(f"{run_dir}: cannot resume, data.train holds other data than the run began with")
+    if began_plan != PLAN_VERSION:
+        problems.append(
+            f"{run_dir}: cannot resume, the run began with version {began_plan} of the batch plan, "
+            f"this embedfleet has {PLAN_VERSION}"
+        )
     if problems:
         raise BadInput([*problems, "resume with the same run file, or train into another output_dir"])
 
@@ -99,11 +110,8 @@ class RunLog:
             (run_dir / f"logs.tail-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}.jsonl").write_bytes(tail)
             os.truncate(self.path, keep_bytes)
         self.file = self.path.open("a", encoding="utf-8")
-        from torch.utils.tensorboard import SummaryWriter
-
         self.bar = _Bar() if sys.stderr.isatty() else None
-        last = max((e["step"] for e in self.events("step")), default=0)
-        self.board = SummaryWriter(str(run_dir / "runs"), purge_step=last + 1 if last else None)
+        self.last_step = max((e["step"] for e in self.events("step")), default=0)
 
     def event(self, kind: str, **values) -> None:
         if self.active:
@@ -119,6 +127,13 @@ class RunLog:
             for name, value in values.items():
                 if isinstance(value, (int, float)):
                     self.board.add_scalar(f"{group}/{name}", value, step)
+
+    @cached_property
+    def board(self):
+        """TensorBoard's writer, made when there is something to write: its import would delay the first step."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.run_dir / "runs"), purge_step=self.last_step + 1 if self.last_step else None)
 
     def say(self, text: str) -> None:
         """One line for people, from rank 0."""
@@ -156,7 +171,8 @@ class RunLog:
     def close(self) -> None:
         if self.active:
             self.file.close()
-            self.board.close()
+            if "board" in self.__dict__:
+                self.board.close()
             if self.bar:
                 self.bar.stop()
 

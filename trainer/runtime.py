@@ -16,6 +16,7 @@ from trainer.model import Embedder
 from trainer.topology import ENGINES, ZERO, Claim, check_world, claims
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+LONE = {"cpu": "cpu", "mps": "mps", "cuda": "single_gpu"}  # device -> engine of one process
 GROUP_TIMEOUT = timedelta(minutes=30)  # a cut link is noticed by this alone
 
 
@@ -23,7 +24,7 @@ GROUP_TIMEOUT = timedelta(minutes=30)  # a cut link is noticed by this alone
 class Runtime:
     """One rank's view of the run. engine: cpu, mps, single_gpu, ddp, zero1, zero2 or zero3."""
 
-    accelerator: object
+    accelerator: object  # None in a lone process
     world: World
     device: torch.device
     engine: str
@@ -77,14 +78,16 @@ def start(config: RunConfig, run_file: str, engine: str | None = None, processes
     _check_environment(config)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1 or ds_json is not None
     kind = pick_device(config.train.device, engine, several)
+    if kind == "cpu":  # DeepSpeed, which other libraries import where it is installed, would look for a GPU and warn
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if "WORLD_SIZE" not in os.environ and not ds_json:
+        return _lone_process(config, kind, planned, run_file)
     _share_cores()
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
     if kind != "cuda":  # one device for accelerate, DeepSpeed and us, whatever else is in the machine
         os.environ["ACCELERATE_TORCH_DEVICE"] = kind
-    if kind == "cpu":  # DeepSpeed, which other libraries import where it is installed, would look for a GPU and warn
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     deepspeed_plugin = None
     if ds_json:
         from trainer.zero import plugin
@@ -111,6 +114,13 @@ def start(config: RunConfig, run_file: str, engine: str | None = None, processes
         planned.append(Claim("embedfleet", engine="ddp"))
     check_world(world.size, actual, planned, run_file)
     return Runtime(accelerator, world, accelerator.device, actual, DTYPES[config.train.precision])
+
+
+def _lone_process(config: RunConfig, kind: str, planned: list[Claim], run_file: str) -> Runtime:
+    """One process without a launcher: no group to join, and Accelerate's import stays out of the time to start."""
+    check_world(1, LONE[kind], planned, run_file)
+    device = torch.device(kind, 0) if kind == "cuda" else torch.device(kind)
+    return Runtime(None, World(), device, LONE[kind], DTYPES[config.train.precision])
 
 
 @contextmanager
@@ -189,4 +199,4 @@ def _actual_engine(accelerator, world: World) -> str:
         return kind.lower()  # none of ours
     if world.size > 1:
         return "ddp"
-    return {"cpu": "cpu", "mps": "mps", "cuda": "single_gpu"}[accelerator.device.type]
+    return LONE[accelerator.device.type]

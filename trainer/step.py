@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 
 from trainer.collectives import World
-from trainer.losses import STATS, duplicate_mask, info_nce
+from trainer.objective import Objective
 
 CHUNK_TOKENS = {"cpu": 2048, "mps": 8192, "cuda": 32768}  # per forward pass: what the caches like
 
 
 @dataclass
 class Batch:
-    """A rank's slice of one global batch. Texts: b queries, then b positives (one each, in order), then negatives.
+    """A rank's slice of one global batch. Texts: b queries, then b positives (one each, in order), then k negatives.
 
     tokens: token ids of each text. row_keys, row_query, doc_keys: see losses.duplicate_mask (documents are the texts
-    after the queries). global_rows: rows of the whole global batch over all ranks.
+    after the queries). negative_row: (k,) which row each hard negative belongs to. scores, teacher_positive: (b,),
+    teacher_negative: (k,), nan where the data has none. global_rows: rows of the whole global batch over all ranks.
     """
 
     row_ids: list[int]
@@ -30,88 +31,88 @@ class Batch:
     row_keys: Tensor
     row_query: Tensor
     doc_keys: Tensor
+    negative_row: Tensor
+    scores: Tensor
+    teacher_positive: Tensor
+    teacher_negative: Tensor
     global_rows: int
     truncated: int = 0
     seed: int = 0  # of this step and rank: fixes dropout, also where a chunk is embedded twice
+    source: str = ""
 
     @property
     def rows(self) -> int:
         return len(self.row_ids)
 
+    def doc_facts_int(self) -> Tensor:
+        """(documents, 4) int64: doc_keys, and the row in this slice that the document belongs to."""
+        row = torch.cat([torch.arange(self.rows), self.negative_row])
+        return torch.cat([self.doc_keys, row[:, None]], dim=1)
+
+    def doc_facts_float(self) -> Tensor:
+        """(documents, 3) float64: row id and score of the row (nan for hard negatives), teacher score."""
+        facts = torch.full((len(self.tokens) - self.rows, 3), float("nan"), dtype=torch.float64)
+        facts[: self.rows, 0] = torch.tensor(self.row_ids, dtype=torch.float64)
+        facts[: self.rows, 1] = self.scores
+        facts[:, 2] = torch.cat([self.teacher_positive, self.teacher_negative])
+        return facts
+
 
 @dataclass
 class StepStats:
-    """loss: mean over the global batch. The rest are means or totals over all ranks."""
+    """loss: mean over the global batch. temperature_grad: its derivative, 0 where the temperature is fixed.
+
+    values: to log, means or totals over all ranks.
+    """
 
     loss: float
+    temperature_grad: float = 0.0
     values: dict[str, float] = field(default_factory=dict)
 
 
-def make_chunks(lengths: list[int], budget: int) -> list[list[int]]:
-    """Indices of texts, longest first, in chunks of at most `budget` padded tokens (one text may exceed it alone)."""
+def make_chunks(lengths: list[int], budget: int, packed: bool) -> list[list[int]]:
+    """Indices of texts, longest first, in chunks that cost at most `budget` tokens (one text may cost more alone)."""
     chunks: list[list[int]] = []
-    width = 0
+    cost = 0
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if not chunks or (len(chunks[-1]) + 1) * width > budget:
+        width = lengths[i] if packed or not chunks else lengths[chunks[-1][0]]  # sorted: the first is the longest
+        if not chunks or cost + width > budget:
             chunks.append([])
-            width = lengths[i]  # sorted: the first text of a chunk is its longest
+            cost, width = 0, lengths[i]
         chunks[-1].append(i)
+        cost += width
     return chunks
 
 
-def kept_chunks(chunks: list[list[int]], lengths: list[int], budget: int) -> int:
-    """How many chunks, counted from the last (shortest), keep their activations within `budget` padded tokens."""
+def cost_of(chunk: list[int], lengths: list[int], packed: bool) -> int:
+    """Tokens that a chunk is run with: those of its texts, and where it is not packed the padding."""
+    return sum(lengths[i] for i in chunk) if packed else len(chunk) * lengths[chunk[0]]
+
+
+def kept_chunks(costs: list[int], budget: int) -> int:
+    """How many chunks, counted from the last (shortest texts), keep their activations within `budget` tokens."""
     kept, used = 0, 0
-    for chunk in reversed(chunks):
-        used += len(chunk) * lengths[chunk[0]]
+    for cost in reversed(costs):
+        used += cost
         if used > budget:
             break
         kept += 1
     return kept
 
 
-def loss_and_embedding_gradients(
-    embeddings: Tensor, batch: Batch, counts: list[list[int]], world: World, temperature: float, scope: str, mask: bool
-) -> tuple[Tensor, Tensor]:
-    """The global mean loss's gradient for this rank's embeddings, (texts, d), and the stats vector of this rank.
-
-    counts: for each rank (rows, documents). The gradient of a document collects the losses of all ranks' queries.
-    """
-    queries = embeddings[: batch.rows].detach().requires_grad_()
-    local_docs = embeddings[batch.rows :].detach()
-    device = embeddings.device
-    doc_counts = [docs for _, docs in counts]
-    if scope == "batch":
-        documents = world.gather_rows(local_docs, doc_counts).requires_grad_()
-        doc_keys = world.gather_rows(batch.doc_keys.to(device), doc_counts)
-        first = sum(doc_counts[: world.rank])
-    else:
-        documents, doc_keys, first = local_docs.clone().requires_grad_(), batch.doc_keys.to(device), 0
-    target = first + torch.arange(batch.rows, device=device)
-    row_keys, row_query = batch.row_keys.to(device), batch.row_query.to(device)
-
-    def duplicates(start: int, stop: int) -> Tensor:
-        return duplicate_mask(row_keys[start:stop], row_query[start:stop], doc_keys)
-
-    out = info_nce(queries, documents, target, duplicates if mask else None, temperature)
-    # A sum over local rows, divided by the rows of the whole batch: exact for uneven slices too.
-    query_grad, doc_grad = torch.autograd.grad(out.loss / batch.global_rows, [queries, documents])
-    if scope == "batch":
-        doc_grad = world.sum_home(doc_grad, doc_counts)
-    stats = torch.cat([out.loss.detach()[None], out.stats]).cpu().double()
-    return torch.cat([query_grad, doc_grad]), stats
-
-
-def compute_gradients(engine, batch: Batch, loss, micro_batch_tokens: int) -> StepStats:
+def compute_gradients(engine, batch: Batch, objective: Objective, micro_batch_tokens: int) -> StepStats:
     """Leaves the gradient of the global batch's mean loss on the engine's parameters; returns what to log.
 
-    engine: TorchEngine or ZeroEngine. loss: config.LossConfig. Collective: every rank calls it with its own slice.
+    engine: TorchEngine or ZeroEngine. Collective: every rank calls it with its own slice.
     """
     world: World = engine.world
     lengths = [len(ids) for ids in batch.tokens]
-    chunks = make_chunks(lengths, min(CHUNK_TOKENS[engine.device.type], micro_batch_tokens))
-    kept = kept_chunks(chunks, lengths, micro_batch_tokens)
-    padded = sum(len(chunk) * lengths[chunk[0]] for chunk in chunks)
+    packed = engine.embedder.packing is not None
+    chunks = make_chunks(lengths, min(CHUNK_TOKENS[engine.device.type], micro_batch_tokens), packed)
+    costs = [cost_of(chunk, lengths, packed) for chunk in chunks]
+    kept = kept_chunks(costs, micro_batch_tokens)
+    if not chunks:  # no row of a small last batch; an engine may wait for a rank that never goes backward
+        chunks, kept = [[]], 1
     table = world.gather_ints([batch.rows, len(lengths) - batch.rows, len(chunks), kept]).tolist()
     counts = [row[:2] for row in table]
     if engine.lockstep:  # every forward pass is a collective: all ranks run the same number of each kind
@@ -125,63 +126,63 @@ def compute_gradients(engine, batch: Batch, loss, micro_batch_tokens: int) -> St
         parts: list[Tensor] = []
         for i, chunk in enumerate(chunks):
             with torch.set_grad_enabled(i >= first_kept):
-                out = engine.embed(*pad(chunk, batch.tokens, engine.device), seed=batch.seed + i)
+                out = engine.embed(*lay(chunk, batch.tokens), seed=batch.seed + i)
             if i >= first_kept:
                 graphs[i] = out
             parts.append(out[: len(chunk)].detach())
         order = torch.tensor([i for chunk in chunks for i in chunk], dtype=torch.int64, device=engine.device)
-        # a rank may have no rows of a small last batch
-        stacked = torch.cat(parts or [torch.zeros((0, engine.embedder.size), device=engine.device)])
+        stacked = torch.cat(parts)
         embeddings = torch.empty_like(stacked).index_copy_(0, order, stacked)
-        gradient, stats = loss_and_embedding_gradients(
-            embeddings, batch, counts, world, loss.temperature, loss.negatives, loss.mask_duplicates
-        )
+        gradient, sums = objective(embeddings, batch, counts, world)
         gradient = gradient * engine.gradient_factor
         # Kept graphs go first: their memory is free again before any chunk is embedded a second time.
         for i in [*range(first_kept, len(chunks)), *range(first_kept)]:
             chunk = chunks[i]
             out = graphs.pop(i, None)
             if out is None:
-                out = engine.embed(*pad(chunk, batch.tokens, engine.device), seed=batch.seed + i)
+                out = engine.embed(*lay(chunk, batch.tokens), seed=batch.seed + i)
             upstream = torch.zeros_like(out)
             upstream[: len(chunk)] = gradient[chunk]
             engine.backward((out * upstream).sum())
-    return _summarise(world.sum(torch.cat([stats, _usage(batch, lengths, padded, stats)])), batch)
+    totals = world.sum(torch.cat([sums, _usage(batch, lengths, sum(costs))]))
+    return _summarise(dict(zip([*objective.stat_names, *USAGE], totals.tolist())), batch.global_rows)
 
 
-def pad(chunk: list[int], tokens: list[list[int]], device) -> tuple[Tensor, Tensor]:
-    """input_ids and attention_mask, (texts, longest); an empty chunk (lockstep only) becomes one text of one token."""
+def planned_collectives(world: int, objective: Objective, buckets: int) -> int:
+    """How many of trainer.collectives a step makes: sizes, the loss's, the gradients' buckets, what is logged.
+
+    buckets: of the engine; 0 with DeepSpeed, which reduces gradients by itself.
+    """
+    return 0 if world == 1 else 2 + objective.collectives + buckets
+
+
+def lay(chunk: list[int], tokens: list[list[int]]) -> tuple[Tensor, list[int]]:
+    """Token ids of a chunk's texts end to end, and their lengths; an empty chunk is one token."""
     texts = [tokens[i] for i in chunk] or [[0]]
-    width = len(max(texts, key=len))
-    ids = torch.zeros((len(texts), width), dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, text in enumerate(texts):
-        ids[row, : len(text)] = torch.tensor(text)
-        mask[row, : len(text)] = 1
-    return ids.to(device), mask.to(device)
+    return torch.tensor([token for text in texts for token in text]), [len(text) for text in texts]
 
 
-USAGE = ("texts", "tokens", "padded_tokens", "truncated_texts")
+USAGE = ("texts", "tokens", "run_tokens", "truncated_texts")
 
 
-def _usage(batch: Batch, lengths: list[int], padded: int, like: Tensor) -> Tensor:
-    return torch.tensor([len(lengths), sum(lengths), padded, batch.truncated], dtype=like.dtype)
+def _usage(batch: Batch, lengths: list[int], run: int) -> Tensor:
+    return torch.tensor([len(lengths), sum(lengths), run, batch.truncated], dtype=torch.float64)
 
 
-def _summarise(totals: Tensor, batch: Batch) -> StepStats:
-    sums = dict(zip(("loss", *STATS, *USAGE), totals.tolist()))
-    rows = batch.global_rows
-    return StepStats(
-        loss=sums["loss"] / rows,
-        values={
+def _summarise(sums: dict[str, float], rows: int) -> StepStats:
+    values = {
+        "texts": int(sums["texts"]),
+        "tokens": int(sums["tokens"]),
+        "padding_share": 1.0 - sums["tokens"] / max(1.0, sums["run_tokens"]),
+        "truncated_texts": int(sums["truncated_texts"]),
+    }
+    if "loss_infonce" in sums:
+        values |= {
             "positive_similarity": sums["positive_similarity"] / rows,
             "negative_similarity": sums["negative_similarity"] / max(1.0, sums["negatives"]),
             "negatives_per_query": sums["negatives"] / rows,
             "masked_negatives": int(sums["masked_negatives"]),
             "batch_accuracy": sums["correct"] / rows,
-            "texts": int(sums["texts"]),
-            "tokens": int(sums["tokens"]),
-            "padding_share": 1.0 - sums["tokens"] / max(1.0, sums["padded_tokens"]),
-            "truncated_texts": int(sums["truncated_texts"]),
-        },
-    )
+        }
+    terms = {name: value for name, value in sums.items() if name.startswith("loss_")}
+    return StepStats(sums["loss"], sums["temperature_grad"], values | (terms if len(terms) > 1 else {}))

@@ -1,17 +1,22 @@
 """What world was asked for, and whether it came up: several launch paths fall back silently. Never imports torch."""
 
+import importlib.metadata
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from packaging.version import Version
 
 from data_prep.problems import BadInput
 
 ONE_PROCESS = ("cpu", "mps", "single_gpu")
 ZERO = ("zero1", "zero2", "zero3")
 ENGINES = (*ONE_PROCESS, "ddp", *ZERO)
+# Older ZeRO-1/2 with optimizer offload kept only the last chunk's gradient (DeepSpeed issue 7981).
+OLDEST_DEEPSPEED = Version("0.19.8")
 
 
 @dataclass(frozen=True)
@@ -145,6 +150,23 @@ def read_ds_json(name: str) -> dict:
     if not isinstance(values, dict):
         raise BadInput(f"{path}: not a JSON object")
     return values
+
+
+def check_deepspeed(device: str) -> None:
+    """Raises BadInput where ZeRO cannot run on cpu or cuda: no DeepSpeed, one that loses gradients, no compiler."""
+    try:
+        version = Version(importlib.metadata.version("deepspeed"))
+    except importlib.metadata.PackageNotFoundError:
+        raise BadInput("ZeRO needs DeepSpeed, which is not installed: pip install 'embedfleet[deepspeed]'") from None
+    if version < OLDEST_DEEPSPEED:
+        raise BadInput(
+            f"DeepSpeed {version} can lose gradients of chunks (issue 7981): install {OLDEST_DEEPSPEED} or newer"
+        )
+    if device == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise BadInput(
+            "ZeRO on a CPU compiles a small operator on first use and needs a C++ compiler: install g++ "
+            "(or name one in CXX), or use --engine ddp, which needs none"
+        )
 
 
 def config_folder(name: str) -> Path:

@@ -4,6 +4,7 @@ import copy
 import resource
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,13 +18,16 @@ from trainer.config import RunConfig, lr_factor
 from trainer.data import TrainData
 from trainer.evaluate import evaluate_engine
 from trainer.folder import ModelSpec
+from trainer.memory import resolve_budget
 from trainer.model import Embedder, load_embedder, save_embedder
-from trainer.planner import BatchPlan, total_steps
-from trainer.preflight import check_run, eval_path, make_plan
+from trainer.objective import Objective, import_functions
+from trainer.optim import LearnedTemperature
+from trainer.planner import PLAN_VERSION, BatchPlan, total_steps
+from trainer.preflight import check_run, eval_paths, make_plan, unused_teachers
 from trainer.retrieval import RetrievalSet, load_set, means
 from trainer.runlog import RunLog, describe_run, write_json
 from trainer.runtime import Runtime, process_group, start
-from trainer.step import compute_gradients
+from trainer.step import compute_gradients, planned_collectives
 
 SKIPS_IN_A_ROW = 25  # fp16 finds its loss scale in fewer; more means that the run has diverged
 
@@ -43,28 +47,37 @@ class Job:
     plan: BatchPlan
     total_steps: int
     data: TrainData
-    eval_set: RetrievalSet | None
+    eval_sets: dict[str, RetrievalSet]  # by source; "" is the whole run's
+    objectives: dict[str, Objective]  # by source; one object for all sources without a loss of their own
+    temperatures: dict[str, LearnedTemperature]  # by source, where learned
+    micro_batch_tokens: int
     log: RunLog
     run_dir: Path
     state: TrainState
 
 
 def train(
-    config: RunConfig, run_file: str, resume: bool = False, engine: str | None = None, processes: int | None = None
+    config: RunConfig,
+    run_file: str,
+    resume: bool = False,
+    engine: str | None = None,
+    processes: int | None = None,
+    loss_fn: Callable | None = None,
 ) -> Path:
     """Trains as the run file says and returns the folder of the final model. Collective: one call per rank.
 
-    engine, processes: the planned world; the run refuses another one. Raises BadInput and Failed.
+    engine, processes: the planned world; the run refuses another one. loss_fn(query_embeds, positive_embeds, batch):
+    in place of the run file's loss, see objective.LossBatch. Raises BadInput and Failed.
     """
     runtime = start(config, run_file, engine, processes)
     with process_group(runtime):
         final = Path(config.output_dir) / "final"
-        runtime.world.on_first(lambda: check_run(config, resume))
+        runtime.world.on_first(lambda: check(config, resume, loss_fn))
         if resume and runtime.world.on_first(lambda: checkpoint.damage(final) is None):
             if runtime.is_main:
                 say(f"{config.output_dir}: this run is finished; the model is in {final}")
             return final
-        job = prepare(runtime, config, resume)
+        job = prepare(runtime, config, resume, loss_fn)
         try:
             fit(job)
             return finish(job)
@@ -72,7 +85,14 @@ def train(
             job.log.close()
 
 
-def prepare(runtime: Runtime, config: RunConfig, resume: bool) -> Job:
+def check(config: RunConfig, resume: bool, loss_fn: Callable | None) -> None:
+    """Raises BadInput for what would fail later, among it users' losses that cannot be imported."""
+    check_run(config, resume, own_loss=loss_fn is not None)
+    if loss_fn is None:
+        import_functions(config.losses.values())
+
+
+def prepare(runtime: Runtime, config: RunConfig, resume: bool, loss_fn: Callable | None = None) -> Job:
     """Loads model and data, writes run.json, restores the newest whole checkpoint where there is one."""
     run_dir = Path(config.output_dir)
     folder, passed = runtime.world.on_first(lambda: checkpoint.newest(run_dir) if resume else (None, []))
@@ -80,22 +100,57 @@ def prepare(runtime: Runtime, config: RunConfig, resume: bool) -> Job:
     plan = make_plan(config)
     steps = total_steps(plan, config.train.epochs, config.train.max_steps)
     embedder, tokenizer, spec, untrained = load_embedder(config.model, folder)
+    objectives = make_objectives(config, plan, spec.normalize, loss_fn)
     engine = runtime.build(embedder, config.optim)
     if folder:
         if state.updates:
             engine.load_moments(checkpoint.read_moments(folder), state.updates)
         engine.scale.load(state.loss_scale)
+    temperatures = make_temperatures(objectives, state.temperatures)
+    budget = resolve_budget(config.train.micro_batch_tokens, engine, spec)
     topology = {"processes": runtime.world.size, "engine": runtime.engine, "device": runtime.device.type}
-    about_plan = {"rows": plan.rows, "steps_per_epoch": plan.steps_per_epoch, "total_steps": steps}
+    about_plan = {
+        "version": PLAN_VERSION,
+        "rows": plan.rows,
+        "steps_per_epoch": plan.steps_per_epoch,
+        "total_steps": steps,
+        "micro_batch_tokens": budget,
+        "collectives_per_step": {
+            name: planned_collectives(runtime.world.size, o, engine.buckets) for name, o in objectives.items()
+        },
+    }
     runtime.world.on_first(lambda: _write_run_json(run_dir, config, topology, plan, about_plan))
     log = RunLog(run_dir, runtime.is_main, state.log_offset)
-    where = eval_path(config)
+    eval_sets = {name: load_set(where) for name, where in eval_paths(config).items()}
     job = Job(
         config, runtime, engine, embedder, tokenizer, copy.deepcopy(tokenizer), spec, untrained, plan, steps,
-        TrainData(config.data, spec, tokenizer, plan), load_set(where) if where else None, log, run_dir, state,
+        TrainData(config.data, spec, tokenizer, plan), eval_sets, objectives, temperatures, budget, log, run_dir, state,
     )  # fmt: skip
     _say_start(job, resume, folder, passed, topology)
     return job
+
+
+def make_objectives(config: RunConfig, plan: BatchPlan, normalised: bool, loss_fn: Callable | None) -> dict:
+    """The loss of every source; sources without one of their own share the run's. Raises BadInput."""
+    shared = Objective(config.loss, normalised, loss_fn)
+    made = {}
+    for name, _ in plan.sources:
+        own = config.sources.get(name)
+        made[name] = Objective(own.loss, normalised) if own and own.loss and not loss_fn else shared
+    return made
+
+
+def make_temperatures(objectives: dict[str, Objective], states: dict[str, dict]) -> dict[str, LearnedTemperature]:
+    """The learned temperature of every source whose loss has one; sources that share a loss share it."""
+    made: dict[str, LearnedTemperature] = {}
+    for name, objective in objectives.items():
+        if objective.config.temperature_lr is None:
+            continue
+        first = next(other for other, shared in objectives.items() if shared is objective)
+        made[name] = made.get(first) or LearnedTemperature(
+            objective.config.temperature, objective.config.temperature_lr, states.get(name)
+        )
+    return made
 
 
 def _write_run_json(run_dir: Path, config: RunConfig, topology: dict, plan: BatchPlan, about_plan: dict) -> None:
@@ -105,6 +160,8 @@ def _write_run_json(run_dir: Path, config: RunConfig, topology: dict, plan: Batc
 
 
 def _say_start(job: Job, resume: bool, folder: Path | None, passed: list[str], topology: dict) -> None:
+    if not job.runtime.is_main:  # what is told costs a look at all rows
+        return
     plan = job.plan
     for line in passed:
         job.log.say(f"passed over: {line}")
@@ -112,21 +169,24 @@ def _say_start(job: Job, resume: bool, folder: Path | None, passed: list[str], t
         job.log.say(
             f"resuming from {folder} after step {job.state.step}" if folder else "no whole checkpoint: from step 0"
         )
-    for note in job.spec.notes:
+    of_sets = [note for data in job.eval_sets.values() for note in data.notes]
+    for note in [*job.spec.notes, *unused_teachers(job.config, plan, job.data.rows), *of_sets]:
         job.log.say(note)
     job.log.say(
         f"{plan.rows} rows, global batch {plan.batch_size} over {topology['processes']} process(es) on "
         f"{topology['device']} ({topology['engine']}), {plan.steps_per_epoch} steps per epoch, {job.total_steps} in all"
     )
+    if len(plan.sources) > 1:
+        job.log.say(plan.describe_sources())
     if plan.left_out_per_epoch:
         job.log.say(
-            f"{plan.left_out_per_epoch} row(s) stay out of each epoch (the incomplete last batch), others each time"
+            f"{plan.left_out_per_epoch} row(s) stay out of each pass (the incomplete last batch), others each time"
         )
     epoch = job.state.step // plan.steps_per_epoch
-    meeting = plan.arrange(epoch)[1]
+    meeting = plan.meeting(epoch)
     if meeting:
         job.log.say(
-            f"{meeting} row(s) of epoch {epoch + 1} share a text or document with another row of their batch (it "
+            f"{meeting} row(s) of epoch {epoch + 1} share a text or document with an earlier row of their batch (it "
             "occurs more often than there are batches): " + _MEETING[job.config.loss.mask_duplicates]
         )
     job.log.event("start", **topology, step=job.state.step, resumed=folder is not None)
@@ -146,11 +206,19 @@ def fit(job: Job) -> None:
     skipped_in_a_row = 0
     mark = time.perf_counter()
     for step, batch in job.data.batches(job.state.step, job.total_steps, world.rank, world.size):
-        stats = compute_gradients(engine, batch, config.loss, config.train.micro_batch_tokens)
-        lr = config.optim.lr * lr_factor(step, job.total_steps, config.optim)
-        applied = engine.apply(lr)
+        objective, learned = job.objectives[batch.source], job.temperatures.get(batch.source)
+        if learned:
+            objective.temperature = learned.value
+        sent = world.sent
+        stats = compute_gradients(engine, batch, objective, job.micro_batch_tokens)
+        if job.runtime.engine == "ddp":  # DeepSpeed's own traffic is not seen
+            stats.values["bytes_sent"] = world.sent - sent
+        factor = lr_factor(step, job.total_steps, config.optim)
+        applied = engine.apply(config.optim.lr * factor)
+        if learned and not applied.skipped:
+            learned.update(stats.temperature_grad, factor)
         now = time.perf_counter()
-        log_step(job, step, batch.global_rows, stats, lr, applied, now - mark)
+        log_step(job, step, batch, stats, config.optim.lr * factor, applied, now - mark)
         mark = now
         skipped_in_a_row = skipped_in_a_row + 1 if applied.skipped else 0
         if skipped_in_a_row == SKIPS_IN_A_ROW:
@@ -161,17 +229,20 @@ def fit(job: Job) -> None:
             mark = time.perf_counter()
 
 
-def log_step(job: Job, step: int, rows: int, stats, lr: float, applied, seconds: float) -> None:
+def log_step(job: Job, step: int, batch, stats, lr: float, applied, seconds: float) -> None:
+    rows = batch.global_rows
     values = {
         "loss": stats.loss,
         "lr": lr,
         "grad_norm": applied.grad_norm,
-        "temperature": job.config.loss.temperature,
+        "temperature": job.objectives[batch.source].temperature,
         "pairs_per_second": rows / seconds,
         "tokens_per_second": stats.values["tokens"] / seconds,
         "memory_gib": _peak_memory(job.runtime.device),
         **stats.values,
     }
+    if len(job.plan.sources) > 1:
+        values["source"] = batch.source
     if applied.skipped:
         values["skipped"] = True
         job.log.say(f"step {step + 1}: gradient not finite, the step was skipped")
@@ -197,25 +268,32 @@ def end_epoch(job: Job) -> None:
         train_loss = sum(event["loss"] for event in steps) / len(steps)
         job.log.event("epoch", epoch=epoch, step=job.state.step, train_loss=train_loss, evaluation=metrics)
         job.log.write_epoch_files()
-    job.state = replace(job.state, epoch=epoch, log_offset=job.log.offset(), loss_scale=job.engine.scale.state())
+    job.state = replace(job.state, epoch=epoch, log_offset=job.log.offset(), loss_scale=job.engine.scale.state(),
+        temperatures={name: learned.state() for name, learned in job.temperatures.items()},
+    )  # fmt: skip
     folder = checkpoint.save(job.engine, job.run_dir, f"checkpoint-epoch-{epoch}", job.state, model_writer(job))
     job.log.say(f"epoch {epoch}: checkpoint in {folder}")
 
 
 def evaluate(job: Job) -> dict[str, float] | None:
-    """Metrics on the evaluation set (rank 0; None elsewhere and where there is no set). Collective."""
-    if job.eval_set is None:
-        return None
-    began = time.perf_counter()
-    per_query = evaluate_engine(job.engine, job.reader, job.spec, job.eval_set)
-    if per_query is None:
-        return None
-    metrics = means(per_query)
-    job.log.event("evaluation", step=job.state.step, **metrics, seconds=time.perf_counter() - began)
-    job.log.scalars("evaluation", metrics, job.state.step)
-    shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-    job.log.say(f"evaluation after step {job.state.step} on {job.eval_set.name}: {shown}")
-    return metrics
+    """Metrics on the evaluation sets, those of single sources as `source/metric`. Collective.
+
+    None where there is no set, and on other ranks than the first.
+    """
+    found: dict[str, float] = {}
+    for source, data in job.eval_sets.items():
+        began = time.perf_counter()
+        per_query = evaluate_engine(job.engine, job.reader, job.spec, data)
+        if per_query is None:
+            continue
+        metrics = means(per_query)
+        about = {"source": source} if source else {}
+        job.log.event("evaluation", step=job.state.step, **about, **metrics, seconds=time.perf_counter() - began)
+        job.log.scalars(f"evaluation/{source}" if source else "evaluation", metrics, job.state.step)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        job.log.say(f"evaluation after step {job.state.step} on {data.name}: {shown}")
+        found |= {f"{source}/{name}" if source else name: value for name, value in metrics.items()}
+    return found or None
 
 
 def model_writer(job: Job):
@@ -243,7 +321,7 @@ def finish(job: Job) -> Path:
                 "last_loss": steps[-1]["loss"],
                 "pairs_per_second": sum(e["pairs_per_second"] for e in steps) / len(steps),
                 "truncated_texts": sum(e["truncated_texts"] for e in steps),
-                "masked_negatives": sum(e["masked_negatives"] for e in steps),
+                "masked_negatives": sum(e.get("masked_negatives", 0) for e in steps),
             }
         )
         cut, texts = sum(e["truncated_texts"] for e in steps), sum(e["texts"] for e in steps)

@@ -1,14 +1,11 @@
-"""ZeRO 1, 2, 3 (Rajbhandari et al. 2020, arXiv:1910.02054) through Accelerate. Only this file names DeepSpeed."""
+"""ZeRO 1, 2, 3 (Rajbhandari et al. 2020, arXiv:1910.02054) through Accelerate. Only this file imports DeepSpeed."""
 
-import importlib.metadata
 import logging
 import os
-import shutil
 import warnings
 from contextlib import contextmanager
 
 import torch
-from packaging.version import Version
 from torch import Tensor
 
 from data_prep.problems import BadInput
@@ -18,10 +15,7 @@ from trainer.config import OptimConfig
 from trainer.engine import MOMENTS, Applied
 from trainer.model import Embedder
 from trainer.optim import LossScale, adamw
-from trainer.topology import read_ds_json
-
-# Older ZeRO-1/2 with optimizer offload kept only the last chunk's gradient (DeepSpeed issue 7981).
-OLDEST = Version("0.19.8")
+from trainer.topology import check_deepspeed, read_ds_json
 
 
 def plugin(ds_json: str, max_grad_norm: float | None, device: torch.device):
@@ -30,7 +24,7 @@ def plugin(ds_json: str, max_grad_norm: float | None, device: torch.device):
     Raises BadInput for a missing package, a version that loses gradients, a missing compiler, or a JSON that states a
     fact the run file owns.
     """
-    _check_installed(device)
+    check_deepspeed(device.type)
     if device.type == "cpu" and os.environ.get("RANK", "0") == "0":
         say("DeepSpeed compiles a small operator the first time it runs on a CPU (up to a minute)")
     values = read_ds_json(ds_json)
@@ -57,20 +51,6 @@ def load_models_whole() -> None:
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     unset_hf_deepspeed_config()
-
-
-def _check_installed(device: torch.device) -> None:
-    try:
-        version = Version(importlib.metadata.version("deepspeed"))
-    except importlib.metadata.PackageNotFoundError:
-        raise BadInput("ZeRO needs DeepSpeed, which is not installed: pip install 'embedfleet[deepspeed]'") from None
-    if version < OLDEST:
-        raise BadInput(f"DeepSpeed {version} can lose gradients of chunks (issue 7981): install {OLDEST} or newer")
-    if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
-        raise BadInput(
-            "ZeRO on a CPU compiles a small operator on first use and needs a C++ compiler: install g++ "
-            "(or name one in CXX), or use --engine ddp, which needs none"
-        )
 
 
 def _foreign_facts(values: dict) -> list[str]:
@@ -104,6 +84,7 @@ class ZeroEngine:
         self._zero = deepspeed.zero
         self.world, self.device, self.dtype = world, accelerator.device, dtype
         self.embedder = embedder
+        embedder.pack(self.device)
         optimizer = adamw(embedder, optim, self.device)
         self.engine, _ = accelerator.prepare(embedder, optimizer)
         self.optimizer = self.engine.optimizer
@@ -113,11 +94,11 @@ class ZeroEngine:
         self.named = {n: p for n, p in embedder.backbone.named_parameters() if p.requires_grad}
         self.scale = LossScale(dtype == torch.float16)
 
-    def embed(self, input_ids: Tensor, attention_mask: Tensor, seed: int) -> Tensor:
-        """(texts, d) float32. The same seed gives the same dropout."""
-        if self.embedder.training:  # with dropout off the module stays in eval mode, which is exact for every family
-            torch.manual_seed(seed)
-        return self.engine(input_ids, attention_mask, self.dtype)
+    buckets = 0  # DeepSpeed's own collectives are not counted
+
+    def embed(self, tokens: Tensor, lengths: list[int], seed: int) -> Tensor:
+        """(texts, d) float32, see Embedder.forward."""
+        return self.engine(tokens, lengths, seed, self.dtype)
 
     def backward(self, surrogate: Tensor) -> None:
         """Adds the scalar's gradients; the engine multiplies by the loss scale set in accumulate()."""

@@ -166,6 +166,91 @@ def test_autocast_over_fp32_weights_on_every_engine(whole, tmp_path, tiny_bert, 
     assert any((t.bfloat16().float() != t).any() for t in final.values()), "fp32 weights, not rounded ones"
 
 
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory, tiny_bert, shards):
+    """A run of 2 epochs over pairs with a learned temperature and graded pairs with a loss of their own: its folder."""
+    folder = tmp_path_factory.mktemp("mixed")
+    graded = [{"query": f"w{i} w{i + 1}", "item": f"w{2 * i} w{i}", "score": i % 5 / 4} for i in range(40)]
+    for name, rows in (("pairs", tiny.rows(40)), ("graded", graded)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    inputs = [str(folder / "pairs.jsonl"), str(folder / "graded.jsonl")]
+    done = run("-m", "data_prep", "shard", *inputs, "--output", str(folder / "shards"), "--eval-fraction", "0")
+    assert done.returncode == 0, done.both
+    run_file = write_run(folder, tiny_bert, folder / "shards", epochs=2, micro_batch_tokens="auto")
+    values = json.loads(run_file.read_text())
+    values["loss"] = {"temperature": 0.1, "temperature_lr": 0.05}
+    values["sources"] = {"graded": {"loss": {"name": "cosent"}}, "pairs": {"eval": str(shards)}}
+    run_file.write_text(json.dumps(values))
+    done = run("-m", "trainer", "--config", str(run_file))
+    assert done.returncode == 0, done.both[-4000:]
+    return folder
+
+
+def test_two_sources_train_each_on_its_own_loss_and_are_evaluated_on_their_own(mixed):
+    steps = events(mixed / "out")
+    for epoch in (1, 2):
+        assert sorted(e["source"] for e in steps if e["epoch"] == epoch) == ["graded"] * 3 + ["pairs"] * 3
+    for event in steps:
+        assert ("batch_accuracy" in event) == (event["source"] == "pairs"), "a statistic of InfoNCE"
+    fixed = [event["temperature"] for event in steps if event["source"] == "graded"]
+    learned = [event["temperature"] for event in steps if event["source"] == "pairs"]
+    assert set(fixed) == {0.05} and len(set(learned)) == len(learned), "learned where the loss says so"
+    found = events(mixed / "out", "evaluation")
+    assert [event["step"] for event in found] == [0, 6, 12]
+    assert all(event["source"] == "pairs" and 0 <= event["nDCG@10"] <= 1 for event in found)
+    epochs = events(mixed / "out", "epoch")
+    assert epochs[-1]["evaluation"]["pairs/nDCG@10"] == found[-1]["nDCG@10"]
+    recorded = json.loads((mixed / "out" / "run.json").read_text())
+    assert recorded["config"]["train"]["micro_batch_tokens"] == "auto"
+    assert 2048 <= recorded["plan"]["micro_batch_tokens"] <= 2**22
+
+
+def test_a_learned_temperature_goes_on_exactly(mixed, tmp_path):
+    copy = tmp_path / "out"
+    shutil.copytree(mixed / "out", copy)
+    for name in ("final", "checkpoint-epoch-2"):
+        shutil.rmtree(copy / name)
+    done = run("-m", "trainer", "--config", str(mixed / "run.json"), "--resume", f"output_dir={copy}")
+    assert done.returncode == 0, done.both[-4000:]
+    assert "after step 6" in done.both
+    state = "checkpoint-epoch-2/state/trainer.json"
+    expected = json.loads((mixed / "out" / state).read_text())["temperatures"]
+    assert json.loads((copy / state).read_text())["temperatures"] == expected
+    assert expected["pairs"]["value"] != 0.1
+    assert losses(copy) == losses(mixed / "out")
+
+
+USERS_LOSS = """
+def distance(queries, positives, batch):
+    assert batch.negative_embeds.shape[0] == batch.negative_row.shape[0]
+    return (queries - positives).square().sum(dim=1).mean()
+"""
+
+
+def test_a_users_loss_in_the_working_folder_under_the_launcher(tmp_path, tiny_bert, shards):
+    (tmp_path / "my_losses.py").write_text(USERS_LOSS)
+    run_file = write_run(tmp_path, tiny_bert, shards, max_steps=2)
+    launcher = ["-m", "launch", "run", "--config", str(run_file), "--engine", "ddp", "--processes", "2"]
+    done = run(*launcher, "loss.name=my_losses:distance", cwd=tmp_path)
+    assert done.returncode == 0, done.both[-4000:]
+    assert losses(tmp_path / "out")[2] < losses(tmp_path / "out")[1]
+
+
+def test_a_users_loss_that_is_not_there_is_told_once(tmp_path, tiny_bert, shards):
+    (tmp_path / "my_losses.py").write_text(USERS_LOSS)
+    run_file = write_run(tmp_path, tiny_bert, shards)
+    for name, words in (("my_losses:no", "has no attribute 'no'"), ("no:f", "there is no module 'no'")):
+        command = [str(run_file), f"loss.name={name}"]
+        for start in (["-m", "trainer", "--config"], ["-m", "launch", "run", "--engine", "cpu", "--config"]):
+            done = run(*start, *command, cwd=tmp_path)
+            assert done.returncode == 2, done.both
+            assert done.both.count("error:") == 1 and words in done.both and "Traceback" not in done.both
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    torn = run(*launcher, "-m", "trainer", "--config", str(run_file), "loss.name=my_losses:no", cwd=tmp_path)
+    assert torn.returncode != 0
+    assert torn.both.count("my_losses:no cannot be imported") == 1, "rank 0 speaks for all"
+
+
 ZERO2 = str(ROOT / "accelerate_configs" / "zero2.yaml")
 
 

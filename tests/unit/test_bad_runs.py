@@ -4,13 +4,19 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 
 from data_prep.__main__ import main as prep_main
+from data_prep.problems import BadInput
 from launch.__main__ import main as launch_main
 from tests import tiny
 from trainer.__main__ import main as train_main
+from trainer.config import load_config
+from trainer.planner import PLAN_VERSION
+from trainer.preflight import check_run
+from trainer.runlog import check_resumable, describe_run, write_json
 
 
 @pytest.fixture
@@ -102,11 +108,57 @@ def graded_pairs(run):
     run.values["data"]["train"] = str(run.folder / "graded")
 
 
+def sharded(run, rows: list[dict]):
+    source = run.folder / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert prep_main(["shard", str(source), "--output", str(run.folder / "rows"), "--eval-fraction", "0"]) == 0
+    run.values["data"]["train"] = str(run.folder / "rows")
+
+
+def record(i: int, **more) -> dict:
+    return {"query": f"w{i}", "positives": [f"w{i + 50}"], **more}
+
+
+def partly_scored(run):
+    sharded(run, [record(i, score=0.5) if i < 17 else record(i) for i in range(20)])
+    run.values["loss"] = {"name": "cosent"}
+
+
+def taught(run, **loss):
+    """Rows with teacher scores and hard negatives."""
+    sharded(run, [record(i, negatives=[f"w{i + 100}"], teacher_scores=[2.0, 1.0]) for i in range(20)])
+    run.values["loss"] = {"name": "kl"} | loss
+
+
+def taught_without_negatives(run):
+    sharded(run, [record(i, teacher_scores=[2.0]) for i in range(20)])
+    run.values["loss"] = {"name": "kl"}
+
+
+def taught_with_negatives_left_out(run):
+    taught(run)
+    run.values["data"]["max_hard_negatives"] = 0
+
+
+def own_loss(run, source="many", **loss):
+    """Two sources, one with a loss of its own."""
+    small_source(run, 20)
+    run.values["sources"] = {source: {"loss": loss}}
+
+
 def shards_of_an_older_version(run):
     folder = run.copy_shards()
-    manifest = json.loads((folder / "manifest.json").read_text())
-    edit_json(folder / "manifest.json", files=[e for e in manifest["files"] if not e["path"].startswith("train.")])
-    (folder / "train.keys").unlink()
+    edit_json(folder / "manifest.json", schema_version=1)
+
+
+def small_source(run, rows=5):
+    files = []
+    for name, count in (("few", rows), ("many", 40)):
+        files.append(run.folder / f"{name}.jsonl")
+        pairs = [{"query": f"{name} w{i}", "positives": [f"{name} w{i} w99"]} for i in range(count)]
+        files[-1].write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    assert prep_main(["shard", *map(str, files), "--output", str(run.folder / "two"), "--eval-fraction", "0"]) == 0
+    run.values["data"]["train"] = str(run.folder / "two")
 
 
 def odd_pooling(run):
@@ -134,7 +186,7 @@ CASES = {
     "dropout of one": (setting("model", "dropout", 1.0), "model.dropout"),
     "hyphen in a key": (setting("train", "batch-size", 3), "unknown key 'train.batch-size'. Did you mean 'batch_size'"),
     "truth for a number": (setting("optim", "lr", True), "lr is true"),
-    "graded pairs": (graded_pairs, "carry 'score', unused by InfoNCE"),
+    "graded pairs": (graded_pairs, "carry a score, and InfoNCE would take each pair for a positive"),
     "damaged weights": (damaged_weights, "is damaged"),
     "odd modules": (lambda r: (r.copy_model() / "modules.json").write_text('["a"]'), "not a list of modules"),
     "mistyped model": (setting("model", "path", "modles/typo"), "is neither a folder here nor a model"),
@@ -154,9 +206,81 @@ CASES = {
     ),
     "no such data": (setting("data", "train", "./nowhere"), "nowhere"),
     "unfinished shards": (manifest_gone, "manifest"),
-    "shards of an older version": (shards_of_an_older_version, "has no train.keys and train.ends"),
+    "shards of an older version": (
+        shards_of_an_older_version,
+        "version 1, this version reads 2; run shard again",
+    ),
     "cut shard": (shard_cut, ".arrow"),
     "fewer rows than a batch": (setting("train", "batch_size", 5000), "holds 82 rows, fewer than one batch"),
+    "a source smaller than a batch": (small_source, "source 'few' of"),
+    "a source of one row": (lambda r: small_source(r, 1), "(train.batch_size 8); add rows or shard the data without"),
+    "unknown loss": (
+        setting("loss", "name", "cosnt"),
+        "loss: name 'cosnt' is no loss. Did you mean 'cosent'? Known are infonce, cosine, cosent, kl, margin_mse or",
+    ),
+    "unknown loss in a mix": (
+        setting("loss", "name", {"infonce": 1, "k": 1}),
+        "name 'k' is no loss. Did you mean 'kl'",
+    ),
+    "a function with a dot": (setting("loss", "name", "mine.loss"), "'mine.loss' is no loss. Known are"),
+    "no loss": (setting("loss", "name", {}), "loss: name '{}' is no loss"),
+    "weight of zero": (setting("loss", "name", {"infonce": 0}), "loss: name: every weight must be above 0"),
+    "negative weight": (setting("loss", "name", {"infonce": 1, "kl": -1}), "name: every weight must be above 0"),
+    "weight that is no number": (
+        setting("loss", "name", {"infonce": "x"}),
+        "loss.name: input should be a valid number",
+    ),
+    "matryoshka of zero": (setting("loss", "matryoshka", [0, 8]), "matryoshka: sizes and weights must be above 0"),
+    "matryoshka weight of zero": (setting("loss", "matryoshka", {8: 0}), "matryoshka: sizes and weights must be above"),
+    "matryoshka beyond the model": (
+        setting("loss", "matryoshka", [8, 64]),
+        "loss.matryoshka: 64, but the embeddings of",
+    ),
+    "matryoshka of a source": (
+        lambda r: own_loss(r, matryoshka=[33]),
+        "error: sources.many.loss.matryoshka: 33, but the embeddings",
+    ),
+    "unknown directions": (setting("loss", "directions", "both"), "loss.directions: input should be 'query_to_doc'"),
+    "directions without infonce": (
+        lambda r: taught(r, directions="symmetric"),
+        "error: loss.directions: symmetric is about infonce, which is no term of this loss",
+    ),
+    "a source without infonce": (
+        lambda r: own_loss(r, name="cosent", directions="gte"),
+        "sources.many.loss.directions: gte is about infonce",
+    ),
+    "unknown source": (
+        lambda r: own_loss(r, source="mani", name="infonce"),
+        "two has no such source, but few, many. Did you mean 'many'?",
+    ),
+    "unknown key of a source": (
+        lambda r: r.values.update(sources={"train": {"los": {}}}),
+        "unknown key 'sources.train.los'. Did you mean 'loss'? Known here: loss, eval",
+    ),
+    "unknown key of a source's loss": (lambda r: own_loss(r, nam="kl"), "unknown key 'sources.many.loss.nam'. Did you"),
+    "a source's eval set": (
+        lambda r: r.values.update(sources={"train": {"eval": "./nowhere"}}),
+        "sources.train.eval: nowhere",
+    ),
+    "some rows without scores": (partly_scored, "source 'rows': 3 of 20 rows have no score, of which loss cosent is"),
+    "no scores": (setting("loss", "name", "cosine"), "82 of 82 rows have no score, of which loss cosine is made"),
+    "no scores for one term": (setting("loss", "name", {"infonce": 1, "cosine": 1}), "82 of 82 rows have no score"),
+    "no teacher": (setting("loss", "name", "kl"), "82 of 82 rows have no teacher_scores, which loss kl follows"),
+    "no teacher for a margin": (setting("loss", "name", "margin_mse"), "which loss margin_mse follows"),
+    "kl without hard negatives": (taught_without_negatives, "no row has hard negatives, so loss kl has nothing to"),
+    "kl with hard negatives left out": (taught_with_negatives_left_out, "data.max_hard_negatives: 0 leaves loss kl of"),
+    "a function in no module": (
+        setting("loss", "name", "nowhere:f"),
+        "loss.name: there is no module 'nowhere' to import",
+    ),
+    "a function in no package": (setting("loss", "name", "json.nowhere:f"), "there is no module 'json.nowhere'"),
+    "a source's function": (lambda r: own_loss(r, name="nowhere:f"), "sources.many.loss.name: there is no module"),
+    "a budget that is a word": (
+        setting("train", "micro_batch_tokens", "most"),
+        "train.micro_batch_tokens: input should",
+    ),
+    "unknown mixing": (setting("data", "mixing", "random"), "data.mixing: input should be 'proportional'"),
+    "mixing temperature of zero": (setting("data", "mixing_temperature", 0), "data.mixing_temperature"),
     "no such eval set": (setting("data", "eval", "./nowhere"), "nowhere: no such folder"),
     "output of another run": (other_run, "add --resume"),
     "output not empty": (stray_output, "is not empty and holds no run of ours"),
@@ -182,6 +306,51 @@ def test_one_clear_error_and_exit_code_2(run, capsys, monkeypatch, case, command
     assert words in shown
     assert "Traceback" not in shown
     assert sorted(p for p in run.folder.rglob("*") if p.name != "run.json" or p.parent.name == "out") == before
+
+
+FUNCTIONS = {
+    "no such function": (
+        "def other(): ...",
+        "mine:f cannot be imported (AttributeError: module 'mine' has no",
+    ),
+    "a module that does not load": ("import nowhere", "mine:f cannot be imported (ModuleNotFoundError"),
+    "a module that is no Python": ("def f(:", "mine:f cannot be imported (SyntaxError"),
+    "no function": ("f = 1", "mine:f is not a function"),
+}
+
+
+@pytest.mark.parametrize("case", FUNCTIONS)
+def test_a_users_function_that_cannot_be_imported(run, capsys, monkeypatch, case):
+    """Told by the trainer, which imports it. It stands in the folder that the command runs in."""
+    monkeypatch.chdir(run.folder)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    sys.modules.pop("mine", None)
+    text, words = FUNCTIONS[case]
+    (run.folder / "mine.py").write_text(text)
+    run.values["loss"] = {"name": "mine:f"}
+    assert train_main(["--config", run.write(), "--dry-run"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.count("error") == 1 and words in shown and "Traceback" not in shown
+    assert launch_main(["run", "--config", run.write(), "--dry-run"]) == 0, "the launcher does not import it"
+
+
+def test_the_launchers_checks_import_no_module_of_the_user(run, monkeypatch):
+    """It may import torch, and its package with it."""
+    monkeypatch.chdir(run.folder)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    (run.folder / "ours").mkdir()
+    for name in ("__init__", "losses"):
+        (run.folder / "ours" / f"{name}.py").write_text("raise RuntimeError('imported')")
+    run.values["loss"] = {"name": "ours.losses:f"}
+    assert launch_main(["run", "--config", run.write(), "--dry-run"]) == 0
+
+
+def test_a_function_in_python_needs_nothing_of_the_run_files_loss(run):
+    graded_pairs(run)
+    config = load_config(run.write())
+    check_run(config, resume=False, own_loss=True)
+    with pytest.raises(BadInput, match="carry a score"):
+        check_run(config, resume=False)
 
 
 TEXTS = {
@@ -290,6 +459,18 @@ def test_a_read_only_disk_is_told_beforehand(run, capsys, small_disk):
     run.values["output_dir"] = str(small_disk / "out")
     assert train_main(["--config", run.write()]) == 2
     assert "cannot write below" in capsys.readouterr().err
+
+
+def test_a_run_that_began_with_another_batch_plan_is_not_resumed(run):
+    """Its steps so far were other batches than this version would have given it."""
+    config = load_config(run.write())
+    (run.folder / "out").mkdir()
+    for version, about in ((1, {}), (PLAN_VERSION + 1, {"version": PLAN_VERSION + 1})):
+        write_json(run.folder / "out" / "run.json", describe_run(config, {}, "f", about))
+        with pytest.raises(BadInput, match=f"began with version {version} of the batch plan"):
+            check_resumable(run.folder / "out", config, "f")
+    write_json(run.folder / "out" / "run.json", describe_run(config, {}, "f", {"version": PLAN_VERSION}))
+    check_resumable(run.folder / "out", config, "f")
 
 
 def test_the_good_run_passes_the_same_checks(run, capsys):

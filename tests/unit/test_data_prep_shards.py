@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -11,6 +12,8 @@ from data_prep.problems import BadInput
 from data_prep.records import Record, normalise
 from data_prep.shard_writer import shard
 from data_prep.shards import open_shards
+from data_prep.sharing import FILES as SHARING_FILES
+from data_prep.sharing import by_source, shared_keys
 from tests.unit.data_prep_helpers import documents, run, write_jsonl, write_records
 
 
@@ -40,7 +43,7 @@ def test_datasets_opens_the_folder_and_writes_the_same_arrow_bytes(made, tmp_pat
     assert {name: len(split) for name, split in data.items()} == open_shards(made).manifest["rows"]
     data.save_to_disk(tmp_path / "theirs", num_shards={"train": 4, "eval": 1})
     ours, theirs = contents(made), contents(tmp_path / "theirs")
-    assert {str(path) for path in set(ours) - set(theirs)} == {"manifest.json", "train.keys", "train.ends"}
+    assert {str(path) for path in set(ours) - set(theirs)} == {"manifest.json", *SHARING_FILES}
     arrow = [path for path in theirs if path.suffix == ".arrow"]
     assert len(arrow) == 5
     assert all(ours[path] == theirs[path] for path in arrow)
@@ -89,7 +92,8 @@ def test_the_manifest_says_what_was_done(tmp_path):
     )
     second = write_jsonl(tmp_path / "b.jsonl", [{"term": f"term {i}", "definition": f"meaning {i}"} for i in range(20)])
     manifest = shard([first, second], tmp_path / "s", num_shards=3, eval_fraction=0.25)
-    assert manifest["schema_version"] == 1
+    assert manifest["schema_version"] == 2
+    assert manifest["shared_keys"].keys() == {"a", "b"}
     assert manifest["duplicates_removed"] == 1
     assert sum(manifest["rows"].values()) == 140
     assert {name: sum(parts.values()) for name, parts in manifest["sources"].items()} == {"a": 120, "b": 20}
@@ -272,8 +276,9 @@ def damage(folder, name, change):
         (lambda s: damage(s, "train/data-00001-of-00004.arrow", lambda b: b[:-9]), "its manifest says"),
         (lambda s: damage(s, "manifest.json", lambda b: b[:40]), "is no shard manifest"),
         (lambda s: damage(s, "manifest.json", lambda b: b"[]"), "is no shard manifest"),
-        (lambda s: damage(s, "manifest.json", lambda b: b'{"schema_version": 2}'), "install a newer embedfleet"),
-        (lambda s: damage(s, "manifest.json", lambda b: b'{"schema_version": 1}'), "key 'rows' is missing"),
+        (lambda s: damage(s, "manifest.json", lambda b: b'{"schema_version": 3}'), "install a newer embedfleet"),
+        (lambda s: damage(s, "manifest.json", lambda b: b'{"schema_version": 1}'), "reads 2; run shard again"),
+        (lambda s: damage(s, "manifest.json", lambda b: b'{"schema_version": 2}'), "key 'rows' is missing"),
     ],
 )
 def test_a_damaged_folder_is_refused(made, break_it, message):
@@ -297,19 +302,93 @@ def test_a_file_is_no_shard_folder(tmp_path):
         open_shards(path)
 
 
-def test_the_keys_of_train_rows_stand_beside_them(tmp_path):
-    """Rows that share a positive, a query or a document share a key; others share none."""
+def pairs_that_share(source):
+    """{(row, earlier row)} of one source, by index within it, read by key and, alike, by row."""
+    by_key, number = source.shared.members(np.arange(len(source.shared)))
+    row_place, key = source.shared.keys_of(np.arange(len(source.rows)))
+    assert sorted(zip(by_key.tolist(), number.tolist())) == list(zip(row_place.tolist(), key.tolist()))
+    return {(i, j) for i, k in zip(by_key, number) for j, m in zip(by_key, number) if j < i and k == m}
+
+
+def test_which_train_rows_share_a_text_or_document_stands_beside_them(tmp_path):
+    """Rows of one source that share a positive, a query or a document share a key; nothing else is written down."""
     rows = [
         {"query": "a b", "positives": ["one two"], "doc_ids": ["d1"]},
         {"query": "c d", "positives": ["One  TWO"], "doc_ids": ["d2"]},
+        {"query": "x", "positives": ["one two"], "doc_ids": ["d9"], "source": "other"},
         {"query": "A  B", "positives": ["three"], "doc_ids": ["d3"]},
         {"query": "e f", "positives": ["four"], "doc_ids": ["d2"]},
+        {"query": "y", "positives": ["six"], "doc_ids": ["d9"], "source": "other"},
         {"query": "g h", "positives": ["five"], "doc_ids": ["d4"]},
     ]
     source = tmp_path / "rows.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     shard([source], tmp_path / "s", eval_fraction=0)
-    keys, ends = open_shards(tmp_path / "s").keys()
-    sets = [set(keys[start:end].tolist()) for start, end in zip([0, *ends[:-1]], ends)]
-    shared = {(i, j) for i in range(5) for j in range(i) if sets[i] & sets[j]}
-    assert shared == {(1, 0), (2, 0), (3, 1)}
+    other, mine = open_shards(tmp_path / "s").train_sources()
+    assert (other.name, other.rows.tolist()) == ("other", [2, 5])
+    assert (mine.name, mine.rows.tolist()) == ("rows", [0, 1, 3, 4, 6])
+    assert pairs_that_share(other) == {(1, 0)}
+    assert pairs_that_share(mine) == {(1, 0), (2, 0), (3, 1)}
+    assert mine.ids(np.array([4, 2])).tolist() == [6, 3]
+    assert len(mine.shared) == 3
+
+
+def test_rows_of_eval_share_nothing_with_the_plan(made):
+    folder = open_shards(made)
+    assert folder.rows("eval") > 0
+    (source,) = folder.train_sources()
+    assert source.rows.tolist() == list(range(folder.rows("train")))
+    texts = [{record.query, *record.positives, *record.doc_ids} for record in folder.split("train")]
+    assert pairs_that_share(source) == {(i, j) for i in range(len(texts)) for j in range(i) if texts[i] & texts[j]}
+
+
+def test_a_duplicate_that_was_removed_leaves_its_document(tmp_path):
+    """Its document counts as one of the row that stayed; named twice it is no sharing of a row with itself."""
+    some = [
+        Record("q", ["p"], doc_ids=["one"]),
+        Record("q", ["p"], doc_ids=["one"]),
+        Record("q", ["p"], doc_ids=["two"]),
+        Record("r", ["s"], doc_ids=["two"]),
+    ]
+    shard([write_records(tmp_path / "a.jsonl", some)], tmp_path / "s", eval_fraction=0)
+    (source,) = open_shards(tmp_path / "s").train_sources()
+    assert len(source.shared) == 1
+    assert pairs_that_share(source) == {(1, 0)}
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 12)), max_size=60), st.integers(1, 4))
+def test_shared_keys_of_any_sources(pairs, sources):
+    source_of = np.arange(31) % sources
+    pairs = np.array(pairs, np.int64).reshape(-1, 2)
+    made = by_source([str(i) for i in range(sources)], source_of, pairs[:, 0], pairs[:, 1])
+    for number, source in enumerate(made):
+        assert source.rows.tolist() == list(range(number, 31, sources))
+        held = {}
+        for row, key in pairs.tolist():
+            if row % sources == number:
+                held.setdefault(key, set()).add(row // sources)
+        expected = {(i, j) for rows in held.values() for i in rows for j in rows if j < i}
+        assert pairs_that_share(source) == expected
+        assert len(source.shared) == sum(len(rows) > 1 for rows in held.values())
+
+
+def test_no_sharing_at_all():
+    assert len(shared_keys(np.arange(0), np.arange(0))) == 0
+    assert len(shared_keys(np.arange(5), np.arange(5))) == 0
+
+
+def test_bytes_of_texts_are_known_without_reading_them(tmp_path):
+    texts = {
+        "query": lambda i: ["é" * (i + 1)],
+        "positives": lambda i: ["p" * j for j in range(1, i + 2)],
+        "negatives": lambda i: ["n" * i] if i % 2 else [],
+    }
+    rows = [{"query": texts["query"](i)[0]} | {k: texts[k](i) for k in ("positives", "negatives")} for i in range(7)]
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shard([source], tmp_path / "out", eval_fraction=0, num_shards=3)
+    split, ids = open_shards(tmp_path / "out").split("train"), [6, 0, 3, 5]
+    for column, made in texts.items():
+        found = split.bytes_of(column, ids)
+        assert found.count.tolist() == [len(made(i)) for i in ids]
+        assert found.total.tolist() == [len("".join(made(i)).encode()) for i in ids]

@@ -6,7 +6,10 @@ import pytest
 
 from tests.launching import ROOT, run
 
-LIGHT = "launch.command, launch.topology, trainer.config, trainer.planner, trainer.preflight, data_prep.shards"
+LIGHT = (
+    "launch.command, launch.doctor, launch.topology, trainer.config, trainer.planner, trainer.preflight, "
+    "data_prep.shards"
+)
 HEAVY = {"torch", "transformers", "datasets"}
 
 

@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 
 from data_prep.problems import BadInput
+from data_prep.shard_writer import shard
+from data_prep.shards import open_shards
+from trainer.config import RunConfig
+from trainer.preflight import eval_paths
 from trainer.retrieval import load_set, means, paired_bootstrap, rank_documents, score_run
 
 
@@ -128,3 +132,34 @@ def test_the_reciprocal_rank_is_cut_at_ten_with_ties_in_trec_evals_order():
     assert got["q"]["MRR@10"] == 0.0  # rank 11
     assert got["q"]["MAP"] == pytest.approx(1 / 11)
     assert got["tied"]["MRR@10"] == 0.5  # of two equal scores the later id comes first
+
+
+def shards_with_eval(folder, graded: int, plain: int):
+    """Only the eval split is looked at; a part of the rows lands in it."""
+    rows = [{"query": f"g{i}", "positives": [f"item {i}"], "score": 0.5} for i in range(graded)]
+    rows += [{"query": f"q{i}", "positives": [f"text {i}"]} for i in range(plain)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shard([folder / "rows.jsonl"], folder / "shards", eval_fraction=0.5)
+    return folder / "shards"
+
+
+def test_graded_pairs_of_an_eval_split_are_left_out_and_counted(tmp_path):
+    folder = shards_with_eval(tmp_path, 20, 20)
+    rows = list(open_shards(folder).split("eval"))
+    scored = [record for record in rows if record.score is not None]
+    data = load_set(folder)
+    assert 0 < len(scored) == data.left_out < len(rows)
+    assert sorted(data.query_texts) == sorted(record.query for record in rows if record.score is None)
+    assert f"{len(scored)} graded pairs are not evaluated" in data.notes[0]
+
+
+def test_an_eval_split_of_graded_pairs_alone_is_no_retrieval_set(tmp_path):
+    folder = shards_with_eval(tmp_path, 20, 0)
+    with pytest.raises(BadInput, match="holds graded pairs only"):
+        load_set(folder)
+    values = {"output_dir": "o", "model": {"path": "m"}, "data": {"train": str(folder)}}
+    assert eval_paths(RunConfig.model_validate(values)) == {}
+    other = tmp_path / "other"
+    other.mkdir()
+    values["data"]["train"] = str(shards_with_eval(other, 20, 20))
+    assert eval_paths(RunConfig.model_validate(values)) == {"": values["data"]["train"]}

@@ -5,44 +5,46 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_prep.shards import open_shards
 from tests import tiny
-from tests.multiprocess.test_engines import relative_error
+from tests.multiprocess.dense import relative_error
 from trainer.collectives import World
 from trainer.config import DataConfig, LossConfig, ModelConfig, OptimConfig
 from trainer.data import TrainData
 from trainer.engine import TorchEngine
 from trainer.model import load_embedder
+from trainer.objective import Objective
 from trainer.planner import BatchPlan
-from trainer.step import compute_gradients, kept_chunks, make_chunks
+from trainer.step import compute_gradients, cost_of, kept_chunks, make_chunks
 
 EVERYTHING = 10**6
 
 
 @given(st.lists(st.integers(1, 60), max_size=60), st.integers(60, 300))
 def test_chunks_hold_every_text_once_within_the_budget(lengths, budget):
-    chunks = make_chunks(lengths, budget)
-    assert sorted(i for chunk in chunks for i in chunk) == list(range(len(lengths)))
-    assert all(len(chunk) * max(lengths[i] for i in chunk) <= budget for chunk in chunks)
+    for packed in (False, True):
+        chunks = make_chunks(lengths, budget, packed)
+        assert sorted(i for chunk in chunks for i in chunk) == list(range(len(lengths)))
+        assert all(cost_of(chunk, lengths, packed) <= budget for chunk in chunks)
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=60), st.integers(60, 300), st.integers(0, 5000))
 def test_kept_chunks_fit_the_budget_and_one_more_would_not(lengths, chunk_budget, budget):
-    chunks = make_chunks(lengths, chunk_budget)
-    sizes = [len(chunk) * lengths[chunk[0]] for chunk in chunks]
-    kept = kept_chunks(chunks, lengths, budget)
+    sizes = [cost_of(chunk, lengths, False) for chunk in make_chunks(lengths, chunk_budget, False)]
+    kept = kept_chunks(sizes, budget)
     assert sum(sizes[len(sizes) - kept :]) <= budget
-    assert kept == len(chunks) or sum(sizes[len(sizes) - kept - 1 :]) > budget
+    assert kept == len(sizes) or sum(sizes[len(sizes) - kept - 1 :]) > budget
 
 
 def test_a_text_longer_than_the_budget_is_a_chunk_of_its_own():
-    assert make_chunks([500, 10, 10], 100) == [[0], [1, 2]]
+    assert make_chunks([500, 10, 10], 100, False) == [[0], [1, 2]]
 
 
 def engine_and_batch(folder, shards, dropout=0, rows=None):
     embedder, tokenizer, spec, _ = load_embedder(ModelConfig(path=str(folder), dropout=dropout))
     engine = TorchEngine(embedder, OptimConfig(), World(), torch.device("cpu"), None)
     engine.embedder.train(dropout != 0)
-    plan = BatchPlan(24, 24, "f", 0)
+    plan = BatchPlan(tuple(open_shards(shards).train_sources()), 24, "f", 0)
     data = TrainData(DataConfig(train=str(shards)), spec, tokenizer, plan)
     records = rows or data.rows.take(range(24))
     batch = data.make_batch(list(range(len(records))), records, [0] * len(records), len(records), seed=5)
@@ -50,7 +52,7 @@ def engine_and_batch(folder, shards, dropout=0, rows=None):
 
 
 def gradients(engine, batch, tokens, **loss):
-    stats = compute_gradients(engine, batch, LossConfig(**loss), tokens)
+    stats = compute_gradients(engine, batch, Objective(LossConfig(**loss), True), tokens)
     return engine.gradients(), stats
 
 

@@ -1,0 +1,115 @@
+"""python -m launch doctor: what this machine can run, and whether it trains exactly. Torch is left to processes."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from data_prep.problems import BadInput, Failed
+from data_prep.progress import result, say
+from launch.command import Command, Machine, build, choose, device_of
+from launch.topology import free_port, this_machine
+from trainer.runlog import versions
+from trainer.topology import ZERO, check_deepspeed
+
+LIMIT = 1e-5  # of a relative error in fp32
+TIMEOUT = 600  # seconds for an engine; DeepSpeed may have to compile its operator first
+SHOWN_LINES = 20  # of what an engine that failed had said
+WORKER = "trainer.exactness"
+TABLE = "{:8} {:>9} {:>15} {:>13}  {}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """An engine to look at. problem: why it cannot run here, or an empty text."""
+
+    engine: str
+    processes: int
+    problem: str = ""
+
+
+def doctor(engine: str | None, processes: int | None, exactness: bool) -> int:
+    """Prints the report; the exit code. Raises BadInput for an engine that was named and cannot run here."""
+    machine = this_machine()
+    cases = cases_of(engine, processes, machine)
+    result("versions  " + ", ".join(f"{name} {version}" for name, version in versions().items()))
+    if exactness:
+        with TemporaryDirectory(prefix="embedfleet-doctor-") as folder:
+            return _compare(cases, machine, Path(folder))
+    for case in cases:
+        result(f"{case.engine:8}  {'not available: ' + case.problem if case.problem else 'can run'}")
+    return 0
+
+
+def cases_of(engine: str | None, processes: int | None, machine: Machine) -> list[Case]:
+    """What to look at: the engine that was named, or all that this machine has a device for."""
+    if engine:
+        return [_case(engine, processes, machine)]
+    several = processes or (min(2, machine.gpus) if machine.gpus else 2)
+    cases = [_case("auto", 1, machine)]
+    for name in ("ddp", *ZERO):
+        try:
+            cases.append(_case(name, several, machine))
+        except BadInput as error:
+            cases.append(Case(name, several, "; ".join(error.problems)))
+    return cases
+
+
+def _case(asked: str, processes: int | None, machine: Machine) -> Case:
+    """Raises BadInput where the engine cannot run here."""
+    engine, processes = choose(asked, processes, machine, "auto")
+    if engine in ZERO:
+        check_deepspeed(device_of(engine, machine, "auto"))
+    return Case(engine, processes)
+
+
+def _compare(cases: list[Case], machine: Machine, folder: Path) -> int:
+    code, output = execute(Command([sys.executable, "-m", WORKER, "--make", str(folder)]))
+    if code:
+        raise Failed(f"the case to compare could not be made:\n{_tail(output)}")
+    facts = json.loads((folder / "facts.json").read_text())
+    result(f"device    {facts['device']}, {machine.cores} cores\nbackends  {', '.join(facts['backends'])}\n")
+    result(TABLE.format("engine", "processes", "gradient error", "update error", "verdict"))
+    passed = [_row(case, machine, folder) for case in cases]
+    return 0 if all(passed) else 1
+
+
+def _row(case: Case, machine: Machine, folder: Path) -> bool:
+    """Prints a case's line of the table; whether it is as it should be."""
+    if case.problem:
+        result(TABLE.format(case.engine, case.processes, "-", "-", f"not available: {case.problem}"))
+        return True
+    out = folder / case.engine
+    device = device_of(case.engine, machine, "auto")
+    where = [str(folder / "run.json"), [f"output_dir={out}"], case.engine, case.processes, machine, device]
+    code, output = execute(build(*where, resume=False, port=free_port(), module=WORKER))
+    if code:
+        say(_tail(output))
+        result(TABLE.format(case.engine, case.processes, "-", "-", "FAIL: it did not run, see what it said"))
+        return False
+    errors = json.loads((out / "errors.json").read_text())
+    exact = all(error < LIMIT for error in errors.values())  # nan is not
+    shown = [f"{errors[name]:.1e}" for name in ("gradient", "update")]
+    result(TABLE.format(case.engine, case.processes, *shown, "pass" if exact else f"FAIL: above {LIMIT:.0e}"))
+    return exact
+
+
+def execute(command: Command) -> tuple[int, str]:
+    """Runs a command to its end, or for TIMEOUT seconds; (exit code, what it said)."""
+    started = subprocess.Popen(
+        command.argv, env=os.environ | command.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        output, _ = started.communicate(timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        started.terminate()  # not killed: a launcher then ends its ranks
+        output, _ = started.communicate()
+        return 1, f"{output}\nno end after {TIMEOUT} seconds"
+    return started.returncode, output
+
+
+def _tail(output: str) -> str:
+    return "\n".join(output.splitlines()[-SHOWN_LINES:])

@@ -1,0 +1,96 @@
+"""python -m launch doctor: engines that train exactly pass, a wrong factor fails, bad flags are one clear error."""
+
+import shutil
+
+import pytest
+
+from launch import doctor
+from launch.__main__ import main
+from launch.command import Machine
+from tests.launching import run
+
+
+def table(output: str) -> dict[str, list[str]]:
+    """engine -> the other cells of its line."""
+    lines = output.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("engine "))
+    return {line.split()[0]: line.split()[1:] for line in lines[start + 1 :]}
+
+
+def test_one_process_and_ddp_are_exact(monkeypatch, capfd):
+    """The two cheap ones of what `doctor --exactness` looks at, in real processes."""
+    monkeypatch.setattr(doctor, "cases_of", lambda *_: [doctor.Case("cpu", 1), doctor.Case("ddp", 2)])
+    assert main(["doctor", "--exactness"]) == 0
+    shown = capfd.readouterr().out
+    for words in ("versions  python 3.", "torch ", "accelerate ", "device    ", "backends  gloo"):
+        assert words in shown
+    rows = table(shown)
+    assert {engine: (row[0], row[3]) for engine, row in rows.items()} == {"cpu": ("1", "pass"), "ddp": ("2", "pass")}
+    assert all(0 < float(error) < 1e-5 for row in rows.values() for error in row[1:3])
+
+
+PLANTED = """
+import sys
+from launch import doctor
+from launch.__main__ import main
+from trainer import exactness
+from trainer.engine import TorchEngine
+
+TorchEngine.gradient_factor = 2.0
+doctor.execute = lambda command: (exactness.main(command.argv[3:]), "")  # after: python -m trainer.exactness
+sys.exit(main(["doctor", "--exactness", "--engine", "cpu"]))
+"""
+
+
+def test_a_wrong_factor_fails(tmp_path):
+    script = tmp_path / "planted.py"
+    script.write_text(PLANTED)
+    done = run(str(script))
+    assert done.returncode == 1, done.both
+    row = table(done.stdout)["cpu"]
+    assert row[3] == "FAIL:"
+    assert float(row[1]) == pytest.approx(1.0, rel=1e-3), "twice the gradient"
+
+
+def test_an_engine_that_does_not_run_fails_with_what_it_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "execute", lambda _: (1, "error: no such thing"))
+    case, machine = doctor.Case("ddp", 2), Machine(gpus=0, mps=False, cores=2)
+    assert not doctor._row(case, machine, tmp_path)
+    shown = capsys.readouterr()
+    assert "FAIL: it did not run" in shown.out
+    assert "error: no such thing" in shown.err
+
+
+BAD = {
+    "unknown engine": (["--engine", "zero"], "--engine: zero is none of auto, cpu,"),
+    "two processes on one device": (["--engine", "cpu", "--processes", "2"], "cpu is one process"),
+    "no process": (["--engine", "ddp", "--processes", "0"], "--processes: must be at least 1"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_flags_are_one_clear_error(capsys, case):
+    flags, words = BAD[case]
+    assert main(["doctor", "--exactness", *flags]) == 2
+    shown = capsys.readouterr()
+    assert words in shown.err and not shown.out
+
+
+def test_an_engine_without_its_compiler_is_listed_and_an_error_only_by_name(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "this_machine", lambda: Machine(gpus=0, mps=False, cores=2))
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    assert "cpu       can run" in shown and "zero3     not available: ZeRO on a CPU compiles" in shown
+    assert main(["doctor", "--exactness", "--engine", "zero3"]) == 2
+    assert "needs a C++ compiler" in capsys.readouterr().err
+
+
+def test_ranks_never_share_a_gpu():
+    """One GPU: one rank each. Two: two."""
+    for gpus in (1, 2):
+        cases = doctor.cases_of(None, None, Machine(gpus=gpus, mps=False, cores=8))
+        assert [case.processes for case in cases] == [1, *[gpus] * 4]
+        assert cases[0].engine == "single_gpu"
+    crowded = doctor.cases_of(None, 2, Machine(gpus=1, mps=False, cores=8))
+    assert "ranks never share a GPU" in crowded[1].problem

@@ -1,0 +1,137 @@
+"""The table of the promise: its factors, which of its cells CI runs, and the data and run files they need."""
+
+import json
+from dataclasses import dataclass
+from itertools import combinations, product
+from pathlib import Path
+
+from tests import tiny
+
+STEPS = 20  # of clipped AdamW
+LR, SGD_LR, TAU, TEMPERATURE_LR = 1e-3, 0.1, 0.05, 0.05
+WHOLE, LAST = 16, 2  # rows of a batch; 82 rows leave a last one of 2: none for a third rank
+ROWS = 82
+
+
+@dataclass(frozen=True)
+class Case:
+    """loss: section of the run file. max_norm: a clipping norm that acts in some steps and not in others."""
+
+    loss: dict
+    max_norm: float
+    data: str = "pairs"
+
+
+USER = "tests.multiprocess.user_loss:pull_and_push"
+CASES = {
+    "infonce": Case({}, 8.0),
+    "symmetric": Case({"directions": "symmetric"}, 5.0),
+    "gte": Case({"directions": "gte"}, 20.0),
+    "cosent": Case({"name": "cosent"}, 10.0, "graded"),
+    "cosine": Case({"name": "cosine"}, 2.0, "graded"),
+    "infonce+kl": Case({"name": {"infonce": 1.0, "kl": 0.5}, "teacher_temperature": 2.0}, 15.0),
+    "margin_mse": Case({"name": "margin_mse"}, 3.0),
+    "matryoshka": Case({"matryoshka": {32: 1.0, 16: 0.5, 8: 0.25}}, 25.0),
+    "user": Case({"name": USER}, 8.0),
+    "learned temperature": Case({"temperature_lr": TEMPERATURE_LR}, 5.0),
+}
+WORLDS = (1, 2, 3)
+ENGINES = ("ddp", "zero1", "zero2", "zero3")  # ddp with one rank: the one-process engine
+CHUNKS = ("1 chunk", "4 chunks", "4 kept")
+FACTORS = (WORLDS, ENGINES, CHUNKS, tuple(CASES))
+
+
+def engine_name(engine: str, world: int) -> str:
+    return "cpu" if engine == "ddp" and world == 1 else engine
+
+
+def pairwise() -> list[tuple]:
+    """Cells that hold every pair of values of two factors: greedy, always the first that adds most pairs."""
+
+    def pairs(cell: tuple) -> set:
+        return set(combinations(enumerate(cell), 2))
+
+    every, chosen = list(product(*FACTORS)), []
+    cells = [every[77 * i % len(every)] for i in range(len(every))]  # mixed: else the first engine would take most
+    open_pairs = set().union(*map(pairs, cells))
+    while open_pairs:
+        chosen.append(max(cells, key=lambda cell: len(pairs(cell) & open_pairs)))
+        open_pairs -= pairs(chosen[-1])
+    return sorted(chosen, key=every.index)
+
+
+def groups() -> list[tuple[str, int]]:
+    """(engine, ranks) of every process group."""
+    return [(engine_name(engine, world), world) for engine, world in product(ENGINES, WORLDS)]
+
+
+def some_cells() -> dict[tuple[str, int], list[dict]]:
+    """What CI runs: every pair of values; in each group one cell that also trains, each loss in turn."""
+    cells: dict[tuple[str, int], list[dict]] = {group: [] for group in groups()}
+    for world, engine, chunks, name in pairwise():
+        cells[engine_name(engine, world), world].append(table_cell(name, chunks))
+    trained = dict.fromkeys(CASES, 0)
+    for group in cells.values():
+        first = min(group, key=lambda cell: trained[cell["run"]])
+        first |= {"adamw": True, "planted": True}
+        trained[first["run"]] += 1
+    for group in (("cpu", 1), ("ddp", 2), ("ddp", 3)):  # the same temperature with any number of ranks
+        cells[group].append(table_cell("learned temperature", "4 chunks", adamw=True))
+    return cells
+
+
+def all_cells() -> dict[tuple[str, int], list[dict]]:
+    """The whole table; wrong factors are planted with one way to chunk."""
+    made = [
+        table_cell(name, chunks, adamw=True, planted=chunks == "4 chunks") for chunks, name in product(CHUNKS, CASES)
+    ]
+    return dict.fromkeys(groups(), made)
+
+
+def table_cell(name: str, chunks: str, adamw: bool = False, planted: bool = False) -> dict:
+    return {"kind": "table", "run": name, "chunks": chunks, "adamw": adamw, "planted": planted}
+
+
+def records(scored: bool, count: int = ROWS) -> list[dict]:
+    """Rows with ragged hard negatives, each with teacher scores or (scored) a graded similarity."""
+    made = tiny.rows(count, seed=len(tiny.WORDS) + scored)
+    for i, row in enumerate(made):
+        if scored:
+            row |= {"score": (i * 37 % 11) / 10, "id": f"s{i}", "doc_ids": [f"s{i}"]}
+        else:
+            row["teacher_scores"] = [(i * 7 + k * 13) % 10 / 4 for k in range(1 + len(row["negatives"]))]
+    return made
+
+
+def write_data(folder: Path) -> dict[str, Path]:
+    """Shard folders by name: pairs, graded, and both as the sources of one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for name, scored in (("pairs", False), ("graded", True)):
+        files[name] = folder / f"{name}.jsonl"
+        files[name].write_text("".join(json.dumps(row) + "\n" for row in records(scored)))
+    return {
+        "pairs": _shard(folder / "pairs", files["pairs"]),
+        "graded": _shard(folder / "graded", files["graded"]),
+        "both": _shard(folder / "both", *files.values()),
+    }
+
+
+def _shard(target: Path, *files: Path) -> Path:
+    from data_prep.__main__ import main
+
+    assert main(["shard", *map(str, files), "--output", str(target), "--eval-fraction", "0"]) == 0
+    return target
+
+
+def run_values(model: Path, data: Path, loss: dict, max_norm: float | None, **more) -> dict:
+    """A run file's content."""
+    return {
+        "output_dir": "unused",
+        "model": {"path": str(model)},
+        "data": {"train": str(data)},
+        "loss": {"temperature": TAU, **loss},
+        "optim": {"lr": LR, "eps": 1e-6, "max_grad_norm": max_norm},
+        "train": {"batch_size": WHOLE, "epochs": 10, "max_steps": STEPS, "micro_batch_tokens": 200},
+        **more,
+    }

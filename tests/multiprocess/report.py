@@ -1,0 +1,137 @@
+"""What a cell's result must satisfy, and the table of all cells."""
+
+from tests.multiprocess.cells import CASES
+
+GRADIENT = 1e-5  # relative error of raw gradients and of the SGD update, over all parameters as one vector
+LOSS = 1e-4  # largest difference in 20 clipped AdamW steps
+TEMPERATURE = 1e-4  # relative, after 20 steps
+
+
+def problems(result: dict, reference: dict) -> list[str]:
+    """What is wrong with a cell, one line each."""
+    cell = result["cell"]
+    where = " ".join(str(cell[key]) for key in ("kind", "run", "chunks") if key in cell)
+    return [f"{result['engine']}, {where}: {wrong}" for wrong in CHECKS[cell["kind"]](result, reference)]
+
+
+def _table(result: dict, reference: dict) -> list[str]:
+    cell, wrong = result["cell"], []
+    for name in ("gradient", "update", "temperature_grad"):
+        wrong += [f"{name} is off by {error:.1e}" for error in result[name] if not error < GRADIENT]
+    if any(calls != result["planned"] for calls in result["calls"]):
+        wrong.append(f"{result['calls']} collectives, {result['planned']} planned")
+    if result["chunks"] != {"1 chunk": [1, 0], "4 chunks": [4, 3], "4 kept": [4, 0]}[cell["chunks"]]:
+        wrong.append("{} chunks, {} of them twice".format(*result["chunks"]))
+    for errors in result.get("planted", []):  # a wrong factor must not pass the check that the right one passes
+        wrong += [f"a planted factor is seen as {error:.1e} only" for error in errors if not error > 0.4]
+    if "losses" in result:
+        wrong += _trained(result, reference[cell["run"]]["adamw"], CASES[cell["run"]].max_norm)
+    return wrong
+
+
+def _trained(result: dict, expected: dict, max_norm: float) -> list[str]:
+    wrong = []
+    if loss_difference(result, expected) >= LOSS:
+        wrong.append(f"losses differ by up to {loss_difference(result, expected):.1e}")
+    for tau in result["temperature"]:
+        if not abs(tau / expected["temperature"] - 1) < TEMPERATURE:
+            wrong.append(f"the temperature is {tau}, not {expected['temperature']}")
+    if not min(expected["norms"]) < max_norm < max(expected["norms"]):
+        wrong.append(f"clipping at {max_norm} must act in some steps only: {sorted(expected['norms'])}")
+    return wrong
+
+
+def loss_difference(result: dict, expected: dict) -> float:
+    assert len(result["losses"]) == len(expected["losses"])
+    return max(abs(a - b) for a, b in zip(result["losses"], expected["losses"]))
+
+
+def _sources(result: dict, reference: dict) -> list[str]:
+    expected = reference["sources"]
+    wrong = _trained(result, expected, expected["max_norm"])
+    return wrong + ([] if result["batches"] == expected["batches"] else ["other batches than the plan's"])
+
+
+def _loads(result: dict, reference: dict) -> list[str]:
+    return [f"{name}: gradient is off by {error:.1e}" for name, error in result["loads"] if not error < GRADIENT]
+
+
+def _dropout(result: dict, reference: dict) -> list[str]:
+    wrong = [] if result["equal"] else ["embedding a chunk twice gives another gradient"]
+    return wrong + ([] if result["other_seed"] > 1e-3 else ["another seed gives the same gradient: is dropout on?"])
+
+
+def _duplicates(result: dict, reference: dict) -> list[str]:
+    wrong = []
+    for name, (loss, largest) in result["twins"].items():
+        masked = name.endswith("True")
+        if masked and (loss, largest) != (0.0, 0.0):
+            wrong.append(f"twins by {name}: loss {loss}, gradient up to {largest}")
+        if not masked and not largest > 0.1:
+            wrong.append(f"twins by {name}: without the mask there must be a gradient")
+    mixed = reference["duplicates"]["mixed"]
+    for name, (error, _) in result["mixed"].items():
+        wrong += [f"{name}: gradient is off by {error:.1e}"] if not error < GRADIENT else []
+    if result["mixed"]["infonce"][1] != mixed["masked"]:
+        wrong.append(f"{result['mixed']['infonce'][1]} masked, not {mixed['masked']}")
+    if not mixed["mask_matters"] > 0.01:
+        wrong.append("the mask changes nothing, so it is not tested")
+    return wrong
+
+
+CHECKS = {"table": _table, "sources": _sources, "loads": _loads, "dropout": _dropout, "duplicates": _duplicates}
+
+HEADER = ("engine", "ranks", "chunks", "loss", "gradient", "SGD update", "20 AdamW steps", "collectives")
+
+
+def figures(result: dict, reference: dict) -> tuple[float, float, float | None]:
+    """The largest error of the gradient, of the SGD update and of the losses."""
+    expected = reference[result["cell"]["run"]]["adamw"]
+    trained = loss_difference(result, expected) if "losses" in result else None
+    return max(result["gradient"]), max(result["update"]), trained
+
+
+def table(results: list[dict], reference: dict) -> str:
+    """One line per cell, as Markdown."""
+    lines = ["| " + " | ".join(HEADER) + " |", "| " + " | ".join("---" for _ in HEADER) + " |"]
+    for result in results:
+        cell, (gradient, update, loss) = result["cell"], figures(result, reference)
+        shown = f"{gradient:.1e}", f"{update:.1e}", "" if loss is None else f"{loss:.1e}"
+        calls = f"{result['planned']} / {max(result['calls'])}"
+        line = (result["engine"], result["world"], cell["chunks"], cell["run"], *shown, calls)
+        lines.append("| " + " | ".join(map(str, line)) + " |")
+    return "\n".join(lines)
+
+
+def summary(results: list[dict], reference: dict) -> str:
+    """The worst figures, in a sentence."""
+    gradients, updates, losses = zip(*(figures(result, reference) for result in results))
+    trained = [loss for loss in losses if loss is not None]
+    planted = [error for result in results for errors in result.get("planted", []) for error in errors]
+    return (
+        f"{len(results)} cells. Largest relative error of a raw gradient {max(gradients):.1e}, of an SGD update "
+        f"{max(updates):.1e} (limit {GRADIENT:.0e}); largest difference of a loss in 20 AdamW steps ({len(trained)} "
+        f"cells) {max(trained):.1e} (limit {LOSS:.0e}). A planted factor of W or 1/W is seen as an error of at least "
+        f"{min(planted):.2f} ({len(planted) // 2} plantings)."
+    )
+
+
+def others(results: list[dict]) -> list[str]:
+    """What the further kinds of cells showed, one line each."""
+    by_kind = {kind: [r for r in results if r["cell"]["kind"] == kind] for kind in CHECKS}
+    loads = [error for result in by_kind["loads"] for _, error in result["loads"]]
+    mixed = [error for result in by_kind["duplicates"] for error, _ in result["mixed"].values()]
+    where = {kind: ", ".join(f"{r['engine']}-{r['world']}" for r in by_kind[kind]) for kind in CHECKS}
+    taus = [
+        tau for r in by_kind["table"] if r["cell"]["run"] == "learned temperature" for tau in r.get("temperature", [])
+    ]
+    return [
+        f"Very uneven loads (one rank has the long texts, or all texts, others few or none): {len(loads)} gradients, "
+        f"the largest error {max(loads):.1e}; nothing hung. On {where['loads']}.",
+        "Dropout on: gradients of chunks that are embedded twice are bit for bit those of kept ones. "
+        f"On {where['dropout']}.",
+        "Planted duplicates (by text, document, query): where only they would be negatives, loss and gradient are "
+        f"exactly 0; mixed with others, the largest error of a gradient is {max(mixed):.1e}. On {where['duplicates']}.",
+        f"Two sources with their own losses, mixed: the same batches, the same losses. On {where['sources']}.",
+        f"A learned temperature after 20 steps: between {min(taus):.8f} and {max(taus):.8f} in {len(taus)} runs.",
+    ]

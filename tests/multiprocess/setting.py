@@ -1,0 +1,91 @@
+"""What the workers of all groups read: run files and the dense reference, in one folder."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from data_prep.records import Record
+from data_prep.shards import open_shards
+from tests import tiny
+from tests.multiprocess.cells import CASES, SGD_LR, TAU, WHOLE, run_values, write_data
+from tests.multiprocess.dense import LOSSES, Dense, Texts, false_negatives, infonce, relative_error
+from trainer.config import load_config
+from trainer.preflight import make_plan
+
+SOURCES = {"pairs": ("infonce+kl", False), "graded": ("cosent", True)}  # (loss, whether its temperature is learned)
+SOURCES_NORM = 11.0  # to clip at
+
+
+def write_setting(folder: Path) -> dict:
+    """Makes <case>.json, sources.json and dense.pt; returns the reference."""
+    torch.set_num_threads(1)  # for a tiny model the fastest
+    model, data = tiny.model(folder / "bert"), write_data(folder / "data")
+    reference: dict = {}
+    for name, case in CASES.items():
+        values = run_values(model, data[case.data], case.loss, case.max_norm)
+        dense = _dense(folder / f"{name}.json", values)
+        reference[name] = dense.at_start(name, SGD_LR) | {"adamw": dense.trained(name)}
+    values = run_values(model, data["both"], CASES["infonce+kl"].loss, SOURCES_NORM)
+    values["sources"] = {"graded": {"loss": {"name": "cosent", "temperature": TAU, "temperature_lr": 0.05}}}
+    values["data"] |= {"mixing": "temperature"}
+    dense = _dense(folder / "sources.json", values)
+    reference["sources"] = dense.trained_on_sources(SOURCES, SOURCES_NORM) | {"max_norm": SOURCES_NORM}
+    dense = _dense(folder / "infonce.json")
+    reference |= {"loads": _loads(dense), "duplicates": _duplicates(dense)}
+    torch.save(reference, folder / "dense.pt")
+    return reference
+
+
+def _dense(run_file: Path, values: dict | None = None) -> Dense:
+    if values:
+        run_file.write_text(json.dumps(values))
+    config = load_config(run_file)
+    return Dense(config.model.path, open_shards(config.data.train).split("train"), make_plan(config))
+
+
+def _loads(dense: Dense) -> dict:
+    """Rows sorted by length, longest first, that have long and short texts only; the gradient of two losses."""
+    lengths = [len(" ".join([r.query, *r.positives, *r.negatives]).split()) for r in dense.rows]
+    ids = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    ids = ids[: WHOLE - 6] + ids[-6:]
+    gradients = {name: dense.gradient(LOSSES[name](dense.texts(ids), TAU)) for name in ("infonce+kl", "user")}
+    return {"ids": ids, **gradients}
+
+
+def _duplicates(dense: Dense) -> dict:
+    """Records with planted duplicates. twins: pairs of rows of which neither has a negative."""
+    one, two, three, four, five = (" ".join(tiny.WORDS[i : i + 6]) for i in range(0, 30, 6))
+    far = " ".join(tiny.WORDS[100:110])
+    rows = {
+        "text": [("w1 w2", [one], [one.upper()], ["a"]), ("w7", [one.upper()], [], ["b"])],
+        "document": [("w1 w2", [one], [], ["a"]), ("w7", [two], [], ["a"])],
+        "query": [("w1 w2", [one], [], ["a"]), ("W1  w2", [two], [], ["b"])],
+    }
+    mixed = [
+        ("w1", [one], [two.upper(), far], ["a"]),
+        ("w8", [two, three], [], ["b", "c"]),
+        ("w2", [one.upper()], [five], ["d"]),
+        ("w9", [four], [], ["c"]),
+        ("w1", [far], [], ["e"]),
+        ("w30", [five], [three, five], ["f"]),
+    ]
+    made = [Record(*row[:3], doc_ids=row[3]) for row in mixed]
+    texts = Texts(dense.embed, made, list(range(len(made))))
+    gradients = {"infonce, no mask": ("query_to_doc", False, dense.gradient(infonce(texts, TAU, masked=False)))}
+    for name, directions in (("infonce", "query_to_doc"), ("symmetric", "symmetric"), ("gte", "gte")):
+        texts = Texts(dense.embed, made, list(range(len(made))))
+        gradients[name] = (directions, True, dense.gradient(LOSSES[name](texts, TAU)))
+    return {
+        "twins": {name: [_values(*row) for row in pair] for name, pair in rows.items()},
+        "mixed": {
+            "records": [_values(*row) for row in mixed],
+            "gradients": gradients,
+            "masked": int(false_negatives(texts).sum()),
+            "mask_matters": relative_error(gradients["infonce, no mask"][2], gradients["infonce"][2]),
+        },
+    }
+
+
+def _values(query: str, positives: list[str], negatives: list[str], doc_ids: list[str]) -> dict:
+    return {"query": query, "positives": positives, "negatives": negatives, "doc_ids": doc_ids}

@@ -1,0 +1,279 @@
+"""Run on every rank of a process group: all cells of one engine and world size, held against the reference.
+
+A cell that hangs ends the process after LIMIT seconds, with a traceback of every thread.
+"""
+
+import faulthandler
+import itertools
+import json
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+
+from data_prep.records import Record
+from tests.multiprocess.cells import SGD_LR, STEPS
+from tests.multiprocess.dense import relative_error
+from trainer import engine as torch_engine
+from trainer import step as real_step
+from trainer import train as real_train
+from trainer.collectives import World
+from trainer.config import LossConfig, load_config
+from trainer.objective import Objective
+from trainer.runtime import process_group, start
+
+LIMIT = 120  # seconds a cell may take
+EVERYTHING = 10**6  # tokens: no batch has as many
+TIGHT = 150  # tokens: the longest text has 26
+SMALL_BUCKET = 2**15  # bytes: several buckets even for the tiny model
+
+
+def main(setting: str, engine: str, world: int, cells: list[dict], out: str) -> None:
+    """Writes one JSON line per cell to `out` (rank 0). setting: the folder of setting.write_setting."""
+    first = load_config(f"{setting}/{cells[0]['run']}.json")
+    runtime = start(first, "run.json", engine, world)
+    dense = torch.load(f"{setting}/dense.pt", weights_only=False)
+    with process_group(runtime):
+        group = Group(Path(setting), Path(out).with_suffix(""), runtime, dense)
+        for cell in cells:
+            faulthandler.dump_traceback_later(LIMIT, exit=True)
+            began = time.perf_counter()
+            found = getattr(group, cell["kind"])(cell)
+            faulthandler.cancel_dump_traceback_later()
+            if runtime.is_main:
+                found |= {
+                    "cell": cell,
+                    "engine": runtime.engine,
+                    "world": world,
+                    "seconds": time.perf_counter() - began,
+                }
+                with open(out, "a") as file:
+                    file.write(json.dumps(found) + "\n")
+
+
+def plain_sgd(module, optim, device):
+    """In place of trainer.optim.adamw: neither AdamW nor clipping can hide a wrong factor."""
+    return torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=1.0)
+
+
+class Group:
+    """One method per kind of cell; each returns what the tests look at."""
+
+    def __init__(self, setting: Path, out: Path, runtime, dense: dict):
+        self.setting, self.out, self.runtime, self.dense = setting, out, runtime, dense
+        self.world: World = runtime.world
+        self.runs = itertools.count()
+
+    @contextmanager
+    def job(self, run: str, chunks: str, *overrides: str, sgd: bool = True):
+        """A job as the trainer makes it. chunks: see cells.CHUNKS. sgd: plain, unclipped; else as the run file says."""
+        more = [*overrides, *(["optim.max_grad_norm=null"] if sgd else [])]
+        where = self.out / f"run{next(self.runs)}"
+        config = load_config(self.setting / f"{run}.json", [f"output_dir={where}", *more])
+        self._set_deepspeed(config, gather_all=chunks != "1 chunk")
+        with ExitStack() as stack:
+            if sgd:
+                stack.enter_context(patch("trainer.engine.adamw", plain_sgd))
+                stack.enter_context(patch("trainer.zero.adamw", plain_sgd))
+            if chunks == "4 kept":
+                stack.enter_context(patch("trainer.engine.BUCKET_BYTES", SMALL_BUCKET))
+                stack.enter_context(patch("trainer.packing.Packing.fits", lambda *_: False))  # padded texts, then
+            job = real_train.prepare(self.runtime, config, resume=False)
+            budget = TIGHT if chunks == "tight" else self._budget_of_four(job)
+            per_chunk, job.micro_batch_tokens = {
+                "1 chunk": (EVERYTHING, EVERYTHING),
+                "4 chunks": (budget, budget),
+                "4 kept": (budget, EVERYTHING),
+                "tight": (budget, budget),
+            }[chunks]
+            stack.enter_context(patch("trainer.step.CHUNK_TOKENS", {"cpu": per_chunk}))
+            yield job
+            job.log.close()
+        if self.runtime.accelerator:  # it would hold every engine
+            self.runtime.accelerator._models.clear()
+            self.runtime.accelerator._optimizers.clear()
+
+    def _set_deepspeed(self, config, gather_all: bool) -> None:
+        accelerator = self.runtime.accelerator  # None for one process without DeepSpeed
+        plugin = accelerator and accelerator.state.deepspeed_plugin
+        if plugin:
+            plugin.deepspeed_config["gradient_clipping"] = config.optim.max_grad_norm or 0.0
+            # By default ZeRO-3 leaves small parameters whole, which all of the tiny model's are.
+            threshold = 0 if gather_all else 10**5
+            plugin.deepspeed_config["zero_optimization"]["stage3_param_persistence_threshold"] = threshold
+
+    def _budget_of_four(self, job) -> int:
+        """Tokens with which the busiest rank has four chunks of a whole batch."""
+        lengths, packed = [len(ids) for ids in self.batch(job, 0).tokens], job.engine.embedder.packing is not None
+        least = next(b for b in itertools.count(max(lengths)) if len(real_step.make_chunks(lengths, b, packed)) <= 4)
+        return int(self.world.gather_ints([least]).max())
+
+    def batch(self, job, step: int):
+        return next(job.data.batches(step, step + 1, self.world.rank, self.world.size))[1]
+
+    def gradient(self, job, batch, objective=None):
+        """The real step's gradient (left in the engine), its statistics, and how many collectives it made."""
+        before = self.world.calls
+        objective = objective or job.objectives[batch.source]
+        stats = real_step.compute_gradients(job.engine, batch, objective, job.micro_batch_tokens)
+        return job.engine.gradients(), stats, self.world.calls - before
+
+    def sgd_step(self, job) -> dict:
+        """What one step changes, by parameter name (rank 0)."""
+        before = {name: t.clone() for name, t in job.engine.weights().items()}
+        job.engine.apply(SGD_LR)
+        return {name: t - before[name] for name, t in job.engine.weights().items()}
+
+    def error(self, got: dict, expected: dict) -> float | None:
+        if not self.runtime.is_main:
+            return None
+        assert not any(got[name].any() for name in got.keys() - expected.keys()), "something else changed"
+        return relative_error({name: got[name] for name in expected}, expected)
+
+    def table(self, cell: dict) -> dict:
+        """Gradient and SGD update of a whole batch, then of a last one; 20 clipped AdamW steps."""
+        reference, found = self.dense[cell["run"]], {"gradient": [], "update": [], "temperature_grad": [], "calls": []}
+        with self.job(cell["run"], cell["chunks"]) as job:
+            objective = next(iter(job.objectives.values()))
+            sizes = [p.numel() * p.element_size() for p in job.engine.named.values()]
+            buckets = count_buckets(sizes, torch_engine.BUCKET_BYTES) if self.runtime.engine == "ddp" else 0
+            found["planned"] = real_step.planned_collectives(self.world.size, objective, buckets)
+            for expected in (reference["whole"], reference["last"]):
+                gradient, stats, calls = self.gradient(job, self.batch(job, expected["step"]))
+                found["calls"].append(calls)
+                found["gradient"].append(self.error(gradient, expected["gradient"]))
+                found["update"].append(self.error(self.sgd_step(job), expected["update"]))
+                if objective.config.temperature_lr:
+                    wanted = expected["temperature_grad"]
+                    found["temperature_grad"].append(abs(stats.temperature_grad - wanted) / abs(wanted))
+            found["chunks"] = self._chunks(job, reference["whole"]["step"])
+        if cell["planted"]:
+            found["planted"] = [self.planted(cell, reference["whole"], factor) for factor in planted(self.world.size)]
+        if cell["adamw"]:
+            found |= self.adamw(cell)
+        return found
+
+    def _chunks(self, job, step: int) -> list[int]:
+        """How many chunks the busiest rank has, and how many of them are embedded twice."""
+        lengths, packed = [len(ids) for ids in self.batch(job, step).tokens], job.engine.embedder.packing is not None
+        chunks = real_step.make_chunks(lengths, real_step.CHUNK_TOKENS["cpu"], packed)
+        kept = real_step.kept_chunks([real_step.cost_of(c, lengths, packed) for c in chunks], job.micro_batch_tokens)
+        return self.world.gather_ints([len(chunks), len(chunks) - kept]).amax(dim=0).tolist()
+
+    def planted(self, cell: dict, expected: dict, factor: float) -> list:
+        """The same errors with a wrong factor: both must be seen."""
+        with self.job(cell["run"], cell["chunks"]) as job:
+            job.engine.gradient_factor *= factor
+            gradient, _, _ = self.gradient(job, self.batch(job, expected["step"]))
+            gradient_error = self.error(gradient, expected["gradient"])
+            return [gradient_error, self.error(self.sgd_step(job), expected["update"])]
+
+    def adamw(self, cell: dict) -> dict:
+        """The trainer's own loop; its log is what a user sees."""
+        batches = []
+
+        def recording(engine, batch, *rest):
+            counts = self.world.gather_ints([batch.rows])[:, 0].tolist()
+            ids = self.world.gather_rows(torch.tensor(batch.row_ids, dtype=torch.int64), counts)
+            batches.append([batch.source, sorted(ids.tolist())])
+            return real_step.compute_gradients(engine, batch, *rest)
+
+        with (
+            self.job(cell["run"], cell["chunks"], sgd=False) as job,
+            patch("trainer.train.compute_gradients", recording),
+            patch("trainer.train.end_epoch", lambda job: None),  # checkpoints are tested elsewhere
+        ):
+            real_train.fit(job)
+            steps = job.log.events("step") if self.runtime.is_main else []
+            assert not self.runtime.is_main or len(steps) == STEPS
+            return {
+                "losses": [event["loss"] for event in steps],
+                "norms": [event["grad_norm"] for event in steps],
+                "temperature": [learned.value for learned in job.temperatures.values()],
+                "batches": batches,
+            }
+
+    def sources(self, cell: dict) -> dict:
+        return self.adamw({**cell, "chunks": "4 chunks"})
+
+    def loads(self, cell: dict) -> dict:
+        """Batches whose ranks have very different work, or none at all: [name, relative error of the gradient]."""
+        found = []
+        ids, whole = self.dense["loads"]["ids"], len(self.dense["loads"]["ids"])  # longest texts first
+        for run in ("infonce+kl", "user"):
+            with self.job(run, "tight") as job:
+                for name, sizes in uneven_loads(whole, self.world.size).items():
+                    mine = torch.tensor(ids).split(sizes)[self.world.rank].tolist()
+                    batch = job.data.make_batch(mine, job.data.rows.take(mine), [0] * len(mine), whole, 1, "pairs")
+                    gradient, _, _ = self.gradient(job, batch)
+                    job.engine.apply(0.0)  # done with it: the weights stay
+                    found.append([f"{run}, {name}", self.error(gradient, self.dense["loads"][run])])
+        return {"loads": found}
+
+    def dropout(self, cell: dict) -> dict:
+        """Are the gradients of kept and of re-embedded chunks the same bits? And those of another seed?"""
+        with self.job("infonce", "4 kept", "model.dropout=model") as job:
+            batch = self.batch(job, 0)
+            kept, _, _ = self.gradient(job, batch)
+            job.engine.apply(0.0)
+            with patch("trainer.step.kept_chunks", lambda *_: 0):
+                again, _, _ = self.gradient(job, batch)
+            job.engine.apply(0.0)
+            batch.seed += 1000
+            other, _, _ = self.gradient(job, batch)
+            equal = all(torch.equal(kept[name], again[name]) for name in kept)
+            return {"equal": equal, "other_seed": relative_error(other, kept)}
+
+    def duplicates(self, cell: dict) -> dict:
+        """Planted duplicates: the largest gradient where only they are negatives; and a batch against the reference."""
+        found: dict = {"twins": {}, "mixed": {}}
+        with self.job("infonce", "1 chunk") as job:
+            for name, records in self.dense["duplicates"]["twins"].items():
+                for masked in (True, False):
+                    gradient, stats, _ = self.gradient(job, *self._planted_batch(job, records, masked))
+                    job.engine.apply(0.0)
+                    largest = max(t.abs().max().item() for t in gradient.values())
+                    found["twins"][f"{name}, mask {masked}"] = [stats.loss, largest]
+            mixed = self.dense["duplicates"]["mixed"]
+            for name, (directions, masked, expected) in mixed["gradients"].items():
+                given = self._planted_batch(job, mixed["records"], masked, directions)
+                gradient, stats, _ = self.gradient(job, *given)
+                job.engine.apply(0.0)
+                found["mixed"][name] = [self.error(gradient, expected), stats.values["masked_negatives"]]
+        return found
+
+    def _planted_batch(self, job, records: list[dict], masked: bool, directions: str = "query_to_doc"):
+        whole = list(range(len(records)))
+        mine = [part.tolist() for part in torch.tensor(whole).tensor_split(self.world.size)][self.world.rank]
+        rows = [Record(**records[i]) for i in mine]
+        batch = job.data.make_batch(mine, rows, [0] * len(mine), len(whole), seed=1)
+        config = LossConfig(temperature=0.05, mask_duplicates=masked, directions=directions)
+        return batch, Objective(config, normalised=True)
+
+
+def planted(world: int) -> tuple[float, float]:
+    """The wrong factors that peers' gradients have: W and 1/W."""
+    factor = float(max(2, world))
+    return factor, 1 / factor
+
+
+def count_buckets(sizes: list[int], limit: int) -> int:
+    """Into how many buckets tensors of these bytes go, each closed once it holds `limit` or more."""
+    buckets = held = 0
+    for size in sizes:
+        held += size
+        if held >= limit:
+            buckets, held = buckets + 1, 0
+    return buckets + (held > 0)
+
+
+def uneven_loads(rows: int, world: int) -> dict[str, list[int]]:
+    """Rows of each rank, of a batch sorted by length: the longest texts come first."""
+    idle = [0] * (world - 2)
+    return {
+        "rank 0 has the long texts": [rows - 4, 4, *idle],
+        "rank 0 has all": [rows, 0, *idle],
+        "the last rank has all": [*idle, 0, rows],
+    }
