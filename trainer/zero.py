@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import warnings
 from contextlib import contextmanager
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from data_prep.problems import BadInput
 from data_prep.progress import say
 from trainer.collectives import World
+from trainer.compilation import compiling_alone
 from trainer.config import OptimConfig
 from trainer.engine import MOMENTS, Applied
 from trainer.model import Embedder
@@ -25,14 +27,14 @@ def plugin(ds_json: str, max_grad_norm: float | None, device: torch.device):
     fact the run file owns.
     """
     check_deepspeed(device.type)
-    if device.type == "cpu" and os.environ.get("RANK", "0") == "0":
-        say("DeepSpeed compiles a small operator the first time it runs on a CPU (up to a minute)")
     values = read_ds_json(ds_json)
     problems = _foreign_facts(values)
     if problems:
         raise BadInput([f"{ds_json}: {problem}" for problem in problems])
     from accelerate.utils import DeepSpeedPlugin
 
+    if device.type == "cpu":
+        _load_operator()
     # The engine never sees a batch: these sizes only satisfy its arithmetic. The global batch is the plan's.
     values |= {
         "train_micro_batch_size_per_gpu": 1,
@@ -41,6 +43,19 @@ def plugin(ds_json: str, max_grad_norm: float | None, device: torch.device):
     }
     values.pop("train_batch_size", None)
     return DeepSpeedPlugin(hf_ds_config=values, zero3_init_flag=False)
+
+
+def _load_operator() -> None:
+    """Compiles (the first time) and loads what DeepSpeed's CPU collectives need, before it would do so by itself."""
+    if sys.platform != "linux":
+        return  # DeepSpeed does without it elsewhere
+    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+    with compiling_alone() as folder:
+        builder = ShareMemCommBuilder()
+        if not (folder / builder.NAME).is_dir() and os.environ.get("RANK", "0") == "0":
+            say("DeepSpeed compiles a small operator the first time it runs on a CPU (up to a minute)")
+        builder.load(verbose=False)
 
 
 def load_models_whole() -> None:

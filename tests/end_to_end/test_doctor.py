@@ -1,6 +1,7 @@
 """python -m launch doctor: engines that train exactly pass, a wrong factor fails, bad flags are one clear error."""
 
 import shutil
+import sys
 
 import pytest
 
@@ -8,6 +9,7 @@ from launch import doctor
 from launch.__main__ import main
 from launch.command import Machine
 from tests.launching import run
+from trainer.compilation import compiling_alone
 
 
 def table(output: str) -> dict[str, list[str]]:
@@ -94,3 +96,15 @@ def test_ranks_never_share_a_gpu():
         assert cases[0].engine == "single_gpu"
     crowded = doctor.cases_of(None, 2, Machine(gpus=1, mps=False, cores=8))
     assert "ranks never share a GPU" in crowded[1].problem
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="DeepSpeed compiles for the CPU on Linux only")
+def test_zero_does_not_wait_for_a_compiler_that_was_killed(monkeypatch):
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    with compiling_alone() as folder:  # nobody else is inside while the lock is planted
+        left = folder / "deepspeed_shm_comm" / "lock"
+        left.parent.mkdir(exist_ok=True)
+        left.touch()
+    done = run("-m", "launch", "doctor", "--exactness", "--engine", "zero1", "--processes", "1")
+    assert done.returncode == 0, done.both[-3000:]
+    assert table(done.stdout)["zero1"][3] == "pass" and not left.exists()

@@ -1,0 +1,29 @@
+"""compose: inputs of any accepted format to one JSONL of records."""
+
+import argparse
+from pathlib import Path
+
+from data_prep.cli import add_positive, command
+
+
+def add(commands) -> None:
+    parser = command(
+        commands,
+        "compose",
+        run,
+        "Turn inputs of any accepted format into one JSONL of records.",
+        "compose pairs.jsonl glossary.csv --output records.jsonl --hard-k 2 --skip-bad",
+    )
+    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT")
+    parser.add_argument("--output", type=Path, required=True, metavar="F.jsonl")
+    about = "add K hard negatives per row by BM25 from the same input (default 0)"
+    parser.add_argument("--hard-k", type=int, default=0, metavar="K", help=about)
+    add_positive(parser)
+    about = "put bad rows into F.rejected.jsonl with their reasons instead of stopping"
+    parser.add_argument("--skip-bad", action="store_true", help=about)
+
+
+def run(args: argparse.Namespace) -> None:
+    from data_prep.compose import compose
+
+    compose(args.inputs, args.output, hard_k=args.hard_k, positive=args.positive, skip_bad=args.skip_bad)

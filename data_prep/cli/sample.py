@@ -1,0 +1,25 @@
+"""sample: the standard library's docstrings as a store to try things on."""
+
+import argparse
+from pathlib import Path
+
+from data_prep.cli import command
+
+
+def add(commands) -> None:
+    parser = command(
+        commands,
+        "sample",
+        run,
+        "Fill an embedded Chroma collection with the docstrings of the installed standard library.",
+        "sample --path chroma --collection stdlib",
+    )
+    parser.add_argument("--path", type=Path, required=True, metavar="DIR", help="folder of the embedded Chroma store")
+    parser.add_argument("--collection", required=True, metavar="NAME")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N docstrings")
+
+
+def run(args: argparse.Namespace) -> None:
+    from data_prep.sample import sample
+
+    sample(args.path, args.collection, limit=args.limit)
