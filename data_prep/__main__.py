@@ -6,7 +6,7 @@ from importlib import import_module
 
 from data_prep.problems import guarded
 
-COMMANDS = ("sample", "generate", "compose", "augment", "shard", "inspect")  # a module of data_prep.cli each
+COMMANDS = ("sample", "generate", "logs", "compose", "augment", "shard", "inspect")  # a module of data_prep.cli each
 STEPS = (
     "sample (or your own store) -> generate -> compose -> augment -> shard -> python -m trainer; "
     "inspect looks at each of them"

@@ -71,10 +71,10 @@ def augment(
 ) -> int:
     """Writes every record of the inputs, each followed by up to `variants` variants; returns the number of variants.
 
-    score_scale: a variant's score is its parent's times this. Draws depend on the seed and the parent's id and query
-    alone. A variant is never a query or a variant of a record with another query, nor one of its own positives: where
-    TRIES draws give no other text the row gets fewer, counted. Rows that are variants already are copied, counted. Rows
-    wait on disk; in memory is a key for each query and variant (about 100 bytes). BadInput: everything wrong, listed.
+    score_scale: a variant's score is its parent's times this. Draws depend on the seed and the parent's query and
+    positives alone. A variant is never a query or variant of a record with another query, nor one of its own positives:
+    where TRIES draws give no other text the row gets fewer, counted. Rows that are variants already are copied, counted.
+    Rows wait on disk; in memory is a key for each query and variant (100 bytes). BadInput: everything wrong, listed.
     """
     found = check_output_file(output, inputs) + changes.problems()
     if variants < 1:
@@ -181,7 +181,8 @@ def _variants_of(
     own = query_key(record)
     positives = {text_key(text) for text in record.positives}
     texts = {record.query}
-    digest = hashlib.blake2b(json.dumps([seed, record.id, record.query]).encode(), digest_size=8).digest()
+    named = json.dumps([seed, record.query, record.positives])
+    digest = hashlib.blake2b(named.encode(), digest_size=8).digest()
     draw = random.Random(int.from_bytes(digest, "big"))
     for _ in range(TRIES * wanted):
         text, kinds = writer.rewrite(record.query, draw)
