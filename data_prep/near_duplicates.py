@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from data_prep.records import Record, normalise
+from data_prep.records import Record, is_variant, normalise
 
 SHINGLE = 4  # characters
 SIMILARITY = 0.85
@@ -130,7 +130,8 @@ def _mix(values: Any) -> Any:
 
 class NearDuplicates:
     """Which rows are near duplicates of an earlier row that stays: both their queries and their positives (taken
-    together) are at least `similarity` alike, and their `score`, if any, is the same.
+    together) are at least `similarity` alike, and their `score`, if any, is the same. Variants (augment.py) are alike
+    on purpose: they stay.
 
     Memory: 4 bytes per row and band, and 8 more: 112 bytes a row at 0.85, 228 at 0.8, 56 at 0.9; while `find` runs, as
     much again for those rows only that share a band with another. No text is held. Deterministic: the same rows in the
@@ -144,7 +145,7 @@ class NearDuplicates:
         self.similarity = similarity
         self.unsure = 0
         self._bands = Bands(similarity, sides=2)
-        self._waiting: list[tuple[list[str], list[str], float]] = []
+        self._waiting: list[tuple[list[str], list[str], float | None]] = []
         self._characters = 0
         self._keys: list[Any] = []  # (n, bands) uint32 of each batch
         self._sizes: list[Any] = []  # (n, 2) int32
@@ -152,7 +153,7 @@ class NearDuplicates:
     def add(self, record: Record) -> None:
         """Takes the next row."""
         query, positives = [normalise(record.query)], [normalise(text) for text in record.positives]
-        self._waiting.append((query, positives, -1.0 if record.score is None else record.score))
+        self._waiting.append((query, positives, None if is_variant(record) else _grade(record)))
         self._characters += len(query[0]) + sum(map(len, positives))
         if len(self._waiting) >= BATCH_ROWS or self._characters >= BATCH_CHARACTERS:
             self._hash()
@@ -162,10 +163,10 @@ class NearDuplicates:
 
         if not self._waiting:
             return
-        queries, positives, scores = map(list, zip(*self._waiting))
+        queries, positives, grades = map(list, zip(*self._waiting))
         keys, sizes = self._bands.keys([queries, positives])
-        graded = _mix(np.array(scores, np.float64).view(np.uint64))
-        self._keys.append(keys ^ graded.astype(np.uint32)[:, None])
+        apart = np.array([-2.0 - place if grade is None else grade for place, grade in enumerate(grades)])
+        self._keys.append(keys ^ _mix(apart.view(np.uint64)).astype(np.uint32)[:, None])
         self._sizes.append(sizes)
         self._waiting, self._characters = [], 0
 
@@ -203,7 +204,13 @@ class NearDuplicates:
                     if number not in sets:
                         sets[number] = tuple(map(shingles_of, ([records[number].query], records[number].positives)))
                 alike = all(jaccard(*pair) >= self.similarity for pair in zip(sets[row], sets[partner]))
-                removed[row] = alike and records[row].score == records[partner].score
+                both = records[row], records[partner]
+                removed[row] = alike and _grade(both[0]) == _grade(both[1]) and not any(map(is_variant, both))
+
+
+def _grade(record: Record) -> float:
+    """The record's score, -1 where it has none: rows of different grades contradict each other, they are no copies."""
+    return -1.0 if record.score is None else record.score
 
 
 class _Buckets:
