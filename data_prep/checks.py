@@ -1,4 +1,4 @@
-"""What can be wrong with rows that are each well-formed, one function per check; gate.py and inspect.py put them together.
+"""What can be wrong with rows that are each well-formed: one function per check, for gate.py and inspect.py.
 
 A check gives findings, and some a table for people as well. Those over Keys are exact for the rows that were read;
 those over records are as good as the sample they are given.
@@ -6,7 +6,7 @@ those over records are as good as the sample they are given.
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,10 +18,12 @@ from data_prep.survey import Keys
 
 NO_TRAINING = ("leakage", "positives_as_negatives")  # findings that refuse a run unless `data.allow` lists them
 SHOWN = 3  # ids of a finding
+AT_ONCE = 1000  # rows that are held at a time
 NOT_A_LANGUAGE = "zxx"
-OTHER_LANGUAGE = 0.01  # share of a source's positives from which other languages are told
+OTHER_LANGUAGE = 0.01  # share of a source's texts of known language from which other languages are told
 SMALL_SOURCE = 0.01  # share of all rows below which a source is told
-COMMON_START = 0.5  # share of a source's texts from which a common start counts as a prompt
+COMMON_START, FEW = 0.5, 20  # share of a source's texts, and their number, from which a common start may be a prompt
+Take = Callable[[list[int]], list[Record]]  # rows by number, as Rows.take
 _START = re.compile(r"[^\n:]{1,40}:\s")
 
 
@@ -42,68 +44,65 @@ class Finding:
 
     def line(self) -> str:
         """For people: what, examples, mend."""
-        shown = f" ({', '.join(self.ids)}{' …' if self.count > len(self.ids) else ''})" if self.ids else ""
+        ids = [one if len(one) <= 40 else f"…{one[-39:]}" for one in self.ids]
+        shown = f" ({', '.join(ids)}{' …' if self.count > len(ids) else ''})" if ids else ""
         return f"{self.name}: {self.text}{shown}" + (f"; {self.mend}" if self.mend else "")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def finding(name: str, keys: Keys, rows: Any, text: str, mend: str = "", about: str = "") -> list[Finding]:
-    """A finding about these rows; none where there are none. `text` may hold {count} and {of}."""
+def _finding(name: str, keys: Keys, rows: Any, of: int, text: str, mend: str, about: str = "") -> list[Finding]:
+    """A finding about these rows; none where there are none."""
     if not len(rows):
         return []
     severity = "error" if name in NO_TRAINING else "warning"
-    said = text.format(count=f"{len(rows):,}", of=f"{len(keys):,}")
-    ids = tuple(keys.ids[row] for row in rows[:SHOWN].tolist())
-    return [Finding(name, severity, len(rows), len(keys), said, mend, about, ids)]
+    return [Finding(name, severity, len(rows), of, text, mend, about, tuple(keys.ids[row] for row in rows[:SHOWN]))]
 
 
-def leakage(keys: Keys, held: Any, name: str, about: str, mend: str) -> list[Finding]:
-    """Rows that hold a text of an evaluation set. held: the keys of its texts, int64."""
+def leakage(keys: Keys, train: int, held: Any, name: str, about: str, mend: str) -> list[Finding]:
+    """Rows, among the first `train` ones, that hold a text of an evaluation set. held: the keys of its texts, int64."""
     import numpy as np
 
-    queries, positives = keys.holding(held)
+    queries, positives = (rows[rows < train] for rows in keys.holding(held))
+    rows = np.union1d(queries, positives)
     sides = f"{len(queries):,} by their query, {len(positives):,} by a positive"
-    text = f"{{count}} of {{of}} rows hold a query or relevant document of {name}: {sides}".replace("{name}", name)
-    return finding("leakage", keys, np.union1d(queries, positives), text, mend, about)
+    text = f"{len(rows):,} of {train:,} train rows hold a query or relevant document of {name}: {sides}"
+    return _finding("leakage", keys, rows, train, text, mend, about)
 
 
 def texts_of_rows(keys: Keys) -> list[Finding]:
     """Positives listed as negatives, and queries that are their own positive."""
-    return finding(
-        "positives_as_negatives",
-        keys,
-        keys.positives_as_negatives(),
-        "{count} of {of} rows have a negative that is a positive of their query",
-        "take it out of their negatives",
-    ) + finding(
-        "equal_texts",
-        keys,
-        keys.equal_texts(),
-        "{count} of {of} rows have a query that is one of their positives",
-        "they teach nothing but to copy",
-    )
+    both = keys.positives_as_negatives(), keys.equal_texts()
+    negative, equal = (f"{len(rows):,} of {len(keys):,} rows have" for rows in both)
+    negative += " a negative that is a positive of their query"
+    equal += " a query that is one of their positives"
+    return [
+        *_finding("positives_as_negatives", keys, both[0], len(keys), negative, "take it out of their negatives"),
+        *_finding("equal_texts", keys, both[1], len(keys), equal, "they teach nothing but to copy"),
+    ]
 
 
 def duplicates(keys: Keys) -> list[Finding]:
-    text = "{count} of {of} rows have the query and positives of an earlier row"
-    return finding("duplicates", keys, keys.duplicates(), text, "shard removes them")
+    rows = keys.duplicates()
+    text = f"{len(rows):,} of {len(keys):,} rows have the query and positives of an earlier row"
+    return _finding("duplicates", keys, rows, len(keys), text, "shard removes them")
 
 
-def near_duplicates(records: list[Record], similarity: float) -> tuple[list[Finding], dict[str, Any]]:
-    """records: rows without exact duplicates among them."""
+def near_duplicates(take: Take, rows: list[int], similarity: float) -> tuple[list[Finding], dict[str, Any]]:
+    """rows: numbers of rows, ascending, without exact duplicates among them."""
     index = NearDuplicates(similarity)
-    for record in records:
-        index.add(record)
-    rows = index.find(lambda numbers: [records[number] for number in numbers]).nonzero()[0].tolist()
-    table = {"similarity": similarity, "rows": len(rows), "of": len(records), "unsure": index.unsure}
-    if not rows:
+    for start in range(0, len(rows), AT_ONCE):
+        for record in take(rows[start : start + AT_ONCE]):
+            index.add(record)
+    found = index.find(lambda places: take([rows[place] for place in places])).nonzero()[0].tolist()
+    table = {"similarity": similarity, "rows": len(found), "of": len(rows), "unsure": index.unsure}
+    if not found:
         return [], table
-    text = f"{len(rows):,} of {len(records):,} rows are near duplicates of another one (Jaccard {similarity:g} or more)"
+    text = f"{len(found):,} of {len(rows):,} rows are near duplicates of another one (Jaccard {similarity:g} or more)"
     mend = "shard --near-duplicates removes them"
-    ids = tuple(records[row].id for row in rows[:SHOWN])
-    return [Finding("near_duplicates", "warning", len(rows), len(records), text, mend, ids=ids)], table
+    ids = tuple(record.id for record in take([rows[place] for place in found[:SHOWN]]))
+    return [Finding("near_duplicates", "warning", len(found), len(rows), text, mend, ids=ids)], table
 
 
 def near_leakage(records: list[Record], held: HeldOut, name: str, about: str) -> list[Finding]:
@@ -112,7 +111,7 @@ def near_leakage(records: list[Record], held: HeldOut, name: str, about: str) ->
     near = [record.id for record, match in found if match.similarity < 1]
     if not near:
         return []
-    text = f"{len(near):,} of {len(records):,} rows hold a near duplicate (Jaccard {held.near:g} or more) of a text of {name}"
+    text = f"{len(near):,} of {len(records):,} rows nearly hold (Jaccard {held.near:g} or more) a text of {name}"
     return [Finding("near_leakage", "warning", len(near), len(records), text, "", about, tuple(near[:SHOWN]))]
 
 
@@ -131,7 +130,7 @@ def languages(records: dict[str, list[Record]]) -> tuple[list[Finding], dict[str
             "differ": len(differ),
         }
         found += _other_languages(source, rows, positives)
-        if differ:
+        if len(differ) >= OTHER_LANGUAGE * sum(known) > 0:
             text = f"{len(differ):,} of {len(rows):,} rows of {source!r} have query and positive in different languages"
             ids = tuple(record.id for record in differ[:SHOWN])
             found.append(Finding("languages_differ", "warning", len(differ), len(rows), text, ids=ids))
@@ -156,32 +155,34 @@ def prompts(records: dict[str, list[Record]], query_prompt: str, passage_prompt:
     """Texts that begin with the prompt that will be put before them, and sources whose texts share a start like one."""
     found = []
     for source, rows in records.items():
-        sides = (("query", query_prompt, [row.query for row in rows]),
-                 ("passage", passage_prompt, [text for row in rows for text in row.positives]))  # fmt: skip
-        for side, prompt, texts in sides:
-            already = sum(text.startswith(prompt.rstrip()) for text in texts) if prompt.strip() else 0
-            if already:
-                text = f"{already:,} of {len(texts):,} {side} texts of {source!r} begin with the prompt {prompt!r} already"
-                mend = f"take it out of the texts, or set model.{side}_prompt to ''"
-                found.append(Finding("prompts", "warning", already, len(texts), text, mend, f"model.{side}_prompt"))
-                continue
-            starts = Counter(match.group().lower() for text in texts if (match := _START.match(text)))
-            start, count = starts.most_common(1)[0] if starts else ("", 0)
-            if count >= max(COMMON_START * len(texts), 20):
-                text = f"{count:,} of {len(texts):,} {side} texts of {source!r} begin with {start!r}"
-                mend = f"if that is a prompt, it belongs in model.{side}_prompt"
-                found.append(Finding("prompts", "warning", count, len(texts), text, mend, f"model.{side}_prompt"))
+        found += _prompts_of("query", query_prompt, [row.query for row in rows], source)
+        found += _prompts_of("passage", passage_prompt, [text for row in rows for text in row.positives], source)
     return found
 
 
+def _prompts_of(side: str, prompt: str, texts: list[str], source: str) -> list[Finding]:
+    key = f"model.{side}_prompt"
+    if prompt.strip() and (count := sum(text.startswith(prompt.rstrip()) for text in texts)):
+        start, what = prompt, "begin with their prompt {start!r} already"
+        mend = f"take it out of the texts, or set {key} to ''"
+    else:
+        starts = Counter(match.group().lower() for text in texts if (match := _START.match(text)))
+        start, count = starts.most_common(1)[0] if starts else ("", 0)
+        if count < max(COMMON_START * len(texts), FEW):
+            return []
+        what, mend = "begin with {start!r}", f"if that is a prompt, it belongs in {key}"
+    text = f"{count:,} of {len(texts):,} {side} texts of {source!r} {what.format(start=start)}"
+    return [Finding("prompts", "warning", count, len(texts), text, mend, key)]
+
+
 def truncation(table: dict[str, Any]) -> list[Finding]:
-    """table: see tokens.token_lengths."""
+    """table: see token_lengths.py."""
     found = []
     for field, of in table.items():
         if of["cut"]:
             key = "model.query_max_len" if field == "query" else "model.passage_max_len"
             tail = f"median {of['p50']:,}, 99 % up to {of['p99']:,}, longest {of['max']:,}"
-            text = f"{of['cut']:,} of {of['texts']:,} {field} texts are longer than {of['limit']:,} tokens and are cut ({tail})"
+            text = f"{of['cut']:,} of {of['texts']:,} {field} texts are cut at {of['limit']:,} tokens ({tail})"
             found.append(Finding("truncation", "warning", of["cut"], of["texts"], text, about=key))
     return found
 

@@ -2,20 +2,21 @@
 
 What the manifest says is not counted again: a shard folder holds no exact duplicate and shares no text or document
 between its splits. Everything else is looked at once and kept in a cache under the fingerprints of the data, the
-evaluation sets, the tokenizer and the prompts. Cost, whatever the size of the data: keys of at most SCAN_ROWS rows (only
-where there are hard negatives or another evaluation set), and SAMPLE rows for everything that is estimated.
+evaluation sets, the tokenizer and the prompts. Cost, whatever the size of the data: the keys of at most SCAN_ROWS rows
+(where there are hard negatives or another evaluation set only), and SAMPLE rows for everything that is estimated.
 """
 
 import hashlib
 import json
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from data_prep import checks
-from data_prep.checks import Finding
+from data_prep.checks import AT_ONCE, Finding
 from data_prep.decontaminate import HeldOut, held_out
 from data_prep.near_duplicates import SIMILARITY
 from data_prep.output import whole_file
@@ -23,7 +24,7 @@ from data_prep.progress import say, track
 from data_prep.records import Record
 from data_prep.shards import MANIFEST, Rows, ShardFolder, open_shards, sha256_of
 from data_prep.survey import Keys, spread
-from data_prep.tokens import Reader, has_tokenizer, token_lengths
+from data_prep.token_lengths import Reader, has_tokenizer, token_lengths
 
 VERSION = 1  # of what is counted; another one is another cache entry
 SCAN_ROWS = 2_000_000
@@ -34,8 +35,8 @@ HELD_TEXTS = 20_000  # of an evaluation set that near duplicates are looked for 
 
 @dataclass(frozen=True)
 class Gate:
-    """What a run is to be checked for. evals: evaluation sets by the key of the run file that names them, without the
-    train folder's own eval split. mixing_mend: what to say of small sources; None: they are wanted."""
+    """What a run is to be checked for. evals: evaluation sets by the key of the run file that names them. mixing_mend:
+    what to say of small sources; None: their shares are wanted."""
 
     shards: ShardFolder
     evals: dict[str, str]
@@ -56,16 +57,21 @@ class Gate:
     def _key(self) -> str:
         evals = {key: _content(Path(path)) for key, path in self.evals.items()}
         tokenizer = sha256_of(Path(self.reader.folder) / "tokenizer.json") if has_tokenizer(self.reader.folder) else ""
-        parts = [VERSION, self.shards.fingerprint, evals, tokenizer, list(self.reader.rules[:4]), self.mixing_mend]
+        parts = [VERSION, self.shards.fingerprint, evals, tokenizer, astuple(self.reader.rules), self.mixing_mend]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _look(self) -> list[Finding]:
         rows = self.shards.split("train")
-        found = self._exact(rows)
+        sets = {
+            key: held_out([path], where=f"{key}:")
+            for key, path in self.evals.items()
+            if _content(Path(path)) != self.shards.fingerprint  # its own eval split shares nothing with it
+        }
+        found = self._exact(rows, sets)
         sources = {source.name: source.rows for source in self.shards.train_sources()}
         sample = {name: rows.take(ids.tolist()) for name, ids in spread(sources, SAMPLE).items()}
         records = [record for some in sample.values() for record in some]
-        found += self._near(rows, records)
+        found += self._near(rows, records, sets)
         found += checks.languages(sample)[0]
         found += checks.prompts(sample, self.reader.rules.query_prompt, self.reader.rules.passage_prompt)
         if has_tokenizer(self.reader.folder):
@@ -76,36 +82,42 @@ class Gate:
             found += checks.imbalance({name: len(ids) for name, ids in sources.items()}, self.mixing_mend)
         return found
 
-    def _exact(self, rows: Rows) -> list[Finding]:
+    def _exact(self, rows: Rows, sets: dict[str, HeldOut]) -> list[Finding]:
         """What takes the keys of all rows."""
         import numpy as np
 
         negatives = rows.count("negatives") > 0
-        if not negatives and not self.evals:
+        if not negatives and not sets:
             return []
         keys = scan(rows)
         found = checks.texts_of_rows(keys)
-        for key, path in self.evals.items():
-            held = np.fromiter(held_out([path], where=f"{key}:").keys, np.int64)
+        for key, whole in sets.items():
+            path, held = self.evals[key], np.fromiter(whole.keys, np.int64)
             mend = f"leave them out with: python -m data_prep shard … --exclude {path}"
-            found += checks.leakage(keys, held, path, key, mend)
+            found += checks.leakage(keys, len(keys), held, path, key, mend)
         if len(keys) < len(rows) and found:
             say(f"note: counted on {len(keys):,} of {len(rows):,} rows, evenly spaced")
         return found
 
-    def _near(self, rows: Rows, records: list[Record]) -> list[Finding]:
+    def _near(self, rows: Rows, records: list[Record], sets: dict[str, HeldOut]) -> list[Finding]:
         import numpy as np
 
         chosen = spread({"": np.arange(len(rows))}, NEAR_ROWS)[""].tolist()
-        found, _ = checks.near_duplicates(rows.take(chosen), SIMILARITY)
-        own = {"data.eval": str(self.shards.path)} if "eval" in self.shards.splits else {}
-        for key, path in (own | self.evals).items():
-            held = HeldOut(SIMILARITY)
-            whole = held_out([path])
-            texts = list(whole.keys.values())[:: -(-len(whole.keys) // HELD_TEXTS) or 1]
-            held.add(path, [one.text for one in texts], [])
-            found += checks.near_leakage(records, held, path, key)
+        found, _ = checks.near_duplicates(rows.take, chosen, SIMILARITY)
+        if "eval" in self.shards.splits:
+            sets = {"data.train": held_out([self.shards.path]), **sets}
+        for key, whole in sets.items():
+            found += checks.near_leakage(records, nearly(whole), self.evals.get(key, f"{self.shards.path}/eval"), key)
         return found
+
+
+def nearly(whole: HeldOut) -> HeldOut:
+    """The same texts, evenly spaced ones where there are more than HELD_TEXTS, also matched by near duplicates."""
+    texts = list(whole.keys.values())
+    made = HeldOut(SIMILARITY)
+    for held in texts[:: max(1, -(-len(texts) // HELD_TEXTS))]:
+        made.add(held.name, [held.text], [])
+    return made
 
 
 def scan(rows: Rows) -> Keys:
@@ -113,11 +125,11 @@ def scan(rows: Rows) -> Keys:
     import numpy as np
 
     keys = Keys()
-    if len(rows) <= SCAN_ROWS:
-        some = iter(rows)
-    else:
+    some = rows
+    if len(rows) > SCAN_ROWS:
         ids = spread({"": np.arange(len(rows))}, SCAN_ROWS)[""]
-        some = (record for start in range(0, len(ids), 1000) for record in rows.take(ids[start : start + 1000].tolist()))
+        parts = (ids[start : start + AT_ONCE].tolist() for start in range(0, len(ids), AT_ONCE))
+        some = chain.from_iterable(map(rows.take, parts))
     for record in track(some, "gate: reading the train rows", total=min(len(rows), SCAN_ROWS)):
         keys.add(record)
     return keys
@@ -132,5 +144,6 @@ def _content(path: Path) -> Any:
 
 
 def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "embedfleet" / "gate"
+    """EMBEDFLEET_CACHE, else embedfleet/ in the user's cache folder (XDG_CACHE_HOME, else ~/.cache)."""
+    own, shared = os.environ.get("EMBEDFLEET_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return Path(own or Path(shared or Path.home() / ".cache", "embedfleet"), "gate")

@@ -82,11 +82,12 @@ class Keys:
         queries = np.flatnonzero(np.isin(_numbers(self._query), keys))
         return queries, np.unique(_numbers(self._positive_row)[positives])
 
-    def texts(self) -> Any:
-        """The keys of all queries and positives, int64."""
+    def texts(self, first: int = 0) -> Any:
+        """The keys of all queries and positives from this row on, int64."""
         import numpy as np
 
-        return np.concatenate((_numbers(self._query), _numbers(self._positive)))
+        start = np.searchsorted(_numbers(self._positive_row), first)
+        return np.concatenate((_numbers(self._query)[first:], _numbers(self._positive)[start:]))
 
 
 def _numbers(values: array) -> Any:

@@ -1,10 +1,11 @@
 """How long texts are for a tokenizer: read from tokenizer.json by the `tokenizers` library, without transformers."""
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.lengths import PERCENTILES
+from data_prep.lengths import PERCENTILES, by_powers_of_two
 from data_prep.model_folder import TOKENIZER_FILES, TextRules, fetch, read_text_rules
 from data_prep.problems import BadInput
 from data_prep.records import Record
@@ -37,9 +38,9 @@ def has_tokenizer(folder: str) -> bool:
 
 
 def token_lengths(reader: Reader, records: Iterable[Record]) -> tuple[dict[str, Any], int]:
-    """{field: {"texts", "limit", "cut", "p50", "p90", "p99", "max", "over": {bound: texts longer than it}}} of query,
-    positive and negative, prompts included; fields without a text are left out. Also how many rows were read: all, or
-    as many as hold CHARACTERS together."""
+    """{field: {"texts", "limit", "cut", "p50", "p90", "p99", "max", "over": {bound: texts longer than it},
+    "histogram": see lengths.py}} of query, positive and negative, prompts included; fields without a text are left out.
+    Also how many rows were read: all, or as many as hold CHARACTERS together."""
     import numpy as np
 
     found: dict[str, list[int]] = {"query": [], "positive": [], "negative": []}
@@ -83,6 +84,7 @@ def _summary(ordered: Any, limit: int) -> dict[str, Any]:
         **{f"p{p}": int(ordered[-(-texts * p // 100) - 1]) for p in PERCENTILES},
         "max": int(ordered[-1]),
         "over": {str(bound): count for bound, count in longer.items()},
+        "histogram": by_powers_of_two(Counter(ordered.tolist()).items()),
     }
 
 
