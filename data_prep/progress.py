@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -21,18 +21,32 @@ def result(line: str) -> None:
     sys.stdout.flush()
 
 
-def track(iterable: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-    """Yields the items; shows a bar on a terminal, elsewhere (a log file) a plain line about every five seconds."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import track as bar
+def track(
+    iterable: Iterable[T], label: str, total: int | None = None, size: Callable[[T], int] = lambda _: 1
+) -> Iterator[T]:
+    """Yields the items; shows a bar on a terminal, elsewhere (a log file) a plain line about every five seconds.
 
-        yield from bar(iterable, label, total=total, console=Console(stderr=True), transient=True)
+    size: what an item adds to the count that is shown, of which `total` is all.
+    """
+    if sys.stderr.isatty():
+        yield from _bar(iterable, label, total, size)
         return
-    last = time.monotonic()
-    for done, item in enumerate(iterable):
+    last, done = time.monotonic(), 0
+    for item in iterable:
         now = time.monotonic()
         if now - last >= EVERY_SECONDS:
             last = now
             say(f"{label}: {done:,}" + (f" of {total:,}" if total else ""))
         yield item
+        done += size(item)
+
+
+def _bar(iterable: Iterable[T], label: str, total: int | None, size: Callable[[T], int]) -> Iterator[T]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(label, total=total)
+        for item in iterable:
+            yield item
+            progress.advance(task, size(item))

@@ -12,14 +12,14 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from data_prep.gate import Gate
-from data_prep.model_folder import TextRules
+from data_prep.model_folder import TextRules, read_json
 from data_prep.problems import BadInput, nearest
 from data_prep.retrieval_sets import load_set
 from data_prep.shards import Rows, ShardFolder, open_shards
 from data_prep.sharing import SourceRows
 from data_prep.token_lengths import Reader
 from trainer.config import LOSSES, NEEDS_SCORES, NEEDS_TEACHER, LossConfig, RunConfig, add_working_folder
-from trainer.folder import fetch, read_json, read_spec
+from trainer.folder import fetch, read_spec
 from trainer.planner import BatchPlan
 from trainer.runlog import check_resumable
 
