@@ -223,6 +223,8 @@ def recognise(values: dict[str, Any]) -> Shape:
     keys = list(values)
     if not keys:
         raise UnknownShape("the row is empty: {}")
+    if {"query", "position"} <= set(keys):
+        raise UnknownShape("these are keys of a search log; make scored rows of it with: python -m data_prep logs")
     best = max(SHAPES, key=lambda shape: _likeness(shape, keys))
     lacking = [key for key in best.required if key not in values]
     hints = [(key, nearest(key, [k for k in keys if k not in best.required])) for key in lacking]

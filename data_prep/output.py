@@ -1,6 +1,7 @@
 """Output that is whole or absent: a temporary name, fsync, then one rename."""
 
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,15 @@ def whole_file(path: Path) -> Iterator[IO[str]]:
         part.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+@contextmanager
+def spool_beside(path: Path) -> Iterator[IO[str]]:
+    """A nameless text file on the disk of `path`, for rows that wait until all are read; gone when the block ends, or
+    the process."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile("w+", encoding="utf-8", newline="\n", dir=path.parent) as handle:
+        yield handle
 
 
 def check_output_file(output: Path, inputs: Iterable[Path] = (), suffix: str = ".jsonl") -> list[str]:

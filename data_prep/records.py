@@ -63,3 +63,17 @@ def normalise(text: str) -> str:
 def text_key(text: str) -> int:
     """A 63-bit key of the normalised text, the same on every machine: equal keys mean equal texts."""
     return int.from_bytes(hashlib.blake2b(normalise(text).encode(), digest_size=8).digest(), "big") >> 1
+
+
+# Metadata of a variant (augment.py): the id of the record it was made from, and that record's query.
+PARENT, PARENT_QUERY = "parent", "parent_query"
+
+
+def is_variant(record: Record) -> bool:
+    return isinstance(record.metadata.get(PARENT_QUERY), str)
+
+
+def query_key(record: Record) -> int:
+    """Equal keys: the same question, so that a positive of one row is no negative of the other. It is the key of the
+    query's text, or, for a variant, of its parent's."""
+    return text_key(record.metadata[PARENT_QUERY] if is_variant(record) else record.query)

@@ -6,9 +6,8 @@ from array import array
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_prep.collect import Problems
-from data_prep.problems import nearest
-from data_prep.records import Record, text_key
+from data_prep.collect import Problems, field_value
+from data_prep.records import Record, is_variant, query_key, text_key
 
 TRAIN, EVAL, DROPPED = 0, 1, 2
 
@@ -47,11 +46,14 @@ class SplitPlan:
     _late: dict[int, list[int]] = field(default_factory=dict)  # row -> document keys of its removed duplicates
 
     def add(self, record: Record, problems: Problems) -> bool:
-        """Takes the next record; False for an exact duplicate (same normalised query and positives, same score)."""
-        if self.by and not self._has_field(record, problems):
+        """Takes the next record; False for an exact duplicate: same normalised query and positives, same score. Of
+        a variant the query must be the same letter by letter: it may differ from its parent in nothing but case."""
+        value = field_value(record, self.by, "--split-by", problems) if self.by else None
+        if self.by and value is None:
             return True
         texts = [text_key(record.query), *(text_key(text) for text in record.positives)]
-        same = repr((texts[0], sorted(texts[1:]), record.score)).encode()
+        asked = record.query if is_variant(record) else texts[0]
+        same = repr((asked, sorted(texts[1:]), record.score)).encode()
         same = hashlib.blake2b(same, digest_size=16).digest()
         documents = [_key("document", doc) for doc in record.doc_ids]
         if same in self._seen:
@@ -60,30 +62,17 @@ class SplitPlan:
             return False
         self._seen[same] = len(self._ends)
         self.scored += record.score is not None
-        self._keys.extend(dict.fromkeys(texts + documents))
+        self._keys.extend(dict.fromkeys([query_key(record), *texts, *documents]))
         self._ends.append(len(self._keys))
         if self.by:
-            self._group.append(_key("field", json.dumps(record.metadata[self.by])))
+            self._group.append(_key("field", json.dumps(value)))
         return True
-
-    def _has_field(self, record: Record, problems: Problems) -> bool:
-        value = record.metadata.get(self.by)
-        if isinstance(value, str | int | float) and value != "":
-            return True
-        hint = "" if value is not None else nearest(self.by, record.metadata)
-        state = "is missing" if self.by not in record.metadata else f"must be a text or a number, not {value!r}"
-        known = ", ".join(record.metadata) or "none"
-        problems.file(
-            f"record {record.id}: metadata field {self.by!r}, asked for by --split-by, {state} "
-            f"(its fields: {known}).{hint}"
-        )
-        return False
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def keys(self, row: int) -> list[int]:
-        """Keys of the row's query, positives and documents."""
+        """Keys of the row's query (of a variant also its parent's), positives and documents."""
         start = self._ends[row - 1] if row else 0
         return [*self._keys[start : self._ends[row]], *self._late.get(row, ())]
 
