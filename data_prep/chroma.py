@@ -28,12 +28,10 @@ _ANSWER_SECONDS = 20.0
 
 
 def name_problem(name: str) -> str | None:
+    """Why no collection can be called so."""
     if _NAME.fullmatch(name):
         return None
-    return (
-        f"--collection {name!r}: a Chroma name has 3 to 512 letters, digits, '.', '_' or '-', "
-        "and starts and ends with a letter or digit"
-    )
+    return "a Chroma name has 3 to 512 letters, digits, '.', '_' or '-', and starts and ends with a letter or digit"
 
 
 class ChromaStore:
@@ -91,8 +89,8 @@ class ChromaStore:
 
     def create(self, name: str, size: int | None, about: dict[str, Any], cosine: bool = True) -> "ChromaCollection":
         """See data_prep.stores.Store. Chroma learns d from the first vectors; without any (size None) each is [0.0]."""
-        if problem := name_problem(name) or (f"--collection {name}: is there already" if name in self.names() else ""):
-            raise BadInput(problem)
+        if problem := name_problem(name) or ("is there already" if name in self.names() else None):
+            raise BadInput(f"--collection {name}: {problem}")
         if size is None:
             about = {"vectors": PLACEHOLDER, **about}
         # the approximate index looks at more candidates than Chroma's own 100 and 16: see docs/stores.md
@@ -213,15 +211,17 @@ class ChromaCollection:
         return found
 
     def upsert(self, chunks: Sequence[Chunk]) -> None:
-        """Writes chunks, replacing those of the same id."""
         with self.store.failures():
             size = min(self.store.client.get_max_batch_size(), PAGE)
             for start in range(0, len(chunks), size):
                 part = chunks[start : start + size]
+                there = self.stored([chunk.id for chunk in part])
+                # Chroma adds to the metadata of a chunk that is there; a field goes only where it is set to None
+                before = [dict.fromkeys(there[chunk.id].metadata) if chunk.id in there else {} for chunk in part]
                 self.inner.upsert(
                     ids=[chunk.id for chunk in part],
                     documents=[chunk.text for chunk in part],
-                    metadatas=[chunk.metadata or None for chunk in part],
+                    metadatas=[{**old, **chunk.metadata} or None for old, chunk in zip(before, part)],
                     embeddings=[[0.0] if chunk.embedding is None else chunk.embedding for chunk in part],
                 )
 

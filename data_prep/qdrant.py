@@ -29,9 +29,10 @@ _FILTER_KEYS = {"must", "should", "must_not", "min_should"}
 
 
 def name_problem(name: str) -> str | None:
+    """Why no collection can be called so."""
     if 0 < len(name) < 256 and not set(name) & set('<>:"/\\|?*\0\x1f'):
         return None
-    return f'--collection {name!r}: a Qdrant name has 1 to 255 characters, none of them < > : " / \\ | ? *'
+    return 'a Qdrant name has 1 to 255 characters, none of them < > : " / \\ | ? *'
 
 
 class QdrantStore:
@@ -136,8 +137,8 @@ class QdrantStore:
         from qdrant_client import models
 
         taken = name in self.names() or name in self.aliases()
-        if problem := name_problem(name) or (f"--collection {name}: is there already" if taken else ""):
-            raise BadInput(problem)
+        if problem := name_problem(name) or ("is there already" if taken else None):
+            raise BadInput(f"--collection {name}: {problem}")
         assert size is not None, "Qdrant takes texts without vectors only in a collection that has none"
         about = {"text_field": text_field or self.config.text_field or TEXT_FIELDS[0], **about}
         vector_name = vector_name or self.config.vector_name

@@ -220,7 +220,7 @@ def write_chunks(path: str | Path, collection: str, chunks: Iterable[Chunk], dig
     return True
 
 
-def check_target(config: StoreConfig) -> None:
+def check_target(config: StoreConfig, flag: str = "--collection") -> None:
     """BadInput when no collection of this name can be written there; for checking before long work."""
     found = config.problems()
     if config.path is not None and config.path.exists() and not config.path.is_dir():
@@ -229,7 +229,9 @@ def check_target(config: StoreConfig) -> None:
         from data_prep.chroma import name_problem
     else:
         from data_prep.qdrant import name_problem
-    check(found + ([problem] if (problem := name_problem(config.collection)) else []))
+    if problem := name_problem(config.collection):
+        found.append(f"{flag} {config.collection!r}: {problem}")
+    check(found)
 
 
 def with_text(name: str, chunks: list[Chunk], mend: str) -> list[Chunk]:
