@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_prep.problems import Failed
-from trainer.checkpoint import TrainState
 from trainer.interrupts import Stopped, write_marker
 from trainer.model import save_embedder
 from trainer.runlog import write_json
+from trainer.state import TrainState
 
 
 def snapshot(job) -> TrainState:

@@ -13,7 +13,7 @@ import torch
 from data_prep.progress import say
 from trainer import checkpoint
 from trainer.agreement import check_agreement, facts_of
-from trainer.checkpoint import Clock, TrainState, Writer
+from trainer.checkpoint import Clock, Writer
 from trainer.config import RunConfig, lr_factor
 from trainer.data import TrainData
 from trainer.evaluate import evaluate_engine
@@ -29,6 +29,7 @@ from trainer.retrieval import RetrievalSet, load_set, means
 from trainer.runlog import RunLog, chosen_budget, describe_run, write_json
 from trainer.runtime import Runtime, process_group, start
 from trainer.saving import Skips, epoch_is_over, model_writer, save_step, snapshot, stop_here
+from trainer.state import TrainState, damage, newest, read_state
 from trainer.step import compute_gradients, planned_collectives
 
 
@@ -75,7 +76,7 @@ def train(
         final = Path(config.output_dir) / "final"
         check_agreement(runtime.world, facts_of(config))
         runtime.world.on_first(lambda: check(config, resume, loss_fn))
-        if resume and runtime.world.on_first(lambda: checkpoint.damage(final) is None):
+        if resume and runtime.world.on_first(lambda: damage(final) is None):
             if runtime.is_main:
                 say(f"{config.output_dir}: this run is finished; the model is in {final}")
             return final
@@ -99,8 +100,8 @@ def check(config: RunConfig, resume: bool, loss_fn: Callable | None) -> None:
 def prepare(runtime: Runtime, config: RunConfig, resume: bool, loss_fn: Callable | None = None) -> Job:
     """Loads model and data, writes run.json, restores the newest whole checkpoint where there is one."""
     run_dir = Path(config.output_dir)
-    folder, passed = runtime.world.on_first(lambda: checkpoint.newest(run_dir) if resume else (None, []))
-    state = checkpoint.read_state(folder) if folder else TrainState(0, 0, 0, 0, {})
+    folder, passed = runtime.world.on_first(lambda: newest(run_dir) if resume else (None, []))
+    state = read_state(folder) if folder else TrainState(0, 0, 0, 0, {})
     plan = make_plan(config)
     steps = total_steps(plan, config.train.epochs, config.train.max_steps)
     embedder, tokenizer, spec, untrained = load_embedder(config.model, folder)

@@ -189,3 +189,25 @@ def test_a_rank_that_dies_is_named_by_the_others(tmp_path, tiny_bert, shards):
     assert "rank 0 lost the others in its collective" in said and "rank 1 after step" in said
     assert "Traceback" not in said
     started[1].communicate()
+
+
+def test_a_supervised_run_goes_on_after_a_rank_was_killed(tmp_path, tiny_bert, shards, uninterrupted):
+    run_file, out = write_run(tmp_path, tiny_bert, shards, epochs=EPOCHS), tmp_path / "out"
+    process = start(command(run_file, "ddp", "checkpoint.every_steps=2", "--max-restarts", "2"))
+    wait_for(lambda: steps_logged(out) >= 5, process)
+    trainers(process)[-1].kill()
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said[-3000:]
+    assert "restart 1 of 2, from step" in said
+    assert losses(out) == losses(uninterrupted("ddp"))
+    assert digest(out) == digest(uninterrupted("ddp"))
+
+
+def test_a_supervised_run_that_gets_no_further_is_given_up(tmp_path, tiny_bert, shards):
+    (tmp_path / "broken.py").write_text("def loss(queries, positives, batch):\n    raise RuntimeError('a bug')\n")
+    run_file = write_run(tmp_path, tiny_bert, shards)
+    argv = command(run_file, "cpu", "loss.name=broken:loss", "--max-restarts", "9")
+    env = environment() | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    done = subprocess.run(argv, env=env, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "failed 3 times without a checkpoint after step 0" in done.stderr
