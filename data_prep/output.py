@@ -1,11 +1,13 @@
 """Output that is whole or absent: a temporary name, fsync, then one rename."""
 
+import hashlib
+import io
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from data_prep.problems import BadInput
 
@@ -83,3 +85,32 @@ def same_path(one: Path, other: Path) -> bool:
 def check(found: list[str]) -> None:
     if found:
         raise BadInput(found)
+
+
+class HashedFile(io.BufferedIOBase):
+    """A new file whose bytes are hashed as they are written; on the disk when it is closed."""
+
+    def __init__(self, path: Path):
+        self.path, self.size = path, 0
+        self._hash = hashlib.sha256()
+        self._handle = open(path, "wb")  # noqa: SIM115 (closed by `close`)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        written = self._handle.write(data)
+        self._hash.update(data)
+        self.size += written
+        return written
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self._handle.flush()
+            os.fsync(self._handle.fileno())
+            self._handle.close()
+
+    def entry(self, root: Path) -> dict[str, Any]:
+        """What a manifest says of the closed file."""
+        return {"path": self.path.relative_to(root).as_posix(), "bytes": self.size, "sha256": self._hash.hexdigest()}

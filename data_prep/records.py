@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 import unicodedata
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,12 +51,24 @@ class Record:
         return json.dumps({name: getattr(self, name) for name in self.__slots__}, ensure_ascii=False)
 
 
-_SPACE = re.compile(r"\s+")
-
-
 def normalise(text: str) -> str:
     """The form in which two texts count as the same: NFKC, case-folded, white space collapsed."""
-    return _SPACE.sub(" ", unicodedata.normalize("NFKC", text)).strip().casefold()
+    if _is_plain(text):
+        return text.strip().lower()
+    return " ".join(unicodedata.normalize("NFKC", text).split()).casefold()
+
+
+def count_words(text: str) -> int:
+    """len(text.split()), without making the words where that can be told."""
+    if _is_plain(text):
+        trimmed = text.strip()
+        return trimmed.count(" ") + 1 if trimmed else 0
+    return len(text.split())
+
+
+def _is_plain(text: str) -> bool:
+    """Printable ASCII with single spaces, as most texts are: only case and the ends can differ from its normal form."""
+    return text.isascii() and text.isprintable() and "  " not in text
 
 
 def text_key(text: str) -> int:
