@@ -1,4 +1,4 @@
-"""Lengths of texts in characters and words: percentiles and a histogram, in memory for the distinct lengths only."""
+"""Lengths of texts in characters and words: percentiles and a histogram. Memory grows with distinct lengths only."""
 
 from collections import Counter
 from typing import Any
@@ -50,7 +50,7 @@ class Lengths:
                 found[field][unit] = {f"p{p}": _at(ordered, -(-count * p // 100)) for p in PERCENTILES}
                 found[field][unit]["max"] = ordered[-1][0]
                 if histogram:
-                    found[field][unit]["histogram"] = _by_powers_of_two(ordered)
+                    found[field][unit]["histogram"] = by_powers_of_two(ordered)
         return found
 
 
@@ -63,7 +63,7 @@ def _at(ordered: list[tuple[int, int]], place: int) -> int:
     raise AssertionError("a place beyond the last text")
 
 
-def _by_powers_of_two(ordered: list[tuple[int, int]]) -> dict[str, int]:
+def by_powers_of_two(ordered: list[tuple[int, int]]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for length, count in ordered:
         bound = str(1 << max(length - 1, 0).bit_length())

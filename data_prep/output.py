@@ -54,20 +54,22 @@ def spool_beside(path: Path) -> Iterator[IO[str]]:
         yield handle
 
 
-def check_output_file(output: Path, inputs: Iterable[Path] = (), suffix: str = ".jsonl") -> list[str]:
-    """What is wrong with this output path, before any work is done."""
+def check_output_file(
+    output: Path, inputs: Iterable[Path] = (), suffix: str = ".jsonl", flag: str = "--output"
+) -> list[str]:
+    """What is wrong with this output path, before any work is done; `flag` named it."""
     found = []
     if output.suffix != suffix:
-        found.append(f"--output {output}: must end in {suffix}, the format that is written")
+        found.append(f"{flag} {output}: must end in {suffix}, the format that is written")
     if output.is_dir():
-        found.append(f"--output {output}: is a folder; name a file in it")
+        found.append(f"{flag} {output}: is a folder; name a file in it")
     blocked = next((folder for folder in output.parents if folder.exists() and not folder.is_dir()), None)
     if blocked:
-        found.append(f"--output {output}: {blocked} is a file, not a folder")
+        found.append(f"{flag} {output}: {blocked} is a file, not a folder")
     rejected = rejected_name(output)
     for path in inputs:
         if same_path(path, output):
-            found.append(f"--output {output}: is also an input; choose another name")
+            found.append(f"{flag} {output}: is also an input; choose another name")
         if same_path(path, rejected):
             found.append(f"--output {output}: its rejected lines would replace the input {path}; choose another name")
     return found

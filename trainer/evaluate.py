@@ -10,8 +10,9 @@ import numpy as np
 from data_prep.output import check, check_output_file
 from data_prep.problems import guarded
 from data_prep.progress import say
+from data_prep.retrieval_sets import RetrievalSet, load_set
 from trainer.inference import TextEncoder, add_model, model_of
-from trainer.retrieval import METRICS, RetrievalSet, load_set, means, paired_bootstrap, rank_documents, score_run
+from trainer.retrieval import METRICS, means, paired_bootstrap, rank_documents, score_run
 from trainer.runlog import write_json
 
 if TYPE_CHECKING:

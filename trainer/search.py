@@ -10,10 +10,10 @@ import numpy as np
 from data_prep.cli import add_store, store_of, where_of
 from data_prep.problems import BadInput, guarded
 from data_prep.progress import say
+from data_prep.retrieval_sets import load_set
 from data_prep.stores import Collection, open_collection
 from trainer.inference import TextEncoder, add_model, model_of
 from trainer.reindex import DIM, FINGERPRINT, STATE, UNFINISHED
-from trainer.retrieval import load_set
 
 PROBED = 8  # chunks embedded again to see whose vectors a collection holds
 SAME = 0.99  # cosine: the same model with another length or runtime stays above, other models far below

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from data_prep.progress import say
+from data_prep.retrieval_sets import RetrievalSet, load_set
 from trainer import checkpoint
 from trainer.agreement import check_agreement, facts_of
 from trainer.checkpoint import Clock, Writer
@@ -25,7 +26,7 @@ from trainer.objective import Objective, import_functions
 from trainer.optim import LearnedTemperature
 from trainer.planner import PLAN_VERSION, BatchPlan, total_steps
 from trainer.preflight import check_run, eval_paths, make_plan, unused_teachers
-from trainer.retrieval import RetrievalSet, load_set, means
+from trainer.retrieval import means
 from trainer.runlog import RunLog, chosen_budget, describe_run, write_json
 from trainer.runtime import Runtime, process_group, start
 from trainer.saving import Skips, epoch_is_over, model_writer, save_step, snapshot, stop_here
@@ -75,11 +76,13 @@ def train(
     with process_group(runtime):
         final = Path(config.output_dir) / "final"
         check_agreement(runtime.world, facts_of(config))
-        runtime.world.on_first(lambda: check(config, resume, loss_fn))
+        warnings = runtime.world.on_first(lambda: check(config, resume, loss_fn))
         if resume and runtime.world.on_first(lambda: damage(final) is None):
             if runtime.is_main:
                 say(f"{config.output_dir}: this run is finished; the model is in {final}")
             return final
+        for line in warnings if runtime.is_main else ():
+            say(line)
         job = prepare(runtime, config, resume, loss_fn)
         try:
             with listening() as request:
@@ -90,11 +93,12 @@ def train(
             job.log.close()
 
 
-def check(config: RunConfig, resume: bool, loss_fn: Callable | None) -> None:
-    """Raises BadInput for what would fail later, among it users' losses that cannot be imported."""
-    check_run(config, resume, own_loss=loss_fn is not None)
+def check(config: RunConfig, resume: bool, loss_fn: Callable | None) -> list[str]:
+    """Raises BadInput for what would fail later, among it users' losses that cannot be imported; returns warnings."""
+    warnings = check_run(config, resume, own_loss=loss_fn is not None)
     if loss_fn is None:
         import_functions(config.losses.values())
+    return warnings
 
 
 def prepare(runtime: Runtime, config: RunConfig, resume: bool, loss_fn: Callable | None = None) -> Job:
