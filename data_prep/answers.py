@@ -1,4 +1,4 @@
-"""Answers of a model, kept on disk so that none is paid for twice: one append-only file per model, prompt, parameters."""
+"""A model's answers, kept on disk so that none is paid for twice: an append-only file per model, prompt, parameters."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Many chunks asked about at once: bounded concurrency, every answer on disk before it counts, a stop that loses none."""
+"""Many chunks asked about at once: bounded concurrency, answers on disk before they count, a stop that loses none."""
 
 import asyncio
 import signal
@@ -13,7 +13,7 @@ from data_prep.progress import say
 
 
 class Asking:
-    """Asks about each text of `wanted` that is not in the cache.
+    """Asks about each text of `wanted`, once, and puts the answers into the cache.
 
     wanted: (the chunk's text, the messages to send), or None where other tasks may run meanwhile. The first is asked
     alone: what is wrong with the server, the key or the model shows once. on_answer: called with each answer that is on
@@ -39,7 +39,7 @@ class Asking:
 
     def run(self) -> None:
         """Returns when all is asked. KeyboardInterrupt after Ctrl-C: calls on their way are waited for, their answers
-        kept; a second Ctrl-C gives them up. BadInput, Failed, OSError: asking on was pointless; answers are kept too."""
+        kept; a second Ctrl-C gives them up. BadInput, Failed, OSError: asking on was pointless; answers are kept."""
         try:
             asyncio.get_running_loop()
         except RuntimeError:
@@ -91,7 +91,7 @@ class Asking:
                     await asyncio.sleep(0)
                     continue
                 text, messages = want
-                if text not in self.cache and text not in self._under_way and text not in self.unanswered:
+                if text not in self._under_way and text not in self.unanswered:
                     await self._ask(text, messages)
                     return True
         except Stopped:

@@ -1,4 +1,4 @@
-"""A model behind an OpenAI-compatible server: one call, its retries, and when to give up. Only this file imports openai.
+"""A model behind an OpenAI-compatible server: a call, its retries, when to give up. Only this file imports openai.
 
 The client's own retries are off, so that every repeated call is one of ours: counted, and stopped by Ctrl-C.
 """
@@ -25,7 +25,9 @@ OPENAI_URL = "https://api.openai.com/v1"
 NAMES = (("OPENAI_API_KEY", "OPENAI_BASE_URL"), ("YC_OPENAI_API_KEY", "YC_OPENAI_API_BASE"))
 CONNECT_SECONDS = 10.0
 REASON_CHARACTERS = 300
-REFUSED_IN_A_ROW = 10  # requests that a server called bad, with no answer between them: it is not the chunks' fault
+# Chunks whose request the server called bad, or that got no answer whatever we tried, with no answer between them: then
+# it is not the chunks' fault.
+REFUSED_IN_A_ROW, SILENT_IN_A_ROW = 10, 3
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class Model:
     """One model of one server, asked by many tasks of one event loop.
 
     Structured output (response_format json_schema) is asked for until the server refuses it where it answers without:
-    said once. answered, retries: counted so far.
+    said once. retries: calls that had to be repeated, by kind.
     """
 
     def __init__(
@@ -147,9 +149,9 @@ class Model:
         self._structured: bool | None = None  # None: not known yet
         self._stopping = asyncio.Event()
         self._not_before = 0.0  # time.monotonic() until which the server wants no call
-        self._refused_in_a_row = 0
-        self.answered = 0
+        self._in_a_row: Counter[str] = Counter()
         self.retries: Counter[str] = Counter()
+        self.heard = False  # whether the server has answered at all
 
     def stop(self) -> None:
         """Calls that are on their way finish; no other is made: `ask` raises Stopped."""
@@ -164,32 +166,33 @@ class Model:
 
     async def ask(self, messages: list[dict[str, str]]) -> Answer:
         """The model's answer. Unanswered: not for this chunk. Stopped. BadInput, Failed: asking on is pointless."""
-        before = self.answered
+        last = ""
         for attempt in range(self.retry.attempts):
             await self._wait_turn()
             try:
                 answer = await self._fitting(messages)
             except _BadRequest as error:
-                self._refused_in_a_row += 1
-                if self._refused_in_a_row >= REFUSED_IN_A_ROW:
-                    raise Failed(f"{self.server.url} refused {REFUSED_IN_A_ROW} chunks in a row: {error}") from None
+                self._count_in_a_row("refused", REFUSED_IN_A_ROW, str(error))
                 raise Unanswered(f"refused by the server: {error}", again=False) from None
             except _Fault as fault:
                 self.retries[fault.kind] += 1
                 last = str(fault)
                 await self._pause(attempt, fault)
                 continue
-            self.answered += 1
-            self._refused_in_a_row = 0
+            self._in_a_row.clear()
+            self.heard = True
             return answer
-        why = f"no answer after {self.retry.attempts} calls: {last}"
-        if self.answered == before:
-            raise Failed(f"{self.server.url}: {why}, and none for another chunk meanwhile")
-        raise Unanswered(why, again=True)
+        self._count_in_a_row("silent", SILENT_IN_A_ROW, last)
+        raise Unanswered(f"no answer after {self.retry.attempts} calls: {last}", again=True)
+
+    def _count_in_a_row(self, what: str, most: int, reason: str) -> None:
+        self._in_a_row[what] += 1
+        if self._in_a_row[what] >= most:
+            raise Failed(f"{self.server.url} has no answer for {most} chunks in a row: {reason}")
 
     async def _wait_turn(self) -> None:
         while (left := self._not_before - time.monotonic()) > 0:
-            await self._sleep(left + random.uniform(0, self.retry.first))  # not all at the same instant
+            await self._sleep(left * random.uniform(1, 1.25))  # not all at the same instant
         if self.stopping:
             raise Stopped
 
@@ -245,7 +248,7 @@ class Model:
     def _of_connection(self, error: Exception) -> Exception:
         cause = error.__cause__ or error
         reason = self._clean(cause) or type(cause).__name__
-        if type(cause).__name__ == "ConnectError" and not self.answered:  # of httpx2, or httpx in older clients
+        if type(cause).__name__ == "ConnectError" and not self.heard:  # of httpx2, or httpx in older clients
             return Failed(f"cannot connect to {self.server.url}: {reason}; is the server up, and --base-url right?")
         return _Fault("connection", f"the connection broke: {reason}")
 
@@ -285,7 +288,7 @@ class Model:
             body = json.loads(response.http_response.text)
         except ValueError:
             kind = response.http_response.headers.get("content-type", "")
-            if "json" not in kind and not self.answered:
+            if "json" not in kind and not self.heard:
                 raise Failed(
                     f"{self.server.url} answers with {kind or 'something'} that is no JSON; is --base-url right (it "
                     "mostly ends in /v1)?"

@@ -1,4 +1,4 @@
-"""What a model is asked to answer, and its answer to pairs: JSON as asked for, or fenced, chatty, malformed, cut off."""
+"""What a model is to answer, and its answer to pairs: JSON as asked for, or fenced, chatty, malformed, cut off."""
 
 import json
 import re

@@ -66,8 +66,9 @@ def read_prompt(path: Path, variables: Mapping[str, str]) -> Prompt:
 
 
 def _unknown(name: str, variables: Mapping[str, str]) -> str:
-    known = ", ".join(f"{{{key}}}" for key in (CONTEXT, *variables))
+    names = (CONTEXT, *variables)
+    known = ", ".join(f"{{{key}}}" for key in names)
     return (
-        f"unknown placeholder {{{name}}}; known: {known} (more with --var NAME=TEXT).{nearest(name, (CONTEXT, *variables))}"
+        f"unknown placeholder {{{name}}}; known: {known} (more with --var NAME=TEXT).{nearest(name, names)}"
         " Literal braces are written twice: {{ }}"
     )
