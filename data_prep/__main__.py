@@ -6,8 +6,11 @@ from importlib import import_module
 
 from data_prep.problems import guarded
 
-COMMANDS = ("sample", "generate", "compose", "shard", "inspect")  # a module of data_prep.cli each
-STEPS = "sample (or your own store) -> generate -> compose -> shard -> python -m trainer; inspect looks at each of them"
+COMMANDS = ("sample", "generate", "crawl", "compose", "shard", "inspect")  # a module of data_prep.cli each
+STEPS = (
+    "sample (or your own store) -> generate, or crawl -> compose -> shard -> python -m trainer; "
+    "inspect looks at each of them"
+)
 
 
 def main(argv: list[str] | None = None) -> int:

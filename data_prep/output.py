@@ -42,11 +42,11 @@ def whole_file(path: Path) -> Iterator[IO[str]]:
     fsync_folder(path.parent)
 
 
-def check_output_file(output: Path, inputs: Iterable[Path] = (), suffix: str = ".jsonl") -> list[str]:
-    """What is wrong with this output path, before any work is done."""
-    found = []
-    if output.suffix != suffix:
-        found.append(f"--output {output}: must end in {suffix}, the format that is written")
+def check_output_file(output: Path, inputs: Iterable[Path] = (), suffix: str | tuple[str, ...] = ".jsonl") -> list[str]:
+    """What is wrong with this output path, before any work is done. suffix: of the format, or formats, to write."""
+    found, suffixes = [], (suffix,) if isinstance(suffix, str) else suffix
+    if output.suffix not in suffixes:
+        found.append(f"--output {output}: must end in {' or '.join(suffixes)}, the format that is written")
     if output.is_dir():
         found.append(f"--output {output}: is a folder; name a file in it")
     blocked = next((folder for folder in output.parents if folder.exists() and not folder.is_dir()), None)
