@@ -74,7 +74,11 @@ def crawl(
             folder = cache or default_folder()
             how = Politeness(agent, language, delay, timeout, folder, max_age, proxies=not dry_run)
             _announce(sources, how, contact)
-            run(lambda fetcher: _visit_all(crawled, fetcher, language, limit), how)
+            try:
+                run(lambda fetcher: _visit_all(crawled, fetcher, language, limit), how)
+            except KeyboardInterrupt:
+                say(f"stopped; what was fetched is in {how.cache}, and the same command goes on from there")
+                raise
         else:
             asyncio.run(_visit_all(crawled, None, language, limit))
     for one in crawled:
@@ -118,7 +122,12 @@ async def _visit_all(crawled: list[Crawled], fetcher, language: str, limit: int 
     async def visit(one: Crawled) -> None:
         nonlocal done
         async with places:
-            await _visit(one, fetcher, language, limit)
+            try:
+                await _visit(one, fetcher, language, limit)
+            except Exception as error:  # of one source; what the others give is not lost for it
+                _fail(
+                    one, one.source.name, f"{type(error).__name__}: {error} (a fault of the crawler: please report it)"
+                )
         done += 1
         if len(crawled) > 1:
             say(f"{done} of {len(crawled)} sources done")

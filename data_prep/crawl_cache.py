@@ -47,7 +47,7 @@ class AnswerCache:
         from scrapy.http import Headers
         from scrapy.responsetypes import responsetypes
 
-        max_age = min(self.max_age, ROBOTS_AGE) if request.url.endswith("/robots.txt") else self.max_age
+        max_age = min(self.max_age, ROBOTS_AGE) if _is_robots(request) else self.max_age
         asked = "SELECT url, status, headers, body FROM answers WHERE key = ? AND seconds > ?"
         row = self.rows.execute(asked, (self._key(request), time.time() - max_age)).fetchone()
         if row is None:
@@ -57,7 +57,8 @@ class AnswerCache:
         return responsetypes.from_args(headers=headers, url=url, body=body)(url, status, headers, body)
 
     def store_response(self, spider, request, response) -> None:
-        if response.status not in KEPT or b"MediaWiki-API-Error" in response.headers:
+        no_robots = _is_robots(request) and response.status in (404, 410)  # says as much as an empty one
+        if not (response.status in KEPT or no_robots) or b"MediaWiki-API-Error" in response.headers:
             return
         headers = {
             name.decode("latin-1"): [value.decode("latin-1") for value in values]
@@ -66,3 +67,7 @@ class AnswerCache:
         row = (self._key(request), response.url, response.status, json.dumps(headers))
         body = zlib.compress(response.body, 1)
         self.rows.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?)", (*row, body, time.time()))
+
+
+def _is_robots(request) -> bool:
+    return request.url.endswith("/robots.txt")

@@ -65,7 +65,5 @@ def report(crawled: list, output: Path) -> None:
         )
     if bad:
         kept = f"{output} holds what the others gave" if entries else "nothing was written"
-        lines = "\n  - ".join(bad)
-        raise Failed(
-            f"{len(bad)} problems with the sources; {kept}; the same command asks again for these only\n  - {lines}"
-        )
+        again = "run the same command again: what was fetched is not asked for again"
+        raise Failed(f"{len(bad)} problems with the sources; {kept}; {again}\n  - " + "\n  - ".join(bad))

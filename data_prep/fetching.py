@@ -2,22 +2,24 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import scrapy
 from protego import Protego
-from scrapy import exceptions, signals
+from scrapy import exceptions
 from scrapy.crawler import CrawlerProcess
-from scrapy.downloadermiddlewares.redirect import RedirectMiddleware
+from scrapy.downloadermiddlewares.redirect import MetaRefreshMiddleware, RedirectMiddleware
 from scrapy.downloadermiddlewares.retry import RetryMiddleware, get_retry_request
-from scrapy.downloadermiddlewares.robotstxt import RobotsTxtMiddleware
 from scrapy.exceptions import IgnoreRequest
-from scrapy.utils.response import response_status_message
+from scrapy.http import HtmlResponse
+from scrapy.utils.response import get_meta_refresh
 from twisted.internet.error import ReactorNotRestartable
 
 from data_prep.problems import Failed
@@ -61,16 +63,14 @@ class NotFetched(Exception):
 class Fetcher:
     """What `run` hands to its work: asks for one page, through Scrapy's middlewares and the cache."""
 
-    def __init__(self, spider: scrapy.Spider, timeout: float):
-        self._engine, self._timeout = spider.crawler.engine, timeout
+    def __init__(self, spider: scrapy.Spider):
+        self._engine = spider.crawler.engine
 
     async def page(self, url: str, obey_robots: bool = True) -> Fetched:
         """Raises NotFetched."""
         try:
             request = scrapy.Request(url, meta={"dont_obey_robotstxt": not obey_robots})
             response = await self._engine.download_async(request)
-        except (TimeoutError, exceptions.DownloadTimeoutError):
-            raise NotFetched(f"no whole answer within {self._timeout:g} s, {RETRIES + 1} times") from None
         except Exception as error:
             if (reason := _reason(error)) is None:
                 raise
@@ -78,10 +78,8 @@ class Fetcher:
         if response.status != 200:
             tries = response.request.meta.get("retry_times", 0) + 1
             asked = response.request.meta.get("asked_to_wait")
-            times = f", {tries} times" if tries > 1 else ""
-            raise NotFetched(
-                f"HTTP {response_status_message(response.status)}{times}" + (f"; {asked}" if asked else "")
-            )
+            said = f"{_status(response.status)}" + (f", {tries} times" if tries > 1 else "")
+            raise NotFetched(f"{said}; {asked}" if asked else said)
         content_type = response.headers.get("Content-Type", b"").decode("latin-1")
         return Fetched(response.url, response.body, content_type, "cached" in response.flags)
 
@@ -100,7 +98,9 @@ def _reason(error: Exception) -> str | None:
     if isinstance(error, exceptions.DownloadCancelledError) or "DOWNLOAD_MAXSIZE" in str(error):
         return f"is larger than {MAX_PAGE // 2**20} MiB; it was not read further"
     if isinstance(error, IgnoreRequest):
-        return str(error).replace("Forbidden by robots.txt", "its robots.txt forbids it")
+        return str(error)
+    if isinstance(error, exceptions.DownloadTimeoutError):
+        return f"no whole answer in time, {RETRIES + 1} times (--timeout)"
     if isinstance(error, exceptions.CannotResolveHostError):
         return "its host name is not known"
     if isinstance(error, exceptions.DownloadConnectionRefusedError):
@@ -108,8 +108,16 @@ def _reason(error: Exception) -> str | None:
     if isinstance(error, exceptions.ResponseDataLossError):
         return "the answer was cut short"
     if isinstance(error, exceptions.DownloadFailedError | exceptions.UnsupportedURLSchemeError | OSError):
-        return f"the connection failed: {str(error).strip() or type(error).__name__}"
+        inner = re.search(r"Failure [\w.]*?(\w+: .*?)>", str(error))  # of Twisted, in brackets
+        return f"the connection failed: {inner[1] if inner else str(error).strip() or type(error).__name__}"
     return None
+
+
+def _status(code: int) -> str:
+    try:
+        return f"HTTP {code} {HTTPStatus(code).phrase}"
+    except ValueError:
+        return f"HTTP {code}"
 
 
 def run(work: Callable[[Fetcher], Awaitable[None]], how: Politeness) -> None:
@@ -139,8 +147,6 @@ def _settings(how: Politeness) -> dict:
             "Accept": "text/html,application/xhtml+xml,text/markdown;q=0.9,text/plain;q=0.8",
             "Accept-Language": f"{how.language},en;q=0.5" if how.language != "en" else "en",
         },
-        "ROBOTSTXT_OBEY": True,
-        "ROBOTSTXT_USER_AGENT": AGENT,
         "CONCURRENT_REQUESTS_PER_DOMAIN": 1,
         "DOWNLOAD_DELAY": how.delay,
         "DOWNLOAD_DELAY_JITTER": 0,
@@ -152,10 +158,11 @@ def _settings(how: Politeness) -> dict:
         "REDIRECT_MAX_TIMES": REDIRECTS,
         "RETRY_TIMES": RETRIES,
         "DOWNLOADER_MIDDLEWARES": {
-            "scrapy.downloadermiddlewares.robotstxt.RobotsTxtMiddleware": None,
             Robots: 100,
             "scrapy.downloadermiddlewares.retry.RetryMiddleware": None,
             PatientRetry: 550,
+            "scrapy.downloadermiddlewares.redirect.MetaRefreshMiddleware": None,
+            WebRefreshes: 580,
             "scrapy.downloadermiddlewares.redirect.RedirectMiddleware": None,
             WebRedirects: 600,
         },
@@ -181,7 +188,7 @@ class _Spider(scrapy.Spider):
 
     async def start(self):
         try:
-            await self.work(Fetcher(self, self.how.timeout))
+            await self.work(Fetcher(self))
             self.done = True
         except Exception as error:  # Scrapy would only log it
             self.failure = error
@@ -211,42 +218,50 @@ class _Pace:
             self._downloader.slots[host].delay = delay
 
 
-class _Unreadable:
-    """In the place of a robots.txt that could not be had: everything is forbidden (RFC 9309, 2.3.1.4)."""
+class Robots:
+    """robots.txt by RFC 9309, where Scrapy's own middleware takes a server that fails for one that allows everything;
+    and its Crawl-delay. In the place of Scrapy's RobotsTxtMiddleware."""
 
-    def __init__(self, reason: str):
-        self._reason = reason
-
-    def allowed(self, url: str, user_agent: str) -> bool:
-        raise IgnoreRequest(f"its robots.txt cannot be read ({self._reason}), so nothing of the host is fetched")
-
-
-class Robots(RobotsTxtMiddleware):
-    """Scrapy's, with RFC 9309's answer to a server that fails, and with Crawl-delay."""
+    def __init__(self, crawler):
+        self._crawler, self._rules = crawler, {}
 
     @classmethod
     def from_crawler(cls, crawler):
-        middleware = super().from_crawler(crawler)
-        crawler.signals.connect(middleware._keep_delay, signal=signals.robots_parsed)
-        return middleware
+        return cls(crawler)
 
-    def _keep_delay(self, robotparser, request) -> None:
-        rules: Protego = robotparser.rp
-        if delay := rules.crawl_delay(AGENT):
-            _Pace(self.crawler).slow_down(urlsplit(request.url).hostname, delay)
-
-    async def _parse_robots(self, response, netloc, request) -> None:
-        if response.status == 429 or response.status >= 500:
-            raise exceptions.DownloadFailedError(f"HTTP {response_status_message(response.status)}")
-        await super()._parse_robots(response, netloc, request)
-
-    def _robots_error(self, exc, netloc) -> None:
-        if isinstance(exc, IgnoreRequest):  # it redirects too often: as if there were none (RFC 9309, 2.3.1.2)
-            super()._robots_error(exc, netloc)
+    async def process_request(self, request):
+        if request.meta.get("dont_obey_robotstxt"):
             return
-        waiting, reason = self._parsers[netloc], _reason(exc) or str(exc)
-        self._parsers[netloc] = _Unreadable(reason.removeprefix("the connection failed: "))
-        waiting.callback(self._parsers[netloc])
+        root = urlsplit(request.url)._replace(path="/robots.txt", query="", fragment="").geturl()
+        if root not in self._rules:
+            self._rules[root] = asyncio.ensure_future(self._read(root))
+        rules, unreadable = await self._rules[root]
+        here = f"redirects to {request.url}: " if "redirect_urls" in request.meta else ""
+        if unreadable:
+            raise IgnoreRequest(f"{here}robots.txt cannot be read ({unreadable}), so nothing of the host is fetched")
+        if not rules.can_fetch(request.url, AGENT):
+            raise IgnoreRequest(f"{here}robots.txt forbids it")
+
+    async def _read(self, address: str) -> tuple[Protego, str]:
+        """The rules of a host, and why there are none for sure: then all is forbidden (RFC 9309, 2.3.1.4)."""
+        everything = Protego.parse("")
+        try:
+            request = scrapy.Request(address, meta={"dont_obey_robotstxt": True})
+            response = await self._crawler.engine.download_async(request)
+        except IgnoreRequest:  # it redirects too often: as if there were none (2.3.1.2)
+            return everything, ""
+        except Exception as error:
+            if (reason := _reason(error)) is None:
+                raise
+            return everything, reason
+        if response.status == 429 or response.status >= 500:
+            return everything, f"{_status(response.status)}"
+        if response.status != 200:
+            return everything, ""
+        rules = Protego.parse(response.body.decode("utf-8-sig", "replace"))
+        if delay := rules.crawl_delay(AGENT):
+            _Pace(self._crawler).slow_down(urlsplit(address).hostname, delay)
+        return rules, ""
 
 
 class PatientRetry(RetryMiddleware):
@@ -260,7 +275,7 @@ class PatientRetry(RetryMiddleware):
         if asked is not None and asked > LONGEST_WAIT:
             request.meta["asked_to_wait"] = f"it asks to wait {asked:,.0f} s; try again later"
             return response
-        return await self._later(request, response_status_message(response.status), asked) or response
+        return await self._later(request, _status(response.status), asked) or response
 
     async def process_exception(self, request, exception):
         if isinstance(exception, self.exceptions_to_retry):
@@ -290,14 +305,35 @@ class WebRedirects(RedirectMiddleware):
     """Scrapy's, saying where a redirect leads that is not followed."""
 
     def process_response(self, request, response):
-        passed = [*request.meta.get("redirect_urls", []), request.url]
-        try:
-            result = super().process_response(request, response)
-        except IgnoreRequest:
-            raise IgnoreRequest(f"redirects more than {REDIRECTS} times: {' -> '.join(passed)}") from None
         location = response.headers.get("Location", b"").decode("latin-1")
-        if result is response and response.status in (301, 302, 303, 307, 308) and location:
-            raise IgnoreRequest(f"redirects to {location}; only http and https are fetched")
-        if isinstance(result, scrapy.Request) and "@" in urlsplit(result.url).netloc:
-            raise IgnoreRequest("redirects to an address with a user name; only open pages are crawled")
-        return result
+        if location and response.status in (301, 302, 303, 307, 308):
+            _refuse_other_schemes(request.url, location)
+        return _said_if_too_many(super().process_response, request, response)
+
+
+class WebRefreshes(MetaRefreshMiddleware):
+    """The same for `<meta http-equiv="refresh">`."""
+
+    def process_response(self, request, response):
+        if isinstance(response, HtmlResponse) and (target := get_meta_refresh(response)[1]):
+            _refuse_other_schemes(request.url, target)
+        return _said_if_too_many(super().process_response, request, response)
+
+
+def _refuse_other_schemes(url: str, target: str) -> None:
+    try:
+        to = urlsplit(urljoin(url, target))
+    except ValueError:
+        raise IgnoreRequest(f"redirects to {target!r}, which is no address") from None
+    if to.scheme not in ("http", "https"):
+        raise IgnoreRequest(f"redirects to {target}; only http and https are fetched")
+    if "@" in to.netloc:
+        raise IgnoreRequest("redirects to an address with a user name; only open pages are crawled")
+
+
+def _said_if_too_many(follow: Callable, request, response):
+    try:
+        return follow(request, response)
+    except IgnoreRequest:
+        passed = " -> ".join([*request.meta.get("redirect_urls", []), request.url])
+        raise IgnoreRequest(f"redirects more than {REDIRECTS} times: {passed}") from None

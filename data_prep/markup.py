@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Collection, Iterator
 
 from lxml import etree, html
+from selectolax.lexbor import LexborHTMLParser
 
 from data_prep.glossary_words import FURNITURE_CLASSES
 
@@ -51,17 +52,17 @@ _LINE, _PARAGRAPH = "\x1e", "\x1f"  # separators while a text is put together; `
 
 
 def parse(text: str) -> tuple[html.HtmlElement | None, str]:
-    """The document, however broken, and where it could not be read to its end, why. None for a page without text."""
-    # bytes, because lxml refuses a str with an encoding declaration; huge_tree, because libxml2 otherwise stops at a
-    # depth of 256 (with it, at 2048), and either way drops the rest without a word
-    parser = html.HTMLParser(encoding="utf-8", huge_tree=True)
+    """The document, and where it could not be read to its end, why. None for a page without any text or element.
+
+    Two parsers: Lexbor mends broken HTML as browsers do (HTML Living Standard, 13.2), where lxml alone puts the rest
+    of a page into an element that was left open; lxml then gives the tree.
+    """
     text = _CONTROLS.sub(" ", text)
     if not text.strip():
         return None, ""
-    try:
-        document = html.document_fromstring(text.encode("utf-8", "replace"), parser=parser)
-    except etree.ParserError:  # a document of comments only
-        return None, ""
+    # huge_tree: libxml2 otherwise stops at a depth of 256 (with it, at 2048), and either way drops the rest silently
+    parser = html.HTMLParser(encoding="utf-8", huge_tree=True)
+    document = html.document_fromstring(LexborHTMLParser(text).html.encode(), parser=parser)
     fatal = [entry for entry in parser.error_log if entry.level_name == "FATAL"]
     return document, f"not read beyond line {fatal[0].line}: {fatal[0].message}" if fatal else ""
 

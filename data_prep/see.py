@@ -30,7 +30,8 @@ def reference(text: str, links: list[tuple[str, str]]) -> Reference | None:
     if len(links) == 1 and links[0][0] in text:
         label, url = links[0]
         before, after = (part.strip(" .。:：\"'“”‘’") for part in text.split(label, 1))
-        if (_said(_BEFORE_LINK, before) and not after) or (not before and _said(_AFTER_LINK, after)):
+        alone = not before and not after and "#" in url
+        if alone or (_said(_BEFORE_LINK, before) and not after) or (not before and _said(_AFTER_LINK, after)):
             return Reference(label, url)
         return None
     found = _TEXT.fullmatch(text) or _TEXT_AFTER.fullmatch(text)

@@ -7,7 +7,7 @@ from pathlib import Path
 from data_prep.cli import command
 from data_prep.problems import Failed
 
-NEEDED = ("scrapy", "lxml", "markdown_it", "mdit_py_plugins", "charset_normalizer")  # extra `crawl`
+NEEDED = ("scrapy", "lxml", "selectolax", "markdown_it", "mdit_py_plugins", "charset_normalizer")  # extra `crawl`
 
 
 def add(commands) -> None:
