@@ -1,0 +1,139 @@
+"""Texts ranked by the inner product of their embedding and the query's."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from data_prep.negatives import Corpus
+from data_prep.progress import say
+from data_prep.ranking import Ranked, best
+from data_prep.vectors import VectorCache
+
+if TYPE_CHECKING:
+    import numpy as np
+
+TEXTS_AT_ONCE = 512  # texts embedded at a time
+GATHERED = 16_384  # embeddings of passages read from the disk at a time
+SCORES_AT_ONCE = 1 << 26  # float32 scores held at a time: 256 MiB
+
+
+class Encoder(Protocol):
+    """An embedding model, as mining sees it. digest: of everything that changes an embedding. size: of an embedding.
+    max_len: tokens that it reads of a text, its prompt included."""
+
+    digest: str
+    size: int
+    max_len: int
+
+    def queries(self, texts: list[str]) -> "tuple[np.ndarray, np.ndarray]":
+        """(n, size) float32 whose inner products are the similarities, and (n,) bool: whether the text was cut."""
+
+    def passages(self, texts: list[str]) -> "tuple[np.ndarray, np.ndarray]": ...
+
+
+class Dense:
+    """Exact search up to `approximate_above` candidates, by an index above. Embeddings stand on disk below `folder`.
+
+    Memory: 256 MiB for a block of scores, 8 bytes per text for its place on disk, and the index where there is one.
+    """
+
+    name = "embeddings"
+
+    def __init__(self, corpus: Corpus, encoder: Encoder, folder: Path, approximate_above: int):
+        import numpy as np
+
+        folder = folder / encoder.digest
+        self.corpus, self.encoder = corpus, encoder
+        self.passages = VectorCache(folder, "passages", encoder.size, encoder.passages, TEXTS_AT_ONCE)
+        self.queries = VectorCache(folder, "queries", encoder.size, encoder.queries, TEXTS_AT_ONCE)
+        self.rows = np.full(len(corpus.texts), -1)  # where the embedding of each text is; -1: not needed so far
+        chosen = corpus.texts[: corpus.candidates]
+        self.rows[: corpus.candidates] = self.passages.rows(chosen, "embedding passages")
+        self.cut_queries: set[int] = set()
+        self.index = None
+        if corpus.candidates > approximate_above:
+            from data_prep.approximate import ApproximateIndex
+
+            say(
+                f"{corpus.candidates:,} texts to search are more than {approximate_above:,}: an approximate index "
+                "(HNSW) finds the candidates, their scores are exact (--approximate-above)"
+            )
+            self.index = ApproximateIndex(self._embeddings, corpus.candidates, encoder.size)
+
+    def rank(self, queries: list[str], banned: "list[np.ndarray]", stop: int) -> list[Ranked]:
+        banned = [places[places < self.corpus.candidates] for places in banned]
+        asked = self._queries(queries)
+        return self._approximate(asked, banned, stop) if self.index else self._exact(asked, banned, stop)
+
+    def _exact(self, queries: "np.ndarray", banned: "list[np.ndarray]", stop: int) -> list[Ranked]:
+        import numpy as np
+
+        found, size = [], self.corpus.candidates
+        at_once = max(1, SCORES_AT_ONCE // size)
+        for start in range(0, len(queries), at_once):
+            some = queries[start : start + at_once]
+            scores = np.empty((len(some), size), np.float32)
+            for first in range(0, size, GATHERED):
+                last = min(size, first + GATHERED)
+                np.matmul(some, self._embeddings(first, last).T, out=scores[:, first:last])
+            found += [_ranked(row, places, stop) for row, places in zip(scores, banned[start:])]
+        return found
+
+    def _approximate(self, queries: "np.ndarray", banned: "list[np.ndarray]", stop: int) -> list[Ranked]:
+        import numpy as np
+
+        depth = stop + max(map(len, banned), default=0)
+        found = []
+        for query, near, places in zip(queries, self.index.search(queries, depth), banned):
+            ranked = _ranked(self.passages.all[self.rows[near]] @ query, np.flatnonzero(np.isin(near, places)), stop)
+            found.append(Ranked(near[ranked.places], ranked.banned))
+        return found
+
+    def scores(self, queries: list[str], places: "list[np.ndarray]") -> "list[np.ndarray]":
+        import numpy as np
+
+        needed = np.unique(np.concatenate(places)) if places else np.empty(0, np.int64)
+        new = needed[self.rows[needed] < 0]
+        self.rows[new] = self.passages.rows([self.corpus.texts[i] for i in new])
+        return [self.passages.all[self.rows[some]] @ query for query, some in zip(self._queries(queries), places)]
+
+    def _queries(self, texts: Sequence[str]) -> "np.ndarray":
+        rows = self.queries.rows(texts)
+        self.cut_queries.update(row for row in rows.tolist() if self.queries.truncated[row])
+        return self.queries.all[rows]
+
+    def _embeddings(self, first: int, last: int) -> "np.ndarray":
+        """Those of the texts at places first … last-1; without a copy where they stand on disk in this order."""
+        import numpy as np
+
+        rows = self.rows[first:last]
+        start = int(rows[0])
+        if np.array_equal(rows, np.arange(start, start + len(rows))):
+            return self.passages.all[start : start + len(rows)]
+        return self.passages.all[rows]
+
+    def notes(self) -> list[str]:
+        """Lines to say when the work is done."""
+        import numpy as np
+
+        used = self.rows[self.rows >= 0]
+        cut = int(np.frombuffer(self.passages.truncated, bool)[used].sum())
+        counts = ((cut, f"of {len(used):,} passages"), (len(self.cut_queries), "queries"))
+        return [
+            f"{count:,} {what} are longer than the model's {self.encoder.max_len} tokens: only their beginning was read"
+            for count, what in counts
+            if count
+        ]
+
+    def close(self) -> None:
+        self.passages.close()
+        self.queries.close()
+
+
+def _ranked(scores: "np.ndarray", banned: "np.ndarray", stop: int) -> Ranked:
+    """scores: (n,), changed. banned: places that may not be chosen."""
+    hit = scores[banned]
+    scores[banned] = -float("inf")
+    top = best(scores, stop)
+    last = scores[top[-1]] if len(top) == stop else -float("inf")
+    return Ranked(top, int((hit > last).sum()))
