@@ -17,10 +17,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from data_prep.retrieval_sets import load_set
 from data_prep.shards import open_shards
 from trainer.config import ModelConfig
 from trainer.evaluate import evaluate_folder
-from trainer.retrieval import load_set, means
+from trainer.retrieval import means
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -73,8 +73,9 @@ def augment(
 
     score_scale: a variant's score is its parent's times this. Draws depend on the seed and the parent's query and
     positives alone. A variant is never a query or variant of a record with another query, nor one of its own positives:
-    where TRIES draws give no other text the row gets fewer, counted. Rows that are variants already are copied, counted.
-    Rows wait on disk; in memory is a key for each query and variant (100 bytes). BadInput: everything wrong, listed.
+    where TRIES draws give no other text the row gets fewer. That and rows that are variants already, which are copied,
+    is counted. Rows wait on disk; a key for each query and variant (100 bytes) is held in memory. BadInput: everything
+    wrong, listed.
     """
     found = check_output_file(output, inputs) + changes.problems()
     if variants < 1:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 import unicodedata
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,12 +51,9 @@ class Record:
         return json.dumps({name: getattr(self, name) for name in self.__slots__}, ensure_ascii=False)
 
 
-_SPACE = re.compile(r"\s+")
-
-
 def normalise(text: str) -> str:
     """The form in which two texts count as the same: NFKC, case-folded, white space collapsed."""
-    return _SPACE.sub(" ", unicodedata.normalize("NFKC", text)).strip().casefold()
+    return " ".join(unicodedata.normalize("NFKC", text).split()).casefold()
 
 
 def text_key(text: str) -> int:

@@ -14,6 +14,7 @@ the relevance divided by the largest of the query's items. An item that was show
 a clicked one ("click > skip above", Joachims et al. 2005, doi:10.1145/1076034.1076063).
 """
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -189,8 +190,9 @@ class _Log:
 def _whole(row: Row, key: str, least: int) -> int:
     """A whole number; of a table, a text that is one."""
     value = row.take(key, required=True)
-    if isinstance(value, str) and row.table and value.strip().isdecimal():
-        value = int(value)
+    if isinstance(value, str) and row.table:
+        with contextlib.suppress(ValueError):
+            value = int(value)
     if isinstance(value, float) and value.is_integer():  # a column of a table with empty cells
         value = int(value)
     if value is None:

@@ -10,7 +10,8 @@ import numpy as np
 from data_prep.output import check, check_output_file
 from data_prep.problems import guarded
 from data_prep.progress import say
-from trainer.retrieval import METRICS, RetrievalSet, load_set, means, paired_bootstrap, rank_documents, score_run
+from data_prep.retrieval_sets import RetrievalSet, load_set
+from trainer.retrieval import METRICS, means, paired_bootstrap, rank_documents, score_run
 from trainer.runlog import write_json
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from data_prep.problems import BadInput, nearest
+from data_prep.retrieval_sets import load_set
 from data_prep.shards import Rows, ShardFolder, open_shards
 from data_prep.sharing import SourceRows
 from trainer.config import LOSSES, NEEDS_SCORES, NEEDS_TEACHER, LossConfig, RunConfig, add_working_folder
 from trainer.folder import fetch, read_json, read_spec
 from trainer.planner import BatchPlan
-from trainer.retrieval import load_set
 from trainer.runlog import check_resumable
 
 

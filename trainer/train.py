@@ -12,6 +12,7 @@ import torch
 
 from data_prep.problems import Failed
 from data_prep.progress import say
+from data_prep.retrieval_sets import RetrievalSet, load_set
 from trainer import checkpoint
 from trainer.checkpoint import TrainState
 from trainer.config import RunConfig, lr_factor
@@ -24,7 +25,7 @@ from trainer.objective import Objective, import_functions
 from trainer.optim import LearnedTemperature
 from trainer.planner import PLAN_VERSION, BatchPlan, total_steps
 from trainer.preflight import check_run, eval_paths, make_plan, unused_teachers
-from trainer.retrieval import RetrievalSet, load_set, means
+from trainer.retrieval import means
 from trainer.runlog import RunLog, describe_run, write_json
 from trainer.runtime import Runtime, process_group, start
 from trainer.step import compute_gradients, planned_collectives

@@ -285,7 +285,7 @@ def test_the_package_never_imports_torch_and_starts_light():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["compose", "shard", "inspect", "generate", "sample"])
+@pytest.mark.parametrize("command", ["compose", "augment", "logs", "shard", "inspect", "generate", "sample"])
 def test_every_help_ends_with_an_example(capsys, command):
     from data_prep.__main__ import main
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from data_prep.problems import BadInput
+from data_prep.retrieval_sets import load_set
 from data_prep.shard_writer import shard
 from data_prep.shards import open_shards
 from trainer.config import RunConfig
 from trainer.preflight import eval_paths
-from trainer.retrieval import load_set, means, paired_bootstrap, rank_documents, score_run
+from trainer.retrieval import means, paired_bootstrap, rank_documents, score_run
 
 
 def read_trec(folder):

@@ -1,0 +1,255 @@
+"""Near duplicates: texts whose sets of character shingles are almost the same (Broder 1997), found by MinHash LSH.
+
+The similarity of two texts is the Jaccard similarity |A & B| / |A | B| of their shingles: every run of SHINGLE
+characters of the normalised text (records.normalise), so that scripts without spaces work like any other. Signatures
+come from rensa; banding proposes pairs (Indyk and Motwani 1998), and each proposed pair is verified on the texts
+themselves: nothing below the stated similarity is ever called a near duplicate, and of the pairs at it at most 2 % are
+expected to be missed, of closer ones fewer.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from data_prep.records import Record, normalise
+
+SHINGLE = 4  # characters
+SIMILARITY = 0.85
+LOWEST = 0.7
+MISSED = 0.02  # expected share of the pairs at exactly the stated similarity that no band proposes
+CANDIDATES = 64  # proposed partners of a row that are looked at, those of the most common bands first
+BATCH_ROWS, BATCH_CHARACTERS = 1000, 1 << 20  # what is hashed in one call
+BLOCK = 4096  # rows whose candidates are held at once
+
+
+def check_similarity(similarity: float, where: str) -> list[str]:
+    """What is wrong with a stated similarity; `where` names the option."""
+    if LOWEST <= similarity <= 1:
+        return []
+    return [f"{where} {similarity:g}: a Jaccard similarity of {LOWEST} to 1"]
+
+
+def shingles(text: str) -> set[str]:
+    """Every run of SHINGLE characters of a normalised text; a shorter text is its own only shingle."""
+    return {text[i : i + SHINGLE] for i in range(max(1, len(text) - SHINGLE + 1))}
+
+
+def shingles_of(texts: list[str]) -> set[str]:
+    """The shingles of all texts of one side of a row."""
+    return set().union(*(shingles(normalise(text)) for text in texts))
+
+
+def jaccard(one: set[str], other: set[str]) -> float:
+    """|A & B| / |A | B|; neither is empty."""
+    common = len(one & other)
+    return common / (len(one) + len(other) - common)
+
+
+class Bands:
+    """The band keys of sets of texts: sets at the stated similarity agree in at least one band but for MISSED of them.
+
+    sides: how many sets of texts a row has, each of which must be similar: query and positives are 2.
+    """
+
+    def __init__(self, similarity: float, sides: int):
+        self.rows = 6 if similarity >= 0.8 else 4  # signature values of each side in a band: more is more selective
+        agree = similarity ** (self.rows * sides)
+        self.count = 1 if agree == 1 else math.ceil(math.log(MISSED) / math.log1p(-agree))
+        self.sides = sides
+
+    def keys(self, sides: list[list[list[str]]]) -> tuple[Any, Any]:
+        """sides[s][row]: the normalised texts of one side of a row. Returns (n, count) uint32 keys, and (n, sides)
+        int32 numbers of different shingles."""
+        import numpy as np
+
+        assert len(sides) == self.sides
+        keys = np.zeros((len(sides[0]), self.count), np.uint64)
+        sizes = np.empty((len(sides[0]), self.sides), np.int32)
+        for side, rows in enumerate(sides):
+            hashes, ends = _hashes(rows)
+            sizes[:, side] = _distinct(hashes, ends)
+            values = self._signatures(hashes, ends, side).reshape(len(rows), self.count, self.rows)
+            for place in range(self.rows):
+                keys = _mix(keys ^ values[:, :, place])
+        return (keys >> np.uint64(32)).astype(np.uint32), sizes
+
+    def _signatures(self, hashes: Any, ends: Any, seed: int) -> Any:
+        """(n, count * rows) uint64: rensa's MinHash of each row's hashes."""
+        import numpy as np
+        from rensa import RMinHash
+
+        offsets = np.concatenate(([0], ends)).astype(np.uint64)
+        made = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, self.count * self.rows, seed)
+        return np.array(made.to_rows(), np.uint64)
+
+
+def _hashes(rows: list[list[str]]) -> tuple[Any, Any]:
+    """64-bit hashes of the shingles of each row's texts, one row after the other (uint64), and where each row ends."""
+    import numpy as np
+
+    # a text shorter than a shingle is padded; these hashes only propose, so a text that ends in NUL does no harm
+    texts = [text.ljust(SHINGLE, "\0") for row in rows for text in row]
+    points = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
+    hashes = np.zeros(len(points) - SHINGLE + 1, np.uint64)
+    for place in range(SHINGLE):
+        hashes *= np.uint64(0xD1342543DE82EF95)
+        hashes += points[place : place + len(hashes)]
+    hashes = _mix(hashes)
+    lengths = np.array([len(text) for text in texts])
+    starts = lengths.cumsum() - lengths
+    within = np.ones(len(hashes), bool)  # but for those that reach from one text into the next
+    for place in range(1, SHINGLE):
+        within[starts[1:] - place] = False
+    per_row = np.array([sum(max(len(text), SHINGLE) - SHINGLE + 1 for text in row) for row in rows])
+    return hashes[within], per_row.cumsum()
+
+
+def _distinct(hashes: Any, ends: Any) -> Any:
+    """(n,) how many different values each row holds; sorts the rows in place."""
+    import numpy as np
+
+    starts = np.concatenate(([0], ends[:-1]))
+    for start, end in zip(starts.tolist(), ends.tolist()):
+        hashes[start:end].sort()
+    first = np.concatenate(([True], hashes[1:] != hashes[:-1]))
+    first[starts] = True
+    return np.add.reduceat(first, starts, dtype=np.int32)
+
+
+def _mix(values: Any) -> Any:
+    """A bijection of 64-bit integers whose every bit depends on all bits (the finaliser of splitmix64)."""
+    import numpy as np
+
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        values ^= values >> np.uint64(shift)
+        values *= np.uint64(factor)
+    values ^= values >> np.uint64(31)
+    return values
+
+
+class NearDuplicates:
+    """Which rows are near duplicates of an earlier row that stays: both their queries and their positives (taken
+    together) are at least `similarity` alike, and their `score`, if any, is the same.
+
+    Memory: 4 bytes per row and band, and 8 more: 112 bytes a row at 0.85, 228 at 0.8, 56 at 0.9; while `find` runs, as
+    much again for those rows only that share a band with another. No text is held. Deterministic: the same rows in the
+    same order give the same answer.
+    unsure: rows that stayed although they had more than CANDIDATES partners to be compared with (texts made of one
+    template), so that a near duplicate may have been missed. Known after `find`.
+    """
+
+    def __init__(self, similarity: float = SIMILARITY):
+        assert LOWEST <= similarity <= 1
+        self.similarity = similarity
+        self.unsure = 0
+        self._bands = Bands(similarity, sides=2)
+        self._waiting: list[tuple[list[str], list[str], float]] = []
+        self._characters = 0
+        self._keys: list[Any] = []  # (n, bands) uint32 of each batch
+        self._sizes: list[Any] = []  # (n, 2) int32
+
+    def add(self, record: Record) -> None:
+        """Takes the next row."""
+        query, positives = [normalise(record.query)], [normalise(text) for text in record.positives]
+        self._waiting.append((query, positives, -1.0 if record.score is None else record.score))
+        self._characters += len(query[0]) + sum(map(len, positives))
+        if len(self._waiting) >= BATCH_ROWS or self._characters >= BATCH_CHARACTERS:
+            self._hash()
+
+    def _hash(self) -> None:
+        import numpy as np
+
+        if not self._waiting:
+            return
+        queries, positives, scores = map(list, zip(*self._waiting))
+        keys, sizes = self._bands.keys([queries, positives])
+        graded = _mix(np.array(scores, np.float64).view(np.uint64))
+        self._keys.append(keys ^ graded.astype(np.uint32)[:, None])
+        self._sizes.append(sizes)
+        self._waiting, self._characters = [], 0
+
+    def find(self, fetch: Callable[[list[int]], list[Record]]) -> Any:
+        """(n,) bool numpy array: the rows to leave out, n rows having been added.
+
+        fetch: the records of these rows (counted from 0 in the order of `add`), as Rows.take gives them; only rows
+        that share a band with another are asked for.
+        """
+        import numpy as np
+
+        self._hash()
+        if not self._sizes:
+            return np.zeros(0, bool)
+        sizes = np.concatenate(self._sizes)
+        removed = np.zeros(len(sizes), bool)
+        buckets = _Buckets(self._keys, self._bands.count, len(sizes))
+        self._keys, self._sizes = [], []
+        for rows, partners, cut in buckets.candidates(sizes, self.similarity):
+            self._verify(rows, partners, fetch, removed)
+            self.unsure += int((~removed[cut]).sum())
+        return removed
+
+    def _verify(self, rows: Any, partners: Any, fetch: Callable[[list[int]], list[Record]], removed: Any) -> None:
+        """rows ascending; partners: an earlier row for each. Marks in `removed`."""
+        for start in range(0, len(rows), CANDIDATES * 16):
+            part = slice(start, start + CANDIDATES * 16)
+            needed = sorted({*rows[part].tolist(), *partners[part].tolist()})
+            records = dict(zip(needed, fetch(needed)))
+            sets: dict[int, tuple[set[str], ...]] = {}
+            for row, partner in zip(rows[part].tolist(), partners[part].tolist()):
+                if removed[row] or removed[partner]:
+                    continue
+                for number in (row, partner):
+                    if number not in sets:
+                        sets[number] = tuple(map(shingles_of, ([records[number].query], records[number].positives)))
+                alike = all(jaccard(*pair) >= self.similarity for pair in zip(sets[row], sets[partner]))
+                removed[row] = alike and records[row].score == records[partner].score
+
+
+class _Buckets:
+    """Rows by band and key. Rows that are alone under all of their keys are let go at once."""
+
+    def __init__(self, keys: list[Any], bands: int, rows: int):
+        import numpy as np
+
+        self.rows = rows
+        self.bands: list[tuple[Any, Any]] = []  # of each band: members, one bucket after the other; each one's start
+        for band in range(bands):
+            column = np.concatenate([batch[:, band] for batch in keys])
+            order = np.argsort(column, kind="stable").astype(np.uint32)
+            same = column[order[1:]] == column[order[:-1]]
+            shared = np.concatenate((same, [False])) | np.concatenate(([False], same))
+            first = np.concatenate(([True], ~same))[shared]
+            members = order[shared]
+            start = np.maximum.accumulate(np.where(first, np.arange(len(members)), 0)).astype(np.uint32)
+            self.bands.append((members, start))
+
+    def candidates(self, sizes: Any, similarity: float) -> Iterator[tuple[Any, Any, Any]]:
+        """(rows, partners, cut) in ascending order of rows: pairs to compare, at most CANDIDATES for each row, those
+        of the most common bands first; cut: rows that had more. sizes: see Bands.keys; sets whose sizes differ by more
+        than the similarity allows cannot be similar and are left out."""
+        import numpy as np
+
+        by_row = [np.argsort(members, kind="stable") for members, _ in self.bands]
+        sorted_rows = [members[order] for (members, _), order in zip(self.bands, by_row)]
+        for first in range(0, self.rows, BLOCK):
+            pairs, cut = [], []
+            for (members, start), order, rows in zip(self.bands, by_row, sorted_rows):
+                places = order[rows.searchsorted(first) : rows.searchsorted(first + BLOCK)]
+                count = places - start[places]  # earlier members of the bucket
+                cut.append(members[places[count > CANDIDATES]])
+                count = np.minimum(count, CANDIDATES)
+                number = np.repeat(np.arange(len(places)), count)
+                within = np.arange(len(number)) - (count.cumsum() - count)[number]
+                row, partner = members[places][number], members[start[places][number] + within]
+                pairs.append(row.astype(np.uint64) << np.uint64(32) | partner)
+            pairs, common = np.unique(np.concatenate(pairs), return_counts=True)
+            row, partner = (pairs >> np.uint64(32)).astype(np.int64), (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
+            fits = np.minimum(sizes[row], sizes[partner]) >= similarity * np.maximum(sizes[row], sizes[partner])
+            row, partner, common = (each[fits.all(axis=1)] for each in (row, partner, common))
+            order = np.lexsort((partner, -common, row))
+            row, partner = row[order], partner[order]
+            rank = np.arange(len(row)) - row.searchsorted(row)
+            cut.append(row[rank >= CANDIDATES])
+            kept = rank < CANDIDATES
+            yield row[kept], partner[kept], np.unique(np.concatenate(cut)).astype(np.int64)
