@@ -53,7 +53,22 @@ class Record:
 
 def normalise(text: str) -> str:
     """The form in which two texts count as the same: NFKC, case-folded, white space collapsed."""
+    if _is_plain(text):
+        return text.strip().lower()
     return " ".join(unicodedata.normalize("NFKC", text).split()).casefold()
+
+
+def count_words(text: str) -> int:
+    """len(text.split()), without making the words where that can be told."""
+    if _is_plain(text):
+        trimmed = text.strip()
+        return trimmed.count(" ") + 1 if trimmed else 0
+    return len(text.split())
+
+
+def _is_plain(text: str) -> bool:
+    """Printable ASCII with single spaces, as most texts are: only case and the ends can differ from its normal form."""
+    return text.isascii() and text.isprintable() and "  " not in text
 
 
 def text_key(text: str) -> int:
