@@ -1,7 +1,6 @@
 """Texts ranked by the inner product of their embedding and the query's."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from data_prep.negatives import Corpus
@@ -12,17 +11,18 @@ from data_prep.vectors import VectorCache
 if TYPE_CHECKING:
     import numpy as np
 
-TEXTS_AT_ONCE = 512  # texts embedded at a time
+EXACT_UP_TO = 200_000  # candidates, by default
 GATHERED = 16_384  # embeddings of passages read from the disk at a time
 SCORES_AT_ONCE = 1 << 26  # float32 scores held at a time: 256 MiB
 
 
 class Encoder(Protocol):
     """An embedding model, as mining sees it. digest: of everything that changes an embedding. size: of an embedding.
-    max_len: tokens that it reads of a text, its prompt included."""
+    unit: whether embeddings have length 1. max_len: tokens that it reads of a text, its prompt included."""
 
     digest: str
     size: int
+    unit: bool
     max_len: int
 
     def queries(self, texts: list[str]) -> "tuple[np.ndarray, np.ndarray]":
@@ -32,23 +32,20 @@ class Encoder(Protocol):
 
 
 class Dense:
-    """Exact search up to `approximate_above` candidates, by an index above. Embeddings stand on disk below `folder`.
+    """Exact search up to `approximate_above` candidates, by an index above. passages, queries: embeddings on disk.
 
     Memory: 256 MiB for a block of scores, 8 bytes per text for its place on disk, and the index where there is one.
     """
 
     name = "embeddings"
 
-    def __init__(self, corpus: Corpus, encoder: Encoder, folder: Path, approximate_above: int):
+    def __init__(self, corpus: Corpus, passages: VectorCache, queries: VectorCache, approximate_above: int):
         import numpy as np
 
-        folder = folder / encoder.digest
-        self.corpus, self.encoder = corpus, encoder
-        self.passages = VectorCache(folder, "passages", encoder.size, encoder.passages, TEXTS_AT_ONCE)
-        self.queries = VectorCache(folder, "queries", encoder.size, encoder.queries, TEXTS_AT_ONCE)
+        self.corpus, self.passages, self.queries = corpus, passages, queries
         self.rows = np.full(len(corpus.texts), -1)  # where the embedding of each text is; -1: not needed so far
         chosen = corpus.texts[: corpus.candidates]
-        self.rows[: corpus.candidates] = self.passages.rows(chosen, "embedding passages")
+        self.rows[: corpus.candidates] = passages.rows(chosen, "embedding passages")
         self.cut_queries: set[int] = set()
         self.index = None
         if corpus.candidates > approximate_above:
@@ -58,7 +55,7 @@ class Dense:
                 f"{corpus.candidates:,} texts to search are more than {approximate_above:,}: an approximate index "
                 "(HNSW) finds the candidates, their scores are exact (--approximate-above)"
             )
-            self.index = ApproximateIndex(self._embeddings, corpus.candidates, encoder.size)
+            self.index = ApproximateIndex(self._embeddings, corpus.candidates, passages.size)
 
     def rank(self, queries: list[str], banned: "list[np.ndarray]", stop: int) -> list[Ranked]:
         banned = [places[places < self.corpus.candidates] for places in banned]
@@ -112,22 +109,12 @@ class Dense:
             return self.passages.all[start : start + len(rows)]
         return self.passages.all[rows]
 
-    def notes(self) -> list[str]:
-        """Lines to say when the work is done."""
+    def cut(self) -> dict[str, int]:
         import numpy as np
 
         used = self.rows[self.rows >= 0]
-        cut = int(np.frombuffer(self.passages.truncated, bool)[used].sum())
-        counts = ((cut, f"of {len(used):,} passages"), (len(self.cut_queries), "queries"))
-        return [
-            f"{count:,} {what} are longer than the model's {self.encoder.max_len} tokens: only their beginning was read"
-            for count, what in counts
-            if count
-        ]
-
-    def close(self) -> None:
-        self.passages.close()
-        self.queries.close()
+        passages = int(np.frombuffer(self.passages.truncated, bool)[used].sum())
+        return {f"of {len(used):,} passages": passages, "queries": len(self.cut_queries)}
 
 
 def _ranked(scores: "np.ndarray", banned: "np.ndarray", stop: int) -> Ranked:

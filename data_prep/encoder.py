@@ -58,15 +58,16 @@ class SentenceEncoder:
         if not self.max_len:
             raise BadInput(f"--model {path}: states no maximum length; set --max-len")
         self.model.max_seq_length = self.max_len
-        self.similarity = str(self.model.similarity_fn_name)
-        if self.similarity not in ("cosine", "dot"):
-            raise BadInput(f"--model {path}: its similarity is {self.similarity}; only cosine and dot can be mined with")
+        similarity = str(self.model.similarity_fn_name)
+        if similarity not in ("cosine", "dot"):
+            raise BadInput(f"--model {path}: its similarity is {similarity}; only cosine and dot can be mined with")
+        self.unit = similarity == "cosine"
         own = self.model.prompts
         passage = next((own[name] for name in ("document", "passage", "corpus") if own.get(name)), "")
         self.query_prompt = own.get("query") or "" if query_prompt is None else query_prompt
         self.passage_prompt = passage if passage_prompt is None else passage_prompt
         self.size = len(self.queries(["size"])[0][0])
-        facts = (self.query_prompt, self.passage_prompt, self.max_len, self.similarity)
+        facts = (self.query_prompt, self.passage_prompt, self.max_len, self.unit)
         self.digest = _digest(self.model, facts)
 
     def queries(self, texts: list[str]) -> "tuple[np.ndarray, np.ndarray]":
@@ -79,13 +80,13 @@ class SentenceEncoder:
         import numpy as np
 
         cut = _cut(self.model.tokenizer, self.max_len, [prompt + text for text in texts])
-        unit = self.similarity == "cosine"
-        vectors = encode(texts, prompt=prompt, normalize_embeddings=unit, show_progress_bar=False)
+        vectors = encode(texts, prompt=prompt, normalize_embeddings=self.unit, show_progress_bar=False)
         return vectors.astype(np.float32, copy=False), cut
 
 
-class PairScorer:
-    """A cross-encoder, folder or hub id: one score for a query and a text, with the activation that its folder states.
+class CrossEncoderScorer:
+    """A cross-encoder, folder or hub id, as mining asks for it (data_prep.miner.PairScorer): one score for a query and
+    a text, with the activation that the folder states.
 
     BadInput: no cross-encoder there (its classifier would be random numbers), more than one score, its own code.
     """
@@ -120,7 +121,8 @@ def _architectures(path: str) -> list[str]:
     try:
         settings, _ = PretrainedConfig.get_config_dict(path)
     except (OSError, ValueError) as error:
-        state = "has no config.json that can be read" if Path(path).exists() else "is no folder, nor did the hub give it"
+        here = Path(path).exists()
+        state = "has no config.json that can be read" if here else "is no folder, nor did the hub give it"
         raise BadInput(f"--rescore {path}: {state} ({_line(error)})") from None
     return settings.get("architectures") or []
 

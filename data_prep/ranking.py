@@ -24,6 +24,9 @@ class Ranker(Protocol):
     def scores(self, queries: list[str], places: "list[np.ndarray]") -> "list[np.ndarray]":
         """For each query the scores of the texts at these places, float32."""
 
+    def cut(self) -> dict[str, int]:
+        """How many texts were longer than what is read of them, by what they are."""
+
 
 def best(scores: "np.ndarray", count: int) -> "np.ndarray":
     """Places of the `count` highest of (n,) scores, highest first, equal ones by place; -inf stands for none."""

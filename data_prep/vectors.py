@@ -20,9 +20,9 @@ Text = str | tuple[str, str]  # a text, or the two that a cross-encoder reads to
 class VectorCache:
     """One float32 vector for each text, appended to two files as they are made and read memory-mapped.
 
-    NAME.f32 holds the vectors, NAME.keys a 64-bit key of each exact text and whether it was truncated. compute: texts ->
-    ((n, size) float32, (n,) bool: truncated), asked for `block` texts at a time. About 100 bytes of memory per text.
-    One process at a time may hold a folder open (Failed).
+    NAME.f32 holds the vectors, NAME.keys a 64-bit key of each exact text and whether it was truncated. compute: texts
+    -> ((n, size) float32, (n,) bool: truncated), asked for `block` texts at a time. About 100 bytes of memory per text.
+    One process at a time may hold them open (Failed).
     """
 
     def __init__(self, folder: Path, name: str, size: int, compute: "Compute", block: int):
@@ -35,7 +35,7 @@ class VectorCache:
         try:
             self.lock.acquire(timeout=0)
         except Timeout:
-            raise Failed(f"{folder}: another process mines with these {name}; wait for it, or name another --cache") from None
+            raise Failed(f"{folder}: another process is mining with these {name}; wait for it to end") from None
         self.entry = np.dtype([("key", "<u8"), ("truncated", "?")])
         self.keys = open(folder / f"{name}.keys", "a+b")  # noqa: SIM115  open as long as the cache is
         self.vectors = open(folder / f"{name}.f32", "a+b")  # noqa: SIM115
@@ -72,10 +72,15 @@ class VectorCache:
             self.put([texts[i] for i in some], *self.compute([texts[i] for i in some]))
         return np.array([self.row_of[key] for key in keys], np.int64)
 
-    def put(self, texts: Sequence[Text], vectors: "np.ndarray", truncated: "np.ndarray") -> None:
-        """Keeps the vectors of texts that are not there yet."""
+    def put(self, texts: Sequence[Text], vectors: "np.ndarray", truncated: "np.ndarray | None" = None) -> None:
+        """Keeps the vectors of those of the texts that are not there yet."""
         import numpy as np
 
+        new = list({key: i for i, text in enumerate(texts) if (key := _key(text)) not in self.row_of}.values())
+        if not new:
+            return
+        texts, vectors = [texts[i] for i in new], vectors[new]
+        truncated = np.zeros(len(new), bool) if truncated is None else truncated[new]
         if not np.isfinite(vectors).all():
             raise Failed(f"the model gave a {self.name} value that is no number, as for {str(texts[0])[:60]!r}")
         entries = np.empty(len(texts), self.entry)
