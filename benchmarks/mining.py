@@ -48,7 +48,7 @@ def main() -> None:
     shards = ROOT / "quickstart" / "shards"
     parser.add_argument("--data", type=Path, default=shards, help="retrieval set or shard folder")
     about = "flags of `data_prep mine` under a name; may be repeated"
-    parser.add_argument("--cases", nargs="+", default=CASES, metavar="NAME=FLAGS", help=about)
+    parser.add_argument("--cases", nargs="*", default=CASES, metavar="NAME=FLAGS", help=about)
     parser.add_argument("--without-plain", action="store_true", help="leave out the trainings without hard negatives")
     parser.add_argument("--k", type=int, default=4, help="hard negatives per row")
     parser.add_argument("--model", help="model folder (default: the MiniLM wheel)")

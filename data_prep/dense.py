@@ -1,5 +1,6 @@
 """Texts ranked by the inner product of their embedding and the query's."""
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 EXACT_UP_TO = 200_000  # candidates, by default
 GATHERED = 16_384  # embeddings of passages read from the disk at a time
+SAMPLED = 64  # queries that are searched both ways, to know the recall of the index
 SCORES_AT_ONCE = 1 << 26  # float32 scores held at a time: 256 MiB
 
 
@@ -49,18 +51,33 @@ class Dense:
         self.cut_queries: set[int] = set()
         self.index = None
         if corpus.candidates > approximate_above:
-            from data_prep.approximate import ApproximateIndex
+            self._build_index(approximate_above)
 
-            say(
-                f"{corpus.candidates:,} texts to search are more than {approximate_above:,}: an approximate index "
-                "(HNSW) finds the candidates, their scores are exact (--approximate-above)"
-            )
-            self.index = ApproximateIndex(self._embeddings, corpus.candidates, passages.size)
+    def _build_index(self, approximate_above: int) -> None:
+        size = self.corpus.candidates
+        if sys.platform == "darwin":
+            say(f"{size:,} texts are searched exactly all the same: faiss crashes beside torch on macOS")
+            return
+        from data_prep.approximate import ApproximateIndex
+
+        say(
+            f"{size:,} texts to search, more than {approximate_above:,}: an index finds the candidates approximately, "
+            "their scores are exact (--approximate-above)"
+        )
+        self.index = ApproximateIndex(self._embeddings, size, self.passages.size)
+        self.tuned = False
 
     def rank(self, queries: list[str], banned: "list[np.ndarray]", stop: int) -> list[Ranked]:
         banned = [places[places < self.corpus.candidates] for places in banned]
         asked = self._queries(queries)
-        return self._approximate(asked, banned, stop) if self.index else self._exact(asked, banned, stop)
+        if not self.index:
+            return self._exact(asked, banned, stop)
+        count = stop + max(map(len, banned))
+        if not self.tuned:
+            exact = self._exact(asked[:SAMPLED], banned[:SAMPLED], stop)
+            self.index.tune(asked[:SAMPLED], [ranked.places for ranked in exact], count)
+            self.tuned = True
+        return self._approximate(asked, banned, stop, count)
 
     def _exact(self, queries: "np.ndarray", banned: "list[np.ndarray]", stop: int) -> list[Ranked]:
         import numpy as np
@@ -76,12 +93,11 @@ class Dense:
             found += [_ranked(row, places, stop) for row, places in zip(scores, banned[start:])]
         return found
 
-    def _approximate(self, queries: "np.ndarray", banned: "list[np.ndarray]", stop: int) -> list[Ranked]:
+    def _approximate(self, queries: "np.ndarray", banned: "list[np.ndarray]", stop: int, count: int) -> list[Ranked]:
         import numpy as np
 
-        depth = stop + max(map(len, banned), default=0)
         found = []
-        for query, near, places in zip(queries, self.index.search(queries, depth), banned):
+        for query, near, places in zip(queries, self.index.search(queries, count), banned):
             ranked = _ranked(self.passages.all[self.rows[near]] @ query, np.flatnonzero(np.isin(near, places)), stop)
             found.append(Ranked(near[ranked.places], ranked.banned))
         return found

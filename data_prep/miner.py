@@ -100,6 +100,8 @@ class Miner:
         """Appends to the negatives of each record; those with a graded score stay as they are."""
         self.counts.graded += sum(record.score is not None for record in records)
         records = [record for record in records if record.score is None]
+        if not records:
+            return
         candidates = self._candidates(records)
         known, scores = self._scores(records, candidates)
         for i, record in enumerate(records):

@@ -81,8 +81,10 @@ class VectorCache:
             return
         texts, vectors = [texts[i] for i in new], vectors[new]
         truncated = np.zeros(len(new), bool) if truncated is None else truncated[new]
-        if not np.isfinite(vectors).all():
-            raise Failed(f"the model gave a {self.name} value that is no number, as for {str(texts[0])[:60]!r}")
+        if len(bad := np.flatnonzero(~np.isfinite(vectors).all(axis=1))):
+            raise Failed(
+                f"{self.name}: the model gives no number for {len(bad):,} texts, as for {str(texts[bad[0]])[:80]!r}"
+            )
         entries = np.empty(len(texts), self.entry)
         entries["key"], entries["truncated"] = [_key(text) for text in texts], truncated
         for handle, data in ((self.vectors, np.ascontiguousarray(vectors, np.float32)), (self.keys, entries)):
