@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_prep.augment import Changes, augment
-from data_prep.negatives import add_hard_negatives
+from data_prep.miner import add_hard_negatives
 from data_prep.records import Record, is_variant, normalise, query_key
 from data_prep.retrieval_sets import load_set
 from data_prep.shard_writer import shard
