@@ -24,10 +24,10 @@ from quality_vs_sentence_transformers import train_ours
 
 from data_prep.keyboards import neighbours
 from data_prep.phrases import WORD, Phrases, in_case_of, read_misspellings
+from data_prep.retrieval_sets import RetrievalSet, load_set
 from data_prep.shards import open_shards
 from trainer.config import ModelConfig
 from trainer.evaluate import evaluate_folder
-from trainer.retrieval import RetrievalSet, load_set
 
 NOISE_SEED = 20_000
 MISSPELT = "misspelt "  # before the ids of the misspelt queries

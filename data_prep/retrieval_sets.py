@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.problems import BadInput
-from data_prep.records import query_key, text_key
+from data_prep.records import document_text, query_key, text_key
 from data_prep.shards import open_shards
 
 
@@ -87,7 +87,7 @@ def _texts(path: Path, problems: list[str], with_title: bool) -> dict[str, str]:
             problems.append(f"{path}:{number}: needs the keys id (or _id) and text")
             continue
         title = value.get("title") if with_title else ""
-        full = f"{title}\n{text}" if title else text
+        full = document_text(title, text)
         if not full.strip():
             problems.append(f"{path}:{number}: text of {key!r} is empty")
         if str(key) in texts:

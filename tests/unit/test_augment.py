@@ -8,15 +8,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_prep.augment import Changes, augment
-from data_prep.negatives import add_hard_negatives
+from data_prep.miner import add_hard_negatives
 from data_prep.records import Record, is_variant, normalise, query_key
+from data_prep.retrieval_sets import load_set
 from data_prep.shard_writer import shard
 from data_prep.shards import open_shards
 from tests.unit.data_prep_helpers import read_jsonl, run, write_jsonl, write_records
 from trainer.config import DataConfig, ModelConfig, parse_config
 from trainer.losses import duplicate_mask
 from trainer.preflight import make_plan
-from trainer.retrieval import load_set
 
 EACH = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MANY = Changes(typo_rate=0.5, case_rate=0.2, punctuation_rate=0.2)
