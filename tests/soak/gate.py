@@ -1,11 +1,11 @@
 """The gate at its full size: python -m tests.soak.gate
 
-1. Ten times the planted defects of tests/planted.py among 15,000 good rows: every count of `inspect` is the planned one.
-2. The same defects among 1,000,000 rows, read by `inspect` and, as shards, by the gate of a run: what takes all rows is
-   exact; time and memory of each, in a process of its own.
-3. Near duplicates planted at and just above the stated Jaccard similarity, in three scripts: recall, false removals, and
-   for rows of real sets (where they are beside the checkout) the same against comparing all pairs.
-4. Near duplicates among 1,000,000 rows: time and memory.
+1. Ten times the planted defects of tests/planted.py among 15,000 good rows: every count of `inspect` is as planned.
+2. The same defects among 1,000,000 rows, read by `inspect` and, as shards, by the gate of a run: what takes all rows
+   is exact; time and memory of each, in a process of its own.
+3. Near duplicates planted among 1,000,000 rows: recall, time and memory.
+4. Near duplicates planted at and just above the stated Jaccard similarity, in three scripts: recall, false removals,
+   and for rows of real sets (where they are beside the checkout) the same against comparing all pairs.
 """
 
 import json
