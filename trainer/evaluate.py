@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_prep.cli import add_store, store_of, where_of
+from data_prep.cli import add_store, store_flags, store_of, where_of
 from data_prep.output import check, check_output_file
 from data_prep.problems import BadInput, guarded
 from data_prep.progress import say
@@ -97,6 +97,7 @@ def _data(args: argparse.Namespace) -> RetrievalSet:
     if given not in ({"data"}, {"collection", "pairs"}):
         raise BadInput("name what is evaluated on: --data SET, or --collection NAME of a store with --pairs FILE")
     if args.data is not None:
+        check(store_flags(args))
         return load_set(args.data)
     return load_collection(store_of(args), args.pairs, where_of(args))
 

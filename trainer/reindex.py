@@ -170,8 +170,8 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m trainer.reindex",
         description="Embeds a collection with a model into a new collection of the same store; ids, texts and metadata "
         "are kept. Run again, it goes on where it stopped.",
-        epilog="example: python -m trainer.reindex --model runs/first/final --store chroma --path chroma "
-        "--collection docs --target docs-tuned",
+        epilog="example: python -m trainer.reindex --model tuned/final --store chroma --path chroma "
+        "--collection stdlib --target stdlib-tuned",
     )
     parser.add_argument("--model", required=True, help="model folder or hub id")
     parser.add_argument("--target", required=True, metavar="NEW", help="the collection that is made")

@@ -84,8 +84,8 @@ def main() -> int:
         base, tuned = sides["base"].mean(), sides["tuned"].mean()
         interval = f"{low:+.4f} … {high:+.4f}"
         print(f"| {name} | {base:.4f} | {tuned:.4f} | {tuned - base:+.4f} | {interval} | {found[name]:.4f} |")
-        wrong += [f"{name}: the tuned model is not better"] * (low <= 0)
-        wrong += [f"{name}: finds {found[name]:.4f} of the exact top {K}"] * (found[name] < AGREE)
+        wrong += [f"{name}: the tuned model is not better"] * bool(low <= 0)
+        wrong += [f"{name}: finds {found[name]:.4f} of the exact top {K}"] * bool(found[name] < AGREE)
     for problem in wrong:
         print(problem)
     return 1 if wrong else 0

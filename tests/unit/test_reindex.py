@@ -346,6 +346,10 @@ def test_search_in_a_retrieval_set(tiny_bert, tmp_path, capsys):
         (["--data", "x", "--collection", "docs"], "one of them"),
         (["--data", "none"], "no such folder"),
         (["--collection", "docs"], "needs --path DIR"),
+        (
+            ["--data", "x", "--path", "c", "--where", "{}"],
+            "--path: needs --collection\n  - --where: needs --collection",
+        ),
     ],
 )
 def test_what_cannot_be_searched_is_told(tiny_bert, capsys, argv, reason):
