@@ -118,7 +118,7 @@ class ChromaCollection:
     """See data_prep.stores.Collection."""
 
     def __init__(self, store: ChromaStore, name: str):
-        self.store, self.name, self.layout = store, name, {}
+        self.store, self.name, self.layout, self.not_copied = store, name, {}, []
         with store.failures():
             self.inner = store.client.get_collection(name, embedding_function=None)
 

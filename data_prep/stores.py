@@ -27,12 +27,13 @@ QUERIES = 100  # vectors asked at a time
 
 @dataclass(slots=True)
 class Chunk:
-    """One stored text. metadata: what the store holds beside it; embedding: (d,) float32 where it was asked for."""
+    """One stored text. metadata: what the store holds beside it. embedding: (d,) float32 where it was asked for; it
+    takes no part in comparisons."""
 
     id: str
     text: str
     metadata: dict[str, Any] = field(default_factory=dict)
-    embedding: "np.ndarray | None" = None
+    embedding: "np.ndarray | None" = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -107,13 +108,15 @@ class Collection(AbstractContextManager, Protocol):
     """One collection of a store that is open. Closing it closes the store.
 
     about: what the collection itself says, flat. size: d of its vectors, None where it holds none that can be read.
-    layout: what else `Store.create` and `Store.open` need to make or read a collection of the same form.
+    layout: what else `Store.create` and `Store.open` need to make or read a collection of the same form. not_copied:
+    what such a collection lacks nevertheless.
     """
 
     name: str
     about: dict[str, Any]
     size: int | None
     layout: dict[str, str]
+    not_copied: list[str]
 
     def count(self, where: dict[str, Any] | None = None) -> int:
         """Chunks that fit `where`, all without it. BadInput: a filter that the store does not understand."""
