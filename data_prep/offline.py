@@ -13,7 +13,7 @@ from data_prep.negatives import TOKENS
 from data_prep.output import check, check_output_file, whole_file
 from data_prep.problems import BadInput, nearest
 from data_prep.progress import result, say, track
-from data_prep.stores import Chunk, iter_chunks
+from data_prep.stores import Chunk, StoreConfig, open_collection
 
 TITLE_WORDS = 25
 QUESTION_WORDS = 3
@@ -29,8 +29,7 @@ _WORDS = re.compile(TOKENS)
 
 
 def generate_offline(
-    path: Path,
-    collection: str,
+    config: StoreConfig,
     output: Path,
     *,
     where: dict[str, Any] | None = None,
@@ -39,8 +38,8 @@ def generate_offline(
     seed: int = 0,
     min_words: int = 8,
 ) -> int:
-    """One pair per chunk of an embedded Chroma collection to a JSONL file of {"chunk_id", "question", "answer",
-    "metadata"}; returns their number.
+    """One pair per chunk of a collection to a JSONL file of {"chunk_id", "question", "answer", "metadata"}; returns
+    their number.
 
     The metadata is the chunk's and "rule" (see make_pair). hide: metadata fields whose value is removed from the
     question. limit: at most so many pairs. min_words: words that an answer needs. Chunks without a pair are counted.
@@ -56,8 +55,9 @@ def generate_offline(
     fields: dict[str, None] = {}
     lacking = Counter()
     chunks = 0
-    with whole_file(output) as lines:
-        for chunk in track(iter_chunks(path, collection, where), f"pairs from {collection}"):
+    collection = config.collection
+    with open_collection(config) as store, whole_file(output) as lines:
+        for chunk in track(store.chunks(where), f"pairs from {collection}"):
             chunks += 1
             fields.update(dict.fromkeys(chunk.metadata))
             lacking.update(name for name in hide if chunk.metadata.get(name) in (None, ""))

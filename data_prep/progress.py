@@ -7,6 +7,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 EVERY_SECONDS = 5.0
+_showing = False
 
 
 def say(line: str) -> None:
@@ -22,7 +23,22 @@ def result(line: str) -> None:
 
 
 def track(iterable: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-    """Yields the items; shows a bar on a terminal, elsewhere (a log file) a plain line about every five seconds."""
+    """Yields the items; shows a bar on a terminal, elsewhere (a log file) a plain line about every five seconds.
+
+    Only the outermost of several at a time shows anything: two bars would write over each other.
+    """
+    global _showing
+    if _showing:
+        yield from iterable
+        return
+    _showing = True
+    try:
+        yield from _shown(iterable, label, total)
+    finally:
+        _showing = False
+
+
+def _shown(iterable: Iterable[T], label: str, total: int | None) -> Iterator[T]:
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import track as bar

@@ -14,7 +14,7 @@ from pathlib import Path
 from data_prep.problems import BadInput, Failed
 from data_prep.progress import result, say, track
 from data_prep.records import text_key
-from data_prep.stores import Chunk, check_target, write_chunks
+from data_prep.stores import Chunk, StoreConfig, check_target, write_chunks
 
 MIN_WORDS = 8
 # Test suites, tools with copies of other modules, and jokes: no documentation of a library.
@@ -31,7 +31,7 @@ def sample(path: Path, collection: str, *, limit: int | None = None) -> int:
     """
     if limit is not None and limit < 1:
         raise BadInput(f"--limit {limit}: must be 1 or more")
-    check_target(path, collection)
+    check_target(StoreConfig("chroma", collection, path=path))
     skipped: Counter[str] = Counter()
     chunks: list[Chunk] = []
     for chunk in track(_kept(_docstrings(skipped), skipped), "reading docstrings"):

@@ -1,177 +1,250 @@
-"""Chunks of text in a vector store: embedded Chroma, read page by page.
+"""Chunks of text in a vector store: Chroma and Qdrant, embedded or on a server, behind the same methods.
 
-Chroma embeds documents itself unless it is told not to, and downloads a model for that. So collections are always
-opened with `embedding_function=None`, and those that this package writes carry a placeholder vector [0.0] per chunk, as
-Chroma stores no document without one; the collection's metadata says so (`vectors`). Query such a collection by id or
-metadata, or write real vectors into another collection first.
+    with open_collection(StoreConfig("chroma", "docs", path=Path("chroma"))) as collection:
+        for chunk in collection.chunks(): ...
+
+The stores' own sides are data_prep.chroma and data_prep.qdrant, loaded when they are needed.
 """
 
-import json
-import sqlite3
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
 
-from data_prep.problems import BadInput, Failed, nearest
+from data_prep.output import check
+from data_prep.problems import BadInput
 
-PLACEHOLDER = "none: every vector is the placeholder [0.0]; only the texts and metadata are real"
+if TYPE_CHECKING:
+    import numpy as np
+
+KINDS = ("chroma", "qdrant")
+CHROMA_PORT = 8000
+PAGE = 1000  # chunks held at a time
+QUERIES = 100  # vectors asked at a time
 
 
 @dataclass(slots=True)
 class Chunk:
-    """One stored text. metadata: texts, numbers and booleans, as a store holds them."""
+    """One stored text. metadata: what the store holds beside it; embedding: (d,) float32 where it was asked for."""
 
     id: str
     text: str
     metadata: dict[str, Any] = field(default_factory=dict)
+    embedding: "np.ndarray | None" = None
 
 
-def _client(path: Path, create: bool = False):
-    """An embedded Chroma client without telemetry. Opening a path that is no store would create one: refused."""
-    file = path / "chroma.sqlite3"
-    if not create:
-        if not path.is_dir():
-            raise BadInput(f"--path {path}: {'is a file' if path.exists() else 'no such folder'}; name a Chroma folder")
-        if not file.is_file():
-            inside = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
-            raise BadInput(f"--path {path}: is no Chroma folder (no chroma.sqlite3; it holds {inside})")
-    if file.is_file() and not _is_chroma(file):
-        raise BadInput(f"--path {path}: chroma.sqlite3 is damaged or no Chroma database")
-    try:
-        import chromadb
-        from chromadb.config import Settings
-    except ImportError:
-        raise Failed("stores need Chroma: pip install 'embedfleet[stores]'") from None
-    with _chroma_failures(path):
-        return chromadb.PersistentClient(str(path), settings=Settings(anonymized_telemetry=False))
+@dataclass(frozen=True)
+class StoreConfig:
+    """Where a collection is. Keys are no part of it: CHROMA_TOKEN and QDRANT_API_KEY come from the environment or .env.
 
-
-@contextmanager
-def _chroma_failures(path: Path) -> Iterator[None]:
-    """A full disk, a read-only folder or a damaged database, which Chroma raises under many names, as one line."""
-    from chromadb.errors import ChromaError
-
-    try:
-        yield
-    except BadInput:
-        raise
-    except (ChromaError, ValueError, RuntimeError) as error:
-        raise Failed(f"Chroma failed in {path}: {str(error).splitlines()[0]}") from None
-
-
-def _is_chroma(file: Path) -> bool:
-    try:
-        connection = sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)
-        try:
-            return bool(connection.execute("select 1 from sqlite_master where name = 'collections'").fetchone())
-        finally:
-            connection.close()
-    except sqlite3.Error:
-        return False
-
-
-def _collection(client, path: Path, name: str):
-    from chromadb.errors import ChromaError
-
-    try:
-        return client.get_collection(name, embedding_function=None)
-    except (ChromaError, ValueError):
-        there = sorted(collection.name for collection in client.list_collections())
-        counted = [f"{one} ({client.get_collection(one, embedding_function=None).count():,} chunks)" for one in there]
-        listed = ", ".join(counted) or "no collection"
-        raise BadInput(f"--collection {name}: not in {path}, which has {listed}.{nearest(name, there)}") from None
-
-
-def iter_chunks(
-    path: str | Path, collection: str, where: dict[str, Any] | None = None, page: int = 1000
-) -> Iterator[Chunk]:
-    """Every chunk of an embedded Chroma collection, in the order of insertion, holding one page at a time.
-
-    where: Chroma's own metadata filter. BadInput: no store there, no such collection (those there are listed), a filter
-    that Chroma does not understand, chunks without text (their ids and metadata fields are listed).
+    path: folder of embedded Chroma or of Qdrant's local mode. host, port, ssl: a Chroma server. url: a Qdrant server.
+    text_field: the payload field that holds a Qdrant point's text. vector_name: which of its named vectors.
     """
-    store = _collection(_client(Path(path)), Path(path), collection)
-    offset = 0
-    while True:
-        with _chroma_failures(Path(path)):
-            got = _page(store, where, page, offset)
-        if bare := [i for i, text in enumerate(got["documents"]) if not (text or "").strip()]:
-            ids = ", ".join(got["ids"][i] for i in bare[:5])
-            fields = ", ".join(sorted({key for i in bare for key in got["metadatas"][i] or {}})) or "none"
-            raise BadInput(
-                f"--collection {collection}: at least {len(bare)} chunks have no text, such as {ids} "
-                f"(metadata fields there: {fields}); store the text as the document, or leave them out with --where"
+
+    kind: str
+    collection: str
+    path: Path | None = None
+    host: str | None = None
+    port: int | None = None
+    ssl: bool = False
+    url: str | None = None
+    text_field: str | None = None
+    vector_name: str | None = None
+
+    @property
+    def place(self) -> str:
+        """The flags that name the store, for messages."""
+        if self.path is not None:
+            return f"--path {self.path}"
+        if self.url is not None:
+            return f"--url {self.url}"
+        return f"--host {self.host} --port {self.port or CHROMA_PORT}" + (" --ssl" if self.ssl else "")
+
+    def problems(self) -> list[str]:
+        """What contradicts itself, with the flags that say it."""
+        if self.kind not in KINDS:
+            return [f"--store {self.kind}: must be one of {', '.join(KINDS)}"]
+        server, other = ("host", "url") if self.kind == "chroma" else ("url", "host")
+        found = []
+        foreign = [other] + (["text_field", "vector_name"] if self.kind == "chroma" else ["port", "ssl"])
+        for name in foreign:
+            if getattr(self, name):
+                flag = name.replace("_", "-")
+                found.append(f"--{flag}: belongs to --store {'qdrant' if self.kind == 'chroma' else 'chroma'}")
+        places = [self.path is not None, getattr(self, server) is not None]
+        if sum(places) != 1:
+            found.append(
+                f"--store {self.kind}: needs --path DIR (a folder) or --{server} (a server)"
+                + (", not both" if sum(places) == 2 else "")
             )
-        for chunk_id, text, metadata in zip(got["ids"], got["documents"], got["metadatas"]):
-            # Chroma returns the fields of a chunk in no fixed order
-            yield Chunk(chunk_id, text, dict(sorted((metadata or {}).items())))
-        if len(got["ids"]) < page:
-            return
-        offset += page
+        if self.kind == "chroma" and self.host is None:
+            found += [f"--{name}: needs --host" for name in ("port", "ssl") if getattr(self, name)]
+        if self.port is not None and not 1 <= self.port <= 65535:
+            found.append(f"--port {self.port}: must be 1 to 65535")
+        if self.host is not None and ("/" in self.host or "@" in self.host):
+            found.append("--host: must be a host name or address alone; --port and --ssl say the rest")
+        if self.url is not None:
+            found += _url_problems(self.url)
+        return found
 
 
-def _page(store, where: dict[str, Any] | None, page: int, offset: int) -> dict[str, Any]:
-    from chromadb.errors import ChromaError
-
+def _url_problems(url: str) -> list[str]:
     try:
-        return store.get(where=where, limit=page, offset=offset, include=["documents", "metadatas"])
-    except (ChromaError, ValueError, TypeError) as error:
-        if where is None:
-            raise
-        raise BadInput(
-            f"--where {json.dumps(where)}: Chroma does not accept it: {str(error).splitlines()[0]}"
-        ) from None
+        parts = urlsplit(url)
+        parts.port  # noqa: B018  raises for what is no port
+    except ValueError as error:
+        return [f"--url: {error}"]
+    if parts.username or parts.password:
+        return ["--url: holds a user or password; put the key into QDRANT_API_KEY (environment or .env)"]
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        return [f"--url {url}: must look like http://localhost:6333"]
+    return []
 
 
-def count_chunks(path: str | Path, collection: str) -> int:
-    """The number of chunks in a collection; BadInput as iter_chunks."""
-    return _collection(_client(Path(path)), Path(path), collection).count()
+class Collection(AbstractContextManager, Protocol):
+    """One collection of a store that is open. Closing it closes the store.
+
+    about: what the collection itself says, flat. size: d of its vectors, None where it holds none that can be read.
+    layout: what else `Store.create` and `Store.open` need to make or read a collection of the same form.
+    """
+
+    name: str
+    about: dict[str, Any]
+    size: int | None
+    layout: dict[str, str]
+
+    def count(self, where: dict[str, Any] | None = None) -> int:
+        """Chunks that fit `where`, all without it. BadInput: a filter that the store does not understand."""
+
+    def chunks(
+        self, where: dict[str, Any] | None = None, page: int = PAGE, embeddings: bool = False
+    ) -> Iterator[Chunk]:
+        """Every chunk that fits `where`, once, holding one page at a time, in an order that a second read repeats.
+
+        Chroma: order of insertion. Qdrant: order of ids. embeddings: the store's own vectors are read along.
+        BadInput: a filter that the store does not understand, chunks without text (ids and fields are listed).
+        Failed: the store fails, or chunks before the current page were deleted while it was read.
+        """
+
+    def stored(self, ids: Sequence[str]) -> dict[str, Chunk]:
+        """Those of these chunks that are here, by id, without embeddings."""
+
+    def upsert(self, chunks: Sequence[Chunk]) -> None:
+        """Writes chunks with their embeddings, replacing those of the same id; on disk when it returns."""
+
+    def describe(self, about: dict[str, Any]) -> None:
+        """Sets these entries of `about`; the others stay."""
+
+    def query(self, vectors: "np.ndarray", k: int, where: dict[str, Any] | None = None) -> list[list[Chunk]]:
+        """(q, d) vectors -> for each its k nearest chunks by the store's own search, best first, with embeddings.
+
+        BadInput: d is not that of the collection, a filter that the store does not understand.
+        """
+
+    def close(self) -> None: ...
+
+
+class Store(AbstractContextManager, Protocol):
+    """A store that is open."""
+
+    def names(self) -> list[str]: ...
+
+    def aliases(self) -> dict[str, str] | None:
+        """alias -> collection; None where the store has no aliases."""
+
+    def open(self, name: str, **layout: str) -> Collection: ...
+
+    def create(
+        self, name: str, size: int | None, about: dict[str, Any], cosine: bool = True, **layout: str
+    ) -> Collection:
+        """A new, empty collection. BadInput where the name is taken or cannot be one.
+
+        size: d of its vectors; None (Chroma only): texts without vectors. about: flat, texts and numbers. cosine:
+        vectors are compared by cosine, otherwise by inner product. layout: Collection.layout of one like it.
+        """
+
+    def close(self) -> None: ...
+
+
+def open_collection(config: StoreConfig) -> Collection:
+    """The collection, open for reading.
+
+    BadInput, each listing what is there instead: contradictory config, no store at that place, a refused key, no such
+    collection, no such text field or named vector. Failed: the store is locked by another process or fails.
+    """
+    store = open_store(config)
+    try:
+        return store.open(config.collection)
+    except BaseException:
+        store.close()
+        raise
+
+
+def open_store(config: StoreConfig, create: bool = False) -> Store:
+    """The store itself. create: a folder that is no store yet becomes one. Raises as open_collection."""
+    check(config.problems())
+    if config.kind == "chroma":
+        from data_prep.chroma import ChromaStore
+
+        return ChromaStore(config, create)
+    from data_prep.qdrant import QdrantStore
+
+    return QdrantStore(config, create)
 
 
 def write_chunks(path: str | Path, collection: str, chunks: Iterable[Chunk], digest: str) -> bool:
-    """Makes an embedded Chroma collection of these chunks; False when it is there already, with the same digest.
+    """Makes an embedded Chroma collection of these chunks, without vectors; False when it is there already, with the
+    same digest.
 
     digest: a hash of the chunks, kept in the collection's metadata. An interrupted write is completed; a collection
     with another digest, or one that this function did not make, is left alone: BadInput.
     """
-    path, chunks = Path(path), list(chunks)
-    check_target(path, collection)
-    client = _client(path, create=True)
-    if collection in {one.name for one in client.list_collections()}:
-        store = client.get_collection(collection, embedding_function=None)
-        if (store.metadata or {}).get("content_sha256") != digest:
-            raise BadInput(
-                f"--collection {collection}: {path} has one with other content ({store.count():,} chunks); "
-                "choose another name or another --path"
-            )
-        if store.count() == len(chunks):
-            return False
-    else:
-        about = {"vectors": PLACEHOLDER, "content_sha256": digest}
-        store = client.create_collection(collection, embedding_function=None, metadata=about)
-    size = min(client.get_max_batch_size(), 1000)
-    for start in range(0, len(chunks), size):
-        part = chunks[start : start + size]
-        with _chroma_failures(path):
-            store.upsert(
-                ids=[chunk.id for chunk in part],
-                documents=[chunk.text for chunk in part],
-                metadatas=[chunk.metadata or None for chunk in part],
-                embeddings=[[0.0]] * len(part),
-            )
+    config, chunks = StoreConfig("chroma", collection, path=Path(path)), list(chunks)
+    check_target(config)
+    with open_store(config, create=True) as store:
+        if collection in store.names():
+            target = store.open(collection)
+            if target.about.get("content_sha256") != digest:
+                raise BadInput(
+                    f"--collection {collection}: {path} has one with other content ({target.count():,} chunks); "
+                    "choose another name or another --path"
+                )
+            if target.count() == len(chunks):
+                return False
+        else:
+            target = store.create(collection, None, {"content_sha256": digest})
+        for start in range(0, len(chunks), PAGE):
+            target.upsert(chunks[start : start + PAGE])
     return True
 
 
-def check_target(path: Path, collection: str) -> None:
-    """BadInput when no collection of this name can be written to this path; for checking before long work."""
-    import re
+def check_target(config: StoreConfig, flag: str = "--collection") -> None:
+    """BadInput when no collection of this name can be written there; for checking before long work."""
+    found = config.problems()
+    if config.path is not None and config.path.exists() and not config.path.is_dir():
+        found.append(f"--path {config.path}: is a file; name a folder")
+    if config.kind == "chroma":
+        from data_prep.chroma import name_problem
+    else:
+        from data_prep.qdrant import name_problem
+    if problem := name_problem(config.collection):
+        found.append(f"{flag} {config.collection!r}: {problem}")
+    check(found)
 
-    if path.exists() and not path.is_dir():
-        raise BadInput(f"--path {path}: is a file; name a folder")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,510}[A-Za-z0-9]", collection):
+
+def with_text(name: str, chunks: list[Chunk], mend: str) -> list[Chunk]:
+    """The chunks of a page. BadInput where some have no text."""
+    if bare := [chunk for chunk in chunks if not chunk.text.strip()]:
+        fields = ", ".join(sorted({key for chunk in bare for key in chunk.metadata})) or "none"
         raise BadInput(
-            f"--collection {collection!r}: a Chroma name has 3 to 512 letters, digits, '.', '_' or '-', "
-            "and starts and ends with a letter or digit"
+            f"--collection {name}: at least {len(bare)} chunks have no text, such as "
+            f"{', '.join(chunk.id for chunk in bare[:5])} (metadata fields there: {fields}); {mend}"
         )
+    return chunks
+
+
+def wrong_size(name: str, size: int | None, asked: int) -> BadInput:
+    held = "no vectors that can be searched" if size is None else f"vectors of {size} numbers"
+    return BadInput(f"--collection {name}: holds {held}, the query has {asked}: it is another model's")

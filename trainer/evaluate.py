@@ -10,6 +10,7 @@ import numpy as np
 from data_prep.output import check, check_output_file
 from data_prep.problems import guarded
 from data_prep.progress import say
+from trainer.inference import TextEncoder, add_model, model_of
 from trainer.retrieval import METRICS, RetrievalSet, load_set, means, paired_bootstrap, rank_documents, score_run
 from trainer.runlog import write_json
 
@@ -33,19 +34,8 @@ def evaluate_engine(engine, tokenizer, spec, data: RetrievalSet) -> dict[str, di
 
 def evaluate_folder(config: "ModelConfig", data: RetrievalSet, device: str = "auto") -> dict[str, dict[str, float]]:
     """Per-query metrics of a model folder or hub id, in one process."""
-    import torch
-
-    from trainer.collectives import World
-    from trainer.config import OptimConfig
-    from trainer.engine import TorchEngine
-    from trainer.model import load_embedder
-    from trainer.runtime import pick_device
-
-    embedder, tokenizer, spec, _ = load_embedder(config)
-    for note in spec.notes:
-        say(f"{config.path}: {note}")
-    engine = TorchEngine(embedder, OptimConfig(), World(), torch.device(pick_device(device)), None)
-    return evaluate_engine(engine, tokenizer, spec, data)
+    encoder = TextEncoder(config, device)
+    return evaluate_engine(*encoder.loaded, encoder.spec, data)
 
 
 def compare(before: dict[str, dict[str, float]], after: dict[str, dict[str, float]]) -> dict[str, dict]:
@@ -84,13 +74,8 @@ def _print(result: dict) -> None:
 
 def _model(path: str, args: argparse.Namespace) -> "ModelConfig":
     """The model as the flags say, its folder read once: what cannot be evaluated is told before any work."""
-    from trainer.config import parse_section
-    from trainer.folder import fetch, read_spec
-
-    values = {"path": path, "pooling": args.pooling, "query_max_len": args.max_len, "passage_max_len": args.max_len}
-    values |= {"query_prompt": args.query_prompt, "passage_prompt": args.passage_prompt}
-    config = parse_section("model", values, "the command line")
-    read_spec(config, fetch(path))
+    config = model_of(path, args)
+    TextEncoder(config)
     return config
 
 
@@ -131,11 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--baseline", help="model to compare with, e.g. the one before training")
     parser.add_argument("--data", required=True, help="retrieval set, or shard folder with an eval split")
     parser.add_argument("--json", help="write the result here as well")
-    parser.add_argument("--max-len", type=int, help="tokens of queries and passages; default: the model's own")
-    parser.add_argument("--pooling", choices=["mean", "cls", "last"], help="default: the model folder's own")
-    parser.add_argument("--query-prompt", help="put before every query; default: the model folder's own")
-    parser.add_argument("--passage-prompt", help="put before every document; default: the model folder's own")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "mps", "cuda"])
+    add_model(parser)
     args = parser.parse_args(argv)
     return guarded(lambda: run(args))
 

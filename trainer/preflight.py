@@ -248,15 +248,18 @@ def _check_writable(out: Path) -> None:
 
 def _check_space(config: RunConfig, out: Path, resume: bool) -> None:
     weights = _fp32_bytes(Path(config.model.path))
-    there = len(list(out.glob("checkpoint-epoch-*"))) if resume else 0
-    epochs = max(0, config.train.epochs - there)
-    # an epoch checkpoint holds the weights and two moments, final the weights
-    needed = weights * (3 * epochs + (0 if (out / "final").is_dir() else 1))
+    there = len(list(out.glob("checkpoint-*"))) if resume else 0
+    asked = config.checkpoint
+    epochs = min(config.train.epochs, asked.keep_epochs + 1 if asked.keep_epochs else config.train.epochs)
+    between = (asked.keep_steps or 1) + 1 if asked.every_steps or asked.every_minutes else 0
+    checkpoints = max(0, epochs + between - there)
+    # a checkpoint holds the weights and two moments, final the weights
+    needed = weights * (3 * checkpoints + (0 if (out / "final").is_dir() else 1))
     free = shutil.disk_usage(_existing_parent(out.absolute())).free
     if free < needed:
         raise BadInput(
-            f"output_dir: {free / 2**30:.1f} GiB free below {out}, but {epochs} epoch checkpoints and the final model "
-            f"need about {needed / 2**30:.1f} GiB; free some or name another disk"
+            f"output_dir: {free / 2**30:.1f} GiB free below {out}, but {checkpoints} checkpoints and the final model "
+            f"need about {needed / 2**30:.1f} GiB; free some, name another disk, or set checkpoint.keep_epochs"
         )
 
 

@@ -1,11 +1,9 @@
 """generate: question-answer pairs from the chunks of a store."""
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
 
-from data_prep.cli import command
+from data_prep.cli import add_store, command, store_of, where_of
 from data_prep.problems import BadInput
 
 
@@ -18,17 +16,14 @@ def add(commands) -> None:
         "generate --offline --store chroma --path chroma --collection docs --output pairs.jsonl --hide name",
     )
     parser.add_argument("--offline", action="store_true", help="without a language model: titles and inverse cloze")
-    parser.add_argument("--store", choices=("chroma",), default="chroma")
-    parser.add_argument("--path", type=Path, required=True, metavar="DIR", help="folder of the embedded Chroma store")
-    parser.add_argument("--collection", required=True, metavar="NAME")
     parser.add_argument("--output", type=Path, required=True, metavar="F.jsonl")
-    parser.add_argument("--where", metavar="JSON", help='Chroma metadata filter, such as \'{"kind": "function"}\'')
     about = "remove the value of this metadata field from questions (may be repeated)"
     parser.add_argument("--hide", action="append", default=[], metavar="FIELD", help=about)
     parser.add_argument("--limit", type=int, metavar="N", help="at most N pairs")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the drawn sentences (default 0)")
     about = "words that an answer needs (default 8)"
     parser.add_argument("--min-words", type=int, default=8, metavar="N", help=about)
+    add_store(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -37,24 +32,11 @@ def run(args: argparse.Namespace) -> None:
     if not args.offline:
         raise BadInput("generation with a language model is not built yet; add --offline for pairs without one")
     generate_offline(
-        args.path,
-        args.collection,
+        store_of(args),
         args.output,
-        where=_where(args.where),
+        where=where_of(args),
         hide=args.hide,
         limit=args.limit,
         seed=args.seed,
         min_words=args.min_words,
     )
-
-
-def _where(text: str | None) -> dict[str, Any] | None:
-    if text is None:
-        return None
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise BadInput(f"--where {text}: is not JSON: {error}") from None
-    if not isinstance(value, dict) or not value:
-        raise BadInput(f'--where {text}: must be a JSON object such as {{"kind": "function"}}')
-    return value

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from data_prep.__main__ import main
 from data_prep.records import Record
+from data_prep.stores import Chunk, StoreConfig, open_collection
 
 PAIR = {"anchor": "What is mould?", "positive": "A fungus that grows on damp walls."}
 
@@ -44,3 +45,9 @@ def documents(count: int, per: int = 3, module: bool = False) -> list[Record]:
 
 def write_records(path: Path, records: list[Record]) -> Path:
     return write_jsonl(path, [record.to_json() for record in records])
+
+
+def read_chunks(folder: Path, collection: str, **options) -> list[Chunk]:
+    """All chunks of an embedded Chroma collection."""
+    with open_collection(StoreConfig("chroma", collection, path=folder)) as store:
+        return list(store.chunks(**options))

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from data_prep.offline import hide_name, make_pair
 from data_prep.problems import BadInput
-from data_prep.stores import Chunk, iter_chunks, write_chunks
-from tests.unit.data_prep_helpers import read_jsonl, run
+from data_prep.stores import Chunk, write_chunks
+from tests.unit.data_prep_helpers import read_chunks, read_jsonl, run
 
 BODY = "It turns the handle first, then it pulls the frame towards the room."
 
@@ -125,7 +125,7 @@ def sampled(tmp_path_factory):
 
 
 def test_the_sample_is_real_text_with_unique_ids_and_runs_again(sampled, capsys):
-    chunks = list(iter_chunks(sampled, "stdlib"))
+    chunks = read_chunks(sampled, "stdlib")
     assert len({chunk.id for chunk in chunks}) == len({chunk.text for chunk in chunks}) == 300
     for chunk in chunks:
         assert list(chunk.metadata) == ["kind", "module", "name", "qualname", "signature"]
@@ -140,7 +140,7 @@ def test_the_sample_is_real_text_with_unique_ids_and_runs_again(sampled, capsys)
 
 
 def test_an_interrupted_sample_is_completed(sampled, tmp_path):
-    chunks = list(iter_chunks(sampled, "stdlib"))
+    chunks = read_chunks(sampled, "stdlib")
     assert write_chunks(tmp_path / "c", "docs", chunks, "digest")
     import chromadb
     from chromadb.config import Settings
@@ -150,27 +150,27 @@ def test_an_interrupted_sample_is_completed(sampled, tmp_path):
     assert store.metadata["vectors"].startswith("none:")
     store.delete(ids=[chunk.id for chunk in chunks[200:]])
     assert write_chunks(tmp_path / "c", "docs", chunks, "digest")
-    assert list(iter_chunks(tmp_path / "c", "docs")) == chunks
+    assert read_chunks(tmp_path / "c", "docs") == chunks
     assert not write_chunks(tmp_path / "c", "docs", chunks, "digest")
 
 
 def test_pages_hold_every_chunk_once_in_order(sampled):
-    whole = list(iter_chunks(sampled, "stdlib", page=1000))
-    assert list(iter_chunks(sampled, "stdlib", page=7)) == whole
+    whole = read_chunks(sampled, "stdlib", page=1000)
+    assert read_chunks(sampled, "stdlib", page=7) == whole
     some = [chunk for chunk in whole if chunk.metadata["kind"] == "method"]
     assert 0 < len(some) < 300
-    assert list(iter_chunks(sampled, "stdlib", {"kind": "method"}, page=7)) == some
+    assert read_chunks(sampled, "stdlib", where={"kind": "method"}, page=7) == some
 
 
 def test_chunks_without_text_are_refused_with_their_fields(tmp_path):
     write_chunks(tmp_path / "c", "docs", [Chunk("a", "text"), Chunk("b", " ", {"body": "the text stands here"})], "d")
     with pytest.raises(BadInput, match=r"1 chunks have no text, such as b \(metadata fields there: body\)"):
-        list(iter_chunks(tmp_path / "c", "docs"))
+        read_chunks(tmp_path / "c", "docs")
 
 
 def test_a_missing_store_is_not_created(tmp_path):
     with pytest.raises(BadInput, match="no such folder"):
-        next(iter_chunks(tmp_path / "none", "docs"))
+        read_chunks(tmp_path / "none", "docs")
     assert not (tmp_path / "none").exists()
 
 
@@ -187,7 +187,7 @@ def test_generate_to_shards_hides_names_and_is_repeatable(sampled, tmp_path, cap
     left_out = sum(int(n) for n in re.findall(r"left out: (\d+) chunks", err))
     assert len(made) + left_out == 300
     assert len(made) > 100
-    texts = {chunk.id: " ".join(chunk.text.split()) for chunk in iter_chunks(sampled, "stdlib")}
+    texts = {chunk.id: " ".join(chunk.text.split()) for chunk in read_chunks(sampled, "stdlib")}
     for one in made:
         name = re.escape(one["metadata"]["name"])
         assert not re.search(rf"(?<!\w){name}(?!\w)", one["question"], re.IGNORECASE)

@@ -1,0 +1,183 @@
+"""Stores behind real sockets, for tests: Chroma's own server, a gate before it (token, TLS), Qdrant's protocol."""
+
+import http.client
+import json
+import re
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from tests.launching import environment, free_port
+
+READY_SECONDS = 60
+
+
+@contextmanager
+def chroma_server(folder: Path) -> Iterator[tuple[int, int]]:
+    """`chroma run` on a free port; yields port and process id once it answers."""
+    port = free_port()
+    chroma = Path(sys.executable).with_name("chroma")
+    command = [str(chroma), "run", "--path", str(folder), "--host", "127.0.0.1", "--port", str(port)]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as server:
+        try:
+            deadline = time.monotonic() + READY_SECONDS
+            while not _answers(port):
+                assert server.poll() is None, server.stderr.read().decode()
+                assert time.monotonic() < deadline, "chroma run does not answer"
+                time.sleep(0.05)
+            yield port, server.pid
+        finally:
+            server.terminate()
+
+
+def _answers(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/api/v2/heartbeat")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def _any(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        status, kind, answer = self.server.answer(self, body)
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = _any
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@contextmanager
+def answering(answer: Callable, certificate: Path | None = None) -> Iterator[int]:
+    """An HTTP server on a free port; answer(request, body) -> (status, content type, bytes). With a certificate (and
+    its key beside it) it speaks TLS."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
+        server.answer, server.daemon_threads = answer, True
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate, certificate.with_suffix(".key"))
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
+def gate(port: int, token: str, certificate: Path | None = None) -> Iterator[int]:
+    """A proxy before a server on `port` that wants a bearer token, as people put before Chroma, which has none."""
+
+    def answer(request, body: bytes) -> tuple[int, str, bytes]:
+        if request.headers.get("Authorization") != f"Bearer {token}":
+            return 401, "application/json", json.dumps({"error": f"bad {request.headers['Authorization']}"}).encode()
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        headers = {"Content-Type": "application/json"}
+        connection.request(request.command, request.path, body or None, headers)
+        response = connection.getresponse()
+        got = response.status, response.headers.get("Content-Type", ""), response.read()
+        connection.close()
+        return got
+
+    with answering(answer, certificate) as own:
+        yield own
+
+
+class QdrantProtocol:
+    """The part of Qdrant's REST protocol that is used, answered from the client library's own local engine.
+
+    No server binary is at hand in CI: this checks paths, bodies, headers and answers of the REST client, and that they
+    mean the same as local mode; not the server's own behaviour.
+    """
+
+    def __init__(self, key: str | None = None, drop_metadata: bool = False):
+        from qdrant_client import QdrantClient, models
+
+        self.local, self.models = QdrantClient(":memory:"), models
+        self.key, self.drop_metadata = key, drop_metadata
+        self.requests: list[str] = []
+        self.lock = threading.Lock()
+
+    def __call__(self, request, body: bytes) -> tuple[int, str, bytes]:
+        path = request.path.partition("?")[0]
+        self.requests.append(f"{request.command} {path}")
+        if self.key and request.headers.get("api-key") != self.key:
+            return _json(403, {"status": {"error": "Forbidden"}, "time": 0.0})
+        try:
+            with self.lock:
+                result = self._result(request.command, path, json.loads(body or b"{}"))
+        except (ValueError, TypeError) as error:
+            status = 404 if "not found" in str(error) else 400
+            return _json(status, {"status": {"error": str(error)}, "time": 0.0})
+        return _json(200, {"result": result, "status": "ok", "time": 0.0})
+
+    def _result(self, method: str, path: str, body: dict):
+        local, models = self.local, self.models
+        match = re.fullmatch(r"/collections/([^/]+)(/.*)?", path)
+        name, rest = (match[1], match[2] or "") if match else ("", path)
+        key = f"{method} {rest}"
+        if path == "/collections":
+            return _plain(local.get_collections())
+        if path == "/aliases":
+            return _plain(local.get_aliases())
+        if path == "/collections/aliases":
+            operations = models.ChangeAliasesOperation(**body).actions
+            return local.update_collection_aliases(operations)
+        if key == "GET ":
+            return _plain(local.get_collection(name))
+        if key == "PUT ":
+            made = models.CreateCollection(**body)
+            about = None if self.drop_metadata else made.metadata
+            return local.create_collection(name, vectors_config=made.vectors, metadata=about)
+        if key == "PATCH ":
+            return local.update_collection(name, metadata=models.UpdateCollection(**body).metadata)
+        if key == "POST /points/delete":
+            return _plain(local.delete(name, models.PointIdsList(**body)))
+        if key == "DELETE ":
+            return local.delete_collection(name)
+        if key == "POST /points/scroll":
+            asked = models.ScrollRequest(**body)
+            options = {"with_payload": asked.with_payload, "with_vectors": asked.with_vector}
+            points, following = local.scroll(name, asked.filter, asked.limit, None, asked.offset, **options)
+            return {"points": [_plain(point) for point in points], "next_page_offset": following}
+        if key == "POST /points/count":
+            asked = models.CountRequest(**body)
+            return _plain(local.count(name, asked.filter))
+        if key == "POST /points":
+            asked = models.PointRequest(**body)
+            options = {"with_payload": asked.with_payload, "with_vectors": asked.with_vector}
+            return [_plain(point) for point in local.retrieve(name, asked.ids, **options)]
+        if key == "PUT /points":
+            return _plain(local.upsert(name, models.PointsList(**body).points))
+        if key == "POST /points/query/batch":
+            requests = models.QueryRequestBatch(**body).searches
+            return [_plain(answer) for answer in local.query_batch_points(name, requests)]
+        raise ValueError(f"not found: {method} {path}")
+
+
+def _plain(value) -> dict:
+    return json.loads(value.model_dump_json())
+
+
+def _json(status: int, value: dict) -> tuple[int, str, bytes]:
+    return status, "application/json", json.dumps(value).encode()
