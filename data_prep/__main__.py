@@ -6,8 +6,11 @@ from importlib import import_module
 
 from data_prep.problems import guarded
 
-COMMANDS = ("sample", "generate", "compose", "shard", "inspect")  # a module of data_prep.cli each
-STEPS = "sample (or your own store) -> generate -> compose -> shard -> python -m trainer; inspect looks at each of them"
+COMMANDS = ("sample", "generate", "logs", "compose", "augment", "shard", "inspect")  # a module of data_prep.cli each
+STEPS = (
+    "sample (or your own store) -> generate -> compose -> augment -> shard -> python -m trainer; "
+    "inspect looks at each of them"
+)
 
 
 def main(argv: list[str] | None = None) -> int:

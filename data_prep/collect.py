@@ -4,7 +4,8 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from data_prep.problems import BadInput
+from data_prep.problems import BadInput, nearest
+from data_prep.records import Record
 
 SHOWN = 50
 
@@ -64,6 +65,15 @@ class Problems:
         if len(self.listed) < SHOWN:
             self.listed.append(message)
 
+    def merge(self, later: "Problems") -> None:
+        """Adds what was found in later rows."""
+        self.count += later.count
+        self.skipped += later.skipped
+        self.files += later.files
+        self.listed += later.listed[: SHOWN - len(self.listed)]
+        self.rows += later.rows[: SHOWN - len(self.rows)]
+        self.unknown_shape |= later.unknown_shape
+
     def check(self) -> None:
         """Raises one BadInput with everything found."""
         if not self.count:
@@ -76,3 +86,17 @@ class Problems:
 
             lines.append(f"accepted rows: {ACCEPTED}")
         raise BadInput(lines)
+
+
+def field_value(record: Record, field: str, flag: str, problems: Problems) -> str | int | float | None:
+    """The value of the metadata field that a flag names; without a text or number there, a problem and None."""
+    value = record.metadata.get(field)
+    if isinstance(value, str | int | float) and value != "":
+        return value
+    hint = "" if value is not None else nearest(field, record.metadata)
+    state = "is missing" if field not in record.metadata else f"must be a text or a number, not {value!r}"
+    known = ", ".join(record.metadata) or "none"
+    problems.file(
+        f"record {record.id}: metadata field {field!r}, asked for by {flag}, {state} (its fields: {known}).{hint}"
+    )
+    return None

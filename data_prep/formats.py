@@ -4,13 +4,15 @@ import datetime
 import decimal
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.collect import BadRow, Problem, Problems, UnknownShape
 from data_prep.problems import BadInput, nearest
 from data_prep.progress import say
-from data_prep.readers import Blank, Item, read_items
+from data_prep.readers import Blank, Item, Span, read_items
 from data_prep.records import Record
 
 # Names that other tools give to negatives and scores: as metadata they would be lost to training without a word.
@@ -46,7 +48,7 @@ class Row:
             self.found.append(f"key {where!r} must be a text, not {kind(value)}")
             return ""
         # `isprintable` also sees through texts of zero-width characters only
-        if not any(char.isprintable() and not char.isspace() for char in value):
+        if not value[:1].isalnum() and not any(char.isprintable() and not char.isspace() for char in value):
             self.found.append(f"key {where!r} is empty")
         return value
 
@@ -210,8 +212,7 @@ ACCEPTED = " | ".join(shape.example for shape in SHAPES) + ". CSV, TSV and Parqu
 
 def recognise(values: dict[str, Any]) -> Shape:
     """The one shape whose keys this row has; raises UnknownShape with the nearest one otherwise."""
-    found = [shape for shape in SHAPES if set(shape.required) <= set(values)]
-    found = [s for s in found if not any(set(s.required) < set(other.required) for other in found)]
+    found = _fitting(tuple(values))
     if len(found) > 1:  # a table has the columns of all its rows: empty ones do not count
         filled = {key for key, value in values.items() if value is not None}
         found = [shape for shape in found if set(shape.required) <= filled] or found
@@ -223,6 +224,8 @@ def recognise(values: dict[str, Any]) -> Shape:
     keys = list(values)
     if not keys:
         raise UnknownShape("the row is empty: {}")
+    if {"query", "position"} <= set(keys):
+        raise UnknownShape("these are keys of a search log; make scored rows of it with: python -m data_prep logs")
     best = max(SHAPES, key=lambda shape: _likeness(shape, keys))
     lacking = [key for key in best.required if key not in values]
     hints = [(key, nearest(key, [k for k in keys if k not in best.required])) for key in lacking]
@@ -230,6 +233,13 @@ def recognise(values: dict[str, Any]) -> Shape:
     raise UnknownShape(
         f"unknown shape with keys {', '.join(map(repr, keys[:12]))}; nearest is {best.example}: {missing}"
     )
+
+
+@lru_cache
+def _fitting(keys: tuple[str, ...]) -> list[Shape]:
+    """The shapes all of whose keys are there, without those that another one goes beyond."""
+    found = [shape for shape in SHAPES if set(shape.required) <= set(keys)]
+    return [s for s in found if not any(set(s.required) < set(other.required) for other in found)]
 
 
 def _likeness(shape: Shape, keys: list[str]) -> float:
@@ -251,14 +261,14 @@ def to_record(item: Item, positive: str | None = None) -> tuple[Record, list[str
     record = shape.build(row, positive)
     record.id = row.name("id")
     record.metadata = row.metadata()
-    found = row.found or record.problems() or _no_text(record)
+    found = row.found or record.problems() or (_no_text(record) if "\\u" in item.raw else [])
     if found:
         raise BadRow("; ".join(found))
     return record, row.extra
 
 
 def _no_text(record: Record) -> list[str]:
-    """A lone half of a surrogate pair ("\\ud83d" in JSON) cannot be written as UTF-8."""
+    """A lone half of a surrogate pair cannot be written as UTF-8; it comes in as an escape ("\\ud83d") only."""
     try:
         record.to_json().encode()
     except UnicodeEncodeError:
@@ -282,6 +292,37 @@ def source_names(paths: list[Path]) -> dict[Path, str]:
     return names
 
 
+@dataclass
+class Notes:
+    """What is to be said of an input when all of it was read."""
+
+    rows: int = 0
+    blank: int = 0
+    extra: dict[str, None] = field(default_factory=dict)  # keys that went to the metadata, in order
+    parts: dict[str, int] = field(default_factory=dict)  # rows by split
+    whole: bool = True  # nothing kept it from being read to the end
+
+    def merge(self, later: "Notes") -> None:
+        """Adds what was noted of later rows of the same input."""
+        self.rows += later.rows
+        self.blank += later.blank
+        self.extra.update(later.extra)
+        for name, count in later.parts.items():
+            self.parts[name] = self.parts.get(name, 0) + count
+        self.whole &= later.whole
+
+    def close(self, path: Path, problems: Problems) -> None:
+        """Says it on stderr; an input without rows is a problem."""
+        if self.whole and not self.rows:
+            problems.file(f"{path}: has no rows; it needs at least one")
+        if self.parts:
+            say(f"note: {path}: all splits are read: {', '.join(f'{name} ({n:,})' for name, n in self.parts.items())}")
+        if self.extra:
+            say(f"note: {path}: kept in metadata, as no shape has these keys: {', '.join(self.extra)}")
+        if self.blank:
+            say(f"note: {path}: {self.blank:,} blank lines hold no row")
+
+
 def read_records(
     path: str | Path, *, positive: str | None = None, source: str | None = None, problems: Problems | None = None
 ) -> Iterator[Record]:
@@ -291,46 +332,40 @@ def read_records(
     the file's stem); an id defaults to "<source>:<line>". Extra keys go to the metadata and are named once on stderr.
     Bad rows and unreadable files go to `problems`; without it, BadInput naming all of them is raised at the end.
     """
-    path = Path(path)
+    path, notes = Path(path), Notes()
     own = problems if problems is not None else Problems()
-    extra: dict[str, None] = {}
-    rows = blank = 0
-    parts: dict[str, int] = {}
-    source = source or path.resolve().stem
-    try:
-        for item in read_items(path):
-            if isinstance(item, Blank):
-                blank += 1
-                continue
-            rows += 1
-            if isinstance(item, Problem):
-                own.row(item)
-                continue
-            try:
-                record, more = to_record(item, positive)
-            except BadRow as error:
-                own.row(Problem(str(path), item.line, str(error), item.raw), isinstance(error, UnknownShape))
-                continue
-            extra.update(dict.fromkeys(more))
-            if item.part:
-                parts[item.part] = parts.get(item.part, 0) + 1
-            record.source = record.source or (f"{source}/{item.part}" if item.part else source)
-            record.id = record.id or f"{record.source}:{item.line}"
-            yield record
-        if not rows:
-            own.file(f"{path}: has no rows; it needs at least one")
-    except BadInput as error:
-        for message in error.problems:
-            own.file(message)
-    _notes(path, extra, blank, parts)
+    yield from read_span(path, None, positive, source or path.resolve().stem, own, notes)
+    notes.close(path, own)
     if problems is None:
         own.check()
 
 
-def _notes(path: Path, extra: dict[str, None], blank: int, parts: dict[str, int]) -> None:
-    if parts:
-        say(f"note: {path}: all splits are read: {', '.join(f'{name} ({n:,})' for name, n in parts.items())}")
-    if extra:
-        say(f"note: {path}: kept in metadata, as no shape has these keys: {', '.join(extra)}")
-    if blank:
-        say(f"note: {path}: {blank:,} blank lines hold no row")
+def read_span(
+    path: Path, span: Span | None, positive: str | None, source: str, problems: Problems, notes: Notes
+) -> Iterator[Record]:
+    """As read_records, of some lines of the input (None: all of it); what is to be said of it goes to `notes`."""
+    try:
+        for item in read_items(path, span):
+            if isinstance(item, Blank):
+                notes.blank += 1
+                continue
+            notes.rows += 1
+            if isinstance(item, Problem):
+                problems.row(item)
+                continue
+            try:
+                record, more = to_record(item, positive)
+            except BadRow as error:
+                problems.row(Problem(str(path), item.line, str(error), item.raw), isinstance(error, UnknownShape))
+                continue
+            if more:
+                notes.extra.update(dict.fromkeys(more))
+            if item.part:
+                notes.parts[item.part] = notes.parts.get(item.part, 0) + 1
+            record.source = record.source or (f"{source}/{item.part}" if item.part else source)
+            record.id = record.id or f"{record.source}:{item.line}"
+            yield record
+    except BadInput as error:
+        notes.whole = False
+        for message in error.problems:
+            problems.file(message)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from data_prep.problems import BadInput
 from data_prep.progress import say, track
-from data_prep.records import Record, normalise, text_key
+from data_prep.records import Record, normalise, query_key, text_key
 
 # Scripts without spaces are matched by character, everything else by words of two letters or more.
 _UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
@@ -22,7 +22,7 @@ class _Corpus:
         self.of_doc: dict[str, set[int]] = defaultdict(set)  # doc id -> text keys
         self.of_query: dict[int, set[int]] = defaultdict(set)  # query key -> keys of every row's positives
         for record in records:
-            query = text_key(record.query)
+            query = query_key(record)
             for i, text in enumerate(record.positives):
                 key = text_key(text)
                 if key not in self.at:
@@ -34,9 +34,10 @@ class _Corpus:
                     self.of_doc[record.doc_ids[i]].add(key)
 
     def forbidden(self, record: Record) -> set[int]:
-        """Own positives, positives of an equal query, texts of the same documents, present negatives, the query."""
-        query = text_key(record.query)
-        keys = {query, *self.of_query[query], *map(text_key, record.negatives)}
+        """Own positives, positives of an equal query (for a variant: of its parent's), texts of the same documents,
+        present negatives, the query."""
+        query = query_key(record)
+        keys = {query, text_key(record.query), *self.of_query[query], *map(text_key, record.negatives)}
         return keys.union(*(self.of_doc[doc] for doc in record.doc_ids))
 
 

@@ -53,9 +53,38 @@ class Record:
 
 def normalise(text: str) -> str:
     """The form in which two texts count as the same: NFKC, case-folded, white space collapsed."""
+    if _is_plain(text):
+        return text.strip().lower()
     return " ".join(unicodedata.normalize("NFKC", text).split()).casefold()
+
+
+def count_words(text: str) -> int:
+    """len(text.split()), without making the words where that can be told."""
+    if _is_plain(text):
+        trimmed = text.strip()
+        return trimmed.count(" ") + 1 if trimmed else 0
+    return len(text.split())
+
+
+def _is_plain(text: str) -> bool:
+    """Printable ASCII with single spaces, as most texts are: only case and the ends can differ from its normal form."""
+    return text.isascii() and text.isprintable() and "  " not in text
 
 
 def text_key(text: str) -> int:
     """A 63-bit key of the normalised text, the same on every machine: equal keys mean equal texts."""
     return int.from_bytes(hashlib.blake2b(normalise(text).encode(), digest_size=8).digest(), "big") >> 1
+
+
+# Metadata of a variant (augment.py): the id of the record it was made from, and that record's query.
+PARENT, PARENT_QUERY = "parent", "parent_query"
+
+
+def is_variant(record: Record) -> bool:
+    return isinstance(record.metadata.get(PARENT_QUERY), str)
+
+
+def query_key(record: Record) -> int:
+    """Equal keys: the same question, so that a positive of one row is no negative of the other. It is the key of the
+    query's text, or, for a variant, of its parent's."""
+    return text_key(record.metadata[PARENT_QUERY] if is_variant(record) else record.query)

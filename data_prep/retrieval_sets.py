@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.problems import BadInput
-from data_prep.records import text_key
+from data_prep.records import query_key, text_key
 from data_prep.shards import open_shards
 
 
@@ -126,13 +126,15 @@ def _qrels(path: Path, docs: dict, queries: dict, problems: list[str]) -> dict[s
 
 
 def _from_shards(path: Path) -> RetrievalSet:
-    """Corpus: every distinct positive and negative of the eval split; relevant: a query's positives, grade 1."""
+    """Corpus: every distinct positive and negative of the eval split; relevant, grade 1: a query's positives, also
+    those that other rows of the same query, its parent or a variant of it have."""
     shards = open_shards(path)
     if "eval" not in shards.splits:
         raise BadInput(f"{path}: has no eval split; make one with: python -m data_prep shard … --eval-fraction 0.1")
     docs: dict[str, str] = {}
     queries: dict[str, str] = {}
     qrels: dict[str, dict[str, int]] = {}
+    grades: dict[int, dict[str, int]] = {}  # by query_key: one table for a query and its variants
     rows = shards.split("eval")
     graded = rows.count("score")
     if graded == len(rows):
@@ -142,9 +144,11 @@ def _from_shards(path: Path) -> RetrievalSet:
             continue
         query = f"q{text_key(record.query)}"
         queries.setdefault(query, record.query)
+        same = grades.setdefault(query_key(record), {})
+        own = qrels.setdefault(query, same)
         for text in record.positives:
             docs.setdefault(f"d{text_key(text)}", text)
-            qrels.setdefault(query, {})[f"d{text_key(text)}"] = 1
+            own[f"d{text_key(text)}"] = same[f"d{text_key(text)}"] = 1
         for text in record.negatives:
             docs.setdefault(f"d{text_key(text)}", text)
     return RetrievalSet(

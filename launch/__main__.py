@@ -60,11 +60,12 @@ def run_command(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     machine = this_machine()
     engine, processes = choose(args.engine, args.processes, machine, config.train.device)
-    check_run(config, args.resume)
+    warnings = check_run(config, args.resume)
     device = device_of(engine, machine, config.train.device)
     command = build(args.config, args.overrides, engine, processes, machine, device, args.resume, free_port())
     print(f"{engine}, {processes} process(es) on {device}:\n{command}", file=sys.stderr, flush=True)
     if args.dry_run:
+        print("".join(f"{line}\n" for line in warnings), end="", file=sys.stderr)  # the run itself would say them
         return 0
     # The launcher takes this process's place: signals reach it, and its exit code is ours.
     os.execvpe(command.argv[0], command.argv, os.environ | command.environ)

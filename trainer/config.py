@@ -56,6 +56,7 @@ class DataConfig(Section):
     max_hard_negatives: int | None = Field(None, ge=0)  # per row; None takes all
     last_batch: Literal["keep", "drop"] = "keep"
     mixing: Literal["proportional", "temperature", "round_robin"] = "proportional"  # of sources; a batch is of one
+    allow: list[Literal["leakage", "positives_as_negatives"]] = []  # what the gate finds and does not refuse
     mixing_temperature: float = Field(2.0, gt=0)  # "temperature" takes a source in proportion to rows ** (1 / this)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from data_prep.records import Record, text_key
+from data_prep.records import Record, query_key, text_key
 from data_prep.shards import open_shards
 from trainer.config import DataConfig
 from trainer.folder import ModelSpec
@@ -91,7 +91,7 @@ class TrainData:
         )
         row_keys = [[text_key(t) for t in r.positives] + [text_key(f"id:{d}") for d in r.doc_ids] for r in records]
         width = max((len(keys) for keys in row_keys), default=1)
-        row_query = [text_key(r.query) for r in records]
+        row_query = [query_key(r) for r in records]
         doc_keys = [
             [text_key(r.positives[k]), text_key(f"id:{r.doc_ids[k]}") if r.doc_ids else NO_KEY, query]
             for r, k, query in zip(records, drawn, row_query)

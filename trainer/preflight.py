@@ -11,18 +11,21 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from data_prep.gate import Gate
+from data_prep.model_folder import TextRules, read_json
 from data_prep.problems import BadInput, nearest
 from data_prep.retrieval_sets import load_set
 from data_prep.shards import Rows, ShardFolder, open_shards
 from data_prep.sharing import SourceRows
+from data_prep.token_lengths import Reader
 from trainer.config import LOSSES, NEEDS_SCORES, NEEDS_TEACHER, LossConfig, RunConfig, add_working_folder
-from trainer.folder import fetch, read_json, read_spec
+from trainer.folder import fetch, read_spec
 from trainer.planner import BatchPlan
 from trainer.runlog import check_resumable
 
 
-def check_run(config: RunConfig, resume: bool, own_loss: bool = False) -> None:
-    """Raises one BadInput with every problem of model, data and output folder.
+def check_run(config: RunConfig, resume: bool, own_loss: bool = False) -> list[str]:
+    """Raises one BadInput with every problem of model, data and output folder; returns a line for each warning.
 
     own_loss: a function takes the place of the run file's losses.
     """
@@ -37,6 +40,28 @@ def check_run(config: RunConfig, resume: bool, own_loss: bool = False) -> None:
     _collect(problems, _check_output, config, resume, fingerprint)
     if problems:
         raise BadInput(problems)
+    return _pass_gate(config)  # last: it reads the data, and needs the model's tokenizer and the evaluation sets
+
+
+def _pass_gate(config: RunConfig) -> list[str]:
+    """What the gate (data_prep/gate.py) found, one line each; BadInput for what data.allow does not list."""
+    spec = read_spec(config.model, fetch(config.model.path, config.model.trust_remote_code))
+    rules = TextRules(spec.query_prompt, spec.passage_prompt, spec.query_max_len, spec.passage_max_len)
+    evals = {"data.eval": config.data.eval} | {f"sources.{name}.eval": own.eval for name, own in config.sources.items()}
+    proportional = "data.mixing: round_robin or temperature takes them more often"
+    gate = Gate(
+        open_shards(config.data.train),
+        {key: path for key, path in evals.items() if path},
+        Reader(spec.path, rules),
+        proportional if config.data.mixing == "proportional" else None,
+    )
+    found = gate.findings()
+    refused = [one for one in found if one.severity == "error" and one.name not in config.data.allow]
+    if refused:
+        raise BadInput(
+            [f"{one.about or 'data.train'}: {one.line()}; or train on them: data.allow=[{one.name}]" for one in refused]
+        )
+    return [f"{one.severity if one.severity == 'warning' else 'allowed'}: {one.line()}" for one in found]
 
 
 def _collect(problems: list[str], check: Callable, *args, key: str = ""):

@@ -22,7 +22,7 @@ from trainer.planner import PLAN_VERSION
 PACKAGES = ("embedfleet", "torch", "transformers", "accelerate", "deepspeed", "datasets", "pyarrow", "safetensors")
 # Facts that may change between a run and its resumption: they change speed and memory, never the mathematics.
 # (Where the data lie may change as well: what they are is in the fingerprint.)
-FREE = ("output_dir", "data.train", "train.micro_batch_tokens", "train.device", "train.log_every")
+FREE = ("output_dir", "data.train", "data.allow", "train.micro_batch_tokens", "train.device", "train.log_every")
 
 
 def write_json(path: Path, values: Any) -> None:

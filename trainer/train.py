@@ -73,11 +73,13 @@ def train(
     runtime = start(config, run_file, engine, processes)
     with process_group(runtime):
         final = Path(config.output_dir) / "final"
-        runtime.world.on_first(lambda: check(config, resume, loss_fn))
+        warnings = runtime.world.on_first(lambda: check(config, resume, loss_fn))
         if resume and runtime.world.on_first(lambda: checkpoint.damage(final) is None):
             if runtime.is_main:
                 say(f"{config.output_dir}: this run is finished; the model is in {final}")
             return final
+        for line in warnings if runtime.is_main else ():
+            say(line)
         job = prepare(runtime, config, resume, loss_fn)
         try:
             fit(job)
@@ -86,11 +88,12 @@ def train(
             job.log.close()
 
 
-def check(config: RunConfig, resume: bool, loss_fn: Callable | None) -> None:
-    """Raises BadInput for what would fail later, among it users' losses that cannot be imported."""
-    check_run(config, resume, own_loss=loss_fn is not None)
+def check(config: RunConfig, resume: bool, loss_fn: Callable | None) -> list[str]:
+    """Raises BadInput for what would fail later, among it users' losses that cannot be imported; returns warnings."""
+    warnings = check_run(config, resume, own_loss=loss_fn is not None)
     if loss_fn is None:
         import_functions(config.losses.values())
+    return warnings
 
 
 def prepare(runtime: Runtime, config: RunConfig, resume: bool, loss_fn: Callable | None = None) -> Job:

@@ -18,6 +18,11 @@ def add(commands) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="F.jsonl")
     about = "add K hard negatives per row by BM25 from the same input (default 0)"
     parser.add_argument("--hard-k", type=int, default=0, metavar="K", help=about)
+    about = "draw equally many rows of each value of this metadata field (after --hard-k)"
+    parser.add_argument("--balance", metavar="FIELD", help=about)
+    about = "rows of each value for --balance, at most (default: as many as the rarest value has)"
+    parser.add_argument("--per-value", type=int, metavar="N", help=about)
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the draw for --balance (default 0)")
     add_positive(parser)
     about = "put bad rows into F.rejected.jsonl with their reasons instead of stopping"
     parser.add_argument("--skip-bad", action="store_true", help=about)
@@ -26,4 +31,13 @@ def add(commands) -> None:
 def run(args: argparse.Namespace) -> None:
     from data_prep.compose import compose
 
-    compose(args.inputs, args.output, hard_k=args.hard_k, positive=args.positive, skip_bad=args.skip_bad)
+    compose(
+        args.inputs,
+        args.output,
+        hard_k=args.hard_k,
+        positive=args.positive,
+        skip_bad=args.skip_bad,
+        balance=args.balance,
+        per_value=args.per_value,
+        seed=args.seed,
+    )

@@ -76,6 +76,23 @@ ROWS = [
     ("CSV no UTF-8", "a.csv", b"term,definition\na,b\nc,\xe4\n", ["a.csv:3:", "not valid UTF-8: byte 0xe4"]),
     ("CSV score", "a.csv", "query,item,score\na,b,high\n", ["a.csv:2:", "key 'score' must be a number"]),
     ("CSV NaN", "a.csv", "query,item,score\na,b,nan\n", ["a.csv:2:", "finite"]),
+    ("CSV log", "a.csv", "query,item,position,count\na,b,1,2\n", ["a.csv:2:", "search log", "data_prep logs"]),
+    ("CSV doubled quote", "a.csv", 'term,definition\na,"b"c\n', ["a.csv:2:", "double a quote inside a text"]),
+    ("CSV UTF-8 header", "a.csv", b"term,d\xe9finition\na,b\n", ["a.csv:1:", "not valid UTF-8: byte 0xe9"]),
+    ("CSV score range", "a.csv", "query,item,score\na,b,80\n", ["a.csv:2:", "outside 0..1", "largest grade"]),
+    ("CSV metadata", "a.csv", "anchor,positive,metadata\na,b,{x\n", ["a.csv:2:", "key 'metadata' is no JSON object"]),
+    ("TSV with commas", "a.tsv", "term,definition\na,b\n", ["a.tsv:1:", "separated by ','"]),
+    ("TSV cells", "a.tsv", "query\titem\tscore\na\tb\n", ["a.tsv:2:", "2 cells where the header names 3"]),
+    ("JSON twice", "a.json", '[{"anchor": "a", "positive": "b", "anchor": "c"}]', ["a.json:1:", "stands twice"]),
+    ("JSON UTF-8", "a.json", b'[["a", "b\xff", 1]]', ["a.json", "not valid UTF-8: byte 0xff"]),
+    ("long array", "a.jsonl", '["a", "b", 1, 2]', ["this one has 4 values"]),
+    ("infinite score", "a.jsonl", '["a", "b", 1e999]', ["key 'score' is inf; it must be a finite number"]),
+    ("boolean id", "a.jsonl", json.dumps(PAIR | {"id": True}), ["key 'id' must be a text, not true/false"]),
+    ("empty doc id", "a.jsonl", '{"query": "a", "positives": ["b"], "doc_ids": [""]}', ["key 'doc_ids[0]' is empty"]),
+    ("source", "a.jsonl", '{"query": "a", "positives": ["b"], "source": 1}', ["key 'source' must be a text"]),
+    ("teacher list", "a.jsonl", '{"query": "a", "positives": ["b"], "teacher_scores": 1}', ["a list of numbers"]),
+    ("null in list", "a.jsonl", '{"query": "a", "pos": [null]}', ["key 'pos[0]' must be a text, not null"]),
+    ("negative type", "a.jsonl", '{"query": "a", "positive": "b", "negative": ["c"]}', ["'negative' must be a text"]),
     ("Parquet", "a.parquet", "no parquet at all", ["is not a readable Parquet file"]),
 ]
 
@@ -119,6 +136,41 @@ def test_a_malformed_input_is_refused_and_an_earlier_output_stays(tmp_path, caps
         ("compose good.jsonl --output o.jsonl --hard-k -1", ["--hard-k -1"]),
         ("compose bad.jsonl --output o.jsonl --skip-bad", ["no valid row"]),
         ("compose taught.jsonl --output o.jsonl --hard-k 1", ["teacher_scores"]),
+        ("compose good.jsonl --output o.jsonl --balance modul", ["by --balance", "Did you mean 'module'?"]),
+        ("compose bad.jsonl --output o.jsonl --balance module", ["bad.jsonl:1:", "bad.jsonl:2:"]),
+        ("compose good.jsonl --output o.jsonl --per-value 2", ["belongs to --balance FIELD"]),
+        ("compose good.jsonl --output o.jsonl --balance module --per-value 0", ["--per-value 0"]),
+        ("augment good.jsonl --output o.csv --variants 0", ["2 problems", "must end in .jsonl", "--variants 0"]),
+        ("augment bad.jsonl good.jsonl --output o.jsonl", ["bad.jsonl:1:", "bad.jsonl:2:"]),
+        ("augment good.jsonl --output good.jsonl", ["is also an input"]),
+        ("augment good.jsonl --output o.jsonl --typo-rate 2 --case-rate -1", ["--typo-rate 2", "--case-rate -1"]),
+        ("augment good.jsonl --output o.jsonl --typo-rate nan", ["--typo-rate nan: must be in 0..1"]),
+        ("augment good.jsonl --output o.jsonl --typo-rate 0", ["every rate is 0"]),
+        ("augment good.jsonl --output o.jsonl --typos swop,drop=0", ["Did you mean 'swap'?", "more than 0"]),
+        ("augment good.jsonl --output o.jsonl --typos drop=much", ["'much' is no number"]),
+        ("augment good.jsonl --output o.jsonl --score-scale 1.5", ["--score-scale 1.5"]),
+        ("augment good.jsonl --output o.jsonl --misspellings no --synonyms bad.jsonl", ["no: cannot", "bad.jsonl:1:"]),
+        ("augment good.jsonl --output o.jsonl --typo-rate 0 --misspellings m.tsv", ["--typo-rate is 0"]),
+        ("augment good.jsonl --output o.jsonl --synonym-rate 0 --synonyms s.txt", ["--synonym-rate is 0"]),
+        ("augment parent.jsonl --output o.jsonl", ["record parent:1: its metadata has 'parent'", "rename"]),
+        ("augment short.jsonl --output o.jsonl", ["no variant from 1 rows"]),
+        ("logs good.jsonl --output o.jsonl", ["good.jsonl:1: key 'item' is missing", "'position'", "'count'"]),
+        ("logs log.csv log.csv --output o.jsonl", ["given twice"]),
+        ("logs log.csv --output o.jsonl --items good.jsonl", ["good.jsonl:1:", "key 'text' is missing"]),
+        (
+            "logs badlog.csv nolog.csv --output o.jsonl",
+            [
+                "badlog.csv:2: key 'position' is 0, below 1; positions count from 1; key 'count' must be a whole",
+                "badlog.csv:3: key 'count' is -2, below 0",
+                "badlog.csv:4: key 'item' is empty",
+                "nolog.csv: no such file",
+            ],
+        ),
+        ("logs mixed.jsonl --output o.jsonl", ["mixed.jsonl:2: key 'impressions' stands here, but not in the first"]),
+        ("logs log.csv --output o.jsonl --min-clicks 9", ["no row can be made", "fewer than 9 clicks"]),
+        ("logs log.csv --output o.jsonl --eta -1 --positive-score 2", ["2 problems", "--eta -1", "--positive-score 2"]),
+        ("logs log.csv --output o.jsonl --min-clicks 0 --min-examined nan", ["--min-clicks 0", "--min-examined nan"]),
+        ("logs log.csv --output log.csv", ["must end in .jsonl", "is also an input"]),
         ("shard good.jsonl --output s --num-shards 0", ["--num-shards 0"]),
         ("shard good.jsonl --output s --num-shards 1000 --eval-fraction 0", ["more than the 30 rows"]),
         ("shard good.jsonl --output s --eval-fraction 1", ["--eval-fraction 1"]),
@@ -182,6 +234,14 @@ def inputs(tmp_path_factory):
     (folder / "empty.jsonl").write_text("")
     write_jsonl(folder / "x.rejected.jsonl", [PAIR])
     write_jsonl(folder / "taught.jsonl", [{"query": "a b", "positives": ["b"], "teacher_scores": [0.5]}] * 2)
+    (folder / "m.tsv").write_text("anwser\tanswer\n")
+    (folder / "s.txt").write_text("topic, theme\n")
+    write_jsonl(folder / "parent.jsonl", [PAIR | {"parent": "mould"}])
+    write_jsonl(folder / "short.jsonl", [{"anchor": "v1.13", "positive": "b"}])
+    (folder / "log.csv").write_text("query,item,position,count\na,b,1,2\n")
+    (folder / "badlog.csv").write_text("query,item,position,count\na,b,0,many\na,c,1,-2\na,,1,1\n")
+    shown = {"query": "a", "item": "b", "position": 1, "count": 1}
+    write_jsonl(folder / "mixed.jsonl", [shown, shown | {"impressions": 5}])
     text = "Opens the window.\n\nIt turns the handle, pulls the frame and lets the air of the garden in."
     chunks = [Chunk(str(i), f"{text} {i}", {"name": "window"}) for i in range(2)]
     write_chunks(folder / "store", "docs", chunks, "digest")

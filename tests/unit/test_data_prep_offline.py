@@ -202,7 +202,7 @@ def test_generate_to_shards_hides_names_and_is_repeatable(sampled, tmp_path, cap
     assert code == 0, err
     code, out, _ = run(capsys, "inspect", tmp_path / "s", "--json")
     assert code == 0
-    assert json.loads(out)["positives_as_own_negatives"] == 0
+    assert json.loads(out)["positives_as_negatives"] == 0
 
 
 def test_limit_and_seed(sampled, tmp_path, capsys):

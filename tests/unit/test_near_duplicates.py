@@ -64,6 +64,13 @@ def test_positives_count_together_and_grades_apart():
     assert found(graded)[0] == [3]
 
 
+def test_variants_stay_beside_their_parent():
+    (one,) = planted.rows(1)
+    variants = [Record(one.query + end, one.positives, metadata={"parent_query": one.query}) for end in "!?"]
+    assert found([one, *variants])[0] == []
+    assert found([*variants, one, Record(one.query + ".", one.positives)])[0] == [3]
+
+
 def test_a_chain_keeps_what_is_near_to_removed_rows_only():
     rng = random.Random(4)
     (first,) = planted.rows(1)

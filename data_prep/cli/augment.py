@@ -1,0 +1,76 @@
+"""augment: records with variants of their queries."""
+
+import argparse
+from pathlib import Path
+
+from data_prep.cli import add_positive, command
+from data_prep.problems import BadInput
+
+
+def add(commands) -> None:
+    parser = command(
+        commands,
+        "augment",
+        run,
+        "Add variants of each row's query: typos, synonyms, case, punctuation, transliteration.",
+        "augment records.jsonl --output augmented.jsonl --variants 2 --typo-rate 0.3 --case-rate 0.1",
+    )
+    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT")
+    parser.add_argument("--output", type=Path, required=True, metavar="F.jsonl")
+    parser.add_argument("--variants", type=int, default=1, metavar="N", help="of each row, at most (default 1)")
+    about = "share of the words that get a typo (default 0.2)"
+    parser.add_argument("--typo-rate", type=float, default=0.2, metavar="R", help=about)
+    about = (
+        "kinds of typos, with weights if they differ, such as swap=2,drop "
+        "(default: neighbour,drop,double,swap,split,join)"
+    )
+    parser.add_argument("--typos", metavar="KINDS", help=about)
+    about = "misspellings of your own, misspelling TAB correction; used for the words that they hold"
+    parser.add_argument("--misspellings", type=Path, metavar="F.tsv", help=about)
+    about = "texts that mean the same, as in Solr: a, b, c or a => b"
+    parser.add_argument("--synonyms", type=Path, metavar="F.txt", help=about)
+    about = "share of the listed texts in a query that are replaced (default 0.3)"
+    parser.add_argument("--synonym-rate", type=float, default=0.3, metavar="R", help=about)
+    for name, what in (
+        ("case", "written in small letters, in capitals, or with a first capital"),
+        ("punctuation", "with punctuation left out, or a mark added"),
+        ("transliteration", "with Russian words in Latin letters, or Latin words in Russian ones"),
+    ):
+        about = f"share of the variants {what} (default 0)"
+        parser.add_argument(f"--{name}-rate", type=float, default=0.0, metavar="R", help=about)
+    about = "a variant's score is its parent's times this (default 1)"
+    parser.add_argument("--score-scale", type=float, default=1.0, metavar="X", help=about)
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of all draws (default 0)")
+    add_positive(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    from data_prep.augment import Changes, augment
+
+    rates = ("typo_rate", "synonym_rate", "case_rate", "punctuation_rate", "transliteration_rate")
+    values = {name: getattr(args, name) for name in rates}
+    if args.typos is not None:
+        values["typo_kinds"] = _kinds(args.typos)
+    augment(
+        args.inputs,
+        args.output,
+        changes=Changes(**values),
+        variants=args.variants,
+        misspellings=args.misspellings,
+        synonyms=args.synonyms,
+        score_scale=args.score_scale,
+        seed=args.seed,
+        positive=args.positive,
+    )
+
+
+def _kinds(text: str) -> dict[str, float]:
+    """`swap=2,drop` as kind -> weight."""
+    kinds = {}
+    for part in text.split(","):
+        name, equals, weight = part.partition("=")
+        try:
+            kinds[name.strip()] = float(weight) if equals else 1.0
+        except ValueError:
+            raise BadInput(f"--typos {part}: {weight!r} is no number; write kinds such as swap=2,drop") from None
+    return kinds
