@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from data_prep.environment import secret, without
 from data_prep.problems import BadInput, Failed, nearest
 from data_prep.progress import say
-from data_prep.stores import PAGE, QUERIES, Chunk, StoreConfig, with_text, wrong_size
+from data_prep.stores import PAGE, QUERIES, Chunk, StoreConfig, free_page, with_text, wrong_size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -256,6 +256,8 @@ class QdrantCollection:
         mend = f"their payload field {self.text_field!r} is empty; fill it, or leave them out with --where"
         offset = None
         while True:
+            if self.store.config.url:
+                free_page()
             with self._asked(where) as asked:
                 options = {"limit": page, "offset": offset, "with_payload": True, "with_vectors": vectors}
                 points, offset = self.store.client.scroll(self.name, scroll_filter=asked, **options)

@@ -6,6 +6,7 @@
 The stores' own sides are data_prep.chroma and data_prep.qdrant, loaded when they are needed.
 """
 
+import gc
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -246,6 +247,12 @@ def with_text(name: str, chunks: list[Chunk], mend: str) -> list[Chunk]:
             f"{', '.join(chunk.id for chunk in bare[:5])} (metadata fields there: {fields}); {mend}"
         )
     return chunks
+
+
+def free_page() -> None:
+    """To be called before each page of a server: httpx leaves every answer, megabytes with embeddings, in a reference
+    cycle, and Python's own collector would let dozens of them pile up."""
+    gc.collect()
 
 
 def wrong_size(name: str, size: int | None, asked: int) -> BadInput:

@@ -1,5 +1,6 @@
 """Stores of every kind behind the same methods, on real engines and real sockets."""
 
+import gc
 import os
 import random
 import shutil
@@ -123,6 +124,23 @@ def test_the_stores_own_embeddings_are_read_along(place):
         for chunk in collection.chunks(page=10, embeddings=True):
             assert chunk.embedding.dtype == np.float32
             np.testing.assert_allclose(chunk.embedding, own[chunk.id], atol=1e-6)
+
+
+@pytest.mark.parametrize("place", ["chroma server", "qdrant server"], indirect=True)
+def test_answers_of_a_server_do_not_pile_up(place):
+    import httpx
+
+    with open_collection(place) as collection:
+        gc.collect()
+        gc.disable()
+        try:
+            alive = [
+                sum(isinstance(thing, httpx.Response) for thing in gc.get_objects())
+                for _ in collection.chunks(page=1, embeddings=True)
+            ]
+        finally:
+            gc.enable()
+    assert max(alive) <= alive[0] + 2, alive
 
 
 @every_kind
