@@ -179,12 +179,18 @@ def truncation(table: dict[str, Any]) -> list[Finding]:
     """table: see token_lengths.py."""
     found = []
     for field, of in table.items():
-        if of["cut"]:
-            key = "model.query_max_len" if field == "query" else "model.passage_max_len"
-            tail = f"median {of['p50']:,}, 99 % up to {of['p99']:,}, longest {of['max']:,}"
-            text = f"{of['cut']:,} of {of['texts']:,} {field} texts are cut at {of['limit']:,} tokens ({tail})"
-            found.append(Finding("truncation", "warning", of["cut"], of["texts"], text, about=key))
+        tail = f" (median {of['p50']:,}, 99 % up to {of['p99']:,}, longest {of['max']:,})"
+        found += cut_texts(field, of["cut"], of["texts"], of["limit"], tail)
     return found
+
+
+def cut_texts(field: str, cut: int, texts: int, limit: int, tail: str = "") -> list[Finding]:
+    """How many texts of a field are longer than `limit` tokens; tail: of the lengths, if they are known."""
+    if not cut:
+        return []
+    text = f"{cut:,} of {texts:,} {field} texts are cut at {limit:,} tokens{tail}"
+    key = "model.query_max_len" if field == "query" else "model.passage_max_len"
+    return [Finding("truncation", "warning", cut, texts, text, about=key)]
 
 
 def imbalance(sources: dict[str, int], mend: str) -> list[Finding]:

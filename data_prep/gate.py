@@ -74,13 +74,24 @@ class Gate:
         found += self._near(rows, records, sets)
         found += checks.languages(sample)[0]
         found += checks.prompts(sample, self.reader.rules.query_prompt, self.reader.rules.passage_prompt)
-        if has_tokenizer(self.reader.folder):
-            found += checks.truncation(token_lengths(self.reader, records)[0])
-        else:
-            say(f"note: {self.reader.folder} has no tokenizer.json, so the gate does not count what is cut")
+        found += self._truncation(records)
         if self.mixing_mend is not None:
             found += checks.imbalance({name: len(ids) for name, ids in sources.items()}, self.mixing_mend)
         return found
+
+    def _truncation(self, records: list[Record]) -> list[Finding]:
+        """Of all texts where the shards hold tokens cut at the lengths of this run, otherwise of the sample."""
+        rules, made = self.reader.rules, self.shards.manifest["tokenizer"]
+        if made and all(made[name] == getattr(rules, name) for name in ("query_max_len", "passage_max_len")):
+            queries = self.shards.rows("train")
+            passages = made["texts"] - queries
+            return checks.cut_texts("query", made["cut_queries"], queries, rules.query_max_len) + checks.cut_texts(
+                "passage", made["cut_passages"], passages, rules.passage_max_len
+            )
+        if has_tokenizer(self.reader.folder):
+            return checks.truncation(token_lengths(self.reader, records)[0])
+        say(f"note: {self.reader.folder} has no tokenizer.json, so the gate does not count what is cut")
+        return []
 
     def _exact(self, rows: Rows, sets: dict[str, HeldOut]) -> list[Finding]:
         """What takes the keys of all rows."""

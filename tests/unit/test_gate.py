@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from data_prep import gate
 from data_prep.checks import NO_TRAINING, Finding, imbalance, prompts
 from data_prep.languages import UNSURE, language
+from data_prep.model_folder import TextRules, read_text_rules
 from data_prep.records import Record, is_variant, normalise
 from data_prep.shard_writer import shard
 from data_prep.shards import Rows, open_shards
 from data_prep.survey import Keys, Spool, spread
+from data_prep.tokenise import TokenOptions
 from launch.__main__ import main as launch_main
 from tests import planted
 from tests.launching import run as start
@@ -206,8 +208,6 @@ def test_a_second_look_is_free_and_other_data_is_another_look(leaking, capsys, m
 
 def test_what_the_manifest_knows_is_not_scanned(tmp_path, tiny_bert, monkeypatch):
     """Without hard negatives, and with its own eval split, nothing takes the keys of all rows."""
-    from data_prep.model_folder import TextRules
-
     prose = planted.Prose()
     shard([write_jsonl(tmp_path / "a.jsonl", [prose.pair() for _ in range(300)])], tmp_path / "s", eval_fraction=0.2)
     monkeypatch.setattr(gate, "scan", lambda *_: pytest.fail("all rows were read"))
@@ -217,9 +217,28 @@ def test_what_the_manifest_knows_is_not_scanned(tmp_path, tiny_bert, monkeypatch
     assert found[0].count == found[0].of == open_shards(tmp_path / "s").rows("train")
 
 
-def test_more_rows_than_are_scanned_are_sampled_and_it_is_said(tmp_path, tiny_bert, monkeypatch, capsys):
-    from data_prep.model_folder import TextRules
+def test_tokens_in_the_shards_are_not_made_again(tmp_path, tiny_bert, monkeypatch):
+    """Their counts hold for all rows; at another length a sample is tokenised."""
+    prose = planted.Prose()
+    path = write_jsonl(tmp_path / "a.jsonl", [prose.pair() for _ in range(60)])
+    made = shard([path], tmp_path / "s", eval_fraction=0, tokens=TokenOptions(str(tiny_bert), passage_max_len=20))
+    assert made["tokenizer"]["cut_passages"] == 60
+    monkeypatch.setattr(gate, "token_lengths", lambda *_: pytest.fail("texts were tokenised"))
+    reader = gate.Reader(str(tiny_bert), TextRules("", "", 32, 20))
+    (one,) = gate.Gate(open_shards(tmp_path / "s"), {}, reader).findings()
+    assert one.text == "60 of 60 passage texts are cut at 20 tokens"
+    with pytest.raises(pytest.fail.Exception):
+        gate.Gate(open_shards(tmp_path / "s"), {}, gate.Reader(str(tiny_bert), TextRules("", "", 32, 16))).findings()
 
+
+def test_a_prompt_that_is_not_the_folders_is_told(prompted):
+    rules = read_text_rules(prompted, "search: ", None, None, None, str)
+    assert (rules.query_prompt, rules.passage_prompt) == ("search: ", "passage: ")
+    assert rules.notes == ("query_prompt: 'search: ' is asked for, the model folder was trained with 'query: '",)
+    assert read_text_rules(prompted, "query: ", None, None, None, str).notes == ()
+
+
+def test_more_rows_than_are_scanned_are_sampled_and_it_is_said(tmp_path, tiny_bert, monkeypatch, capsys):
     prose = planted.Prose()
     rows = [row | {"negatives": row["positives"]} for row in (prose.pair() for _ in range(400))]
     shard([write_jsonl(tmp_path / "a.jsonl", rows)], tmp_path / "s", eval_fraction=0)
