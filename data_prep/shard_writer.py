@@ -31,6 +31,7 @@ from data_prep.spool import SPAN_BYTES, Part, arrow_files, choose, facts_of, rea
 from data_prep.workers import Workers
 
 CODES = {"train": TRAIN, "eval": EVAL}
+SIDES = (("query", "queries"), ("passage", "passages"))
 ON_LEAKAGE = ("refuse", "drop-train", "drop-eval")
 
 
@@ -251,6 +252,9 @@ def _summary(output: Path, manifest: dict[str, Any]) -> None:
         result(f"{output}: {manifest['scored_rows']:,} rows carry a score: train them with loss.name cosent or cosine")
     rows = ", ".join(f"{name} {count:,}" for name, count in manifest["rows"].items())
     result(f"{output}: {rows} rows; exact duplicates removed: {manifest['duplicates_removed']:,}")
+    if made := manifest["tokenizer"]:
+        cut = ", ".join(f"{made[f'cut_{many}']:,} {many} at {made[f'{one}_max_len']}" for one, many in SIDES)
+        result(f"{output}: tokenised: {made['texts']:,} texts, {made['tokens']:,} tokens; cut: {cut}")
     if rule["dropped"]:
         result(f"{output}: {rule['dropped']:,} rows dropped by --on-leakage {rule['on_leakage']}")
     if rule["large_group_kept_in_train"]:

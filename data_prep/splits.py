@@ -73,7 +73,8 @@ class SplitPlan:
                 same.append(of_part[chosen])
             rows, same = np.concatenate(rows), np.concatenate(same)
             order = np.lexsort((same[:, 1], same[:, 0]))  # stable: equal ones stay in the order of rows
-            again = np.concatenate(([False], (same[order[1:]] == same[order[:-1]]).all(axis=1)))
+            again = np.zeros(len(order), bool)
+            again[1:] = (same[order[1:]] == same[order[:-1]]).all(axis=1)
             first = np.maximum.accumulate(np.where(again, 0, np.arange(len(order))))
             found.append(np.stack([rows[order[again]], rows[order[first[again]]]]))
         later, earlier = np.concatenate(found, axis=1)
@@ -84,13 +85,14 @@ class SplitPlan:
         import numpy as np
 
         found, keys_before = [np.empty((2, 0), np.int64)], 0
-        rounds = -(-sum(int(counts.sum()) for _, counts in self._columns("keys_of")) // ROUND)
-        for number in range(rounds):
+        pairs = sum(int(counts.sum()) for _, counts in self._columns("keys_of"))
+        doublings = (-(-pairs // ROUND) - 1).bit_length()  # each round takes a range of keys: their order is one
+        for number in range(1 << doublings):
             rows, keys = [], []
             for start, counts, of_part in self._columns("keys_of", "keys"):
                 row_of = np.repeat(np.arange(start, start + len(counts)), counts)
                 row_of = self._who_stays(row_of)
-                chosen = (of_part % rounds == number) & self.kept[row_of]
+                chosen = (of_part >> (63 - doublings) == number) & self.kept[row_of]
                 rows.append(row_of[chosen])
                 keys.append(of_part[chosen])
             shared = shared_keys(np.concatenate(rows), np.concatenate(keys))

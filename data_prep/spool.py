@@ -31,7 +31,7 @@ from data_prep.problems import BadInput
 from data_prep.readers import Span, check_readable
 from data_prep.records import Record, count_words, is_variant, query_key, text_key
 
-SPAN_BYTES = 8 << 20  # of a JSONL file: what one task reads
+SPAN_BYTES = 4 << 20  # of a JSONL file: what one task reads
 BATCH_ROWS = 1000
 BATCH_BYTES = 64 << 20  # a batch of long texts stays far below Arrow's 2 GiB per column
 
