@@ -9,7 +9,7 @@ from data_prep.formats import kind
 from data_prep.records import normalise
 
 CUT_OFF = "cut off: the answer ends inside a pair"
-MOST_FAILURES = 200  # brackets that open no JSON, after which an answer is searched no further
+MOST_FAILURES = 500  # brackets that open no JSON, after which an answer is neither searched on nor mended
 _TEXT = {"type": "string"}
 _PAIR = {"type": "object", "properties": {"question": _TEXT, "answer": _TEXT}, "required": ["question", "answer"]}
 _PAIRS = {"pairs": {"type": "array", "items": {**_PAIR, "additionalProperties": False}}}
@@ -36,12 +36,14 @@ def parse(text: str, cut: bool = False) -> Parsed:
     open: of an answer that was cut, the last pair is left out. A reasoning model's <think> part is left out.
     """
     text = _THOUGHT.sub("", text, count=1)
-    values, rest, ends_inside, malformed = _whole_values(text)
+    values, rest, ends_inside, failures = _whole_values(text)
     found = _collect(values)
-    if ends_inside:
+    if failures >= MOST_FAILURES:
+        found.misfits.append("a heap of brackets that open no JSON")
+    elif ends_inside:
         if rest.strip(" \t\r\n,]}"):
             found.misfits.append(CUT_OFF)
-    elif malformed:
+    elif failures:
         mended = _mended(text, cut)
         if len(mended.pairs) > len(found.pairs):  # else the whole ones are all there is, and exact
             found = mended
@@ -50,9 +52,9 @@ def parse(text: str, cut: bool = False) -> Parsed:
     return found
 
 
-def _whole_values(text: str) -> tuple[list[Any], str, bool, bool]:
+def _whole_values(text: str) -> tuple[list[Any], str, bool, int]:
     """The outermost whole JSON arrays and objects in a text; what follows the last; whether the text ends inside one;
-    whether another bracket opened none."""
+    how many brackets opened none."""
     decoder = json.JSONDecoder(strict=False)  # models write line breaks into strings
     values, at, failures, end, ends_inside = [], 0, 0, 0, False
     while failures < MOST_FAILURES and (match := _OPEN.search(text, at)):
@@ -64,8 +66,8 @@ def _whole_values(text: str) -> tuple[list[Any], str, bool, bool]:
             ends_inside |= _at_end(error, text)
             at, failures = match.end(), failures + 1
         except RecursionError:
-            break
-    return values, text[end:], ends_inside, failures > 0
+            failures = MOST_FAILURES
+    return values, text[end:], ends_inside, failures
 
 
 def _at_end(error: json.JSONDecodeError, text: str) -> bool:

@@ -57,7 +57,8 @@ def test_pairs_are_found_wherever_they_stand(text, pairs):
         ),
         ('{"question": "Why?", "answer": "Because of', "cut off: the answer ends inside a pair"),
         ('[{"question": "Why?", "answer": "It is \\u00', "cut off: the answer ends inside a pair"),
-        ("[" * 100_000, "no JSON in the answer"),
+        ("[" * 100_000, "a heap of brackets that open no JSON"),
+        ('[{"question": "Why' * 1000, "a heap of brackets that open no JSON"),
     ],
 )
 def test_an_answer_without_a_pair_says_why(text, reason):
