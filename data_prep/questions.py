@@ -288,7 +288,7 @@ class _Written:
                 self.waiting += why.again
                 self.reject(chunk, str(why))
                 continue
-            parsed = parse(answer.text)
+            parsed = parse(answer.text, answer.cut)
             if answer.refusal and not parsed.pairs:
                 parsed = Parsed(misfits=[f"refusal: {answer.refusal}"])
             for misfit in parsed.misfits:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from data_prep.parsing import parse
+from data_prep.parsing import Parsed, parse
 from data_prep.records import normalise
 from tests.language_model import FORMS, content, expected
 
@@ -55,13 +55,20 @@ def test_pairs_are_found_wherever_they_stand(text, pairs):
             '{"question": "Why \\ud83d?", "answer": "So."}',
             "question is no text: holds half of a surrogate pair (a cut emoji)",
         ),
-        ('{"question": "Why?", "answer": "Because of', "cut off: the answer ends inside this answer"),
-        ("[" * 100_000, "no JSON in the answer"),
+        ('{"question": "Why?", "answer": "Because of', "cut off: the answer ends inside a pair"),
+        ('[{"question": "Why?", "answer": "It is \\u00', "cut off: the answer ends inside a pair"),
+        ("[" * 100_000, "a heap of brackets that open no JSON"),
+        ('[{"question": "Why' * 1000, "a heap of brackets that open no JSON"),
     ],
 )
 def test_an_answer_without_a_pair_says_why(text, reason):
     found = parse(text)
     assert (found.pairs, found.misfits) == ([], [reason])
+
+
+def test_the_last_pair_of_a_malformed_answer_that_was_cut_is_left_out():
+    text = "[{'question': 'Why?', 'answer': 'So.'}, {'question': 'Who?', 'answer': 'It was the"
+    assert parse(text, cut=True) == Parsed([("Why?", "So.")], ["cut off: the answer ends inside a pair"])
 
 
 def test_what_fits_stays_beside_what_does_not():
@@ -82,7 +89,7 @@ texts = st.text(
 )
 
 
-@settings(deadline=None, max_examples=6000)
+@settings(deadline=None, max_examples=200)
 @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=3), st.floats(0, 1), st.booleans())
 def test_a_cut_answer_gives_every_pair_before_the_cut_and_no_half_one(some, share, wrapped):
     some = [(question.strip(), answer.strip()) for question, answer in some]
