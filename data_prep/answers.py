@@ -34,6 +34,11 @@ class Answer:
     tokens_out: int | None = None
     url: str = ""
 
+    @property
+    def cut(self) -> bool:
+        """Whether the server stopped at a limit of tokens."""
+        return self.finish == "length"
+
 
 class AnswerCache:
     """Answers by the text of the chunk that was asked about.

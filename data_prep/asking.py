@@ -113,5 +113,5 @@ class Asking:
             return
         finally:
             self._under_way.discard(text)
-        parsed = await asyncio.to_thread(parse, answer.text)  # mending a broken one may take seconds
+        parsed = await asyncio.to_thread(parse, answer.text, answer.cut)  # mending a broken one may take seconds
         self.on_answer(answer, parsed)

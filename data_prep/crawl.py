@@ -175,10 +175,8 @@ async def _visit_page(one: Crawled, fetcher, language: str) -> None:
 
 async def _visit_wiki(one: Crawled, fetcher, limit: int | None) -> None:
     """The pages that the source's title stands for, in turn, until there are as many terms as wanted."""
-    from data_prep.fetching import NotFetched
-
     source = one.source
-    wiki = mediawiki.Wiki(source.api, fetcher.json, lambda note: say(f"{source.name}: {note}"))
+    wiki = mediawiki.Wiki(source.api, _api(fetcher), lambda note: say(f"{source.name}: {note}"))
     leads = glossary.Page(f"{source.name} (the leads of its articles)")
     try:
         title = source.title or await _own_category(source, fetcher)
@@ -190,20 +188,34 @@ async def _visit_wiki(one: Crawled, fetcher, limit: int | None) -> None:
             if limit and len(leads.entries) + sum(len(page.entries) for page in one.pages) >= limit:
                 say(f"{source.name}: has the {limit:,} terms of --limit-per-source; its other pages are not asked for")
                 break
-    except (mediawiki.ApiError, NotFetched) as error:
-        _fail(one, source.title or source.name, error)
+    except mediawiki.ApiError as error:
+        wiki.failed.append((source.title or source.name, str(error)))
     if leads.entries:
         leads.found["lead of an article"] = len(leads.entries)
         _keep(one, leads)
+    for place, reason in wiki.failed:
+        _fail(one, f"{source.name}: {place}", reason)
     for reason, count in wiki.left.items():
         say(f"{source.name}: {reason}: {count:,}")
+
+
+def _api(fetcher) -> mediawiki.Get:
+    from data_prep.fetching import NotFetched
+
+    async def get(url: str) -> dict:
+        try:
+            return await fetcher.json(url)
+        except NotFetched as error:
+            raise mediawiki.ApiError(str(error)) from None
+
+    return get
 
 
 async def _own_category(source: Source, fetcher) -> str:
     """The category of glossaries of the source's wiki; the English Wikipedia knows what the others call theirs."""
     if source.language == "en":
         return GLOSSARIES
-    english = mediawiki.Wiki(WIKIPEDIA.format(lang="en"), fetcher.json, say)
+    english = mediawiki.Wiki(WIKIPEDIA.format(lang="en"), _api(fetcher), say)
     return await english.title_in(source.language, GLOSSARIES)
 
 

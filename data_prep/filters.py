@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from data_prep.languages import UNSURE, language
 from data_prep.near_duplicates import Bands, check_similarity, jaccard, shingles
 from data_prep.negatives import TOKENS
 from data_prep.records import normalise, text_key
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 # Texts -> (n, d) float, such as SentenceTransformer.encode; similarity is the dot product.
 Encoder = Callable[[list[str]], "np.ndarray"]
-LIKELIER = 100  # times that another language must be likelier than the chunk's: 0 of 1,876 English questions were
+NO_LANGUAGE = (UNSURE, "zxx")  # zxx: numbers, markup
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,24 +99,19 @@ def _words_within(name: str, least: int, most: int) -> Callable[[Pair], str | No
 
 
 class _SameLanguage:
-    """Compares py3langid's probabilities. Short questions are uncertain: only a language that is LIKELIER times
-    likelier than the chunk's counts as another one."""
+    """A text whose language is uncertain, as that of many short questions, counts as the chunk's."""
 
     def __init__(self):
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-        self.identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
         self.last = ("", "")  # text and language of the last chunk: its pairs follow each other
 
     def __call__(self, pair: Pair) -> str | None:
         if self.last[0] != pair.chunk.text:
-            self.last = (pair.chunk.text, self.identifier.rank(pair.chunk.text)[0][0])
+            self.last = (pair.chunk.text, language(pair.chunk.text))
         own = self.last[1]
         for name in ("question", "answer"):
-            ranked = self.identifier.rank(getattr(pair, name))
-            likeliest, probability = ranked[0]
-            if probability > LIKELIER * dict(ranked).get(own, 0.0):
-                return f"language: the {name} is in {likeliest!r}, the chunk in {own!r}"
+            found = language(getattr(pair, name))
+            if own not in NO_LANGUAGE and found not in (own, *NO_LANGUAGE):
+                return f"language: the {name} is in {found!r}, the chunk in {own!r}"
         return None
 
 

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from data_prep.answers import Answer
 from data_prep.environment import secret, without
 from data_prep.problems import BadInput, Failed, nearest
-from data_prep.progress import say
+from data_prep.progress import EVERY_SECONDS, say
 
 OPENAI_URL = "https://api.openai.com/v1"
 NAMES = (("OPENAI_API_KEY", "OPENAI_BASE_URL"), ("YC_OPENAI_API_KEY", "YC_OPENAI_API_BASE"))
@@ -203,7 +203,7 @@ class Model:
             return
         if fault.wait > self.retry.patience:
             raise Failed(f"{self.server.url} asks to wait {fault.wait:,.0f} s ({fault}); run the same command then")
-        if fault.wait > self.retry.longest / 2:
+        if fault.wait > EVERY_SECONDS:
             say(f"note: {fault}; the server asks to wait {fault.wait:.0f} s")
         self._not_before = max(self._not_before, time.monotonic() + fault.wait)
 

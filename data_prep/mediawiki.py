@@ -16,7 +16,7 @@ ARTICLE, CATEGORY = 0, 14  # namespaces
 MAXLAG = 5  # seconds behind which the databases may be before the server asks us to wait
 LEADS_AT_ONCE = 20  # what TextExtracts gives per answer
 
-Get = Callable[[str], Awaitable[dict]]  # URL -> the JSON answer
+Get = Callable[[str], Awaitable[dict]]  # URL -> the JSON answer; raises ApiError where there is none
 
 
 class ApiError(ValueError):
@@ -126,11 +126,13 @@ async def merged_pages(get: Get, api: str, **parameters: Any) -> dict[str, dict]
 
 
 class Wiki:
-    """One wiki. report: called with every note for people; left: pages that were not taken, by reason."""
+    """One wiki. report: called with every note for people. left: pages that were not taken, by reason. failed: (title,
+    why) of the pages of a category that could not be had."""
 
     def __init__(self, api: str, get: Get, report: Callable[[str], None]):
         self.api, self.get, self.report = api, get, report
         self.left: Counter = Counter()
+        self.failed: list[tuple[str, str]] = []
         self._article_path = urljoin(api, "index.php?title=$1")
 
     async def pages(self, title: str) -> AsyncIterator[WikiPage]:
@@ -143,7 +145,12 @@ class Wiki:
             return
         glossaries, articles = await self._members(start["title"])
         for name in glossaries:
-            yield await self._parsed(name)
+            try:
+                page = await self._parsed(name)
+            except ApiError as error:
+                self.failed.append((name, str(error)))
+            else:
+                yield page
         for at in range(0, len(articles), LEADS_AT_ONCE):
             async for page in self._leads(articles[at : at + LEADS_AT_ONCE]):
                 yield page

@@ -8,9 +8,8 @@ from typing import Any
 from data_prep.formats import kind
 from data_prep.records import normalise
 
-MARK = "\ue000\ue001"  # private use, stands in no answer: shows which text an answer's end cut off
-NO_OBJECT = "not an object"
-MOST_FAILURES = 200  # brackets that open no JSON, after which an answer is searched no further
+CUT_OFF = "cut off: the answer ends inside a pair"
+MOST_FAILURES = 500  # brackets that open no JSON, after which an answer is neither searched on nor mended
 _TEXT = {"type": "string"}
 _PAIR = {"type": "object", "properties": {"question": _TEXT, "answer": _TEXT}, "required": ["question", "answer"]}
 _PAIRS = {"pairs": {"type": "array", "items": {**_PAIR, "additionalProperties": False}}}
@@ -28,44 +27,68 @@ class Parsed:
     misfits: list[str] = field(default_factory=list)
 
 
-def parse(text: str) -> Parsed:
-    """The pairs in a model's answer: every object with the keys "question" and "answer", at any depth.
+def parse(text: str, cut: bool = False) -> Parsed:
+    """The pairs in a model's answer: every object with the keys "question" and "answer", at any depth. cut: the server
+    says that the answer was cut off at its limit of tokens.
 
-    JSON that is whole counts as it is, wherever it stands in the text. What is left broken is mended by json-repair,
-    but a pair whose text was cut off is a misfit: half an answer would be trained on. A reasoning model's <think> part
-    is left out.
+    JSON that is whole counts as it is, wherever it stands in the text. JSON that is no more than cut off keeps its
+    whole pairs: half an answer would be trained on. What is malformed is mended by json-repair, which closes what is
+    open: of an answer that was cut, the last pair is left out. A reasoning model's <think> part is left out.
     """
     text = _THOUGHT.sub("", text, count=1)
-    values, broken = _whole_values(text)
+    values, rest, ends_inside, failures = _whole_values(text)
     found = _collect(values)
-    if broken:
-        from json_repair import loads
-
-        try:
-            mended = _collect([loads(text + MARK)])
-        except (RecursionError, ValueError):
-            mended = Parsed()
-        if len(mended.pairs) > len(found.pairs):
+    if failures >= MOST_FAILURES:
+        found.misfits.append("a heap of brackets that open no JSON")
+    elif ends_inside:
+        if rest.strip(" \t\r\n,]}"):
+            found.misfits.append(CUT_OFF)
+    elif failures:
+        mended = _mended(text, cut)
+        if len(mended.pairs) > len(found.pairs):  # else the whole ones are all there is, and exact
             found = mended
-        else:  # as many or fewer: the whole ones are exact; what was cut is known from the mended
-            lost = [why for why in mended.misfits if why not in found.misfits and not why.startswith(NO_OBJECT)]
-            found.misfits += lost
     if not found.pairs and not found.misfits:
         found.misfits.append(_why_nothing(text, values))
     return found
 
 
-def _whole_values(text: str) -> tuple[list[Any], bool]:
-    """The outermost whole JSON arrays and objects in a text, and whether a bracket opened none."""
+def _whole_values(text: str) -> tuple[list[Any], str, bool, int]:
+    """The outermost whole JSON arrays and objects in a text; what follows the last; whether the text ends inside one;
+    how many brackets opened none."""
     decoder = json.JSONDecoder(strict=False)  # models write line breaks into strings
-    values, at, failures = [], 0, 0
+    values, at, failures, end, ends_inside = [], 0, 0, 0, False
     while failures < MOST_FAILURES and (match := _OPEN.search(text, at)):
         try:
             value, at = decoder.raw_decode(text, match.start())
             values.append(value)
-        except (ValueError, RecursionError):
+            end = at
+        except json.JSONDecodeError as error:
+            ends_inside |= _at_end(error, text)
             at, failures = match.end(), failures + 1
-    return values, failures > 0
+        except RecursionError:
+            failures = MOST_FAILURES
+    return values, text[end:], ends_inside, failures
+
+
+def _at_end(error: json.JSONDecodeError, text: str) -> bool:
+    """Whether the text is valid JSON up to its end, so that it was cut off rather than malformed."""
+    if error.msg.startswith("Unterminated string"):
+        return True
+    last = len(text.rstrip())
+    return error.pos >= (last - 5 if "escape" in error.msg else last)  # \uXXXX may be cut too
+
+
+def _mended(text: str, cut: bool) -> Parsed:
+    from json_repair import loads
+
+    try:
+        mended = _collect([loads(text)])
+    except (RecursionError, ValueError):
+        return Parsed()
+    if cut and mended.pairs:
+        mended.pairs.pop()
+        mended.misfits.append(CUT_OFF)
+    return mended
 
 
 def _collect(values: list[Any]) -> Parsed:
@@ -84,7 +107,7 @@ def _walk(value: Any, found: Parsed, seen: set[str]) -> None:
             return
         value = list(value.values())
     elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        found.misfits += [f"{NO_OBJECT}: {kind(item)}" for item in value if not isinstance(item, dict)]
+        found.misfits += [f"not an object: {kind(item)}" for item in value if not isinstance(item, dict)]
     if isinstance(value, list):
         for item in value:
             _walk(item, found, seen)
@@ -96,8 +119,6 @@ def _pair(question: Any, answer: Any, found: Parsed, seen: set[str]) -> None:
             found.misfits.append(f"without {name}: no text under this key")
         elif not isinstance(text, str):
             found.misfits.append(f"{name} is no text: {kind(text)}")
-        elif MARK in text:
-            found.misfits.append(f"cut off: the answer ends inside this {name}")
         elif not text.strip():
             found.misfits.append(f"without {name}: only white space")
         elif not _writable(text):

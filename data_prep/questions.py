@@ -21,10 +21,11 @@ from data_prep.answers import Answer, AnswerCache, default_cache
 from data_prep.asking import Asking
 from data_prep.filters import Encoder, Filter, Filters, Pair
 from data_prep.llm import Model, Retry, Unanswered, endpoint, messages, told
+from data_prep.meter import Meter
 from data_prep.output import check, check_output_file, rejected_name, whole_file
 from data_prep.parsing import PAIRS_FORMAT, Parsed, parse
 from data_prep.problems import BadInput, Failed
-from data_prep.progress import Meter, result, say, track
+from data_prep.progress import result, say, track
 from data_prep.stores import Chunk, Collection, StoreConfig, open_collection
 from data_prep.template import EXAMPLE, Prompt, read_prompt
 
@@ -287,7 +288,7 @@ class _Written:
                 self.waiting += why.again
                 self.reject(chunk, str(why))
                 continue
-            parsed = parse(answer.text)
+            parsed = parse(answer.text, answer.cut)
             if answer.refusal and not parsed.pairs:
                 parsed = Parsed(misfits=[f"refusal: {answer.refusal}"])
             for misfit in parsed.misfits:

@@ -45,7 +45,7 @@ class Request(BaseHTTPRequestHandler):
 
 class Web(ThreadingHTTPServer):
     """routes: path -> handler; requests: (time, path with query, headers) of each; hung_up: paths whose answer the
-    client did not read to its end."""
+    client did not read to its end; sent: bytes of large answers."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -55,6 +55,7 @@ class Web(ThreadingHTTPServer):
         self.routes, self.lock = routes, threading.Lock()
         self.requests: list[tuple[float, str, dict]] = []
         self.hung_up: list[str] = []
+        self.sent: dict[str, int] = {}
 
     @property
     def address(self) -> str:
