@@ -13,6 +13,7 @@ from typing import Any
 from data_prep.decontaminate import HeldOut
 from data_prep.languages import UNSURE, language
 from data_prep.near_duplicates import NearDuplicates
+from data_prep.progress import track
 from data_prep.records import Record
 from data_prep.survey import Keys
 
@@ -92,7 +93,7 @@ def duplicates(keys: Keys) -> list[Finding]:
 def near_duplicates(take: Take, rows: list[int], similarity: float) -> tuple[list[Finding], dict[str, Any]]:
     """rows: numbers of rows, ascending, without exact duplicates among them."""
     index = NearDuplicates(similarity)
-    for start in range(0, len(rows), AT_ONCE):
+    for start in track(range(0, len(rows), AT_ONCE), "near duplicates, 1,000 rows each", -(-len(rows) // AT_ONCE)):
         for record in take(rows[start : start + AT_ONCE]):
             index.add(record)
     found = index.find(lambda places: take([rows[place] for place in places])).nonzero()[0].tolist()
@@ -120,8 +121,8 @@ def languages(records: dict[str, list[Record]]) -> tuple[list[Finding], dict[str
     differ: query and positive are of different languages."""
     found, table = [], {}
     for source, rows in records.items():
-        queries = [language(record.query) for record in rows]
-        positives = [language(record.positives[0]) for record in rows]
+        both = ((language(row.query), language(row.positives[0])) for row in track(rows, "languages", len(rows)))
+        queries, positives = zip(*both)
         known = [{one, other}.isdisjoint({UNSURE, NOT_A_LANGUAGE}) for one, other in zip(queries, positives)]
         differ = [row for row, one, other, sure in zip(rows, queries, positives, known) if sure and one != other]
         table[source] = {
@@ -137,7 +138,7 @@ def languages(records: dict[str, list[Record]]) -> tuple[list[Finding], dict[str
     return found, table
 
 
-def _other_languages(source: str, rows: list[Record], positives: list[str]) -> list[Finding]:
+def _other_languages(source: str, rows: list[Record], positives: tuple[str, ...]) -> list[Finding]:
     counts = Counter(found for found in positives if found not in (UNSURE, NOT_A_LANGUAGE))
     if not counts:
         return []
