@@ -7,7 +7,7 @@ those over records are as good as the sample they are given.
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from data_prep.decontaminate import HeldOut
@@ -213,6 +213,13 @@ def unreadable(empty: int, other: int, rows: int) -> list[Finding]:
         for name, count, what in named
         if count
     ]
+
+
+def of_sample(found: list[Finding], looked_at: int, rows: int) -> list[Finding]:
+    """The findings, which say that they were counted on `looked_at` of `rows` rows where that is not all of them."""
+    if looked_at >= rows:
+        return found
+    return [replace(one, text=f"{one.text}, in a sample of {looked_at:,} of {rows:,} rows") for one in found]
 
 
 def sorted_findings(found: Iterable[Finding]) -> list[Finding]:

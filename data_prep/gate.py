@@ -71,15 +71,17 @@ class Gate:
         sources = {source.name: source.rows for source in self.shards.train_sources()}
         sample = {name: rows.take(ids.tolist()) for name, ids in spread(sources, SAMPLE).items()}
         records = [record for some in sample.values() for record in some]
-        found += self._near(rows, records, sets)
-        found += checks.languages(sample)[0]
-        found += checks.prompts(sample, self.reader.rules.query_prompt, self.reader.rules.passage_prompt)
-        found += self._truncation(records)
+        found += self._near_duplicates(rows)
+        estimated = self._near_leakage(records, sets)
+        estimated += checks.languages(sample)[0]
+        estimated += checks.prompts(sample, self.reader.rules.query_prompt, self.reader.rules.passage_prompt)
+        found += checks.of_sample(estimated, len(records), len(rows))
+        found += self._truncation(rows, records)
         if self.mixing_mend is not None:
             found += checks.imbalance({name: len(ids) for name, ids in sources.items()}, self.mixing_mend)
         return found
 
-    def _truncation(self, records: list[Record]) -> list[Finding]:
+    def _truncation(self, rows: Rows, records: list[Record]) -> list[Finding]:
         """Of all texts where the shards hold tokens cut at the lengths of this run, otherwise of the sample."""
         rules, made = self.reader.rules, self.shards.manifest["tokenizer"]
         if made and all(made[name] == getattr(rules, name) for name in ("query_max_len", "passage_max_len")):
@@ -89,7 +91,8 @@ class Gate:
                 "passage", made["cut_passages"], passages, rules.passage_max_len
             )
         if has_tokenizer(self.reader.folder):
-            return checks.truncation(token_lengths(self.reader, records)[0])
+            table, measured = token_lengths(self.reader, records)
+            return checks.of_sample(checks.truncation(table), measured, len(rows))
         say(f"note: {self.reader.folder} has no tokenizer.json, so the gate does not count what is cut")
         return []
 
@@ -106,15 +109,18 @@ class Gate:
             path, held = self.evals[key], np.fromiter(whole.keys, np.int64)
             mend = f"leave them out with: python -m data_prep shard … --exclude {path}"
             found += checks.leakage(keys, len(keys), held, path, key, mend)
-        if len(keys) < len(rows) and found:
-            say(f"note: counted on {len(keys):,} of {len(rows):,} rows, evenly spaced")
-        return found
+        return checks.of_sample(found, len(keys), len(rows))
 
-    def _near(self, rows: Rows, records: list[Record], sets: dict[str, HeldOut]) -> list[Finding]:
+    def _near_duplicates(self, rows: Rows) -> list[Finding]:
         import numpy as np
 
         chosen = spread({"": np.arange(len(rows))}, NEAR_ROWS)[""].tolist()
         found, _ = checks.near_duplicates(rows.take, chosen, SIMILARITY)
+        return checks.of_sample(found, len(chosen), len(rows))
+
+    def _near_leakage(self, records: list[Record], sets: dict[str, HeldOut]) -> list[Finding]:
+        """Also of the own eval split."""
+        found = []
         if "eval" in self.shards.splits:
             sets = {"data.train": held_out([self.shards.path]), **sets}
         for key, whole in sets.items():

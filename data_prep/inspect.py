@@ -140,15 +140,15 @@ def _report(path: Path, rows: _Rows, reader: Reader | None, held: dict[str, Held
     tokens, measured = token_lengths(reader, records) if reader else (None, 0)
     prompts = (reader.rules.query_prompt, reader.rules.passage_prompt) if reader else ("", "")
     sources = {name: len(numbers) for name, numbers in by_source.items()}
+    estimated = [*_near_leakage(held, records), *languages, *checks.prompts(sample, *prompts)]
     found = [
         *checks.unreadable(rows.empty, rows.problems - rows.empty, len(keys) + rows.problems),
-        *_leakage(path, rows, held, records),
+        *_leakage(path, rows, held),
         *checks.texts_of_rows(keys),
         *checks.duplicates(keys),
-        *near,
-        *languages,
-        *checks.prompts(sample, *prompts),
-        *(checks.truncation(tokens) if tokens else []),
+        *checks.of_sample(near, len(chosen), len(different)),
+        *checks.of_sample(estimated, len(records), len(keys)),
+        *(checks.of_sample(checks.truncation(tokens), measured, len(keys)) if tokens else []),
         *checks.imbalance(sources, ""),
     ]
     return {
@@ -174,7 +174,7 @@ def _report(path: Path, rows: _Rows, reader: Reader | None, held: dict[str, Held
     }
 
 
-def _leakage(path: Path, rows: _Rows, held: dict[str, HeldOut], records: list[Record]) -> list[Finding]:
+def _leakage(path: Path, rows: _Rows, held: dict[str, HeldOut]) -> list[Finding]:
     """Of the folder's own eval split, and of the sets that were named."""
     import numpy as np
 
@@ -186,8 +186,12 @@ def _leakage(path: Path, rows: _Rows, held: dict[str, HeldOut], records: list[Re
         mend = f"leave them out with: python -m data_prep shard … --exclude {name}"
         numbers = np.fromiter(texts.keys, np.int64)
         found += checks.leakage(rows.keys, rows.train, numbers, name, "--exclude", mend)
-        found += checks.near_leakage(records, nearly(texts), name, "--exclude")
     return found
+
+
+def _near_leakage(held: dict[str, HeldOut], records: list[Record]) -> list[Finding]:
+    found = (checks.near_leakage(records, nearly(texts), name, "--exclude") for name, texts in held.items())
+    return [one for some in found for one in some]
 
 
 def _show(report: dict[str, Any]) -> None:

@@ -238,15 +238,18 @@ def test_a_prompt_that_is_not_the_folders_is_told(prompted):
     assert read_text_rules(prompted, "query: ", None, None, None, str).notes == ()
 
 
-def test_more_rows_than_are_scanned_are_sampled_and_it_is_said(tmp_path, tiny_bert, monkeypatch, capsys):
+def test_more_rows_than_are_looked_at_are_sampled_and_it_is_said(tmp_path, tiny_bert, monkeypatch):
     prose = planted.Prose()
     rows = [row | {"negatives": row["positives"]} for row in (prose.pair() for _ in range(400))]
     shard([write_jsonl(tmp_path / "a.jsonl", rows)], tmp_path / "s", eval_fraction=0)
     monkeypatch.setattr(gate, "SCAN_ROWS", 250)
-    reader = gate.Reader(str(tiny_bert), TextRules("", "", 32, 32))
-    (one,) = gate.Gate(open_shards(tmp_path / "s"), {}, reader).findings()
-    assert (one.name, one.count, one.of) == ("positives_as_negatives", 250, 250)
-    assert "counted on 250 of 400 rows, evenly spaced" in capsys.readouterr().err
+    monkeypatch.setattr(gate, "SAMPLE", 210)
+    reader = gate.Reader(str(tiny_bert), TextRules("", "", 32, 16))
+    exact, cut, _ = gate.Gate(open_shards(tmp_path / "s"), {}, reader).findings()
+    assert (exact.name, exact.count, exact.of) == ("positives_as_negatives", 250, 250)
+    assert exact.text.endswith("in a sample of 250 of 400 rows")
+    assert (cut.name, cut.count, cut.of) == ("truncation", 210, 210)
+    assert cut.text.endswith("in a sample of 210 of 400 rows")
 
 
 words = st.sampled_from(["a", "A ", "b", "c", "d e"])
