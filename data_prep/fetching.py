@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -21,8 +22,10 @@ from scrapy.exceptions import IgnoreRequest
 from scrapy.http import HtmlResponse
 from scrapy.utils.response import get_meta_refresh
 from twisted.internet.error import ReactorNotRestartable
+from twisted.logger import formatEvent, globalLogBeginner
 
 from data_prep.problems import Failed
+from data_prep.progress import say
 
 AGENT = "embedfleet"  # the name by which robots.txt may address this crawler
 MAX_PAGE = 20 * 2**20  # bytes, unpacked
@@ -61,16 +64,20 @@ class NotFetched(Exception):
 
 
 class Fetcher:
-    """What `run` hands to its work: asks for one page, through Scrapy's middlewares and the cache."""
+    """What `run` hands to its work: asks for one page, through Scrapy's middlewares and the cache. Pages of one host
+    are asked for in turn, and all of them wait while one waits for its retry."""
 
     def __init__(self, spider: scrapy.Spider):
         self._engine = spider.crawler.engine
+        # not left to CONCURRENT_REQUESTS_PER_DOMAIN: without a delay, Scrapy 2.19 exceeds it for requests made at once
+        self._turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def page(self, url: str, obey_robots: bool = True) -> Fetched:
         """Raises NotFetched."""
         try:
             request = scrapy.Request(url, meta={"dont_obey_robotstxt": not obey_robots})
-            response = await self._engine.download_async(request)
+            async with self._turns[urlsplit(request.url).hostname or ""]:
+                response = await self._engine.download_async(request)
         except Exception as error:
             if (reason := _reason(error)) is None:
                 raise
@@ -125,6 +132,8 @@ def run(work: Callable[[Fetcher], Awaitable[None]], how: Politeness) -> None:
 
     Once per process: a Twisted reactor cannot be started again.
     """
+    # Twisted's own observer would write tracebacks to stderr
+    globalLogBeginner.beginLoggingTo([_say_fault], redirectStandardIO=False, discardBuffer=True)
     process = CrawlerProcess(_settings(how))
     crawler = process.create_crawler(_Spider)
     process.crawl(crawler, work=work, how=how)
@@ -138,6 +147,12 @@ def run(work: Callable[[Fetcher], Awaitable[None]], how: Politeness) -> None:
         raise crawler.spider.failure
     if not crawler.spider.done:
         raise KeyboardInterrupt
+
+
+def _say_fault(event: dict) -> None:
+    """A failure that Twisted only logs (such as a certificate that is none), in one line."""
+    if (failure := event.get("log_failure")) is not None:
+        say(f"note: {formatEvent(event)}: {failure.type.__name__}: {failure.getErrorMessage()}")
 
 
 def _settings(how: Politeness) -> dict:
@@ -196,28 +211,6 @@ class _Spider(scrapy.Spider):
         yield  # an async generator that yields nothing
 
 
-class _Pace:
-    """The delay of a host's download slot: the usual one, a longer one by its robots.txt, and pauses."""
-
-    def __init__(self, crawler):
-        self._downloader, self._usual = crawler.engine.downloader, crawler.settings.getfloat("DOWNLOAD_DELAY")
-
-    def slow_down(self, host: str, delay: float) -> None:
-        self._downloader.per_slot_settings[host] = {"delay": max(delay, self._usual)}  # for a slot yet to come
-        self._set(host, max(delay, self._usual))
-
-    async def pause(self, host: str, seconds: float) -> None:
-        """Nothing is sent to the host for that long, whoever asks."""
-        usual = self._downloader.per_slot_settings.get(host, {}).get("delay", self._usual)
-        self._set(host, max(seconds, usual))
-        await asyncio.sleep(seconds)
-        self._set(host, usual)
-
-    def _set(self, host: str, delay: float) -> None:
-        if host in self._downloader.slots:
-            self._downloader.slots[host].delay = delay
-
-
 class Robots:
     """robots.txt by RFC 9309, where Scrapy's own middleware takes a server that fails for one that allows everything;
     and its Crawl-delay. In the place of Scrapy's RobotsTxtMiddleware."""
@@ -260,8 +253,15 @@ class Robots:
             return everything, ""
         rules = Protego.parse(response.body.decode("utf-8-sig", "replace"))
         if delay := rules.crawl_delay(AGENT):
-            _Pace(self._crawler).slow_down(urlsplit(address).hostname, delay)
+            self._slow_down(urlsplit(address).hostname, delay)
         return rules, ""
+
+    def _slow_down(self, host: str, delay: float) -> None:
+        downloader = self._crawler.engine.downloader
+        delay = max(delay, self._crawler.settings.getfloat("DOWNLOAD_DELAY"))
+        downloader.per_slot_settings[host] = {"delay": delay}  # for a slot that is made later
+        if host in downloader.slots:
+            downloader.slots[host].delay = delay
 
 
 class PatientRetry(RetryMiddleware):
@@ -287,7 +287,7 @@ class PatientRetry(RetryMiddleware):
         if retry is not None:
             delay = self.crawler.settings.getfloat("DOWNLOAD_DELAY")
             backoff = delay * 2 ** (retry.meta["retry_times"] - 1)
-            await _Pace(self.crawler).pause(urlsplit(request.url).hostname, backoff if asked is None else asked)
+            await asyncio.sleep(backoff if asked is None else asked)
         return retry
 
 

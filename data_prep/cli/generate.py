@@ -8,7 +8,7 @@ from data_prep.output import check
 from data_prep.problems import BadInput
 
 # What belongs to one way of generating only; the other refuses it.
-OFFLINE = ("hide", "min_words")
+OFFLINE = ("hide", "min_words", "keywords")
 MODEL = ("model", "base_url", "prompt", "system_prompt", "var", "sample", "concurrency", "temperature", "timeout")
 MODEL += ("price_in", "price_out", "cache")
 FILTERS = ("question_words", "answer_words", "same_language", "grounded", "round_trip", "near_duplicates")
@@ -30,10 +30,12 @@ def add(commands) -> None:
     _add_model(parser.add_argument_group("with a language model", "see docs/generation.md"))
     _add_filters(parser.add_argument_group("filters of a model's pairs", "what one leaves out is kept and counted"))
     group = parser.add_argument_group("without a language model")
-    group.add_argument("--offline", action="store_true", help="titles and inverse cloze")
+    group.add_argument("--offline", action="store_true", help="titles, inverse cloze, keywords")
     about = "remove the value of this metadata field from questions (may be repeated)"
     group.add_argument("--hide", action="append", metavar="FIELD", help=about)
     group.add_argument("--min-words", type=int, metavar="N", help="words that an answer needs (default 8)")
+    about = "chunks without another pair get one of their N most telling words (tf-idf) and their whole text"
+    group.add_argument("--keywords", type=int, metavar="N", help=about)
 
 
 def _add_model(group) -> None:
@@ -95,7 +97,7 @@ def _run_offline(args: argparse.Namespace) -> None:
         hide=args.hide or (),
         limit=args.limit,
         seed=args.seed,
-        **_given(args, ("min_words",)),
+        **_given(args, ("min_words", "keywords")),
     )
 
 

@@ -235,7 +235,7 @@ TEXT = st.text(st.characters(codec="utf-8", categories=["L", "N", "Sc"]), min_si
 WORDS = st.lists(TEXT.filter(str.isalnum), min_size=1, max_size=4).map(" ".join)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     st.dictionaries(WORDS.filter(lambda t: len(t) > 4), st.lists(WORDS, min_size=1, max_size=3), min_size=3, max_size=6)
 )
