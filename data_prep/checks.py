@@ -72,6 +72,13 @@ def leakage(keys: Keys, train: int, held: Any, name: str, about: str, mend: str)
     return _finding("leakage", keys, rows, train, text, mend, about)
 
 
+def leave_out(name: str, near: float | None = None) -> str:
+    """The mend of leakage from a set."""
+    return (
+        f"python -m data_prep shard … --exclude {name}{f' --near-duplicates {near:g}' if near else ''} leaves them out"
+    )
+
+
 def texts_of_rows(keys: Keys) -> list[Finding]:
     """Positives listed as negatives, and queries that are their own positive."""
     both = keys.positives_as_negatives(), keys.equal_texts()
@@ -101,19 +108,19 @@ def near_duplicates(take: Take, rows: list[int], similarity: float) -> tuple[lis
     if not found:
         return [], table
     text = f"{len(found):,} of {len(rows):,} rows are near duplicates of another one (Jaccard {similarity:g} or more)"
-    mend = "shard --near-duplicates removes them"
+    mend = f"shard --near-duplicates {similarity:g} leaves them out"
     ids = tuple(record.id for record in take([rows[place] for place in found[:SHOWN]]))
     return [Finding("near_duplicates", "warning", len(found), len(rows), text, mend, ids=ids)], table
 
 
-def near_leakage(records: list[Record], held: HeldOut, name: str, about: str) -> list[Finding]:
+def near_leakage(records: list[Record], held: HeldOut, name: str, about: str, mend: str) -> list[Finding]:
     """Rows that hold nearly a text of an evaluation set; those that hold it exactly are another finding."""
     found = [(record, match) for record, match in zip(records, held.matches(records)) if match]
     near = [record.id for record, match in found if match.similarity < 1]
     if not near:
         return []
     text = f"{len(near):,} of {len(records):,} rows nearly hold (Jaccard {held.near:g} or more) a text of {name}"
-    return [Finding("near_leakage", "warning", len(near), len(records), text, "", about, tuple(near[:SHOWN]))]
+    return [Finding("near_leakage", "warning", len(near), len(records), text, mend, about, tuple(near[:SHOWN]))]
 
 
 def languages(records: dict[str, list[Record]]) -> tuple[list[Finding], dict[str, Any]]:

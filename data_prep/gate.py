@@ -107,13 +107,15 @@ class Gate:
         found = checks.texts_of_rows(keys)
         for key, whole in sets.items():
             path, held = self.evals[key], np.fromiter(whole.keys, np.int64)
-            mend = f"leave them out with: python -m data_prep shard … --exclude {path}"
-            found += checks.leakage(keys, len(keys), held, path, key, mend)
+            found += checks.leakage(keys, len(keys), held, path, key, checks.leave_out(path))
         return checks.of_sample(found, len(keys), len(rows))
 
     def _near_duplicates(self, rows: Rows) -> list[Finding]:
         import numpy as np
 
+        removed = self.shards.manifest.get("near_duplicates")
+        if removed and removed["similarity"] <= SIMILARITY:
+            return []
         chosen = spread({"": np.arange(len(rows))}, NEAR_ROWS)[""].tolist()
         found, _ = checks.near_duplicates(rows.take, chosen, SIMILARITY)
         return checks.of_sample(found, len(chosen), len(rows))
@@ -122,9 +124,12 @@ class Gate:
         """Also of the own eval split."""
         found = []
         if "eval" in self.shards.splits:
-            sets = {"data.train": held_out([self.shards.path]), **sets}
+            own = nearly(held_out([self.shards.path]))
+            found += checks.near_leakage(records, own, f"{self.shards.path}/eval", "data.train", "")
         for key, whole in sets.items():
-            found += checks.near_leakage(records, nearly(whole), self.evals.get(key, f"{self.shards.path}/eval"), key)
+            path = self.evals[key]
+            mend = checks.leave_out(path, SIMILARITY)
+            found += checks.near_leakage(records, nearly(whole), path, key, mend)
         return found
 
 
