@@ -166,6 +166,16 @@ def test_training_refuses_unless_told_otherwise(leaking, capsys, command):
     assert "allowed: positives_as_negatives: 6 of 400 rows" in shown
 
 
+def test_the_named_mend_mends(leaking, tmp_path, capsys):
+    options = ("--exclude", leaking / "set", "--near-duplicates", "0.85", "--eval-fraction", "0")
+    code, out, _ = run(capsys, "shard", leaking / "rows.jsonl", "--output", tmp_path / "s", *options)
+    assert code == 0
+    assert "train rows left out by --exclude: 30" in out
+    more = (f"data.train={tmp_path / 's'}", "data.allow=[positives_as_negatives]")
+    assert commands(leaking, *more)["launch"]() == 0
+    assert "leakage" not in "".join(capsys.readouterr())
+
+
 @pytest.mark.parametrize("module", [("trainer",), ("launch", "run")])
 def test_the_commands_themselves_exit_with_2(leaking, module):
     done = start("-m", *module, "--config", str(leaking / "run.json"))
@@ -214,6 +224,10 @@ def test_what_the_manifest_knows_is_not_scanned(tmp_path, tiny_bert, monkeypatch
     reader = gate.Reader(str(tiny_bert), TextRules("", "", 32, 16))
     found = gate.Gate(open_shards(tmp_path / "s"), {"data.eval": str(tmp_path / "s")}, reader).findings()
     assert [one.name for one in found] == ["truncation"]
+    path = tmp_path / "a.jsonl"
+    shard([path], tmp_path / "near", eval_fraction=0, near_duplicates=0.8)
+    monkeypatch.setattr(gate.checks, "near_duplicates", lambda *_: pytest.fail("near duplicates were looked for"))
+    gate.Gate(open_shards(tmp_path / "near"), {}, reader).findings()
     assert found[0].count == found[0].of == open_shards(tmp_path / "s").rows("train")
 
 
