@@ -10,6 +10,7 @@ import numpy as np
 from data_prep.output import check, check_output_file
 from data_prep.problems import guarded
 from data_prep.progress import say
+from trainer.folder import POOLINGS
 from trainer.retrieval import METRICS, RetrievalSet, load_set, means, paired_bootstrap, rank_documents, score_run
 from trainer.runlog import write_json
 
@@ -132,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", required=True, help="retrieval set, or shard folder with an eval split")
     parser.add_argument("--json", help="write the result here as well")
     parser.add_argument("--max-len", type=int, help="tokens of queries and passages; default: the model's own")
-    parser.add_argument("--pooling", choices=["mean", "cls", "last"], help="default: the model folder's own")
+    parser.add_argument("--pooling", choices=list(POOLINGS), help="default: the model folder's own")
     parser.add_argument("--query-prompt", help="put before every query; default: the model folder's own")
     parser.add_argument("--passage-prompt", help="put before every document; default: the model folder's own")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "mps", "cuda"])

@@ -144,21 +144,15 @@ class ZeroEngine:
         return Applied(norm, overflowed)
 
     def weights(self) -> dict[str, Tensor]:
-        """Full fp32 backbone weights by name, on the CPU (rank 0; empty or partial elsewhere; collective)."""
-        backbone = self.embedder.backbone
+        """Full fp32 weights by name, on the CPU: of the backbone or its adapter (rank 0; empty elsewhere; collective)."""
+        stored, full = self.embedder.stored(), {}
         if self.stage < 3:
-            if self.world.rank:
-                return {}
-            return {name: t.detach().cpu() for name, t in backbone.state_dict().items()}
-        full: dict[str, Tensor] = {}
-        named = dict(backbone.named_parameters())
-        for name in backbone.state_dict():
-            if name not in named:
-                full[name] = dict(backbone.named_buffers())[name].detach().cpu()
-                continue
-            with self._zero.GatheredParameters([named[name]]):  # one at a time: never the whole model at once
+            return {} if self.world.rank else {name: t.detach().cpu() for name, t in stored.items()}
+        for name, tensor in stored.items():
+            parts = [tensor] if hasattr(tensor, "ds_id") else []  # buffers are whole on every rank
+            with self._zero.GatheredParameters(parts):  # one at a time: never the whole model at once
                 if self.world.rank == 0:
-                    full[name] = named[name].detach().cpu().clone()
+                    full[name] = tensor.detach().cpu().clone()
         return full
 
     def moments(self) -> dict[str, Tensor]:
