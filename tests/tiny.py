@@ -107,6 +107,29 @@ def _backbone(family: str, dropout: float, layers: int):
     )
 
 
+def adapter(folder: Path, base: Path, r: int = 4, dora: bool = False) -> Path:
+    """An adapter folder for a tiny BERT as peft writes it, of random A and B on every linear layer of its blocks."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    torch.manual_seed(1)
+    made = {}
+    for name, weight in load_file(base / "model.safetensors").items():
+        if name.startswith("encoder.") and weight.dim() == 2:
+            place = f"base_model.model.{name.removesuffix('.weight')}"
+            made[f"{place}.lora_A.weight"] = torch.randn(r, weight.shape[1]) / 8
+            made[f"{place}.lora_B.weight"] = torch.randn(weight.shape[0], r) / 8
+            if dora:
+                made[f"{place}.lora_magnitude_vector"] = weight.norm(dim=1) * (4 + 2 * torch.rand(len(weight)))
+    folder.mkdir(parents=True)
+    save_file(made, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    targets = ["query", "key", "value", "intermediate.dense", "output.dense"]
+    settings = {"peft_type": "LORA", "r": r, "lora_alpha": 6, "use_rslora": not dora, "use_dora": dora}
+    settings |= {"target_modules": targets, "base_model_name_or_path": str(base), "task_type": "FEATURE_EXTRACTION"}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return folder
+
+
 def rows(count: int, seed: int = 0, negatives: bool = True) -> list[dict]:
     """Records whose positive shares words with its query; ragged hard negatives, lengths that differ much."""
     rng = random.Random(seed)

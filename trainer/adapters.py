@@ -5,11 +5,14 @@ the engines see a few more parameters, and all others frozen.
 """
 
 import json
+import os
+import re
+import warnings
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from data_prep.problems import BadInput
@@ -20,6 +23,8 @@ from trainer.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 BASE_HASH = "base_sha256"  # in the header of the weights: of the base's weights, see folder.weights_sha256
 _PREFIX = "base_model.model."  # of a parameter in peft's files
 _DROPOUT = ".lora_dropout."
+# peft writes a DoRA magnitude without ".weight", and reads it with or without; transformers 5.23 reads it with only.
+_FILE_NAME = re.compile(r"\.lora_magnitude_vector$")
 
 
 class Adapter:
@@ -38,12 +43,12 @@ class Adapter:
 
         weights: CPU tensors by the backbone's parameter names.
         """
-        from peft import get_peft_model_state_dict
-
         named = {_PREFIX + name: tensor for name, tensor in weights.items()}
-        state = get_peft_model_state_dict(self.model, state_dict=named, save_embedding_layers=False)
+        state = _peft().get_peft_model_state_dict(self.model, state_dict=named, save_embedding_layers=False)
+        state = {_FILE_NAME.sub(r"\g<0>.weight", name): t.contiguous() for name, t in state.items()}
         facts = {"format": "pt"} | ({BASE_HASH: self.base_sha256} if self.base_sha256 else {})
-        save_file({name: t.contiguous() for name, t in state.items()}, folder / ADAPTER_WEIGHTS, metadata=facts)
+        save_file(state, folder / ADAPTER_WEIGHTS, metadata=facts)
+        _sort_header(folder / ADAPTER_WEIGHTS)
         values = self.model.peft_config["default"].to_dict()
         values |= {"inference_mode": True, "base_model_name_or_path": self.base}
         plain = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
@@ -51,20 +56,27 @@ class Adapter:
 
     def read(self, folder: Path) -> None:
         """Takes the weights of an adapter of the same shape."""
-        from peft import set_peft_model_state_dict
-        from safetensors.torch import load_file
-
         weights = load_file(folder / ADAPTER_WEIGHTS)
-        expected = self._names()
-        if weights.keys() != expected:
-            odd = sorted(weights.keys() ^ expected)
-            raise BadInput(f"{folder}: is an adapter of other layers, {odd[0]} is in one of the two only")
-        set_peft_model_state_dict(self.model, weights)
+        try:
+            found = _peft().set_peft_model_state_dict(self.model, weights)
+        except (RuntimeError, ValueError) as error:  # other sizes
+            raise BadInput(
+                f"{folder}: is an adapter of another shape ({str(error).splitlines()[-1].strip()})"
+            ) from None
+        odd = [name for name in found.unexpected_keys if "pooler." not in name]  # which is left out here
+        odd += [name for name in found.missing_keys if ".lora_" in name]
+        if odd:
+            raise BadInput(f"{folder}: is an adapter of other layers, {odd[0]} is on one side only")
 
-    def _names(self) -> set[str]:
-        from peft import get_peft_model_state_dict
 
-        return set(get_peft_model_state_dict(self.model, save_embedding_layers=False))
+def _sort_header(path: Path) -> None:
+    """safetensors writes its facts in any order: sorted, the same file comes out every time."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.dumps(json.loads(file.read(size)), sort_keys=True, separators=(",", ":")).encode().ljust(size)
+        assert len(header) == size, "the same header in another order"
+        file.seek(8)
+        file.write(header)
 
 
 def attach(backbone: nn.Module, config: LoraConfig, base: str, seed: int) -> Adapter:
@@ -72,31 +84,44 @@ def attach(backbone: nn.Module, config: LoraConfig, base: str, seed: int) -> Ada
 
     Raises BadInput for targets that are not there.
     """
-    from peft import LoraConfig as PeftLora
-    from peft import get_peft_model
-
     if config.start:
-        settings = PeftLora.from_pretrained(config.start)
+        settings = _peft().LoraConfig.from_pretrained(config.start)
         settings.lora_dropout, settings.inference_mode = config.dropout, False
     else:
-        settings = PeftLora(
+        settings = _peft().LoraConfig(
             task_type="FEATURE_EXTRACTION", r=config.r, lora_alpha=config.alpha, lora_dropout=config.dropout,
             target_modules=targets(backbone, config), use_rslora=config.rslora, use_dora=config.dora,
         )  # fmt: skip
     settings.base_model_name_or_path = backbone.name_or_path
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        adapter = Adapter(get_peft_model(backbone, settings), base)
+        adapter = Adapter(_wrap(backbone, settings), base)
     if config.start:
         adapter.read(Path(config.start))
     return adapter
 
 
 def load(backbone: nn.Module, folder: Path) -> Adapter:
-    """Wraps the backbone in the adapter of a folder, to embed with it."""
-    from peft import PeftModel
+    """Wraps the backbone in the adapter of a folder. Raises BadInput where it is one of other layers."""
+    settings = _peft().LoraConfig.from_pretrained(str(folder))
+    settings.inference_mode = False
+    adapter = Adapter(_wrap(backbone, settings), backbone.name_or_path)
+    adapter.read(folder)
+    return adapter
 
-    return Adapter(PeftModel.from_pretrained(backbone, str(folder)), backbone.name_or_path)
+
+def _peft():
+    if not torch.cuda.is_available():  # DeepSpeed, which peft imports where it is installed, would warn otherwise
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import peft
+
+    return peft
+
+
+def _wrap(backbone: nn.Module, settings):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft's calls of transformers
+        return _peft().get_peft_model(backbone, settings)
 
 
 def targets(backbone: nn.Module, config: LoraConfig) -> list[str] | str:

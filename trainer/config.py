@@ -89,8 +89,6 @@ class ModelConfig(Section):
             raise ValueError("lora: is set, but finetune is full; set finetune to lora or qlora, or leave lora out")
         if self.finetune != "qlora" and self.quantization_bits:
             raise ValueError(f"quantization_bits: is set, but finetune is {self.finetune}; only qlora quantises")
-        if self.finetune != "full" and self.freeze != FreezeConfig():
-            raise ValueError(f"freeze: is set, but finetune is {self.finetune}, which freezes the whole model")
         if isinstance(self.lora.targets, list) and not self.lora.targets:
             raise ValueError("lora.targets: is empty; name linear layers, or all-linear")
         return self
@@ -172,6 +170,7 @@ class OptimConfig(Section):
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_ratio: float = Field(0.1, ge=0, le=1)
     max_grad_norm: float | None = Field(1.0, gt=0)
+    ema: float | None = Field(None, gt=0, lt=1)  # decay of an average of the weights: what is evaluated, and final/
 
 
 class TrainConfig(Section):
@@ -182,7 +181,6 @@ class TrainConfig(Section):
     max_steps: int | None = Field(None, ge=1)
     micro_batch_tokens: Annotated[int, Field(ge=64)] | Literal["auto"] = "auto"
     gradient_checkpointing: bool = False  # blocks keep their input only; the rest is made again in the backward pass
-    ema: float | None = Field(None, gt=0, lt=1)  # decay of an average of the weights, which is what final/ holds
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: Literal["auto", "cpu", "mps", "cuda"] = "auto"
     seed: int = Field(0, ge=0)

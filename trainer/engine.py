@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trainer import quantized
+from trainer.average import Average, whole_average
 from trainer.collectives import World, in_buckets
 from trainer.config import OptimConfig
 from trainer.model import Embedder
@@ -52,6 +53,7 @@ class TorchEngine:
         self.scale = LossScale(dtype == torch.float16)
         for tensor in [*embedder.parameters(), *embedder.buffers()]:  # ranks start from rank 0's weights
             world.broadcast(tensor.data)
+        self.average = Average(self.named, optim.ema) if optim.ema else None
 
     @property
     def buckets(self) -> int:
@@ -97,6 +99,8 @@ class TorchEngine:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
+        if self.average:
+            self.average.update()
         return Applied(norm, False)
 
     def weights(self) -> dict[str, Tensor]:
@@ -109,11 +113,12 @@ class TorchEngine:
         """AdamW's moments as `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`, on the CPU (rank 0).
 
         Those of 8 bits as they are, in up to four tensors per parameter: another form would not come back the same.
+        Beside them the average of the weights, where there is one.
         """
         if self.world.rank:
             return {}
         state = self.optimizer.state
-        return {
+        return whole_average(self) | {
             f"{key}.{name}": state[p][key].cpu()
             for name, p in self.named.items()
             for key in (*MOMENTS, *quantized.MOMENTS)
@@ -122,6 +127,8 @@ class TorchEngine:
 
     def load_moments(self, moments: dict[str, Tensor], updates: int) -> None:
         """Takes full moments by name; updates: how many AdamW updates they have seen. (Weights are loaded before.)"""
+        if self.average:
+            self.average.load(moments, self.world.rank)
         if self.eight_bit:
             quantized.load_moments(self.optimizer, self.named, moments, updates)
             return

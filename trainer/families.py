@@ -27,8 +27,9 @@ class Family:
     model_class: str = "AutoModel"
 
 
+_DENSE = ("intermediate.dense", "output.dense")  # not that of a pooler, which is not trained
 _BERT = {
-    "targets": ("query", "key", "value", "dense"), "blocks": "encoder.layer", "embeddings": ("embeddings",),
+    "targets": ("query", "key", "value", *_DENSE), "blocks": "encoder.layer", "embeddings": ("embeddings",),
     "plain_attention": True, "token_types": True,
 }  # fmt: skip
 _ROBERTA = Family(**_BERT, after_padding=True)
@@ -42,7 +43,7 @@ FAMILIES = {
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
     "camembert": _ROBERTA,
-    "mpnet": Family(("q", "k", "v", "o", "dense"), "encoder.layer", ("embeddings",), after_padding=True),
+    "mpnet": Family(("q", "k", "v", "o", *_DENSE), "encoder.layer", ("embeddings",), after_padding=True),
     "modernbert": Family(("Wqkv", "Wi", "Wo"), "layers", ("embeddings",)),
     "qwen2": _DECODER,
     "qwen3": _DECODER,

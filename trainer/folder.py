@@ -70,14 +70,15 @@ def fetch(path: str, with_code: bool = False) -> str:
         ) from None
 
 
-def read_spec(config: ModelConfig, folder: str | Path) -> ModelSpec:
-    """Joins what the run file asks with what the folder says.
+def read_spec(config: ModelConfig, folder: str | Path, base: str | Path | None = None) -> ModelSpec:
+    """Joins what the run file asks with what the folder says. base: of an adapter folder, where it is not where the
+    adapter's files say.
 
     Raises BadInput with every problem: not a model folder, remote code, no statement of the pooling, lengths that the
     model cannot hold. There is no default pooling: a wrong one is a large and silent loss.
     """
     folder = Path(folder)
-    base = base_folder(folder)
+    base = Path(base) if base else base_folder(folder)
     problems = _folder_problems(config, folder, base)
     if problems:
         raise BadInput(problems)
@@ -108,6 +109,7 @@ def read_spec(config: ModelConfig, folder: str | Path) -> ModelSpec:
             notes.append(f"{name}: {length} tokens (the model's positions; the folder states no shorter length)")
     prompts = _prompts(folder)
     problems += _freeze_problems(config, folder, settings, family)
+    problems += _start_problems(config) if config.lora.start else []
     if problems:
         raise BadInput(problems)
     return ModelSpec(
@@ -214,6 +216,27 @@ def _freeze_problems(config: ModelConfig, folder: Path, settings: dict, family: 
     if config.freeze.layers >= blocks:
         return [f"model.freeze.layers: {config.freeze.layers}, but {folder} has {blocks}, and one must be trained"]
     return []
+
+
+def _start_problems(config: ModelConfig) -> list[str]:
+    """The adapter to go on from: whether it is one, and what the run file says otherwise than it."""
+    start, asked = Path(config.lora.start), config.lora
+    if not (start / ADAPTER_CONFIG).is_file() or not (start / ADAPTER_WEIGHTS).is_file():
+        return [f"model.lora.start: {start} is no adapter folder ({ADAPTER_CONFIG} and {ADAPTER_WEIGHTS})"]
+    values = _read_object(start / ADAPTER_CONFIG)
+    if values.get("peft_type") != "LORA":
+        return [f"model.lora.start: {start} is an adapter of the kind {values.get('peft_type')}, not LORA"]
+    if values.get("use_dora") and config.bits == 8:
+        return [f"model.lora.start: {start} is a DoRA, which does not go with 8 bits (docs/modes.md)"]
+    names = {"r": "r", "alpha": "lora_alpha", "rslora": "use_rslora", "dora": "use_dora", "targets": "target_modules"}
+    found = []
+    for ours, theirs in names.items():
+        one, other = getattr(asked, ours), values.get(theirs)
+        if isinstance(one, list) and isinstance(other, list):
+            one, other = sorted(one), sorted(other)
+        if ours in asked.model_fields_set and one != other:
+            found.append(f"model.lora.{ours}: {one}, but the adapter {start} has {other}; leave it out")
+    return found
 
 
 def _bidirectional(config: ModelConfig, folder: Path, settings: dict, family: Family | None) -> bool | None:

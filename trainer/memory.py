@@ -46,7 +46,7 @@ def activation_bytes_per_token(engine, length: int) -> float:
 
 def optimizer_bytes(engine) -> int:
     """Gradient and two AdamW moments, fp32, which do not exist yet before the first step; without a ZeRO stage's share
-    taken off, so rather too much than too little."""
+    taken off (or those of 8 bits counted as such), so rather too much than too little."""
     return 12 * sum(getattr(p, "ds_numel", p.numel()) for p in engine.named.values())
 
 

@@ -149,27 +149,40 @@ def load_embedder(
     spec = read_spec(config, folder)
     tokenizer = load_tokenizer(config, folder)
     spec.notes.extend(eos_notes(tokenizer, spec))
+    embedder, untrained = build_embedder(spec, config, checkpoint, device, dtype, seed)
+    if config.tokenizer:
+        _check_vocabulary(tokenizer, embedder.backbone, config)
+    return embedder, tokenizer, spec, untrained
+
+
+def build_embedder(
+    spec: ModelSpec,
+    config: ModelConfig,
+    checkpoint: Path | None = None,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+) -> tuple[Embedder, dict[str, Tensor]]:
+    """(Embedder, untrained) of what read_spec found; see load_embedder."""
     adapted = spec.is_adapter or config.finetune != "full"
-    source = spec.base if adapted else checkpoint or folder
+    source = spec.base if adapted else checkpoint or spec.path
     quantised = quantized.arguments(spec.bits, dtype, device or torch.device("cpu")) if spec.bits else {}
     backbone = _load_backbone(source, spec, config, quantised)
-    if config.tokenizer:
-        _check_vocabulary(tokenizer, backbone, config)
     pooler, untrained = getattr(backbone, "pooler", None), {}
     if pooler is not None:
-        untrained = {} if adapted else {f"pooler.{name}": t.clone() for name, t in pooler.state_dict().items()}
+        untrained = {} if spec.bits else {f"pooler.{name}": t.clone() for name, t in pooler.state_dict().items()}
         backbone.pooler = None
     embedder = Embedder(backbone, spec.pooling, spec.normalize, config.dropout == "model")
     if spec.bits:
         embedder.quantised = quantized.layers(backbone)
     if spec.is_adapter:
-        embedder.adapter = adapters.load(backbone, Path(folder))
+        embedder.adapter = adapters.load(backbone, Path(spec.path))
     elif config.finetune != "full":
         embedder.adapter = adapters.attach(backbone, config.lora, _lasting(config.path), seed)
         if checkpoint:
             embedder.adapter.read(checkpoint)
     freeze(backbone, config.freeze)
-    return embedder.train(), tokenizer, spec, untrained
+    return embedder.train(), untrained
 
 
 def _load_backbone(source, spec: ModelSpec, config: ModelConfig, quantised: dict) -> nn.Module:

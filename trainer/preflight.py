@@ -16,17 +16,19 @@ from data_prep.shards import Rows, ShardFolder, open_shards
 from data_prep.sharing import SourceRows
 from trainer.config import LOSSES, NEEDS_SCORES, NEEDS_TEACHER, LossConfig, RunConfig, add_working_folder
 from trainer.folder import fetch, read_json, read_spec
+from trainer.modes import check_modes
 from trainer.planner import BatchPlan
 from trainer.retrieval import load_set
 from trainer.runlog import check_resumable
 
 
-def check_run(config: RunConfig, resume: bool, own_loss: bool = False) -> None:
+def check_run(config: RunConfig, resume: bool, own_loss: bool = False, engine: str | None = None) -> None:
     """Raises one BadInput with every problem of model, data and output folder.
 
-    own_loss: a function takes the place of the run file's losses.
+    own_loss: a function takes the place of the run file's losses. engine: where it is known already.
     """
     problems: list[str] = []
+    _collect(problems, check_modes, config, engine)
     _collect(problems, _check_model, config)
     fingerprint = _collect(problems, _check_data, config, key="data.train")
     if not own_loss:
@@ -50,7 +52,12 @@ def _collect(problems: list[str], check: Callable, *args, key: str = ""):
 
 def _check_model(config: RunConfig) -> None:
     folder = fetch(config.model.path, config.model.trust_remote_code)
-    read_spec(config.model, folder)
+    spec = read_spec(config.model, folder)
+    if spec.is_adapter:
+        raise BadInput(
+            f"model.path: {folder} is an adapter; to go on training it, set model.path to its base {spec.base} and "
+            "model.lora.start to this folder; to train all weights, merge it first (python -m trainer.merge)"
+        )
     settings = read_json(Path(folder) / "config.json")
     size = settings.get("hidden_size", settings.get("d_model"))
     for key, loss in config.losses.items():
@@ -247,7 +254,8 @@ def _check_writable(out: Path) -> None:
 
 
 def _check_space(config: RunConfig, out: Path, resume: bool) -> None:
-    weights = _fp32_bytes(Path(config.model.path))
+    # adapters are small beside what they are trained on
+    weights = _fp32_bytes(Path(config.model.path)) if config.model.finetune == "full" else 0
     there = len(list(out.glob("checkpoint-epoch-*"))) if resume else 0
     epochs = max(0, config.train.epochs - there)
     # an epoch checkpoint holds the weights and two moments, final the weights

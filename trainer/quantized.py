@@ -1,22 +1,13 @@
 """A quantised base and 8-bit AdamW. Only this file imports bitsandbytes."""
 
-import importlib.metadata
+import logging
 
 import torch
 from torch import Tensor, nn
 
-from data_prep.problems import BadInput
 from trainer.config import OptimConfig
 
 MOMENTS = ("state1", "state2", "absmax1", "absmax2")  # bitsandbytes' names: numbers, and the scales of their blocks
-
-
-def check_bitsandbytes(what: str) -> None:
-    """Raises BadInput where it is not installed. what: the key of the run file that needs it."""
-    try:
-        importlib.metadata.version("bitsandbytes")
-    except importlib.metadata.PackageNotFoundError:
-        raise BadInput(f"{what} needs bitsandbytes, which is not installed: pip install 'embedfleet[qlora]'") from None
 
 
 def settings(bits: int, compute: torch.dtype | None) -> dict:
@@ -38,7 +29,6 @@ def arguments(bits: int, compute: torch.dtype | None, device: torch.device) -> d
     """Of from_pretrained, to quantise each tensor as it is read."""
     from transformers import BitsAndBytesConfig
 
-    check_bitsandbytes("finetune: qlora")
     config = BitsAndBytesConfig.from_dict(settings(bits, compute))
     return {"quantization_config": config, "device_map": {"": device}}
 
@@ -51,26 +41,37 @@ def layers(backbone: nn.Module) -> dict[str, nn.Module]:
     """
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # a line for every product
     found = {n: m for n, m in backbone.named_modules() if isinstance(m, (Linear4bit, Linear8bitLt))}
     for module in found.values():
         module.support_avx512bf16_for_cpu = False
     return found
 
 
-def dequantized(layer: nn.Module) -> Tensor:
-    """(out, in) float32 weights that a quantised layer stands for."""
+def dequantize(quantised: dict[str, nn.Module], backbone: nn.Module) -> None:
+    """Gives the plain layers of another backbone the weights that quantised ones stand for.
+
+    quantised: by their names before there was an adapter; the other backbone may carry one.
+    """
+    for name, layer in quantised.items():
+        plain = backbone.get_submodule(name)
+        getattr(plain, "base_layer", plain).weight.data.copy_(_weights_of(layer))
+
+
+def _weights_of(layer: nn.Module) -> Tensor:
+    """(out, in) float32."""
     from bitsandbytes.functional import dequantize_4bit
 
-    if hasattr(layer, "quant_state"):
+    if hasattr(layer.weight, "quant_state"):
         return dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
-    return layer.weight.CB.float() * (layer.weight.SCB.float() / 127.0).unsqueeze(1)
+    held = layer.weight if layer.weight.CB is not None else layer.state  # the layer takes them in its first pass
+    return held.CB.float() * (held.SCB.float() / 127.0).unsqueeze(1)
 
 
 def adamw_8bit(groups: list[dict], optim: OptimConfig):
     """AdamW whose moments are 8-bit in blocks of 256; vectors and small matrices keep 32 bits, as bitsandbytes does."""
     from bitsandbytes.optim import AdamW8bit
 
-    check_bitsandbytes("optim.name: adamw_8bit")
     return AdamW8bit(groups, lr=optim.lr, betas=tuple(optim.betas), eps=optim.eps)
 
 

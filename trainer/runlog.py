@@ -19,10 +19,16 @@ from data_prep.progress import say
 from trainer.config import RunConfig, parse_config
 from trainer.planner import PLAN_VERSION
 
-PACKAGES = ("embedfleet", "torch", "transformers", "accelerate", "deepspeed", "datasets", "pyarrow", "safetensors")
+PACKAGES = (
+    "embedfleet", "torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes", "datasets", "pyarrow",
+    "safetensors",
+)  # fmt: skip
 # Facts that may change between a run and its resumption: they change speed and memory, never the mathematics.
 # (Where the data lie may change as well: what they are is in the fingerprint.)
-FREE = ("output_dir", "data.train", "train.micro_batch_tokens", "train.device", "train.log_every")
+FREE = (
+    "output_dir", "data.train", "train.micro_batch_tokens", "train.gradient_checkpointing", "train.device",
+    "train.log_every",
+)  # fmt: skip
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -14,6 +14,7 @@ from data_prep.problems import Failed
 from data_prep.progress import say
 from trainer import checkpoint
 from trainer.adapters import check_base
+from trainer.average import averaged
 from trainer.checkpoint import TrainState
 from trainer.config import RunConfig, lr_factor
 from trainer.data import TrainData
@@ -73,7 +74,7 @@ def train(
     runtime = start(config, run_file, engine, processes)
     with process_group(runtime):
         final = Path(config.output_dir) / "final"
-        runtime.world.on_first(lambda: check(config, resume, loss_fn))
+        runtime.world.on_first(lambda: check(config, resume, loss_fn, runtime.engine))
         if resume and runtime.world.on_first(lambda: checkpoint.damage(final) is None):
             if runtime.is_main:
                 say(f"{config.output_dir}: this run is finished; the model is in {final}")
@@ -86,9 +87,9 @@ def train(
             job.log.close()
 
 
-def check(config: RunConfig, resume: bool, loss_fn: Callable | None) -> None:
+def check(config: RunConfig, resume: bool, loss_fn: Callable | None, engine: str) -> None:
     """Raises BadInput for what would fail later, among it users' losses that cannot be imported."""
-    check_run(config, resume, own_loss=loss_fn is not None)
+    check_run(config, resume, loss_fn is not None, engine)
     if loss_fn is None:
         import_functions(config.losses.values())
 
@@ -309,7 +310,8 @@ def evaluate(job: Job) -> dict[str, float] | None:
     found: dict[str, float] = {}
     for source, data in job.eval_sets.items():
         began = time.perf_counter()
-        per_query = evaluate_engine(job.engine, job.reader, job.spec, data)
+        with averaged(job.engine):
+            per_query = evaluate_engine(job.engine, job.reader, job.spec, data)
         if per_query is None:
             continue
         metrics = means(per_query)
@@ -334,7 +336,8 @@ def model_writer(job: Job):
 
 def finish(job: Job) -> Path:
     """Writes final/ and the summary."""
-    final = checkpoint.save(job.engine, job.run_dir, "final", None, model_writer(job))
+    with averaged(job.engine):
+        final = checkpoint.save(job.engine, job.run_dir, "final", None, model_writer(job))
     if job.runtime.is_main:
         steps = job.log.events("step")
         job.log.write_summary(

@@ -74,7 +74,7 @@ def test_embeddings_are_transformers_own_and_sentence_transformers_own(tmp_path,
 @pytest.mark.parametrize("family", tiny.DECODERS)
 def test_a_decoder_padded_on_the_left_elsewhere_embeds_the_same(tmp_path, family):
     folder = tiny.model(tmp_path / "model", family, "last", side="left")
-    found, (embedder, tokenizer, spec, untrained) = ours(ModelConfig(path=str(folder)))
+    found, (embedder, tokenizer, spec, _) = ours(ModelConfig(path=str(folder)))
     assert (found - plain(folder, "last", "left")).abs().max() < 1e-5
     assert (found - theirs(folder)).abs().max() < 1e-5
     (tmp_path / "saved").mkdir()
