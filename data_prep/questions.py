@@ -138,12 +138,8 @@ class QuestionGenerator:
         cache_folder = Path(self.config.cache) if self.config.cache else default_cache()
         with open_collection(self.config.store()) as collection, AnswerCache(cache_folder, request) as cache:
             run = _Run(self.config, prompt, collection, cache)
-            try:
-                run.ask()
-                run.write(self.encoder)
-            except KeyboardInterrupt:
-                say(f"{len(cache):,} answers are kept in {cache.path}; the same command goes on from there")
-                raise
+            run.ask()
+            run.write(self.encoder)
         return self.config.output
 
 
@@ -210,6 +206,9 @@ class _Run:
             asking = Asking(model, self.cache, self._wanted(), config.concurrency, on_answer)
             try:
                 asking.run()
+            except BaseException:
+                say(f"{len(self.cache):,} answers are kept in {self.cache.path}; the same command goes on from there")
+                raise
             finally:
                 say(f"this run: {self.asked:,} answers, {self._note(model)}")
         self.unanswered = asking.unanswered
