@@ -35,7 +35,7 @@ class Filters:
 
     question_words, answer_words: least and most words. same_language: question and answer are in the chunk's language.
     grounded: least share (0..1) of the answer's runs of four characters that stand in the chunk. round_trip: the
-    question finds its own chunk among the k best of the collection (Promptagator, arXiv:2209.11755, section 3.2).
+    question finds its own chunk among the k best of the collection (Promptagator, Dai et al. 2022, arXiv:2209.11755).
     near_duplicates: Jaccard similarity of two questions from which on only the first stays.
     """
 
