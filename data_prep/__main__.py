@@ -6,9 +6,10 @@ from importlib import import_module
 
 from data_prep.problems import guarded
 
-COMMANDS = ("sample", "generate", "logs", "compose", "augment", "shard", "inspect")  # a module of data_prep.cli each
+# a module of data_prep.cli each
+COMMANDS = ("sample", "generate", "crawl", "logs", "compose", "augment", "mine", "shard", "inspect")
 STEPS = (
-    "sample (or your own store) -> generate -> compose -> augment -> shard -> python -m trainer; "
+    "sample (or your own store) -> generate, or crawl -> compose -> augment -> mine -> shard -> python -m trainer; "
     "inspect looks at each of them"
 )
 

@@ -7,12 +7,13 @@ those over records are as good as the sample they are given.
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from data_prep.decontaminate import HeldOut
 from data_prep.languages import UNSURE, language
 from data_prep.near_duplicates import NearDuplicates
+from data_prep.progress import track
 from data_prep.records import Record
 from data_prep.survey import Keys
 
@@ -71,6 +72,13 @@ def leakage(keys: Keys, train: int, held: Any, name: str, about: str, mend: str)
     return _finding("leakage", keys, rows, train, text, mend, about)
 
 
+def leave_out(name: str, near: float | None = None) -> str:
+    """The mend of leakage from a set."""
+    return (
+        f"python -m data_prep shard … --exclude {name}{f' --near-duplicates {near:g}' if near else ''} leaves them out"
+    )
+
+
 def texts_of_rows(keys: Keys) -> list[Finding]:
     """Positives listed as negatives, and queries that are their own positive."""
     both = keys.positives_as_negatives(), keys.equal_texts()
@@ -92,7 +100,7 @@ def duplicates(keys: Keys) -> list[Finding]:
 def near_duplicates(take: Take, rows: list[int], similarity: float) -> tuple[list[Finding], dict[str, Any]]:
     """rows: numbers of rows, ascending, without exact duplicates among them."""
     index = NearDuplicates(similarity)
-    for start in range(0, len(rows), AT_ONCE):
+    for start in track(range(0, len(rows), AT_ONCE), "near duplicates, 1,000 rows each", -(-len(rows) // AT_ONCE)):
         for record in take(rows[start : start + AT_ONCE]):
             index.add(record)
     found = index.find(lambda places: take([rows[place] for place in places])).nonzero()[0].tolist()
@@ -100,19 +108,19 @@ def near_duplicates(take: Take, rows: list[int], similarity: float) -> tuple[lis
     if not found:
         return [], table
     text = f"{len(found):,} of {len(rows):,} rows are near duplicates of another one (Jaccard {similarity:g} or more)"
-    mend = "shard --near-duplicates removes them"
+    mend = f"shard --near-duplicates {similarity:g} leaves them out"
     ids = tuple(record.id for record in take([rows[place] for place in found[:SHOWN]]))
     return [Finding("near_duplicates", "warning", len(found), len(rows), text, mend, ids=ids)], table
 
 
-def near_leakage(records: list[Record], held: HeldOut, name: str, about: str) -> list[Finding]:
+def near_leakage(records: list[Record], held: HeldOut, name: str, about: str, mend: str) -> list[Finding]:
     """Rows that hold nearly a text of an evaluation set; those that hold it exactly are another finding."""
     found = [(record, match) for record, match in zip(records, held.matches(records)) if match]
     near = [record.id for record, match in found if match.similarity < 1]
     if not near:
         return []
     text = f"{len(near):,} of {len(records):,} rows nearly hold (Jaccard {held.near:g} or more) a text of {name}"
-    return [Finding("near_leakage", "warning", len(near), len(records), text, "", about, tuple(near[:SHOWN]))]
+    return [Finding("near_leakage", "warning", len(near), len(records), text, mend, about, tuple(near[:SHOWN]))]
 
 
 def languages(records: dict[str, list[Record]]) -> tuple[list[Finding], dict[str, Any]]:
@@ -120,8 +128,8 @@ def languages(records: dict[str, list[Record]]) -> tuple[list[Finding], dict[str
     differ: query and positive are of different languages."""
     found, table = [], {}
     for source, rows in records.items():
-        queries = [language(record.query) for record in rows]
-        positives = [language(record.positives[0]) for record in rows]
+        both = ((language(row.query), language(row.positives[0])) for row in track(rows, "languages", len(rows)))
+        queries, positives = zip(*both)
         known = [{one, other}.isdisjoint({UNSURE, NOT_A_LANGUAGE}) for one, other in zip(queries, positives)]
         differ = [row for row, one, other, sure in zip(rows, queries, positives, known) if sure and one != other]
         table[source] = {
@@ -137,7 +145,7 @@ def languages(records: dict[str, list[Record]]) -> tuple[list[Finding], dict[str
     return found, table
 
 
-def _other_languages(source: str, rows: list[Record], positives: list[str]) -> list[Finding]:
+def _other_languages(source: str, rows: list[Record], positives: tuple[str, ...]) -> list[Finding]:
     counts = Counter(found for found in positives if found not in (UNSURE, NOT_A_LANGUAGE))
     if not counts:
         return []
@@ -179,12 +187,18 @@ def truncation(table: dict[str, Any]) -> list[Finding]:
     """table: see token_lengths.py."""
     found = []
     for field, of in table.items():
-        if of["cut"]:
-            key = "model.query_max_len" if field == "query" else "model.passage_max_len"
-            tail = f"median {of['p50']:,}, 99 % up to {of['p99']:,}, longest {of['max']:,}"
-            text = f"{of['cut']:,} of {of['texts']:,} {field} texts are cut at {of['limit']:,} tokens ({tail})"
-            found.append(Finding("truncation", "warning", of["cut"], of["texts"], text, about=key))
+        tail = f" (median {of['p50']:,}, 99 % up to {of['p99']:,}, longest {of['max']:,})"
+        found += cut_texts(field, of["cut"], of["texts"], of["limit"], tail)
     return found
+
+
+def cut_texts(field: str, cut: int, texts: int, limit: int, tail: str = "") -> list[Finding]:
+    """How many texts of a field are longer than `limit` tokens; tail: of the lengths, if they are known."""
+    if not cut:
+        return []
+    text = f"{cut:,} of {texts:,} {field} texts are cut at {limit:,} tokens{tail}"
+    key = "model.query_max_len" if field == "query" else "model.passage_max_len"
+    return [Finding("truncation", "warning", cut, texts, text, about=key)]
 
 
 def imbalance(sources: dict[str, int], mend: str) -> list[Finding]:
@@ -206,6 +220,13 @@ def unreadable(empty: int, other: int, rows: int) -> list[Finding]:
         for name, count, what in named
         if count
     ]
+
+
+def of_sample(found: list[Finding], looked_at: int, rows: int) -> list[Finding]:
+    """The findings, which say that they were counted on `looked_at` of `rows` rows where that is not all of them."""
+    if looked_at >= rows:
+        return found
+    return [replace(one, text=f"{one.text}, in a sample of {looked_at:,} of {rows:,} rows") for one in found]
 
 
 def sorted_findings(found: Iterable[Finding]) -> list[Finding]:

@@ -12,11 +12,14 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_prep.environment import secret, without
 from data_prep.problems import BadInput, Failed, nearest
-from data_prep.stores import CHROMA_PORT, PAGE, Chunk, StoreConfig, no_text
+from data_prep.stores import CHROMA_PORT, PAGE, QUERIES, Chunk, StoreConfig, free_page, with_text, wrong_size
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PLACEHOLDER = "none: every vector is the placeholder [0.0]; only the texts and metadata are real"
 TOKEN = "CHROMA_TOKEN"
@@ -25,12 +28,10 @@ _ANSWER_SECONDS = 20.0
 
 
 def name_problem(name: str) -> str | None:
+    """Why no collection can be called so."""
     if _NAME.fullmatch(name):
         return None
-    return (
-        f"--collection {name!r}: a Chroma name has 3 to 512 letters, digits, '.', '_' or '-', "
-        "and starts and ends with a letter or digit"
-    )
+    return "a Chroma name has 3 to 512 letters, digits, '.', '_' or '-', and starts and ends with a letter or digit"
 
 
 class ChromaStore:
@@ -42,7 +43,7 @@ class ChromaStore:
             from chromadb.config import Settings
         except ImportError:
             raise Failed("--store chroma: needs Chroma: pip install 'embedfleet[stores]'") from None
-        self.place, self.token = config.place, None
+        self.token, self.served = None, config.path is None
         settings = Settings(anonymized_telemetry=False)
         if config.path is not None:
             self.said = f"in {config.path}"
@@ -86,15 +87,22 @@ class ChromaStore:
         listed = ", ".join(counted) or "no collection"
         raise BadInput(f"--collection {name}: not {self.said}, which has {listed}.{nearest(name, there)}")
 
-    def create(self, name: str, size: int | None, about: dict[str, Any]) -> "ChromaCollection":
-        """A new collection. size: d of its vectors, None for the placeholder. about: its metadata, flat."""
-        if problem := name_problem(name):
-            raise BadInput(problem)
+    def create(self, name: str, size: int | None, about: dict[str, Any], cosine: bool = True) -> "ChromaCollection":
+        """See data_prep.stores.Store. Chroma learns d from the first vectors; without any (size None) each is [0.0]."""
+        if problem := name_problem(name) or ("is there already" if name in self.names() else None):
+            raise BadInput(f"--collection {name}: {problem}")
         if size is None:
             about = {"vectors": PLACEHOLDER, **about}
+        # the approximate index looks at more candidates than Chroma's own 100 and 16: see docs/stores.md
+        space = {"hnsw": {"space": "cosine" if cosine else "ip", "ef_construction": 200, "ef_search": 200}}
         with self.failures():
-            self.client.create_collection(name, embedding_function=None, metadata=about or None)
+            self.client.create_collection(
+                name, embedding_function=None, metadata=about or None, configuration=None if size is None else space
+            )
         return ChromaCollection(self, name)
+
+    def aliases(self) -> None:
+        return None
 
     def close(self) -> None:
         self.client.close()
@@ -110,7 +118,7 @@ class ChromaCollection:
     """See data_prep.stores.Collection."""
 
     def __init__(self, store: ChromaStore, name: str):
-        self.store, self.name = store, name
+        self.store, self.name, self.layout, self.not_copied = store, name, {}, []
         with store.failures():
             self.inner = store.client.get_collection(name, embedding_function=None)
 
@@ -118,6 +126,12 @@ class ChromaCollection:
     def about(self) -> dict[str, Any]:
         """The collection's own metadata."""
         return self.inner.metadata or {}
+
+    @property
+    def size(self) -> int | None:
+        with self.store.failures():
+            got = self.inner.get(limit=1, include=["embeddings"])["embeddings"]
+        return None if self.about.get("vectors") == PLACEHOLDER or not len(got) else len(got[0])
 
     def count(self, where: dict[str, Any] | None = None) -> int:
         if where is None:
@@ -128,23 +142,11 @@ class ChromaCollection:
     def chunks(
         self, where: dict[str, Any] | None = None, page: int = PAGE, embeddings: bool = False
     ) -> Iterator[Chunk]:
-        import numpy as np
-
         if embeddings and self.about.get("vectors") == PLACEHOLDER:
             raise BadInput(f"--collection {self.name}: has no embeddings to read: its vectors are placeholders")
+        mend = "store the text as the document, or leave them out with --where"
         for got in self._pages(where, page, ["documents", "metadatas"] + ["embeddings"] * embeddings):
-            fields = [metadata or {} for metadata in got["metadatas"]]
-            bare = [
-                (chunk_id, metadata)
-                for chunk_id, text, metadata in zip(got["ids"], got["documents"], fields)
-                if not (text or "").strip()
-            ]
-            if bare:
-                raise no_text(self.name, bare, "store the text as the document, or leave them out with --where")
-            vectors = np.asarray(got["embeddings"], dtype=np.float32) if embeddings else [None] * len(fields)
-            for chunk_id, text, metadata, vector in zip(got["ids"], got["documents"], fields, vectors):
-                # Chroma returns the fields of a chunk in no fixed order
-                yield Chunk(chunk_id, text, dict(sorted(metadata.items())), vector)
+            yield from with_text(self.name, _chunks(got), mend)
 
     def _pages(self, where: dict[str, Any] | None, page: int, include: list[str]) -> Iterator[dict[str, Any]]:
         """Pages by offset: Chroma has no other way, orders by insertion, and takes longer the higher the offset.
@@ -155,6 +157,8 @@ class ChromaCollection:
         offset, last = 0, None
         while True:
             overlap = 0 if last is None else 1
+            if self.store.served:
+                free_page()
             got = self._get(where, page + overlap, offset - overlap, include)
             if overlap and got["ids"][:1] != [last]:
                 raise Failed(
@@ -170,27 +174,56 @@ class ChromaCollection:
             offset += page
 
     def _get(self, where: dict[str, Any] | None, limit: int, offset: int, include: list[str]) -> dict[str, Any]:
+        with self._asked(where):
+            return self.inner.get(where=where, limit=limit, offset=offset, include=include)
+
+    @contextmanager
+    def _asked(self, where: dict[str, Any] | None) -> Iterator[None]:
+        """A block whose refusals are the filter's fault where there is one."""
         from chromadb.errors import InvalidArgumentError
 
         with self.store.failures():
             try:
-                return self.inner.get(where=where, limit=limit, offset=offset, include=include)
+                yield
             except (InvalidArgumentError, ValueError, TypeError) as error:
                 if where is None:
                     raise
                 reason = self.store.reason(error)
                 raise BadInput(f"--where {json.dumps(where)}: Chroma does not accept it: {reason}") from None
 
+    def stored(self, ids: Sequence[str]) -> dict[str, Chunk]:
+        with self.store.failures():
+            got = self.inner.get(ids=list(ids), include=["documents", "metadatas"])
+        return {chunk.id: chunk for chunk in _chunks(got)}
+
+    def describe(self, about: dict[str, Any]) -> None:
+        with self.store.failures():
+            self.inner.modify(metadata={**self.about, **about})
+
+    def query(self, vectors: "np.ndarray", k: int, where: dict[str, Any] | None = None) -> list[list[Chunk]]:
+        if self.size != vectors.shape[1]:
+            raise wrong_size(self.name, self.size, vectors.shape[1])
+        include, found = ["documents", "metadatas", "embeddings"], []
+        for start in range(0, len(vectors), QUERIES):
+            asked = vectors[start : start + QUERIES]
+            with self._asked(where):
+                got = self.inner.query(query_embeddings=asked, n_results=k, where=where, include=include)
+            names = ("ids", *include)
+            found += [_chunks(dict(zip(names, answer))) for answer in zip(*(got[name] for name in names))]
+        return found
+
     def upsert(self, chunks: Sequence[Chunk]) -> None:
-        """Writes chunks, replacing those of the same id."""
         with self.store.failures():
             size = min(self.store.client.get_max_batch_size(), PAGE)
             for start in range(0, len(chunks), size):
                 part = chunks[start : start + size]
+                there = self.stored([chunk.id for chunk in part])
+                # Chroma adds to the metadata of a chunk that is there; a field goes only where it is set to None
+                before = [dict.fromkeys(there[chunk.id].metadata) if chunk.id in there else {} for chunk in part]
                 self.inner.upsert(
                     ids=[chunk.id for chunk in part],
                     documents=[chunk.text for chunk in part],
-                    metadatas=[chunk.metadata or None for chunk in part],
+                    metadatas=[{**old, **chunk.metadata} or None for old, chunk in zip(before, part)],
                     embeddings=[[0.0] if chunk.embedding is None else chunk.embedding for chunk in part],
                 )
 
@@ -202,6 +235,19 @@ class ChromaCollection:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def _chunks(got: dict[str, Any]) -> list[Chunk]:
+    """The chunks of one of Chroma's answers. It returns the fields of a chunk in no fixed order."""
+    import numpy as np
+
+    texts, fields = got["documents"], got["metadatas"]
+    vectors = got.get("embeddings")
+    vectors = [None] * len(texts) if vectors is None else np.asarray(vectors, dtype=np.float32)
+    return [
+        Chunk(chunk_id, text or "", dict(sorted((metadata or {}).items())), vector)
+        for chunk_id, text, metadata, vector in zip(got["ids"], texts, fields, vectors)
+    ]
 
 
 def _check_folder(path: Path, create: bool) -> None:

@@ -66,7 +66,7 @@ def _numbers(values: Sequence[float | None]) -> Any:
     import pyarrow as pa
 
     there = np.fromiter((value is not None for value in values), bool, len(values))
-    data = np.fromiter((value or 0.0 for value in values), np.float64, len(values))
+    data = np.fromiter((0.0 if value is None else value for value in values), np.float64, len(values))
     return pa.Array.from_buffers(pa.float64(), len(values), [_valid(there), pa.py_buffer(data)])
 
 

@@ -8,7 +8,7 @@ from typing import IO
 from data_prep.balance import Balance
 from data_prep.collect import Problem, Problems
 from data_prep.formats import read_records, source_names
-from data_prep.negatives import add_hard_negatives
+from data_prep.miner import add_hard_negatives
 from data_prep.output import check, check_output_file, rejected_name, spool_beside, whole_file
 from data_prep.progress import result, say, track
 from data_prep.records import Record

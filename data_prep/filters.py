@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from data_prep.bm25 import TOKENS
 from data_prep.languages import UNSURE, language
 from data_prep.near_duplicates import Bands, check_similarity, jaccard, shingles
-from data_prep.negatives import TOKENS
 from data_prep.records import normalise, text_key
 from data_prep.stores import Chunk
 

@@ -71,16 +71,30 @@ class Gate:
         sources = {source.name: source.rows for source in self.shards.train_sources()}
         sample = {name: rows.take(ids.tolist()) for name, ids in spread(sources, SAMPLE).items()}
         records = [record for some in sample.values() for record in some]
-        found += self._near(rows, records, sets)
-        found += checks.languages(sample)[0]
-        found += checks.prompts(sample, self.reader.rules.query_prompt, self.reader.rules.passage_prompt)
-        if has_tokenizer(self.reader.folder):
-            found += checks.truncation(token_lengths(self.reader, records)[0])
-        else:
-            say(f"note: {self.reader.folder} has no tokenizer.json, so the gate does not count what is cut")
+        found += self._near_duplicates(rows)
+        estimated = self._near_leakage(records, sets)
+        estimated += checks.languages(sample)[0]
+        estimated += checks.prompts(sample, self.reader.rules.query_prompt, self.reader.rules.passage_prompt)
+        found += checks.of_sample(estimated, len(records), len(rows))
+        found += self._truncation(rows, records)
         if self.mixing_mend is not None:
             found += checks.imbalance({name: len(ids) for name, ids in sources.items()}, self.mixing_mend)
         return found
+
+    def _truncation(self, rows: Rows, records: list[Record]) -> list[Finding]:
+        """Of all texts where the shards hold tokens cut at the lengths of this run, otherwise of the sample."""
+        rules, made = self.reader.rules, self.shards.manifest["tokenizer"]
+        if made and all(made[name] == getattr(rules, name) for name in ("query_max_len", "passage_max_len")):
+            queries = self.shards.rows("train")
+            passages = made["texts"] - queries
+            return checks.cut_texts("query", made["cut_queries"], queries, rules.query_max_len) + checks.cut_texts(
+                "passage", made["cut_passages"], passages, rules.passage_max_len
+            )
+        if has_tokenizer(self.reader.folder):
+            table, measured = token_lengths(self.reader, records)
+            return checks.of_sample(checks.truncation(table), measured, len(rows))
+        say(f"note: {self.reader.folder} has no tokenizer.json, so the gate does not count what is cut")
+        return []
 
     def _exact(self, rows: Rows, sets: dict[str, HeldOut]) -> list[Finding]:
         """What takes the keys of all rows."""
@@ -93,21 +107,29 @@ class Gate:
         found = checks.texts_of_rows(keys)
         for key, whole in sets.items():
             path, held = self.evals[key], np.fromiter(whole.keys, np.int64)
-            mend = f"leave them out with: python -m data_prep shard … --exclude {path}"
-            found += checks.leakage(keys, len(keys), held, path, key, mend)
-        if len(keys) < len(rows) and found:
-            say(f"note: counted on {len(keys):,} of {len(rows):,} rows, evenly spaced")
-        return found
+            found += checks.leakage(keys, len(keys), held, path, key, checks.leave_out(path))
+        return checks.of_sample(found, len(keys), len(rows))
 
-    def _near(self, rows: Rows, records: list[Record], sets: dict[str, HeldOut]) -> list[Finding]:
+    def _near_duplicates(self, rows: Rows) -> list[Finding]:
         import numpy as np
 
+        removed = self.shards.manifest.get("near_duplicates")
+        if removed and removed["similarity"] <= SIMILARITY:
+            return []
         chosen = spread({"": np.arange(len(rows))}, NEAR_ROWS)[""].tolist()
         found, _ = checks.near_duplicates(rows.take, chosen, SIMILARITY)
+        return checks.of_sample(found, len(chosen), len(rows))
+
+    def _near_leakage(self, records: list[Record], sets: dict[str, HeldOut]) -> list[Finding]:
+        """Also of the own eval split."""
+        found = []
         if "eval" in self.shards.splits:
-            sets = {"data.train": held_out([self.shards.path]), **sets}
+            own = nearly(held_out([self.shards.path]))
+            found += checks.near_leakage(records, own, f"{self.shards.path}/eval", "data.train", "")
         for key, whole in sets.items():
-            found += checks.near_leakage(records, nearly(whole), self.evals.get(key, f"{self.shards.path}/eval"), key)
+            path = self.evals[key]
+            mend = checks.leave_out(path, SIMILARITY)
+            found += checks.near_leakage(records, nearly(whole), path, key, mend)
         return found
 
 

@@ -131,8 +131,10 @@ def _report(path: Path, rows: _Rows, reader: Reader | None, held: dict[str, Held
 
     keys = rows.keys
     by_source = {name: np.frombuffer(numbers, np.int64) for name, numbers in rows.sources.items()}
-    sample = {name: rows.take(numbers.tolist()) for name, numbers in spread(by_source, SAMPLE).items()}
+    numbers = {name: some.tolist() for name, some in spread(by_source, SAMPLE).items()}
+    sample = {name: rows.take(some) for name, some in numbers.items()}
     records = [record for some in sample.values() for record in some]
+    of_train = [record for name, some in numbers.items() for n, record in zip(some, sample[name]) if n < rows.train]
     different = np.setdiff1d(np.arange(len(keys)), keys.duplicates())
     chosen = spread({"": different}, NEAR_ROWS)[""].tolist()
     near, near_table = checks.near_duplicates(rows.take, chosen, SIMILARITY)
@@ -140,15 +142,15 @@ def _report(path: Path, rows: _Rows, reader: Reader | None, held: dict[str, Held
     tokens, measured = token_lengths(reader, records) if reader else (None, 0)
     prompts = (reader.rules.query_prompt, reader.rules.passage_prompt) if reader else ("", "")
     sources = {name: len(numbers) for name, numbers in by_source.items()}
+    estimated = [*_near_leakage(held, of_train), *languages, *checks.prompts(sample, *prompts)]
     found = [
         *checks.unreadable(rows.empty, rows.problems - rows.empty, len(keys) + rows.problems),
-        *_leakage(path, rows, held, records),
+        *_leakage(path, rows, held),
         *checks.texts_of_rows(keys),
         *checks.duplicates(keys),
-        *near,
-        *languages,
-        *checks.prompts(sample, *prompts),
-        *(checks.truncation(tokens) if tokens else []),
+        *checks.of_sample(near, len(chosen), len(different)),
+        *checks.of_sample(estimated, len(records), len(keys)),
+        *(checks.of_sample(checks.truncation(tokens), measured, len(keys)) if tokens else []),
         *checks.imbalance(sources, ""),
     ]
     return {
@@ -174,7 +176,7 @@ def _report(path: Path, rows: _Rows, reader: Reader | None, held: dict[str, Held
     }
 
 
-def _leakage(path: Path, rows: _Rows, held: dict[str, HeldOut], records: list[Record]) -> list[Finding]:
+def _leakage(path: Path, rows: _Rows, held: dict[str, HeldOut]) -> list[Finding]:
     """Of the folder's own eval split, and of the sets that were named."""
     import numpy as np
 
@@ -183,10 +185,16 @@ def _leakage(path: Path, rows: _Rows, held: dict[str, HeldOut], records: list[Re
         own = rows.keys.texts(rows.train)
         found += checks.leakage(rows.keys, rows.train, own, f"{path}/eval", "", "run shard again")
     for name, texts in held.items():
-        mend = f"leave them out with: python -m data_prep shard … --exclude {name}"
         numbers = np.fromiter(texts.keys, np.int64)
-        found += checks.leakage(rows.keys, rows.train, numbers, name, "--exclude", mend)
-        found += checks.near_leakage(records, nearly(texts), name, "--exclude")
+        found += checks.leakage(rows.keys, rows.train, numbers, name, "--exclude", checks.leave_out(name))
+    return found
+
+
+def _near_leakage(held: dict[str, HeldOut], records: list[Record]) -> list[Finding]:
+    found = []
+    for name, texts in held.items():
+        mend = checks.leave_out(name, SIMILARITY)
+        found += checks.near_leakage(records, nearly(texts), name, "--exclude", mend)
     return found
 
 

@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from data_prep.negatives import TOKENS
+from data_prep.bm25 import TOKENS
 from data_prep.records import normalise
 
 _WORDS = re.compile(TOKENS)

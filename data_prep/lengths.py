@@ -1,4 +1,4 @@
-"""Lengths of texts in characters and words: percentiles and a histogram, in memory for the distinct lengths only."""
+"""Lengths of texts in characters and words: percentiles and a histogram. Memory grows with distinct lengths only."""
 
 from collections import Counter
 from typing import Any

@@ -71,12 +71,19 @@ def read_text_rules(
             problems.append(f"{named(name)}: {value} tokens, but the model has {limit} positions")
         if value is None and not stated:
             notes.append(f"{name}: {length} tokens (the model's positions; the folder states no shorter length)")
-    prompts = read_object(folder / "config_sentence_transformers.json").get("prompts") or {}
     if problems:
         raise BadInput(problems)
+    prompts = read_object(folder / "config_sentence_transformers.json").get("prompts") or {}
+    own_query, own_passage = (_stated(prompts, names) for names in (("query",), ("document", "passage", "corpus")))
+    for name, value, own in (
+        ("query_prompt", query_prompt, own_query),
+        ("passage_prompt", passage_prompt, own_passage),
+    ):
+        if own and value is not None and value != own:
+            notes.append(f"{name}: {value!r} is asked for, the model folder was trained with {own!r}")
     return TextRules(
-        query_prompt=_prompt(query_prompt, prompts, ("query",)),
-        passage_prompt=_prompt(passage_prompt, prompts, ("document", "passage", "corpus")),
+        query_prompt=own_query if query_prompt is None else query_prompt,
+        passage_prompt=own_passage if passage_prompt is None else passage_prompt,
         query_max_len=query_max_len or length,
         passage_max_len=passage_max_len or length,
         notes=tuple(notes),
@@ -105,7 +112,5 @@ def _position_limit(settings: dict) -> int | None:
     return positions
 
 
-def _prompt(asked: str | None, stated: dict[str, str], names: tuple[str, ...]) -> str:
-    if asked is not None:
-        return asked
-    return next((stated[name] for name in names if stated.get(name)), "")
+def _stated(prompts: dict[str, str], names: tuple[str, ...]) -> str:
+    return next((prompts[name] for name in names if prompts.get(name)), "")

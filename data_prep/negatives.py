@@ -1,73 +1,117 @@
-"""Hard negatives: texts that share words with the query and are no positive of it."""
+"""What may become a negative of a row: the texts to choose from, and those that are forbidden."""
 
-from collections import defaultdict
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from data_prep.problems import BadInput
-from data_prep.progress import say, track
+from data_prep.problems import BadInput, nearest
 from data_prep.records import Record, normalise, query_key, text_key
 
-# Scripts without spaces are matched by character, everything else by words of two letters or more.
-_UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
-TOKENS = rf"(?u)[{_UNSPACED}]|(?:(?![{_UNSPACED}])\w){{2,}}"
+if TYPE_CHECKING:  # numpy is loaded where it is needed only: `data_prep --help` answers at once
+    import numpy as np
 
 
-class _Corpus:
-    """The distinct positives of one input, and what may not be a negative of a row."""
+class Corpus:
+    """The distinct texts that may become negatives, and which of them may not be one of a row.
 
-    def __init__(self, records: list[Record]):
-        self.texts: list[str] = []
-        self.keys: list[int] = []
-        self.at: dict[int, int] = {}  # text key -> place in texts
-        self.of_doc: dict[str, set[int]] = defaultdict(set)  # doc id -> text keys
-        self.of_query: dict[int, set[int]] = defaultdict(set)  # query key -> keys of every row's positives
-        for record in records:
-            query = query_key(record)
-            for i, text in enumerate(record.positives):
-                key = text_key(text)
-                if key not in self.at:
-                    self.at[key] = len(self.texts)
-                    self.texts.append(text)
-                    self.keys.append(key)
-                self.of_query[query].add(key)
-                if record.doc_ids:
-                    self.of_doc[record.doc_ids[i]].add(key)
-
-    def forbidden(self, record: Record) -> set[int]:
-        """Own positives, positives of an equal query (for a variant: of its parent's), texts of the same documents,
-        present negatives, the query."""
-        query = query_key(record)
-        keys = {query, text_key(record.query), *self.of_query[query], *map(text_key, record.negatives)}
-        return keys.union(*(self.of_doc[doc] for doc in record.doc_ids))
-
-
-def add_hard_negatives(records: list[Record], k: int, where: str) -> None:
-    """Appends to each row up to k positives of other rows, best BM25 score first (bm25s, method "lucene", k1 1.5,
-    b 0.75; Robertson and Zaragoza 2009). Only texts that share a word with the query count: a row may get fewer, said.
-
-    records: all rows of one input, changed in place. where: the input's name for messages. Rows with a graded `score`
-    are left alone (their item need not be a positive); rows with `teacher_scores` would get unscored texts: BadInput.
+    Texts are named by their place in `texts`. Those below `candidates` may be chosen; those after are positives of rows
+    that stand in no corpus of their own: they are scored, never chosen. Fill it with add() and add_row(), then seal().
+    same_document: a metadata field; texts whose value of it is the row's are of its document, as those of its doc_ids.
     """
-    if taught := sum(record.teacher_scores is not None for record in records):
-        raise BadInput(
-            f"{where}: --hard-k cannot add to {taught:,} rows with teacher_scores; leave it out for this input"
-        )
-    corpus = _Corpus(records)
-    rows = [record for record in records if record.score is None]
-    if len(rows) < len(records):
-        say(f"{where}: {len(records) - len(rows):,} rows with a score get no hard negatives")
-    fewer = 0
-    for record, ranked in track(_ranked(corpus, rows, k), f"{where}: BM25", total=len(rows)):
-        forbidden = corpus.forbidden(record)
-        fresh = [corpus.texts[i] for i in ranked if corpus.keys[i] not in forbidden]
-        fresh = [text for text in fresh if not _same_answer(text, record.positives)][:k]
-        record.negatives.extend(fresh)
-        fewer += len(fresh) < k
-    if fewer:
-        say(f"{where}: {fewer:,} of {len(rows):,} rows got fewer than {k} hard negatives: no more texts share a word")
+
+    def __init__(self, same_document: str | None = None):
+        self.same_document = same_document
+        self.texts: list[str] = []
+        self.candidates = 0
+        self._place: dict[int, int] = {}  # text key -> place
+        self._of_query, self._of_document = _Groups(), _Groups()
+        self._fields: dict[str, None] = {}
+        self._with_field = 0
+
+    def add(self, text: str, document: str, metadata: dict) -> int:
+        """A text that may be chosen, of this document; its place (that of an equal text, where there is one)."""
+        place = self._add(text)
+        self.candidates = len(self.texts)
+        for key in self._documents([document], metadata):
+            self._of_document.add(key, place)
+        return place
+
+    def add_row(self, record: Record, choose: bool) -> None:
+        """A row's positives. choose: whether they may become negatives of other rows."""
+        places = [self._add(text) for text in record.positives]
+        if choose:
+            self.candidates = len(self.texts)
+        query = query_key(record)
+        for i, place in enumerate(places):
+            self._of_query.add(query, place)
+            for key in self._documents(record.doc_ids[i : i + 1], record.metadata):
+                self._of_document.add(key, place)
+
+    def _add(self, text: str) -> int:
+        place = self._place.setdefault(text_key(text), len(self.texts))
+        if place == len(self.texts):
+            self.texts.append(text)
+        return place
+
+    def _documents(self, ids: Iterable[str], metadata: dict) -> list[int]:
+        """A key for each document that a text is of."""
+        keys = [text_key(f"id:{one}") for one in ids if one]
+        if self.same_document:
+            self._fields.update(dict.fromkeys(metadata))
+            value = metadata.get(self.same_document)
+            if value is not None:
+                self._with_field += 1
+                keys.append(text_key(f"field:{value}"))
+        return keys
+
+    def seal(self) -> None:
+        """Makes it ready for forbidden(). BadInput: no text has the field that same_document names."""
+        if self.same_document and not self._with_field:
+            known = ", ".join(self._fields) or "none"
+            hint = nearest(self.same_document, self._fields)
+            raise BadInput(f"--same-document {self.same_document}: no text has this field (fields: {known}).{hint}")
+        self._of_query.seal()
+        self._of_document.seal()
+
+    def places(self, texts: Iterable[str]) -> list[int]:
+        """The places of those of these texts that are in the corpus."""
+        found = (self._place.get(text_key(text)) for text in texts)
+        return [place for place in found if place is not None]
+
+    def forbidden(self, record: Record) -> "np.ndarray":
+        """Places of a row's own positives, of positives of an equal query (for a variant: of its parent's), of texts of
+        the same documents, of the negatives it has, and of the query itself; sorted, each once."""
+        import numpy as np
+
+        own = self.places([record.query, *record.positives, *record.negatives])
+        documents = self._documents(record.doc_ids, record.metadata)
+        groups = [self._of_query.of(query_key(record)), *(self._of_document.of(key) for key in documents)]
+        return np.unique(np.concatenate([np.array(own, np.int64), *groups]))
 
 
-def _same_answer(text: str, positives: list[str]) -> bool:
+class _Groups:
+    """Places by key, 16 bytes each."""
+
+    def __init__(self):
+        self.pairs = array("q")
+
+    def add(self, key: int, place: int) -> None:
+        self.pairs.extend((key, place))
+
+    def seal(self) -> None:
+        import numpy as np
+
+        pairs = np.frombuffer(self.pairs, np.int64).reshape(-1, 2)
+        pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
+        self.keys, self.places = np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1])
+        del self.pairs
+
+    def of(self, key: int) -> "np.ndarray":
+        first, last = self.keys.searchsorted(key, "left"), self.keys.searchsorted(key, "right")
+        return self.places[first:last]
+
+
+def same_answer(text: str, positives: list[str]) -> bool:
     """Whether the text holds a positive or is part of one: it then answers the query as well (not for a few words)."""
     candidate = normalise(text)
     for positive in map(normalise, positives):
@@ -75,27 +119,3 @@ def _same_answer(text: str, positives: list[str]) -> bool:
         if shorter.count(" ") >= 3 and shorter in longer:
             return True
     return False
-
-
-def _ranked(corpus: _Corpus, rows: list[Record], k: int) -> Iterator[tuple[Record, list[int]]]:
-    """Each row with the places of the best texts, long enough that k remain without the forbidden ones."""
-    import bm25s
-
-    def tokens(texts: list[str]) -> list[list[str]]:
-        return bm25s.tokenize(texts, token_pattern=TOKENS, stopwords=None, return_ids=False, show_progress=False)
-
-    split = tokens(corpus.texts)
-    if not any(split):
-        yield from ((record, []) for record in rows)
-        return
-    index = bm25s.BM25()
-    index.index(split, show_progress=False)
-    known = index.vocab_dict
-    for record, words in zip(rows, tokens([record.query for record in rows])):
-        words = [word for word in words if word in known]
-        if not words:
-            yield record, []
-            continue
-        depth = min(len(corpus.texts), 2 * k + len(corpus.forbidden(record)))
-        places, scores = index.retrieve([words], k=depth, show_progress=False, backend_selection="numpy")
-        yield record, [int(i) for i, score in zip(places[0], scores[0]) if score > 0]

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from data_prep.bm25 import TOKENS
 from data_prep.keywords import Keywords
-from data_prep.negatives import TOKENS
 from data_prep.output import check, check_output_file, whole_file
 from data_prep.problems import BadInput, nearest
 from data_prep.progress import result, say, track

@@ -55,12 +55,13 @@ def spool_beside(path: Path) -> Iterator[IO[str]]:
 
 
 def check_output_file(
-    output: Path, inputs: Iterable[Path] = (), suffix: str = ".jsonl", flag: str = "--output"
+    output: Path, inputs: Iterable[Path] = (), suffix: str | tuple[str, ...] = ".jsonl", flag: str = "--output"
 ) -> list[str]:
-    """What is wrong with this output path, before any work is done; `flag` named it."""
-    found = []
-    if output.suffix != suffix:
-        found.append(f"{flag} {output}: must end in {suffix}, the format that is written")
+    """What is wrong with this output path, before any work is done. suffix: of the format, or formats, to write; flag:
+    what named the path."""
+    found, suffixes = [], (suffix,) if isinstance(suffix, str) else suffix
+    if output.suffix not in suffixes:
+        found.append(f"{flag} {output}: must end in {' or '.join(suffixes)}, the format that is written")
     if output.is_dir():
         found.append(f"{flag} {output}: is a folder; name a file in it")
     blocked = next((folder for folder in output.parents if folder.exists() and not folder.is_dir()), None)

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 EVERY_SECONDS = 5.0
+_showing = False
 
 
 def say(line: str) -> None:
@@ -26,8 +27,21 @@ def track(
 ) -> Iterator[T]:
     """Yields the items; shows a bar on a terminal, elsewhere (a log file) a plain line about every five seconds.
 
-    size: what an item adds to the count that is shown, of which `total` is all.
+    size: what an item adds to the count that is shown, of which `total` is all. Only the outermost of several at a time
+    shows anything: two bars would write over each other.
     """
+    global _showing
+    if _showing:
+        yield from iterable
+        return
+    _showing = True
+    try:
+        yield from _shown(iterable, label, total, size)
+    finally:
+        _showing = False
+
+
+def _shown(iterable: Iterable[T], label: str, total: int | None, size: Callable[[T], int]) -> Iterator[T]:
     if sys.stderr.isatty():
         yield from _bar(iterable, label, total, size)
         return

@@ -5,16 +5,20 @@ Scrolling is by id, so pages cost the same wherever they lie and no deletion shi
 """
 
 import json
+import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_prep.environment import secret, without
 from data_prep.problems import BadInput, Failed, nearest
 from data_prep.progress import say
-from data_prep.stores import PAGE, Chunk, StoreConfig, no_text
+from data_prep.stores import PAGE, QUERIES, Chunk, StoreConfig, free_page, with_text, wrong_size
+
+if TYPE_CHECKING:
+    import numpy as np
 
 KEY = "QDRANT_API_KEY"
 # What LangChain, fastembed and most hands call it; one of them has to be there alone to be taken.
@@ -25,9 +29,10 @@ _FILTER_KEYS = {"must", "should", "must_not", "min_should"}
 
 
 def name_problem(name: str) -> str | None:
+    """Why no collection can be called so."""
     if 0 < len(name) < 256 and not set(name) & set('<>:"/\\|?*\0\x1f'):
         return None
-    return f'--collection {name!r}: a Qdrant name has 1 to 255 characters, none of them < > : " / \\ | ? *'
+    return 'a Qdrant name has 1 to 255 characters, none of them < > : " / \\ | ? *'
 
 
 class QdrantStore:
@@ -107,15 +112,59 @@ class QdrantStore:
         with self.failures():
             return {one.alias_name: one.collection_name for one in self.client.get_aliases().aliases}
 
-    def open(self, name: str) -> "QdrantCollection":
+    def open(self, name: str, text_field: str | None = None, vector_name: str | None = None) -> "QdrantCollection":
+        """text_field, vector_name: of this collection; the config's where they are not given."""
         there, aliases = self.names(), self.aliases()
         if name in there or name in aliases:
-            return QdrantCollection(self, name)
+            layout = (text_field or self.config.text_field, vector_name or self.config.vector_name)
+            return QdrantCollection(self, name, *layout)
         with self.failures():
             counted = [f"{one} ({self.client.count(one).count:,} chunks)" for one in there]
         counted += [f"{alias} (an alias of {of})" for alias, of in sorted(aliases.items())]
         listed = ", ".join(counted) or "no collection"
         raise BadInput(f"--collection {name}: not {self.said}, which has {listed}.{nearest(name, [*there, *aliases])}")
+
+    def create(
+        self,
+        name: str,
+        size: int | None,
+        about: dict[str, Any],
+        cosine: bool = True,
+        text_field: str | None = None,
+        vector_name: str | None = None,
+    ) -> "QdrantCollection":
+        """See data_prep.stores.Store. Its text field stands in its metadata, so that nobody has to name it again."""
+        from qdrant_client import models
+
+        taken = name in self.names() or name in self.aliases()
+        if problem := name_problem(name) or ("is there already" if taken else None):
+            raise BadInput(f"--collection {name}: {problem}")
+        assert size is not None, "Qdrant takes texts without vectors only in a collection that has none"
+        about = {"text_field": text_field or self.config.text_field or TEXT_FIELDS[0], **about}
+        vector_name = vector_name or self.config.vector_name
+        distance = models.Distance.COSINE if cosine else models.Distance.DOT
+        params = models.VectorParams(size=size, distance=distance)
+        with self.failures():
+            vectors = {vector_name: params} if vector_name else params
+            self.client.create_collection(name, vectors_config=vectors, metadata=about)
+            kept = self.client.get_collection(name).config.metadata or {}
+            if not about.items() <= kept.items():
+                self.client.delete_collection(name)
+                raise BadInput(
+                    f"--url {self.config.url}: keeps no metadata of collections; it needs Qdrant 1.16 or newer"
+                )
+        return QdrantCollection(self, name, None, vector_name)
+
+    def swap_alias(self, alias: str, name: str) -> None:
+        """Points an alias, new or not, to a collection, in one step for whoever queries it meanwhile."""
+        from qdrant_client import models
+
+        create = models.CreateAlias(alias_name=alias, collection_name=name)
+        steps = [models.CreateAliasOperation(create_alias=create)]
+        if alias in self.aliases():
+            steps.insert(0, models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias)))
+        with self.failures():
+            self.client.update_collection_aliases(steps)
 
     def close(self) -> None:
         self.client.close()
@@ -133,12 +182,34 @@ class QdrantCollection:
     text_field: the payload field of the text; metadata is the rest of the payload, as it is.
     """
 
-    def __init__(self, store: QdrantStore, name: str):
+    def __init__(self, store: QdrantStore, name: str, text_field: str | None, vector_name: str | None):
         self.store, self.name = store, name
         with store.failures():
-            self.params = store.client.get_collection(name).config.params
-        self.vector_name = self._vector_name(store.config.vector_name)
-        self.text_field = self._text_field(store.config.text_field)
+            info = store.client.get_collection(name)
+        self.params, self.about = info.config.params, info.config.metadata or {}
+        self.indexes = sorted(info.payload_schema)
+        self.vector_name = self._vector_name(vector_name)
+        self.text_field = self._text_field(text_field or self.about.get("text_field"))
+
+    @property
+    def layout(self) -> dict[str, str]:
+        named = {"vector_name": self.vector_name} if self.vector_name else {}
+        return {"text_field": self.text_field, **named}
+
+    @property
+    def not_copied(self) -> list[str]:
+        vectors = self.params.vectors
+        others = [name for name in vectors if name != self.vector_name] if isinstance(vectors, dict) else []
+        others += list(self.params.sparse_vectors or {})
+        found = [f"the named vectors {', '.join(sorted(others))}"] if others else []
+        return found + ([f"the payload indexes of {', '.join(self.indexes)}"] if self.indexes else [])
+
+    @property
+    def size(self) -> int | None:
+        vectors = self.params.vectors
+        if isinstance(vectors, dict):
+            vectors = vectors.get(self.vector_name)
+        return vectors.size if vectors and vectors.multivector_config is None else None
 
     def _vector_name(self, asked: str | None) -> str | None:
         """The asked named vector, or the only one; None for a collection whose vector has no name (or that has none,
@@ -182,25 +253,70 @@ class QdrantCollection:
         self, where: dict[str, Any] | None = None, page: int = PAGE, embeddings: bool = False
     ) -> Iterator[Chunk]:
         vectors = self._vectors_read() if embeddings else False
+        mend = f"their payload field {self.text_field!r} is empty; fill it, or leave them out with --where"
         offset = None
         while True:
+            if self.store.config.url:
+                free_page()
             with self._asked(where) as asked:
                 options = {"limit": page, "offset": offset, "with_payload": True, "with_vectors": vectors}
                 points, offset = self.store.client.scroll(self.name, scroll_filter=asked, **options)
-            payloads = [dict(sorted((point.payload or {}).items())) for point in points]
-            texts = [payload.pop(self.text_field, None) for payload in payloads]
-            bare = [
-                (str(point.id), payload)
-                for point, payload, text in zip(points, payloads, texts)
-                if not isinstance(text, str) or not text.strip()
-            ]
-            if bare:
-                mend = f"their payload field {self.text_field!r} is empty; fill it, or leave them out with --where"
-                raise no_text(self.name, bare, mend)
-            for point, text, payload in zip(points, texts, payloads):
-                yield Chunk(str(point.id), text, payload, self._embedding(point) if embeddings else None)
+            yield from with_text(self.name, [self._chunk(point, embeddings) for point in points], mend)
             if offset is None:
                 return
+
+    def stored(self, ids: Sequence[str]) -> dict[str, Chunk]:
+        with self.store.failures():
+            points = self.store.client.retrieve(self.name, [_point_id(one) for one in ids], with_payload=True)
+        return {str(point.id): self._chunk(point, embedding=False) for point in points}
+
+    def _chunk(self, point, embedding: bool) -> Chunk:
+        payload = dict(sorted((point.payload or {}).items()))
+        text = payload.pop(self.text_field, "")
+        vector = self._embedding(point) if embedding else None
+        return Chunk(str(point.id), text if isinstance(text, str) else "", payload, vector)
+
+    def upsert(self, chunks: Sequence[Chunk]) -> None:
+        from qdrant_client import models
+
+        points = []
+        for chunk in chunks:
+            if self.text_field in chunk.metadata:
+                raise BadInput(f"--collection {self.name}: {chunk.id} has a metadata field {self.text_field!r} as well")
+            vector = chunk.embedding.tolist()
+            points.append(
+                models.PointStruct(
+                    id=_point_id(chunk.id),
+                    vector={self.vector_name: vector} if self.vector_name else vector,
+                    payload={self.text_field: chunk.text, **chunk.metadata},
+                )
+            )
+        with self.store.failures(), _quiet():
+            for start in range(0, len(points), PAGE):
+                self.store.client.upsert(self.name, points[start : start + PAGE], wait=True)
+
+    def describe(self, about: dict[str, Any]) -> None:
+        with self.store.failures():
+            self.store.client.update_collection(self.name, metadata=about)
+        self.about = {**self.about, **about}
+
+    def query(self, vectors: "np.ndarray", k: int, where: dict[str, Any] | None = None) -> list[list[Chunk]]:
+        from qdrant_client import models
+
+        read = self._vectors_read()
+        if self.size != vectors.shape[1]:
+            raise wrong_size(self.name, self.size, vectors.shape[1])
+        found = []
+        for start in range(0, len(vectors), QUERIES):
+            with self._asked(where) as asked:
+                options = {"limit": k, "filter": asked, "using": self.vector_name, "with_payload": True}
+                requests = [
+                    models.QueryRequest(query=vector.tolist(), with_vector=read, **options)
+                    for vector in vectors[start : start + QUERIES]
+                ]
+                answers = self.store.client.query_batch_points(self.name, requests)
+            found += [[self._chunk(point, embedding=True) for point in answer.points] for answer in answers]
+        return found
 
     def _vectors_read(self) -> bool | list[str]:
         """Qdrant's with_vectors for the one vector that is read."""
@@ -213,7 +329,7 @@ class QdrantCollection:
             raise BadInput(f"--collection {self.name}: its vectors are one per token, not one embedding per text")
         return [self.vector_name] if self.vector_name else True
 
-    def _embedding(self, point):
+    def _embedding(self, point) -> "np.ndarray":
         import numpy as np
 
         vector = point.vector if self.vector_name is None else (point.vector or {}).get(self.vector_name)
@@ -267,6 +383,18 @@ def parse_filter(where: dict[str, Any]):
         deepest = max(error.errors(), key=lambda one: len(one["loc"]))
         keys = ".".join(str(part) for part in deepest["loc"])
         raise BadInput(f"--where {json.dumps(where)}: is no Qdrant filter: {keys}: {deepest['msg']}") from None
+
+
+def _point_id(chunk_id: str) -> int | str:
+    """Qdrant's id of a chunk's. Raises BadInput for what is neither a whole number nor a UUID."""
+    if chunk_id.isascii() and chunk_id.isdigit() and str(int(chunk_id)) == chunk_id:
+        return int(chunk_id)
+    try:
+        if str(uuid.UUID(chunk_id)) == chunk_id:
+            return chunk_id
+    except ValueError:
+        pass
+    raise BadInput(f"id {chunk_id!r}: Qdrant takes whole numbers and UUIDs (8-4-4-4-12, small letters) only")
 
 
 def _check_folder(path: Path, create: bool) -> None:

@@ -76,6 +76,11 @@ def text_key(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(normalise(text).encode(), digest_size=8).digest(), "big") >> 1
 
 
+def document_text(title: str | None, text: str) -> str:
+    """What is searched and embedded of a document that has a title."""
+    return f"{title}\n{text}" if title else text
+
+
 # Metadata of a variant (augment.py): the id of the record it was made from, and that record's query.
 PARENT, PARENT_QUERY = "parent", "parent_query"
 

@@ -5,32 +5,37 @@ rows are kept and where they go (splits.py); then the spool's rows are written, 
 
 manifest.json: schema_version; rows {split: n}; files [{path, bytes, sha256, rows?}]; sources {name: {split: n}};
 shared_keys {source: n} (see sharing.py); split {by, fraction, seed, groups larger than half kept in train, on_leakage,
-dropped}; duplicates_removed; tokenizer (null: texts are not tokenised; see tokens.py); lengths (see lengths.py);
-fingerprint (sha256 over the sorted paths and hashes of the files but for the tokens, which follow from the rows).
-No time, version or number of workers stands in it: the same input and seed give the same bytes.
+dropped}; duplicates_removed; near_duplicates {similarity, removed, unsure} and excluded {rows {set: {"query" or
+"document": n}}, unsure}, null where not asked for; tokenizer (null: texts are not tokenised; see tokens.py); lengths
+(see lengths.py); fingerprint (sha256 over the sorted paths and hashes of the files but for the tokens, which follow
+from the rows). No time, version or number of workers stands in it: the same input and seed give the same bytes.
 """
 
 import os
 import shutil
+from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_prep import tokenise
 from data_prep.collect import Problems
 from data_prep.formats import Notes, source_names
+from data_prep.left_out import Asked, write_held
+from data_prep.near_duplicates import check_similarity
 from data_prep.output import check, fsync_folder, same_path, unfinished_name
 from data_prep.problems import BadInput
 from data_prep.progress import result, say, track
-from data_prep.shard_files import fingerprint_of, write_json, write_splits
+from data_prep.shard_files import Made, fingerprint_of, write_json, write_splits
 from data_prep.shards import MANIFEST, SCHEMA_VERSION, SPOOL, Rows, looks_unfinished, sha256_of
 from data_prep.sharing import FILES as SHARING_FILES
 from data_prep.sharing import by_source, write
 from data_prep.splits import EVAL, TRAIN, Leaks, SplitPlan
-from data_prep.spool import SPAN_BYTES, Part, arrow_files, choose, facts_of, read_part, read_tasks
+from data_prep.spool import SPAN_BYTES, Part, ReadTask, arrow_files, choose, facts_of, read_part, read_tasks
 from data_prep.workers import Workers
 
 CODES = {"train": TRAIN, "eval": EVAL}
+SIDES = (("query", "queries"), ("passage", "passages"))
 ON_LEAKAGE = ("refuse", "drop-train", "drop-eval")
 
 
@@ -44,6 +49,8 @@ def shard(
     seed: int = 0,
     positive: str | None = None,
     on_leakage: str = "refuse",
+    near_duplicates: float | None = None,
+    exclude: list[Path] | tuple = (),
     tokens: tokenise.TokenOptions | None = None,
     workers: int = 1,
     overwrite: bool = False,
@@ -53,14 +60,17 @@ def shard(
     num_shards: Arrow files of the train split (default: about 500 MB each). eval_fraction: expected share of groups in
     eval; 0 writes no eval split. split_by: a metadata field whose values are the groups (default: rows that share a
     document, positive or query text). on_leakage: what happens to a text in both splits, possible with split_by only.
+    near_duplicates: Jaccard similarity from which a row is left out for an earlier one's sake (default: none is).
+    exclude: evaluation sets whose texts no train row may hold, nor nearly so with near_duplicates.
     tokens: how the train rows are tokenised (default: not at all). workers: processes at most; with 1 all is done in
     this one. Rows wait on disk beside the output; what memory holds of them is said in splits.py. BadInput: everything
     wrong, listed.
     """
     assert on_leakage in ON_LEAKAGE
-    check(
-        [*_bad_options(inputs, output, num_shards, eval_fraction, workers, overwrite), *tokenise.check_options(tokens)]
-    )
+    found = _bad_options(inputs, output, num_shards, eval_fraction, workers, overwrite)
+    if near_duplicates is not None:
+        found += check_similarity(near_duplicates, "--near-duplicates")
+    check(found + tokenise.check_options(tokens))
     names = source_names(inputs)
     build = unfinished_name(output)
     if build.exists():
@@ -71,36 +81,19 @@ def shard(
     try:
         with Workers(min(workers, _useful_workers(inputs))) as pool:
             tokenizer = pool.aside(tokenise.load, tokens) if tokens else None
-            parts = _read(pool, names, spool, positive, split_by)
+            asked = Asked(near_duplicates, write_held(exclude, near_duplicates, spool))
+            parts = _read(pool, read_tasks(names, spool, positive, split_by, asked), names)
             plan = SplitPlan(spool, parts, bool(split_by), eval_fraction, seed)
-            splits, dropped = _assign(plan, on_leakage)
+            splits, left_out = _decide(plan, asked, on_leakage)
             counts = _checked_counts(plan, splits, num_shards)
             held = choose(spool, parts, splits, {name: CODES[name] for name in counts})
             made = write_splits(pool, build, parts, held, num_shards, tokenizer() if tokenizer else None)
         sources, source_of = _sources(plan, splits, list(counts))
         shared_keys, sharing_files = _write_sharing(build, plan, splits, sources, source_of)
         shutil.rmtree(spool)
-        files = [*made.files, *sharing_files]
-        manifest = {
-            "schema_version": SCHEMA_VERSION,
-            "rows": counts,
-            "files": sorted([*files, *made.token_files], key=lambda entry: entry["path"]),
-            "sources": sources,
-            "shared_keys": shared_keys,
-            "split": {
-                "by": f"metadata.{split_by}" if split_by else "documents",
-                "fraction": eval_fraction,
-                "seed": seed,
-                "large_group_kept_in_train": plan.kept_in_train,
-                "on_leakage": on_leakage,
-                "dropped": dropped,
-            },
-            "duplicates_removed": plan.duplicates,
-            "scored_rows": made.scored,
-            "tokenizer": made.tokens,
-            "lengths": made.lengths.summary(histogram=True),
-            "fingerprint": fingerprint_of(files),
-        }
+        split = {"by": f"metadata.{split_by}" if split_by else "documents", "fraction": eval_fraction, "seed": seed}
+        split |= {"large_group_kept_in_train": plan.kept_in_train, "on_leakage": on_leakage}
+        manifest = _manifest(made, counts, sources, split, left_out, shared_keys, sharing_files)
         write_json(build / MANIFEST, manifest, build)
         fsync_folder(build)
         _put_in_place(build, output)
@@ -143,12 +136,13 @@ def _useful_workers(inputs: list[Path]) -> int:
     return max(1, -(-sum(file.stat().st_size for file in files) // SPAN_BYTES))
 
 
-def _read(pool: Workers, names: dict[Path, str], spool: Path, positive: str | None, split_by: str | None) -> list[Part]:
+def _read(pool: Workers, tasks: Iterable[ReadTask], names: dict[Path, str]) -> list[Part]:
     """Reads every input once. What is said of an input, and every problem, comes in the order of the rows."""
     parts, problems = [], Problems()
-    read = pool.map(read_part, read_tasks(names, spool, positive, split_by))
     label = f"reading {next(iter(names)).name if len(names) == 1 else f'{len(names)} inputs'}"
-    for path, of_input in groupby(track(read, label, size=lambda part: part.rows), lambda part: part.path):
+    for path, of_input in groupby(
+        track(pool.map(read_part, tasks), label, size=lambda part: part.rows), lambda part: part.path
+    ):
         notes = Notes()
         for part in of_input:
             parts.append(part)
@@ -159,15 +153,30 @@ def _read(pool: Workers, names: dict[Path, str], spool: Path, positive: str | No
     return parts
 
 
-def _assign(plan: SplitPlan, on_leakage: str) -> tuple[Any, int]:
+class LeftOut(NamedTuple):
+    """Rows that no split holds, as the manifest counts them."""
+
+    duplicates: int
+    near_duplicates: dict[str, Any] | None
+    excluded: dict[str, Any] | None
+    leaking: int
+
+
+def _decide(plan: SplitPlan, asked: Asked, on_leakage: str) -> tuple[Any, LeftOut]:
+    """The split of every row, (rows,) uint8, and what is left out of them."""
+    near = excluded = None
+    if asked.similarity is not None:
+        removed, unsure = plan.leave_out_near(asked.similarity)
+        near = {"similarity": asked.similarity, "removed": removed, "unsure": unsure}
     splits = plan.assign()
-    leaks = plan.leaks(splits)
-    if not len(leaks.keys):
-        return splits, 0
-    if on_leakage == "refuse":
+    if asked.held:
+        excluded = {"rows": plan.leave_out_held(splits), "unsure": sum(part.unsure for part in plan.parts)}
+    leaks, leaking = plan.leaks(splits), 0
+    if len(leaks.keys) and on_leakage == "refuse":
         raise BadInput(_describe(leaks, Rows(arrow_files(plan.folder, plan.parts))))
-    side = TRAIN if on_leakage == "drop-train" else EVAL
-    return splits, plan.drop(splits, leaks, side)
+    if len(leaks.keys):
+        leaking = plan.drop(splits, leaks, TRAIN if on_leakage == "drop-train" else EVAL)
+    return splits, LeftOut(plan.duplicates, near, excluded, leaking)
 
 
 def _describe(leaks: Leaks, rows: Rows, shown: int = 3) -> list[str]:
@@ -233,6 +242,33 @@ def _entry(file: Path, root: Path) -> dict[str, Any]:
     return {"path": file.relative_to(root).as_posix(), "bytes": file.stat().st_size, "sha256": sha256_of(file)}
 
 
+def _manifest(
+    made: Made,
+    counts: dict[str, int],
+    sources: dict[str, dict[str, int]],
+    split: dict[str, Any],
+    left_out: LeftOut,
+    shared_keys: dict[str, int],
+    sharing_files: list[dict[str, Any]],
+) -> dict[str, Any]:
+    files = [*made.files, *sharing_files]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "rows": counts,
+        "files": sorted([*files, *made.token_files], key=lambda entry: entry["path"]),
+        "sources": sources,
+        "shared_keys": shared_keys,
+        "split": split | {"dropped": left_out.leaking},
+        "duplicates_removed": left_out.duplicates,
+        "near_duplicates": left_out.near_duplicates,
+        "excluded": left_out.excluded,
+        "scored_rows": made.scored,
+        "tokenizer": made.tokens,
+        "lengths": made.lengths.summary(histogram=True),
+        "fingerprint": fingerprint_of(files),
+    }
+
+
 def _put_in_place(build: Path, output: Path) -> None:
     """The old folder moves aside, the new one in, and only then the old one goes."""
     old = output.with_name(f".{output.name}.replaced")
@@ -251,6 +287,19 @@ def _summary(output: Path, manifest: dict[str, Any]) -> None:
         result(f"{output}: {manifest['scored_rows']:,} rows carry a score: train them with loss.name cosent or cosine")
     rows = ", ".join(f"{name} {count:,}" for name, count in manifest["rows"].items())
     result(f"{output}: {rows} rows; exact duplicates removed: {manifest['duplicates_removed']:,}")
+    if near := manifest["near_duplicates"]:
+        maybe = f"; {near['unsure']:,} rows had too many candidates to be sure of" if near["unsure"] else ""
+        result(f"{output}: near duplicates removed (similarity {near['similarity']:g}): {near['removed']:,}{maybe}")
+    if excluded := manifest["excluded"]:
+        for name, of in excluded["rows"].items():
+            counts = ", ".join(f"{count:,} hold a {kind} of it" for kind, count in of.items())
+            result(f"{output}: train rows left out for {name}: {counts}")
+        held = sum(sum(of.values()) for of in excluded["rows"].values())
+        maybe = f"; {excluded['unsure']:,} rows had too many candidates to be sure of" if excluded["unsure"] else ""
+        result(f"{output}: train rows left out by --exclude: {held:,}{maybe}")
+    if made := manifest["tokenizer"]:
+        cut = ", ".join(f"{made[f'cut_{many}']:,} {many} at {made[f'{one}_max_len']}" for one, many in SIDES)
+        result(f"{output}: tokenised: {made['texts']:,} texts, {made['tokens']:,} tokens; cut: {cut}")
     if rule["dropped"]:
         result(f"{output}: {rule['dropped']:,} rows dropped by --on-leakage {rule['on_leakage']}")
     if rule["large_group_kept_in_train"]:

@@ -6,11 +6,14 @@ round's memory bounded; beyond that about 40 bytes a row are held, and those key
 
 import hashlib
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_prep.near_duplicates import NearDuplicates
+from data_prep.shards import Rows
 from data_prep.sharing import shared_keys
-from data_prep.spool import Part, facts_of
+from data_prep.spool import Part, arrow_files, facts_of
 
 TRAIN, EVAL, LEFT_OUT = 0, 1, 2
 ROUND = 1 << 22  # keys that are sorted at once: 100 MB and less
@@ -34,8 +37,8 @@ class SplitPlan:
     positive text or a query text, directly or through other rows. fraction: expected share of groups in eval, 0..1.
 
     kept: (n,) bool. duplicates: the number of exact duplicates that were removed; what they hold counts as held by the
-    row that stayed. shared: (rows, numbers), (p,) int64 each: all pairs of a kept row and a key that another kept
-    row has too. kept_in_train: rows of a group too large for eval, known after `assign`.
+    row that stayed. kept_in_train: rows of a group too large for eval, known after `assign`. What is left out before
+    `assign` has no part in groups and shared keys.
     """
 
     def __init__(self, folder: Path, parts: list[Part], by_field: bool, fraction: float, seed: int):
@@ -49,15 +52,17 @@ class SplitPlan:
         self.kept[self.twins[0]] = False
         self.duplicates = len(self.twins[0])
         self.kept_in_train = 0
-        self.shared = self._shared()
 
     def _columns(self, *names: str) -> Iterator[tuple[Any, ...]]:
         """Of each part: its first row, and these arrays."""
         start = 0
-        for part in self.parts:
+        for part in self._filled():
             with facts_of(self.folder, part.number) as facts:
                 yield start, *(facts[name] for name in names)
             start += part.rows
+
+    def _filled(self) -> list[Part]:
+        return [part for part in self.parts if part.rows]
 
     def _exact_duplicates(self) -> tuple[Any, Any]:
         """(rows, ascending; the first row that is the same as each)."""
@@ -73,24 +78,57 @@ class SplitPlan:
                 same.append(of_part[chosen])
             rows, same = np.concatenate(rows), np.concatenate(same)
             order = np.lexsort((same[:, 1], same[:, 0]))  # stable: equal ones stay in the order of rows
-            again = np.concatenate(([False], (same[order[1:]] == same[order[:-1]]).all(axis=1)))
+            again = np.zeros(len(order), bool)
+            again[1:] = (same[order[1:]] == same[order[:-1]]).all(axis=1)
             first = np.maximum.accumulate(np.where(again, 0, np.arange(len(order))))
             found.append(np.stack([rows[order[again]], rows[order[first[again]]]]))
         later, earlier = np.concatenate(found, axis=1)
         order = np.argsort(later)
         return later[order], earlier[order]
 
-    def _shared(self) -> tuple[Any, Any]:
+    def leave_out_near(self, similarity: float) -> tuple[int, int]:
+        """Keeps no near duplicate of an earlier row that is kept; returns how many there were, and how many rows may be
+        more of them (see near_duplicates.py)."""
+        import numpy as np
+
+        index, kept = NearDuplicates(similarity), np.flatnonzero(self.kept)
+        for start, keys, sizes in self._columns("near_keys", "near_sizes"):
+            own = self.kept[start : start + len(keys)]
+            index.add_signatures(keys[own], sizes[own])
+        rows = Rows(arrow_files(self.folder, self.parts))
+        near = kept[index.find(lambda numbers: rows.take(kept[numbers].tolist()))]
+        self.kept[near] = False
+        return len(near), index.unsure
+
+    def leave_out_held(self, splits: Any) -> dict[str, dict[str, int]]:
+        """Leaves the train rows out that hold a text of an evaluation set; {set: {"query" or "document": rows}}."""
+        import numpy as np
+
+        found: dict[str, dict[str, int]] = {}
+        for part, (start, excluded) in zip(self._filled(), self._columns("excluded")):
+            own = splits[start : start + part.rows]
+            out = (excluded > 0) & (own == TRAIN)
+            for number, count in enumerate(np.bincount(excluded[out], minlength=1 + len(part.sets))[1:].tolist()):
+                name, kind = part.sets[number]
+                of_set = found.setdefault(name, {})
+                of_set[kind] = of_set.get(kind, 0) + count
+            own[out] = LEFT_OUT
+        return {name: dict(sorted(of.items())) for name, of in sorted(found.items())}
+
+    @cached_property
+    def shared(self) -> tuple[Any, Any]:
+        """(rows, numbers), (p,) int64 each: all pairs of a kept row and a key that another kept row has too."""
         import numpy as np
 
         found, keys_before = [np.empty((2, 0), np.int64)], 0
-        rounds = -(-sum(int(counts.sum()) for _, counts in self._columns("keys_of")) // ROUND)
-        for number in range(rounds):
+        pairs = sum(int(counts.sum()) for _, counts in self._columns("keys_of"))
+        doublings = (-(-pairs // ROUND) - 1).bit_length()  # each round takes a range of keys: their order is one
+        for number in range(1 << doublings):
             rows, keys = [], []
             for start, counts, of_part in self._columns("keys_of", "keys"):
                 row_of = np.repeat(np.arange(start, start + len(counts)), counts)
                 row_of = self._who_stays(row_of)
-                chosen = (of_part % rounds == number) & self.kept[row_of]
+                chosen = (of_part >> (63 - doublings) == number) & self.kept[row_of]
                 rows.append(row_of[chosen])
                 keys.append(of_part[chosen])
             shared = shared_keys(np.concatenate(rows), np.concatenate(keys))
@@ -138,8 +176,7 @@ class SplitPlan:
 
         smallest = np.empty(self.rows, np.int64)
         for start, counts, keys in self._columns("keys_of", "keys"):
-            if len(counts):
-                smallest[start : start + len(counts)] = np.minimum.reduceat(keys, counts.cumsum() - counts)
+            smallest[start : start + len(counts)] = np.minimum.reduceat(keys, counts.cumsum() - counts)
         np.minimum.at(smallest, self.twins[1], smallest[self.twins[0]])
         rows, numbers = self.shared
         if len(rows):

@@ -11,6 +11,7 @@ them, in arrays.
 | source (n,) int32 | which of the part's `sources` |
 | positives, negatives (n,) int32 | how many the row has |
 | characters, words uint32 | of each text: query, positives, negatives, row after row |
+| near_keys, near_sizes, excluded | where they are asked for, see left_out.py |
 
 Once the split is known, NNNNNN.train.npy and NNNNNN.eval.npy say which rows are of it (int32, ascending).
 """
@@ -26,12 +27,13 @@ from typing import Any, NamedTuple
 from data_prep.collect import Problems, field_value
 from data_prep.columns import arrow_schema, to_batch
 from data_prep.formats import Notes, read_span
+from data_prep.left_out import ALL_STAY, Asked, Marks
 from data_prep.lengths import FIELDS, Lengths
 from data_prep.problems import BadInput
 from data_prep.readers import Span, check_readable
 from data_prep.records import Record, count_words, is_variant, query_key, text_key
 
-SPAN_BYTES = 8 << 20  # of a JSONL file: what one task reads
+SPAN_BYTES = 4 << 20  # of a JSONL file: what one task reads
 BATCH_ROWS = 1000
 BATCH_BYTES = 64 << 20  # a batch of long texts stays far below Arrow's 2 GiB per column
 
@@ -46,27 +48,33 @@ class ReadTask(NamedTuple):
     folder: Path
     positive: str | None
     split_by: str | None
+    asked: Asked
 
 
 @dataclass
 class Part:
-    """What a task read. sources: the names that its rows' `source` numbers stand for. bytes: of its Arrow file."""
+    """What a task read. sources: the names that its rows' `source` numbers stand for. bytes: of its Arrow file.
+    sets, unsure: see left_out.Marks."""
 
     number: int
     path: Path
     rows: int = 0
     bytes: int = 0
     sources: list[str] = field(default_factory=list)
+    sets: list[tuple[str, str]] = field(default_factory=list)
+    unsure: int = 0
     problems: Problems = field(default_factory=Problems)
     notes: Notes = field(default_factory=Notes)
 
 
-def read_tasks(names: dict[Path, str], folder: Path, positive: str | None, split_by: str | None) -> Iterator[ReadTask]:
+def read_tasks(
+    names: dict[Path, str], folder: Path, positive: str | None, split_by: str | None, asked: Asked = ALL_STAY
+) -> Iterator[ReadTask]:
     """The tasks of all inputs, in order: a JSONL file is cut at line ends, every other input is one task."""
     number = 0
     for path, name in names.items():
         for span in _spans(path):
-            yield ReadTask(number, path, span, name, folder, positive, split_by)
+            yield ReadTask(number, path, span, name, folder, positive, split_by, asked)
             number += 1
 
 
@@ -90,10 +98,16 @@ def _spans(path: Path) -> Iterator[Span | None]:
 
 def read_part(task: ReadTask) -> Part:
     """Reads the rows of a task into its part. Bad rows, and an input that cannot be read, are in its `problems`."""
+    import numpy as np
     import pyarrow as pa
 
-    part, facts, schema = Part(task.part, task.path), _Facts(task.split_by), arrow_schema()
+    part, facts, marks, schema = Part(task.part, task.path), _Facts(task.split_by), Marks(task.asked), arrow_schema()
     with pa.OSFile(_file(task.folder, task.part, "arrow"), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
+
+        def write(rows: list[Record]) -> None:
+            stream.write_batch(to_batch(rows, schema))
+            marks.add(rows)
+
         waiting: list[Record] = []
         size = 0
         records = read_span(task.path, task.span, task.positive, task.source, part.problems, part.notes)
@@ -101,13 +115,14 @@ def read_part(task: ReadTask) -> Part:
             size += facts.add(record, part.problems)
             waiting.append(record)
             if len(waiting) >= BATCH_ROWS or size >= BATCH_BYTES:
-                stream.write_batch(to_batch(waiting, schema))
+                write(waiting)
                 waiting, size = [], 0
         if waiting:
-            stream.write_batch(to_batch(waiting, schema))
+            write(waiting)
         part.rows, part.sources = len(facts.source), list(facts.sources)
+        part.sets, part.unsure = list(marks.sets), marks.unsure
         part.bytes = file.tell()
-    facts.write(task.folder, task.part)
+    np.savez(_file(task.folder, task.part, "npz"), **facts.arrays(), **marks.arrays())
     return part
 
 
@@ -242,12 +257,11 @@ class _Facts:
             self.words.append(count_words(text))
         return size
 
-    def write(self, folder: Path, part: int) -> None:
+    def arrays(self) -> dict[str, Any]:
         import numpy as np
 
-        columns = {name: np.asarray(values) for name, values in vars(self).items() if isinstance(values, array)}
-        same = np.frombuffer(self.same, np.uint64).reshape(-1, 2)
-        np.savez(_file(folder, part, "npz"), same=same, **columns)
+        found = {name: np.asarray(values) for name, values in vars(self).items() if isinstance(values, array)}
+        return found | {"same": np.frombuffer(self.same, np.uint64).reshape(-1, 2)}
 
 
 def _key(kind: str, value: str) -> int:

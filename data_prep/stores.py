@@ -6,10 +6,12 @@
 The stores' own sides are data_prep.chroma and data_prep.qdrant, loaded when they are needed.
 """
 
+import gc
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from data_prep.output import check
@@ -21,16 +23,18 @@ if TYPE_CHECKING:
 KINDS = ("chroma", "qdrant")
 CHROMA_PORT = 8000
 PAGE = 1000  # chunks held at a time
+QUERIES = 100  # vectors asked at a time
 
 
 @dataclass(slots=True)
 class Chunk:
-    """One stored text. metadata: what the store holds beside it; embedding: (d,) float32 where it was asked for."""
+    """One stored text. metadata: what the store holds beside it. embedding: (d,) float32 where it was asked for; it
+    takes no part in comparisons."""
 
     id: str
     text: str
     metadata: dict[str, Any] = field(default_factory=dict)
-    embedding: "np.ndarray | None" = None
+    embedding: "np.ndarray | None" = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -101,10 +105,19 @@ def _url_problems(url: str) -> list[str]:
     return []
 
 
-class Collection(Protocol):
-    """One collection of a store that is open. Closing it closes the store."""
+class Collection(AbstractContextManager, Protocol):
+    """One collection of a store that is open. Closing it closes the store.
+
+    about: what the collection itself says, flat. size: d of its vectors, None where it holds none that can be read.
+    layout: what else `Store.create` and `Store.open` need to make or read a collection of the same form. not_copied:
+    what such a collection lacks nevertheless.
+    """
 
     name: str
+    about: dict[str, Any]
+    size: int | None
+    layout: dict[str, str]
+    not_copied: list[str]
 
     def count(self, where: dict[str, Any] | None = None) -> int:
         """Chunks that fit `where`, all without it. BadInput: a filter that the store does not understand."""
@@ -119,11 +132,44 @@ class Collection(Protocol):
         Failed: the store fails, or chunks before the current page were deleted while it was read.
         """
 
+    def stored(self, ids: Sequence[str]) -> dict[str, Chunk]:
+        """Those of these chunks that are here, by id, without embeddings."""
+
+    def upsert(self, chunks: Sequence[Chunk]) -> None:
+        """Writes chunks with their embeddings, replacing those of the same id; on disk when it returns."""
+
+    def describe(self, about: dict[str, Any]) -> None:
+        """Sets these entries of `about`; the others stay."""
+
+    def query(self, vectors: "np.ndarray", k: int, where: dict[str, Any] | None = None) -> list[list[Chunk]]:
+        """(q, d) vectors -> for each its k nearest chunks by the store's own search, best first, with embeddings.
+
+        BadInput: d is not that of the collection, a filter that the store does not understand.
+        """
+
     def close(self) -> None: ...
 
-    def __enter__(self) -> Self: ...
 
-    def __exit__(self, *_) -> None: ...
+class Store(AbstractContextManager, Protocol):
+    """A store that is open."""
+
+    def names(self) -> list[str]: ...
+
+    def aliases(self) -> dict[str, str] | None:
+        """alias -> collection; None where the store has no aliases."""
+
+    def open(self, name: str, **layout: str) -> Collection: ...
+
+    def create(
+        self, name: str, size: int | None, about: dict[str, Any], cosine: bool = True, **layout: str
+    ) -> Collection:
+        """A new, empty collection. BadInput where the name is taken or cannot be one.
+
+        size: d of its vectors; None (Chroma only): texts without vectors. about: flat, texts and numbers. cosine:
+        vectors are compared by cosine, otherwise by inner product. layout: Collection.layout of one like it.
+        """
+
+    def close(self) -> None: ...
 
 
 def open_collection(config: StoreConfig) -> Collection:
@@ -140,7 +186,7 @@ def open_collection(config: StoreConfig) -> Collection:
         raise
 
 
-def open_store(config: StoreConfig, create: bool = False):
+def open_store(config: StoreConfig, create: bool = False) -> Store:
     """The store itself. create: a folder that is no store yet becomes one. Raises as open_collection."""
     check(config.problems())
     if config.kind == "chroma":
@@ -178,7 +224,7 @@ def write_chunks(path: str | Path, collection: str, chunks: Iterable[Chunk], dig
     return True
 
 
-def check_target(config: StoreConfig) -> None:
+def check_target(config: StoreConfig, flag: str = "--collection") -> None:
     """BadInput when no collection of this name can be written there; for checking before long work."""
     found = config.problems()
     if config.path is not None and config.path.exists() and not config.path.is_dir():
@@ -187,13 +233,28 @@ def check_target(config: StoreConfig) -> None:
         from data_prep.chroma import name_problem
     else:
         from data_prep.qdrant import name_problem
-    check(found + ([problem] if (problem := name_problem(config.collection)) else []))
+    if problem := name_problem(config.collection):
+        found.append(f"{flag} {config.collection!r}: {problem}")
+    check(found)
 
 
-def no_text(name: str, bare: Sequence[tuple[str, Iterable[str]]], mend: str) -> BadInput:
-    """The error for chunks without text: bare holds the id and the metadata fields of each."""
-    fields = ", ".join(sorted({key for _, keys in bare for key in keys})) or "none"
-    return BadInput(
-        f"--collection {name}: at least {len(bare)} chunks have no text, such as "
-        f"{', '.join(chunk_id for chunk_id, _ in bare[:5])} (metadata fields there: {fields}); {mend}"
-    )
+def with_text(name: str, chunks: list[Chunk], mend: str) -> list[Chunk]:
+    """The chunks of a page. BadInput where some have no text."""
+    if bare := [chunk for chunk in chunks if not chunk.text.strip()]:
+        fields = ", ".join(sorted({key for chunk in bare for key in chunk.metadata})) or "none"
+        raise BadInput(
+            f"--collection {name}: at least {len(bare)} chunks have no text, such as "
+            f"{', '.join(chunk.id for chunk in bare[:5])} (metadata fields there: {fields}); {mend}"
+        )
+    return chunks
+
+
+def free_page() -> None:
+    """To be called before each page of a server: httpx leaves every answer, megabytes with embeddings, in a reference
+    cycle, and Python's own collector would let dozens of them pile up."""
+    gc.collect()
+
+
+def wrong_size(name: str, size: int | None, asked: int) -> BadInput:
+    held = "no vectors that can be searched" if size is None else f"vectors of {size} numbers"
+    return BadInput(f"--collection {name}: holds {held}, the query has {asked}: it is another model's")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from data_prep.lengths import PERCENTILES, by_powers_of_two
 from data_prep.model_folder import TOKENIZER_FILES, TextRules, fetch, read_text_rules
 from data_prep.problems import BadInput
+from data_prep.progress import track
 from data_prep.records import Record
 
 CHARACTERS = 20_000_000  # of texts that are tokenised at most
@@ -55,7 +56,7 @@ def token_lengths(reader: Reader, records: Iterable[Record]) -> tuple[dict[str, 
             found[field].append(len(encoding.ids))
         waiting.clear()
 
-    for record in records:
+    for record in track(records, "tokens"):
         if characters >= CHARACTERS:
             break
         rows += 1

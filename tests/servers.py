@@ -149,6 +149,10 @@ class QdrantProtocol:
             made = models.CreateCollection(**body)
             about = None if self.drop_metadata else made.metadata
             return local.create_collection(name, vectors_config=made.vectors, metadata=about)
+        if key == "PATCH ":
+            return local.update_collection(name, metadata=models.UpdateCollection(**body).metadata)
+        if key == "POST /points/delete":
+            return _plain(local.delete(name, models.PointIdsList(**body)))
         if key == "DELETE ":
             return local.delete_collection(name)
         if key == "POST /points/scroll":

@@ -64,6 +64,27 @@ def model(
     return folder
 
 
+def cross_encoder(folder: Path, labels: int = 1) -> Path:
+    """A folder with random weights of a small BERT that scores pairs."""
+    import torch
+    import transformers as tf
+
+    torch.manual_seed(0)
+    config = tf.BertConfig(
+        vocab_size=len(SPECIAL) + len(WORDS),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        num_labels=labels,
+        initializer_range=0.5,  # scores that differ
+    )
+    tf.BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer(folder)
+    return folder
+
+
 def rows(count: int, seed: int = 0, negatives: bool = True) -> list[dict]:
     """Records whose positive shares words with its query; ragged hard negatives, lengths that differ much."""
     rng = random.Random(seed)

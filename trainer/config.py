@@ -134,6 +134,17 @@ class TrainConfig(Section):
     device: Literal["auto", "cpu", "mps", "cuda"] = "auto"
     seed: int = Field(0, ge=0)
     log_every: int = Field(10, ge=1)  # lines on the screen; logs.jsonl holds every step
+    timeout_minutes: float = Field(30.0, gt=0)  # how long a rank waits for another before the run fails
+    max_skipped_steps: int = Field(25, ge=1)  # in a row; fp16 finds its loss scale in fewer
+
+
+class CheckpointConfig(Section):
+    """When to write checkpoints beside those at the ends of epochs, and how many to keep (None: all)."""
+
+    every_steps: int | None = Field(None, ge=1)
+    every_minutes: float | None = Field(None, gt=0)
+    keep_steps: int | None = Field(2, ge=1)  # of checkpoint-step-N
+    keep_epochs: int | None = Field(None, ge=1)  # of checkpoint-epoch-N
 
 
 class SourceConfig(Section):
@@ -151,6 +162,7 @@ class RunConfig(Section):
     sources: dict[str, SourceConfig] = {}  # by the names in the shards' manifest
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
 
     @property
     def losses(self) -> dict[str, LossConfig]:

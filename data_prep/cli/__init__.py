@@ -29,8 +29,11 @@ def add_positive(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--positive", choices=("answer", "context"), help=about)
 
 
-def add_store(parser: argparse.ArgumentParser) -> None:
-    """The flags that name a collection and the part of it to read; store_of and where_of read them."""
+def add_store(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """The flags that name a collection and the part of it to read; store_of and where_of read them.
+
+    required: of --collection; False where a command can do without a store.
+    """
     group = parser.add_argument_group("store", "keys come from the environment or .env: CHROMA_TOKEN, QDRANT_API_KEY")
     group.add_argument("--store", choices=KINDS, default="chroma", help="default chroma")
     group.add_argument("--path", type=Path, metavar="DIR", help="folder of embedded Chroma or of Qdrant's local mode")
@@ -38,7 +41,7 @@ def add_store(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--port", type=int, metavar="N", help=f"of the Chroma server (default {CHROMA_PORT})")
     group.add_argument("--ssl", action="store_true", help="the Chroma server speaks https")
     group.add_argument("--url", metavar="URL", help="Qdrant server, such as http://localhost:6333")
-    group.add_argument("--collection", required=True, metavar="NAME")
+    group.add_argument("--collection", required=required, metavar="NAME")
     group.add_argument("--text-field", metavar="FIELD", help="payload field that holds a Qdrant point's text")
     group.add_argument("--vector-name", metavar="NAME", help="which of the named vectors of a Qdrant collection")
     about = (
@@ -46,6 +49,12 @@ def add_store(parser: argparse.ArgumentParser) -> None:
         '\'{"must": [{"key": "year", "range": {"gte": 2020}}]}\'; {"field": value} serves both'
     )
     group.add_argument("--where", metavar="JSON", help=about)
+
+
+def store_flags(args: argparse.Namespace) -> list[str]:
+    """The flags of add_store that were given to a command that reads no store: problems, as they would be ignored."""
+    names = ("path", "host", "port", "ssl", "url", "text_field", "vector_name", "where")
+    return [f"--{name.replace('_', '-')}: needs --collection" for name in names if getattr(args, name)]
 
 
 def store_of(args: argparse.Namespace) -> StoreConfig:

@@ -28,6 +28,12 @@ def add(commands) -> None:
     choices = ("refuse", "drop-train", "drop-eval")
     parser.add_argument("--on-leakage", choices=choices, default="refuse", help=about)
     add_positive(parser)
+    about = "leave rows out whose query and positives are both this similar (Jaccard, 0.7 to 1) to an earlier row's"
+    parser.add_argument("--near-duplicates", type=float, metavar="X", help=about)
+    about = (
+        "leave train rows out that hold a text (with --near-duplicates: nearly) of this evaluation set; may be repeated"
+    )
+    parser.add_argument("--exclude", type=Path, action="append", default=[], metavar="SETDIR", help=about)
     about = "tokenise the train rows with this model folder's or hub id's tokenizer, once for all runs"
     parser.add_argument("--tokenizer", metavar="M", help=about)
     for side in ("query", "passage"):
@@ -53,6 +59,8 @@ def run(args: argparse.Namespace) -> None:
         seed=args.seed,
         positive=args.positive,
         on_leakage=args.on_leakage,
+        near_duplicates=args.near_duplicates,
+        exclude=args.exclude,
         tokens=_tokens(args),
         workers=cores() if args.workers is None else args.workers,
         overwrite=args.overwrite,

@@ -21,6 +21,7 @@ from trainer import step as real_step
 from trainer import train as real_train
 from trainer.collectives import World
 from trainer.config import LossConfig, load_config
+from trainer.interrupts import StopRequest
 from trainer.objective import Objective
 from trainer.runtime import process_group, start
 
@@ -185,7 +186,7 @@ class Group:
             patch("trainer.train.compute_gradients", recording),
             patch("trainer.train.end_epoch", lambda job: None),  # checkpoints are tested elsewhere
         ):
-            real_train.fit(job)
+            real_train.fit(job, StopRequest())
             steps = job.log.events("step") if self.runtime.is_main else []
             assert not self.runtime.is_main or len(steps) == STEPS
             return {

@@ -190,7 +190,7 @@ sentences = st.lists(words, min_size=1, max_size=4).map(" ".join)
 @ALL_SETTINGS
 @given(st.lists(st.tuples(sentences, st.lists(sentences, min_size=1, max_size=2), words), min_size=1, max_size=12))
 def test_hard_negatives_are_never_positives(tmp_path, rows):
-    from data_prep.negatives import add_hard_negatives
+    from data_prep.miner import add_hard_negatives
 
     made = [Record(query, positives, doc_ids=[doc] * len(positives)) for query, positives, doc in rows]
     add_hard_negatives(made, 3, "test")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.near_duplicates import CANDIDATES, NearDuplicates, jaccard, shingles, shingles_of
+from data_prep.near_duplicates import CANDIDATES, NearDuplicates, jaccard, shingles, shingles_of, signatures
 from data_prep.records import Record
 from tests import planted
 
@@ -69,6 +69,10 @@ def test_variants_stay_beside_their_parent():
     variants = [Record(one.query + end, one.positives, metadata={"parent_query": one.query}) for end in "!?"]
     assert found([one, *variants])[0] == []
     assert found([*variants, one, Record(one.query + ".", one.positives)])[0] == [3]
+    index = NearDuplicates()
+    for variant in variants:  # alike in every key, as each is the first of its batch
+        index.add_signatures(*signatures([variant], index.similarity))
+    assert not index.find(lambda rows: [variants[row] for row in rows]).any()
 
 
 def test_a_chain_keeps_what_is_near_to_removed_rows_only():

@@ -1,0 +1,158 @@
+"""mine: hard negatives from a corpus, a store or the rows' own positives."""
+
+import argparse
+from contextlib import ExitStack
+from pathlib import Path
+
+from data_prep.cli import add_positive, add_store, command, store_of, where_of
+from data_prep.dense import EXACT_UP_TO
+from data_prep.miner import DEPTH, METHODS, Choice
+from data_prep.output import check, check_output_file
+
+
+def add(commands) -> None:
+    parser = command(
+        commands,
+        "mine",
+        run,
+        "Add hard negatives to rows: texts that rank high for the query, by BM25 or an embedding model, and are no "
+        "positive of the row, of an equal query or of the same document.",
+        "mine records.jsonl --output mined.jsonl --model MODEL --k 4 --relative-margin 0.05",
+    )
+    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT")
+    parser.add_argument("--output", type=Path, required=True, metavar="F.jsonl")
+    _add_corpus(parser)
+    _add_choice(parser)
+    _add_models(parser)
+    add_positive(parser)
+    add_store(parser, required=False)
+
+
+def _add_corpus(parser: argparse.ArgumentParser) -> None:
+    about = "rows with id, text and perhaps title, or a retrieval set, to choose from (default: the inputs' positives)"
+    parser.add_argument("--corpus", type=Path, metavar="FILE|SET", help=about)
+    about = "metadata field; texts whose value is the row's are of the same document"
+    parser.add_argument("--same-document", metavar="FIELD", help=about)
+
+
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("choice")
+    group.add_argument("--k", type=int, default=4, metavar="N", help="hard negatives for each row (default 4)")
+    about = f"leave out the N best candidates and look at the {DEPTH} after them (default 0)"
+    group.add_argument("--skip", type=int, metavar="N", help=about)
+    about = "look at the candidates of ranks A to B-1 only; 0 is the best"
+    group.add_argument("--range", type=_ranks, metavar="A:B", help=about)
+    about = "only candidates whose score is at most the positive's less X"
+    group.add_argument("--margin", type=float, metavar="X", help=about)
+    about = "only candidates whose score is at most the positive's less this share of it (0.05: 95 %%)"
+    group.add_argument("--relative-margin", type=float, metavar="R", help=about)
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("models", "folders or hub ids; their own code is never run")
+    about = "how texts are ranked (default: dense with --model, otherwise bm25); both: in turns, judged by the model"
+    group.add_argument("--method", choices=METHODS, help=about)
+    group.add_argument("--model", metavar="M", help="sentence-transformers model that embeds queries and texts")
+    group.add_argument("--max-len", type=int, metavar="N", help="tokens of a text (default: the model's own)")
+    group.add_argument("--query-prompt", metavar="TEXT", help="put before every query (default: the model's own)")
+    group.add_argument("--passage-prompt", metavar="TEXT", help="put before every text (default: the model's own)")
+    about = "cross-encoder that scores the candidates anew; its scores become teacher_scores"
+    group.add_argument("--rescore", metavar="CROSS_ENCODER", help=about)
+    group.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: the best there is")
+    group.add_argument(
+        "--stored-vectors", action="store_true", help="take the store's embeddings, made by this --model"
+    )
+    about = f"texts from which on an index searches them approximately (default {EXACT_UP_TO:,})"
+    group.add_argument("--approximate-above", type=int, default=EXACT_UP_TO, metavar="N", help=about)
+    about = "keep embeddings and scores here (default: beside the output until it is whole)"
+    group.add_argument("--cache", type=Path, metavar="DIR", help=about)
+
+
+def _ranks(text: str) -> tuple[int, int]:
+    first, _, stop = text.partition(":")
+    if not (first.isdigit() and stop.isdigit()):
+        raise argparse.ArgumentTypeError(f"must be A:B, such as 10:50, not {text!r}")
+    return int(first), int(stop)
+
+
+def run(args: argparse.Namespace) -> None:
+    from data_prep.mine import Mining, mine
+
+    method = args.method or ("dense" if args.model else "bm25")
+    skipped = args.skip or 0
+    first, stop = args.range or (skipped, skipped + DEPTH)
+    choice = Choice(args.k, first, stop, args.margin, args.relative_margin)
+    inputs = [*args.inputs, args.corpus] if args.corpus else args.inputs
+    check([*_contradictions(args, method), *choice.problems(), *check_output_file(args.output, inputs)])
+    with ExitStack() as stack:
+        mine(
+            args.inputs,
+            args.output,
+            Mining(method, choice, args.same_document, args.approximate_above),
+            corpus=_corpus(args, stack),
+            stored_vectors=args.stored_vectors,
+            encoder=_encoder(args),
+            scorer=_scorer(args),
+            cache=args.cache,
+            positive=args.positive,
+        )
+
+
+def _corpus(args: argparse.Namespace, stack: ExitStack):
+    """The texts to choose from, or None for the inputs' own. What is not there is told before a model is loaded."""
+    if args.corpus:
+        from data_prep.corpora import read_corpus
+
+        return read_corpus(args.corpus)
+    if not args.collection:
+        return None
+    from data_prep.stores import open_collection
+
+    collection = stack.enter_context(open_collection(store_of(args)))
+    return collection.chunks(where_of(args), embeddings=args.stored_vectors)
+
+
+def _encoder(args: argparse.Namespace):
+    if not args.model:
+        return None
+    from data_prep.encoder import SentenceEncoder
+
+    prompts = {"query_prompt": args.query_prompt, "passage_prompt": args.passage_prompt}
+    return SentenceEncoder(args.model, **prompts, max_len=args.max_len, device=args.device)
+
+
+def _scorer(args: argparse.Namespace):
+    if not args.rescore:
+        return None
+    from data_prep.encoder import CrossEncoderScorer
+
+    return CrossEncoderScorer(args.rescore, device=args.device)
+
+
+def _contradictions(args: argparse.Namespace, method: str) -> list[str]:
+    found = []
+    if args.skip is not None and args.range is not None:
+        found.append(f"--skip {args.skip}: also said by --range; give one of them")
+    if args.skip is not None and args.skip < 0:
+        found.append(f"--skip {args.skip}: must be 0 or more")
+    if method != "bm25" and not args.model:
+        found.append(f"--method {method}: needs --model")
+    if method == "bm25" and args.model:
+        found.append("--method bm25: takes no --model; choose dense or both, or leave --model out")
+    if not args.model:
+        flags = ("max_len", "query_prompt", "passage_prompt", "stored_vectors")
+        given = [name.replace("_", "-") for name in flags if getattr(args, name) not in (None, False)]
+        found += [f"--{name}: needs --model" for name in given]
+    if args.max_len is not None and args.max_len < 1:
+        found.append(f"--max-len {args.max_len}: must be 1 or more")
+    if args.approximate_above < 0:
+        found.append(f"--approximate-above {args.approximate_above}: must be 0 or more")
+    if args.corpus and args.collection:
+        found.append("--corpus and --collection: choose one of them")
+    if args.stored_vectors and not args.collection:
+        found.append("--stored-vectors: needs a store (--collection)")
+    if not args.collection:
+        flags = ("path", "host", "port", "ssl", "url", "text_field", "vector_name", "where")
+        given = [name.replace("_", "-") for name in flags if getattr(args, name)]
+        found += [f"--{name}: needs --collection" for name in given]
+    return found
