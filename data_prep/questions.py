@@ -13,6 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -30,6 +31,7 @@ from data_prep.stores import Chunk, Collection, StoreConfig, open_collection
 from data_prep.template import EXAMPLE, Prompt, read_prompt
 
 BLOCK = 512  # pairs that the filters see at once
+NEEDED = ("openai", "json_repair", "filelock")  # the llm extra
 MILLION = 1_000_000  # tokens that a price is for
 
 
@@ -129,6 +131,7 @@ class QuestionGenerator:
         first. Answers are never lost: the same call goes on where this one ended.
         """
         prompt = self.config.prompt()
+        _check_installed()
         request = {
             "model": self.config.model,
             "system": self.config.system_prompt or "",
@@ -141,6 +144,11 @@ class QuestionGenerator:
             run.ask()
             run.write(self.encoder)
         return self.config.output
+
+
+def _check_installed() -> None:
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise Failed(f"a language model needs {', '.join(missing)}: pip install 'embedfleet[llm]'")
 
 
 class _Run:

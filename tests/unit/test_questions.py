@@ -1,6 +1,7 @@
 """Generation with a language model, by command and from Python, against a real server that fails on purpose."""
 
 import asyncio
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from data_prep import QuestionGenerationConfig, QuestionGenerator
 from data_prep.filters import Filters
 from data_prep.llm import Retry
+from data_prep.meter import duration
 from data_prep.problems import BadInput, Failed
 from data_prep.stores import write_chunks
 from tests.language_model import (
@@ -201,6 +203,40 @@ def test_cost_is_shown_and_answers_of_another_server_are_named(generate, capsys)
     assert "1,000 + 200 tokens, cost 2.0000" in capsys.readouterr().err
     generate(LanguageModel(), limit=11)
     assert "note: 10 answers in that file came from http://127.0.0.1:" in capsys.readouterr().err
+
+
+def test_progress_shows_pairs_tokens_cost_and_time_left(generate, capsys, monkeypatch):
+    monkeypatch.setattr("data_prep.meter.EVERY_SECONDS", 0.0)
+    generate(LanguageModel(), limit=2)
+    capsys.readouterr()
+    generate(LanguageModel(), limit=4, price_in=1, price_out=1, concurrency=1)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("asking: ")]
+    assert [re.sub(r"\d+ s left", "N s left", line) for line in lines] == [
+        "asking: 3 of 4, 2 pairs, 100 + 20 tokens, cost 0.0001, N s left",
+        "asking: 4 of 4, 4 pairs, 200 + 40 tokens, cost 0.0002, N s left",
+    ]
+
+
+@pytest.mark.parametrize("seconds, words", [(0.4, "0 s"), (99, "99 s"), (700, "12 min"), (12_000, "3 h 20 min")])
+def test_durations_for_people(seconds, words):
+    assert duration(seconds) == words
+
+
+def test_where_narrows_what_is_asked_about(generate):
+    server = LanguageModel()
+    assert triples(generate(server, where={"page": {"$lt": 3}})) == wanted(server, range(3))
+    with pytest.raises(BadInput, match="no chunk fits --where"):
+        generate(server, where={"page": 999})
+
+
+def test_a_missing_extra_is_named_before_any_call(generate, monkeypatch):
+    from data_prep import questions
+
+    server = LanguageModel()
+    monkeypatch.setattr(questions, "find_spec", lambda name: None if name == "openai" else name)
+    with pytest.raises(Failed, match=r"needs openai: pip install 'embedfleet\[llm\]'"):
+        generate(server)
+    assert server.calls == []
 
 
 def test_in_a_notebook_whose_loop_runs(generate):
