@@ -40,25 +40,30 @@ class Asking:
     def run(self) -> None:
         """Returns when all is asked. KeyboardInterrupt after Ctrl-C: calls on their way are waited for, their answers
         kept; a second Ctrl-C gives them up. BadInput, Failed, OSError: asking on was pointless; answers are kept."""
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
+        if _a_loop_runs():
+            self._run_beside()
+        else:
+            before = signal.getsignal(signal.SIGINT)
             asyncio.run(self._run())
-        else:  # a notebook: its loop runs in this thread
-            with ThreadPoolExecutor(1) as pool:
-                done = pool.submit(asyncio.run, self._run())
-                try:
-                    done.result()
-                except KeyboardInterrupt:
-                    self._loop.call_soon_threadsafe(self._interrupted)
+            if _in_main_thread():
+                signal.signal(signal.SIGINT, before)
         if self._failure is not None:
             raise self._failure
         if self._interrupts:
             raise KeyboardInterrupt
 
+    def _run_beside(self) -> None:
+        """In a thread of its own: a notebook's loop runs in this one."""
+        with ThreadPoolExecutor(1) as pool:
+            done = pool.submit(asyncio.run, self._run())
+            try:
+                done.result()
+            except KeyboardInterrupt:
+                self._loop.call_soon_threadsafe(self._interrupted)
+
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
-        if threading.current_thread() is threading.main_thread():
+        if _in_main_thread():
             self._loop.add_signal_handler(signal.SIGINT, self._interrupted)
         try:
             for work, count in ((self._one, 1), (self._all, self.concurrency)):
@@ -115,3 +120,15 @@ class Asking:
             self._under_way.discard(text)
         parsed = await asyncio.to_thread(parse, answer.text, answer.cut)  # mending a broken one may take seconds
         self.on_answer(answer, parsed)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _a_loop_runs() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

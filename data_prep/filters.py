@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from data_prep.bm25 import TOKENS
+from data_prep.bm25 import TOKENS, Bm25
 from data_prep.languages import UNSURE, language
 from data_prep.near_duplicates import Bands, check_similarity, jaccard, shingles
-from data_prep.records import normalise, text_key
+from data_prep.negatives import Corpus
+from data_prep.records import normalise
 from data_prep.stores import Chunk
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Filters:
 
     question_words, answer_words: least and most words. same_language: question and answer are in the chunk's language.
     grounded: least share (0..1) of the answer's runs of four characters that stand in the chunk. round_trip: the
-    question finds its own chunk among the k best of the collection (Promptagator, arXiv:2209.11755, section 3.2).
+    question finds its own chunk among the k best of the collection (Promptagator, Dai et al. 2022, arXiv:2209.11755).
     near_duplicates: Jaccard similarity of two questions from which on only the first stays.
     """
 
@@ -72,9 +73,7 @@ class Filters:
         if self.grounded is not None:
             built.append(_each(_grounded(self.grounded)))
         if self.round_trip is not None:
-            texts = _Distinct(collection())
-            score = _embedding_scores(texts.texts, encoder) if encoder else _bm25_scores(texts.texts)
-            built.append(_RoundTrip(self.round_trip, texts, score))
+            built.append(_RoundTrip(self.round_trip, collection(), encoder))
         if self.near_duplicates is not None:
             built.append(_NearDuplicates(self.near_duplicates))
         return built
@@ -127,20 +126,14 @@ def _grounded(least: float) -> Callable[[Pair], str | None]:
     return reason
 
 
-class _Distinct:
-    """The distinct texts of a collection: a copy of a chunk is as good as the chunk."""
-
-    def __init__(self, chunks: Iterable[Chunk]):
-        self.texts: list[str] = []
-        self.at: dict[int, int] = {}
-        for chunk in chunks:
-            if self.at.setdefault(text_key(chunk.text), len(self.texts)) == len(self.texts):
-                self.texts.append(chunk.text)
-
-
 class _RoundTrip:
-    def __init__(self, k: int, texts: _Distinct, scores: Callable[[list[str]], Iterable[Any]]):
-        self.k, self.texts, self.scores = k, texts, scores
+    """The rank of a question's own chunk among the distinct texts: a copy of the chunk is as good as the chunk."""
+
+    def __init__(self, k: int, chunks: Iterable[Chunk], encoder: Encoder | None):
+        self.k, self.corpus = k, Corpus()
+        for chunk in chunks:
+            self.corpus.add(chunk.text, chunk.id, {})
+        self.scores = _embedding_scores(self.corpus.texts, encoder) if encoder else _bm25_scores(self.corpus)
 
     def __call__(self, pairs: Sequence[Pair]) -> list[str | None]:
         return [self._reason(pair, row) for pair, row in zip(pairs, self.scores([pair.question for pair in pairs]))]
@@ -148,36 +141,21 @@ class _RoundTrip:
     def _reason(self, pair: Pair, scores: Any) -> str | None:
         """scores: (n,) of the question with each text. Texts with the same score do not push the own one down, unless
         the score is 0: nothing in common."""
-        at = self.texts.at.get(text_key(pair.chunk.text))
-        if at is None:
+        places = self.corpus.places([pair.chunk.text])
+        if not places:
             return "round-trip: its chunk came into the collection only now; run again"
-        own = scores[at]
+        own = scores[places[0]]
         rank = int((scores > own).sum()) + 1 if own else len(scores)
-        return (
-            None if rank <= self.k else f"round-trip: the question finds its chunk at rank {rank:,}, wanted {self.k:,}"
-        )
+        if rank <= self.k:
+            return None
+        return f"round-trip: the question finds its chunk at rank {rank:,}, wanted {self.k:,}"
 
 
-def _bm25_scores(texts: list[str]) -> Callable[[list[str]], Iterator[Any]]:
-    """BM25 (bm25s, method "lucene", k1 1.5, b 0.75; Robertson and Zaragoza 2009)."""
-    import bm25s
+def _bm25_scores(corpus: Corpus) -> Callable[[list[str]], Iterator[Any]]:
     import numpy as np
 
-    def tokens(some: list[str]) -> list[list[str]]:
-        return bm25s.tokenize(some, token_pattern=TOKENS, stopwords=None, return_ids=False, show_progress=False)
-
-    index = bm25s.BM25()
-    split = tokens(texts)
-    if any(split):
-        index.index(split, show_progress=False)
-    known = index.vocab_dict if any(split) else {}
-
-    def scores(questions: list[str]) -> Iterator[Any]:
-        for words in tokens(questions):
-            words = [word for word in words if word in known]
-            yield index.get_scores(words) if words else np.zeros(len(texts))
-
-    return scores
+    index, everything = Bm25(corpus), np.arange(len(corpus.texts))
+    return lambda questions: (index.scores([question], [everything])[0] for question in questions)
 
 
 def _embedding_scores(texts: list[str], encoder: Encoder) -> Callable[[list[str]], Iterator[Any]]:

@@ -132,10 +132,8 @@ class Model:
         retry: Retry,
     ):
         """temperature: None leaves it to the server. timeout: seconds for one whole answer."""
-        try:
-            import openai
-        except ImportError:
-            raise BadInput("a language model needs the openai package: pip install -e '.[llm]'") from None
+        import openai
+
         self._openai = openai
         self.server, self.name, self.timeout, self.retry = server, name, timeout, retry
         self._format = {"response_format": response_format}

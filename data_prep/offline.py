@@ -1,5 +1,6 @@
 """Pairs from chunks without a language model: title -> body, otherwise the inverse cloze task."""
 
+import functools
 import hashlib
 import json
 import random
@@ -115,7 +116,8 @@ def make_pair(
     min_words: int = 8,
     keywords: Callable[[str], str] | None = None,
 ) -> dict[str, Any] | str:
-    """The pair of a chunk by the first rule whose question has three words or more, or the reason why it has none.
+    """The pair of a chunk by the first rule whose question has three words or more once the values of the `hide` fields
+    are out of it, or the reason why it has none.
 
     rule "title": the chunk's metadata `title`, heading, or first paragraph of at most 25 words (a PEP 257 summary, a
     signature) is the question, the rest the answer. rule "inverse_cloze" (Lee et al. 2019, arXiv:1906.00300): a drawn
@@ -125,9 +127,14 @@ def make_pair(
     """
     digest = hashlib.blake2b(f"{seed}:{chunk.id}".encode(), digest_size=8).digest()
     draw = random.Random(int.from_bytes(digest, "big"))
+    names = [str(chunk.metadata.get(name) or "") for name in hide]
+
+    def hidden(text: str) -> str:
+        return functools.reduce(hide_name, names, text)
+
     rules = {
         "title": lambda: title_pair(chunk, min_words),
-        "inverse_cloze": lambda: inverse_cloze(chunk.text, draw, min_words),
+        "inverse_cloze": lambda: inverse_cloze(chunk.text, draw, min_words, hidden),
         "keyword": lambda: keyword_pair(chunk.text, min_words, keywords) if keywords else None,
     }
     reason = "no title with a body, and no sentence to take out of a long enough rest"
@@ -136,8 +143,7 @@ def make_pair(
         if pair is None:
             continue
         question, answer, *kept = pair
-        for name in hide:
-            question = hide_name(question, str(chunk.metadata.get(name) or ""))
+        question = hidden(question)
         if _words(question) >= QUESTION_WORDS:
             metadata = {**chunk.metadata, "rule": rule} | ({"sentence_kept": True} if any(kept) else {})
             return {"chunk_id": chunk.id, "question": question, "answer": answer, "metadata": metadata}
@@ -172,14 +178,17 @@ def title_pair(chunk: Chunk, min_words: int) -> tuple[str, str] | None:
     return (title, body) if long_enough and _squeeze(title) not in _squeeze(body) else None
 
 
-def inverse_cloze(text: str, draw: random.Random, min_words: int) -> tuple[str, str, bool] | None:
-    """A drawn sentence, the rest of the text, and whether the sentence stayed in it; None for too short a text."""
+def inverse_cloze(
+    text: str, draw: random.Random, min_words: int, hidden: Callable[[str], str] = str
+) -> tuple[str, str, bool] | None:
+    """A drawn sentence, the rest of the text, and whether the sentence stayed in it; None for too short a text.
+    hidden: what is left of a sentence that becomes a question; only sentences of which enough is left are drawn."""
     spans = list(_sentences(text))
     words = _words(text)
     fit = [
         (start, end)
         for start, end in spans
-        if _words(text[start:end]) >= QUESTION_WORDS and words - _words(text[start:end]) >= min_words
+        if _words(hidden(text[start:end])) >= QUESTION_WORDS and words - _words(text[start:end]) >= min_words
     ]
     if len(spans) < 2 or not fit:
         return None

@@ -13,6 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -30,6 +31,7 @@ from data_prep.stores import Chunk, Collection, StoreConfig, open_collection
 from data_prep.template import EXAMPLE, Prompt, read_prompt
 
 BLOCK = 512  # pairs that the filters see at once
+NEEDED = ("openai", "json_repair", "filelock")  # the llm extra
 MILLION = 1_000_000  # tokens that a price is for
 
 
@@ -129,6 +131,7 @@ class QuestionGenerator:
         first. Answers are never lost: the same call goes on where this one ended.
         """
         prompt = self.config.prompt()
+        _check_installed()
         request = {
             "model": self.config.model,
             "system": self.config.system_prompt or "",
@@ -138,13 +141,14 @@ class QuestionGenerator:
         cache_folder = Path(self.config.cache) if self.config.cache else default_cache()
         with open_collection(self.config.store()) as collection, AnswerCache(cache_folder, request) as cache:
             run = _Run(self.config, prompt, collection, cache)
-            try:
-                run.ask()
-                run.write(self.encoder)
-            except KeyboardInterrupt:
-                say(f"{len(cache):,} answers are kept in {cache.path}; the same command goes on from there")
-                raise
+            run.ask()
+            run.write(self.encoder)
         return self.config.output
+
+
+def _check_installed() -> None:
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise Failed(f"a language model needs {', '.join(missing)}: pip install 'embedfleet[llm]'")
 
 
 class _Run:
@@ -210,6 +214,9 @@ class _Run:
             asking = Asking(model, self.cache, self._wanted(), config.concurrency, on_answer)
             try:
                 asking.run()
+            except BaseException:
+                say(f"{len(self.cache):,} answers are kept in {self.cache.path}; the same command goes on from there")
+                raise
             finally:
                 say(f"this run: {self.asked:,} answers, {self._note(model)}")
         self.unanswered = asking.unanswered

@@ -15,6 +15,7 @@ from tests import tiny
 from tests.language_model import KEY, MODEL, LanguageModel, chunk, expected, serving
 from tests.launching import ROOT, environment, free_port
 from tests.soak.generation import soak
+from tests.unit.data_prep_helpers import run
 
 COUNT = 60
 
@@ -44,7 +45,7 @@ def read(folder: Path) -> list[tuple[str, str, str]]:
 
 def test_killed_twice_nothing_is_lost_or_asked_twice(tmp_path):
     """The short form of tests.soak.generation."""
-    report = soak(tmp_path, chunks=120, kills=2, concurrency=8, slow=0.6)
+    report = soak(tmp_path, chunks=120, kills=2, concurrency=8, slow=3.0)
     assert report.holds(), report
     assert all(0 < count < 120 for count in report.on_disk_at_kills)
     assert sum(report.failed_calls.values()) > 10
@@ -109,24 +110,25 @@ def stock_server(model: Path, folder: Path):
             server.terminate()
 
 
-def test_the_server_that_transformers_ships(store, tmp_path):
+def test_the_server_that_transformers_ships(store, tmp_path, monkeypatch, capsys):
     """It ignores response_format, knows the model by its path and wants no key."""
     pytest.importorskip("fastapi")
     pytest.importorskip("uvicorn")
+    monkeypatch.chdir(tmp_path)  # no .env of whoever runs the tests
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     answer = '{"pairs": [{"question": "When does it open?", "answer": "At three bar."}]}'
     model = tiny.chat_model(tmp_path / "model", answer)
     with stock_server(model, tmp_path) as url:
-        argv = command(store, tmp_path, url, "--limit", "5", "--system-prompt", "Be brief.", "--temperature", "0")
-        done = start([*argv[: argv.index("--model")], "--model", str(model), *argv[argv.index("--model") + 2 :]])
-        out, err = done.communicate(timeout=120)
-        assert done.returncode == 0, err + (tmp_path / "server.txt").read_text()
-        assert read(tmp_path) == [(f"doc-{n}", "When does it open?", "At three bar.") for n in range(5)]
-        assert "repeated calls" not in err
-        assert "5 pairs from 5 chunks" in out
+        options = ("--limit", "5", "--system-prompt", "Be brief.", "--temperature", "0")
+        code, out, err = run(capsys, *command(store, tmp_path, url, *options, model=str(model))[3:])
         log = (tmp_path / "server.txt").read_text()
+        assert code == 0, err + log
+        assert read(tmp_path) == [(f"doc-{n}", "When does it open?", "At three bar.") for n in range(5)]
+        assert "5 pairs from 5 chunks" in out
+        assert "(no key)" in err
+        assert "repeated calls" not in err
         assert log.count('"POST /v1/chat/completions HTTP/1.1" 200 OK') == 5
-        wrong = start(command(store, tmp_path, url, "--limit", "5", model=str(tmp_path / "none")))
-        _, err = wrong.communicate(timeout=120)
-    assert wrong.returncode == 1
+        code, _, err = run(capsys, *command(store, tmp_path, url, "--limit", "5", model="another")[3:])
+    assert code == 1
     assert "left out: 5 x refused by the server, such as doc-0: refused by the server: 400: Server is pinned to" in err
     assert err.splitlines()[-1].startswith("error: no pair came out")

@@ -50,7 +50,7 @@ class Report:
         return right and spared and self.repeated <= self.repeated_at_most
 
 
-def soak(folder: Path, chunks: int, kills: int, concurrency: int, seed: int = 0, slow: float = 1.5) -> Report:
+def soak(folder: Path, chunks: int, kills: int, concurrency: int, seed: int = 0, slow: float = 6.0) -> Report:
     """One run in this folder, which is empty."""
     names = [f"c{number}" for number in range(chunks)]
     write_chunks(folder / "chroma", "docs", [chunk(number) for number in range(chunks)], "digest")
@@ -106,7 +106,7 @@ def soak(folder: Path, chunks: int, kills: int, concurrency: int, seed: int = 0,
 
 def _command(folder: Path, url: str, concurrency: int, slow: float) -> list[str]:
     where = ["--path", folder / "chroma", "--collection", "docs", "--cache", folder / "cache"]
-    options = ["--model", MODEL, "--base-url", url, "--concurrency", concurrency, "--timeout", slow * 2 / 3]
+    options = ["--model", MODEL, "--base-url", url, "--concurrency", concurrency, "--timeout", slow - 1]
     command = [sys.executable, "-m", "data_prep", "generate", *where, *options, "--output", folder / "pairs.jsonl"]
     return [str(part) for part in command]
 

@@ -64,9 +64,9 @@ def test_an_answer_and_what_is_sent_for_it():
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_every_passing_fault_is_repeated_by_us_and_counted(fault):
-    server = LanguageModel(script={"c1": [fault, fault, "answered"]}, slow=1.0)
+    server = LanguageModel(script={"c1": [fault, fault, "answered"]}, slow=5.0)
     with serving(server) as url:
-        (answer,), model = ask(url, 1, timeout=0.2)
+        (answer,), model = ask(url, 1, timeout=1.0)
     assert answer.text == content("c1", "plain")
     assert len(server.calls) == 3
     assert model.retries.total() == 2
