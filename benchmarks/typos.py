@@ -24,14 +24,15 @@ from quality_vs_sentence_transformers import train_ours
 
 from data_prep.keyboards import neighbours
 from data_prep.phrases import WORD, Phrases, in_case_of, read_misspellings
+from data_prep.retrieval_sets import RetrievalSet, load_set
 from data_prep.shards import open_shards
 from trainer.config import ModelConfig
 from trainer.evaluate import evaluate_folder
-from trainer.retrieval import RetrievalSet, load_set
 
 NOISE_SEED = 20_000
 MISSPELT = "misspelt "  # before the ids of the misspelt queries
-CASES = ("clean", "clean-two-epochs", "augmented")
+TRAININGS = ("clean", "clean-two-epochs", "augmented")
+CASES = ("base", *TRAININGS)
 
 
 def misspell(query: str, listed: Phrases | None, draw: random.Random) -> str:
@@ -140,15 +141,17 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
     pairs = pairs_of(args.data, folder)
     listed = read_misspellings(args.misspellings) if args.misspellings else None
     data = with_misspelt(load_set(args.data), listed)
-    clean = sum(not key.startswith(MISSPELT) for key in data.query_ids)
-    emit(case="base", queries=clean, misspelt_queries=len(data.query_ids) - clean, **scores(args, args.model, data))
+    if "base" in args.only:
+        clean = sum(not key.startswith(MISSPELT) for key in data.query_ids)
+        emit(case="base", queries=clean, misspelt_queries=len(data.query_ids) - clean, **scores(args, args.model, data))
     prepare("shard", pairs, "--output", folder / "clean", "--eval-fraction", "0")
-    found: dict[str, list[dict[str, float]]] = {case: [] for case in args.only}
+    trainings = [case for case in TRAININGS if case in args.only]
+    found: dict[str, list[dict[str, float]]] = {case: [] for case in trainings}
     for seed in args.seeds:  # the augmentation is drawn anew for each
         made = folder / f"augmented-{seed}"
         prepare("augment", pairs, "--output", f"{made}.jsonl", "--seed", seed, *args.augment.split())
         prepare("shard", f"{made}.jsonl", "--output", made, "--eval-fraction", "0")
-        for case in args.only:
+        for case in trainings:
             args.epochs = 2 if case == "clean-two-epochs" else 1
             shards = made if case == "augmented" else folder / "clean"
             final = train_ours(args, shards, folder / f"{case}-{seed}", seed, "0")

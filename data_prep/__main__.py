@@ -6,18 +6,10 @@ from importlib import import_module
 
 from data_prep.problems import guarded
 
-COMMANDS = (
-    "sample",
-    "generate",
-    "logs",
-    "compose",
-    "augment",
-    "mine",
-    "shard",
-    "inspect",
-)  # a module of data_prep.cli each
+# a module of data_prep.cli each
+COMMANDS = ("sample", "generate", "crawl", "logs", "compose", "augment", "mine", "shard", "inspect")
 STEPS = (
-    "sample (or your own store) -> generate -> compose -> augment -> mine -> shard -> python -m trainer; "
+    "sample (or your own store) -> generate, or crawl -> compose -> augment -> mine -> shard -> python -m trainer; "
     "inspect looks at each of them"
 )
 

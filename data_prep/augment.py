@@ -9,7 +9,6 @@ and what is a positive of the one is never a negative of the other (records.quer
 import hashlib
 import json
 import random
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -19,42 +18,14 @@ from typing import IO
 from data_prep.collect import Problems
 from data_prep.formats import read_records, source_names
 from data_prep.output import check, check_output_file, spool_beside, whole_file
-from data_prep.phrases import WORD, Phrases, in_case_of, read_misspellings, read_synonyms
-from data_prep.problems import BadInput, nearest
+from data_prep.phrases import Phrases, read_misspellings, read_synonyms
+from data_prep.problems import BadInput
 from data_prep.progress import result, say, track
 from data_prep.records import PARENT, PARENT_QUERY, Record, is_variant, query_key, text_key
-from data_prep.transliteration import transliterate
-from data_prep.typos import KINDS, Typist
+from data_prep.rewriting import Changes, Writer
 
 AUGMENTED = "augmented"
 TRIES = 40  # draws for one variant until it differs from all others
-
-
-@dataclass(frozen=True)
-class Changes:
-    """What may be changed, and how often, 0..1. typos: share of the words that get one. synonym_rate: share of the
-    listed phrases that are replaced. case, punctuation, transliteration: share of the variants."""
-
-    typo_rate: float = 0.2
-    typo_kinds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 1.0))
-    synonym_rate: float = 0.3
-    case_rate: float = 0.0
-    punctuation_rate: float = 0.0
-    transliteration_rate: float = 0.0
-
-    def problems(self) -> list[str]:
-        """What is wrong with these values, in the words of their flags."""
-        rates = ("typo", "synonym", "case", "punctuation", "transliteration")
-        values = {f"--{name}-rate": getattr(self, f"{name}_rate") for name in rates}
-        found = [f"{flag} {value:g}: must be in 0..1" for flag, value in values.items() if not 0 <= value <= 1]
-        unknown = [kind for kind in self.typo_kinds if kind not in KINDS]
-        found += [f"--typos {kind}: no kind; there are {', '.join(KINDS)}.{nearest(kind, KINDS)}" for kind in unknown]
-        found += [
-            f"--typos {kind}={weight:g}: a weight must be more than 0"
-            for kind, weight in self.typo_kinds.items()
-            if not 0 < weight < float("inf")
-        ]
-        return found
 
 
 def augment(
@@ -82,14 +53,7 @@ def augment(
         found.append(f"--variants {variants}: must be 1 or more")
     if not 0 <= score_scale <= 1:
         found.append(f"--score-scale {score_scale:g}: must be in 0..1")
-    if synonyms and not changes.synonym_rate:
-        found.append("--synonyms is given, but --synonym-rate is 0, so none would be used")
-    if misspellings and not changes.typo_rate:
-        found.append("--misspellings is given, but --typo-rate is 0, so none would be used")
-    if not any(
-        (changes.typo_rate, synonyms, changes.case_rate, changes.punctuation_rate, changes.transliteration_rate)
-    ):
-        found.append("nothing to change: every rate is 0")
+    found += _idle(changes, misspellings, synonyms)
     listed, alike = _lists(misspellings, synonyms, found)
     check(found)
     writer = Writer(changes, listed, alike)
@@ -112,6 +76,19 @@ def augment(
         say("note: no row has a score, so --score-scale changed nothing")
     made.tell(output, rows)
     return made.count
+
+
+def _idle(changes: Changes, misspellings: Path | None, synonyms: Path | None) -> list[str]:
+    """Flags that would change nothing."""
+    found = []
+    if misspellings and not changes.typo_rate:
+        found.append("--misspellings is given, but --typo-rate is 0, so none would be used")
+    if synonyms and not changes.synonym_rate:
+        found.append("--synonyms is given, but --synonym-rate is 0, so none would be used")
+    rates = (changes.typo_rate, changes.case_rate, changes.punctuation_rate, changes.transliteration_rate)
+    if not any(rates) and not synonyms:
+        found.append("nothing to change: every rate is 0")
+    return found
 
 
 def _lists(misspellings: Path | None, synonyms: Path | None, found: list[str]) -> list[Phrases | None]:
@@ -177,7 +154,7 @@ class _Made:
 
 
 def _variants_of(
-    record: Record, wanted: int, writer: "Writer", queries: dict[int, int], seed: int, made: _Made
+    record: Record, wanted: int, writer: Writer, queries: dict[int, int], seed: int, made: _Made
 ) -> Iterator[Record]:
     own = query_key(record)
     positives = {text_key(text) for text in record.positives}
@@ -188,7 +165,7 @@ def _variants_of(
     for _ in range(TRIES * wanted):
         text, kinds = writer.rewrite(record.query, draw)
         key = text_key(text)
-        if text in texts or key in positives or queries.setdefault(key, own) != own:
+        if not kinds or text in texts or key in positives or queries.setdefault(key, own) != own:
             continue
         texts.add(text)
         made.kinds.update(kinds)
@@ -200,84 +177,3 @@ def _variants_of(
     made.count += count
     made.fewer += count < wanted
     made.none += not count
-
-
-@dataclass(frozen=True)
-class Writer:
-    """Writes a text as another person would. listed: misspellings; alike: synonyms."""
-
-    changes: Changes
-    listed: Phrases | None
-    alike: Phrases | None
-
-    def rewrite(self, text: str, draw: random.Random) -> tuple[str, list[str]]:
-        """The changed text and the kinds of changes; they may be none."""
-        text, done = unicodedata.normalize("NFC", text), []
-        rates = self.changes
-        if self.alike:
-            text, count = _with_synonyms(text, self.alike, rates.synonym_rate, draw)
-            done += ["synonym"] * count
-        text, typos = Typist(rates.typo_rate, rates.typo_kinds, self.listed).type(text, draw)
-        done += typos
-        for kind, rate, change in (
-            ("transliteration", rates.transliteration_rate, transliterate),
-            ("punctuation", rates.punctuation_rate, _with_other_signs),
-            ("case", rates.case_rate, _in_other_case),
-        ):
-            if rate and draw.random() < rate:
-                before, text = text, change(text, draw)
-                done += [kind] if text != before else []
-        return text, done
-
-
-def _with_synonyms(text: str, alike: Phrases, rate: float, draw: random.Random) -> tuple[str, int]:
-    words = list(WORD.finditer(text))
-    parts, end, at, count = [], 0, 0, 0
-    while at < len(words):
-        taken, others = alike.at(text, words, at)
-        stop = words[at + max(taken, 1) - 1].end()
-        written = text[words[at].start() : stop]
-        if others and draw.random() < rate:
-            written, count = in_case_of(written, draw.choice(others)), count + 1
-        parts += [text[end : words[at].start()], written]
-        at, end = at + max(taken, 1), stop
-    return "".join([*parts, text[end:]]), count
-
-
-def _in_other_case(text: str, draw: random.Random) -> str:
-    """All small, all capitals, or a first capital; nothing where the text has no case."""
-    ways = [way for way in (text.lower(), text.upper(), text[:1].upper() + text[1:].lower()) if way != text]
-    return draw.choice(ways) if ways else text
-
-
-def _with_other_signs(text: str, draw: random.Random) -> str:
-    """Without punctuation, without that at the end, with spaces or nothing for hyphens; where there is none, with a
-    mark at the end. Signs between digits (2.5, 10-12) stay."""
-    marks = [i for i, char in enumerate(text) if unicodedata.category(char).startswith("P") and not _in_number(text, i)]
-    if not marks:
-        return text + draw.choice("?.!")
-    hyphens = [i for i in marks if unicodedata.category(text[i]) == "Pd"]
-    ways = [
-        _replaced(text, marks, " "),
-        text[: len(text) - _trailing(text, marks)],
-        _replaced(text, hyphens, " "),
-        _replaced(text, hyphens, ""),
-    ]
-    ways = [way for way in dict.fromkeys(ways) if way != text and way.strip()]
-    return draw.choice(ways) if ways else text
-
-
-def _in_number(text: str, at: int) -> bool:
-    return text[at - 1 : at].isdigit() and text[at + 1 : at + 2].isdigit()
-
-
-def _replaced(text: str, places: list[int], by: str) -> str:
-    chosen = set(places)
-    return " ".join("".join(by if i in chosen else char for i, char in enumerate(text)).split())
-
-
-def _trailing(text: str, marks: list[int]) -> int:
-    count = 0
-    while len(text) - count - 1 in marks:
-        count += 1
-    return count

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.environment import secret, without
 from data_prep.problems import BadInput, Failed, nearest
-from data_prep.stores import CHROMA_PORT, PAGE, QUERIES, Chunk, StoreConfig, with_text, wrong_size
+from data_prep.stores import CHROMA_PORT, PAGE, QUERIES, Chunk, StoreConfig, free_page, with_text, wrong_size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +43,7 @@ class ChromaStore:
             from chromadb.config import Settings
         except ImportError:
             raise Failed("--store chroma: needs Chroma: pip install 'embedfleet[stores]'") from None
-        self.place, self.token = config.place, None
+        self.token, self.served = None, config.path is None
         settings = Settings(anonymized_telemetry=False)
         if config.path is not None:
             self.said = f"in {config.path}"
@@ -118,7 +118,7 @@ class ChromaCollection:
     """See data_prep.stores.Collection."""
 
     def __init__(self, store: ChromaStore, name: str):
-        self.store, self.name, self.layout = store, name, {}
+        self.store, self.name, self.layout, self.not_copied = store, name, {}, []
         with store.failures():
             self.inner = store.client.get_collection(name, embedding_function=None)
 
@@ -157,6 +157,8 @@ class ChromaCollection:
         offset, last = 0, None
         while True:
             overlap = 0 if last is None else 1
+            if self.store.served:
+                free_page()
             got = self._get(where, page + overlap, offset - overlap, include)
             if overlap and got["ids"][:1] != [last]:
                 raise Failed(

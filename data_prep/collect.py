@@ -65,6 +65,15 @@ class Problems:
         if len(self.listed) < SHOWN:
             self.listed.append(message)
 
+    def merge(self, later: "Problems") -> None:
+        """Adds what was found in later rows."""
+        self.count += later.count
+        self.skipped += later.skipped
+        self.files += later.files
+        self.listed += later.listed[: SHOWN - len(self.listed)]
+        self.rows += later.rows[: SHOWN - len(self.rows)]
+        self.unknown_shape |= later.unknown_shape
+
     def check(self) -> None:
         """Raises one BadInput with everything found."""
         if not self.count:

@@ -1,8 +1,9 @@
 """Decontamination: train rows that hold a text of an evaluation set, found as they stream by.
 
 What an evaluation set holds out are its queries and its relevant documents (those that some query judges relevant; a
-document counts without its first line, the title, as well). A train row is contaminated when its query or one of its
-positives is one of these texts: the same after records.normalise, or, by option, a near duplicate (near_duplicates.py).
+document counts without its first line, the title, as well). A train row is contaminated when its query, its parent's
+query if it is a variant, or one of its positives is one of these texts: the same after records.normalise, or, by
+option, a near duplicate (near_duplicates.py).
 """
 
 from collections import Counter, defaultdict
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 from data_prep.near_duplicates import CANDIDATES, Bands, jaccard, shingles
 from data_prep.problems import BadInput
 from data_prep.progress import say
-from data_prep.records import Record, normalise, text_key
+from data_prep.records import PARENT_QUERY, Record, is_variant, normalise, text_key
 from data_prep.retrieval_sets import load_set
 from data_prep.shards import MANIFEST, open_shards
 
@@ -98,7 +99,8 @@ class HeldOut:
 
 
 def _texts(record: Record) -> list[tuple[str, str]]:
-    return [("query", record.query), *(("positive", text) for text in record.positives)]
+    queries = [record.query, record.metadata[PARENT_QUERY]] if is_variant(record) else [record.query]
+    return [*(("query", text) for text in queries), *(("positive", text) for text in record.positives)]
 
 
 class _Nearest:

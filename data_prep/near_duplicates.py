@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from data_prep.records import Record, normalise
+from data_prep.records import Record, is_variant, normalise
 
 SHINGLE = 4  # characters
 SIMILARITY = 0.85
@@ -128,9 +128,22 @@ def _mix(values: Any) -> Any:
     return values
 
 
+def signatures(records: list[Record], similarity: float) -> tuple[Any, Any]:
+    """What NearDuplicates keeps of rows (about BATCH_ROWS): (n, bands) uint32 band keys, and (n, 2) int32 numbers
+    of different shingles of query and positives."""
+    import numpy as np
+
+    queries = [[normalise(record.query)] for record in records]
+    positives = [[normalise(text) for text in record.positives] for record in records]
+    keys, sizes = Bands(similarity, sides=2).keys([queries, positives])
+    apart = [-2.0 - row if is_variant(record) else _grade(record) for row, record in enumerate(records)]
+    return keys ^ _mix(np.array(apart).view(np.uint64)).astype(np.uint32)[:, None], sizes
+
+
 class NearDuplicates:
     """Which rows are near duplicates of an earlier row that stays: both their queries and their positives (taken
-    together) are at least `similarity` alike, and their `score`, if any, is the same.
+    together) are at least `similarity` alike, and their `score`, if any, is the same. Variants (augment.py) are alike
+    on purpose: they stay.
 
     Memory: 4 bytes per row and band, and 8 more: 112 bytes a row at 0.85, 228 at 0.8, 56 at 0.9; while `find` runs, as
     much again for those rows only that share a band with another. No text is held. Deterministic: the same rows in the
@@ -143,31 +156,28 @@ class NearDuplicates:
         assert LOWEST <= similarity <= 1
         self.similarity = similarity
         self.unsure = 0
-        self._bands = Bands(similarity, sides=2)
-        self._waiting: list[tuple[list[str], list[str], float]] = []
+        self._waiting: list[Record] = []
         self._characters = 0
         self._keys: list[Any] = []  # (n, bands) uint32 of each batch
         self._sizes: list[Any] = []  # (n, 2) int32
 
     def add(self, record: Record) -> None:
         """Takes the next row."""
-        query, positives = [normalise(record.query)], [normalise(text) for text in record.positives]
-        self._waiting.append((query, positives, -1.0 if record.score is None else record.score))
-        self._characters += len(query[0]) + sum(map(len, positives))
+        self._waiting.append(record)
+        self._characters += len(record.query) + sum(map(len, record.positives))
         if len(self._waiting) >= BATCH_ROWS or self._characters >= BATCH_CHARACTERS:
             self._hash()
 
-    def _hash(self) -> None:
-        import numpy as np
-
-        if not self._waiting:
-            return
-        queries, positives, scores = map(list, zip(*self._waiting))
-        keys, sizes = self._bands.keys([queries, positives])
-        graded = _mix(np.array(scores, np.float64).view(np.uint64))
-        self._keys.append(keys ^ graded.astype(np.uint32)[:, None])
+    def add_signatures(self, keys: Any, sizes: Any) -> None:
+        """Takes the next rows as `signatures` gave them, in another process perhaps."""
+        self._hash()
+        self._keys.append(keys)
         self._sizes.append(sizes)
-        self._waiting, self._characters = [], 0
+
+    def _hash(self) -> None:
+        if self._waiting:
+            records, self._waiting, self._characters = self._waiting, [], 0
+            self.add_signatures(*signatures(records, self.similarity))
 
     def find(self, fetch: Callable[[list[int]], list[Record]]) -> Any:
         """(n,) bool numpy array: the rows to leave out, n rows having been added.
@@ -182,7 +192,7 @@ class NearDuplicates:
             return np.zeros(0, bool)
         sizes = np.concatenate(self._sizes)
         removed = np.zeros(len(sizes), bool)
-        buckets = _Buckets(self._keys, self._bands.count, len(sizes))
+        buckets = _Buckets(self._keys, len(sizes))
         self._keys, self._sizes = [], []
         for rows, partners, cut in buckets.candidates(sizes, self.similarity):
             self._verify(rows, partners, fetch, removed)
@@ -203,18 +213,25 @@ class NearDuplicates:
                     if number not in sets:
                         sets[number] = tuple(map(shingles_of, ([records[number].query], records[number].positives)))
                 alike = all(jaccard(*pair) >= self.similarity for pair in zip(sets[row], sets[partner]))
-                removed[row] = alike and records[row].score == records[partner].score
+                both = records[row], records[partner]
+                removed[row] = alike and _grade(both[0]) == _grade(both[1]) and not any(map(is_variant, both))
+
+
+def _grade(record: Record) -> float:
+    """The record's score, -1 where it has none: rows of different grades contradict each other, they are no copies."""
+    return -1.0 if record.score is None else record.score
 
 
 class _Buckets:
     """Rows by band and key. Rows that are alone under all of their keys are let go at once."""
 
-    def __init__(self, keys: list[Any], bands: int, rows: int):
+    def __init__(self, keys: list[Any], rows: int):
+        """keys: (n, bands) uint32 of one batch of rows after the other."""
         import numpy as np
 
         self.rows = rows
         self.bands: list[tuple[Any, Any]] = []  # of each band: members, one bucket after the other; each one's start
-        for band in range(bands):
+        for band in range(keys[0].shape[1]):
             column = np.concatenate([batch[:, band] for batch in keys])
             order = np.argsort(column, kind="stable").astype(np.uint32)
             same = column[order[1:]] == column[order[:-1]]

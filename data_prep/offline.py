@@ -5,15 +5,16 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from data_prep.bm25 import TOKENS
+from data_prep.keywords import Keywords
 from data_prep.output import check, check_output_file, whole_file
 from data_prep.problems import BadInput, nearest
 from data_prep.progress import result, say, track
-from data_prep.stores import Chunk, StoreConfig, open_collection
+from data_prep.stores import Chunk, Collection, StoreConfig, open_collection
 
 TITLE_WORDS = 25
 QUESTION_WORDS = 3
@@ -37,12 +38,14 @@ def generate_offline(
     limit: int | None = None,
     seed: int = 0,
     min_words: int = 8,
+    keywords: int | None = None,
 ) -> int:
     """One pair per chunk of a collection to a JSONL file of {"chunk_id", "question", "answer", "metadata"}; returns
     their number.
 
     The metadata is the chunk's and "rule" (see make_pair). hide: metadata fields whose value is removed from the
-    question. limit: at most so many pairs. min_words: words that an answer needs. Chunks without a pair are counted.
+    question. limit: at most so many pairs. min_words: words that an answer needs. keywords: chunks without another pair
+    get one of so many keywords and their whole text. Chunks without a pair are counted.
     """
     found = check_output_file(output)
     found += [
@@ -50,6 +53,8 @@ def generate_offline(
         for name, value in (("limit", limit), ("min-words", min_words))
         if value is not None and value < 1
     ]
+    if keywords is not None and keywords < QUESTION_WORDS:
+        found.append(f"--keywords {keywords}: must be {QUESTION_WORDS} or more")
     check(found)
     hide, rules, skipped = tuple(hide), Counter(), Counter()
     fields: dict[str, None] = {}
@@ -57,11 +62,12 @@ def generate_offline(
     chunks = 0
     collection = config.collection
     with open_collection(config) as store, whole_file(output) as lines:
+        telling = _telling(store, where, keywords) if keywords else None
         for chunk in track(store.chunks(where), f"pairs from {collection}"):
             chunks += 1
             fields.update(dict.fromkeys(chunk.metadata))
             lacking.update(name for name in hide if chunk.metadata.get(name) in (None, ""))
-            pair = make_pair(chunk, hide, seed, min_words)
+            pair = make_pair(chunk, hide, seed, min_words, telling)
             if isinstance(pair, str):
                 skipped[pair] += 1
                 continue
@@ -77,6 +83,11 @@ def generate_offline(
     each = ", ".join(f"{rule} {count:,}" for rule, count in sorted(rules.items()))
     result(f"{output}: {rules.total():,} pairs from {chunks:,} chunks ({each})")
     return rules.total()
+
+
+def _telling(store: Collection, where: dict[str, Any] | None, most: int) -> Callable[[str], str]:
+    words = Keywords(chunk.text for chunk in track(store.chunks(where), "counting words"))
+    return lambda text: " ".join(words.of(text, most))
 
 
 def _check_pairs(collection, where, hide, chunks, rules, skipped, lacking, fields) -> None:
@@ -97,30 +108,46 @@ def _check_pairs(collection, where, hide, chunks, rules, skipped, lacking, field
         )
 
 
-def make_pair(chunk: Chunk, hide: Iterable[str] = (), seed: int = 0, min_words: int = 8) -> dict[str, Any] | str:
-    """The pair of a chunk, or the reason why it has none.
+def make_pair(
+    chunk: Chunk,
+    hide: Iterable[str] = (),
+    seed: int = 0,
+    min_words: int = 8,
+    keywords: Callable[[str], str] | None = None,
+) -> dict[str, Any] | str:
+    """The pair of a chunk by the first rule whose question has three words or more, or the reason why it has none.
 
     rule "title": the chunk's metadata `title`, heading, or first paragraph of at most 25 words (a PEP 257 summary, a
     signature) is the question, the rest the answer. rule "inverse_cloze" (Lee et al. 2019, arXiv:1906.00300): a drawn
     sentence is the question and the rest the answer; in a tenth of the cases the sentence stays in the answer, as in
-    the paper (metadata "sentence_kept": true). Draws depend on the seed and the chunk's id only.
+    the paper (metadata "sentence_kept": true). Draws depend on the seed and the chunk's id only. rule "keyword":
+    keywords(text) is the question, the whole text the answer; without `keywords` there is no such rule.
     """
-    pair, rule, kept = title_pair(chunk, min_words), "title", False
-    if pair is None:
-        digest = hashlib.blake2b(f"{seed}:{chunk.id}".encode(), digest_size=8).digest()
-        draw = random.Random(int.from_bytes(digest, "big"))
-        pair, rule = inverse_cloze(chunk.text, draw, min_words), "inverse_cloze"
+    digest = hashlib.blake2b(f"{seed}:{chunk.id}".encode(), digest_size=8).digest()
+    draw = random.Random(int.from_bytes(digest, "big"))
+    rules = {
+        "title": lambda: title_pair(chunk, min_words),
+        "inverse_cloze": lambda: inverse_cloze(chunk.text, draw, min_words),
+        "keyword": lambda: keyword_pair(chunk.text, min_words, keywords) if keywords else None,
+    }
+    reason = "no title with a body, and no sentence to take out of a long enough rest"
+    for rule, make in rules.items():
+        pair = make()
         if pair is None:
-            return "no title with a body, and no sentence to take out of a long enough rest"
-        question, answer, kept = pair
-    else:
-        question, answer = pair
-    for name in hide:
-        question = hide_name(question, str(chunk.metadata.get(name) or ""))
-    if _words(question) < QUESTION_WORDS:
-        return f"question of fewer than {QUESTION_WORDS} words"
-    metadata = {**chunk.metadata, "rule": rule} | ({"sentence_kept": True} if kept else {})
-    return {"chunk_id": chunk.id, "question": question, "answer": answer, "metadata": metadata}
+            continue
+        question, answer, *kept = pair
+        for name in hide:
+            question = hide_name(question, str(chunk.metadata.get(name) or ""))
+        if _words(question) >= QUESTION_WORDS:
+            metadata = {**chunk.metadata, "rule": rule} | ({"sentence_kept": True} if any(kept) else {})
+            return {"chunk_id": chunk.id, "question": question, "answer": answer, "metadata": metadata}
+        reason = f"question of fewer than {QUESTION_WORDS} words"
+    return reason
+
+
+def keyword_pair(text: str, min_words: int, keywords: Callable[[str], str]) -> tuple[str, str] | None:
+    """Its keywords and the text, or None for too short a text."""
+    return (keywords(text), text.strip()) if _words(text) >= min_words else None
 
 
 def title_pair(chunk: Chunk, min_words: int) -> tuple[str, str] | None:

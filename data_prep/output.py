@@ -1,11 +1,13 @@
 """Output that is whole or absent: a temporary name, fsync, then one rename."""
 
+import hashlib
+import io
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from data_prep.problems import BadInput
 
@@ -52,20 +54,23 @@ def spool_beside(path: Path) -> Iterator[IO[str]]:
         yield handle
 
 
-def check_output_file(output: Path, inputs: Iterable[Path] = (), suffix: str = ".jsonl") -> list[str]:
-    """What is wrong with this output path, before any work is done."""
-    found = []
-    if output.suffix != suffix:
-        found.append(f"--output {output}: must end in {suffix}, the format that is written")
+def check_output_file(
+    output: Path, inputs: Iterable[Path] = (), suffix: str | tuple[str, ...] = ".jsonl", flag: str = "--output"
+) -> list[str]:
+    """What is wrong with this output path, before any work is done. suffix: of the format, or formats, to write; flag:
+    what named the path."""
+    found, suffixes = [], (suffix,) if isinstance(suffix, str) else suffix
+    if output.suffix not in suffixes:
+        found.append(f"{flag} {output}: must end in {' or '.join(suffixes)}, the format that is written")
     if output.is_dir():
-        found.append(f"--output {output}: is a folder; name a file in it")
+        found.append(f"{flag} {output}: is a folder; name a file in it")
     blocked = next((folder for folder in output.parents if folder.exists() and not folder.is_dir()), None)
     if blocked:
-        found.append(f"--output {output}: {blocked} is a file, not a folder")
+        found.append(f"{flag} {output}: {blocked} is a file, not a folder")
     rejected = rejected_name(output)
     for path in inputs:
         if same_path(path, output):
-            found.append(f"--output {output}: is also an input; choose another name")
+            found.append(f"{flag} {output}: is also an input; choose another name")
         if same_path(path, rejected):
             found.append(f"--output {output}: its rejected lines would replace the input {path}; choose another name")
     return found
@@ -83,3 +88,32 @@ def same_path(one: Path, other: Path) -> bool:
 def check(found: list[str]) -> None:
     if found:
         raise BadInput(found)
+
+
+class HashedFile(io.BufferedIOBase):
+    """A new file whose bytes are hashed as they are written; on the disk when it is closed."""
+
+    def __init__(self, path: Path):
+        self.path, self.size = path, 0
+        self._hash = hashlib.sha256()
+        self._handle = open(path, "wb")  # noqa: SIM115 (closed by `close`)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        written = self._handle.write(data)
+        self._hash.update(data)
+        self.size += written
+        return written
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self._handle.flush()
+            os.fsync(self._handle.fileno())
+            self._handle.close()
+
+    def entry(self, root: Path) -> dict[str, Any]:
+        """What a manifest says of the closed file."""
+        return {"path": self.path.relative_to(root).as_posix(), "bytes": self.size, "sha256": self._hash.hexdigest()}

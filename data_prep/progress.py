@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -22,10 +22,13 @@ def result(line: str) -> None:
     sys.stdout.flush()
 
 
-def track(iterable: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+def track(
+    iterable: Iterable[T], label: str, total: int | None = None, size: Callable[[T], int] = lambda _: 1
+) -> Iterator[T]:
     """Yields the items; shows a bar on a terminal, elsewhere (a log file) a plain line about every five seconds.
 
-    Only the outermost of several at a time shows anything: two bars would write over each other.
+    size: what an item adds to the count that is shown, of which `total` is all. Only the outermost of several at a time
+    shows anything: two bars would write over each other.
     """
     global _showing
     if _showing:
@@ -33,22 +36,31 @@ def track(iterable: Iterable[T], label: str, total: int | None = None) -> Iterat
         return
     _showing = True
     try:
-        yield from _shown(iterable, label, total)
+        yield from _shown(iterable, label, total, size)
     finally:
         _showing = False
 
 
-def _shown(iterable: Iterable[T], label: str, total: int | None) -> Iterator[T]:
+def _shown(iterable: Iterable[T], label: str, total: int | None, size: Callable[[T], int]) -> Iterator[T]:
     if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import track as bar
-
-        yield from bar(iterable, label, total=total, console=Console(stderr=True), transient=True)
+        yield from _bar(iterable, label, total, size)
         return
-    last = time.monotonic()
-    for done, item in enumerate(iterable):
+    last, done = time.monotonic(), 0
+    for item in iterable:
         now = time.monotonic()
         if now - last >= EVERY_SECONDS:
             last = now
             say(f"{label}: {done:,}" + (f" of {total:,}" if total else ""))
         yield item
+        done += size(item)
+
+
+def _bar(iterable: Iterable[T], label: str, total: int | None, size: Callable[[T], int]) -> Iterator[T]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(label, total=total)
+        for item in iterable:
+            yield item
+            progress.advance(task, size(item))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from data_prep.environment import secret, without
 from data_prep.problems import BadInput, Failed, nearest
 from data_prep.progress import say
-from data_prep.stores import PAGE, QUERIES, Chunk, StoreConfig, with_text, wrong_size
+from data_prep.stores import PAGE, QUERIES, Chunk, StoreConfig, free_page, with_text, wrong_size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -185,8 +185,9 @@ class QdrantCollection:
     def __init__(self, store: QdrantStore, name: str, text_field: str | None, vector_name: str | None):
         self.store, self.name = store, name
         with store.failures():
-            config = store.client.get_collection(name).config
-        self.params, self.about = config.params, config.metadata or {}
+            info = store.client.get_collection(name)
+        self.params, self.about = info.config.params, info.config.metadata or {}
+        self.indexes = sorted(info.payload_schema)
         self.vector_name = self._vector_name(vector_name)
         self.text_field = self._text_field(text_field or self.about.get("text_field"))
 
@@ -194,6 +195,14 @@ class QdrantCollection:
     def layout(self) -> dict[str, str]:
         named = {"vector_name": self.vector_name} if self.vector_name else {}
         return {"text_field": self.text_field, **named}
+
+    @property
+    def not_copied(self) -> list[str]:
+        vectors = self.params.vectors
+        others = [name for name in vectors if name != self.vector_name] if isinstance(vectors, dict) else []
+        others += list(self.params.sparse_vectors or {})
+        found = [f"the named vectors {', '.join(sorted(others))}"] if others else []
+        return found + ([f"the payload indexes of {', '.join(self.indexes)}"] if self.indexes else [])
 
     @property
     def size(self) -> int | None:
@@ -247,6 +256,8 @@ class QdrantCollection:
         mend = f"their payload field {self.text_field!r} is empty; fill it, or leave them out with --where"
         offset = None
         while True:
+            if self.store.config.url:
+                free_page()
             with self._asked(where) as asked:
                 options = {"limit": page, "offset": offset, "with_payload": True, "with_vectors": vectors}
                 points, offset = self.store.client.scroll(self.name, scroll_filter=asked, **options)

@@ -1,17 +1,21 @@
 """Retrieval sets: queries, documents and which of them are relevant.
 
 A set is a folder with corpus.jsonl, queries.jsonl and judgements (qrels.tsv: query id, document id, grade, no header;
-or BEIR's qrels/test.tsv with a header), or the eval split of a shard folder.
+or BEIR's qrels/test.tsv with a header), or the eval split of a shard folder, or a store's collection with pairs that
+name its chunks.
 """
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data_prep.problems import BadInput
+from data_prep.progress import track
 from data_prep.records import document_text, query_key, text_key
 from data_prep.shards import open_shards
+from data_prep.stores import StoreConfig, open_collection
 
 
 @dataclass
@@ -153,4 +157,35 @@ def _from_shards(path: Path) -> RetrievalSet:
             docs.setdefault(f"d{text_key(text)}", text)
     return RetrievalSet(
         path.name, list(docs), list(docs.values()), list(queries), list(queries.values()), qrels, graded
+    )
+
+
+def load_collection(config: StoreConfig, pairs: Path, where: dict[str, Any] | None = None) -> RetrievalSet:
+    """Corpus: the chunks of a collection; queries: those of a pairs file, relevant: the chunks that a pair names
+    (`chunk_id`, or a record's `doc_ids`), grade 1. Raises BadInput: no such collection, bad rows, chunks not there."""
+    from data_prep.formats import read_records
+
+    with open_collection(config) as collection:
+        docs = {chunk.id: chunk.text for chunk in track(collection.chunks(where), f"reading {config.collection}")}
+    queries: dict[str, str] = {}
+    qrels: dict[str, dict[str, int]] = {}
+    unnamed, missing = 0, []
+    for record in read_records(pairs, positive="answer"):
+        query = f"q{text_key(record.query)}"
+        queries.setdefault(query, record.query)
+        qrels.setdefault(query, {}).update(dict.fromkeys(record.doc_ids, 1))
+        unnamed += not record.doc_ids
+        missing += [name for name in record.doc_ids if name not in docs]
+    problems = []
+    if unnamed:
+        problems.append(f"{pairs}: {unnamed:,} rows name no chunk (chunk_id): which chunk answers them?")
+    if missing:
+        place = f"in {config.collection}" + (", where --where fits" if where else "")
+        problems.append(f"{pairs}: {len(missing):,} rows name chunks that are not {place}, such as {missing[0]}")
+    if not queries:
+        problems.append(f"{pairs}: holds no pair")
+    if problems:
+        raise BadInput(problems)
+    return RetrievalSet(
+        config.collection, list(docs), list(docs.values()), list(queries), list(queries.values()), qrels
     )

@@ -113,24 +113,26 @@ def logs(inputs: list[Path], output: Path, *, rule: Rule, rows: str = "pairs", i
     how = "impressions x theta" if log.with_impressions else "no impressions: clicks / theta"
     say(f"{log.rows:,} rows of {len(log.asked):,} queries ({how}, theta = max(position^-{rule.eta:g}, {LEAST_THETA}))")
     left_out: Counter[str] = Counter()
-    make = _pairs if rows == "pairs" else _lists
-    positives = negatives = count = 0
     with whole_file(output) as lines:
-        for asked in log.asked.values():
-            for record in make(asked, _scores(asked, rule, left_out), catalogue, rule, left_out):
-                count += 1
-                record.id, record.source = f"{output.stem}:{count}", output.stem
-                relevant = len(record.positives) * (record.score != 0)
-                positives, negatives = positives + relevant, negatives + len(record.negatives) + (record.score == 0)
-                lines.write(record.to_json() + "\n")
-        for reason, number in left_out.items():
-            say(f"left out: {number:,} {reason}")
+        positives = negatives = count = 0
+        for count, record in enumerate(_records(log, rows, catalogue, rule, left_out), 1):
+            record.id, record.source = f"{output.stem}:{count}", output.stem
+            positives += len(record.positives) if record.score != 0 else 0
+            negatives += len(record.negatives) + (record.score == 0)
+            lines.write(record.to_json() + "\n")
+        why = [f"left out: {number:,} {reason}" for reason, number in left_out.items()]
         if not count:
-            raise BadInput(
-                f"no row can be made of these logs: {', '.join(f'{n:,} {why}' for why, n in left_out.items())}"
-            )
+            raise BadInput([f"{', '.join(map(str, inputs))}: no record can be made", *why])
+    for line in why:
+        say(line)
     result(f"{output}: {count:,} records: {positives:,} clicked items, {negatives:,} shown without a click")
     return count
+
+
+def _records(log: "_Log", rows: str, catalogue: dict | None, rule: Rule, left_out: Counter[str]) -> Iterator[Record]:
+    make = _pairs if rows == "pairs" else _lists
+    for asked in log.asked.values():
+        yield from make(asked, _scores(asked, rule, left_out), catalogue, rule, left_out)
 
 
 class _Log:

@@ -1,38 +1,42 @@
 """Writing shard folders: records to Arrow files split by document, the manifest last.
 
+Two passes, each shared among processes: every input is read once into a spool (spool.py); its keys alone decide which
+rows are kept and where they go (splits.py); then the spool's rows are written, and tokenised, in their order.
+
 manifest.json: schema_version; rows {split: n}; files [{path, bytes, sha256, rows?}]; sources {name: {split: n}};
 shared_keys {source: n} (see sharing.py); split {by, fraction, seed, groups larger than half kept in train, on_leakage,
-dropped}; duplicates_removed; tokenizer (null: texts are not tokenised); lengths (see lengths.py); fingerprint (sha256
-over the files' sorted paths and hashes).
-No time, path or version stands in it: the same input and seed give the same bytes.
+dropped}; duplicates_removed; near_duplicates {similarity, removed, unsure} and excluded {rows {set: {"query" or
+"document": n}}, unsure}, null where not asked for; tokenizer (null: texts are not tokenised; see tokens.py); lengths
+(see lengths.py); fingerprint (sha256 over the sorted paths and hashes of the files but for the tokens, which follow
+from the rows). No time, version or number of workers stands in it: the same input and seed give the same bytes.
 """
 
-import json
 import os
 import shutil
-from array import array
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from data_prep import tokenise
 from data_prep.collect import Problems
-from data_prep.formats import read_records, source_names
-from data_prep.lengths import Lengths
+from data_prep.formats import Notes, source_names
+from data_prep.left_out import Asked, write_held
+from data_prep.near_duplicates import check_similarity
 from data_prep.output import check, fsync_folder, same_path, unfinished_name
 from data_prep.problems import BadInput
 from data_prep.progress import result, say, track
-from data_prep.records import Record
-from data_prep.shards import COLUMNS, MANIFEST, SCHEMA_VERSION, looks_unfinished, sha256_of
+from data_prep.shard_files import Made, fingerprint_of, write_json, write_splits
+from data_prep.shards import MANIFEST, SCHEMA_VERSION, SPOOL, Rows, looks_unfinished, sha256_of
 from data_prep.sharing import FILES as SHARING_FILES
 from data_prep.sharing import by_source, write
-from data_prep.splits import DROPPED, EVAL, TRAIN, Leak, SplitPlan
+from data_prep.splits import EVAL, TRAIN, Leaks, SplitPlan
+from data_prep.spool import SPAN_BYTES, Part, ReadTask, arrow_files, choose, facts_of, read_part, read_tasks
+from data_prep.workers import Workers
 
-NAMES = {TRAIN: "train", EVAL: "eval"}
+CODES = {"train": TRAIN, "eval": EVAL}
+SIDES = (("query", "queries"), ("passage", "passages"))
 ON_LEAKAGE = ("refuse", "drop-train", "drop-eval")
-BATCH_ROWS = 1000
-BATCH_BYTES = 64 << 20  # a batch of long texts stays far below Arrow's 2 GiB per column
-SHARD_BYTES = 500 << 20  # as `datasets` cuts by default
 
 
 def shard(
@@ -45,6 +49,10 @@ def shard(
     seed: int = 0,
     positive: str | None = None,
     on_leakage: str = "refuse",
+    near_duplicates: float | None = None,
+    exclude: list[Path] | tuple = (),
+    tokens: tokenise.TokenOptions | None = None,
+    workers: int = 1,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Writes all rows of the inputs to the folder `output` and returns the manifest.
@@ -52,46 +60,41 @@ def shard(
     num_shards: Arrow files of the train split (default: about 500 MB each). eval_fraction: expected share of groups in
     eval; 0 writes no eval split. split_by: a metadata field whose values are the groups (default: rows that share a
     document, positive or query text). on_leakage: what happens to a text in both splits, possible with split_by only.
-    Records wait on disk beside the output, keys of about 200 bytes a row in memory. BadInput: everything wrong, listed.
+    near_duplicates: Jaccard similarity from which a row is left out for an earlier one's sake (default: none is).
+    exclude: evaluation sets whose texts no train row may hold, nor nearly so with near_duplicates.
+    tokens: how the train rows are tokenised (default: not at all). workers: processes at most; with 1 all is done in
+    this one. Rows wait on disk beside the output; what memory holds of them is said in splits.py. BadInput: everything
+    wrong, listed.
     """
     assert on_leakage in ON_LEAKAGE
-    check(_bad_options(inputs, output, num_shards, eval_fraction, overwrite))
+    found = _bad_options(inputs, output, num_shards, eval_fraction, workers, overwrite)
+    if near_duplicates is not None:
+        found += check_similarity(near_duplicates, "--near-duplicates")
+    check(found + tokenise.check_options(tokens))
     names = source_names(inputs)
     build = unfinished_name(output)
     if build.exists():
         say(f"removing what an interrupted run left: {build}")
         shutil.rmtree(build)
-    build.mkdir(parents=True)
+    spool = build / SPOOL
+    spool.mkdir(parents=True)
     try:
-        plan = SplitPlan(split_by, eval_fraction, seed)
-        _spool(names, build / "spool.jsonl", plan, positive)
-        splits, dropped = _assign(plan, build / "spool.jsonl", on_leakage)
-        counts = _checked_counts(plan, splits, num_shards)
-        sources, numbers, source_of, lengths, files = _write_splits(build, splits, counts, num_shards)
-        shared_keys, more_files = _write_sharing(build, plan, splits, numbers, source_of)
-        files = sorted([*files, *more_files], key=lambda entry: entry["path"])
-        (build / "spool.jsonl").unlink()
-        manifest = {
-            "schema_version": SCHEMA_VERSION,
-            "rows": counts,
-            "files": files,
-            "sources": sources,
-            "shared_keys": shared_keys,
-            "split": {
-                "by": f"metadata.{split_by}" if split_by else "documents",
-                "fraction": eval_fraction,
-                "seed": seed,
-                "large_group_kept_in_train": plan.kept_in_train,
-                "on_leakage": on_leakage,
-                "dropped": dropped,
-            },
-            "duplicates_removed": plan.duplicates,
-            "scored_rows": plan.scored,
-            "tokenizer": None,
-            "lengths": lengths.summary(histogram=True),
-            "fingerprint": _fingerprint(files),
-        }
-        _write_json(build / MANIFEST, manifest)
+        with Workers(min(workers, _useful_workers(inputs))) as pool:
+            tokenizer = pool.aside(tokenise.load, tokens) if tokens else None
+            asked = Asked(near_duplicates, write_held(exclude, near_duplicates, spool))
+            parts = _read(pool, read_tasks(names, spool, positive, split_by, asked), names)
+            plan = SplitPlan(spool, parts, bool(split_by), eval_fraction, seed)
+            splits, left_out = _decide(plan, asked, on_leakage)
+            counts = _checked_counts(plan, splits, num_shards)
+            held = choose(spool, parts, splits, {name: CODES[name] for name in counts})
+            made = write_splits(pool, build, parts, held, num_shards, tokenizer() if tokenizer else None)
+        sources, source_of = _sources(plan, splits, list(counts))
+        shared_keys, sharing_files = _write_sharing(build, plan, splits, sources, source_of)
+        shutil.rmtree(spool)
+        split = {"by": f"metadata.{split_by}" if split_by else "documents", "fraction": eval_fraction, "seed": seed}
+        split |= {"large_group_kept_in_train": plan.kept_in_train, "on_leakage": on_leakage}
+        manifest = _manifest(made, counts, sources, split, left_out, shared_keys, sharing_files)
+        write_json(build / MANIFEST, manifest, build)
         fsync_folder(build)
         _put_in_place(build, output)
     except BaseException:
@@ -102,9 +105,11 @@ def shard(
 
 
 def _bad_options(
-    inputs: list[Path], output: Path, num_shards: int | None, fraction: float, overwrite: bool
+    inputs: list[Path], output: Path, num_shards: int | None, fraction: float, workers: int, overwrite: bool
 ) -> list[str]:
     found = []
+    if workers < 1:
+        found.append(f"--workers {workers}: must be 1 or more")
     if num_shards is not None and num_shards < 1:
         found.append(f"--num-shards {num_shards}: must be 1 or more")
     if not 0 <= fraction < 1:
@@ -125,200 +130,143 @@ def _bad_options(
     return found
 
 
-def _spool(names: dict[Path, str], spool: Path, plan: SplitPlan, positive: str | None) -> None:
-    """Reads every input once; kept rows wait in one file, because the split is known only after the last row."""
-    problems = Problems()
-    with open(spool, "w", encoding="utf-8", newline="\n") as handle:
-        for path, name in names.items():
-            rows = read_records(path, positive=positive, source=name, problems=problems)
-            for record in track(rows, f"reading {path.name}"):
-                if plan.add(record, problems):
-                    handle.write(record.to_json() + "\n")
+def _useful_workers(inputs: list[Path]) -> int:
+    """More would wait: starting one takes longer than what a task of this size does."""
+    files = [file for path in inputs for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
+    return max(1, -(-sum(file.stat().st_size for file in files) // SPAN_BYTES))
+
+
+def _read(pool: Workers, tasks: Iterable[ReadTask], names: dict[Path, str]) -> list[Part]:
+    """Reads every input once. What is said of an input, and every problem, comes in the order of the rows."""
+    parts, problems = [], Problems()
+    label = f"reading {next(iter(names)).name if len(names) == 1 else f'{len(names)} inputs'}"
+    for path, of_input in groupby(
+        track(pool.map(read_part, tasks), label, size=lambda part: part.rows), lambda part: part.path
+    ):
+        notes = Notes()
+        for part in of_input:
+            parts.append(part)
+            notes.merge(part.notes)
+            problems.merge(part.problems)
+        notes.close(path, problems)
     problems.check()
+    return parts
 
 
-def _spooled(spool: Path) -> Iterator[Record]:
-    with open(spool, encoding="utf-8", newline="\n") as handle:
-        yield from (Record(**json.loads(line)) for line in handle)
+class LeftOut(NamedTuple):
+    """Rows that no split holds, as the manifest counts them."""
+
+    duplicates: int
+    near_duplicates: dict[str, Any] | None
+    excluded: dict[str, Any] | None
+    leaking: int
 
 
-def _assign(plan: SplitPlan, spool: Path, on_leakage: str) -> tuple[bytearray, int]:
+def _decide(plan: SplitPlan, asked: Asked, on_leakage: str) -> tuple[Any, LeftOut]:
+    """The split of every row, (rows,) uint8, and what is left out of them."""
+    near = excluded = None
+    if asked.similarity is not None:
+        removed, unsure = plan.leave_out_near(asked.similarity)
+        near = {"similarity": asked.similarity, "removed": removed, "unsure": unsure}
     splits = plan.assign()
-    leaks = plan.leaks(splits)
-    if not leaks:
-        return splits, 0
-    if on_leakage == "refuse":
-        raise BadInput(_describe(leaks, spool))
-    side = TRAIN if on_leakage == "drop-train" else EVAL
-    return splits, plan.drop(splits, leaks, side)
+    if asked.held:
+        excluded = {"rows": plan.leave_out_held(splits), "unsure": sum(part.unsure for part in plan.parts)}
+    leaks, leaking = plan.leaks(splits), 0
+    if len(leaks.keys) and on_leakage == "refuse":
+        raise BadInput(_describe(leaks, Rows(arrow_files(plan.folder, plan.parts))))
+    if len(leaks.keys):
+        leaking = plan.drop(splits, leaks, TRAIN if on_leakage == "drop-train" else EVAL)
+    return splits, LeftOut(plan.duplicates, near, excluded, leaking)
 
 
-def _describe(leaks: list[Leak], spool: Path, shown: int = 3) -> list[str]:
-    wanted = {row for leak in leaks[:shown] for row in (leak.train_row, leak.eval_row)}
-    records = {row: record for row, record in enumerate(_spooled(spool)) if row in wanted}
-    rows = len({leak.train_row for leak in leaks})
-    lines = [f"leakage: {len(leaks):,} texts or documents of eval are in train too (at least {rows:,} train rows)"]
-    for leak in leaks[:shown]:
-        train, held = records[leak.train_row], records[leak.eval_row]
+def _describe(leaks: Leaks, rows: Rows, shown: int = 3) -> list[str]:
+    texts, train_rows = len(leaks.keys), len(set(leaks.train_rows.tolist()))
+    lines = [f"leakage: {texts:,} texts or documents of eval are in train too (at least {train_rows:,} train rows)"]
+    for pair in zip(leaks.train_rows[:shown].tolist(), leaks.eval_rows[:shown].tolist()):
+        train, held = rows.take(pair)
         lines.append(f"train row {train.id} and eval row {held.id} share a text; eval query: {held.query[:80]!r}")
     lines.append("add --on-leakage drop-train or drop-eval to leave those rows out, or split without --split-by")
     return lines
 
 
-def _checked_counts(plan: SplitPlan, splits: bytearray, num_shards: int | None) -> dict[str, int]:
-    counts = {"train": splits.count(TRAIN)}
-    if plan.fraction:
-        counts["eval"] = splits.count(EVAL)
+def _checked_counts(plan: SplitPlan, splits: Any, num_shards: int | None) -> dict[str, int]:
+    counts = {name: int((splits == code).sum()) for name, code in CODES.items() if name == "train" or plan.fraction}
     mend = "change --eval-fraction or --seed, or give more documents"
     found = [f"no row is left for the {split} split: {mend}" for split, rows in counts.items() if not rows]
     if not found and num_shards and num_shards > counts["train"]:
         found.append(f"--num-shards {num_shards}: more than the {counts['train']} rows of train")
     if found and plan.kept_in_train:
-        found.append(
-            f"{plan.kept_in_train:,} of {len(plan):,} rows share texts or documents, so they stay in one split; "
-            "--split-by FIELD splits them by a metadata field"
-        )
+        share = f"{plan.kept_in_train:,} of {int(plan.kept.sum()):,} rows share texts or documents"
+        found.append(f"{share}, so they stay in one split; --split-by FIELD splits them by a metadata field")
     check(found)
     return counts
 
 
-class _SplitWriter:
-    """Writes one split as `datasets` does: contiguous shards, the first ones a row longer, then state and info."""
+def _sources(plan: SplitPlan, splits: Any, names: list[str]) -> tuple[dict[str, dict[str, int]], Any]:
+    """Rows by source and split, sources sorted; and the source of each train row, its place among those of train."""
+    import numpy as np
 
-    def __init__(self, folder: Path, rows: int, num_shards: int, schema: Any):
-        self.folder, self.schema, self.num_shards = folder, schema, num_shards
-        share, more = divmod(rows, num_shards)
-        self.sizes = [share + (i < more) for i in range(num_shards)]
-        self.files: list[dict[str, Any]] = []
-        self.buffer: list[dict[str, Any]] = []
-        self.bytes = self.written = 0
-        self.handle = self.stream = None
-        folder.mkdir()
-
-    def add(self, record: Record) -> None:
-        row = {name: getattr(record, name) for name in COLUMNS}
-        row["metadata"] = json.dumps(record.metadata, ensure_ascii=False, sort_keys=True)
-        self.buffer.append(row)
-        self.bytes += len(row["query"]) + sum(map(len, record.positives)) + sum(map(len, record.negatives))
-        full = self.written + len(self.buffer) == self.sizes[len(self.files)]
-        if full or len(self.buffer) >= BATCH_ROWS or self.bytes >= BATCH_BYTES:
-            self._flush()
-        if full:
-            self._close_shard()
-
-    def _flush(self) -> None:
-        import pyarrow as pa
-
-        if self.handle is None:
-            name = f"data-{len(self.files):05d}-of-{self.num_shards:05d}.arrow"
-            self.handle = open(self.folder / name, "wb")  # noqa: SIM115 (closed by _close_shard)
-            self.stream = pa.ipc.new_stream(self.handle, self.schema)
-        self.stream.write_batch(pa.RecordBatch.from_pylist(self.buffer, schema=self.schema))
-        self.written += len(self.buffer)
-        self.buffer, self.bytes = [], 0
-
-    def _close_shard(self) -> None:
-        self.stream.close()
-        self.handle.flush()
-        os.fsync(self.handle.fileno())
-        self.handle.close()
-        self.files.append(_entry(Path(self.handle.name), self.folder.parent) | {"rows": self.written})
-        self.handle, self.written = None, 0
-
-    def finish(self, info: dict[str, Any]) -> list[dict[str, Any]]:
-        """Writes state.json and dataset_info.json; returns the manifest's entries of all files of the split."""
-        assert len(self.files) == self.num_shards and not self.buffer
-        state = {
-            "_data_files": [{"filename": Path(entry["path"]).name} for entry in self.files],
-            "_fingerprint": _fingerprint(self.files)[:16],
-            "_format_columns": None,
-            "_format_kwargs": {},
-            "_format_type": None,
-            "_output_all_columns": False,
-            "_split": self.folder.name,
-        }
-        for name, content in (("state.json", state), ("dataset_info.json", info)):
-            _write_json(self.folder / name, content)
-            self.files.append(_entry(self.folder / name, self.folder.parent))
-        fsync_folder(self.folder)
-        return self.files
-
-
-def _features() -> tuple[Any, dict[str, Any]]:
-    """The Arrow schema with the metadata that `datasets` expects, and the content of its dataset_info.json."""
-    import datasets
-
-    def feature(kind: str | list[str]) -> Any:
-        return datasets.List(datasets.Value(kind[0])) if isinstance(kind, list) else datasets.Value(kind)
-
-    features = datasets.Features({name: feature(kind) for name, kind in COLUMNS.items()})
-    info = asdict(datasets.DatasetInfo(features=features))
-    return features.arrow_schema, {key: info[key] for key in sorted(info)}
-
-
-def _write_splits(
-    build: Path, splits: bytearray, counts: dict[str, int], num_shards: int | None
-) -> tuple[dict[str, dict[str, int]], dict[str, int], array, Lengths, list[dict[str, Any]]]:
-    """Returns rows by source and split, a number of each train source, that number per train row, lengths, files."""
-    schema, info = _features()
-    size = (build / "spool.jsonl").stat().st_size / len(splits)  # mean bytes of a row
-    writers = {}
-    for split, rows in counts.items():
-        by_size = min(rows, int(rows * size / SHARD_BYTES) + 1)
-        wanted = num_shards if split == "train" and num_shards else by_size
-        writers[split] = _SplitWriter(build / split, rows, wanted, schema)
-    sources: dict[str, dict[str, int]] = {}
-    numbers: dict[str, int] = {}
-    source_of = array("q")
-    lengths = Lengths()
-    records = track(_spooled(build / "spool.jsonl"), "writing shards", total=len(splits))
-    for record, split in zip(records, splits, strict=True):
-        if split != DROPPED:
-            writers[NAMES[split]].add(record)
-            lengths.add(record)
-            source = sources.setdefault(record.source, dict.fromkeys(counts, 0))
-            source[NAMES[split]] += 1
-        if split == TRAIN:
-            source_of.append(numbers.setdefault(record.source, len(numbers)))
-    files = [entry for writer in writers.values() for entry in writer.finish(info)]
-    _write_json(build / "dataset_dict.json", {"splits": list(counts)})
-    files.append(_entry(build / "dataset_dict.json", build))
-    return dict(sorted(sources.items())), numbers, source_of, lengths, files
+    sources = sorted({source for part in plan.parts for source in part.sources})
+    place = {source: i for i, source in enumerate(sources)}
+    counts = np.zeros((len(names), len(sources)), np.int64)
+    train, start = [], 0
+    for part in plan.parts:
+        with facts_of(plan.folder, part.number) as facts:
+            source_of = np.array([place[name] for name in part.sources], np.int32)[facts["source"]]
+        own = splits[start : start + part.rows]
+        for number, split in enumerate(names):
+            counts[number] += np.bincount(source_of[own == CODES[split]], minlength=len(sources))
+        train.append(source_of[own == TRAIN])
+        start += part.rows
+    of_train = [number for number, count in enumerate(counts[names.index("train")]) if count]
+    renumber = np.zeros(len(sources), np.int64)
+    renumber[of_train] = np.arange(len(of_train))
+    held = {name: dict(zip(names, of.tolist())) for name, of in zip(sources, counts.T) if of.any()}
+    return held, renumber[np.concatenate(train)]
 
 
 def _write_sharing(
-    build: Path, plan: SplitPlan, splits: bytearray, numbers: dict[str, int], source_of: array
+    build: Path, plan: SplitPlan, splits: Any, sources: dict[str, dict[str, int]], source_of: Any
 ) -> tuple[dict[str, int], list[dict[str, Any]]]:
-    """The source of each train row and which rows share keys; returns each source's shared keys and the files."""
-    import numpy as np
-
-    names = sorted(numbers)
-    place = np.argsort([numbers[name] for name in names])  # of each number's name among the sorted ones
-    sources = by_source(names, place[np.frombuffer(source_of, np.int64)], *plan.train_pairs(splits))
-    write(build, sources)
+    """Which train rows are of which source and which share keys; returns each source's shared keys, and the files."""
+    names = [name for name, of in sources.items() if of["train"]]
+    made = by_source(names, source_of, *plan.train_pairs(splits))
+    write(build, made)
     for name in SHARING_FILES:
         with open(build / name, "rb") as handle:
             os.fsync(handle.fileno())
-    files = [_entry(build / name, build) for name in SHARING_FILES]
-    return {source.name: len(source.shared) for source in sources}, files
+    return {source.name: len(source.shared) for source in made}, [_entry(build / name, build) for name in SHARING_FILES]
 
 
 def _entry(file: Path, root: Path) -> dict[str, Any]:
     return {"path": file.relative_to(root).as_posix(), "bytes": file.stat().st_size, "sha256": sha256_of(file)}
 
 
-def _fingerprint(files: list[dict[str, Any]]) -> str:
-    import hashlib
-
-    listed = sorted(f"{entry['path']} {entry['sha256']}" for entry in files)
-    return hashlib.sha256("\n".join(listed).encode()).hexdigest()
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with open(path, "w", encoding="utf-8", newline="\n") as handle:
-        json.dump(content, handle, indent=2, ensure_ascii=False)
-        handle.flush()
-        os.fsync(handle.fileno())
+def _manifest(
+    made: Made,
+    counts: dict[str, int],
+    sources: dict[str, dict[str, int]],
+    split: dict[str, Any],
+    left_out: LeftOut,
+    shared_keys: dict[str, int],
+    sharing_files: list[dict[str, Any]],
+) -> dict[str, Any]:
+    files = [*made.files, *sharing_files]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "rows": counts,
+        "files": sorted([*files, *made.token_files], key=lambda entry: entry["path"]),
+        "sources": sources,
+        "shared_keys": shared_keys,
+        "split": split | {"dropped": left_out.leaking},
+        "duplicates_removed": left_out.duplicates,
+        "near_duplicates": left_out.near_duplicates,
+        "excluded": left_out.excluded,
+        "scored_rows": made.scored,
+        "tokenizer": made.tokens,
+        "lengths": made.lengths.summary(histogram=True),
+        "fingerprint": fingerprint_of(files),
+    }
 
 
 def _put_in_place(build: Path, output: Path) -> None:
@@ -339,6 +287,19 @@ def _summary(output: Path, manifest: dict[str, Any]) -> None:
         result(f"{output}: {manifest['scored_rows']:,} rows carry a score: train them with loss.name cosent or cosine")
     rows = ", ".join(f"{name} {count:,}" for name, count in manifest["rows"].items())
     result(f"{output}: {rows} rows; exact duplicates removed: {manifest['duplicates_removed']:,}")
+    if near := manifest["near_duplicates"]:
+        maybe = f"; {near['unsure']:,} rows had too many candidates to be sure of" if near["unsure"] else ""
+        result(f"{output}: near duplicates removed (similarity {near['similarity']:g}): {near['removed']:,}{maybe}")
+    if excluded := manifest["excluded"]:
+        for name, of in excluded["rows"].items():
+            counts = ", ".join(f"{count:,} hold a {kind} of it" for kind, count in of.items())
+            result(f"{output}: train rows left out for {name}: {counts}")
+        held = sum(sum(of.values()) for of in excluded["rows"].values())
+        maybe = f"; {excluded['unsure']:,} rows had too many candidates to be sure of" if excluded["unsure"] else ""
+        result(f"{output}: train rows left out by --exclude: {held:,}{maybe}")
+    if made := manifest["tokenizer"]:
+        cut = ", ".join(f"{made[f'cut_{many}']:,} {many} at {made[f'{one}_max_len']}" for one, many in SIDES)
+        result(f"{output}: tokenised: {made['texts']:,} texts, {made['tokens']:,} tokens; cut: {cut}")
     if rule["dropped"]:
         result(f"{output}: {rule['dropped']:,} rows dropped by --on-leakage {rule['on_leakage']}")
     if rule["large_group_kept_in_train"]:

@@ -15,10 +15,13 @@ from data_prep.problems import BadInput, nearest
 from data_prep.records import Record
 from data_prep.sharing import FILES as SHARING_FILES
 from data_prep.sharing import SourceRows, read
+from data_prep.tokens import FILES as TOKEN_FILES
+from data_prep.tokens import TokenArrays, TokenFacts
 
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 SPLITS = ("train", "eval")
+SPOOL = "spool"  # a folder of a build that is not finished
 # One Arrow row is one Record; metadata is JSON text, as its keys differ from row to row.
 COLUMNS = {
     "query": "string",
@@ -37,13 +40,13 @@ def looks_unfinished(path: Path) -> bool:
     """Whether the folder holds our columns without a manifest: a partial copy, or a build that was killed."""
     if not path.is_dir() or (path / MANIFEST).exists():
         return False
-    known = {*SPLITS, *SHARING_FILES, "dataset_dict.json", "spool.jsonl"}
+    known = {*SPLITS, *SHARING_FILES, *TOKEN_FILES, "dataset_dict.json", SPOOL}
     names = {entry.name for entry in path.iterdir()}
     if not names or not names <= known:
         return False
     infos = [path / split / "dataset_info.json" for split in SPLITS if (path / split / "dataset_info.json").exists()]
     if not infos:  # killed before the first split was finished
-        return "spool.jsonl" in names or any((path / split).glob("data-*.arrow") for split in SPLITS)
+        return SPOOL in names or any((path / split).glob("data-*.arrow") for split in SPLITS)
     try:
         return all(set(json.loads(info.read_text())["features"]) == set(COLUMNS) for info in infos)
     except (ValueError, KeyError, TypeError):
@@ -186,6 +189,17 @@ class ShardFolder:
         """The train rows by source, and which of them share a text or document: memory-mapped, see sharing.py."""
         counts = {name: of["train"] for name, of in self.manifest["sources"].items() if of["train"]}
         return read(self.path, counts, self.manifest["shared_keys"])
+
+    @property
+    def token_facts(self) -> TokenFacts | None:
+        """What made the tokens of the train rows; None where they are not tokenised."""
+        made = self.manifest.get("tokenizer")
+        return TokenFacts.of_manifest(made) if made else None
+
+    def train_tokens(self) -> TokenArrays | None:
+        """The memory-mapped tokens of the train rows; None where they are not tokenised."""
+        facts = self.token_facts
+        return TokenArrays(self.path, facts) if facts else None
 
     def verify_hashes(self) -> None:
         """Reads every file and compares its sha256 with the manifest; BadInput lists the files that differ."""

@@ -6,6 +6,7 @@
 The stores' own sides are data_prep.chroma and data_prep.qdrant, loaded when they are needed.
 """
 
+import gc
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -27,12 +28,13 @@ QUERIES = 100  # vectors asked at a time
 
 @dataclass(slots=True)
 class Chunk:
-    """One stored text. metadata: what the store holds beside it; embedding: (d,) float32 where it was asked for."""
+    """One stored text. metadata: what the store holds beside it. embedding: (d,) float32 where it was asked for; it
+    takes no part in comparisons."""
 
     id: str
     text: str
     metadata: dict[str, Any] = field(default_factory=dict)
-    embedding: "np.ndarray | None" = None
+    embedding: "np.ndarray | None" = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -107,13 +109,15 @@ class Collection(AbstractContextManager, Protocol):
     """One collection of a store that is open. Closing it closes the store.
 
     about: what the collection itself says, flat. size: d of its vectors, None where it holds none that can be read.
-    layout: what else `Store.create` and `Store.open` need to make or read a collection of the same form.
+    layout: what else `Store.create` and `Store.open` need to make or read a collection of the same form. not_copied:
+    what such a collection lacks nevertheless.
     """
 
     name: str
     about: dict[str, Any]
     size: int | None
     layout: dict[str, str]
+    not_copied: list[str]
 
     def count(self, where: dict[str, Any] | None = None) -> int:
         """Chunks that fit `where`, all without it. BadInput: a filter that the store does not understand."""
@@ -243,6 +247,12 @@ def with_text(name: str, chunks: list[Chunk], mend: str) -> list[Chunk]:
             f"{', '.join(chunk.id for chunk in bare[:5])} (metadata fields there: {fields}); {mend}"
         )
     return chunks
+
+
+def free_page() -> None:
+    """To be called before each page of a server: httpx leaves every answer, megabytes with embeddings, in a reference
+    cycle, and Python's own collector would let dozens of them pile up."""
+    gc.collect()
 
 
 def wrong_size(name: str, size: int | None, asked: int) -> BadInput:

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from pathlib import Path
 
 from data_prep.problems import guarded
 
@@ -31,6 +32,8 @@ def _add_run(commands) -> None:
     )
     run.add_argument("--processes", type=int, metavar="N", help="ranks on this machine")
     run.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint, or from the start")
+    about = "start a run that failed again from its newest whole checkpoint, at most so often (default 0)"
+    run.add_argument("--max-restarts", type=int, default=0, metavar="N", help=about)
     run.add_argument("--dry-run", action="store_true", help="check and print the command, start nothing")
     run.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the run file")
     run.set_defaults(work=run_command)
@@ -60,12 +63,20 @@ def run_command(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     machine = this_machine()
     engine, processes = choose(args.engine, args.processes, machine, config.train.device)
-    check_run(config, args.resume)
+    warnings = check_run(config, args.resume)
     device = device_of(engine, machine, config.train.device)
     command = build(args.config, args.overrides, engine, processes, machine, device, args.resume, free_port())
     print(f"{engine}, {processes} process(es) on {device}:\n{command}", file=sys.stderr, flush=True)
     if args.dry_run:
+        print("".join(f"{line}\n" for line in warnings), end="", file=sys.stderr)  # the run itself would say them
         return 0
+    if args.max_restarts:
+        from launch.supervise import supervise
+
+        def again():
+            return build(args.config, args.overrides, engine, processes, machine, device, True, free_port())
+
+        return supervise(command, again, Path(config.output_dir), args.max_restarts)
     # The launcher takes this process's place: signals reach it, and its exit code is ours.
     os.execvpe(command.argv[0], command.argv, os.environ | command.environ)
 

@@ -1,10 +1,14 @@
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 # A test never asks a hub, and no launcher of the outside reaches into it.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Nor does it leave anything in the user's cache.
+_cache = tempfile.TemporaryDirectory(prefix="embedfleet-tests-")
+os.environ["EMBEDFLEET_CACHE"] = _cache.name
 
 DATA = Path(os.environ.get("EMBEDFLEET_TEST_DATA", Path(__file__).resolve().parent.parent.parent / "shared" / "data"))
 

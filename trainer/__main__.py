@@ -55,6 +55,10 @@ def _hint(error: BaseException) -> str:
 def fail(error: BaseException, on_every_rank: bool) -> int:
     """Prints what happened, from rank 0 where all ranks know and else from the one that does; the exit code."""
     rank = int(os.environ.get("RANK", "0"))
+    if getattr(error, "signal_number", None):  # interrupts.Stopped: every rank is whole and leaves by itself
+        if rank == 0:
+            print(error, file=sys.stderr, flush=True)
+        return error.code
     if os.environ.get("WORLD_SIZE", "1") == "1":
         text, code = report(error)
         print(text + _hint(error), file=sys.stderr)

@@ -2,52 +2,108 @@
 
 import json
 import os
-import re
 import shutil
-from dataclasses import asdict, dataclass, field
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
+import psutil
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from data_prep.output import fsync_folder
 from data_prep.problems import Failed
 from data_prep.shards import sha256_of
+from trainer.config import CheckpointConfig
+from trainer.state import MARKER, TrainState, numbered
 
-_NAME = re.compile(r"checkpoint-epoch-(\d+)")
-MARKER = "complete.json"  # sizes and sha256 of every file; its presence means: whole
+ASIDE = ".writing-"
 
 
-@dataclass
-class TrainState:
-    """Where a run stands after `step` optimizer steps. updates: AdamW updates made (steps less the skipped ones).
+class Clock:
+    """When a checkpoint is due by steps or minutes. Rank 0's counts: ranks agree on it in compute_gradients."""
 
-    The learning rate, the batches and the dropout of every step are functions of these numbers and the run file, so
-    there is no scheduler or random state beside them.
+    def __init__(self, config: CheckpointConfig):
+        self.config, self.last = config, time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Whether the state after this many steps should be written."""
+        by_steps = self.config.every_steps and step % self.config.every_steps == 0
+        minutes = (time.monotonic() - self.last) / 60
+        return bool(by_steps or (self.config.every_minutes and minutes >= self.config.every_minutes))
+
+    def written(self) -> None:
+        self.last = time.monotonic()
+
+
+class Writer:
+    """Writes the model folders of a run, one at a time; those between epochs while training goes on.
+
+    write_model(folder, weights) writes a loadable model from fp32 CPU weights; it is called on rank 0 only.
     """
 
-    step: int
-    epoch: int
-    updates: int
-    log_offset: int  # bytes of logs.jsonl that belong to the steps done
-    loss_scale: dict
-    temperatures: dict = field(default_factory=dict)  # by source: optim.LearnedTemperature.state()
+    def __init__(self, engine, run_dir: Path, config: CheckpointConfig, write_model: Callable[[Path, dict], None]):
+        self.engine, self.run_dir, self.config, self.write_model = engine, run_dir, config, write_model
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future | None = None
+
+    def save(self, name: str, state: TrainState | None, background: bool = False) -> Path:
+        """Writes run_dir/name (a model folder; with state/ for resume unless `state` is None). Collective.
+
+        background: returns once there is a copy to write from, if there is memory for one; what fails then is raised
+        by the next save or wait. Raises Failed where the disk does not take it; earlier checkpoints stay whole.
+        """
+        self.wait()
+        weights = self.engine.weights()
+        moments = self.engine.moments() if state is not None else {}
+        target = self.run_dir / name
+
+        def begin() -> None:
+            copies = _copies(weights, moments) if background else None
+            if copies:
+                self._pending = self._pool.submit(self._write, target, *copies, state)
+            else:
+                self._write(target, weights, moments, state)
+
+        self.engine.world.on_first(begin)
+        return target
+
+    def wait(self) -> None:
+        """Until nothing is being written. Collective; raises on every rank what went wrong."""
+        self.engine.world.on_first(self._settle)
+
+    def close(self) -> None:
+        """After the last wait, or a failure: what is being written is finished."""
+        self._pool.shutdown(wait=True)
+
+    def _settle(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending:
+            pending.result()
+
+    def _write(self, target: Path, weights: dict, moments: dict, state: TrainState | None) -> None:
+        write(target, weights, moments, state, self.write_model)
+        for kind, keep in (("step", self.config.keep_steps), ("epoch", self.config.keep_epochs)):
+            if keep:
+                for folder in numbered(self.run_dir, kind)[:-keep]:
+                    remove(folder)
 
 
-def save(engine, run_dir: Path, name: str, state: TrainState | None, write_model) -> Path:
-    """Writes run_dir/name (a model folder; with state/ for resume unless `state` is None). Collective.
-
-    write_model(folder, weights) writes the loadable model from fp32 CPU weights; it is called on rank 0 only.
-    """
-    weights = engine.weights()
-    moments = engine.moments() if state is not None else {}
-    target = run_dir / name
-    engine.world.on_first(lambda: _write(target, weights, moments, state, write_model))
-    return target
+def _copies(weights: dict, moments: dict) -> tuple[dict, dict] | None:
+    """Copies that training does not move, or None where they would take more than half of the free memory."""
+    needed = sum(t.numel() * t.element_size() for some in (weights, moments) for t in some.values())
+    if 2 * needed > psutil.virtual_memory().available:
+        return None
+    return tuple({name: t.clone() for name, t in some.items()} for some in (weights, moments))
 
 
-def _write(target: Path, weights: dict, moments: dict, state: TrainState | None, write_model) -> None:
-    aside = target.with_name(f".writing-{target.name}")
+def write(
+    target: Path, weights: dict, moments: dict, state: TrainState | None, write_model: Callable[[Path, dict], None]
+) -> None:
+    """Writes one folder, whole or not at all. Raises Failed where the disk does not take it."""
+    aside = target.with_name(f"{ASIDE}{target.name}")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
@@ -57,15 +113,27 @@ def _write(target: Path, weights: dict, moments: dict, state: TrainState | None,
             save_file({k: t.contiguous() for k, t in moments.items()}, aside / "state" / "optimizer.safetensors")
             (aside / "state" / "trainer.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
         _seal(aside)
+        if target.exists():
+            remove(target)
+        os.replace(aside, target)
+        fsync_folder(target.parent)
     except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)  # a full disk gets its space back
         if isinstance(error, (OSError, SafetensorError)):
             raise Failed(f"{target}: could not be written ({error}); earlier checkpoints are whole") from None
         raise
-    if target.exists():
-        shutil.rmtree(target)
-    os.replace(aside, target)
-    fsync_folder(target.parent)
+
+
+def remove(folder: Path) -> None:
+    """Takes a checkpoint away; killed meanwhile, it leaves one that is plainly unfinished."""
+    (folder / MARKER).unlink(missing_ok=True)
+    shutil.rmtree(folder)
+
+
+def sweep(run_dir: Path) -> None:
+    """Removes what a killed run was writing."""
+    for aside in run_dir.glob(f"{ASIDE}*"):
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _seal(folder: Path) -> None:
@@ -82,37 +150,6 @@ def _seal(folder: Path) -> None:
 def _fsync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, or None where every file is there with its recorded bytes."""
-    try:
-        files = json.loads((folder / MARKER).read_text())["files"]
-    except (OSError, ValueError, KeyError):
-        return f"{folder.name}: unfinished (no {MARKER})"
-    for name, fact in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{folder.name}: {name} is missing"
-        if path.stat().st_size != fact["bytes"] or sha256_of(path) != fact["sha256"]:
-            return f"{folder.name}: {name} is not what was written (size or sha256 differs)"
-    return None
-
-
-def newest(run_dir: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint with resume state, and a line for each newer one that had to be passed over."""
-    passed = []
-    epochs = {int(m[1]): p for p in run_dir.iterdir() if (m := _NAME.fullmatch(p.name))} if run_dir.is_dir() else {}
-    for _, folder in sorted(epochs.items(), reverse=True):
-        problem = damage(folder)
-        if problem is None:
-            return folder, passed
-        passed.append(problem)
-    return None, passed
-
-
-def read_state(folder: Path) -> TrainState:
-    return TrainState(**json.loads((folder / "state" / "trainer.json").read_text()))
 
 
 def read_moments(folder: Path) -> dict:

@@ -1,5 +1,7 @@
 """Every collective of the trainer. Each is right at world size one, so callers never ask whether there is a world."""
 
+import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +22,7 @@ class World:
         self.rank, self.size = rank, size
         self.calls = 0
         self.sent = 0
+        self.doing = "joining"  # the collective this rank is in, for the message where it never ends
 
     def gather_ints(self, values: list[int]) -> Tensor:
         """(k,) integers of every rank as an int64 CPU tensor of shape (world, k)."""
@@ -27,7 +30,7 @@ class World:
         if self.size == 1:
             return mine[None]
         out = [torch.empty_like(mine, device=self._wire()) for _ in range(self.size)]
-        self._count(mine, self.size - 1)
+        self._begin("all-gather of numbers", mine, self.size - 1)
         dist.all_gather(out, mine.to(self._wire()))
         return torch.stack(out).cpu()
 
@@ -40,7 +43,7 @@ class World:
         padded = rows.new_zeros((longest, *rows.shape[1:]))
         padded[: rows.shape[0]] = rows
         out = [torch.empty_like(padded) for _ in counts]
-        self._count(padded, self.size - 1)
+        self._begin("all-gather of rows", padded, self.size - 1)
         dist.all_gather(out, padded)
         return torch.cat([part[:n] for part, n in zip(out, counts)])
 
@@ -48,7 +51,7 @@ class World:
         """The adjoint of gather_rows: (sum(counts), …) summed over ranks; this rank gets its own (counts[rank], …)."""
         if self.size == 1:
             return rows
-        self._count(rows, 2 * (self.size - 1) / self.size)
+        self._begin("all-reduce of the embeddings' gradient", rows, 2 * (self.size - 1) / self.size)
         dist.all_reduce(rows)
         start = sum(counts[: self.rank])
         return rows[start : start + counts[self.rank]]
@@ -58,7 +61,7 @@ class World:
         if self.size == 1:
             return values
         travelling = values.to(self._wire(), copy=True)
-        self._count(travelling, 2 * (self.size - 1) / self.size)
+        self._begin("all-reduce of what is logged", travelling, 2 * (self.size - 1) / self.size)
         dist.all_reduce(travelling)
         return travelling.to(values.device)
 
@@ -72,7 +75,7 @@ class World:
             return
         for bucket in in_buckets(tensors, bucket_bytes):
             flat = torch.cat([t.reshape(-1) for t in bucket])
-            self._count(flat, 2 * (self.size - 1) / self.size)
+            self._begin("all-reduce of the gradient", flat, 2 * (self.size - 1) / self.size)
             dist.all_reduce(flat)
             for t, part in zip(bucket, flat.split([t.numel() for t in bucket])):
                 t.copy_(part.view_as(t))
@@ -82,7 +85,7 @@ class World:
         if self.size == 1:
             return value
         box = [value]
-        self.calls += 1
+        self._begin("broadcast of rank 0's result")
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
@@ -104,18 +107,59 @@ class World:
     def broadcast(self, tensor: Tensor) -> Tensor:
         """Rank 0's values, in place."""
         if self.size > 1:
-            self.calls += 1
+            self._begin("broadcast of a tensor")
             dist.broadcast(tensor, src=0)
         return tensor
 
     def barrier(self) -> None:
         if self.size > 1:
-            self.calls += 1
+            self._begin("barrier")
             dist.barrier()
 
-    def _count(self, tensor: Tensor, times: float) -> None:
+    def gather_objects(self, value) -> list:
+        """Every rank's picklable value, in rank order, on every rank."""
+        if self.size == 1:
+            return [value]
+        found = [None] * self.size
+        self._begin("all-gather of facts")
+        dist.all_gather_object(found, value)
+        return found
+
+    def report(self, step: int) -> None:
+        """Leaves where this rank is in the group's store, for ranks that wait for it in vain."""
+        if self.size > 1:
+            _store().set(f"embedfleet/{self.rank}", json.dumps([step, self.calls, time.time()]))
+
+    def lost(self, error: RuntimeError) -> Failed | None:
+        """What a collective that failed or never ended means, naming who is behind; None for any other error."""
+        if self.size == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            return None
+        reason = str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0]
+        return Failed(
+            f"rank {self.rank} lost the others in its collective {self.calls} ({self.doing}): {reason}. "
+            f"{self._whereabouts()} Look at the output of the rank that is behind; --resume goes on from the last "
+            "checkpoint"
+        )
+
+    def _whereabouts(self) -> str:
+        """Where every rank was at its last report; a rank that is gone no longer moves."""
+        try:
+            keys = [f"embedfleet/{rank}" for rank in range(self.size)]
+            seen = [json.loads(_store().get(key)) if _store().check([key]) else None for key in keys]
+        except RuntimeError:  # the store was on a machine that is gone
+            return "The ranks' reports are out of reach: the machine of rank 0 is gone."
+        told = [
+            f"rank {rank} after step {at[0]}, collective {at[1]}, {time.time() - at[2]:.0f} s ago"
+            for rank, at in enumerate(seen)
+            if at
+        ]
+        return f"Last reports: {'; '.join(told) or 'none'}."
+
+    def _begin(self, what: str, tensor: Tensor | None = None, times: float = 0.0) -> None:
+        self.doing = what
         self.calls += 1
-        self.sent += int(times * tensor.numel() * tensor.element_size())
+        if tensor is not None:
+            self.sent += int(times * tensor.numel() * tensor.element_size())
 
     def _wire(self) -> str:
         """Where tensors must lie to travel: gloo carries CPU tensors, nccl CUDA ones."""
@@ -133,3 +177,8 @@ def in_buckets(tensors: list[Tensor], limit: int) -> list[list[Tensor]]:
         buckets[-1].append(tensor)
         held += tensor.numel() * tensor.element_size()
     return buckets
+
+
+def _store() -> dist.Store:
+    """The store that the group met at."""
+    return dist.distributed_c10d._get_default_store()

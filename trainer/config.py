@@ -56,6 +56,7 @@ class DataConfig(Section):
     max_hard_negatives: int | None = Field(None, ge=0)  # per row; None takes all
     last_batch: Literal["keep", "drop"] = "keep"
     mixing: Literal["proportional", "temperature", "round_robin"] = "proportional"  # of sources; a batch is of one
+    allow: list[Literal["leakage", "positives_as_negatives"]] = []  # what the gate finds and does not refuse
     mixing_temperature: float = Field(2.0, gt=0)  # "temperature" takes a source in proportion to rows ** (1 / this)
 
 
@@ -133,6 +134,17 @@ class TrainConfig(Section):
     device: Literal["auto", "cpu", "mps", "cuda"] = "auto"
     seed: int = Field(0, ge=0)
     log_every: int = Field(10, ge=1)  # lines on the screen; logs.jsonl holds every step
+    timeout_minutes: float = Field(30.0, gt=0)  # how long a rank waits for another before the run fails
+    max_skipped_steps: int = Field(25, ge=1)  # in a row; fp16 finds its loss scale in fewer
+
+
+class CheckpointConfig(Section):
+    """When to write checkpoints beside those at the ends of epochs, and how many to keep (None: all)."""
+
+    every_steps: int | None = Field(None, ge=1)
+    every_minutes: float | None = Field(None, gt=0)
+    keep_steps: int | None = Field(2, ge=1)  # of checkpoint-step-N
+    keep_epochs: int | None = Field(None, ge=1)  # of checkpoint-epoch-N
 
 
 class SourceConfig(Section):
@@ -150,6 +162,7 @@ class RunConfig(Section):
     sources: dict[str, SourceConfig] = {}  # by the names in the shards' manifest
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
 
     @property
     def losses(self) -> dict[str, LossConfig]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from data_prep.problems import BadInput
 from data_prep.records import Record, query_key, text_key
 from data_prep.shards import open_shards
 from trainer.config import DataConfig
@@ -18,6 +19,7 @@ from trainer.model import tokenize
 from trainer.planner import BatchPlan, rank_slice
 from trainer.step import Batch
 
+CHECKED_ROWS = 16  # of pre-tokenised shards, at the start of a run
 BYTES_PER_TOKEN = 5  # of English text, to see which texts are cut
 NO_KEY, PAD_KEY = -1, -2  # of a document, of a row: they never match each other
 
@@ -37,9 +39,21 @@ class TrainData:
     plan: BatchPlan
 
     def __post_init__(self):
-        self.rows = open_shards(self.data.train).split("train")
+        shards = open_shards(self.data.train)
+        self.rows, self.tokens = shards.split("train"), shards.train_tokens()
         # Its own copy: a fast tokenizer carries the length it cuts at, and evaluation runs while batches are made.
         self.tokenizer = copy.deepcopy(self.tokenizer)
+        if self.tokens:
+            self._check_tokens()
+
+    def _check_tokens(self) -> None:
+        """Whether this run would make the same tokens. (preflight.py compares what the manifest says of them.)"""
+        ids = list(range(min(CHECKED_ROWS, len(self.rows))))
+        records = self.rows.take(ids)
+        texts = ids, records, [0] * len(ids), [record.negatives for record in records]
+        if self._read_tokens(*texts) != self._make_tokens(*texts):
+            made = f"are not what the tokenizer of {self.spec.path} makes of its texts today"
+            raise BadInput(f"data.train: the tokens of {self.data.train} {made}; shard again")
 
     def batches(self, first_step: int, last_step: int, rank: int, world: int) -> Iterator[tuple[int, Batch]]:
         """(step, this rank's slice) for steps first_step..last_step-1, each made while the one before it trains."""
@@ -79,26 +93,17 @@ class TrainData:
     ) -> Batch:
         """drawn: which positive of each record takes part; its other positives are masked, never negatives."""
         own = [r.negatives[: self.data.max_hard_negatives] for r in records]
-        negatives = [text for texts in own for text in texts]
-        queries, cut_queries = tokenize(
-            [r.query for r in records], self.spec.query_prompt, self.spec.query_max_len, self.tokenizer
-        )
-        documents, cut_documents = tokenize(
-            [r.positives[k] for r, k in zip(records, drawn)] + negatives,
-            self.spec.passage_prompt,
-            self.spec.passage_max_len,
-            self.tokenizer,
-        )
+        tokens, truncated = (self._read_tokens if self.tokens else self._make_tokens)(ids, records, drawn, own)
         row_keys = [[text_key(t) for t in r.positives] + [text_key(f"id:{d}") for d in r.doc_ids] for r in records]
         width = max((len(keys) for keys in row_keys), default=1)
         row_query = [query_key(r) for r in records]
         doc_keys = [
             [text_key(r.positives[k]), text_key(f"id:{r.doc_ids[k]}") if r.doc_ids else NO_KEY, query]
             for r, k, query in zip(records, drawn, row_query)
-        ] + [[text_key(text), NO_KEY, NO_KEY] for text in negatives]
+        ] + [[text_key(text), NO_KEY, NO_KEY] for texts in own for text in texts]
         return Batch(
             row_ids=ids,
-            tokens=queries + documents,
+            tokens=tokens,
             row_keys=torch.tensor([k + [PAD_KEY] * (width - len(k)) for k in row_keys]).reshape(len(records), width),
             row_query=torch.tensor(row_query, dtype=torch.int64),
             doc_keys=torch.tensor(doc_keys, dtype=torch.int64).reshape(-1, 3),
@@ -107,10 +112,32 @@ class TrainData:
             teacher_positive=_numbers([r.teacher_scores and r.teacher_scores[k] for r, k in zip(records, drawn)]),
             teacher_negative=_numbers([score for r, texts in zip(records, own) for score in _teacher(r, len(texts))]),
             global_rows=global_rows,
-            truncated=cut_queries + cut_documents,
+            truncated=truncated,
             seed=seed,
             source=source,
         )
+
+    def _make_tokens(
+        self, _: list[int], records: list[Record], drawn: list[int], negatives: list[list[str]]
+    ) -> tuple[list[list[int]], int]:
+        """Token ids of the queries, of the positives drawn, of each record's negatives; how many texts were cut."""
+        spec = self.spec
+        documents = [r.positives[k] for r, k in zip(records, drawn)] + [text for texts in negatives for text in texts]
+        queries, cut = tokenize([r.query for r in records], spec.query_prompt, spec.query_max_len, self.tokenizer)
+        passages, also_cut = tokenize(documents, spec.passage_prompt, spec.passage_max_len, self.tokenizer)
+        return queries + passages, cut + also_cut
+
+    def _read_tokens(
+        self, ids: list[int], records: list[Record], drawn: list[int], negatives: list[list[str]]
+    ) -> tuple[list[list[int]], int]:
+        """As _make_tokens, from the shards. ids: the records' rows."""
+        first = self.tokens.first_texts(ids)
+        of_row = [start + 1 + len(r.positives) for start, r in zip(first.tolist(), records)]
+        documents = [start + 1 + k for start, k in zip(first.tolist(), drawn)]
+        documents += [start + i for start, texts in zip(of_row, negatives) for i in range(len(texts))]
+        queries, cut = self.tokens.ids(first, self.spec.query_max_len)
+        passages, also_cut = self.tokens.ids(np.array(documents, np.int64), self.spec.passage_max_len)
+        return queries + passages, cut + also_cut
 
 
 def _numbers(values: list[float | None]) -> torch.Tensor:

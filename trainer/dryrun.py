@@ -16,7 +16,7 @@ SHOWN_ROWS = 3
 def show(config: RunConfig, resume: bool) -> None:
     """Prints to stdout; trains and writes nothing. Raises BadInput like the run itself."""
     pick_device(config.train.device)
-    check_run(config, resume)
+    warnings = check_run(config, resume)
     import_functions(config.losses.values())
     plan = make_plan(config)
     folder = fetch(config.model.path, config.model.trust_remote_code)
@@ -28,6 +28,7 @@ def show(config: RunConfig, resume: bool) -> None:
         f"prompts: query {spec.query_prompt!r}, passage {spec.passage_prompt!r}; "
         f"at most {spec.query_max_len} and {spec.passage_max_len} tokens",
         *spec.notes,
+        *warnings,
         f"data: {config.data.train}, {plan.rows} rows, fingerprint {plan.fingerprint[:16]}",
         f"evaluation: {', '.join(eval_paths(config).values()) or 'none (no data.eval, no eval split with judgements)'}",
         f"plan: {steps} steps ({config.train.epochs} epoch(s) of {plan.steps_per_epoch}), global batch "

@@ -1,4 +1,7 @@
-"""Evaluation of a model folder on a retrieval set: python -m trainer.evaluate --model M [--baseline M0] --data SET."""
+"""Evaluation of a model on a retrieval set: python -m trainer.evaluate --model M [--baseline M0] --data SET.
+
+In place of a set: --collection of a store with --pairs that name its chunks.
+"""
 
 import argparse
 import sys
@@ -7,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data_prep.cli import add_store, store_flags, store_of, where_of
 from data_prep.output import check, check_output_file
-from data_prep.problems import guarded
+from data_prep.problems import BadInput, guarded
 from data_prep.progress import say
-from data_prep.retrieval_sets import RetrievalSet, load_set
+from data_prep.retrieval_sets import RetrievalSet, load_collection, load_set
 from trainer.inference import TextEncoder, add_model, model_of
 from trainer.retrieval import METRICS, means, paired_bootstrap, rank_documents, score_run
 from trainer.runlog import write_json
@@ -80,8 +84,18 @@ def _model(path: str, args: argparse.Namespace) -> "ModelConfig":
     return config
 
 
+def _data(args: argparse.Namespace) -> RetrievalSet:
+    given = {name for name in ("data", "collection", "pairs") if getattr(args, name) is not None}
+    if given not in ({"data"}, {"collection", "pairs"}):
+        raise BadInput("name what is evaluated on: --data SET, or --collection NAME of a store with --pairs FILE")
+    if args.data is not None:
+        check(store_flags(args))
+        return load_set(args.data)
+    return load_collection(store_of(args), args.pairs, where_of(args))
+
+
 def run(args: argparse.Namespace) -> int:
-    data = load_set(args.data)
+    data = _data(args)
     for note in data.notes:
         say(note)
     configs = {path: _model(path, args) for path in (args.model, args.baseline) if path}
@@ -90,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     tuned = evaluate_folder(configs[args.model], data, args.device)
     result = {
         "model": args.model,
-        "data": str(args.data),
+        "data": str(args.data or args.collection),
         "queries": len(tuned),
         "documents": len(data.doc_ids),
         "metrics": means(tuned),
@@ -115,8 +129,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--model", required=True, help="model folder or hub id")
     parser.add_argument("--baseline", help="model to compare with, e.g. the one before training")
-    parser.add_argument("--data", required=True, help="retrieval set, or shard folder with an eval split")
+    parser.add_argument("--data", metavar="SET", help="retrieval set, or shard folder with an eval split")
+    parser.add_argument("--pairs", type=Path, metavar="FILE", help="pairs that name the chunks of --collection")
     parser.add_argument("--json", help="write the result here as well")
+    add_store(parser, required=False)
     add_model(parser)
     args = parser.parse_args(argv)
     return guarded(lambda: run(args))

@@ -1,10 +1,10 @@
 """What a model folder says about itself: pooling, normalisation, prompts, length, remote code. Never imports torch."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from data_prep import model_folder
+from data_prep.model_folder import TOKENIZER_FILES, read_json, read_object, read_text_rules
 from data_prep.problems import BadInput
 from trainer.config import ModelConfig
 
@@ -30,25 +30,10 @@ class ModelSpec:
     notes: list[str] = field(default_factory=list)  # lines to say once: what was chosen for want of a statement
 
 
-def is_hub_id(path: str) -> bool:
-    return not Path(path).exists() and path.count("/") <= 1 and not path.startswith((".", "/", "~"))
-
-
 def fetch(path: str, with_code: bool = False) -> str:
     """The local folder of a model: `path` itself, or the hub snapshot of an id (downloaded once, then cached)."""
-    if Path(path).exists() or not is_hub_id(path):
-        return path
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*/config.json", *(["*.py"] if with_code else [])]
-    try:
-        return snapshot_download(path, allow_patterns=patterns)
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise BadInput(
-            f"model.path: {path!r} is neither a folder here nor a model the hub gave us ({reason})"
-        ) from None
+    patterns = (*TOKENIZER_FILES, "*.safetensors", *(["*.py"] if with_code else []))
+    return model_folder.fetch(path, patterns, "model.path")
 
 
 def read_spec(config: ModelConfig, folder: str | Path) -> ModelSpec:
@@ -61,7 +46,6 @@ def read_spec(config: ModelConfig, folder: str | Path) -> ModelSpec:
     problems = _folder_problems(config, folder)
     if problems:
         raise BadInput(problems)
-    settings = read_json(folder / "config.json")
     notes: list[str] = []
     modules = _modules(folder)
     stated = _stated_pooling(folder, modules)
@@ -73,36 +57,24 @@ def read_spec(config: ModelConfig, folder: str | Path) -> ModelSpec:
         )
     if stated and stated != pooling:
         notes.append(f"pooling: the run file asks for {pooling}, the model folder was trained with {stated}")
-    limit = _position_limit(settings)
-    length = _stated_length(folder) or limit
-    if length is None and None in (config.query_max_len, config.passage_max_len):
-        raise BadInput(f"model.query_max_len and model.passage_max_len: {folder} states no maximum length; set both")
-    for name in ("query_max_len", "passage_max_len"):
-        asked = getattr(config, name)
-        if asked and limit and asked > limit:
-            problems.append(f"model.{name}: {asked} tokens, but the model has {limit} positions")
-        if asked is None and not _stated_length(folder):
-            notes.append(f"{name}: {length} tokens (the model's positions; the folder states no shorter length)")
-    prompts = _prompts(folder)
-    if problems:
-        raise BadInput(problems)
+    rules = read_text_rules(
+        folder,
+        config.query_prompt,
+        config.passage_prompt,
+        config.query_max_len,
+        config.passage_max_len,
+        named="model.{}".format,
+    )
     return ModelSpec(
         path=str(folder),
         pooling=pooling,
         normalize=_normalize(config, folder, modules, notes),
-        query_prompt=_prompt(config.query_prompt, prompts, ("query",)),
-        passage_prompt=_prompt(config.passage_prompt, prompts, ("document", "passage", "corpus")),
-        query_max_len=config.query_max_len or length,
-        passage_max_len=config.passage_max_len or length,
-        notes=notes,
+        query_prompt=rules.query_prompt,
+        passage_prompt=rules.passage_prompt,
+        query_max_len=rules.query_max_len,
+        passage_max_len=rules.passage_max_len,
+        notes=[*notes, *rules.notes],
     )
-
-
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path}: not readable JSON ({error})") from None
 
 
 def _folder_problems(config: ModelConfig, folder: Path) -> list[str]:
@@ -136,18 +108,10 @@ def _modules(folder: Path) -> list[dict]:
     return modules
 
 
-def _read_object(path: Path) -> dict:
-    """A JSON object, {} where there is no such file."""
-    values = read_json(path) if path.is_file() else {}
-    if not isinstance(values, dict):
-        raise BadInput(f"{path}: not a JSON object")
-    return values
-
-
 def _stated_pooling(folder: Path, modules: list[dict]) -> str | None:
     for module in modules:
         if module.get("type", "").endswith(".Pooling"):
-            values = _read_object(folder / module["path"] / "config.json")
+            values = read_object(folder / module["path"] / "config.json")
             if "pooling_mode" in values:  # sentence-transformers 5.x and later name it
                 mode = values["pooling_mode"]
                 chosen = [_NEW_NAMES.get(name) for name in ([mode] if isinstance(mode, str) else mode)]
@@ -167,24 +131,3 @@ def _normalize(config: ModelConfig, folder: Path, modules: list[dict], notes: li
         notes.append("normalize: true (cosine similarity; the folder does not say)")
         return True
     return any(module.get("type", "").endswith(".Normalize") for module in modules)
-
-
-def _stated_length(folder: Path) -> int | None:
-    return _read_object(folder / "sentence_bert_config.json").get("max_seq_length")
-
-
-def _position_limit(settings: dict) -> int | None:
-    positions = settings.get("max_position_embeddings")
-    if positions and settings.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet"):
-        return positions - 2  # these count positions from padding_idx + 1
-    return positions
-
-
-def _prompts(folder: Path) -> dict[str, str]:
-    return _read_object(folder / "config_sentence_transformers.json").get("prompts") or {}
-
-
-def _prompt(asked: str | None, stated: dict[str, str], names: tuple[str, ...]) -> str:
-    if asked is not None:
-        return asked
-    return next((stated[name] for name in names if stated.get(name)), "")

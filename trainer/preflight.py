@@ -11,24 +11,30 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from data_prep.gate import Gate
+from data_prep.model_folder import TextRules, read_json
 from data_prep.problems import BadInput, nearest
 from data_prep.retrieval_sets import load_set
 from data_prep.shards import Rows, ShardFolder, open_shards
 from data_prep.sharing import SourceRows
+from data_prep.token_lengths import Reader
+from data_prep.tokens import tokenizer_hash
 from trainer.config import LOSSES, NEEDS_SCORES, NEEDS_TEACHER, LossConfig, RunConfig, add_working_folder
-from trainer.folder import fetch, read_json, read_spec
+from trainer.folder import ModelSpec, fetch, read_spec
 from trainer.planner import BatchPlan
 from trainer.runlog import check_resumable
 
 
-def check_run(config: RunConfig, resume: bool, own_loss: bool = False) -> None:
-    """Raises one BadInput with every problem of model, data and output folder.
+def check_run(config: RunConfig, resume: bool, own_loss: bool = False) -> list[str]:
+    """Raises one BadInput with every problem of model, data and output folder; returns a line for each warning.
 
     own_loss: a function takes the place of the run file's losses.
     """
     problems: list[str] = []
-    _collect(problems, _check_model, config)
+    spec = _collect(problems, _check_model, config)
     fingerprint = _collect(problems, _check_data, config, key="data.train")
+    if spec and fingerprint:
+        _collect(problems, _check_tokens, config, spec, key="data.train")
     if not own_loss:
         _collect(problems, _check_functions, config)
         if fingerprint:
@@ -37,6 +43,28 @@ def check_run(config: RunConfig, resume: bool, own_loss: bool = False) -> None:
     _collect(problems, _check_output, config, resume, fingerprint)
     if problems:
         raise BadInput(problems)
+    return _pass_gate(config)  # last: it reads the data, and needs the model's tokenizer and the evaluation sets
+
+
+def _pass_gate(config: RunConfig) -> list[str]:
+    """What the gate (data_prep/gate.py) found, one line each; BadInput for what data.allow does not list."""
+    spec = read_spec(config.model, fetch(config.model.path, config.model.trust_remote_code))
+    rules = TextRules(spec.query_prompt, spec.passage_prompt, spec.query_max_len, spec.passage_max_len)
+    evals = {"data.eval": config.data.eval} | {f"sources.{name}.eval": own.eval for name, own in config.sources.items()}
+    proportional = "data.mixing: round_robin or temperature takes them more often"
+    gate = Gate(
+        open_shards(config.data.train),
+        {key: path for key, path in evals.items() if path},
+        Reader(spec.path, rules),
+        proportional if config.data.mixing == "proportional" else None,
+    )
+    found = gate.findings()
+    refused = [one for one in found if one.severity == "error" and one.name not in config.data.allow]
+    if refused:
+        raise BadInput(
+            [f"{one.about or 'data.train'}: {one.line()}; or train on them: data.allow=[{one.name}]" for one in refused]
+        )
+    return [f"{one.severity if one.severity == 'warning' else 'allowed'}: {one.line()}" for one in found]
 
 
 def _collect(problems: list[str], check: Callable, *args, key: str = ""):
@@ -48,9 +76,9 @@ def _collect(problems: list[str], check: Callable, *args, key: str = ""):
         return None
 
 
-def _check_model(config: RunConfig) -> None:
+def _check_model(config: RunConfig) -> ModelSpec:
     folder = fetch(config.model.path, config.model.trust_remote_code)
-    read_spec(config.model, folder)
+    spec = read_spec(config.model, folder)
     settings = read_json(Path(folder) / "config.json")
     size = settings.get("hidden_size", settings.get("d_model"))
     for key, loss in config.losses.items():
@@ -63,6 +91,7 @@ def _check_model(config: RunConfig) -> None:
                 tensors.keys()
         except (SafetensorError, OSError) as error:
             raise BadInput(f"model.path: {file} is damaged ({error})") from None
+    return spec
 
 
 def make_plan(config: RunConfig) -> BatchPlan:
@@ -105,6 +134,25 @@ def _check_data(config: RunConfig) -> str:
         has = f"{config.data.train} has no such source, but {', '.join(names)}"
         raise BadInput([f"data.train: sources.{name}: {has}.{nearest(name, names)}" for name in unknown])
     return _plan_of(config, shards).fingerprint
+
+
+def _check_tokens(config: RunConfig, spec: ModelSpec) -> None:
+    """Whether tokens that shards hold are those that this run would make."""
+    made = open_shards(config.data.train).token_facts
+    if made is None:
+        return
+    found = []
+    if tokenizer_hash(Path(spec.path)) != made.sha256:
+        found.append(f"the tokenizer of {made.model} (the run's is another one, that of {spec.path})")
+    for name in ("query_prompt", "passage_prompt"):
+        if getattr(made, name) != getattr(spec, name):
+            found.append(f"{name} {getattr(made, name)!r} (the run's is {getattr(spec, name)!r})")
+    for name in ("query_max_len", "passage_max_len"):
+        if getattr(made, name) < getattr(spec, name):  # a shorter one is served by cutting again
+            found.append(f"{name} {getattr(made, name)} (the run's is longer: {getattr(spec, name)})")
+    if found:
+        mend = "shard again with the run's (--tokenizer), or without tokens, or change the run file"
+        raise BadInput(f"data.train: {config.data.train} holds tokens made with {', '.join(found)}; {mend}")
 
 
 def _check_losses(config: RunConfig) -> None:
@@ -248,15 +296,18 @@ def _check_writable(out: Path) -> None:
 
 def _check_space(config: RunConfig, out: Path, resume: bool) -> None:
     weights = _fp32_bytes(Path(config.model.path))
-    there = len(list(out.glob("checkpoint-epoch-*"))) if resume else 0
-    epochs = max(0, config.train.epochs - there)
-    # an epoch checkpoint holds the weights and two moments, final the weights
-    needed = weights * (3 * epochs + (0 if (out / "final").is_dir() else 1))
+    there = len(list(out.glob("checkpoint-*"))) if resume else 0
+    asked = config.checkpoint
+    epochs = min(config.train.epochs, asked.keep_epochs + 1 if asked.keep_epochs else config.train.epochs)
+    between = (asked.keep_steps or 1) + 1 if asked.every_steps or asked.every_minutes else 0
+    checkpoints = max(0, epochs + between - there)
+    # a checkpoint holds the weights and two moments, final the weights
+    needed = weights * (3 * checkpoints + (0 if (out / "final").is_dir() else 1))
     free = shutil.disk_usage(_existing_parent(out.absolute())).free
     if free < needed:
         raise BadInput(
-            f"output_dir: {free / 2**30:.1f} GiB free below {out}, but {epochs} epoch checkpoints and the final model "
-            f"need about {needed / 2**30:.1f} GiB; free some or name another disk"
+            f"output_dir: {free / 2**30:.1f} GiB free below {out}, but {checkpoints} checkpoints and the final model "
+            f"need about {needed / 2**30:.1f} GiB; free some, name another disk, or set checkpoint.keep_epochs"
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from data_prep.cli import add_store, store_of, where_of
 from data_prep.output import check
 from data_prep.problems import BadInput, guarded
-from data_prep.progress import result, say, track
+from data_prep.progress import EVERY_SECONDS, result, say
 from data_prep.stores import Chunk, Collection, Store, StoreConfig, check_target, open_store
 from trainer.inference import TextEncoder, add_model, model_of
 
@@ -53,14 +53,15 @@ def reindex(
         about = _about(config, encoder, where)
         filled = _target(store, source, target, encoder, about)
         began, embedded = time.monotonic(), 0
-        pages = batches(source.chunks(where), batch)
-        for page in track(pages, f"re-embedding {source.name} (batches of {batch})", -(-total // batch)):
+        for page in _told(batches(source.chunks(where), batch), source.name, total):
             missing = _missing(page, filled)
             if missing:
                 vectors = encoder.passages([chunk.text for chunk in missing])
                 filled.upsert([Chunk(c.id, c.text, c.metadata, vector) for c, vector in zip(missing, vectors)])
             embedded += len(missing)
         filled.describe({STATE: WHOLE})
+        for what in source.not_copied:
+            say(f"note: not copied to {target}: {what}")
         _report(filled, encoder, total, embedded, time.monotonic() - began)
         _switch(store, config.collection, target, alias)
     return embedded
@@ -70,6 +71,17 @@ def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
     items = iter(items)
     while page := list(islice(items, size)):
         yield page
+
+
+def _told(pages: Iterable[list[Chunk]], name: str, total: int) -> Iterator[list[Chunk]]:
+    """The pages; says about every five seconds how far it is. (The encoder has a bar of its own for each page.)"""
+    done, last = 0, time.monotonic()
+    for page in pages:
+        yield page
+        done += len(page)
+        if time.monotonic() - last >= EVERY_SECONDS:
+            last = time.monotonic()
+            say(f"re-embedding {name}: {done:,} of {total:,} chunks")
 
 
 def _about(config: StoreConfig, encoder: TextEncoder, where: dict[str, Any] | None) -> dict[str, Any]:
@@ -158,8 +170,8 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m trainer.reindex",
         description="Embeds a collection with a model into a new collection of the same store; ids, texts and metadata "
         "are kept. Run again, it goes on where it stopped.",
-        epilog="example: python -m trainer.reindex --model runs/first/final --store chroma --path chroma "
-        "--collection docs --target docs-tuned",
+        epilog="example: python -m trainer.reindex --model tuned/final --store chroma --path chroma "
+        "--collection stdlib --target stdlib-tuned",
     )
     parser.add_argument("--model", required=True, help="model folder or hub id")
     parser.add_argument("--target", required=True, metavar="NEW", help="the collection that is made")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from data_prep.retrieval_sets import RetrievalSet, load_set  # noqa: F401 (sets and their metrics under one name)
+from data_prep.retrieval_sets import RetrievalSet
 
 METRICS = ("nDCG@10", "MRR@10", "MAP", "recall@1", "recall@10", "recall@100")
 DEPTH = 1000  # documents kept for each query, as trec_eval does

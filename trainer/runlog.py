@@ -22,7 +22,11 @@ from trainer.planner import PLAN_VERSION
 PACKAGES = ("embedfleet", "torch", "transformers", "accelerate", "deepspeed", "datasets", "pyarrow", "safetensors")
 # Facts that may change between a run and its resumption: they change speed and memory, never the mathematics.
 # (Where the data lie may change as well: what they are is in the fingerprint.)
-FREE = ("output_dir", "data.train", "train.micro_batch_tokens", "train.device", "train.log_every")
+FREE = (
+    "output_dir", "data.train", "data.allow", "train.micro_batch_tokens", "train.device", "train.log_every",
+    "train.timeout_minutes", "train.max_skipped_steps", "checkpoint.every_steps", "checkpoint.every_minutes",
+    "checkpoint.keep_steps", "checkpoint.keep_epochs",
+)  # fmt: skip
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -94,6 +98,16 @@ def check_resumable(run_dir: Path, config: RunConfig, fingerprint: str) -> None:
         )
     if problems:
         raise BadInput([*problems, "resume with the same run file, or train into another output_dir"])
+
+
+def chosen_budget(run_dir: Path, topology: dict) -> int | None:
+    """What micro_batch_tokens an interrupted run of the same topology had: with other chunks the sums round otherwise,
+    and the resumed run would not end in the same bytes. None for another topology, or no record of one."""
+    try:
+        recorded = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return recorded["plan"]["micro_batch_tokens"] if recorded["topology"] == topology else None
 
 
 class RunLog:

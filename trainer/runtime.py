@@ -12,12 +12,12 @@ from data_prep.problems import BadInput
 from trainer.collectives import World
 from trainer.config import OptimConfig, RunConfig
 from trainer.engine import TorchEngine
+from trainer.interrupts import Stopped
 from trainer.model import Embedder
 from trainer.topology import ENGINES, ZERO, Claim, check_world, claims
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 LONE = {"cpu": "cpu", "mps": "mps", "cuda": "single_gpu"}  # device -> engine of one process
-GROUP_TIMEOUT = timedelta(minutes=30)  # a cut link is noticed by this alone
 
 
 @dataclass
@@ -97,7 +97,8 @@ def start(config: RunConfig, run_file: str, engine: str | None = None, processes
         _describe_lone_process()
     # Without an explicit backend each CPU rank under DeepSpeed would silently train alone.
     backend = "nccl" if kind == "cuda" else "gloo"
-    handlers = [InitProcessGroupKwargs(backend=backend, timeout=GROUP_TIMEOUT)] if "WORLD_SIZE" in os.environ else []
+    timeout = timedelta(minutes=config.train.timeout_minutes)  # a cut link is noticed by this alone
+    handlers = [InitProcessGroupKwargs(backend=backend, timeout=timeout)] if "WORLD_SIZE" in os.environ else []
     accelerator = Accelerator(
         cpu=kind == "cpu" and not ds_json,
         mixed_precision="no",  # the model autocasts by itself, the same on every engine
@@ -130,6 +131,14 @@ def process_group(runtime: Runtime):
     try:
         yield
         failed = False
+    except Stopped:  # on every rank, after the same step
+        failed = False
+        raise
+    except RuntimeError as error:
+        lost = runtime.world.lost(error)
+        if lost is None:
+            raise
+        raise lost from error
     finally:
         # After a failure other ranks may sit in a collective: leaving the group would wait for them. The process ends.
         if torch.distributed.is_initialized() and not failed:

@@ -4,16 +4,18 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
-from data_prep.cli import add_store, store_of, where_of
+from data_prep.cli import add_store, store_flags, store_of, where_of
+from data_prep.output import check
 from data_prep.problems import BadInput, guarded
 from data_prep.progress import say
+from data_prep.retrieval_sets import load_set
 from data_prep.stores import Collection, open_collection
 from trainer.inference import TextEncoder, add_model, model_of
 from trainer.reindex import DIM, FINGERPRINT, STATE, UNFINISHED
-from trainer.retrieval import load_set
 
 PROBED = 8  # chunks embedded again to see whose vectors a collection holds
 SAME = 0.99  # cosine: the same model with another length or runtime stays above, other models far below
@@ -91,13 +93,9 @@ def holds(encoder: TextEncoder, collection: Collection) -> bool:
         return True
     if size != encoder.size:
         return False
-    stored = []
-    for chunk in collection.chunks(page=PROBED, embeddings=True):
-        stored.append(chunk)
-        if len(stored) == PROBED:
-            break
+    stored = list(islice(collection.chunks(page=PROBED, embeddings=True), PROBED))
     own = encoder.passages([chunk.text for chunk in stored])
-    return min(_cosine(vector, chunk.embedding) for vector, chunk in zip(own, stored)) >= SAME
+    return bool(stored) and min(_cosine(vector, chunk.embedding) for vector, chunk in zip(own, stored)) >= SAME
 
 
 def _cosine(one: np.ndarray, other: np.ndarray) -> float:
@@ -131,6 +129,8 @@ def run(args: argparse.Namespace) -> None:
         raise BadInput(f"--top {args.top}: must be 1 or more")
     if (args.data is None) == (args.collection is None):
         raise BadInput("name what is searched: --collection NAME of a store, or --data SET; one of them")
+    if args.data is not None:
+        check(store_flags(args))
     paths = {"base": args.compare, "tuned": args.model} if args.compare else {"": args.model}
     encoders = {side: TextEncoder(model_of(path, args), args.device) for side, path in paths.items()}
     found = {}
@@ -152,7 +152,8 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m trainer.search",
         description="The top results of a query with their cosine similarity in per cent; with --compare those of "
         "another model beside them.",
-        epilog='example: python -m trainer.search --model runs/first/final --compare MODEL --data shards "how to …"',
+        epilog='example: python -m trainer.search "how do pods get an address" --model tuned/final --compare MODEL '
+        "--data k8s_docs",
     )
     parser.add_argument("query", nargs="+", help="one or more")
     parser.add_argument("--model", required=True, help="model folder or hub id")

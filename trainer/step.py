@@ -6,7 +6,7 @@ then back-propagated with its own. Chunks that fit `micro_batch_tokens` keep the
 the others are embedded again. Gradients cross ranks once per step.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -62,12 +62,13 @@ class Batch:
 class StepStats:
     """loss: mean over the global batch. temperature_grad: its derivative, 0 where the temperature is fixed.
 
-    values: to log, means or totals over all ranks.
+    values: to log, means or totals over all ranks. wishes: see compute_gradients.
     """
 
     loss: float
     temperature_grad: float = 0.0
     values: dict[str, float] = field(default_factory=dict)
+    wishes: tuple[int, int] = (0, 0)
 
 
 def make_chunks(lengths: list[int], budget: int, packed: bool) -> list[list[int]]:
@@ -100,10 +101,13 @@ def kept_chunks(costs: list[int], budget: int) -> int:
     return kept
 
 
-def compute_gradients(engine, batch: Batch, objective: Objective, micro_batch_tokens: int) -> StepStats:
+def compute_gradients(
+    engine, batch: Batch, objective: Objective, micro_batch_tokens: int, wishes: tuple[int, int] = (0, 0)
+) -> StepStats:
     """Leaves the gradient of the global batch's mean loss on the engine's parameters; returns what to log.
 
-    engine: TorchEngine or ZeroEngine. Collective: every rank calls it with its own slice.
+    engine: TorchEngine or ZeroEngine. wishes: (stop, save) of this rank, numbers that travel with what is exchanged
+    anyway; the largest of all ranks come back, the same on each. Collective: every rank calls it with its own slice.
     """
     world: World = engine.world
     lengths = [len(ids) for ids in batch.tokens]
@@ -113,7 +117,7 @@ def compute_gradients(engine, batch: Batch, objective: Objective, micro_batch_to
     kept = kept_chunks(costs, micro_batch_tokens)
     if not chunks:  # no row of a small last batch; an engine may wait for a rank that never goes backward
         chunks, kept = [[]], 1
-    table = world.gather_ints([batch.rows, len(lengths) - batch.rows, len(chunks), kept]).tolist()
+    table = world.gather_ints([batch.rows, len(lengths) - batch.rows, len(chunks), kept, *wishes]).tolist()
     counts = [row[:2] for row in table]
     if engine.lockstep:  # every forward pass is a collective: all ranks run the same number of each kind
         rounds, embedded_twice = max(row[2] for row in table), max(row[2] - row[3] for row in table)
@@ -145,7 +149,8 @@ def compute_gradients(engine, batch: Batch, objective: Objective, micro_batch_to
             upstream[: len(chunk)] = gradient[chunk]
             engine.backward((out * upstream).sum())
     totals = world.sum(torch.cat([sums, _usage(batch, lengths, sum(costs))]))
-    return _summarise(dict(zip([*objective.stat_names, *USAGE], totals.tolist())), batch.global_rows)
+    stats = _summarise(dict(zip([*objective.stat_names, *USAGE], totals.tolist())), batch.global_rows)
+    return replace(stats, wishes=(max(row[4] for row in table), max(row[5] for row in table)))
 
 
 def planned_collectives(world: int, objective: Objective, buckets: int) -> int:

@@ -10,27 +10,28 @@ from pathlib import Path
 
 import torch
 
-from data_prep.problems import Failed
 from data_prep.progress import say
 from data_prep.retrieval_sets import RetrievalSet, load_set
 from trainer import checkpoint
-from trainer.checkpoint import TrainState
+from trainer.agreement import check_agreement, facts_of
+from trainer.checkpoint import Clock, Writer
 from trainer.config import RunConfig, lr_factor
 from trainer.data import TrainData
 from trainer.evaluate import evaluate_engine
 from trainer.folder import ModelSpec
+from trainer.interrupts import StopRequest, listening, remove_marker
 from trainer.memory import resolve_budget
-from trainer.model import Embedder, load_embedder, save_embedder
+from trainer.model import Embedder, load_embedder
 from trainer.objective import Objective, import_functions
 from trainer.optim import LearnedTemperature
 from trainer.planner import PLAN_VERSION, BatchPlan, total_steps
 from trainer.preflight import check_run, eval_paths, make_plan, unused_teachers
 from trainer.retrieval import means
-from trainer.runlog import RunLog, describe_run, write_json
+from trainer.runlog import RunLog, chosen_budget, describe_run, write_json
 from trainer.runtime import Runtime, process_group, start
+from trainer.saving import Skips, epoch_is_over, model_writer, save_step, snapshot, stop_here
+from trainer.state import TrainState, damage, newest, read_state
 from trainer.step import compute_gradients, planned_collectives
-
-SKIPS_IN_A_ROW = 25  # fp16 finds its loss scale in fewer; more means that the run has diverged
 
 
 @dataclass
@@ -55,6 +56,7 @@ class Job:
     log: RunLog
     run_dir: Path
     state: TrainState
+    writer: Writer | None = None
 
 
 def train(
@@ -73,31 +75,37 @@ def train(
     runtime = start(config, run_file, engine, processes)
     with process_group(runtime):
         final = Path(config.output_dir) / "final"
-        runtime.world.on_first(lambda: check(config, resume, loss_fn))
-        if resume and runtime.world.on_first(lambda: checkpoint.damage(final) is None):
+        check_agreement(runtime.world, facts_of(config))
+        warnings = runtime.world.on_first(lambda: check(config, resume, loss_fn))
+        if resume and runtime.world.on_first(lambda: damage(final) is None):
             if runtime.is_main:
                 say(f"{config.output_dir}: this run is finished; the model is in {final}")
             return final
+        for line in warnings if runtime.is_main else ():
+            say(line)
         job = prepare(runtime, config, resume, loss_fn)
         try:
-            fit(job)
+            with listening() as request:
+                fit(job, request)
             return finish(job)
         finally:
+            job.writer.close()
             job.log.close()
 
 
-def check(config: RunConfig, resume: bool, loss_fn: Callable | None) -> None:
-    """Raises BadInput for what would fail later, among it users' losses that cannot be imported."""
-    check_run(config, resume, own_loss=loss_fn is not None)
+def check(config: RunConfig, resume: bool, loss_fn: Callable | None) -> list[str]:
+    """Raises BadInput for what would fail later, among it users' losses that cannot be imported; returns warnings."""
+    warnings = check_run(config, resume, own_loss=loss_fn is not None)
     if loss_fn is None:
         import_functions(config.losses.values())
+    return warnings
 
 
 def prepare(runtime: Runtime, config: RunConfig, resume: bool, loss_fn: Callable | None = None) -> Job:
     """Loads model and data, writes run.json, restores the newest whole checkpoint where there is one."""
     run_dir = Path(config.output_dir)
-    folder, passed = runtime.world.on_first(lambda: checkpoint.newest(run_dir) if resume else (None, []))
-    state = checkpoint.read_state(folder) if folder else TrainState(0, 0, 0, 0, {})
+    folder, passed = runtime.world.on_first(lambda: newest(run_dir) if resume else (None, []))
+    state = read_state(folder) if folder else TrainState(0, 0, 0, 0, {})
     plan = make_plan(config)
     steps = total_steps(plan, config.train.epochs, config.train.max_steps)
     embedder, tokenizer, spec, untrained = load_embedder(config.model, folder)
@@ -108,8 +116,10 @@ def prepare(runtime: Runtime, config: RunConfig, resume: bool, loss_fn: Callable
             engine.load_moments(checkpoint.read_moments(folder), state.updates)
         engine.scale.load(state.loss_scale)
     temperatures = make_temperatures(objectives, state.temperatures)
-    budget = resolve_budget(config.train.micro_batch_tokens, engine, spec)
     topology = {"processes": runtime.world.size, "engine": runtime.engine, "device": runtime.device.type}
+    asked = config.train.micro_batch_tokens
+    before = runtime.world.on_first(lambda: chosen_budget(run_dir, topology) if resume and asked == "auto" else None)
+    budget = before or resolve_budget(asked, engine, spec)
     about_plan = {
         "version": PLAN_VERSION,
         "rows": plan.rows,
@@ -120,13 +130,14 @@ def prepare(runtime: Runtime, config: RunConfig, resume: bool, loss_fn: Callable
             name: planned_collectives(runtime.world.size, o, engine.buckets) for name, o in objectives.items()
         },
     }
-    runtime.world.on_first(lambda: _write_run_json(run_dir, config, topology, plan, about_plan))
+    runtime.world.on_first(lambda: _prepare_folder(run_dir, config, topology, plan, about_plan))
     log = RunLog(run_dir, runtime.is_main, state.log_offset)
     eval_sets = {name: load_set(where) for name, where in eval_paths(config).items()}
     job = Job(
         config, runtime, engine, embedder, tokenizer, copy.deepcopy(tokenizer), spec, untrained, plan, steps,
         TrainData(config.data, spec, tokenizer, plan), eval_sets, objectives, temperatures, budget, log, run_dir, state,
     )  # fmt: skip
+    job.writer = Writer(engine, run_dir, config.checkpoint, model_writer(job))
     _say_start(job, resume, folder, passed, topology)
     return job
 
@@ -154,8 +165,10 @@ def make_temperatures(objectives: dict[str, Objective], states: dict[str, dict])
     return made
 
 
-def _write_run_json(run_dir: Path, config: RunConfig, topology: dict, plan: BatchPlan, about_plan: dict) -> None:
+def _prepare_folder(run_dir: Path, config: RunConfig, topology: dict, plan: BatchPlan, about_plan: dict) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
+    checkpoint.sweep(run_dir)
+    remove_marker(run_dir)
     if not (run_dir / "run.json").exists():  # a resumed run keeps the record of how it began
         write_json(run_dir / "run.json", describe_run(config, topology, plan.fingerprint, about_plan))
 
@@ -199,19 +212,25 @@ _MEETING = {
 }
 
 
-def fit(job: Job) -> None:
-    """The optimizer steps; evaluation and a checkpoint at each epoch's end (and where max_steps cuts one short)."""
+def fit(job: Job, request: StopRequest) -> None:
+    """The optimizer steps; evaluation and a checkpoint at each epoch's end (and where max_steps cuts one short).
+
+    Raises Stopped, with a checkpoint written, after the step in which any rank was asked to stop.
+    """
     config, engine, world = job.config, job.engine, job.runtime.world
     if job.state.step == 0:
         evaluate(job)
-    skipped_in_a_row = 0
+    elif epoch_is_over(job):  # the run was stopped between the last step of an epoch and its evaluation
+        end_epoch(job)
+    clock, skips = Clock(config.checkpoint), Skips(job)
     mark = time.perf_counter()
     for step, batch in job.data.batches(job.state.step, job.total_steps, world.rank, world.size):
         objective, learned = job.objectives[batch.source], job.temperatures.get(batch.source)
         if learned:
             objective.temperature = learned.value
         sent = world.sent
-        stats = compute_gradients(engine, batch, objective, job.micro_batch_tokens)
+        wishes = request.signal_number, int(clock.due(step + 1))
+        stats = compute_gradients(engine, batch, objective, job.micro_batch_tokens, wishes)
         if job.runtime.engine == "ddp":  # DeepSpeed's own traffic is not seen
             stats.values["bytes_sent"] = world.sent - sent
         factor = lr_factor(step, job.total_steps, config.optim)
@@ -221,13 +240,20 @@ def fit(job: Job) -> None:
         now = time.perf_counter()
         log_step(job, step, batch, stats, config.optim.lr * factor, applied, now - mark)
         mark = now
-        skipped_in_a_row = skipped_in_a_row + 1 if applied.skipped else 0
-        if skipped_in_a_row == SKIPS_IN_A_ROW:
-            raise Failed(f"step {step + 1}: {SKIPS_IN_A_ROW} steps in a row had a gradient that is not finite")
+        world.report(step + 1)
         job.state = replace(job.state, step=step + 1, updates=job.state.updates + (not applied.skipped))
-        if (step + 1) % job.plan.steps_per_epoch == 0 or step + 1 == job.total_steps:
+        skips.count(applied.skipped)
+        stop, save = stats.wishes
+        if stop:
+            raise stop_here(job, stop)
+        if epoch_is_over(job):
             end_epoch(job)
-            mark = time.perf_counter()
+        elif save:
+            save_step(job, snapshot(job), background=True)
+        else:
+            continue
+        clock.written()
+        mark = time.perf_counter()
 
 
 def log_step(job: Job, step: int, batch, stats, lr: float, applied, seconds: float) -> None:
@@ -245,8 +271,8 @@ def log_step(job: Job, step: int, batch, stats, lr: float, applied, seconds: flo
     if len(job.plan.sources) > 1:
         values["source"] = batch.source
     if applied.skipped:
-        values["skipped"] = True
-        job.log.say(f"step {step + 1}: gradient not finite, the step was skipped")
+        values |= {"skipped": True, "row_ids": job.plan.batch(step)[1].tolist()}
+        job.log.say(f"step {step + 1}: gradient not finite, the step was skipped; logs.jsonl holds its row ids")
     job.log.event("step", step=step + 1, epoch=step // job.plan.steps_per_epoch + 1, **values)
     job.log.scalars("train", values, step + 1)
     shown = f"loss {stats.loss:.4f}  lr {lr:.2e}  grad {applied.grad_norm:.3f}  {rows / seconds:.1f} pairs/s"
@@ -266,13 +292,12 @@ def end_epoch(job: Job) -> None:
     metrics = evaluate(job)
     if job.runtime.is_main:
         steps = [event for event in job.log.events("step") if event["epoch"] == epoch]
-        train_loss = sum(event["loss"] for event in steps) / len(steps)
+        found = [event["loss"] for event in steps if event["loss"] is not None]  # None: of a skipped step
+        train_loss = sum(found) / len(found) if found else None
         job.log.event("epoch", epoch=epoch, step=job.state.step, train_loss=train_loss, evaluation=metrics)
         job.log.write_epoch_files()
-    job.state = replace(job.state, epoch=epoch, log_offset=job.log.offset(), loss_scale=job.engine.scale.state(),
-        temperatures={name: learned.state() for name, learned in job.temperatures.items()},
-    )  # fmt: skip
-    folder = checkpoint.save(job.engine, job.run_dir, f"checkpoint-epoch-{epoch}", job.state, model_writer(job))
+    job.state = replace(snapshot(job), epoch=epoch)
+    folder = job.writer.save(f"checkpoint-epoch-{epoch}", job.state)
     job.log.say(f"epoch {epoch}: checkpoint in {folder}")
 
 
@@ -297,19 +322,9 @@ def evaluate(job: Job) -> dict[str, float] | None:
     return found or None
 
 
-def model_writer(job: Job):
-    """The function that writes a loadable model folder from fp32 weights (rank 0)."""
-
-    def write(folder: Path, weights: dict) -> None:
-        save_embedder(folder, weights | job.untrained, job.embedder, job.tokenizer, job.spec)
-        write_json(folder / "training_config.json", job.config.model_dump(mode="json"))
-
-    return write
-
-
 def finish(job: Job) -> Path:
     """Writes final/ and the summary."""
-    final = checkpoint.save(job.engine, job.run_dir, "final", None, model_writer(job))
+    final = job.writer.save("final", None)
     if job.runtime.is_main:
         steps = job.log.events("step")
         job.log.write_summary(

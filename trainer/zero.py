@@ -113,10 +113,12 @@ class ZeroEngine:
 
     def embed(self, tokens: Tensor, lengths: list[int], seed: int) -> Tensor:
         """(texts, d) float32, see Embedder.forward."""
+        self.world.doing = "one of DeepSpeed's, in a forward pass"
         return self.engine(tokens, lengths, seed, self.dtype)
 
     def backward(self, surrogate: Tensor) -> None:
         """Adds the scalar's gradients; the engine multiplies by the loss scale set in accumulate()."""
+        self.world.doing = "one of DeepSpeed's, in a backward pass"
         self.engine.backward(surrogate)
 
     @contextmanager
@@ -137,6 +139,7 @@ class ZeroEngine:
         """Clips and makes one AdamW update; leaves everything unchanged where the gradient is not finite."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        self.world.doing = "one of DeepSpeed's, in the update"
         self.engine.step()
         overflowed = bool(self.optimizer.overflow)
         self.scale.update(overflowed)

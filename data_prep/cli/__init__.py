@@ -51,6 +51,12 @@ def add_store(parser: argparse.ArgumentParser, required: bool = True) -> None:
     group.add_argument("--where", metavar="JSON", help=about)
 
 
+def store_flags(args: argparse.Namespace) -> list[str]:
+    """The flags of add_store that were given to a command that reads no store: problems, as they would be ignored."""
+    names = ("path", "host", "port", "ssl", "url", "text_field", "vector_name", "where")
+    return [f"--{name.replace('_', '-')}: needs --collection" for name in names if getattr(args, name)]
+
+
 def store_of(args: argparse.Namespace) -> StoreConfig:
     """The collection that the flags of add_store name. BadInput for flags that contradict each other."""
     names = ("collection", "path", "host", "port", "ssl", "url", "text_field", "vector_name")

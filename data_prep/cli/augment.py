@@ -45,7 +45,8 @@ def add(commands) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from data_prep.augment import Changes, augment
+    from data_prep.augment import augment
+    from data_prep.rewriting import Changes
 
     rates = ("typo_rate", "synonym_rate", "case_rate", "punctuation_rate", "transliteration_rate")
     values = {name: getattr(args, name) for name in rates}

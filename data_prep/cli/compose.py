@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from data_prep.cli import add_positive, command
+from data_prep.problems import BadInput
 
 
 def add(commands) -> None:
@@ -14,7 +15,9 @@ def add(commands) -> None:
         "Turn inputs of any accepted format into one JSONL of records.",
         "compose pairs.jsonl glossary.csv --output records.jsonl --hard-k 2 --skip-bad",
     )
-    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT")
+    parser.add_argument("inputs", nargs="*", type=Path, metavar="INPUT")
+    about = "the same as INPUT, for those who name it"
+    parser.add_argument("--input", nargs="+", action="extend", default=[], type=Path, metavar="INPUT", help=about)
     parser.add_argument("--output", type=Path, required=True, metavar="F.jsonl")
     about = "add K hard negatives per row by BM25 from the same input (default 0)"
     parser.add_argument("--hard-k", type=int, default=0, metavar="K", help=about)
@@ -31,8 +34,11 @@ def add(commands) -> None:
 def run(args: argparse.Namespace) -> None:
     from data_prep.compose import compose
 
+    inputs = args.inputs + args.input
+    if not inputs:
+        raise BadInput("compose: no input; name files or folders: compose a.jsonl b.csv --output all.jsonl")
     compose(
-        args.inputs,
+        inputs,
         args.output,
         hard_k=args.hard_k,
         positive=args.positive,

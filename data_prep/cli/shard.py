@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from data_prep.cli import add_positive, command
+from data_prep.problems import BadInput
 
 
 def add(commands) -> None:
@@ -27,11 +28,27 @@ def add(commands) -> None:
     choices = ("refuse", "drop-train", "drop-eval")
     parser.add_argument("--on-leakage", choices=choices, default="refuse", help=about)
     add_positive(parser)
+    about = "leave rows out whose query and positives are both this similar (Jaccard, 0.7 to 1) to an earlier row's"
+    parser.add_argument("--near-duplicates", type=float, metavar="X", help=about)
+    about = (
+        "leave train rows out that hold a text (with --near-duplicates: nearly) of this evaluation set; may be repeated"
+    )
+    parser.add_argument("--exclude", type=Path, action="append", default=[], metavar="SETDIR", help=about)
+    about = "tokenise the train rows with this model folder's or hub id's tokenizer, once for all runs"
+    parser.add_argument("--tokenizer", metavar="M", help=about)
+    for side in ("query", "passage"):
+        about = f"with --tokenizer: before every {side} (default: what the model folder says)"
+        parser.add_argument(f"--{side}-prompt", metavar="TEXT", help=about)
+        about = f"with --tokenizer: tokens at which a {side} is cut (default: what the model folder says)"
+        parser.add_argument(f"--{side}-max-len", type=int, metavar="N", help=about)
+    about = "processes that share the work; the bytes written do not depend on it (default: one per core)"
+    parser.add_argument("--workers", type=int, metavar="N", help=about)
     parser.add_argument("--overwrite", action="store_true", help="replace a finished shard folder")
 
 
 def run(args: argparse.Namespace) -> None:
     from data_prep.shard_writer import shard
+    from data_prep.workers import cores
 
     shard(
         args.inputs,
@@ -42,5 +59,24 @@ def run(args: argparse.Namespace) -> None:
         seed=args.seed,
         positive=args.positive,
         on_leakage=args.on_leakage,
+        near_duplicates=args.near_duplicates,
+        exclude=args.exclude,
+        tokens=_tokens(args),
+        workers=cores() if args.workers is None else args.workers,
         overwrite=args.overwrite,
     )
+
+
+def _tokens(args: argparse.Namespace):
+    """The options of tokenisation; None without --tokenizer."""
+    from data_prep.tokenise import TokenOptions
+
+    names = ("query_prompt", "passage_prompt", "query_max_len", "passage_max_len")
+    asked = {name: getattr(args, name) for name in names}
+    if args.tokenizer is not None:
+        return TokenOptions(args.tokenizer, **asked)
+    given = [f"--{name.replace('_', '-')}" for name, value in asked.items() if value is not None]
+    if given:
+        mend = "nothing is tokenised without --tokenizer; add it, or leave these to the run"
+        raise BadInput(f"{', '.join(given)}: {mend}")
+    return None

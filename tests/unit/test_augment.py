@@ -2,21 +2,23 @@
 
 import itertools
 import json
+import unicodedata
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_prep.augment import Changes, augment
+from data_prep.augment import augment
 from data_prep.miner import add_hard_negatives
 from data_prep.records import Record, is_variant, normalise, query_key
+from data_prep.retrieval_sets import load_set
+from data_prep.rewriting import Changes
 from data_prep.shard_writer import shard
 from data_prep.shards import open_shards
 from tests.unit.data_prep_helpers import read_jsonl, run, write_jsonl, write_records
 from trainer.config import DataConfig, ModelConfig, parse_config
 from trainer.losses import duplicate_mask
 from trainer.preflight import make_plan
-from trainer.retrieval import load_set
 
 EACH = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MANY = Changes(typo_rate=0.5, case_rate=0.2, punctuation_rate=0.2)
@@ -165,6 +167,12 @@ def test_an_eval_split_counts_all_positives_of_the_family_as_relevant(tmp_path):
     for key, query in zip(data.query_ids, data.query_texts):
         (own,) = [found for found in relevant.values() if {texts[doc] for doc in data.qrels[key]} == found]
         assert len(own) == 2, query
+
+
+def test_letters_in_another_normal_form_are_no_change_by_themselves(tmp_path):
+    record = Record(unicodedata.normalize("NFD", "v1 é ü ё"), ["p"])  # nothing here is long enough for a typo
+    (_, variant) = varied(tmp_path, [record, Record("heating", ["q"])], changes=Changes(), variants=1)[1:]
+    assert variant.metadata["parent_query"] == "heating"
 
 
 def test_augmenting_again_copies_variants_and_varies_only_the_rest(tmp_path, capsys):

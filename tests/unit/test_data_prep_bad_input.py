@@ -167,7 +167,10 @@ def test_a_malformed_input_is_refused_and_an_earlier_output_stays(tmp_path, caps
             ],
         ),
         ("logs mixed.jsonl --output o.jsonl", ["mixed.jsonl:2: key 'impressions' stands here, but not in the first"]),
-        ("logs log.csv --output o.jsonl --min-clicks 9", ["no row can be made", "fewer than 9 clicks"]),
+        (
+            "logs log.csv --output o.jsonl --min-clicks 9",
+            ["log.csv: no record can be made", "left out: 1 queries with fewer than 9 clicks"],
+        ),
         ("logs log.csv --output o.jsonl --eta -1 --positive-score 2", ["2 problems", "--eta -1", "--positive-score 2"]),
         ("logs log.csv --output o.jsonl --min-clicks 0 --min-examined nan", ["--min-clicks 0", "--min-examined nan"]),
         ("logs log.csv --output log.csv", ["must end in .jsonl", "is also an input"]),
@@ -184,7 +187,10 @@ def test_a_malformed_input_is_refused_and_an_earlier_output_stays(tmp_path, caps
         ("inspect nope", ["nope: no such file or folder"]),
         ("inspect folder", ["folder that `datasets` did not write"]),
         ("inspect empty.jsonl", ["the file is empty"]),
-        ("generate --path store --collection docs --output o.jsonl", ["not built yet", "--offline"]),
+        (
+            "generate --path store --collection docs --output o.jsonl",
+            ["--model: name the language model to ask", "--offline"],
+        ),
         ("generate --offline --path nope --collection docs --output o.jsonl", ["--path nope: no such folder"]),
         ("generate --offline --path folder --collection docs --output o.jsonl", ["is no Chroma folder", "other.txt"]),
         ("generate --offline --path good.jsonl --collection docs --output o.jsonl", ["good.jsonl: is a file"]),

@@ -263,12 +263,13 @@ def test_inspect_counts_planted_defects(tmp_path, capsys):
     report = json.loads(out)
     assert code == 0
     assert report["rows"] == 5
-    names = ("exact_duplicates", "duplicate_queries", "shared_positives", "positives_as_own_negatives")
+    names = ("exact_duplicates", "duplicate_queries", "shared_positives", "positives_as_negatives")
     assert [report[name] for name in names] == [1, 2, 2, 1]
     assert report["query_equals_positive"] == 1
     assert report["problems"]["count"] == 1
     assert report["problems"]["shown"][0]["line"] == 6
-    assert report["lengths"]["query"]["characters"] == {"p50": 1, "p90": 2, "p99": 2, "max": 2}
+    counted = {"p50": 1, "p90": 2, "p99": 2, "max": 2, "histogram": {"1": 4, "2": 1}}
+    assert report["lengths"]["query"]["characters"] == counted
     code, out, _ = run(capsys, "inspect", path)
     assert code == 0
     assert "1  rows whose query is one of their positives" in out

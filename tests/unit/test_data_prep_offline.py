@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_prep.keywords import Keywords
 from data_prep.offline import hide_name, make_pair
 from data_prep.problems import BadInput
 from data_prep.stores import Chunk, write_chunks
@@ -44,6 +45,35 @@ def test_a_title_asks_for_its_body(text, metadata, question):
 @pytest.mark.parametrize("text", ["", "Open it.", f"Open.\n\n{BODY}", "Open the window.\n\nIt is short.", BODY])
 def test_too_short_a_chunk_gives_a_reason(text):
     assert isinstance(pair(text), str)
+
+
+def test_a_title_too_short_for_a_question_gives_way_to_a_sentence():
+    text = "Open.\n\nThe handle is turned first. Then the frame is pulled inward. Fresh air of the garden comes in."
+    made = pair(text)
+    assert made["metadata"]["rule"] == "inverse_cloze"
+    assert made["question"] in re.split(r"(?<=[.])\s+", text)[1:]
+    named = pair(text.replace("Open.", "Open the window."), name="window", hide=["name"])
+    assert named["metadata"]["rule"] == "inverse_cloze"  # "Open the" is left of the title
+    assert pair(text.replace("Open.", "Open the window."))["metadata"]["rule"] == "title"
+
+
+def test_keywords_are_the_words_that_tell_a_text_from_the_others():
+    texts = ["the valve opens the valve at pressure", "the boiler heats the water at night", "the night falls"]
+    words = Keywords(texts)
+    assert words.of(texts[0], 3) == ["valve", "opens", "pressure"]
+    assert words.of("The WATER at night, the water", 9) == ["WATER", "at", "night"]
+    assert Keywords(["same", "same"]).of("same", 3) == []
+
+
+def test_a_chunk_without_another_pair_gets_keywords_where_asked_for():
+    def keywords(text):
+        return " ".join(text.split()[1:5])
+
+    assert isinstance(pair(BODY), str)
+    made = make_pair(Chunk("c", BODY, {}), keywords=keywords)
+    assert (made["question"], made["answer"]) == ("turns the handle first,", BODY)
+    assert made["metadata"] == {"rule": "keyword"}
+    assert isinstance(make_pair(Chunk("c", "It is short.", {}), keywords=keywords), str)
 
 
 words = st.text("abcdefghij", min_size=2, max_size=6)
@@ -202,7 +232,7 @@ def test_generate_to_shards_hides_names_and_is_repeatable(sampled, tmp_path, cap
     assert code == 0, err
     code, out, _ = run(capsys, "inspect", tmp_path / "s", "--json")
     assert code == 0
-    assert json.loads(out)["positives_as_own_negatives"] == 0
+    assert json.loads(out)["positives_as_negatives"] == 0
 
 
 def test_limit_and_seed(sampled, tmp_path, capsys):
@@ -214,6 +244,9 @@ def test_limit_and_seed(sampled, tmp_path, capsys):
     every = questions()
     assert questions("--limit", "20") == every[:20]
     assert questions("--seed", "1") != every
+    more = questions("--keywords", "5")
+    assert len(every) < len(more) <= 300
+    assert set(every) < set(more)
 
 
 def test_a_failing_store_is_one_line(sampled, capsys, monkeypatch, tmp_path):

@@ -247,7 +247,7 @@ def test_a_failure_while_writing_leaves_the_old_folder(made, tmp_path, monkeypat
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("data_prep.shard_writer._SplitWriter._flush", full)
+    monkeypatch.setattr("data_prep.shard_files.SplitWriter._flush", full)
     with pytest.raises(OSError, match="No space"):
         shard([tmp_path / "in.jsonl"], made, overwrite=True)
     assert contents(made) == before

@@ -43,6 +43,7 @@ def test_rows_that_hold_a_query_or_a_relevant_document_are_left_out_and_counted(
         Record("new question", ["first answer", held[1].positives[0]]),  # without its title
         Record("new question 2", [f"Title 2 {held[2].positives[0]}"]),
         Record(held[3].positives[0], ["new answer 2"]),
+        Record("qeustion", ["new answer 4"], metadata={"parent_query": held[4].query}),
     ]
     harmless = [
         Record("new question 3", ["a document that is other"]),
@@ -52,11 +53,12 @@ def test_rows_that_hold_a_query_or_a_relevant_document_are_left_out_and_counted(
     ]
     assert list(found.without([*leaks[:2], *clean, *leaks[2:], *harmless])) == [*clean, *harmless]
     name = str(tmp_path / "set")
-    assert found.counts == {(name, "query"): 1, (name, "document"): 3}
+    assert found.counts == {(name, "query"): 2, (name, "document"): 3}
     sides = [(match.side, match.held.kind, match.similarity) for match in found.matches(leaks)]
     assert sides == [("query", "query", 1.0), ("positive", "document", 1.0)] + [
         ("positive", "document", 1.0),
         ("query", "document", 1.0),
+        ("query", "query", 1.0),
     ]
 
 

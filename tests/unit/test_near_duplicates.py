@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.near_duplicates import CANDIDATES, NearDuplicates, jaccard, shingles, shingles_of
+from data_prep.near_duplicates import CANDIDATES, NearDuplicates, jaccard, shingles, shingles_of, signatures
 from data_prep.records import Record
 from tests import planted
 
@@ -62,6 +62,17 @@ def test_positives_count_together_and_grades_apart():
     assert found([two, turned, one])[0] == [1]
     graded = [Record(one.query, one.positives, score=score) for score in (0.0, 1.0, None, 1.0)]
     assert found(graded)[0] == [3]
+
+
+def test_variants_stay_beside_their_parent():
+    (one,) = planted.rows(1)
+    variants = [Record(one.query + end, one.positives, metadata={"parent_query": one.query}) for end in "!?"]
+    assert found([one, *variants])[0] == []
+    assert found([*variants, one, Record(one.query + ".", one.positives)])[0] == [3]
+    index = NearDuplicates()
+    for variant in variants:  # alike in every key, as each is the first of its batch
+        index.add_signatures(*signatures([variant], index.similarity))
+    assert not index.find(lambda rows: [variants[row] for row in rows]).any()
 
 
 def test_a_chain_keeps_what_is_near_to_removed_rows_only():

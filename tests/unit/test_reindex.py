@@ -1,5 +1,6 @@
 """Re-embedding a collection into a new one and searching it, in both stores, with a tiny model."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ from data_prep.problems import BadInput, Failed
 from data_prep.stores import Chunk, StoreConfig, open_collection, open_store
 from tests import tiny
 from tests.servers import QdrantProtocol, answering
+from tests.unit.data_prep_helpers import write_jsonl
 from trainer import reindex as reindex_command
 from trainer import search as search_command
 from trainer.config import ModelConfig
@@ -229,6 +231,25 @@ def test_ids_that_qdrant_cannot_hold_are_named(tmp_path):
             collection.upsert([replace(chunks()[0], metadata={"text": "x"})])
 
 
+def test_named_vectors_are_taken_up_and_what_is_left_behind_is_said(tiny_bert, tmp_path, capsys):
+    from qdrant_client import QdrantClient, models
+
+    params = models.VectorParams(size=4, distance=models.Distance.COSINE)
+    client = QdrantClient(path=str(tmp_path / "q"))
+    sparse = {"words": models.SparseVectorParams()}
+    client.create_collection("docs", vectors_config={"title": params, "body": params}, sparse_vectors_config=sparse)
+    ones = {"title": [1.0] * 4, "body": [1.0] * 4}
+    points = [models.PointStruct(id=i, vector=ones, payload={"text": f"w{i} w2"}) for i in range(5)]
+    client.upsert("docs", points)
+    client.close()
+    config = StoreConfig("qdrant", "docs", path=tmp_path / "q", vector_name="body")
+    assert reindex(config, "docs-new", encoder(tiny_bert)) == 5
+    assert "not copied to docs-new: the named vectors title, words" in capsys.readouterr().err
+    with open_collection(replace(config, collection="docs-new")) as collection:
+        assert collection.layout == {"text_field": "text", "vector_name": "body"}
+        assert collection.query(encoder(tiny_bert).passages(["w3 w2"]), 1)[0][0].id == "3"
+
+
 def test_a_failure_while_writing_is_one_line(tiny_bert, tmp_path, monkeypatch):
     from qdrant_client import QdrantClient
 
@@ -325,9 +346,41 @@ def test_search_in_a_retrieval_set(tiny_bert, tmp_path, capsys):
         (["--data", "x", "--collection", "docs"], "one of them"),
         (["--data", "none"], "no such folder"),
         (["--collection", "docs"], "needs --path DIR"),
+        (
+            ["--data", "x", "--path", "c", "--where", "{}"],
+            "--path: needs --collection\n  - --where: needs --collection",
+        ),
     ],
 )
 def test_what_cannot_be_searched_is_told(tiny_bert, capsys, argv, reason):
     code, out, err = search(capsys, "w1", "--model", tiny_bert, *argv)
     assert (code, out) == (2, "")
     assert reason in err
+
+
+def test_a_collection_and_its_pairs_are_evaluated(source, tiny_bert, tmp_path, capsys):
+    from trainer.evaluate import main
+
+    rows = [
+        {"chunk_id": str(i), "question": row["query"], "answer": row["positives"][0], "metadata": {}}
+        for i, row in enumerate(tiny.rows(COUNT, negatives=False))
+    ]
+    pairs = write_jsonl(tmp_path / "pairs.jsonl", rows[:30])
+    place = ["--collection", "docs", *flags(source), "--device", "cpu", "--model", str(tiny_bert)]
+    assert main([*place, "--pairs", str(pairs), "--json", str(tmp_path / "o.json")]) == 0
+    found = json.loads((tmp_path / "o.json").read_text())
+    model = encoder(tiny_bert)
+    texts = [chunk.text for chunk in chunks()]
+    scores = model.queries([row["question"] for row in rows[:30]]) @ model.passages(texts).T
+    first = np.mean([row.argmax() == i for i, row in enumerate(scores)])
+    assert (found["queries"], found["documents"]) == (30, COUNT)
+    assert found["metrics"]["recall@1"] == pytest.approx(first)
+    write_jsonl(pairs, [rows[0], rows[1] | {"chunk_id": "gone"}])
+    assert main([*place, "--pairs", str(pairs)]) == 2
+    assert "1 rows name chunks that are not in docs, such as gone" in capsys.readouterr().err
+    write_jsonl(pairs, [{"anchor": "a", "positive": "b"}])
+    assert main([*place, "--pairs", str(pairs)]) == 2
+    assert "1 rows name no chunk" in capsys.readouterr().err
+    for wrong in ([], ["--pairs", str(pairs), "--data", "x"]):
+        assert main([*place, *wrong]) == 2
+        assert "--data SET, or --collection NAME of a store with --pairs FILE" in capsys.readouterr().err

@@ -1,0 +1,148 @@
+"""Plots as SVG texts, to stand in a page: as wide as their place, coloured by the page's CSS variables, no script.
+
+Every plot is WIDTH units wide, so that its letters are readable on a phone and not huge on a desk.
+"""
+
+import math
+from html import escape
+
+WIDTH = 360
+BAR = 38  # height of a horizontal bar with its line of text
+COLOURS = 7  # --c0 … --c6 of the page; the last is grey
+
+
+def bars(rows: list[tuple[str, float, str]], label: str) -> str:
+    """Horizontal bars; a share of 1 goes across the whole place. rows: (name, share, what stands at the end)."""
+    parts = []
+    for place, (name, share, shown) in enumerate(rows):
+        y = place * BAR
+        parts += [_text(0, y + 12, _cut(name, 40)), _text(WIDTH, y + 12, shown, "end")]
+        parts.append(_rect(0, y + 17, WIDTH, 10, "var(--rail)"))
+        if share:
+            parts.append(_rect(0, y + 17, max(WIDTH * share, 1.5), 10, "var(--c0)"))
+    return _svg(parts, len(rows) * BAR, label)
+
+
+def histogram(counts: dict[str, int], colour: int, label: str) -> str:
+    """Upright bars over upper bounds (powers of two), with the share of each. counts: {upper bound: texts}."""
+    tall, base = 110, 130
+    by_bits = {int(bound).bit_length(): count for bound, count in counts.items()}
+    first, last = min(by_bits), max(by_bits)
+    total, most = sum(counts.values()), max(counts.values())
+    step = WIDTH / (last - first + 1)
+    parts = [_line(0, base, WIDTH, base, "axis")]
+    for bits in range(first, last + 1):
+        count, bound = by_bits.get(bits, 0), 1 << (bits - 1)
+        x, height = (bits - first) * step, tall * count / most
+        about = f"{_range(bound)}: {count:,} texts ({_percent(count, total)})"
+        parts.append(_rect(x + 1.5, base - height, step - 3, height, f"var(--c{colour})", about))
+        parts.append(_text(x + step / 2, base + 14, _short(bound), "mid small"))
+        if 200 * count >= total:  # smaller ones would stand in each other's way
+            parts.append(_text(x + step / 2, base - height - 4, _percent(count, total), "mid small"))
+    return _svg(parts, base + 20, label)
+
+
+def curves(series: dict[str, list[tuple[int, float]]], marks: set[int], label: str) -> str:
+    """Shares (0..1) over lengths on a scale of powers of two, with an upright line at every mark.
+
+    series: {name: [(length, share)]}."""
+    left, right, top, base = 42, WIDTH - 12, 12, 150
+    lengths = [length for points in series.values() for length, _ in points]
+    low, high = math.log2(min(lengths)), math.log2(max(lengths))
+    full = _round_up(max(share for points in series.values() for _, share in points))
+
+    def at(length: int, share: float) -> tuple[float, float]:
+        return left + (right - left) * (math.log2(length) - low) / (high - low), base - (base - top) * share / full
+
+    parts = []
+    for share in (full * part / 4 for part in range(5)):
+        _, y = at(lengths[0], share)
+        parts += [_line(left, y, right, y, "grid"), _text(left - 4, y + 4, f"{100 * share:g} %", "end small")]
+    for bits in range(math.ceil(low), math.floor(high) + 1):
+        parts.append(_text(at(1 << bits, 0)[0], base + 15, _short(1 << bits), "mid small"))
+    for mark in sorted(marks):
+        x, _ = at(mark, 0)
+        parts += [_line(x, top, x, base, "mark"), _text(x + 3, top + 8, f"cut at {mark:,}", "small")]
+    for number, points in enumerate(series.values()):
+        places = [at(*point) for point in points]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        parts.append(f'<polyline points="{path}" fill="none" stroke="var(--c{number})" stroke-width="2.5"/>')
+        for (x, y), (length, share) in zip(places, points):
+            about = f"<title>{share:.1%} are longer than {length:,}</title>"
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="var(--c{number})">{about}</circle>')
+    return _svg(parts, base + 22, label) + _legend(enumerate(series))
+
+
+def stacked(rows: list[tuple[str, dict[str, int]]], grey: str, label: str) -> str:
+    """Bars of full width, cut into shares. rows: (name, {part: count}); a part has the same colour in all of them, and
+    the one named `grey` that of no interest."""
+    totals: dict[str, int] = {}
+    for _, counts in rows:
+        for part, count in counts.items():
+            totals[part] = totals.get(part, 0) + count
+    rest = totals.pop(grey, 0)
+    common = sorted(totals, key=lambda part: (-totals[part], part))[: COLOURS - 2]
+    colour = {part: number for number, part in enumerate(common)} | {"other": COLOURS - 2, grey: COLOURS - 1}
+    shown = common + ["other"] * (len(totals) > len(common)) + [grey] * (rest > 0)
+    parts = []
+    for place, (name, counts) in enumerate(rows):
+        y, x, total = place * BAR, 0.0, sum(counts.values()) or 1
+        parts.append(_text(0, y + 12, _cut(name, 46)))
+        of = {part: counts.get(part, 0) for part in common}
+        unknown = counts.get(grey, 0)
+        of |= {"other": sum(counts.values()) - sum(of.values()) - unknown, grey: unknown}
+        for part, count in of.items():
+            width = WIDTH * count / total
+            if count:
+                about = f"{part}: {count:,} ({_percent(count, total)})"
+                parts.append(_rect(x, y + 17, width, 10, f"var(--c{colour[part]})", about))
+            x += width
+    return _svg(parts, len(rows) * BAR, label) + _legend((colour[part], part) for part in shown)
+
+
+def _legend(named) -> str:
+    """named: (colour, name)."""
+    items = "".join(f'<li><i style="background:var(--c{number})"></i>{escape(name)}</li>' for number, name in named)
+    return f'<ul class="legend">{items}</ul>'
+
+
+def _svg(parts: list[str], height: float, label: str) -> str:
+    about = escape(label, quote=True)
+    return f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{about}">{"".join(parts)}</svg>'
+
+
+def _rect(x: float, y: float, width: float, height: float, fill: str, about: str = "") -> str:
+    title = f"<title>{escape(about)}</title>" if about else ""
+    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{fill}">{title}</rect>'
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
+
+
+def _text(x: float, y: float, content: str, kind: str = "") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}">{escape(content)}</text>'
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most // 2 - 1) :]}"
+
+
+def _percent(count: int, total: int) -> str:
+    share = 100 * count / total if total else 0
+    return f"{share:.0f} %" if share >= 10 or share == 0 else f"{share:.1f} %" if share >= 0.1 else "<0.1 %"
+
+
+def _range(bound: int) -> str:
+    """The lengths that an upper bound holds."""
+    return f"{bound // 2 + 1:,} to {bound:,}" if bound > 2 else str(bound)
+
+
+def _short(number: int) -> str:
+    """1024 as 1k."""
+    return f"{number // 1024}k" if number >= 1024 else str(number)
+
+
+def _round_up(share: float) -> float:
+    """A share whose quarters are readable."""
+    return next(value for value in (0.01, 0.02, 0.04, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0) if value >= share)

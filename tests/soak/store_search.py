@@ -1,0 +1,96 @@
+"""The way back into the store, on real text: python -m tests.soak.store_search --data SET --base M0 --tuned M.
+
+A retrieval set goes into Chroma and into Qdrant's local mode, is re-embedded there with the model before and after
+training, and the stores' own search is scored on its queries. Exit code 1 where a store's top 10 is not that of the
+exact search, or the tuned model is not better with its 95 % interval above zero. See docs/stores.md.
+"""
+
+import argparse
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.retrieval_sets import RetrievalSet, load_set
+from data_prep.stores import Chunk, StoreConfig, open_collection, open_store
+from trainer.config import ModelConfig
+from trainer.inference import TextEncoder
+from trainer.reindex import reindex
+from trainer.retrieval import paired_bootstrap, rank_documents, score_run
+
+K = 10
+AGREE = 0.999  # share of the exact top 10 that the store's own search must find (Chroma's index is approximate)
+
+
+def fill(config: StoreConfig, data: RetrievalSet) -> None:
+    """The documents, without vectors where the store allows it. Qdrant takes numbers as ids: the position."""
+    with open_store(config, create=True) as store:
+        size = None if config.kind == "chroma" else 1
+        chunks = [Chunk(str(i), text, {"doc": data.doc_ids[i]}) for i, text in enumerate(data.doc_texts)]
+        if size:
+            chunks = [replace(chunk, embedding=np.ones(1, dtype=np.float32)) for chunk in chunks]
+        store.create("docs", size, {}).upsert(chunks)
+
+
+def searched(config: StoreConfig, encoder: TextEncoder, data: RetrievalSet) -> dict[str, dict[str, float]]:
+    """query id -> document id -> score, best K, by the store's own search."""
+    vectors = encoder.queries(data.query_texts)
+    with open_collection(config) as collection:
+        answers = collection.query(vectors, K)
+    return {
+        query: {chunk.metadata["doc"]: float(chunk.embedding @ vector) for chunk in answer}
+        for query, vector, answer in zip(data.query_ids, vectors, answers)
+    }
+
+
+def top(run: dict[str, float]) -> set[str]:
+    return set(sorted(run, key=run.get, reverse=True)[:K])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.soak.store_search")
+    parser.add_argument("--data", required=True, help="retrieval set")
+    parser.add_argument("--base", required=True, help="model folder before training")
+    parser.add_argument("--tuned", required=True, help="model folder after training")
+    parser.add_argument("--max-len", type=int, default=256)
+    args = parser.parse_args()
+    data, wrong = load_set(args.data), []
+    print(f"{data.name}: {len(data.query_ids)} queries, {len(data.doc_ids)} documents")
+    print(
+        "| search | base nDCG@10 | tuned | difference | 95 % interval | exact top 10 found |\n|---|---|---|---|---|---|"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        scores: dict[str, dict[str, np.ndarray]] = {}
+        found: dict[str, float] = {}
+        for side, path in (("base", args.base), ("tuned", args.tuned)):
+            config = ModelConfig(path=path, query_max_len=args.max_len, passage_max_len=args.max_len)
+            encoder = TextEncoder(config)
+            exact = rank_documents(encoder.queries(data.query_texts), encoder.passages(data.doc_texts), data)
+            runs = {"exact": {query: {d: exact[query][d] for d in top(exact[query])} for query in exact}}
+            for kind in ("chroma", "qdrant"):
+                place = StoreConfig(kind, "docs", path=Path(folder) / kind)
+                if side == "base":
+                    fill(place, data)
+                reindex(place, f"docs-{side}", encoder)
+                runs[kind] = searched(replace(place, collection=f"docs-{side}"), encoder, data)
+            for name, run in runs.items():
+                ndcg = [values["nDCG@10"] for values in score_run(data.qrels, run).values()]
+                scores.setdefault(name, {})[side] = np.array(ndcg)
+                share = np.mean([len(top(run[q]) & top(exact[q])) / K for q in exact])
+                found[name] = min(share, found.get(name, 1.0))
+    for name, sides in scores.items():
+        low, high = paired_bootstrap(sides["base"], sides["tuned"])
+        base, tuned = sides["base"].mean(), sides["tuned"].mean()
+        interval = f"{low:+.4f} … {high:+.4f}"
+        print(f"| {name} | {base:.4f} | {tuned:.4f} | {tuned - base:+.4f} | {interval} | {found[name]:.4f} |")
+        wrong += [f"{name}: the tuned model is not better"] * bool(low <= 0)
+        wrong += [f"{name}: finds {found[name]:.4f} of the exact top {K}"] * bool(found[name] < AGREE)
+    for problem in wrong:
+        print(problem)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

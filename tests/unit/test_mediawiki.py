@@ -1,0 +1,145 @@
+"""Answers of MediaWiki's API: the recorded ones, both format versions, errors, and continuation."""
+
+import asyncio
+import json
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from data_prep import mediawiki
+from data_prep.mediawiki import ApiError, Missing, merged_pages, read_parse, read_query
+
+
+@pytest.fixture(scope="module")
+def recorded(real_data):
+    """name of a recording -> its JSON."""
+    return lambda name: json.loads((real_data / "mediawiki_api" / f"TestVcr{name}_0.json").read_text(encoding="utf-8"))
+
+
+def test_every_recorded_answer_parses(real_data):
+    files = sorted((real_data / "mediawiki_api").glob("*.json"))
+    answers = [read_query(json.loads(path.read_text(encoding="utf-8"))) for path in files]
+    assert len(answers) == 8 and sum(len(answer.pages) for answer in answers) == 7
+
+
+def test_category_members(recorded):
+    answer = read_query(recorded("PageRelationProps.test_categorymembers"))
+    members = answer.lists["categorymembers"]
+    assert [sum(m["ns"] == ns for m in members) for ns in (0, 14, 100)] == [26, 14, 1] and not answer.more
+
+
+def test_continuation_of_links_and_images(recorded):
+    links = read_query(recorded("PageRelationProps.test_links"))
+    assert len(links.pages[0]["links"]) == 500
+    assert links.more == {"plcontinue": "23862|0|Pyrex_(programming_language)", "continue": "||"}
+    assert (
+        read_query(recorded("AsyncPageCoordinatesImages.test_images")).more["imcontinue"]
+        == "23862|Symbol_portal_class.svg"
+    )
+
+
+def test_existence_language_links_and_extracts(recorded):
+    missing = read_query(recorded("AsyncPageExistence.test_exists_false"))
+    assert missing.pages[0]["missing"] and "deprecated" in missing.warnings[-1]
+    assert not read_query(recorded("AsyncPageExistence.test_exists_true")).pages[0]["missing"]
+    links = read_query(recorded("PageRelationProps.test_langlinks")).pages[0]["langlinks"]
+    assert len(links) == 117 and {link["lang"]: link["title"] for link in links}["de"] == "Python (Programmiersprache)"
+    extract = read_query(recorded("AsyncPageExtractProps.test_summary")).pages[0]["extract"]
+    assert extract.startswith("Python is a high-level, general-purpose programming language.")
+
+
+def test_both_format_versions_of_parse_and_missing():
+    assert read_parse({"parse": {"title": "A", "text": {"*": "<p>"}}}) == ("A", "<p>")
+    assert read_parse({"parse": {"title": "A", "text": "<p>"}}) == ("A", "<p>")
+    for missing in ({"missing": ""}, {"missing": True}, {"invalid": True}):
+        assert read_query({"query": {"pages": [{"title": "A", **missing}]}}).pages[0]["missing"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ({"error": {"code": "badtoken", "info": "No."}}, "the wiki says badtoken: No."),
+        ({"errors": [{"code": "readonly", "text": "Later."}]}, "the wiki says readonly: Later."),
+        ([], "is no answer of MediaWiki"),
+        ({"hello": 1}, "is no answer of MediaWiki (its keys: hello)"),
+    ],
+)
+def test_errors_are_said_in_the_words_of_the_wiki(answer, said):
+    with pytest.raises(ApiError) as error:
+        read_query(answer)
+    assert said in str(error.value)
+    with pytest.raises(Missing):
+        read_parse({"error": {"code": "missingtitle", "info": "The page you specified doesn't exist."}})
+
+
+def split(answer: dict, sizes: list[int], key: str) -> list[dict]:
+    """One recorded answer cut into several that continue each other, as a wiki with a smaller limit would give it."""
+    page = next(iter(answer["query"]["pages"].values()))
+    rows, parts = page[key], []
+    for size in sizes:
+        part = {**page, key: rows[:size]}
+        rows = rows[size:]
+        parts.append({"query": {"pages": {str(page["pageid"]): part}}, "continue": {"xxcontinue": str(len(parts) + 1)}})
+    assert not rows
+    del parts[-1]["continue"]
+    return parts
+
+
+def test_a_query_is_continued_to_its_end_and_put_together(recorded):
+    """The recorded language links in three parts; each request repeats the query with the continuation of the last."""
+    parts, asked = split(recorded("PageRelationProps.test_langlinks"), [50, 50, 17], "langlinks"), []
+
+    async def get(url):
+        asked.append({key: value[0] for key, value in parse_qs(urlsplit(url).query).items()})
+        return parts[len(asked) - 1]
+
+    titles = "Python (programming language)"
+    pages = asyncio.run(merged_pages(get, "http://w/api.php", titles=titles, prop="langlinks"))
+    assert len(pages["Python (programming language)"]["langlinks"]) == 117
+    assert [request.get("xxcontinue") for request in asked] == [None, "1", "2"]
+    assert all(request["maxlag"] == "5" and request["prop"] == "langlinks" for request in asked)
+
+
+def test_a_continuation_that_does_not_move_is_an_error(recorded):
+    async def get(url):
+        return {"query": {"pages": []}, "continue": {"xxcontinue": "1"}}
+
+    with pytest.raises(ApiError, match="again and again"):
+        asyncio.run(merged_pages(get, "http://w/api.php"))
+
+
+def test_a_real_category_is_walked(recorded):
+    """The recorded members of Category:Physics: 26 articles give their leads, 20 at a time; the rest is counted."""
+    titles = [
+        m["title"]
+        for m in recorded("PageRelationProps.test_categorymembers")["query"]["categorymembers"]
+        if m["ns"] == 0
+    ]
+    leads = []
+
+    async def get(url):
+        asked = {key: value[0] for key, value in parse_qs(urlsplit(url).query).items()}
+        if "list" in asked:
+            return recorded("PageRelationProps.test_categorymembers")
+        if asked.get("prop") == "extracts":
+            leads.append(asked["titles"].split("|"))
+            pages = {str(i): {"title": title, "extract": f"About {title}."} for i, title in enumerate(leads[-1])}
+            return {"query": {"pages": pages}}
+        return {"query": {"pages": {"1": {"ns": 14, "title": "Category:Physics"}}}}
+
+    async def walk():
+        return [page async for page in wiki.pages("Category:Physics")]
+
+    wiki = mediawiki.Wiki("https://en.wikipedia.org/w/api.php", get, print)
+    pages = asyncio.run(walk())
+    assert [len(batch) for batch in leads] == [20, 6] and [title for batch in leads for title in batch] == titles
+    assert {page.title: page.lead for page in pages}["Frenesy"] == "About Frenesy (physics)."
+    assert sum(wiki.left.values()) == 15 and wiki.left["subcategories not entered"] == 14
+
+
+def test_pages_shipped_for_the_dry_run_are_package_data():
+    from data_prep.dry_run import PAGES, TYPES
+
+    assert {f"/{path.name}" for path in PAGES.iterdir() if path.is_file()} == set(TYPES)
+    assert "data_prep = dry_run_pages/*, dry_run_pages/api/*" in Path("setup.cfg").read_text(encoding="utf-8")

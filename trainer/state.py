@@ -1,0 +1,73 @@
+"""What lies in a run directory: names of checkpoints, whether one is whole, where a run stands. Never imports torch."""
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_prep.shards import sha256_of
+
+_NAME = re.compile(r"checkpoint-(epoch|step)-(\d+)")
+MARKER = "complete.json"  # sizes and sha256 of every file of a checkpoint; its presence means: whole
+
+
+@dataclass
+class TrainState:
+    """Where a run stands after `step` optimizer steps. updates: AdamW updates made (steps less the skipped ones).
+
+    epoch: how many have ended, evaluation included. The learning rate, the batches and the dropout of every step are
+    functions of these numbers and the run file, so there is no scheduler or random state beside them.
+    """
+
+    step: int
+    epoch: int
+    updates: int
+    log_offset: int  # bytes of logs.jsonl that belong to the steps done
+    loss_scale: dict
+    temperatures: dict = field(default_factory=dict)  # by source: optim.LearnedTemperature.state()
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, or None where every file is there with its recorded bytes."""
+    try:
+        files = json.loads((folder / MARKER).read_text())["files"]
+    except (OSError, ValueError, KeyError):
+        return f"{folder.name}: unfinished (no {MARKER})"
+    for name, fact in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{folder.name}: {name} is missing"
+        if path.stat().st_size != fact["bytes"] or sha256_of(path) != fact["sha256"]:
+            return f"{folder.name}: {name} is not what was written (size or sha256 differs)"
+    return None
+
+
+def newest(run_dir: Path) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint with resume state, and a line for each newer one that had to be passed over."""
+    passed = []
+    for folder in sorted([*numbered(run_dir, "step"), *numbered(run_dir, "epoch")], key=_step_of, reverse=True):
+        problem = damage(folder)
+        if problem is None:
+            return folder, passed
+        passed.append(problem)
+    return None, passed
+
+
+def numbered(run_dir: Path, kind: str) -> list[Path]:
+    """The checkpoints of a kind, in order of their numbers."""
+    found = run_dir.iterdir() if run_dir.is_dir() else []
+    named = {int(m[2]): p for p in found if (m := _NAME.fullmatch(p.name)) and m[1] == kind}
+    return [folder for _, folder in sorted(named.items())]
+
+
+def _step_of(folder: Path) -> tuple[float, float]:
+    """(step, epoch) that a checkpoint was written after; one that does not say comes last, and is passed over."""
+    try:
+        state = read_state(folder)
+        return state.step, state.epoch
+    except (OSError, ValueError, TypeError):
+        return float("inf"), 0
+
+
+def read_state(folder: Path) -> TrainState:
+    return TrainState(**json.loads((folder / "state" / "trainer.json").read_text()))
