@@ -50,7 +50,7 @@ def main() -> None:
     about = "flags of `data_prep mine` under a name; may be repeated"
     parser.add_argument("--cases", nargs="*", default=CASES, metavar="NAME=FLAGS", help=about)
     parser.add_argument("--without-plain", action="store_true", help="leave out the trainings without hard negatives")
-    parser.add_argument("--k", type=int, default=4, help="hard negatives per row")
+    parser.add_argument("--k", type=int, default=2, help="hard negatives per row")
     parser.add_argument("--model", help="model folder (default: the MiniLM wheel)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--batch-size", type=int, default=64)

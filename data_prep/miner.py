@@ -29,7 +29,7 @@ class Choice:
     may never be a negative has no rank) the first k stay whose score is at most the row's lowest positive's less
     `margin`, and at most it less `relative_margin` of its absolute value (0.05: 95 % of a positive score)."""
 
-    k: int = 4
+    k: int = 2
     first: int = 0
     stop: int = DEPTH
     margin: float | None = None

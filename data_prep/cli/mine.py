@@ -17,7 +17,7 @@ def add(commands) -> None:
         run,
         "Add hard negatives to rows: texts that rank high for the query, by BM25 or an embedding model, and are no "
         "positive of the row, of an equal query or of the same document.",
-        "mine records.jsonl --output mined.jsonl --model MODEL --k 4 --relative-margin 0.05",
+        "mine records.jsonl --output mined.jsonl --model MODEL --k 2 --relative-margin 0.05",
     )
     parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT")
     parser.add_argument("--output", type=Path, required=True, metavar="F.jsonl")
@@ -37,7 +37,7 @@ def _add_corpus(parser: argparse.ArgumentParser) -> None:
 
 def _add_choice(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("choice")
-    group.add_argument("--k", type=int, default=4, metavar="N", help="hard negatives for each row (default 4)")
+    group.add_argument("--k", type=int, default=2, metavar="N", help="hard negatives for each row (default 2)")
     about = f"leave out the N best candidates and look at the {DEPTH} after them (default 0)"
     group.add_argument("--skip", type=int, metavar="N", help=about)
     about = "look at the candidates of ranks A to B-1 only; 0 is the best"

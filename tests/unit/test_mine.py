@@ -1,7 +1,13 @@
 """Mining: what ranks, what may never be chosen, and what a margin leaves out, against closed forms and brute force."""
 
 import math
+import os
+import re
+import signal
+import subprocess
+import sys
 import tempfile
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -11,12 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.bm25 import Bm25
+from data_prep.mine import Mining, mine
 from data_prep.miner import Choice, Miner, add_hard_negatives
 from data_prep.negatives import Corpus
 from data_prep.problems import BadInput, Failed
 from data_prep.ranking import best
 from data_prep.records import PARENT, PARENT_QUERY, Record, text_key
 from data_prep.vectors import VectorCache
+from tests.launching import ROOT, environment
 from tests.unit.data_prep_helpers import read_jsonl, run, write_jsonl, write_records
 from tests.unit.mining_helpers import Planted, at_cosine, corpus_of, dense_of
 
@@ -186,7 +194,7 @@ def test_a_document_is_its_id_in_rows_and_corpus_alike(tmp_path, capsys):
     row = {"query": "frost where", "positives": ["walls sweat"], "doc_ids": ["d2"], "metadata": {"page": 1}}
     rows = write_jsonl(tmp_path / "a.jsonl", [row, row | {"query": "a frost on damp wood", "metadata": {"page": 9}}])
     out = tmp_path / "o.jsonl"
-    assert run(capsys, "mine", rows, "--corpus", corpus, "--output", out)[0] == 0
+    assert run(capsys, "mine", rows, "--corpus", corpus, "--output", out, "--k", "4")[0] == 0
     assert [sorted(found["negatives"]) for found in read_jsonl(out)] == [
         ["A  FROST on damp wood", "Frost\nfrost on the window", "frost in the air"],
         ["Frost\nfrost on the window", "frost in the air"],  # the query itself is none
@@ -348,6 +356,40 @@ def test_a_model_that_gives_no_numbers_is_told(tmp_path):
         cache.rows(["good", "bad"])
 
 
+KILLED = """
+import sys
+from pathlib import Path
+from data_prep.mine import Mining, mine
+from tests.unit.mining_helpers import Planted
+mine([Path(sys.argv[1])], Path(sys.argv[2]), Mining("dense"), encoder=Planted())
+"""
+
+
+def test_a_killed_run_goes_on_and_gives_the_same_output(tmp_path, capsys):
+    rows = [Record(f"query {i}", [f"text {i}"]) for i in range(4000)]
+    path, out = write_records(tmp_path / "rows.jsonl", rows), tmp_path / "o.jsonl"
+    kept = tmp_path / ".o.jsonl.mining"
+    command = [sys.executable, "-c", KILLED, str(path), str(out)]
+    with subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not any(file.stat().st_size for file in kept.glob("*/passages.keys")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+    assert not out.exists()
+    encoder = Planted()
+    mine([path], out, Mining("dense"), encoder=encoder)
+    said = capsys.readouterr().err
+    found = re.search(r"embedding passages: ([\d,]+) of 4,000 are there from an earlier run", said)
+    there = int(found[1].replace(",", ""))
+    assert there >= 512
+    assert sum(text.startswith("text") for text in encoder.asked) == 4000 - there
+    assert not kept.exists()
+    first = out.read_bytes()
+    mine([path], out, Mining("dense"), encoder=Planted())
+    assert out.read_bytes() == first
+
+
 # --- compose and the command line ---
 
 
@@ -436,7 +478,7 @@ def test_bad_rows_of_inputs_and_corpus_are_told_with_their_lines(tmp_path, capsy
 def test_a_corpus_of_one_input_without_others_says_so(tmp_path, capsys):
     path = write_jsonl(tmp_path / "a.jsonl", [{"query": "q", "positive": "p"}])
     code, _, err = run(capsys, "mine", path, "--output", tmp_path / "o.jsonl")
-    assert code == 0 and "1 of 1 rows got fewer than 4 hard negatives, 1 of them none" in err
+    assert code == 0 and "1 of 1 rows got fewer than 2 hard negatives, 1 of them none" in err
 
 
 def test_an_unknown_metadata_field_is_an_error_of_the_library_too():
