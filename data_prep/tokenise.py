@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.model_folder import TOKENIZER_FILES, fetch, read_text_rules
+from data_prep.model_folder import TOKENIZER_FILES, TextRules, fetch, read_text_rules
 from data_prep.output import HashedFile
 from data_prep.problems import BadInput
 from data_prep.spool import Piece, batches_of, pieces_of
@@ -46,7 +46,6 @@ class Loaded(NamedTuple):
     state: str
     before: list[int]
     after: list[int]
-    notes: tuple[str, ...]
 
 
 def check_options(options: TokenOptions | None) -> list[str]:
@@ -60,8 +59,17 @@ def check_options(options: TokenOptions | None) -> list[str]:
     return found
 
 
-def load(options: TokenOptions) -> Loaded:
-    """The tokenizer as transformers loads it for a run, and what it does to texts. Raises BadInput. Imports torch."""
+class Source(NamedTuple):
+    """Where a tokenizer comes from, and what is done to texts before it."""
+
+    model: str
+    folder: Path
+    sha256: str
+    rules: TextRules
+
+
+def find(options: TokenOptions) -> Source:
+    """Reads what a folder's files say, without loading the tokenizer. Raises BadInput."""
     folder = Path(fetch(options.model, TOKENIZER_FILES, "--tokenizer"))
     if not folder.is_dir():
         raise BadInput(f"--tokenizer {folder}: is not a folder")
@@ -74,28 +82,35 @@ def load(options: TokenOptions) -> Loaded:
         options.passage_max_len,
         named=lambda name: f"--{name.replace('_', '-')}",
     )
-    tokenizer = _from_transformers(folder)
-    side = tokenizer.truncation_side
+    return Source(options.model, folder, sha256, rules)
+
+
+def load(source: Source) -> Loaded:
+    """The tokenizer as transformers loads it for a run. Raises BadInput. Imports torch."""
+    tokenizer, rules = _from_transformers(source.folder), source.rules
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
     before, after = _special_tokens(backend)
-    for flag, limit in (("query", rules.query_max_len), ("passage", rules.passage_max_len)):
-        if limit <= len(before) + len(after):
-            raise BadInput(f"--{flag}-max-len {limit}: the special tokens alone are {len(before) + len(after)}")
+    special = len(before) + len(after)
+    if min(rules.query_max_len, rules.passage_max_len) <= special:
+        raise BadInput(f"--query-max-len, --passage-max-len: must be above {special}, the special tokens of a text")
     facts = TokenFacts(
-        model=options.model,
-        sha256=sha256,
+        model=source.model,
+        sha256=source.sha256,
         query_prompt=rules.query_prompt,
         passage_prompt=rules.passage_prompt,
         query_max_len=rules.query_max_len,
         passage_max_len=rules.passage_max_len,
         leading=len(before),
         trailing=len(after),
-        truncation_side=side,
+        truncation_side=tokenizer.truncation_side,
         id_bytes=2 if max(backend.get_vocab(with_added_tokens=True).values()) < 1 << 16 else 4,
     )
-    return Loaded(facts, backend.to_str(), before, after, rules.notes)
+    try:
+        return Loaded(facts, backend.to_str(), before, after)
+    except Exception as error:  # parts written in Python
+        raise BadInput(f"--tokenizer {source.folder}: cannot be handed to other processes ({error})") from None
 
 
 def _from_transformers(folder: Path) -> Any:

@@ -13,7 +13,7 @@ from data_prep.problems import BadInput
 from data_prep.records import Record
 from data_prep.shard_writer import shard
 from data_prep.shards import open_shards
-from data_prep.tokenise import Encoder, TokenOptions, load, splits_at_spaces
+from data_prep.tokenise import Encoder, TokenOptions, find, load, splits_at_spaces
 from data_prep.tokens import FILES, tokenizer_hash
 from tests import tiny
 from tests.unit.data_prep_helpers import run, write_records
@@ -85,7 +85,7 @@ texts = st.lists(st.tuples(gaps, words | st.text(max_size=4)), max_size=6).map(
 def encoders(tokenizers):
     found = {}
     for name, (folder, split) in tokenizers.items():
-        loaded = load(TokenOptions(folder))
+        loaded = load(find(TokenOptions(folder)))
         assert splits_at_spaces(json.loads(loaded.state)) == split, name
         found[name] = Encoder(loaded), load_tokenizer(ModelConfig(path=folder), folder)
     return found
