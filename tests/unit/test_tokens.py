@@ -45,7 +45,8 @@ def byte_level(folder, pattern=None, prefix=False):
     trainer = trainers.BpeTrainer(
         vocab_size=400, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
     )
-    made.train_from_iterator([" ".join(tiny.WORDS)], trainer)
+    spaces = ["w1\n \nw2  w3   w4 \n\n w5\t\tw6"] * 50  # runs of white space are tokens of their own
+    made.train_from_iterator([" ".join(tiny.WORDS), *spaces], trainer)
     PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", pad_token="<end>").save_pretrained(folder)
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 32}')
     return folder
@@ -102,7 +103,20 @@ def encoders(tokenizers):
 @pytest.mark.parametrize("name", NAMES)
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(some=st.lists(texts, min_size=1, max_size=5))
-@example(some=["w1 w2 w1\nw2", "a\x1cb", " ", "w1  w2", "[SEP]w1 [SEP] w1", "w1 ", " w1", "", "it's 12 w1 's 345"])
+@example(
+    some=[
+        "w1 w2 w1\nw2",
+        "a\x1cb",
+        " ",
+        "w1  w2",
+        "[SEP]w1 [SEP] w1",
+        "w1 ",
+        " w1",
+        "",
+        "w1\n \nw2   w3",
+        "it's 12 w1 's 345",
+    ]
+)
 def test_remembered_words_are_the_tokens_of_the_text(encoders, name, some):
     encoder, tokenizer = encoders[name]
     made = [np.frombuffer(ids, encoder.dtype).tolist() for ids in encoder.encode(some)]
