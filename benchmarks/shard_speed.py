@@ -158,19 +158,20 @@ def same_ids(ours: Path, other: Path) -> bool:
 
 
 def killed_half_way(path: Path, output: Path, args, seconds: float, expected: dict[str, str]) -> dict:
+    from data_prep.output import unfinished_name
     from data_prep.problems import BadInput
     from data_prep.shards import open_shards
 
     watched(ours_command(path, output, args.model, args.threads), args.threads, kill_after=seconds / 2)
-    left = sorted(entry.name for entry in output.parent.iterdir() if output.name in entry.name)
-    try:
-        open_shards(output)
-        refused = ""
-    except BadInput as error:
-        refused = str(error)
+    refused = {}
+    for folder in (output, unfinished_name(output)):
+        try:
+            open_shards(folder)
+        except BadInput as error:
+            refused[folder.name] = str(error).replace(f"{output.parent}/", "")
     again = watched(ours_command(path, output, args.model, args.threads), args.threads)
     told = [line for line in again["printed"].splitlines() if "interrupted" in line]
-    return {"left": left, "refused": refused, "rerun_says": told, "rerun_same_bytes": contents(output) == expected}
+    return {"refused": refused, "rerun_says": told, "rerun_same_bytes": contents(output) == expected}
 
 
 def main() -> None:

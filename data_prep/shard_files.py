@@ -48,7 +48,8 @@ def write_splits(
     if tokenizer:
         tasks += tokenise.token_tasks(build / SPOOL, held["train"], tokenizer)
     total = sum(map(sum, held.values())) + (sum(held["train"]) if tokenizer else 0)
-    done = list(track(pool.map(_work, tasks), "writing shards", total, size=lambda made: made.rows))
+    label = "writing and tokenising rows" if tokenizer else "writing shards"
+    done = list(track(pool.map(_work, tasks), label, total, size=lambda made: made.rows))
     written = [made for made in done if isinstance(made, WrittenFile)]
     files, lengths = [made.entry for made in written], Lengths()
     for made in written:

@@ -71,7 +71,7 @@ def shard(
     if near_duplicates is not None:
         found += check_similarity(near_duplicates, "--near-duplicates")
     check(found + tokenise.check_options(tokens))
-    names = source_names(inputs)
+    names, source = source_names(inputs), _tokenizer(tokens)
     build = unfinished_name(output)
     if build.exists():
         say(f"removing what an interrupted run left: {build}")
@@ -80,7 +80,7 @@ def shard(
     spool.mkdir(parents=True)
     try:
         with Workers(min(workers, _useful_workers(inputs))) as pool:
-            tokenizer = pool.aside(tokenise.load, tokens) if tokens else None
+            tokenizer = pool.aside(tokenise.load, source) if source else None
             asked = Asked(near_duplicates, write_held(exclude, near_duplicates, spool))
             parts = _read(pool, read_tasks(names, spool, positive, split_by, asked), names)
             plan = SplitPlan(spool, parts, bool(split_by), eval_fraction, seed)
@@ -128,6 +128,15 @@ def _bad_options(
         else:
             found.append(f"--output {output}: holds other files; choose another folder")
     return found
+
+
+def _tokenizer(tokens: tokenise.TokenOptions | None) -> tokenise.Source | None:
+    if tokens is None:
+        return None
+    source = tokenise.find(tokens)
+    for note in source.rules.notes:
+        say(f"note: --tokenizer: {note}")
+    return source
 
 
 def _useful_workers(inputs: list[Path]) -> int:

@@ -1,10 +1,10 @@
 """Making the token arrays of tokens.py: one tokenizer's ids for the texts of some rows, several times as fast as by
 handing it every text.
 
-Tokenizers that split at spaces before all else (BERT and its kin) give a text the ids of its words, one word after the
-other. So a word is handed to them once, and its ids are remembered. Other tokenizers, and texts with characters that
-might be white space to one side only, go the direct way. Both ways give the ids that the trainer would make; one text
-of every batch of rows is made both ways and compared.
+Tokenizers that split at spaces before all else (BERT's and byte-level ones, see spaces_between_words) give a text the
+ids of its words, one word after the other. So a word is handed to them once, and its ids are remembered. Other
+tokenizers, and texts with characters that might be white space to one side only, go the direct way. Both ways give the
+ids that the trainer would make; one text of every batch of rows is made both ways and compared.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.model_folder import TOKENIZER_FILES, fetch, read_text_rules
+from data_prep.model_folder import TOKENIZER_FILES, TextRules, fetch, read_text_rules
 from data_prep.output import HashedFile
 from data_prep.problems import BadInput
 from data_prep.spool import Piece, batches_of, pieces_of
@@ -25,7 +25,14 @@ TASK_ROWS = 20_000
 WORDS = 200_000  # remembered at most by a process, about 40 MB
 FLAT = str.maketrans("\t\n\r", "   ")
 NORMALIZERS = {"BertNormalizer", "Lowercase", "StripAccents", "NFC", "NFD", "NFKC", "NFKD"}
-PRE_TOKENIZERS = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit"}
+DROPPING = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit"}
+# Patterns of byte-level tokenizers. In none can a match reach from a character into the space after it.
+GPT2 = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+CL100K = (
+    r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"""
+    r"""|\s*[\r\n]+|\s+(?!\S)|\s+"""
+)
+LEADING = {GPT2, CL100K % "", CL100K % "{1,3}"}  # GPT-2 and RoBERTa; Qwen 2 and 3; Llama 3
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,6 @@ class Loaded(NamedTuple):
     state: str
     before: list[int]
     after: list[int]
-    notes: tuple[str, ...]
 
 
 def check_options(options: TokenOptions | None) -> list[str]:
@@ -60,8 +66,17 @@ def check_options(options: TokenOptions | None) -> list[str]:
     return found
 
 
-def load(options: TokenOptions) -> Loaded:
-    """The tokenizer as transformers loads it for a run, and what it does to texts. Raises BadInput. Imports torch."""
+class Source(NamedTuple):
+    """Where a tokenizer comes from, and what is done to texts before it."""
+
+    model: str
+    folder: Path
+    sha256: str
+    rules: TextRules
+
+
+def find(options: TokenOptions) -> Source:
+    """Reads what a folder's files say, without loading the tokenizer. Raises BadInput."""
     folder = Path(fetch(options.model, TOKENIZER_FILES, "--tokenizer"))
     if not folder.is_dir():
         raise BadInput(f"--tokenizer {folder}: is not a folder")
@@ -74,28 +89,35 @@ def load(options: TokenOptions) -> Loaded:
         options.passage_max_len,
         named=lambda name: f"--{name.replace('_', '-')}",
     )
-    tokenizer = _from_transformers(folder)
-    side = tokenizer.truncation_side
+    return Source(options.model, folder, sha256, rules)
+
+
+def load(source: Source) -> Loaded:
+    """The tokenizer as transformers loads it for a run. Raises BadInput. Imports torch."""
+    tokenizer, rules = _from_transformers(source.folder), source.rules
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
     before, after = _special_tokens(backend)
-    for flag, limit in (("query", rules.query_max_len), ("passage", rules.passage_max_len)):
-        if limit <= len(before) + len(after):
-            raise BadInput(f"--{flag}-max-len {limit}: the special tokens alone are {len(before) + len(after)}")
+    special = len(before) + len(after)
+    if min(rules.query_max_len, rules.passage_max_len) <= special:
+        raise BadInput(f"--query-max-len, --passage-max-len: must be above {special}, the special tokens of a text")
     facts = TokenFacts(
-        model=options.model,
-        sha256=sha256,
+        model=source.model,
+        sha256=source.sha256,
         query_prompt=rules.query_prompt,
         passage_prompt=rules.passage_prompt,
         query_max_len=rules.query_max_len,
         passage_max_len=rules.passage_max_len,
         leading=len(before),
         trailing=len(after),
-        truncation_side=side,
+        truncation_side=tokenizer.truncation_side,
         id_bytes=2 if max(backend.get_vocab(with_added_tokens=True).values()) < 1 << 16 else 4,
     )
-    return Loaded(facts, backend.to_str(), before, after, rules.notes)
+    try:
+        return Loaded(facts, backend.to_str(), before, after)
+    except Exception as error:  # parts written in Python
+        raise BadInput(f"--tokenizer {source.folder}: cannot be handed to other processes ({error})") from None
 
 
 def _from_transformers(folder: Path) -> Any:
@@ -128,19 +150,20 @@ class Encoder:
 
         self.tokenizer = Tokenizer.from_str(loaded.state)
         self.dtype = loaded.facts.dtype
-        self.words = _Words(self) if splits_at_spaces(json.loads(loaded.state)) else None
+        self.spaces = spaces_between_words(json.loads(loaded.state))
+        self.first = _Words(self, "")
+        self.others = _Words(self, " ") if self.spaces == "lead" else self.first
 
     def encode(self, texts: list[str]) -> list[bytes]:
         """The ids of each text."""
-        if self.words is None:
+        if self.spaces is None:
             return self.directly(texts)
-        split = [_words_of(text) for text in texts]
-        odd = [i for i, words in enumerate(split) if words is None]
-        found = [b"" if words is None else b"".join(map(self.words.__getitem__, words)) for words in split]
-        for i, ids in zip(odd, self.directly([texts[i] for i in odd])):
-            found[i] = ids
-        plain = next((i for i, words in enumerate(split) if words is not None), None)
+        found = [self._by_words(text) for text in texts]
+        plain = next((i for i, ids in enumerate(found) if ids is not None), None)
         assert plain is None or self.directly([texts[plain]]) == [found[plain]], texts[plain]
+        others = [i for i, ids in enumerate(found) if ids is None]
+        for i, ids in zip(others, self.directly([texts[i] for i in others])):
+            found[i] = ids
         return found
 
     def directly(self, texts: list[str]) -> list[bytes]:
@@ -149,43 +172,61 @@ class Encoder:
         encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(each.ids, self.dtype).tobytes() for each in encoded]
 
+    def _by_words(self, text: str) -> bytes | None:
+        """None for a text that holds white space, or what may be such, in another form than the rule knows."""
+        if self.spaces == "lead":
+            if not text.isprintable() or "  " in text or text[:1] == " " or text[-1:] == " ":
+                return None
+            first, *others = text.split(" ")
+            return self.first[first] + b"".join(map(self.others.__getitem__, others))
+        if not text.isprintable():  # printable texts have no white space but the plain space
+            text = text.translate(FLAT)
+            if not text.isprintable():
+                return None
+        return b"".join(map(self.first.__getitem__, text.split()))
+
 
 class _Words(dict):
-    """The ids of words by the word; those that are not there are asked for."""
+    """The ids of words by the word; those that are not there are asked for, with `before` before them."""
 
-    def __init__(self, encoder: Encoder):
+    def __init__(self, encoder: Encoder, before: str):
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.before = encoder, before
 
     def __missing__(self, word: str) -> bytes:
-        (ids,) = self.encoder.directly([word])
+        (ids,) = self.encoder.directly([self.before + word])
         if len(self) < WORDS:
             self[word] = ids
         return ids
 
 
-def _words_of(text: str) -> list[str] | None:
-    """The words of a text whose only white space is what every tokenizer takes for such; None for other texts."""
-    if not text.isprintable():  # printable texts have no white space but the plain space
-        text = text.translate(FLAT)
-        if not text.isprintable():
-            return None
-    return text.split()
+def spaces_between_words(state: dict[str, Any]) -> str | None:
+    """Whether the ids of a text are those of its words, one after the other. state: the tokenizer's JSON.
 
-
-def splits_at_spaces(state: dict[str, Any]) -> bool:
-    """Whether the ids of a text are those of its words, one after the other: the tokenizer's parts before the splitting
-    change character by character (and never join across a space), the splitting drops spaces and never looks across
-    one, and no added token holds one. state: the tokenizer's JSON."""
-    normalizer, pre_tokenizer = state["normalizer"], state["pre_tokenizer"]
+    "drop": spaces, tabs and line ends part words and leave nothing. "lead": a word takes the single space before it.
+    None: neither is certain. It is where the normalizer changes character by character and never joins across a space,
+    the splitting is one of those known here, and no added token holds white space, or takes it from the next word.
+    """
+    normalizer, pre_tokenizer, added = state["normalizer"], state["pre_tokenizer"], state["added_tokens"]
     parts = normalizer["normalizers"] if normalizer and normalizer["type"] == "Sequence" else [normalizer]
-    return (
-        all(part is None or part["type"] in NORMALIZERS for part in parts)
-        and pre_tokenizer is not None
-        and pre_tokenizer["type"] in PRE_TOKENIZERS
-        and not any(any(map(str.isspace, token["content"])) for token in state["added_tokens"])
-        and not state["model"].get("dropout")
-    )
+    spaced = any(token["rstrip"] or any(map(str.isspace, token["content"])) for token in added)
+    strange = any(part is not None and part["type"] not in NORMALIZERS for part in parts)
+    if spaced or strange or pre_tokenizer is None or state["model"].get("dropout"):
+        return None
+    if pre_tokenizer["type"] in DROPPING:
+        return "drop"
+    splits = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
+    *before, last = splits
+    if last["type"] != "ByteLevel" or last["add_prefix_space"]:
+        return None
+    patterns = [_pattern(split) for split in before] + ([GPT2] if last["use_regex"] else [])
+    return "lead" if len(patterns) == 1 and patterns[0] in LEADING else None
+
+
+def _pattern(split: dict[str, Any]) -> str | None:
+    """The pattern whose matches the split makes words of."""
+    plain = split["type"] == "Split" and split["behavior"] == "Isolated" and not split["invert"]
+    return split["pattern"].get("Regex") if plain else None
 
 
 class TokenTask(NamedTuple):

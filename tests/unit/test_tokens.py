@@ -13,7 +13,7 @@ from data_prep.problems import BadInput
 from data_prep.records import Record
 from data_prep.shard_writer import shard
 from data_prep.shards import open_shards
-from data_prep.tokenise import Encoder, TokenOptions, load, splits_at_spaces
+from data_prep.tokenise import CL100K, Encoder, TokenOptions, find, load, spaces_between_words
 from data_prep.tokens import FILES, tokenizer_hash
 from tests import tiny
 from tests.unit.data_prep_helpers import run, write_records
@@ -29,19 +29,24 @@ from trainer.preflight import check_run, make_plan
 from trainer.step import compute_gradients
 
 
-def byte_level(folder, **_):
-    """A byte-level tokenizer, whose words begin with their space."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+def byte_level(folder, pattern=None, prefix=False):
+    """A byte-level tokenizer, whose words begin with their space; pattern: what it splits by, None for GPT-2's."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    if pattern:
+        made.normalizer = normalizers.NFC()
+        byte = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), byte])
     made.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=400, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
     )
-    made.train_from_iterator([" ".join(tiny.WORDS)], trainer)
+    spaces = ["w1\n \nw2  w3   w4 \n\n w5\t\tw6"] * 50  # runs of white space are tokens of their own
+    made.train_from_iterator([" ".join(tiny.WORDS), *spaces], trainer)
     PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", pad_token="<end>").save_pretrained(folder)
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 32}')
     return folder
@@ -49,7 +54,7 @@ def byte_level(folder, **_):
 
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory, minilm, tiny_bert):
-    """name -> (folder, whether it splits at spaces)."""
+    """name -> (folder, what becomes of the spaces between words)."""
     left = tmp_path_factory.mktemp("left")
     shutil.copytree(tiny_bert, left, dirs_exist_ok=True)
     config = json.loads((left / "tokenizer_config.json").read_text()) | {"truncation_side": "left"}
@@ -61,15 +66,19 @@ def tokenizers(tmp_path_factory, minilm, tiny_bert):
     content["added_tokens"].append(added | {"single_word": False, "lstrip": False, "rstrip": False})
     (spaced / "tokenizer.json").write_text(json.dumps(content))
     return {
-        "BERT": (minilm, True),
-        "words": (str(tiny_bert), True),
-        "cut left": (str(left), True),
-        "a token with a space": (str(spaced), False),
-        "byte level": (str(byte_level(tmp_path_factory.mktemp("bytes"))), False),
+        "BERT": (minilm, "drop"),
+        "words": (str(tiny_bert), "drop"),
+        "cut left": (str(left), "drop"),
+        "a token with a space": (str(spaced), None),
+        "GPT-2": (str(byte_level(tmp_path_factory.mktemp("bytes"))), "lead"),
+        "Qwen": (str(byte_level(tmp_path_factory.mktemp("qwen"), CL100K % "")), "lead"),
+        "Llama": (str(byte_level(tmp_path_factory.mktemp("llama"), CL100K % "{1,3}")), "lead"),
+        "another pattern": (str(byte_level(tmp_path_factory.mktemp("other"), r"\w+\s?|[^\w]+")), None),
+        "a space put first": (str(byte_level(tmp_path_factory.mktemp("prefix"), prefix=True)), None),
     }
 
 
-NAMES = ("BERT", "words", "cut left", "a token with a space", "byte level")
+NAMES = ("BERT", "words", "cut left", "a token with a space", "GPT-2", "Qwen", "Llama", "another pattern")
 words = st.sampled_from(
     [*tiny.WORDS[:6], "w1 w2", "Hello", "naïve", "[SEP]", "##a", "日本", "мир", "x.y,z!", "e\u0301", "\u0301"]
 )
@@ -84,9 +93,9 @@ texts = st.lists(st.tuples(gaps, words | st.text(max_size=4)), max_size=6).map(
 @pytest.fixture(scope="module")
 def encoders(tokenizers):
     found = {}
-    for name, (folder, split) in tokenizers.items():
-        loaded = load(TokenOptions(folder))
-        assert splits_at_spaces(json.loads(loaded.state)) == split, name
+    for name, (folder, spaces) in tokenizers.items():
+        loaded = load(find(TokenOptions(folder)))
+        assert spaces_between_words(json.loads(loaded.state)) == spaces, name
         found[name] = Encoder(loaded), load_tokenizer(ModelConfig(path=folder), folder)
     return found
 
@@ -94,7 +103,20 @@ def encoders(tokenizers):
 @pytest.mark.parametrize("name", NAMES)
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(some=st.lists(texts, min_size=1, max_size=5))
-@example(some=["w1 w2 w1\nw2", "a\x1cb", " ", "w1  w2", "[SEP]w1 [SEP] w1"])
+@example(
+    some=[
+        "w1 w2 w1\nw2",
+        "a\x1cb",
+        " ",
+        "w1  w2",
+        "[SEP]w1 [SEP] w1",
+        "w1 ",
+        " w1",
+        "",
+        "w1\n \nw2   w3",
+        "it's 12 w1 's 345",
+    ]
+)
 def test_remembered_words_are_the_tokens_of_the_text(encoders, name, some):
     encoder, tokenizer = encoders[name]
     made = [np.frombuffer(ids, encoder.dtype).tolist() for ids in encoder.encode(some)]
