@@ -37,6 +37,7 @@ class ApproximateIndex:
         self.cells = max(1, min(int(4 * size**0.5), size // TRAINED_PER_CELL))
         self.index = faiss.index_factory(d, f"IVF{self.cells},SQfp16", faiss.METRIC_INNER_PRODUCT)
         drawn = np.random.default_rng(0).choice(size, min(size, TRAINED_PER_CELL * self.cells), replace=False)
+        say(f"training the index on {len(drawn):,} embeddings")
         self.index.train(np.concatenate([embeddings(i, i + 1) for i in np.sort(drawn)]))
         for first in track(range(0, size, ADDED_AT_ONCE), f"building the index (blocks of {ADDED_AT_ONCE:,})"):
             self.index.add(np.ascontiguousarray(embeddings(first, min(size, first + ADDED_AT_ONCE))))

@@ -85,10 +85,15 @@ def mine(
         waiting = stack.enter_context(spool_beside(output))
         count = _read_rows(inputs, names, positive, texts, waiting, choose=corpus is None, scored=scorer is not None)
         texts.seal()
+        if not texts.candidates:
+            raise BadInput("the corpus holds no text to choose from")
         say(f"{count:,} rows, {texts.candidates:,} texts to choose from, {mining.choice.k} for each row")
         rankers: list[Ranker] = [Bm25(texts)] if mining.method != "dense" else []
         if encoder:
             rankers.append(Dense(texts, passages, queries, mining.approximate_above))
+        if scorer:
+            pairs_at_most = count * len(rankers) * (mining.choice.stop - mining.choice.first)
+            say(f"the cross-encoder scores up to {pairs_at_most:,} candidates (--range A:B says how many of a row)")
         miner = Miner(texts, mining.choice, rankers, pairs)
         with whole_file(output) as lines:
             at_once = ROWS_RESCORED_AT_ONCE if scorer else ROWS_AT_ONCE

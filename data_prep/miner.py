@@ -78,7 +78,7 @@ class Counts:
     mined: int = 0
     fewer: int = 0  # rows that got fewer than k
     none: int = 0
-    positives: int = 0
+    forbidden: int = 0
     skipped: int = 0
     same: int = 0
     margin: int = 0
@@ -124,7 +124,7 @@ class Miner:
         skipped: list[set[int]] = [set() for _ in records]
         for ranker in self.rankers:
             for i, ranked in enumerate(ranker.rank(queries, banned, self.choice.stop)):
-                self.counts.positives += ranked.banned
+                self.counts.forbidden += ranked.banned
                 skipped[i].update(ranked.places[: self.choice.first].tolist())
                 windows[i].append(ranked.places[self.choice.first :].tolist())
         found = []
@@ -178,7 +178,7 @@ class Miner:
         """Lines to say when the work is done."""
         counts, k = self.counts, self.choice.k
         dropped = {
-            "that are positives of the row, of an equal query or of the same document": counts.positives,
+            "that the row must not have (positives of an equal query, texts of the same document …)": counts.forbidden,
             "by skip": counts.skipped,
             "above the margin": counts.margin,
             "that hold a positive or are part of one": counts.same,

@@ -253,8 +253,10 @@ class _Run:
                         raise Failed(f"no pair came out, so {output} is not written; {rejected} says why")
             except Failed as error:
                 lacking = error
-        for reason, count in sorted(written.reasons.items()):
-            say(f"left out, with reasons in {rejected.name}: {count:,} x {reason}")
+        for kind, count in sorted(written.reasons.items()):
+            say(f"left out: {count:,} x {kind}, such as {written.examples[kind]}")
+        if written.reasons:
+            say(f"all that was left out, with reasons: {rejected}")
         if lacking:
             raise lacking
         what = f"{written.count:,} pairs from {written.chunks:,} chunks"
@@ -277,6 +279,7 @@ class _Written:
         self.rejects, self.unanswered = rejects, unanswered
         self.count = self.chunks = self.waiting = 0
         self.reasons: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}  # of each kind of reason: the first chunk, and the reason in full
 
     def pairs(self, chunks: Iterable[Chunk], cache: AnswerCache) -> Iterator[Pair]:
         """The pairs of every chunk; what is none goes to the rejected."""
@@ -315,7 +318,9 @@ class _Written:
 
     def reject(self, chunk: Chunk, reason: str, **about: str) -> None:
         """ASCII: a raw answer may hold what is no UTF-8."""
-        self.reasons[reason.partition(":")[0]] += 1
+        kind = reason.partition(":")[0]
+        self.reasons[kind] += 1
+        self.examples.setdefault(kind, f"{chunk.id}: {reason}")
         self.rejects.write(json.dumps({"chunk_id": chunk.id, "reason": reason, **about}) + "\n")
 
 

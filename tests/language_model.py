@@ -152,6 +152,7 @@ class LanguageModel:
             self.calls.append(call)
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
+            self.lock.notify_all()
         return call, outcome
 
     def end(self, call: Call, outcome: str) -> None:

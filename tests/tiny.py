@@ -116,3 +116,43 @@ def shards(folder: Path, count: int, eval_fraction: float = 0.0, seed: int = 0, 
     code = main(["shard", str(source), "--output", str(folder), "--eval-fraction", str(eval_fraction)])
     assert code == 0, code
     return folder
+
+
+def chat_model(folder: Path, answer: str) -> Path:
+    """A folder with a language model that says `answer` to everything, and its tokenizer with a chat template.
+
+    The answer is one token. Attention and MLP add nothing, so that the next token depends on the last one only: the
+    answer follows every token, and the end follows the answer.
+    """
+    import torch
+    import transformers as tf
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    special = ["<|im_end|>", "<|endoftext|>", "<|im_start|>"]
+    pieces = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    made = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens(special)
+    made.add_tokens([answer])
+    fast = tf.PreTrainedTokenizerFast(tokenizer_object=made, eos_token=special[0], pad_token=special[1])
+    fast.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    size = {"vocab_size": len(fast), "hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 4096}
+    ids = {"eos_token_id": 0, "pad_token_id": 1, "bos_token_id": None}
+    network = tf.Qwen2ForCausalLM(tf.Qwen2Config(**size, **heads, **ids, tie_word_embeddings=False))
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            if not name.endswith("norm.weight"):
+                weight.zero_()
+        embed, head = network.model.embed_tokens.weight, network.lm_head.weight
+        embed[:, 0] = 1.0
+        embed[-1] = 0.0
+        embed[-1, 1] = 1.0
+        head[-1, 0] = head[0, 1] = 1.0
+    network.save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder

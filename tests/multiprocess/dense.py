@@ -93,7 +93,7 @@ def cosent(t: Texts, tau) -> Tensor:
     cosines, scores = (t.queries * t.positives).sum(1), [r.score for r in t.records]
     rows = range(len(scores))
     wrong = [(cosines[i] - cosines[j]) / tau for i in rows for j in rows if scores[i] < scores[j]]
-    return torch.logsumexp(torch.stack([torch.zeros(()), *wrong]), 0)
+    return torch.logsumexp(torch.stack([0.0 * cosines[0] / tau, *wrong]), 0)  # a last batch may hold equal scores only
 
 
 def kl(t: Texts, tau) -> Tensor:

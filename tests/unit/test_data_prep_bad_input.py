@@ -187,7 +187,10 @@ def test_a_malformed_input_is_refused_and_an_earlier_output_stays(tmp_path, caps
         ("inspect nope", ["nope: no such file or folder"]),
         ("inspect folder", ["folder that `datasets` did not write"]),
         ("inspect empty.jsonl", ["the file is empty"]),
-        ("generate --path store --collection docs --output o.jsonl", ["not built yet", "--offline"]),
+        (
+            "generate --path store --collection docs --output o.jsonl",
+            ["--model: name the language model to ask", "--offline"],
+        ),
         ("generate --offline --path nope --collection docs --output o.jsonl", ["--path nope: no such folder"]),
         ("generate --offline --path folder --collection docs --output o.jsonl", ["is no Chroma folder", "other.txt"]),
         ("generate --offline --path good.jsonl --collection docs --output o.jsonl", ["good.jsonl: is a file"]),

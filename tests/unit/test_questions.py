@@ -233,7 +233,10 @@ def test_filters_keep_aside_what_they_leave_out(generate, tmp_path, capsys):
     assert {(line["reason"], line["answer"][:5]) for line in rejected} == {
         ("question length: 5 words, wanted 6 to 9", "Every")
     }
-    assert "left out, with reasons in pairs.rejected.jsonl: 10 x question length" in capsys.readouterr().err
+    assert (
+        "left out: 10 x question length, such as doc-0: question length: 5 words, wanted 6 to 9"
+        in capsys.readouterr().err
+    )
 
 
 def test_an_encoder_from_python_takes_the_round_trip(generate, tmp_path):

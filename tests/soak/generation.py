@@ -1,0 +1,143 @@
+"""Generation that is killed again and again loses nothing and pays nothing twice: python -m tests.soak.generation
+
+`python -m data_prep generate` asks a server on loopback, which fails on a seeded schedule, about 2,000 chunks of a
+Chroma folder. Five times it is killed with SIGKILL and started again. The server's log, the answer cache as it was
+at each kill, and the output show whether every answerable chunk's pairs are there once, what was asked twice, and
+whether the key got into any file. Prints one JSON line; exit code 1 where something does not hold.
+"""
+
+import argparse
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from data_prep.stores import write_chunks
+from tests.language_model import FAULTS, FORMS, HOPELESS, KEY, MODEL, LanguageModel, chunk, expected, serving
+from tests.launching import ROOT, environment
+
+SHARE = 0.2  # of the calls that fail
+
+
+@dataclass
+class Report:
+    """What was seen. asked_again: calls about chunks whose answer was on disk when the process was killed."""
+
+    chunks: int
+    kills: int
+    concurrency: int
+    calls: int
+    failed_calls: dict[str, int]
+    on_disk_at_kills: list[int]
+    asked_again: int
+    repeated: int
+    repeated_at_most: int
+    pairs: int
+    pairs_right: bool
+    rejected_right: bool
+    calls_for_another_output: int
+    files_with_key: list[str]
+    seconds: float
+
+    def holds(self) -> bool:
+        right = self.pairs_right and self.rejected_right and not self.files_with_key
+        spared = not self.asked_again and not self.calls_for_another_output
+        return right and spared and self.repeated <= self.repeated_at_most
+
+
+def soak(folder: Path, chunks: int, kills: int, concurrency: int, seed: int = 0, slow: float = 1.5) -> Report:
+    """One run in this folder, which is empty."""
+    names = [f"c{number}" for number in range(chunks)]
+    write_chunks(folder / "chroma", "docs", [chunk(number) for number in range(chunks)], "digest")
+    server = LanguageModel(seed=seed, share=SHARE, faults=FAULTS, forms=FORMS, slow=slow, delay=0.02)
+    began = time.monotonic()
+    with serving(server) as url:
+        command = _command(folder, url, concurrency, slow)
+        on_disk, asked_again = [], 0
+        later: list[tuple[int, set[str]]] = []  # where the log stood at each kill, and which chunks were on disk
+        for kill in range(kills):
+            process = _start(command, folder)
+            server.wait_for_answers((kill + 1) * chunks // (kills + 1), seconds=600)
+            assert process.poll() is None, "it ended before it was killed"
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            durable = _on_disk(folder, chunks)
+            on_disk.append(len(durable))
+            later.append((len(server.calls), durable))
+        assert _start(command, folder).wait() == 0, (folder / "log.txt").read_text()
+        for at, durable in later:
+            asked_again += sum(call.chunk in durable for call in server.calls[at:])
+        repeated, calls, failed = server.repeated(), len(server.calls), server.counts()
+        other = [str(folder / "other.jsonl") if part == str(folder / "pairs.jsonl") else part for part in command]
+        assert _start(other, folder).wait() == 0
+        extra = len(server.calls) - calls
+    assert (folder / "other.jsonl").read_bytes() == (folder / "pairs.jsonl").read_bytes()
+    del failed["answered"]
+    lines = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    got = [(line["chunk_id"], line["question"], line["answer"]) for line in lines]
+    rejected = {json.loads(line)["chunk_id"] for line in (folder / "pairs.rejected.jsonl").read_text().splitlines()}
+    wanted = [(chunk(int(name[1:])).id, *pair) for name in names for pair in expected(name, server.form(name))]
+    misfits = {chunk(int(name[1:])).id for name in names if server.form(name) in (*HOPELESS, "truncated")}
+    return Report(
+        chunks=chunks,
+        kills=kills,
+        concurrency=concurrency,
+        calls=calls,
+        failed_calls=dict(failed),
+        on_disk_at_kills=on_disk,
+        asked_again=asked_again,
+        repeated=len(repeated),
+        repeated_at_most=kills * concurrency,
+        pairs=len(got),
+        pairs_right=got == wanted,
+        rejected_right=rejected == misfits,
+        calls_for_another_output=extra,
+        files_with_key=[
+            str(path) for path in folder.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()
+        ],
+        seconds=round(time.monotonic() - began, 1),
+    )
+
+
+def _command(folder: Path, url: str, concurrency: int, slow: float) -> list[str]:
+    where = ["--path", folder / "chroma", "--collection", "docs", "--cache", folder / "cache"]
+    options = ["--model", MODEL, "--base-url", url, "--concurrency", concurrency, "--timeout", slow * 2 / 3]
+    command = [sys.executable, "-m", "data_prep", "generate", *where, *options, "--output", folder / "pairs.jsonl"]
+    return [str(part) for part in command]
+
+
+def _start(command: list[str], folder: Path) -> subprocess.Popen:
+    with open(folder / "log.txt", "a") as log:
+        return subprocess.Popen(command, cwd=ROOT, env=environment(OPENAI_API_KEY=KEY), stdout=log, stderr=log)
+
+
+def _on_disk(folder: Path, chunks: int) -> set[str]:
+    """The chunks whose answers lie in the cache in whole lines."""
+    names = {hashlib.sha256(chunk(number).text.encode()).hexdigest(): f"c{number}" for number in range(chunks)}
+    found = set()
+    for path in (folder / "cache").glob("*.jsonl"):
+        whole = path.read_bytes().rpartition(b"\n")[0]
+        found |= {names[json.loads(line)["chunk"]] for line in whole.splitlines()[1:]}
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--chunks", type=int, default=2000)
+    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        report = soak(Path(folder), args.chunks, args.kills, args.concurrency, args.seed)
+    print(json.dumps(asdict(report)))
+    return 0 if report.holds() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
