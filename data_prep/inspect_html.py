@@ -57,7 +57,7 @@ h3:first-of-type { margin-top: 0; }
 .legend li { font-size: .85rem; }
 .legend i { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 6px; }
 table { border-collapse: collapse; width: 100%; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: 5px 4px; border-top: 1px solid var(--rule); }
+th, td { text-align: right; padding: 5px 4px; border-top: 1px solid var(--rule); overflow-wrap: anywhere; }
 th:first-child, td:first-child { text-align: left; }
 thead th { border-top: 0; color: var(--soft); font-weight: 500; }
 """

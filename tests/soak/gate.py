@@ -51,7 +51,7 @@ def model_folder(folder: Path) -> Path:
 
 
 def measured(part: str, *arguments) -> dict:
-    """Runs one part of this module in a process of its own; its result, with seconds and MiB at most."""
+    """Runs one part of this module in a process of its own; its result, with CPU seconds and MiB at most."""
     command = [sys.executable, "-m", "tests.soak.gate", part, *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert done.returncode == 0, done.returncode
@@ -68,7 +68,7 @@ def defects(folder: Path, clean: int, exact_only: bool) -> None:
     counted = {name: found.get(name, 0) for name in names}
     expected = {name: planned[name] for name in names}
     check(f"inspect of {len(rows):,} rows counts {counted}", counted == expected)
-    print(f"      {report['seconds']:.0f} s, {report['mib']:.0f} MiB; sample: {report['sample']}")
+    print(f"      {report['seconds']:.0f} CPU s, {report['mib']:.0f} MiB; sample: {report['sample']}")
 
 
 def inspect_part(path: str, model: str, evaluation: str) -> dict:
@@ -91,7 +91,7 @@ def run_gate(folder: Path) -> None:
     names = {"leakage": 500, "positives_as_negatives": 300}
     check(f"the gate of a run finds {first['found']}", {n: first["found"].get(n) for n in names} == names)
     check("and again from its cache", second["found"] == first["found"])
-    cost = f"{first['seconds']:.0f} s, {first['mib']:.0f} MiB; again {second['seconds']:.1f} s"
+    cost = f"{first['seconds']:.0f} CPU s, {first['mib']:.0f} MiB; again {second['seconds']:.1f} CPU s"
     print(f"      {first['rows']:,} rows: {cost}")
 
 
@@ -164,12 +164,12 @@ def near_of_many(folder: Path, copies: int = 10_000) -> None:
     recall = found["planted"] / copies
     text = f"{copies:,} near duplicates at 0.85 among {found['rows']:,} rows: recall {recall:.4f}, "
     check(f"{text}{found['others']:,} others removed, {found['unsure']} unsure", recall >= 0.95)
-    print(f"      {found['hashing']:.0f} s hashing, {found['finding']:.0f} s finding, {found['mib']:.0f} MiB")
+    print(f"      {found['hashing']:.0f} CPU s hashing, {found['finding']:.0f} CPU s finding, {found['mib']:.0f} MiB")
 
 
 def near_part(path: str) -> dict:
     index, spool, flags = NearDuplicates(0.85), Spool(), bytearray()
-    start = time.perf_counter()
+    start = time.process_time()
     with open(path) as lines:
         for line in lines:
             row = json.loads(line)
@@ -177,7 +177,7 @@ def near_part(path: str) -> dict:
             index.add(record)
             spool.add(record)
             flags.append("planted" in row)
-    hashed = time.perf_counter()
+    hashed = time.process_time()
     gone = index.find(spool.take).nonzero()[0].tolist()
     found = sum(flags[row] for row in gone)
     return {
@@ -186,7 +186,7 @@ def near_part(path: str) -> dict:
         "others": len(gone) - found,
         "unsure": index.unsure,
         "hashing": hashed - start,
-        "finding": time.perf_counter() - hashed,
+        "finding": time.process_time() - hashed,
     }
 
 
@@ -194,10 +194,9 @@ PARTS = {"inspect": inspect_part, "gate": gate_part, "near": near_part}
 
 
 def part(name: str, *arguments: str) -> None:
-    start = time.perf_counter()
     found = PARTS[name](*arguments)
     mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print("\n" + json.dumps(found | {"seconds": time.perf_counter() - start, "mib": mib}))
+    print("\n" + json.dumps(found | {"seconds": time.process_time(), "mib": mib}))
 
 
 def main() -> None:
