@@ -12,7 +12,7 @@ SAMPLE = 20_000  # bytes of words beyond ASCII that are looked at
 NO_CHARSET = "windows-1252"  # what browsers take for a page that names none, and that is no UTF-8
 
 _SEVERAL = re.compile(rb"[\xc2-\xf4][\x80-\xbf]+")
-_TAGS = re.compile(rb"(?is)<(script|style)\b.*?</\1\s*>|<!--.*?-->|<[^>]*>")
+_TAGS = re.compile(rb"<[^<>]*>")
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be")) + (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),

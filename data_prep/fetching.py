@@ -28,7 +28,7 @@ from data_prep.problems import Failed
 from data_prep.progress import say
 
 AGENT = "embedfleet"  # the name by which robots.txt may address this crawler
-MAX_PAGE = 20 * 2**20  # bytes, unpacked
+MAX_PAGE = 10 * 2**20  # bytes, unpacked
 REDIRECTS = 5
 RETRIES = 3
 LONGEST_WAIT = 120.0  # seconds that a server may ask us to wait before we give up on the page

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from urllib.parse import urljoin
 
-from lxml import html
+from lxml import etree, html
 
 from data_prep import markup, structures
 from data_prep.records import normalise
@@ -148,14 +148,14 @@ def _take(group: structures.Group, page: Page) -> int:
     definition = markup.clean_definition("\n\n".join(text for text in texts if text))
     links = [(markup.text_of(a), urljoin(page.url, a.get("href").strip())) for a in group.links if a.get("href")]
     refers = reference(definition, links)
-    taken = 0
+    taken, line = 0, group.line
     for element in group.terms or [""]:
         term = markup.clean_term(element if isinstance(element, str) else markup.text_of(element))
         if reason := _no_entry(term, definition):
-            page.skip(group.line, reason, f"{term}: {definition}")
+            page.skip(line, reason, f"{term}: {definition}")
             continue
         anchors = () if isinstance(element, str) else _anchors(element)
-        page.entries.append(Entry(term, definition, page.url, group.line, anchors, refers))
+        page.entries.append(Entry(term, definition, page.url, line, anchors, refers))
         taken += 1
     return taken
 
@@ -177,8 +177,11 @@ def _no_entry(term: str, definition: str) -> str:
 
 def _anchors(element: html.HtmlElement) -> tuple[str, ...]:
     """The ids by which links find this term: its own, those in it, and that of the section or row it begins."""
-    own = element.xpath("descendant-or-self::*/@id | descendant::a/@name")
-    return (*own, *element.xpath("parent::*[self::section or self::div or self::tr]/@id"))
+    own = [part.get(name) for part in element.iter(etree.Element) for name in ("id", "name") if part.get(name)]
+    parent = element.getparent()
+    if parent is not None and parent.tag in ("section", "div", "tr") and parent.get("id"):
+        own.append(parent.get("id"))
+    return tuple(own)
 
 
 def _drop_repeats(page: Page) -> None:

@@ -16,31 +16,21 @@ LINES = frozenset(("br", "caption", "dd", "dt", "figcaption", "li", "summary", "
 CELLS = frozenset(("td", "th"))
 HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
 
-FURNITURE = ("script", "style", "noscript", "template", "svg", "nav", "iframe", "object", "audio", "video") + (
-    ("button", "input", "select", "textarea")
+FURNITURE = frozenset(
+    ("script", "style", "noscript", "template", "svg", "nav", "iframe", "object", "audio", "video")
+) | {*("button", "input", "select", "textarea")}
+ROLES = frozenset(("navigation", "banner", "contentinfo", "complementary", "search")) | {
+    *("doc-noteref", "doc-backlink", "doc-endnotes")
+}
+DEEPEST = 512  # open elements, the limit of Chromium
+# Elements that stay open without an end tag
+_OPENED = re.compile(
+    "<(/?)(?:div|span|section|article|main|header|footer|nav|aside|ul|ol|dl|table|blockquote|center|form|details|fieldset|"
+    r"figure|b|big|code|em|font|i|s|small|strike|strong|tt|u|sub|sup|q|cite|dfn|abbr|kbd|var|mark|ins|del|label)\b",
+    re.I,
 )
-ROLES = ("navigation", "banner", "contentinfo", "complementary", "search") + (
-    ("doc-noteref", "doc-backlink", "doc-endnotes")
-)
-_OUTSIDE = "not(ancestor::main or ancestor::article or ancestor::section or ancestor::li or ancestor::dd)"
-
-
-def _has_class(name: str) -> str:
-    return f"contains(concat(' ', normalize-space(@class), ' '), ' {name} ')"
-
-
-_REMOVED = etree.XPath(
-    " | ".join(
-        [f"//{tag}" for tag in FURNITURE]
-        + [f"//*[{' or '.join(_has_class(name) for name in sorted(FURNITURE_CLASSES))}]"]
-        + [f"//*[{' or '.join(f'@role={role!r}' for role in ROLES)}]"]
-        # spans only: a page that unfolds its definitions on a click hides them in blocks
-        + ["//span[@hidden or contains(translate(@style, ' ', ''), 'display:none')]"]
-        + ["//a[contains(@href, 'action=edit')]", "//comment()", "//processing-instruction()"]
-        + [f"//{tag}[{_OUTSIDE}]" for tag in ("header", "footer", "aside")]
-    )
-)
-_MARKS = etree.XPath("//a[contains(@href, '#')] | //sup[.//a[contains(@href, '#')]]")
+# In these, `header`, `footer` and `aside` are of an entry, elsewhere of the page
+ENTRY = ("main", "article", "section", "li", "dd")
 _SYMBOLS = re.compile("[¶§#↑^↩↵⚓🔗\ufe0e\ufe0f\ue000-\uf8ff]+")  # the private use area: icon fonts
 _FOOTNOTE = re.compile(r"[\[(]?\s*(?:\d{1,3}|[a-z]|[*†‡§]+|(?:note|nb|n|fn)\s*\d+)\s*[\])]?", re.I)
 _INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff]")
@@ -60,27 +50,58 @@ def parse(text: str) -> tuple[html.HtmlElement | None, str]:
     text = _CONTROLS.sub(" ", text)
     if not text.strip():
         return None, ""
+    end = _too_deep(text)
+    cut = f"not read beyond character {end:,}, where {DEEPEST} elements are open" if end is not None else ""
     # huge_tree: libxml2 otherwise stops at a depth of 256 (with it, at 2048), and either way drops the rest silently
     parser = html.HTMLParser(encoding="utf-8", huge_tree=True)
-    document = html.document_fromstring(LexborHTMLParser(text).html.encode(), parser=parser)
+    document = html.document_fromstring(LexborHTMLParser(text[:end]).html.encode(), parser=parser)
     fatal = [entry for entry in parser.error_log if entry.level_name == "FATAL"]
-    return document, f"not read beyond line {fatal[0].line}: {fatal[0].message}" if fatal else ""
+    return document, cut or (f"not read beyond line {fatal[0].line}: {fatal[0].message}" if fatal else "")
+
+
+def _too_deep(text: str) -> int | None:
+    """Where more elements are open than browsers let be; parsers take quadratic time and memory for such pages."""
+    depth = 0
+    for tag in _OPENED.finditer(text):
+        depth = max(0, depth - 1) if tag[1] else depth + 1
+        if depth > DEEPEST:
+            return tag.start()
+    return None
 
 
 def prune(document: html.HtmlElement) -> None:
-    """Takes the furniture out of the document, in place; the text behind it stays."""
+    """Empties the furniture of the document, in place; what stands behind it stays.
+
+    In Python and not in XPath, whose unions take quadratic time in libxml2.
+    """
+    for node in [node for node in document.iter(etree.Element) if _is_furniture(node)]:
+        node.clear(keep_tail=True)
+    for node in [node for node in document.iter("a", "sup") if _is_mark(node)]:
+        node.text = None
+        del node[:]
     for formula in document.iter("img"):  # MediaWiki's fallback picture of a formula has its LaTeX
         if "mwe-math" in formula.get("class", "") and formula.get("alt"):
             formula.tail = formula.get("alt") + (formula.tail or "")
-    for node in _REMOVED(document):
-        if node.getparent() is not None:
-            node.drop_tree()
-    for node in _MARKS(document):
-        content = node.text_content().strip() if node.getparent() is not None else "x"
-        footnote = node.tag == "sup" or content[:1] in "[("
-        # an anchor with an id may be what others refer to, and an empty one has no text to be rid of
-        if content and (_SYMBOLS.fullmatch(content) or (footnote and _FOOTNOTE.fullmatch(content))):
-            node.drop_tree()
+
+
+def _is_furniture(node: html.HtmlElement) -> bool:
+    tag = node.tag
+    if tag in FURNITURE or node.get("role") in ROLES or not FURNITURE_CLASSES.isdisjoint(node.get("class", "").split()):
+        return True
+    if tag == "span":  # spans only: a page that unfolds its definitions on a click hides them in blocks
+        return node.get("hidden") is not None or "display:none" in node.get("style", "").replace(" ", "")
+    if tag in ("header", "footer", "aside"):
+        return next(node.iterancestors(*ENTRY), None) is None
+    return tag == "a" and "action=edit" in node.get("href", "")
+
+
+def _is_mark(node: html.HtmlElement) -> bool:
+    """A permalink or a footnote mark: a link within the page whose text is a sign or a number."""
+    if not any("#" in link.get("href", "") for link in node.iter("a")):
+        return False
+    content = node.text_content().strip()
+    footnote = node.tag == "sup" or content[:1] in ("[", "(")
+    return bool(_SYMBOLS.fullmatch(content) or (footnote and _FOOTNOTE.fullmatch(content)))
 
 
 def text_of(element: html.HtmlElement, skip: Collection[html.HtmlElement] = ()) -> str:
@@ -104,7 +125,7 @@ def sections(element: html.HtmlElement) -> list[tuple[html.HtmlElement, str]]:
 def _pieces(element: html.HtmlElement, skip: Collection[html.HtmlElement]) -> Iterator[str | html.HtmlElement]:
     """The texts and breaks of an element in order; an element of skip in the place of its content."""
     skipped = 0
-    for event, node in etree.iterwalk(element, events=("start", "end")):
+    for event, node in etree.iterwalk(element, events=("start", "end", "comment", "pi")):
         tag = node.tag if isinstance(node.tag, str) else ""
         if event == "start":
             if node in skip:
@@ -112,15 +133,14 @@ def _pieces(element: html.HtmlElement, skip: Collection[html.HtmlElement]) -> It
                 skipped += 1
             if node is not element:
                 yield _before(tag)
-            text = node.text
+            text, inside = node.text, node
         else:
             skipped -= node in skip
             if node is element:
                 break
             yield _after(tag, node)
-            text = node.tail
+            text, inside = node.tail, node.getparent()
         if text and not skipped:
-            inside = node if event == "start" else node.getparent()
             pre = "\n" in text and any(above.tag == "pre" for above in (inside, *inside.iterancestors()))
             yield text.replace("\n", _LINE) if pre else _SPACE.sub(" ", text)
 
@@ -138,8 +158,8 @@ def _after(tag: str, node: html.HtmlElement) -> str:
 def tidy(text: str) -> str:
     """White space, invisible characters and composed letters (NFC) as people write them."""
     text = unicodedata.normalize("NFC", _INVISIBLE.sub("", text.replace("\r", "")))
-    text = re.sub(rf" *[{_LINE}{_PARAGRAPH}][ {_LINE}{_PARAGRAPH}]*", _break, text)
-    return re.sub(" {2,}", " ", text).strip()
+    text = re.sub(" {2,}", " ", text)  # first, or the next expression takes quadratic time for a row of spaces
+    return re.sub(rf" ?[{_LINE}{_PARAGRAPH}][ {_LINE}{_PARAGRAPH}]*", _break, text).strip()
 
 
 def _break(found: re.Match) -> str:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 from data_prep.glossary_words import SEE, SEE_AFTER, SEE_LINK
 from data_prep.records import normalise
@@ -49,7 +50,7 @@ def resolve(entries: list) -> tuple[int, list, list]:
     entries: glossary.Entry, changed in place. Returns the number resolved, the entries whose target is not there
     (they keep their text as written), and those that refer in a circle (they have no definition).
     """
-    by_anchor = {f"{entry.url}#{anchor}": entry for entry in entries for anchor in entry.anchors}
+    by_anchor = {unquote(f"{entry.url}#{anchor}"): entry for entry in entries for anchor in entry.anchors}
     by_term: dict[tuple[str, str], object] = {}
     for entry in sorted(entries, key=lambda entry: entry.see is not None):  # a definition before a reference
         by_term.setdefault((entry.url, normalise(entry.term)), entry)
@@ -57,20 +58,19 @@ def resolve(entries: list) -> tuple[int, list, list]:
 
     def target(entry):
         name = normalise(entry.see.term)
-        return by_anchor.get(entry.see.anchor) or by_term.get((entry.url, name)) or by_term.get(("", name))
+        return by_anchor.get(unquote(entry.see.anchor)) or by_term.get((entry.url, name)) or by_term.get(("", name))
 
-    resolved, lost, circles = {}, [], []
+    ends: dict[int, object] = {}  # id of an entry -> the entry that defines it; None: not there; itself: a circle
     for entry in entries:
-        passed, last = [], entry
-        while last is not None and last.see and last not in passed:
-            passed.append(last)
+        passed, last = {}, entry
+        while last is not None and last.see and id(last) not in passed and id(last) not in ends:
+            passed[id(last)] = last
             last = target(last)
-        if last is None:
-            lost.append(entry)
-        elif last.see:
-            circles.append(entry)
-        elif passed:
-            resolved[id(entry)] = (entry, last.definition)
-    for entry, definition in resolved.values():
-        entry.definition = definition
+        end = ends.get(id(last), last)
+        ends |= dict.fromkeys(passed, end)
+    lost = [entry for entry in entries if entry.see and ends[id(entry)] is None]
+    circles = [entry for entry in entries if entry.see and ends[id(entry)] is not None and ends[id(entry)].see]
+    resolved = [entry for entry in entries if entry.see and ends[id(entry)] is not None and not ends[id(entry)].see]
+    for entry in resolved:
+        entry.definition = ends[id(entry)].definition
     return len(resolved), lost, circles

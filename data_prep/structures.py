@@ -11,6 +11,7 @@ from data_prep.glossary_words import ABOUT_TERMS, DEFINITION_HEADS, LETTER, NO_T
 
 FEWEST = 3  # of a structure that any page may have (a plain list, headings, bold words): fewer are no glossary
 
+WIDEST = 64  # columns of a table that are looked at
 BOLD = ("b", "strong", "dfn")
 _SEPARATED = re.compile(r"\s*(?:[:：–—]|-\s)")
 
@@ -34,8 +35,9 @@ class Group:
 
 def about_terms(document: html.HtmlElement, url: str) -> bool:
     """Whether title, first heading or address say that the page is a glossary (before pruning)."""
-    heads = [head.text_content() for head in document.xpath("//title | (//h1)[1] | (//h2)[1]")]
-    return bool(ABOUT_TERMS.search(" ".join([url.rstrip("/").rpartition("/")[2], *heads])))
+    heads = [head for head in (next(document.iter(tag), None) for tag in ("title", "h1", "h2")) if head is not None]
+    said = [url.rstrip("/").rpartition("/")[2], *(head.text_content() for head in heads)]
+    return bool(ABOUT_TERMS.search(" ".join(said)))
 
 
 def defined_terms(document: html.HtmlElement) -> list[Group]:
@@ -68,17 +70,25 @@ def lists(document: html.HtmlElement, glossary: bool) -> list[Group]:
 def _pairs(found: html.HtmlElement) -> Iterator[Group]:
     """dt dt dd dd -> two terms with two definitions, also where `div` wraps each group or something else is between."""
     terms, definitions = [], []
-    for child in found.xpath("./dt | ./dd | ./div/dt | ./div/dd"):
+    for child in _items(found):
         if child.tag == "dt" and definitions:
             yield Group(terms, definitions)
             terms, definitions = [], []
         if child.tag == "dt":
-            several = child.xpath(".//dfn")
+            several = list(child.iter("dfn"))
             terms += several if len(several) > 1 else [child]
         else:
             definitions.append(child)
     if terms or definitions:
         yield Group(terms, definitions)
+
+
+def _items(found: html.HtmlElement) -> Iterator[html.HtmlElement]:
+    for child in found.iterchildren("dt", "dd", "div"):
+        if child.tag == "div":
+            yield from child.iterchildren("dt", "dd")
+        else:
+            yield child
 
 
 def tables(document: html.HtmlElement, headed: bool) -> list[Group]:
@@ -103,7 +113,7 @@ def _grid(table: html.HtmlElement) -> list[list[html.HtmlElement]]:
         row: list[html.HtmlElement] = []
         for cell in line.iterchildren("td", "th"):
             _reach_down(row, open_cells)
-            for _ in range(_span(cell, "colspan")):
+            for _ in range(min(_span(cell, "colspan"), WIDEST - len(row))):
                 if (down := _span(cell, "rowspan")) > 1:
                     open_cells[len(row)] = (cell, down - 1)
                 row.append(cell)
@@ -123,7 +133,7 @@ def _reach_down(row: list, open_cells: dict) -> None:
 
 def _span(cell: html.HtmlElement, name: str) -> int:
     value = cell.get(name, "1").strip()
-    return min(max(int(value), 1), 1000) if value.isdecimal() else 1  # 1000: the limit of HTML for columns
+    return max(int(value[:4]), 1) if value.isdecimal() else 1
 
 
 def _is_head(row: list[html.HtmlElement]) -> bool:
@@ -197,9 +207,11 @@ def _links_by_heading(root: html.HtmlElement) -> dict[html.HtmlElement, list[htm
 
 def main_content(document: html.HtmlElement) -> html.HtmlElement:
     """The element that holds the page's own text."""
-    inner = "contains(concat(' ', normalize-space(@class), ' '), ' mw-parser-output ')"
-    found = document.xpath(f"(//main | //*[@role='main'] | //*[{inner}] | //article)[1] | //body")
-    return found[-1] if found else document
+    for element in document.iter(etree.Element):
+        is_main = element.tag in ("main", "article") or element.get("role") == "main"
+        if is_main or "mw-parser-output" in element.get("class", "").split():
+            return element
+    return next(document.iter("body"), document)
 
 
 def bold_words(document: html.HtmlElement) -> list[Group]:

@@ -164,9 +164,9 @@ def test_hostile_servers_cost_no_page_of_the_others(tmp_path):
         "/to-ftp": "redirects to ftp://127.0.0.1/x; only http and https are fetched",
         "/to-script": "redirects to javascript:alert(1); only http and https are fetched",
         "/refresh": "redirects to file:///etc/passwd; only http and https are fetched",
-        "/endless": "is larger than 20 MiB; it was not read further",
-        "/declared": "is larger than 20 MiB; it was not read further",
-        "/bomb": "is larger than 20 MiB; it was not read further",
+        "/endless": "is larger than 10 MiB; it was not read further",
+        "/declared": "is larger than 10 MiB; it was not read further",
+        "/bomb": "is larger than 10 MiB; it was not read further",
         "/come-back": "HTTP 429 Too Many Requests; it asks to wait 3,600 s; try again later",
         "/500": "HTTP 500 Internal Server Error, 4 times",
         "/cut": "the answer was cut short",
@@ -453,3 +453,21 @@ def test_saved_pages_need_no_network(tmp_path):
         ("saved", (tmp_path / "saved.html").as_uri()),
         ("ant", (tmp_path / "saved.md").as_uri()),
     ]
+
+
+def test_a_fault_of_ours_costs_one_source_and_is_said(tmp_path, monkeypatch, capsys):
+    from data_prep import glossary
+    from data_prep.__main__ import main
+
+    def faulty(text, url, language=""):
+        assert "ant" in text, "cannot read this"
+        return read(text, url, language)
+
+    read = glossary.from_html
+    monkeypatch.setattr(glossary, "from_html", faulty)
+    for term in ("ant", "bee"):
+        (tmp_path / f"{term}.html").write_text(GLOSSARY.format(term), encoding="utf-8")
+    sources = [str(tmp_path / "bee.html"), str(tmp_path / "ant.html")]
+    assert main(["crawl", "--source", *sources, "--output", str(tmp_path / "out.csv")]) == 1
+    assert [row["term"] for row in rows(tmp_path / "out.csv")] == ["ant"]
+    assert "bee.html: AssertionError: cannot read this" in capsys.readouterr().err
