@@ -8,6 +8,8 @@ from typing import Any
 
 from data_prep.problems import BadInput
 
+AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")  # position ids start behind the padding id
+_NO_LENGTH = 10**6  # tokenizers that know no limit state 1e30
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*/config.json")
 
 
@@ -53,15 +55,17 @@ def read_text_rules(
     query_max_len: int | None,
     passage_max_len: int | None,
     named: Callable[[str], str],
+    base: Path | None = None,
 ) -> TextRules:
     """Joins what is asked (None: not) with what the folder says. named: the key or flag of a field, for messages.
+    base: the folder of the transformer, where `folder` holds an adapter.
 
     Raises BadInput: lengths that the model cannot hold, or that nobody states.
     """
     asked = {"query_max_len": query_max_len, "passage_max_len": passage_max_len}
-    limit = _position_limit(read_object(folder / "config.json"))
-    stated = read_object(folder / "sentence_bert_config.json").get("max_seq_length")
-    length = stated or limit
+    limit = _position_limit(read_object((base or folder) / "config.json"))
+    stated = _stated_length(folder)
+    length = min(filter(None, (stated, limit)), default=None)
     if length is None and None in asked.values():
         both = " and ".join(map(named, asked))
         raise BadInput(f"{both}: {folder} states no maximum length; set both")
@@ -105,11 +109,18 @@ def read_object(path: Path) -> dict:
     return values
 
 
+def _stated_length(folder: Path) -> int | None:
+    """As sentence-transformers finds it: in its own file, or in the tokenizer's, as its version 6 writes it."""
+    stated = read_object(folder / "sentence_bert_config.json").get("max_seq_length")
+    if stated:
+        return stated
+    length = read_object(folder / "tokenizer_config.json").get("model_max_length")
+    return int(length) if isinstance(length, (int, float)) and length < _NO_LENGTH else None
+
+
 def _position_limit(settings: dict) -> int | None:
     positions = settings.get("max_position_embeddings")
-    if positions and settings.get("model_type") in ("roberta", "xlm-roberta", "camembert", "mpnet"):
-        return positions - 2  # these count positions from padding_idx + 1
-    return positions
+    return positions - 2 if positions and settings.get("model_type") in AFTER_PADDING else positions
 
 
 def _stated(prompts: dict[str, str], names: tuple[str, ...]) -> str:

@@ -63,7 +63,7 @@ def run_command(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     machine = this_machine()
     engine, processes = choose(args.engine, args.processes, machine, config.train.device)
-    warnings = check_run(config, args.resume)
+    warnings = check_run(config, args.resume, engine=engine)
     device = device_of(engine, machine, config.train.device)
     command = build(args.config, args.overrides, engine, processes, machine, device, args.resume, free_port())
     print(f"{engine}, {processes} process(es) on {device}:\n{command}", file=sys.stderr, flush=True)

@@ -3,7 +3,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+# How fast the machine is proves nothing.
+settings.register_profile("embedfleet", deadline=None)
+settings.load_profile("embedfleet")
 # A test never asks a hub, and no launcher of the outside reaches into it.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Nor does it leave anything in the user's cache.

@@ -14,4 +14,6 @@ cd "$root"
 if [ $# -gt 0 ]; then
   exec "$PYTHON" -m pytest "$@"
 fi
-exec "$PYTHON" -m pytest tests/unit tests/multiprocess tests/end_to_end
+# Unit tests run in two processes of one thread each; the others start ranks of their own.
+OMP_NUM_THREADS=1 "$PYTHON" -m pytest tests/unit -n 2 --dist loadfile
+exec "$PYTHON" -m pytest tests/multiprocess tests/end_to_end

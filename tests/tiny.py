@@ -8,48 +8,64 @@ WORDS = [f"w{i}" for i in range(400)]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 
 
-def tokenizer(folder: Path, bert: bool = True):
-    """A word-level tokenizer; with [CLS] … [SEP] around a text, or (decoders) [SEP] after it."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+def tokenizer(folder: Path, bert: bool = True, eos: bool = True, side: str = "right", pairs: bool = False):
+    """A word-level tokenizer; with [CLS] … [SEP] around a text, or (decoders, T5) [SEP] after it, or (no eos) nothing.
+
+    side: on which sentence-transformers pads. pairs: byte pairs in place of words; transformers takes nothing else for
+    some families.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    made = Tokenizer(models.WordLevel({w: i for i, w in enumerate(SPECIAL + WORDS)}, unk_token="[UNK]"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    if pairs:
+        made = Tokenizer(models.BPE())
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        trainer = trainers.BpeTrainer(vocab_size=404, special_tokens=SPECIAL, show_progress=False)
+        made.train_from_iterator([" ".join(WORDS)], trainer)
+    else:
+        made = Tokenizer(models.WordLevel({w: i for i, w in enumerate(SPECIAL + WORDS)}, unk_token="[UNK]"))
+        made.pre_tokenizer = pre_tokenizers.Whitespace()
     single = "[CLS] $A [SEP]" if bert else "$A [SEP]"
-    made.post_processor = processors.TemplateProcessing(single=single, special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
-    )
+    if bert or eos:
+        made.post_processor = processors.TemplateProcessing(single=single, special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    names |= {} if bert else {"eos_token": "[SEP]"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=made, padding_side=side, **names)
     fast.save_pretrained(folder)
     return fast
 
 
-def model(
-    folder: Path, family: str = "bert", pooling: str | None = "mean", dropout: float = 0.1, layers: int = 2
-) -> Path:
-    """A folder with random weights of one family; pooling None leaves out sentence-transformers' files."""
-    import torch
-    import transformers as tf
+FAMILIES = {  # ours -> how its texts are pooled where a test does not care
+    "bert": "mean", "xlm-r": "cls", "mpnet": "mean", "modernbert": "mean",
+    "qwen2": "last", "qwen3": "last", "llama": "last", "t5": "mean",
+}  # fmt: skip
+DECODERS = ("qwen2", "qwen3", "llama")
 
+
+def model(
+    folder: Path,
+    family: str = "bert",
+    pooling: str | None = "mean",
+    dropout: float = 0.1,
+    layers: int = 2,
+    eos: bool = True,
+    side: str = "right",
+) -> Path:
+    """A folder with random weights of one family; pooling None leaves out sentence-transformers' files.
+
+    eos, side: see tokenizer().
+    """
+    import torch
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     torch.manual_seed(0)
-    size = {"vocab_size": len(SPECIAL) + len(WORDS), "hidden_size": 32, "num_hidden_layers": layers}
-    heads = {"num_attention_heads": 2, "intermediate_size": 64}
-    if family == "bert":
-        drop = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-        made = tf.BertModel(tf.BertConfig(**size, **heads, **drop, max_position_embeddings=64))
-    elif family == "xlm-r":
-        made = tf.XLMRobertaModel(tf.XLMRobertaConfig(**size, **heads, max_position_embeddings=66, pad_token_id=0))
-    elif family == "qwen2":
-        made = tf.Qwen2Model(tf.Qwen2Config(**size, **heads, num_key_value_heads=1, max_position_embeddings=64))
-    elif family == "llama":
-        made = tf.LlamaModel(tf.LlamaConfig(**size, **heads, num_key_value_heads=1, max_position_embeddings=64))
-    else:
-        raise AssertionError(family)
+    made = _backbone(family, dropout, layers)
     folder.mkdir(parents=True, exist_ok=True)
     made.save_pretrained(folder)
-    tokenizer(folder, bert=family in ("bert", "xlm-r"))
+    tokenizer(folder, family not in (*DECODERS, "t5"), eos, side, pairs=family == "qwen2")
     if pooling:
-        keys = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "last": "pooling_mode_lasttoken"}
+        keys = {"mean": "mean_tokens", "cls": "cls_token", "last": "lasttoken", "weighted_mean": "weightedmean_tokens"}
         kinds = ["Transformer", "Pooling", "Normalize"]
         modules = [
             {"idx": i, "name": str(i), "path": f"{i}_{k}" if i else "", "type": f"sentence_transformers.models.{k}"}
@@ -58,7 +74,8 @@ def model(
         (folder / "1_Pooling").mkdir(exist_ok=True)
         (folder / "2_Normalize").mkdir(exist_ok=True)
         (folder / "modules.json").write_text(json.dumps(modules))
-        values = {"word_embedding_dimension": 32} | {key: name == pooling for name, key in keys.items()}
+        modes = {f"pooling_mode_{key}": name == pooling for name, key in keys.items()}
+        values = {"word_embedding_dimension": 32} | modes
         (folder / "1_Pooling" / "config.json").write_text(json.dumps(values))
         (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 32}))
     return folder
@@ -82,6 +99,55 @@ def cross_encoder(folder: Path, labels: int = 1) -> Path:
     )
     tf.BertForSequenceClassification(config).save_pretrained(folder)
     tokenizer(folder)
+    return folder
+
+
+def _backbone(family: str, dropout: float, layers: int):
+    import transformers as tf
+
+    size = {"vocab_size": len(SPECIAL) + len(WORDS), "hidden_size": 32, "num_hidden_layers": layers}
+    heads = {"num_attention_heads": 2, "intermediate_size": 64}
+    positions = {"max_position_embeddings": 64}
+    if family == "bert":
+        drop = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+        return tf.BertModel(tf.BertConfig(**size, **heads, **drop, **positions))
+    if family == "xlm-r":
+        return tf.XLMRobertaModel(tf.XLMRobertaConfig(**size, **heads, max_position_embeddings=66, pad_token_id=0))
+    if family == "mpnet":
+        return tf.MPNetModel(tf.MPNetConfig(**size, **heads, max_position_embeddings=66, pad_token_id=0))
+    if family == "modernbert":
+        special = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
+        windows = {"global_attn_every_n_layers": 2, "local_attention": 16}
+        return tf.ModernBertModel(tf.ModernBertConfig(**size, **heads, **positions, **special, **windows))
+    if family == "t5":
+        blocks = {"num_layers": layers, "num_heads": 2, "d_model": 32, "d_kv": 16, "d_ff": 64, "dropout_rate": dropout}
+        return tf.T5Model(tf.T5Config(vocab_size=size["vocab_size"], **blocks))
+    kind = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama"}[family]
+    return getattr(tf, f"{kind}Model")(
+        getattr(tf, f"{kind}Config")(**size, **heads, **positions, num_key_value_heads=1, head_dim=16)
+    )
+
+
+def adapter(folder: Path, base: Path, r: int = 4, dora: bool = False) -> Path:
+    """An adapter folder for a tiny BERT as peft writes it, of random A and B on every linear layer of its blocks."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    torch.manual_seed(1)
+    made = {}
+    for name, weight in load_file(base / "model.safetensors").items():
+        if name.startswith("encoder.") and weight.dim() == 2:
+            place = f"base_model.model.{name.removesuffix('.weight')}"
+            made[f"{place}.lora_A.weight"] = torch.randn(r, weight.shape[1]) / 8
+            made[f"{place}.lora_B.weight"] = torch.randn(weight.shape[0], r) / 8
+            if dora:
+                made[f"{place}.lora_magnitude_vector"] = weight.norm(dim=1) * (4 + 2 * torch.rand(len(weight)))
+    folder.mkdir(parents=True)
+    save_file(made, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    targets = ["query", "key", "value", "intermediate.dense", "output.dense"]
+    settings = {"peft_type": "LORA", "r": r, "lora_alpha": 6, "use_rslora": not dora, "use_dora": dora}
+    settings |= {"target_modules": targets, "base_model_name_or_path": str(base), "task_type": "FEATURE_EXTRACTION"}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
     return folder
 
 

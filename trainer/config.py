@@ -34,18 +34,64 @@ def _may_be_bool(annotation: Any) -> bool:
     return bool in (annotation, *getattr(annotation, "__args__", ()))
 
 
+class LoraConfig(Section):
+    """Adapters (Hu et al. 2021, arXiv:2106.09685): W + s B A, with A (r, in), B (out, r) and s = alpha / r.
+
+    targets: linear layers by name; None takes those of the family, see families.py. rslora: s = alpha / sqrt(r)
+    (Kalajdzievski 2023, arXiv:2312.03732). dora: the norms of W's rows are trained apart (Liu et al. 2024,
+    arXiv:2402.09353). start: an adapter folder to go on from; it says r, alpha, targets, rslora and dora.
+    """
+
+    r: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: list[str] | Literal["all-linear"] | None = None
+    rslora: bool = False
+    dora: bool = False
+    start: str | None = None
+
+
+class FreezeConfig(Section):
+    """Parts that full fine-tuning leaves as they are: the embeddings, and the first `layers` transformer blocks."""
+
+    embeddings: bool = False
+    layers: int = Field(0, ge=0)
+
+
 class ModelConfig(Section):
-    """What embeds. None means: what the model folder's own sentence-transformers files say."""
+    """What embeds, and which part of it is trained. None means: what the model folder's own files say."""
 
     path: str = Field(min_length=1)
-    pooling: Literal["mean", "cls", "last"] | None = None
+    tokenizer: str | None = None  # folder or hub id; None: that of `path`
+    pooling: Literal["mean", "cls", "last", "weighted_mean"] | None = None
     normalize: bool | None = None
     query_prompt: str | None = None
     passage_prompt: str | None = None
     query_max_len: int | None = Field(None, ge=4)
     passage_max_len: int | None = Field(None, ge=4)
+    append_eos: bool = False  # also where the tokenizer does not by itself
+    bidirectional: bool | None = None  # a decoder's tokens see those behind them too
     dropout: Literal[0, "model"] = 0  # "model": as the folder was trained
     trust_remote_code: bool = False
+    finetune: Literal["full", "lora", "qlora"] = "full"
+    lora: LoraConfig = LoraConfig()
+    quantization_bits: Literal[4, 8] | None = None  # of qlora's base; None: 4
+    freeze: FreezeConfig = FreezeConfig()
+
+    @property
+    def bits(self) -> int | None:
+        """What the base is quantised to; None: not at all."""
+        return (self.quantization_bits or 4) if self.finetune == "qlora" else None
+
+    @model_validator(mode="after")
+    def _sections_that_count(self):
+        if self.finetune == "full" and self.lora != LoraConfig():
+            raise ValueError("lora: is set, but finetune is full; set finetune to lora or qlora, or leave lora out")
+        if self.finetune != "qlora" and self.quantization_bits:
+            raise ValueError(f"quantization_bits: is set, but finetune is {self.finetune}; only qlora quantises")
+        if isinstance(self.lora.targets, list) and not self.lora.targets:
+            raise ValueError("lora.targets: is empty; name linear layers, or all-linear")
+        return self
 
 
 class DataConfig(Section):
@@ -112,8 +158,12 @@ _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 class OptimConfig(Section):
-    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101); biases and norms take no weight decay."""
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101); biases and norms take no weight decay.
 
+    name: adamw, or adamw_8bit, whose moments take a quarter of the memory (Dettmers et al. 2022, arXiv:2110.02861).
+    """
+
+    name: Literal["adamw", "adamw_8bit"] = "adamw"
     lr: float = Field(2e-5, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
@@ -121,6 +171,7 @@ class OptimConfig(Section):
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_ratio: float = Field(0.1, ge=0, le=1)
     max_grad_norm: float | None = Field(1.0, gt=0)
+    ema: float | None = Field(None, gt=0, lt=1)  # decay of an average of the weights: what is evaluated, and final/
 
 
 class TrainConfig(Section):
@@ -130,6 +181,7 @@ class TrainConfig(Section):
     epochs: int = Field(1, ge=1)
     max_steps: int | None = Field(None, ge=1)
     micro_batch_tokens: Annotated[int, Field(ge=64)] | Literal["auto"] = "auto"
+    gradient_checkpointing: bool = False  # blocks keep their input only; the rest is made again in the backward pass
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: Literal["auto", "cpu", "mps", "cuda"] = "auto"
     seed: int = Field(0, ge=0)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trainer import quantized
+from trainer.average import Average, whole_average
 from trainer.collectives import World, in_buckets
 from trainer.config import OptimConfig
 from trainer.model import Embedder
@@ -42,14 +44,16 @@ class TorchEngine:
         self, embedder: Embedder, optim: OptimConfig, world: World, device: torch.device, dtype: torch.dtype | None
     ):
         self.world, self.device, self.dtype = world, device, dtype
-        self.embedder = embedder.to(device)
+        self.embedder = embedder if embedder.quantised else embedder.to(device)  # which lies there already
         embedder.pack(device)
         self.named = {n: p for n, p in embedder.backbone.named_parameters() if p.requires_grad}
         self.optimizer = adamw(embedder, optim, device)
+        self.eight_bit = optim.name == "adamw_8bit"
         self.max_grad_norm = optim.max_grad_norm
         self.scale = LossScale(dtype == torch.float16)
         for tensor in [*embedder.parameters(), *embedder.buffers()]:  # ranks start from rank 0's weights
             world.broadcast(tensor.data)
+        self.average = Average(self.named, optim.ema) if optim.ema else None
 
     @property
     def buckets(self) -> int:
@@ -95,28 +99,39 @@ class TorchEngine:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
+        if self.average:
+            self.average.update()
         return Applied(norm, False)
 
     def weights(self) -> dict[str, Tensor]:
-        """Full fp32 backbone weights by name, on the CPU (rank 0; empty elsewhere)."""
+        """Full fp32 weights by name, on the CPU: of the backbone or of its adapter (rank 0; empty elsewhere)."""
         if self.world.rank:
             return {}
-        return {name: t.detach().cpu() for name, t in self.embedder.backbone.state_dict().items()}
+        return {name: t.detach().cpu() for name, t in self.embedder.stored().items()}
 
     def moments(self) -> dict[str, Tensor]:
-        """AdamW's moments as `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`, on the CPU (rank 0)."""
+        """AdamW's moments as `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`, on the CPU (rank 0).
+
+        Those of 8 bits as they are, in up to four tensors per parameter: another form would not come back the same.
+        Beside them the average of the weights, where there is one.
+        """
         if self.world.rank:
             return {}
         state = self.optimizer.state
-        return {
+        return whole_average(self) | {
             f"{key}.{name}": state[p][key].cpu()
             for name, p in self.named.items()
-            for key in MOMENTS
-            if p in state  # none before the first step
+            for key in (*MOMENTS, *quantized.MOMENTS)
+            if key in state.get(p, {})  # none before the first step
         }
 
     def load_moments(self, moments: dict[str, Tensor], updates: int) -> None:
         """Takes full moments by name; updates: how many AdamW updates they have seen. (Weights are loaded before.)"""
+        if self.average:
+            self.average.load(moments, self.world.rank)
+        if self.eight_bit:
+            quantized.load_moments(self.optimizer, self.named, moments, updates)
+            return
         for name, parameter in self.named.items():
             state = {key: moments[f"{key}.{name}"].to(self.device) for key in MOMENTS}
             self.optimizer.state[parameter] = {"step": torch.tensor(float(updates), device=self.device), **state}

@@ -1,33 +1,52 @@
 """What a model folder says about itself: pooling, normalisation, prompts, length, remote code. Never imports torch."""
 
+import hashlib
+import json
+import mmap
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep import model_folder
 from data_prep.model_folder import TOKENIZER_FILES, read_json, read_object, read_text_rules
 from data_prep.problems import BadInput
-from trainer.config import ModelConfig
+from trainer.config import FreezeConfig, ModelConfig
+from trainer.families import FAMILIES, Family
 
 POOLINGS = {  # ours -> sentence-transformers' key in 1_Pooling/config.json
     "mean": "pooling_mode_mean_tokens",
     "cls": "pooling_mode_cls_token",
     "last": "pooling_mode_lasttoken",
+    "weighted_mean": "pooling_mode_weightedmean_tokens",
 }
-_NEW_NAMES = {"mean": "mean", "cls": "cls", "lasttoken": "last", "last": "last"}
+_NEW_NAMES = {"mean": "mean", "cls": "cls", "lasttoken": "last", "last": "last", "weightedmean": "weighted_mean"}
+MODULES = ("Transformer", "Pooling", "Normalize")  # of sentence-transformers, that we do as well
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """How texts become embeddings. Lengths are tokens, prompt and special tokens included."""
+    """How texts become embeddings. Lengths are tokens, prompt and special tokens included.
+
+    base: the folder of the transformer's weights, which for an adapter folder is another one than `path`.
+    bidirectional: whether a decoder's tokens also see those behind them; None for encoders, where they always do.
+    bits: what the base is quantised to; None: not at all.
+    """
 
     path: str
+    base: str
     pooling: str
     normalize: bool
     query_prompt: str
     passage_prompt: str
     query_max_len: int
     passage_max_len: int
+    bidirectional: bool | None = None
+    bits: int | None = None
     notes: list[str] = field(default_factory=list)  # lines to say once: what was chosen for want of a statement
+
+    @property
+    def is_adapter(self) -> bool:
+        return self.base != self.path
 
 
 def fetch(path: str, with_code: bool = False) -> str:
@@ -36,16 +55,20 @@ def fetch(path: str, with_code: bool = False) -> str:
     return model_folder.fetch(path, patterns, "model.path")
 
 
-def read_spec(config: ModelConfig, folder: str | Path) -> ModelSpec:
-    """Joins what the run file asks with what the folder says.
+def read_spec(config: ModelConfig, folder: str | Path, base: str | Path | None = None) -> ModelSpec:
+    """Joins what the run file asks with what the folder says. base: of an adapter folder, where it is not where the
+    adapter's files say.
 
     Raises BadInput with every problem: not a model folder, remote code, no statement of the pooling, lengths that the
     model cannot hold. There is no default pooling: a wrong one is a large and silent loss.
     """
     folder = Path(folder)
-    problems = _folder_problems(config, folder)
+    base = Path(base) if base else base_folder(folder)
+    problems = _folder_problems(config, folder, base)
     if problems:
         raise BadInput(problems)
+    settings = read_json(base / "config.json")
+    family = FAMILIES.get(settings["model_type"])
     notes: list[str] = []
     modules = _modules(folder)
     stated = _stated_pooling(folder, modules)
@@ -53,51 +76,165 @@ def read_spec(config: ModelConfig, folder: str | Path) -> ModelSpec:
     if pooling is None:
         raise BadInput(
             f"model.pooling: {folder} does not say how its tokens are pooled (no modules.json with a pooling folder); "
-            "set model.pooling to mean, cls or last"
+            f"set model.pooling to {', '.join(POOLINGS)}"
         )
     if stated and stated != pooling:
         notes.append(f"pooling: the run file asks for {pooling}, the model folder was trained with {stated}")
-    rules = read_text_rules(
-        folder,
-        config.query_prompt,
-        config.passage_prompt,
-        config.query_max_len,
-        config.passage_max_len,
-        named="model.{}".format,
-    )
+    if "auto_map" in settings and not config.trust_remote_code:
+        notes.append(f"the folder's own code is not run: loaded as the family {settings['model_type']}")
+    try:
+        rules = read_text_rules(
+            folder,
+            config.query_prompt,
+            config.passage_prompt,
+            config.query_max_len,
+            config.passage_max_len,
+            named="model.{}".format,
+            base=base,
+        )
+    except BadInput as error:
+        problems += error.problems
+    problems += _freeze_problems(config, folder, settings, family)
+    problems += _start_problems(config) if config.lora.start else []
+    if problems:
+        raise BadInput(problems)
     return ModelSpec(
         path=str(folder),
+        base=str(base),
         pooling=pooling,
         normalize=_normalize(config, folder, modules, notes),
         query_prompt=rules.query_prompt,
         passage_prompt=rules.passage_prompt,
         query_max_len=rules.query_max_len,
         passage_max_len=rules.passage_max_len,
+        bidirectional=_bidirectional(config, folder, settings, family),
+        bits=config.bits or _stated_bits(folder),
         notes=[*notes, *rules.notes],
     )
 
 
-def _folder_problems(config: ModelConfig, folder: Path) -> list[str]:
+def base_folder(folder: Path) -> Path:
+    """Where the transformer's weights are: `folder`, or for an adapter folder the one that it was trained on."""
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return folder
+    return Path(fetch(str(read_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path"))))
+
+
+def weights_sha256(folder: Path) -> str:
+    """Of a model's weights as they are stored: names, types, shapes and bytes of all tensors, however they are spread
+    over safetensors files.
+    """
+    tensors = {}
+    for path in folder.glob("*.safetensors"):
+        if path.name == ADAPTER_WEIGHTS:
+            continue
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+        header.pop("__metadata__", None)
+        tensors |= {name: (path, 8 + size, facts) for name, facts in header.items()}
+    found = hashlib.sha256()
+    for name, (path, first, facts) in sorted(tensors.items()):
+        found.update(json.dumps([name, facts["dtype"], facts["shape"]]).encode())
+        start, stop = (first + offset for offset in facts["data_offsets"])
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            found.update(memoryview(data)[start:stop])
+    return found.hexdigest()
+
+
+def _folder_problems(config: ModelConfig, folder: Path, base: Path) -> list[str]:
     if not folder.is_dir():
         return [f"model.path: {folder} is not a folder"]
-    if not (folder / "config.json").is_file():
+    if base != folder and not (base / "config.json").is_file():
+        return [
+            f"model.path: {folder} is an adapter of {base}, which is no model folder here; put it there, or merge: "
+            f"python -m trainer.merge --base_model_path BASE --lora_adapter_path {folder / ADAPTER_WEIGHTS}"
+        ]
+    if not (base / "config.json").is_file():
         hint = f"; did you mean {folder / 'final'}?" if (folder / "final" / "config.json").is_file() else ""
         return [f"model.path: {folder} is not a model folder: it has no config.json{hint}"]
     problems = []
-    if not any(folder.glob("*.safetensors")):
-        mend = " (pickled weights are not loaded: convert them to safetensors)" if any(folder.glob("*.bin")) else ""
-        problems.append(f"model.path: {folder} holds no *.safetensors weights{mend}")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "tokenizer.model", "vocab.json")):
-        problems.append(f"model.path: {folder} holds no tokenizer (tokenizer.json)")
-    settings = read_json(folder / "config.json")
+    for place in dict.fromkeys((folder, base)):
+        if not any(place.glob("*.safetensors")):
+            mend = " (pickled weights are not loaded: convert them to safetensors)" if any(place.glob("*.bin")) else ""
+            problems.append(f"model.path: {place} holds no *.safetensors weights{mend}")
+    names = ("tokenizer.json", "vocab.txt", "tokenizer.model", "vocab.json", "spiece.model")
+    if not config.tokenizer and not any((folder / name).is_file() for name in names):
+        problems.append(f"model.path: {folder} holds no tokenizer (tokenizer.json); name one in model.tokenizer")
+    settings = read_json(base / "config.json")
     if not isinstance(settings, dict) or "model_type" not in settings:
-        problems.append(f"model.path: {folder}/config.json has no model_type")
+        problems.append(f"model.path: {base}/config.json has no model_type")
     elif "auto_map" in settings and not config.trust_remote_code:
-        problems.append(
-            f"model.path: {folder} brings its own code (auto_map in config.json), which is not run; "
-            "set model.trust_remote_code=true only if you have read it"
-        )
+        problems += _remote_code_problems(config, base, settings)
     return problems
+
+
+def _remote_code_problems(config: ModelConfig, base: Path, settings: dict) -> list[str]:
+    """Why a folder that brings code cannot be loaded without it; a family we know can, if its attention is stated."""
+    family, kind = FAMILIES.get(settings["model_type"]), settings["model_type"]
+    if family is None or settings.get("position_embedding_type", "absolute") != "absolute":
+        return [
+            f"model.path: {base} brings its own code (auto_map in config.json), which is not run; "
+            "set model.trust_remote_code=true only if you have read it"
+        ]
+    if family.causal and config.bidirectional is None and "is_causal" not in settings:
+        return [
+            f"model.path: {base} brings its own code (auto_map in config.json), which is not run; its family {kind} is "
+            "supported without it, but that code may let tokens see those behind them: set model.bidirectional to true "
+            "or false, as the model's description says"
+        ]
+    return []
+
+
+def _freeze_problems(config: ModelConfig, folder: Path, settings: dict, family: Family | None) -> list[str]:
+    if config.freeze == FreezeConfig():
+        return []
+    if family is None:
+        return [f"model.freeze: which parts of a {settings['model_type']} are what is not known; leave it out"]
+    blocks = settings.get("num_hidden_layers", settings.get("num_layers", 0))
+    if config.freeze.layers >= blocks:
+        return [f"model.freeze.layers: {config.freeze.layers}, but {folder} has {blocks}, and one must be trained"]
+    return []
+
+
+def _start_problems(config: ModelConfig) -> list[str]:
+    """The adapter to go on from: whether it is one, and what the run file says otherwise than it."""
+    start, asked = Path(config.lora.start), config.lora
+    if not (start / ADAPTER_CONFIG).is_file() or not (start / ADAPTER_WEIGHTS).is_file():
+        return [f"model.lora.start: {start} is no adapter folder ({ADAPTER_CONFIG} and {ADAPTER_WEIGHTS})"]
+    values = read_object(start / ADAPTER_CONFIG)
+    if values.get("peft_type") != "LORA":
+        return [f"model.lora.start: {start} is an adapter of the kind {values.get('peft_type')}, not LORA"]
+    if values.get("use_dora") and config.bits == 8:
+        return [f"model.lora.start: {start} is a DoRA, which does not go with 8 bits (docs/modes.md)"]
+    names = {"r": "r", "alpha": "lora_alpha", "rslora": "use_rslora", "dora": "use_dora", "targets": "target_modules"}
+    found = []
+    for ours, theirs in names.items():
+        one, other = getattr(asked, ours), values.get(theirs)
+        if isinstance(one, list) and isinstance(other, list):
+            one, other = sorted(one), sorted(other)
+        if ours in asked.model_fields_set and one != other:
+            found.append(f"model.lora.{ours}: {one}, but the adapter {start} has {other}; leave it out")
+    return found
+
+
+def _bidirectional(config: ModelConfig, folder: Path, settings: dict, family: Family | None) -> bool | None:
+    if family is None or not family.causal:
+        if config.bidirectional is not None:
+            kind = settings["model_type"]
+            raise BadInput(f"model.bidirectional: only a decoder has the choice; {folder} is of the family {kind}")
+        return None
+    if config.bidirectional is not None:
+        return config.bidirectional
+    stated = read_object(folder / "sentence_bert_config.json").get("config_kwargs", {})  # of an adapter folder
+    return not {**settings, **stated}.get("is_causal", True)
+
+
+def _stated_bits(folder: Path) -> int | None:
+    """What the base of an adapter folder was quantised to when the adapter was trained."""
+    arguments = read_object(folder / "sentence_bert_config.json").get("model_kwargs", {})
+    asked = arguments.get("quantization_config", {})
+    return 4 if asked.get("load_in_4bit") else 8 if asked.get("load_in_8bit") else None
 
 
 def _modules(folder: Path) -> list[dict]:
@@ -105,6 +242,9 @@ def _modules(folder: Path) -> list[dict]:
     modules = read_json(path) if path.is_file() else []
     if not isinstance(modules, list) or not all(isinstance(m, dict) and {"type", "path"} <= m.keys() for m in modules):
         raise BadInput(f"{path}: not a list of modules with type and path")
+    unknown = [m["type"] for m in modules if m["type"].rpartition(".")[2] not in MODULES]
+    if unknown:  # leaving one out would give other embeddings
+        raise BadInput(f"{path}: module {unknown[0]} is none of {', '.join(MODULES)}; not supported")
     return modules
 
 
@@ -120,6 +260,8 @@ def _stated_pooling(folder: Path, modules: list[dict]) -> str | None:
                 chosen = [next((ours for ours, key in POOLINGS.items() if key == name), None) for name in on]
             if len(chosen) != 1 or chosen[0] is None:
                 raise BadInput(f"{folder}: its pooling {values} is none of {', '.join(POOLINGS)}; not supported")
+            if values.get("include_prompt") is False:
+                raise BadInput(f"{folder}: its pooling leaves the prompt's tokens out (include_prompt); not supported")
             return chosen[0]
     return None
 

@@ -7,6 +7,7 @@ import psutil
 import torch
 
 from trainer.folder import ModelSpec
+from trainer.recompute import not_recomputed
 from trainer.step import CHUNK_TOKENS
 
 SHARE = 0.6  # of what is free after weights, gradients and optimizer state: the rest is for transients and fragments
@@ -28,7 +29,19 @@ def resolve_budget(asked: int | str, engine, spec: ModelSpec) -> int:
 
 
 def activation_bytes_per_token(engine, length: int) -> float:
-    """What autograd keeps for one token of a text of `length` tokens, measured on one forward pass. Collective."""
+    """What autograd keeps for one token of a text of `length` tokens, measured on one forward pass. Collective.
+
+    Where blocks are recomputed: the input of each, and in the backward pass all of one.
+    """
+    blocks = engine.embedder.recomputed
+    if blocks:
+        with not_recomputed(blocks):
+            whole = _kept_per_token(engine, length)
+        return whole / len(blocks) + 4 * engine.embedder.size * len(blocks)
+    return _kept_per_token(engine, length)
+
+
+def _kept_per_token(engine, length: int) -> float:
     weights = {p.data_ptr() for p in engine.embedder.parameters()}
     kept: dict[int, int] = {}
 
@@ -46,7 +59,7 @@ def activation_bytes_per_token(engine, length: int) -> float:
 
 def optimizer_bytes(engine) -> int:
     """Gradient and two AdamW moments, fp32, which do not exist yet before the first step; without a ZeRO stage's share
-    taken off, so rather too much than too little."""
+    taken off (or those of 8 bits counted as such), so rather too much than too little."""
     return 12 * sum(getattr(p, "ds_numel", p.numel()) for p in engine.named.values())
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from trainer.config import OptimConfig
+from trainer.quantized import adamw_8bit
 
 
 def param_groups(module: nn.Module, optim: OptimConfig) -> list[dict]:
@@ -18,7 +19,9 @@ def param_groups(module: nn.Module, optim: OptimConfig) -> list[dict]:
     return [group for group in groups if group["params"]]
 
 
-def adamw(module: nn.Module, optim: OptimConfig, device: torch.device) -> torch.optim.AdamW:
+def adamw(module: nn.Module, optim: OptimConfig, device: torch.device) -> torch.optim.Optimizer:
+    if optim.name == "adamw_8bit":
+        return adamw_8bit(param_groups(module, optim), optim)
     # The fused kernel exists for CPU and CUDA; it updates in one pass over memory.
     fused = device.type in ("cpu", "cuda")
     return torch.optim.AdamW(param_groups(module, optim), lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=fused)

@@ -12,13 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from data_prep.model_folder import AFTER_PADDING
+from trainer.families import FAMILIES
+
 NAME = "embedfleet_packed"
-# Families whose attention is softmax(q k) v and nothing else, and who take position ids: value = ids start behind the
-# padding id (RoBERTa's way).
-FAMILIES = {
-    "bert": False, "roberta": True, "xlm-roberta": True, "camembert": True,
-    "qwen2": False, "qwen3": False, "llama": False,
-}  # fmt: skip
 PROBABILITIES = 2**24  # of one product at most (64 MiB): a long text takes its heads in turns
 
 
@@ -54,6 +51,13 @@ class Noise:
 
     def reseed(self, seed: int) -> None:
         self.source = np.random.SFC64(seed)
+
+    def state(self) -> dict:
+        """Where the source stands."""
+        return self.source.state
+
+    def restore(self, state: dict) -> None:
+        self.source.state = state
 
     def bits(self, count: int) -> Tensor:
         """(count,) int16, uniform."""
@@ -102,8 +106,9 @@ class Packing:
         self.noise = Noise()
         config = backbone.config
         config._attn_implementation = NAME
-        self.first_position = (config.pad_token_id or 0) + 1 if FAMILIES[config.model_type] else 0
-        self.token_types = config.model_type in ("bert", "roberta", "xlm-roberta", "camembert")
+        family = FAMILIES[config.model_type]
+        self.first_position = (config.pad_token_id or 0) + 1 if config.model_type in AFTER_PADDING else 0
+        self.token_types = family.token_types
         for parent in list(backbone.modules()):
             for name, child in parent.named_children():
                 if isinstance(child, nn.Dropout):
@@ -113,9 +118,10 @@ class Packing:
     def fits(backbone: nn.Module, device: torch.device) -> bool:
         """On a CPU, for families whose attention is understood; sliding windows and relative positions are not."""
         config = backbone.config
+        family = FAMILIES.get(config.model_type)
         plain = getattr(config, "position_embedding_type", "absolute") in (None, "absolute")
         windowed = getattr(config, "use_sliding_window", False)
-        return device.type == "cpu" and config.model_type in FAMILIES and plain and not windowed
+        return device.type == "cpu" and family is not None and family.plain_attention and plain and not windowed
 
     def inputs(self, ids: Tensor, runs: list[Run]) -> dict:
         """Arguments of the backbone for (tokens,) ids of texts laid end to end."""
@@ -133,7 +139,7 @@ def packed_attention(module, query, key, value, attention_mask, dropout=0.0, sca
         groups = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    causal = bool(getattr(module, "is_causal", False))
+    causal = getattr(module, "is_causal", False) and getattr(module.config, "is_causal", True)  # see folder.ModelSpec
     with torch.autocast(query.device.type, enabled=False):  # in the precision that the products before it chose
         return _PackedAttention.apply(query, key, value, runs, scaling, causal, dropout, noise), None
 

@@ -21,16 +21,18 @@ from data_prep.token_lengths import Reader
 from data_prep.tokens import tokenizer_hash
 from trainer.config import LOSSES, NEEDS_SCORES, NEEDS_TEACHER, LossConfig, RunConfig, add_working_folder
 from trainer.folder import ModelSpec, fetch, read_spec
+from trainer.modes import check_modes
 from trainer.planner import BatchPlan
 from trainer.runlog import check_resumable
 
 
-def check_run(config: RunConfig, resume: bool, own_loss: bool = False) -> list[str]:
+def check_run(config: RunConfig, resume: bool, own_loss: bool = False, engine: str | None = None) -> list[str]:
     """Raises one BadInput with every problem of model, data and output folder; returns a line for each warning.
 
-    own_loss: a function takes the place of the run file's losses.
+    own_loss: a function takes the place of the run file's losses. engine: where it is known already.
     """
     problems: list[str] = []
+    _collect(problems, check_modes, config, engine)
     spec = _collect(problems, _check_model, config)
     fingerprint = _collect(problems, _check_data, config, key="data.train")
     if spec and fingerprint:
@@ -79,6 +81,11 @@ def _collect(problems: list[str], check: Callable, *args, key: str = ""):
 def _check_model(config: RunConfig) -> ModelSpec:
     folder = fetch(config.model.path, config.model.trust_remote_code)
     spec = read_spec(config.model, folder)
+    if spec.is_adapter:
+        raise BadInput(
+            f"model.path: {folder} is an adapter; to go on training it, set model.path to its base {spec.base} and "
+            "model.lora.start to this folder; to train all weights, merge it first (python -m trainer.merge)"
+        )
     settings = read_json(Path(folder) / "config.json")
     size = settings.get("hidden_size", settings.get("d_model"))
     for key, loss in config.losses.items():
@@ -295,7 +302,8 @@ def _check_writable(out: Path) -> None:
 
 
 def _check_space(config: RunConfig, out: Path, resume: bool) -> None:
-    weights = _fp32_bytes(Path(config.model.path))
+    # adapters are small beside what they are trained on
+    weights = _fp32_bytes(Path(config.model.path)) if config.model.finetune == "full" else 0
     there = len(list(out.glob("checkpoint-*"))) if resume else 0
     asked = config.checkpoint
     epochs = min(config.train.epochs, asked.keep_epochs + 1 if asked.keep_epochs else config.train.epochs)

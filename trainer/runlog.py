@@ -19,11 +19,15 @@ from data_prep.progress import say
 from trainer.config import RunConfig, parse_config
 from trainer.planner import PLAN_VERSION
 
-PACKAGES = ("embedfleet", "torch", "transformers", "accelerate", "deepspeed", "datasets", "pyarrow", "safetensors")
+PACKAGES = (
+    "embedfleet", "torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes", "datasets", "pyarrow",
+    "safetensors",
+)  # fmt: skip
 # Facts that may change between a run and its resumption: they change speed and memory, never the mathematics.
 # (Where the data lie may change as well: what they are is in the fingerprint.)
 FREE = (
-    "output_dir", "data.train", "data.allow", "train.micro_batch_tokens", "train.device", "train.log_every",
+    "output_dir", "data.train", "data.allow", "train.micro_batch_tokens",
+    "train.gradient_checkpointing", "train.device", "train.log_every",
     "train.timeout_minutes", "train.max_skipped_steps", "checkpoint.every_steps", "checkpoint.every_minutes",
     "checkpoint.keep_steps", "checkpoint.keep_epochs",
 )  # fmt: skip

@@ -13,15 +13,17 @@ import torch
 from data_prep.progress import say
 from data_prep.retrieval_sets import RetrievalSet, load_set
 from trainer import checkpoint
+from trainer.adapters import check_base
 from trainer.agreement import check_agreement, facts_of
+from trainer.average import averaged
 from trainer.checkpoint import Clock, Writer
 from trainer.config import RunConfig, lr_factor
 from trainer.data import TrainData
 from trainer.evaluate import evaluate_engine
-from trainer.folder import ModelSpec
+from trainer.folder import ModelSpec, weights_sha256
 from trainer.interrupts import StopRequest, listening, remove_marker
 from trainer.memory import resolve_budget
-from trainer.model import Embedder, load_embedder
+from trainer.model import Embedder, count_parameters, load_embedder
 from trainer.objective import Objective, import_functions
 from trainer.optim import LearnedTemperature
 from trainer.planner import PLAN_VERSION, BatchPlan, total_steps
@@ -76,7 +78,7 @@ def train(
     with process_group(runtime):
         final = Path(config.output_dir) / "final"
         check_agreement(runtime.world, facts_of(config))
-        warnings = runtime.world.on_first(lambda: check(config, resume, loss_fn))
+        warnings = runtime.world.on_first(lambda: check(config, resume, loss_fn, runtime.engine))
         if resume and runtime.world.on_first(lambda: damage(final) is None):
             if runtime.is_main:
                 say(f"{config.output_dir}: this run is finished; the model is in {final}")
@@ -93,9 +95,9 @@ def train(
             job.log.close()
 
 
-def check(config: RunConfig, resume: bool, loss_fn: Callable | None) -> list[str]:
+def check(config: RunConfig, resume: bool, loss_fn: Callable | None, engine: str) -> list[str]:
     """Raises BadInput for what would fail later, among it users' losses that cannot be imported; returns warnings."""
-    warnings = check_run(config, resume, own_loss=loss_fn is not None)
+    warnings = check_run(config, resume, loss_fn is not None, engine)
     if loss_fn is None:
         import_functions(config.losses.values())
     return warnings
@@ -108,7 +110,15 @@ def prepare(runtime: Runtime, config: RunConfig, resume: bool, loss_fn: Callable
     state = read_state(folder) if folder else TrainState(0, 0, 0, 0, {})
     plan = make_plan(config)
     steps = total_steps(plan, config.train.epochs, config.train.max_steps)
-    embedder, tokenizer, spec, untrained = load_embedder(config.model, folder)
+    embedder, tokenizer, spec, untrained = load_embedder(
+        config.model, folder, runtime.device, runtime.dtype, config.train.seed
+    )
+    if embedder.adapter:
+        starts = [Path(place) for place in (config.model.lora.start, folder) if place]
+        embedder.adapter.base_sha256 = runtime.world.on_first(lambda: hash_base(spec.base, starts))
+    if config.train.gradient_checkpointing:
+        embedder.recompute()
+    trained = count_parameters(embedder)
     objectives = make_objectives(config, plan, spec.normalize, loss_fn)
     engine = runtime.build(embedder, config.optim)
     if folder:
@@ -138,8 +148,16 @@ def prepare(runtime: Runtime, config: RunConfig, resume: bool, loss_fn: Callable
         TrainData(config.data, spec, tokenizer, plan), eval_sets, objectives, temperatures, budget, log, run_dir, state,
     )  # fmt: skip
     job.writer = Writer(engine, run_dir, config.checkpoint, model_writer(job))
-    _say_start(job, resume, folder, passed, topology)
+    _say_start(job, resume, folder, passed, topology, trained)
     return job
+
+
+def hash_base(base: str, adapters_of_it: list[Path]) -> str:
+    """Of the base's weights. Raises BadInput where one of the adapters was trained on others."""
+    found = weights_sha256(Path(base))
+    for folder in adapters_of_it:
+        check_base(folder, base, found)
+    return found
 
 
 def make_objectives(config: RunConfig, plan: BatchPlan, normalised: bool, loss_fn: Callable | None) -> dict:
@@ -173,7 +191,9 @@ def _prepare_folder(run_dir: Path, config: RunConfig, topology: dict, plan: Batc
         write_json(run_dir / "run.json", describe_run(config, topology, plan.fingerprint, about_plan))
 
 
-def _say_start(job: Job, resume: bool, folder: Path | None, passed: list[str], topology: dict) -> None:
+def _say_start(
+    job: Job, resume: bool, folder: Path | None, passed: list[str], topology: dict, trained: tuple[int, int]
+) -> None:
     if not job.runtime.is_main:  # what is told costs a look at all rows
         return
     plan = job.plan
@@ -190,6 +210,8 @@ def _say_start(job: Job, resume: bool, folder: Path | None, passed: list[str], t
         f"{plan.rows} rows, global batch {plan.batch_size} over {topology['processes']} process(es) on "
         f"{topology['device']} ({topology['engine']}), {plan.steps_per_epoch} steps per epoch, {job.total_steps} in all"
     )
+    if trained[0] < trained[1]:
+        job.log.say(f"trainable {_millions(trained[0])} of {_millions(trained[1])} parameters")
     if len(plan.sources) > 1:
         job.log.say(plan.describe_sources())
     if plan.left_out_per_epoch:
@@ -203,7 +225,12 @@ def _say_start(job: Job, resume: bool, folder: Path | None, passed: list[str], t
             f"{meeting} row(s) of epoch {epoch + 1} share a text or document with an earlier row of their batch (it "
             "occurs more often than there are batches): " + _MEETING[job.config.loss.mask_duplicates]
         )
-    job.log.event("start", **topology, step=job.state.step, resumed=folder is not None)
+    about = {"trained_parameters": trained[0], "parameters": trained[1]}
+    job.log.event("start", **topology, **about, step=job.state.step, resumed=folder is not None)
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count / 1e6:.4f} M"
 
 
 _MEETING = {
@@ -309,7 +336,8 @@ def evaluate(job: Job) -> dict[str, float] | None:
     found: dict[str, float] = {}
     for source, data in job.eval_sets.items():
         began = time.perf_counter()
-        per_query = evaluate_engine(job.engine, job.reader, job.spec, data)
+        with averaged(job.engine):
+            per_query = evaluate_engine(job.engine, job.reader, job.spec, data)
         if per_query is None:
             continue
         metrics = means(per_query)
@@ -324,7 +352,8 @@ def evaluate(job: Job) -> dict[str, float] | None:
 
 def finish(job: Job) -> Path:
     """Writes final/ and the summary."""
-    final = job.writer.save("final", None)
+    with averaged(job.engine):
+        final = job.writer.save("final", None)
     if job.runtime.is_main:
         steps = job.log.events("step")
         job.log.write_summary(

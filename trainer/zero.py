@@ -11,6 +11,7 @@ from torch import Tensor
 
 from data_prep.problems import BadInput
 from data_prep.progress import say
+from trainer.average import Average, whole_average
 from trainer.collectives import World
 from trainer.compilation import compiling_alone
 from trainer.config import OptimConfig
@@ -108,6 +109,13 @@ class ZeroEngine:
         self.gradient_factor = float(world.size)  # the engine divides by the number of ranks
         self.named = {n: p for n, p in embedder.backbone.named_parameters() if p.requires_grad}
         self.scale = LossScale(dtype == torch.float16)
+        self.average = Average(self.named, optim.ema, self._gather_small) if optim.ema else None
+
+    def _gather_small(self) -> None:
+        """ZeRO-3 keeps small parameters whole on every rank, beside their partitions."""
+        small = self.optimizer.persistent_parameters if self.stage == 3 else []
+        if small:
+            small[0].all_gather(small)
 
     buckets = 0  # DeepSpeed's own collectives are not counted
 
@@ -143,35 +151,36 @@ class ZeroEngine:
         self.engine.step()
         overflowed = bool(self.optimizer.overflow)
         self.scale.update(overflowed)
+        if self.average and not overflowed:
+            self.average.update()
         norm = float("inf") if overflowed else float(self.engine.get_global_grad_norm())
         return Applied(norm, overflowed)
 
     def weights(self) -> dict[str, Tensor]:
-        """Full fp32 backbone weights by name, on the CPU (rank 0; empty or partial elsewhere; collective)."""
-        backbone = self.embedder.backbone
+        """Full fp32 weights by name, on the CPU: of the backbone or of its adapter (rank 0; empty elsewhere;
+        collective).
+        """
+        stored, full = self.embedder.stored(), {}
         if self.stage < 3:
-            if self.world.rank:
-                return {}
-            return {name: t.detach().cpu() for name, t in backbone.state_dict().items()}
-        full: dict[str, Tensor] = {}
-        named = dict(backbone.named_parameters())
-        for name in backbone.state_dict():
-            if name not in named:
-                full[name] = dict(backbone.named_buffers())[name].detach().cpu()
-                continue
-            with self._zero.GatheredParameters([named[name]]):  # one at a time: never the whole model at once
+            return {} if self.world.rank else {name: t.detach().cpu() for name, t in stored.items()}
+        for name, tensor in stored.items():
+            parts = [tensor] if hasattr(tensor, "ds_id") else []  # buffers are whole on every rank
+            with self._zero.GatheredParameters(parts):  # one at a time: never the whole model at once
                 if self.world.rank == 0:
-                    full[name] = named[name].detach().cpu().clone()
+                    full[name] = tensor.detach().cpu().clone()
         return full
 
     def moments(self) -> dict[str, Tensor]:
-        """AdamW's moments as `exp_avg.<parameter>` and `exp_avg_sq.<parameter>` (complete on rank 0; collective)."""
+        """AdamW's moments as `exp_avg.<parameter>` and `exp_avg_sq.<parameter>` (complete on rank 0; collective).
+
+        Beside them the average of the weights, where there is one.
+        """
         from deepspeed.utils import safe_get_full_optimizer_state
 
         if not self.optimizer.optimizer.state:
             return {}  # before the first step
         self._link_states()
-        full: dict[str, Tensor] = {}
+        full = whole_average(self)
         for name, parameter in self.named.items():
             for key in MOMENTS:
                 value = safe_get_full_optimizer_state(parameter, key)
@@ -185,6 +194,8 @@ class ZeroEngine:
         DeepSpeed's setter needs states that exist and, under ZeRO-3, sizes that divide by the ranks: so the states
         are made here and filled fragment by fragment.
         """
+        if self.average:
+            self.average.load(moments, self.world.rank)
         zero, state = self.optimizer, self.optimizer.optimizer.state
         flats = zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
         for flat in flats:

@@ -35,6 +35,12 @@ CASES = {
     "user": Case({"name": USER}, 8.0),
     "learned temperature": Case({"temperature_lr": TEMPERATURE_LR}, 5.0),
 }
+# Adapters in place of all weights: a few cells more, outside the table.
+ADAPTED = {"lora": Case({}, 2.5), "dora": Case({}, 2.5)}
+ADAPTED_GROUPS = {
+    "lora": (("cpu", 1), ("ddp", 2), ("zero2", 2), ("zero3", 2)),
+    "dora": (("cpu", 1), ("ddp", 3), ("zero1", 2)),
+}
 WORLDS = (1, 2, 3)
 ENGINES = ("ddp", "zero1", "zero2", "zero3")  # ddp with one rank: the one-process engine
 CHUNKS = ("1 chunk", "4 chunks", "4 kept")
@@ -45,14 +51,18 @@ def engine_name(engine: str, world: int) -> str:
     return "cpu" if engine == "ddp" and world == 1 else engine
 
 
-def pairwise() -> list[tuple]:
-    """Cells that hold every pair of values of two factors: greedy, always the first that adds most pairs."""
+def pairwise(factors=FACTORS, allowed=lambda cell: True) -> list[tuple]:
+    """Cells that hold every pair of values of two factors: greedy, always the first that adds most pairs.
+
+    allowed: which cells there are; the number of all cells must not divide by 7 or 11.
+    """
 
     def pairs(cell: tuple) -> set:
         return set(combinations(enumerate(cell), 2))
 
-    every, chosen = list(product(*FACTORS)), []
+    every, chosen = list(product(*factors)), []
     cells = [every[77 * i % len(every)] for i in range(len(every))]  # mixed: else the first engine would take most
+    cells = [cell for cell in cells if allowed(cell)]
     open_pairs = set().union(*map(pairs, cells))
     while open_pairs:
         chosen.append(max(cells, key=lambda cell: len(pairs(cell) & open_pairs)))
@@ -77,6 +87,9 @@ def some_cells() -> dict[tuple[str, int], list[dict]]:
         trained[first["run"]] += 1
     for group in (("cpu", 1), ("ddp", 2), ("ddp", 3)):  # the same temperature with any number of ranks
         cells[group].append(table_cell("learned temperature", "4 chunks", adamw=True))
+    for name, groups_of_it in ADAPTED_GROUPS.items():
+        for i, group in enumerate(groups_of_it):
+            cells[group].append(adapter_cell(name, CHUNKS[i % len(CHUNKS)], adamw=i == 0))
     return cells
 
 
@@ -85,11 +98,16 @@ def all_cells() -> dict[tuple[str, int], list[dict]]:
     made = [
         table_cell(name, chunks, adamw=True, planted=chunks == "4 chunks") for chunks, name in product(CHUNKS, CASES)
     ]
+    made += [adapter_cell(name, chunks) for chunks, name in product(CHUNKS, ADAPTED)]
     return dict.fromkeys(groups(), made)
 
 
 def table_cell(name: str, chunks: str, adamw: bool = False, planted: bool = False) -> dict:
     return {"kind": "table", "run": name, "chunks": chunks, "adamw": adamw, "planted": planted}
+
+
+def adapter_cell(name: str, chunks: str, adamw: bool = True) -> dict:
+    return table_cell(name, chunks, adamw, planted=True) | {"kind": "adapter"}
 
 
 def records(scored: bool, count: int = ROWS) -> list[dict]:

@@ -5,13 +5,16 @@ the words of its paper), its gradient, clipping, the learning rate, the optimize
 from the plan, whose own tests are in test_planner.
 """
 
+import json
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.multiprocess.cells import CASES, LAST, LR, STEPS, TAU, TEMPERATURE_LR, WHOLE
+from tests.multiprocess.cells import ADAPTED, CASES, LAST, LR, STEPS, TAU, TEMPERATURE_LR, WHOLE
 
 TEACHER_TAU = 2.0
 
@@ -141,6 +144,8 @@ LOSSES = {
     "margin_mse": margin_mse,
     "user": user,
     "learned temperature": infonce,
+    "lora": infonce,
+    "dora": infonce,
 }
 
 
@@ -153,11 +158,16 @@ class Dense:
         self.rows, self.plan = rows, plan
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()  # dropout off
-        self.start = {name: t.clone() for name, t in self.model.state_dict().items()}
+        self.trained = {n: p for n, p in self.model.named_parameters() if not n.startswith("pooler.")}  # unused
+        self.start = {name: t.detach().clone() for name, t in self.trained.items()}
+
+    def forward(self, **inputs):
+        return self.model(**inputs)
 
     def embed(self, texts: list[str]) -> Tensor:
         batch = self.tokenizer(texts, padding=True, truncation=True, max_length=32, return_tensors="pt")
-        hidden = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        hidden = self.forward(**inputs).last_hidden_state
         mask = batch["attention_mask"].unsqueeze(-1).float()
         return F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
 
@@ -165,19 +175,20 @@ class Dense:
         return Texts(self.embed, self.rows.take(ids), ids)
 
     def gradient(self, loss: Tensor) -> dict[str, Tensor]:
-        self.model.zero_grad(set_to_none=True)
+        for parameter in self.trained.values():
+            parameter.grad = None
         loss.backward()
-        return {n: p.grad.clone() for n, p in self.model.named_parameters() if p.grad is not None}
+        return {n: p.grad.clone() for n, p in self.trained.items() if p.grad is not None}
 
     def sgd_update(self, gradient: dict[str, Tensor], lr: float) -> dict[str, Tensor]:
         """What one plain SGD step adds to every parameter."""
-        trained = dict(self.model.named_parameters())
-        before = {name: trained[name].detach().clone() for name in gradient}
-        torch.optim.SGD([trained[name] for name in gradient], lr=lr).step()
-        return {name: trained[name].detach() - before[name] for name in gradient}
+        before = {name: self.trained[name].detach().clone() for name in gradient}
+        torch.optim.SGD([self.trained[name] for name in gradient], lr=lr).step()
+        return {name: self.trained[name].detach() - before[name] for name in gradient}
 
     def reset(self) -> None:
-        self.model.load_state_dict(self.start)
+        for name, parameter in self.trained.items():
+            parameter.data.copy_(self.start[name])
 
     def step_with(self, size: int, hard: bool) -> int:
         """The first step whose batch has this many rows, and a hard negative if asked."""
@@ -206,7 +217,7 @@ class Dense:
         loss_of_step: (step, temperature) -> loss, and whether the temperature is learned from it.
         """
         self.reset()
-        trained = [p for n, p in self.model.named_parameters() if not n.startswith("pooler.")]
+        trained = list(self.trained.values())
         decayed, plain = ([p for p in trained if (p.dim() > 1) is many] for many in (True, False))
         groups = [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
         adamw = torch.optim.AdamW(groups, eps=1e-6, betas=(0.9, 0.999))
@@ -230,14 +241,14 @@ class Dense:
                 adam.step()
         return {"losses": losses, "norms": norms, "temperature": log_tau.exp().item()}
 
-    def trained(self, name: str) -> dict:
+    def trained_on(self, name: str) -> dict:
         learned = name == "learned temperature"
 
         def loss_of_step(step, tau):
             texts = self.texts(self.plan.batch(step)[1].tolist())
             return LOSSES[name](texts, tau if learned else TAU), learned
 
-        return self.adamw(loss_of_step, CASES[name].max_norm)
+        return self.adamw(loss_of_step, {**CASES, **ADAPTED}[name].max_norm)
 
     def trained_on_sources(self, losses: dict[str, tuple], max_norm: float) -> dict:
         """losses: by source, (name, whether its temperature is learned)."""
@@ -249,6 +260,35 @@ class Dense:
 
         batches = [[source, sorted(ids.tolist())] for source, ids in map(self.plan.batch, range(STEPS))]
         return self.adamw(loss_of_step, max_norm) | {"batches": batches}
+
+
+class Adapted(Dense):
+    """The model with adapters: W + s B A in place of W, written out; A and B are what is trained.
+
+    With DoRA the rows of that sum get trained lengths m, and their own lengths count as constants (Liu et al. 2024,
+    arXiv:2402.09353, eq. 5 and section 4.3).
+    """
+
+    def __init__(self, folder, rows, plan, adapter: Path):
+        super().__init__(folder, rows, plan)
+        settings = json.loads((adapter / "adapter_config.json").read_text())
+        self.scale = settings["lora_alpha"] / (settings["r"] ** 0.5 if settings["use_rslora"] else settings["r"])
+        self.trained = {}
+        for name, tensor in load_file(adapter / "adapter_model.safetensors").items():
+            ours = name.removeprefix("base_model.model.").removesuffix(".weight") + ".default.weight"
+            self.trained[ours] = tensor.requires_grad_(True)
+        self.start = {name: t.detach().clone() for name, t in self.trained.items()}
+
+    def forward(self, **inputs):
+        weights = dict(self.model.named_parameters())
+        for name, a in self.trained.items():
+            layer, _, kind = name.removesuffix(".default.weight").rpartition(".")
+            if kind != "lora_A":
+                continue
+            w = weights[f"{layer}.weight"].detach() + self.scale * self.trained[f"{layer}.lora_B.default.weight"] @ a
+            m = self.trained.get(f"{layer}.lora_magnitude_vector.default.weight")
+            weights[f"{layer}.weight"] = w if m is None else w * (m / w.norm(dim=1).detach())[:, None]
+        return torch.func.functional_call(self.model, weights, kwargs=inputs)
 
 
 def relative_error(got: dict, expected: dict) -> float:

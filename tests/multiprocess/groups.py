@@ -14,6 +14,8 @@ PRELOAD = [
     "transformers.models.bert.modeling_bert",
     "deepspeed.runtime.zero.muon.muon_optimizer",  # of which every engine wants to know whether it is this one
     "torch.utils.tensorboard",
+    "peft",
+    "sentence_transformers",
 ]
 
 CLEAN = {"DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}

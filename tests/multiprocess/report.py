@@ -1,6 +1,6 @@
 """What a cell's result must satisfy, and the table of all cells."""
 
-from tests.multiprocess.cells import CASES
+from tests.multiprocess.cells import ADAPTED, CASES
 
 GRADIENT = 1e-5  # relative error of raw gradients and of the SGD update, over all parameters as one vector
 LOSS = 1e-4  # largest difference in 20 clipped AdamW steps
@@ -25,7 +25,7 @@ def _table(result: dict, reference: dict) -> list[str]:
     for errors in result.get("planted", []):  # a wrong factor must not pass the check that the right one passes
         wrong += [f"a planted factor is seen as {error:.1e} only" for error in errors if not error > 0.4]
     if "losses" in result:
-        wrong += _trained(result, reference[cell["run"]]["adamw"], CASES[cell["run"]].max_norm)
+        wrong += _trained(result, reference[cell["run"]]["adamw"], {**CASES, **ADAPTED}[cell["run"]].max_norm)
     return wrong
 
 
@@ -79,7 +79,14 @@ def _duplicates(result: dict, reference: dict) -> list[str]:
     return wrong
 
 
-CHECKS = {"table": _table, "sources": _sources, "loads": _loads, "dropout": _dropout, "duplicates": _duplicates}
+CHECKS = {
+    "table": _table,
+    "adapter": _table,
+    "sources": _sources,
+    "loads": _loads,
+    "dropout": _dropout,
+    "duplicates": _duplicates,
+}
 
 HEADER = ("engine", "ranks", "chunks", "loss", "gradient", "SGD update", "20 AdamW steps", "collectives")
 
@@ -133,5 +140,17 @@ def others(results: list[dict]) -> list[str]:
         "Planted duplicates (by text, document, query): where only they would be negatives, loss and gradient are "
         f"exactly 0; mixed with others, the largest error of a gradient is {max(mixed):.1e}. On {where['duplicates']}.",
         f"Two sources with their own losses, mixed: the same batches, the same losses. On {where['sources']}.",
+        _adapted(by_kind["adapter"]),
         f"A learned temperature after 20 steps: between {min(taus):.8f} and {max(taus):.8f} in {len(taus)} runs.",
     ]
+
+
+def _adapted(results: list[dict]) -> str:
+    errors = [error for result in results for error in [*result["gradient"], *result["update"]]]
+    planted = [error for result in results for errors in result["planted"] for error in errors]
+    where = ", ".join(dict.fromkeys(f"{r['engine']}-{r['world']}" for r in results))
+    return (
+        f"Adapters (LoRA and DoRA on every linear layer, the base frozen): {len(results)} cells, the largest error of "
+        f"a gradient or update of their parameters {max(errors):.1e}; a planted factor is seen as at least "
+        f"{min(planted):.2f}. On {where}."
+    )

@@ -8,8 +8,8 @@ import torch
 from data_prep.records import Record
 from data_prep.shards import open_shards
 from tests import tiny
-from tests.multiprocess.cells import CASES, SGD_LR, TAU, WHOLE, run_values, write_data
-from tests.multiprocess.dense import LOSSES, Dense, Texts, false_negatives, infonce, relative_error
+from tests.multiprocess.cells import ADAPTED, CASES, SGD_LR, TAU, WHOLE, run_values, write_data
+from tests.multiprocess.dense import LOSSES, Adapted, Dense, Texts, false_negatives, infonce, relative_error
 from trainer.config import load_config
 from trainer.preflight import make_plan
 
@@ -25,7 +25,13 @@ def write_setting(folder: Path) -> dict:
     for name, case in CASES.items():
         values = run_values(model, data[case.data], case.loss, case.max_norm)
         dense = _dense(folder / f"{name}.json", values)
-        reference[name] = dense.at_start(name, SGD_LR) | {"adamw": dense.trained(name)}
+        reference[name] = dense.at_start(name, SGD_LR) | {"adamw": dense.trained_on(name)}
+    for name, case in ADAPTED.items():
+        start = tiny.adapter(folder / f"{name}-adapter", model, dora=name == "dora")
+        values = run_values(model, data[case.data], case.loss, case.max_norm)
+        values["model"] |= {"finetune": "lora", "lora": {"start": str(start)}}
+        dense = _dense(folder / f"{name}.json", values, start)
+        reference[name] = dense.at_start(name, SGD_LR) | {"adamw": dense.trained_on(name)}
     values = run_values(model, data["both"], CASES["infonce+kl"].loss, SOURCES_NORM)
     values["sources"] = {"graded": {"loss": {"name": "cosent", "temperature": TAU, "temperature_lr": 0.05}}}
     values["data"] |= {"mixing": "temperature"}
@@ -37,11 +43,12 @@ def write_setting(folder: Path) -> dict:
     return reference
 
 
-def _dense(run_file: Path, values: dict | None = None) -> Dense:
+def _dense(run_file: Path, values: dict | None = None, adapter: Path | None = None) -> Dense:
     if values:
         run_file.write_text(json.dumps(values))
     config = load_config(run_file)
-    return Dense(config.model.path, open_shards(config.data.train).split("train"), make_plan(config))
+    rows, plan = open_shards(config.data.train).split("train"), make_plan(config)
+    return Adapted(config.model.path, rows, plan, adapter) if adapter else Dense(config.model.path, rows, plan)
 
 
 def _loads(dense: Dense) -> dict:

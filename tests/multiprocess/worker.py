@@ -14,6 +14,7 @@ from unittest.mock import patch
 import torch
 
 from data_prep.records import Record
+from tests.multiprocess import modes
 from tests.multiprocess.cells import SGD_LR, STEPS
 from tests.multiprocess.dense import relative_error
 from trainer import engine as torch_engine
@@ -35,7 +36,8 @@ def main(setting: str, engine: str, world: int, cells: list[dict], out: str) -> 
     """Writes one JSON line per cell to `out` (rank 0). setting: the folder of setting.write_setting."""
     first = load_config(f"{setting}/{cells[0]['run']}.json")
     runtime = start(first, "run.json", engine, world)
-    dense = torch.load(f"{setting}/dense.pt", weights_only=False)
+    reference = Path(setting) / "dense.pt"
+    dense = torch.load(reference, weights_only=False) if reference.exists() else {}
     with process_group(runtime):
         group = Group(Path(setting), Path(out).with_suffix(""), runtime, dense)
         for cell in cells:
@@ -73,7 +75,7 @@ class Group:
         more = [*overrides, *(["optim.max_grad_norm=null"] if sgd else [])]
         where = self.out / f"run{next(self.runs)}"
         config = load_config(self.setting / f"{run}.json", [f"output_dir={where}", *more])
-        self._set_deepspeed(config, gather_all=chunks != "1 chunk")
+        self.set_deepspeed(config, gather_all=chunks != "1 chunk")
         with ExitStack() as stack:
             if sgd:
                 stack.enter_context(patch("trainer.engine.adamw", plain_sgd))
@@ -92,11 +94,15 @@ class Group:
             stack.enter_context(patch("trainer.step.CHUNK_TOKENS", {"cpu": per_chunk}))
             yield job
             job.log.close()
-        if self.runtime.accelerator:  # it would hold every engine
+        self.forget()
+
+    def forget(self) -> None:
+        """Lets go of the engine: accelerate would hold every one."""
+        if self.runtime.accelerator:
             self.runtime.accelerator._models.clear()
             self.runtime.accelerator._optimizers.clear()
 
-    def _set_deepspeed(self, config, gather_all: bool) -> None:
+    def set_deepspeed(self, config, gather_all: bool) -> None:
         accelerator = self.runtime.accelerator  # None for one process without DeepSpeed
         plugin = accelerator and accelerator.state.deepspeed_plugin
         if plugin:
@@ -158,6 +164,8 @@ class Group:
             found |= self.adamw(cell)
         return found
 
+    adapter = table  # of an adapter's parameters
+
     def _chunks(self, job, step: int) -> list[int]:
         """How many chunks the busiest rank has, and how many of them are embedded twice."""
         lengths, packed = [len(ids) for ids in self.batch(job, step).tokens], job.engine.embedder.packing is not None
@@ -200,6 +208,9 @@ class Group:
 
     def sources(self, cell: dict) -> dict:
         return self.adamw({**cell, "chunks": "4 chunks"})
+
+    def mode(self, cell: dict) -> dict:
+        return modes.run_cell(self, cell)
 
     def loads(self, cell: dict) -> dict:
         """Batches whose ranks have very different work, or none at all: [name, relative error of the gradient]."""

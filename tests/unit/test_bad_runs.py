@@ -165,6 +165,10 @@ def odd_pooling(run):
     edit_json(run.copy_model() / "1_Pooling" / "config.json", pooling_mode_cls_token=True)
 
 
+def remote_code(run):
+    edit_json(run.copy_model() / "config.json", auto_map={"AutoModel": "x.Y"}, model_type="some_bert")
+
+
 CASES = {
     "unknown key": (
         setting("train", "batchsize", 8),
@@ -197,7 +201,7 @@ CASES = {
     "no weights": (weights_gone, "holds no *.safetensors weights"),
     "pickled weights": (pickled_weights, "convert them to safetensors"),
     "no tokenizer": (lambda r: (r.copy_model() / "tokenizer.json").unlink(), "holds no tokenizer"),
-    "remote code": (lambda r: edit_json(r.copy_model() / "config.json", auto_map={"AutoModel": "x.Y"}), "auto_map"),
+    "remote code": (remote_code, "auto_map"),
     "broken model config": (lambda r: (r.copy_model() / "config.json").write_text("{"), "not readable JSON"),
     "two poolings": (odd_pooling, "not supported"),
     "no pooling stated": (

@@ -8,7 +8,7 @@ from tests.launching import ROOT, run
 
 LIGHT = (
     "launch.command, launch.doctor, launch.topology, trainer.config, trainer.planner, trainer.preflight, "
-    "data_prep.shards"
+    "trainer.modes, trainer.families, data_prep.shards"
 )
 HEAVY = {"torch", "transformers", "datasets"}
 

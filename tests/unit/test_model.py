@@ -100,7 +100,7 @@ def test_a_pooling_other_than_the_folders_is_said(tiny_bert):
 
 
 def test_dropout_is_off_by_default_and_the_models_own_on_request(tiny_bert):
-    assert not any(m.training for m in load_embedder(ModelConfig(path=str(tiny_bert)))[0].modules())
+    assert not any(m.training for m in load_embedder(ModelConfig(path=str(tiny_bert)))[0].backbone.modules())
     assert all(m.training for m in load_embedder(ModelConfig(path=str(tiny_bert), dropout="model"))[0].modules())
 
 

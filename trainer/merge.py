@@ -1,0 +1,156 @@
+"""An adapter added to its base: python -m trainer.merge --base_model_path B --lora_adapter_path A --output_path O."""
+
+import argparse
+import copy
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from data_prep.problems import BadInput, Failed, guarded
+from data_prep.progress import result, say
+from trainer.config import ModelConfig
+from trainer.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, POOLINGS, fetch, read_spec, weights_sha256
+from trainer.probe import probe_texts
+
+LIMIT = 1e-4  # of 1 - cosine between merged and unmerged embeddings, where both have the same base in fp32
+
+
+def merge(
+    base: str, adapter: Path, output: Path, precision: str = "float32", onto: str = "dequantized",
+    pooling: str | None = None,
+) -> float:  # fmt: skip
+    """Writes the folder of a whole model; returns the largest 1 - cosine between its embeddings and the unmerged ones.
+
+    base: folder or hub id. adapter: folder, or the weights in it. precision: float32 or bfloat16, of what is written.
+    onto: for the adapter of a quantised base, "dequantized" (the weights it was trained on) or "full" (as the base is
+    stored). pooling: where neither folder states it. Raises BadInput for a wrong base or a folder that is none, Failed
+    where the embeddings differ too much.
+    """
+    import torch
+
+    from trainer import checkpoint
+    from trainer.adapters import merged
+    from trainer.model import build_embedder, load_tokenizer, save_embedder
+    from trainer.quantized import dequantize
+
+    adapter = adapter_folder(adapter)
+    _check_output(output)
+    folder = Path(fetch(base))
+    described = adapter if (adapter / "modules.json").is_file() else folder  # peft alone writes no such files
+    config = ModelConfig(path=str(described), pooling=pooling)
+    spec = replace(read_spec(config, described, folder), path=str(adapter))
+    _check_base(adapter, folder)
+    tokenizer = load_tokenizer(config, str(described))
+
+    unmerged, _ = build_embedder(spec, config)
+    expected = _embeddings(unmerged, tokenizer, spec)
+    spec_of_output = replace(spec, bits=None)
+    whole, untrained = build_embedder(spec_of_output, config)
+    if spec.bits and onto == "dequantized":
+        dequantize(unmerged.quantised, whole.backbone)
+    whole.backbone, whole.adapter = merged(whole.adapter).requires_grad_(True), None
+    dtype = getattr(torch, precision)
+    whole.backbone.to(dtype).float()  # rounded as it will be written
+    found = _embeddings(whole, tokenizer, spec)
+    difference = float((1 - torch.nn.functional.cosine_similarity(found, expected)).max())
+    if precision == "float32" and (not spec.bits or onto == "dequantized") and not difference < LIMIT:
+        raise Failed(
+            f"merged and unmerged embeddings differ by up to {difference:.1e} in cosine (limit {LIMIT:.0e}): nothing "
+            "was written"
+        )
+
+    def write(place: Path, weights: dict) -> None:
+        whole.backbone.to(dtype)
+        weights = {name: tensor.to(dtype) for name, tensor in (weights | untrained).items()}
+        save_embedder(place, weights, whole, tokenizer, spec_of_output)
+        if (adapter / "training_config.json").is_file():
+            shutil.copyfile(adapter / "training_config.json", place / "training_config.json")
+
+    checkpoint.write(output, _engine(whole).weights(), {}, None, write)
+    return difference
+
+
+def _engine(embedder):
+    """One process, on the CPU: merging is no work for a GPU, and fp32 is exact there."""
+    import torch
+
+    from trainer.collectives import World
+    from trainer.config import OptimConfig
+    from trainer.engine import TorchEngine
+
+    return TorchEngine(embedder, OptimConfig(), World(), torch.device("cpu"), None)
+
+
+def _embeddings(embedder, tokenizer, spec):
+    """(texts, d) of the probe."""
+    from trainer.encode import encode
+
+    reader = copy.deepcopy(tokenizer)  # once used, it carries the length it cuts at
+    return encode(_engine(embedder), reader, probe_texts(tokenizer), spec.passage_prompt, spec.passage_max_len)
+
+
+def _check_base(adapter: Path, base: Path) -> None:
+    from trainer.adapters import check_base, recorded_base
+
+    if recorded_base(adapter) is None:
+        say(f"{adapter} records no hash of its base: whether {base} is the right one was not checked")
+    else:
+        check_base(adapter, str(base), weights_sha256(base))
+
+
+def adapter_folder(path: Path) -> Path:
+    """The folder of an adapter, named by itself or by its weights. Raises BadInput."""
+    folder = path.parent if path.name == ADAPTER_WEIGHTS else path
+    missing = [name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if not (folder / name).is_file()]
+    if missing:
+        raise BadInput(f"--lora_adapter_path: {folder} is no adapter folder: it has no {' and no '.join(missing)}")
+    return folder
+
+
+def _check_output(output: Path) -> None:
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise BadInput(f"--output_path: {output} exists and is not an empty folder; name a new one")
+
+
+def run(args: argparse.Namespace) -> int:
+    difference = merge(
+        args.base_model_path, Path(args.lora_adapter_path), Path(args.output_path), args.training_precision,
+        args.qlora_base, args.pooling,
+    )  # fmt: skip
+    result(
+        f"{args.output_path}: merged, {args.training_precision}; its embeddings of probe texts differ from those of "
+        f"the unmerged model by at most {difference:.1e} in cosine"
+    )
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.merge",
+        description="Adds an adapter to the weights of its base and writes a whole model. The base is checked against "
+        "the hash that the adapter records, and the embeddings of a few texts before and after are compared.",
+        epilog="example: python -m trainer.merge --base_model_path MODEL --lora_adapter_path "
+        "runs/lora/final/adapter_model.safetensors --output_path merged",
+    )
+    parser.add_argument("--base_model_path", required=True, help="folder or hub id of the base")
+    parser.add_argument(
+        "--lora_adapter_path", required=True, help="adapter_model.safetensors, or the folder it lies in"
+    )
+    parser.add_argument("--output_path", required=True, help="new folder for the merged model")
+    parser.add_argument(
+        "--training_precision", choices=["float32", "bfloat16"], default="float32", help="of the output"
+    )
+    parser.add_argument(
+        "--qlora_base",
+        choices=["dequantized", "full"],
+        default="dequantized",
+        help="what a QLoRA adapter is added to: the quantised weights it was trained on, or the base as it is stored",
+    )
+    parser.add_argument("--pooling", choices=list(POOLINGS), help="where neither folder states it")
+    args = parser.parse_args(argv)
+    return guarded(lambda: run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
