@@ -31,6 +31,10 @@ def _add_run(commands) -> None:
         help="auto, cpu, mps, single_gpu, ddp, zero1, zero2 or zero3 (auto: one process, or ddp over all GPUs)",
     )
     run.add_argument("--processes", type=int, metavar="N", help="ranks on this machine")
+    several = run.add_argument_group("several nodes", "the same command on each of them, but for --node-rank")
+    several.add_argument("--nnodes", type=int, default=1, metavar="N", help="nodes that train together (default 1)")
+    several.add_argument("--node-rank", type=int, metavar="R", help="which of them this is, from 0")
+    several.add_argument("--master", metavar="HOST[:PORT]", help="node 0, as all of them reach it (port 29500)")
     run.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint, or from the start")
     about = "start a run that failed again from its newest whole checkpoint, at most so often (default 0)"
     run.add_argument("--max-restarts", type=int, default=0, metavar="N", help=about)
@@ -55,6 +59,7 @@ def _add_doctor(commands) -> None:
 
 def run_command(args: argparse.Namespace) -> int:
     from launch.command import build, choose, device_of
+    from launch.nodes import find_nodes
     from launch.topology import free_port, this_machine
     from trainer.config import check_packages, load_config
     from trainer.preflight import check_run
@@ -62,21 +67,27 @@ def run_command(args: argparse.Namespace) -> int:
     check_packages()
     config = load_config(args.config, args.overrides)
     machine = this_machine()
-    engine, processes = choose(args.engine, args.processes, machine, config.train.device)
-    warnings = check_run(config, args.resume, engine=engine)
+    engine, processes = choose(args.engine, args.processes, machine, config.train.device, args.nnodes)
+    nodes = find_nodes(args.nnodes, args.node_rank, args.master)
+    # Node 0 may have made the output folder already; whether it may be written is for node 0 to say.
+    warnings = check_run(config, args.resume or bool(nodes and nodes.rank), engine=engine)
     device = device_of(engine, machine, config.train.device)
-    command = build(args.config, args.overrides, engine, processes, machine, device, args.resume, free_port())
-    print(f"{engine}, {processes} process(es) on {device}:\n{command}", file=sys.stderr, flush=True)
+
+    def command_to(resume: bool):
+        what = (args.config, args.overrides, engine, processes, machine, device, resume)
+        return build(*what, port=free_port(), nodes=nodes)
+
+    command = command_to(args.resume)
+    of_several = f", node {nodes.rank} of {nodes.count}" if nodes else ""
+    print(f"{engine}, {processes} process(es) on {device}{of_several}:\n{command}", file=sys.stderr, flush=True)
     if args.dry_run:
         print("".join(f"{line}\n" for line in warnings), end="", file=sys.stderr)  # the run itself would say them
         return 0
-    if args.max_restarts:
-        from launch.supervise import supervise
+    if args.max_restarts or nodes:
+        from launch.supervise import PAUSE, supervise
 
-        def again():
-            return build(args.config, args.overrides, engine, processes, machine, device, True, free_port())
-
-        return supervise(command, again, Path(config.output_dir), args.max_restarts)
+        pause = PAUSE if nodes else 0.0
+        return supervise(command, lambda: command_to(True), Path(config.output_dir), args.max_restarts, pause)
     # The launcher takes this process's place: signals reach it, and its exit code is ours.
     os.execvpe(command.argv[0], command.argv, os.environ | command.environ)
 
