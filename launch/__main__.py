@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m launch", description="Start training runs.")
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands)
+    _add_slurm(commands)
     _add_doctor(commands)
     return made
 
@@ -41,6 +43,12 @@ def _add_run(commands) -> None:
     run.add_argument("--dry-run", action="store_true", help="check and print the command, start nothing")
     run.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the run file")
     run.set_defaults(work=run_command)
+
+
+def _add_slurm(commands) -> None:
+    from launch import submit
+
+    submit.add(commands)
 
 
 def _add_doctor(commands) -> None:
@@ -101,7 +109,9 @@ def doctor_command(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
     args = parser().parse_args(argv)
+    args.typed = f"python -m launch {shlex.join(argv)}"
     return guarded(lambda: args.work(args))
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,8 @@ IN_VAIN = 2  # restarts in a row without a newer checkpoint: the cause is not a 
 PAUSE = 10.0  # seconds before a restart on several nodes: the launchers of the others have to be gone
 LINGER = 30.0  # seconds that a launcher may outlive its ranks; cut off from the other nodes it waits for 15 minutes
 LOOK = 2.0  # seconds between two looks at the ranks
+
+MARK = "EMBEDFLEET_ATTEMPT"  # in the environment of a launcher and all that it starts
 
 
 def supervise(first: Command, again: Callable[[], Command], run_dir: Path, restarts: int, pause: float = 0.0) -> int:
@@ -39,8 +42,10 @@ def supervise(first: Command, again: Callable[[], Command], run_dir: Path, resta
     try:
         command, vain, reached = first, 0, _step(run_dir)
         for attempt in range(restarts + 1):
-            child = subprocess.Popen(command.argv, env=os.environ | command.environ)
+            mark = uuid.uuid4().hex
+            child = subprocess.Popen(command.argv, env=os.environ | command.environ | {MARK: mark})
             code = _end_of(child)
+            _end_orphans(mark)
             if code == 0:
                 return 0
             if asked or read_marker(run_dir):
@@ -85,6 +90,19 @@ def _end_of(child: subprocess.Popen) -> int:
         elif had_ranks and time.monotonic() - since > LINGER:
             say(f"the launcher did not end in the {LINGER:.0f} seconds after its ranks: killed")
             child.kill()
+
+
+def _end_orphans(mark: str) -> None:
+    """Ranks whose launcher was killed train on: with those that are started now there would be two of each."""
+    left = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark:
+                process.kill()
+                left.append(process)
+        except psutil.Error:  # another user's, or gone meanwhile
+            continue
+    psutil.wait_procs(left, timeout=LINGER)
 
 
 def _ranks(child: subprocess.Popen) -> list[psutil.Process]:
