@@ -28,7 +28,8 @@ def _add_run(commands) -> None:
         "--engine",
         default="auto",
         metavar="E",
-        help="auto, cpu, mps, single_gpu, ddp, zero1, zero2 or zero3 (auto: one process, or ddp over all GPUs)",
+        help="auto, cpu, mps, single_gpu, ddp, zero1, zero2, zero3, zero2_offload or zero3_offload "
+        "(auto: one process, or ddp over all GPUs)",
     )
     run.add_argument("--processes", type=int, metavar="N", help="ranks on this machine")
     run.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint, or from the start")
