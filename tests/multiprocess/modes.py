@@ -71,6 +71,7 @@ def run_cell(group, cell: dict) -> dict:
         "same_bytes": _same_bytes(whole / "final", resumed / "final"),
         "counts": counts,
         "cosine": _cosine(whole / "final", embeddings),
+        "proved": _proved(whole / "final"),
     }
 
 
@@ -121,6 +122,15 @@ def _cosine(final: Path, expected: torch.Tensor) -> float:
 
     theirs = torch.tensor(SentenceTransformer(str(final), device="cpu").encode(TEXTS))
     return F.cosine_similarity(expected, theirs).min().item()
+
+
+def _proved(final: Path) -> str:
+    """What trainer.export would say: a fresh load against the embeddings that the trainer recorded."""
+    from trainer.probe import read_probe
+    from trainer.proof import prove
+    from trainer.reload import embeddings
+
+    return " ".join(prove(final, read_probe(final), embeddings))
 
 
 def problems(result: dict) -> list[str]:
