@@ -30,7 +30,8 @@ def _add_run(commands) -> None:
         "--engine",
         default="auto",
         metavar="E",
-        help="auto, cpu, mps, single_gpu, ddp, zero1, zero2 or zero3 (auto: one process, or ddp over all GPUs)",
+        help="auto, cpu, mps, single_gpu, ddp, zero1, zero2, zero3, zero2_offload or zero3_offload "
+        "(auto: one process, or ddp over all GPUs)",
     )
     run.add_argument("--processes", type=int, metavar="N", help="ranks on this machine")
     _add_nodes(run)

@@ -16,7 +16,7 @@ from launch.topology import free_port, this_machine
 from trainer.config import RunConfig
 from trainer.findings import Finding, shown
 from trainer.runlog import versions
-from trainer.topology import ZERO, check_deepspeed
+from trainer.topology import OFFLOADED, ZERO, check_deepspeed
 
 LIMIT = 1e-5  # of a relative error in fp32
 TIMEOUT = 600  # seconds for an engine; DeepSpeed may have to compile its operator first
@@ -89,6 +89,8 @@ def cases_of(engine: str | None, processes: int | None, machine: Machine) -> lis
     several = processes or (min(2, machine.gpus) if machine.gpus else 2)
     cases = [_case("auto", 1, machine)]
     for name in ("ddp", *ZERO):
+        if name in OFFLOADED and not machine.gpus:
+            continue  # what would be moved to the host's memory lies there already
         try:
             cases.append(_case(name, several, machine))
         except BadInput as error:
