@@ -53,7 +53,7 @@ KINDS = [
 MORE = [
     ["--requeue", "--partition", "long", "--sbatch=--account=lab"],
     ["--sweep", "optim.lr=1e-5,2e-5", "--container", "registry/image:1"],
-    ["--container", "image.sif", "optim.lr=1e-4", 'model.query_prompt=it\'s a "query": $HOME'],
+    ["--container", "image.sif", "optim.lr=1e-4", 'model.query_prompt="it\'s $HOME: "'],
 ]
 
 
