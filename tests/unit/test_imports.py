@@ -7,7 +7,7 @@ import pytest
 from tests.launching import ROOT, run
 
 LIGHT = (
-    "launch.command, launch.doctor, launch.topology, trainer.config, trainer.planner, trainer.preflight, "
+    "launch.command, launch.doctor, launch.plan, launch.topology, trainer.config, trainer.planner, trainer.preflight, "
     "trainer.modes, trainer.families, data_prep.shards"
 )
 HEAVY = {"torch", "transformers", "datasets"}
