@@ -14,13 +14,11 @@ from trainer.folder import ModelSpec, fetch, read_spec
 from trainer.modes import check_modes
 from trainer.planner import BatchPlan, total_steps
 from trainer.preflight import make_plan
-from trainer.topology import OFFLOADED, ZERO, read_ds_json
+from trainer.topology import LONE, OFFLOADED, ZERO, read_ds_json
 
 SAMPLED_STEPS = 4  # whose texts are read and tokenised
-PERSISTENT = 100_000  # numbers in a tensor that ZeRO-3 keeps whole, by default
-DEFAULTS = {"reduce_bucket_size": 500_000_000, "stage3_max_live_parameters": 1_000_000_000}  # of DeepSpeed
-LONE = {"cpu": "cpu", "mps": "mps", "cuda": "single_gpu"}
-TILE = 2**23  # similarities at once, see trainer.losses
+PERSISTENT = 100_000  # numbers in a tensor that ZeRO-3 keeps whole
+DEFAULTS = {"reduce_bucket_size": 500_000_000, "stage3_max_live_parameters": 1_000_000_000}  # of DeepSpeed, as that is
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,6 @@ class Outlook:
             frozen=sum(p.numel for p in frozen),
             frozen_bytes=stored,
             buffers=self.footprint.buffers,
-            largest=max(p.numel for p in trained),
             small=sum(p.numel for p in parameters if p.numel <= PERSISTENT),
             moments=moments_bytes([p.numel for p in trained], self.config.optim.name == "adamw_8bit"),
             average=FP32 * sum(p.numel for p in trained) if self.config.optim.ema else 0,
@@ -176,13 +173,15 @@ def needed_with(outlook: Outlook, engine: str, budget: int) -> Need:
 
 def _loss_bytes(outlook: Outlook) -> int:
     """Embeddings as parts, whole and in order, all documents, their gradients, and a tile of similarities."""
+    from trainer.losses import TILE_ELEMENTS
+
     size, most = outlook.footprint.size, 0
     for batch, shares in zip(outlook.batches, outlook.shares):
         mine = max(shares, key=lambda share: share.documents)
         whole = outlook.config.loss_of(batch.source).negatives == "batch"
         documents = sum(share.documents for share in shares) if whole else mine.documents
         rows = 4 * size * (4 * mine.texts + 3 * documents)
-        most = max(most, rows + 4 * min(TILE, mine.rows * documents) + documents * 7 * 8)
+        most = max(most, rows + 4 * min(TILE_ELEMENTS, mine.rows * documents) + documents * 7 * 8)
     return most
 
 

@@ -25,16 +25,14 @@ UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 @dataclass(frozen=True)
 class Model:
     """Sizes of what a run trains. trained, frozen: numbers in the parameters; frozen_bytes: of the latter as they are
-    stored; buffers: bytes beside them; largest: numbers in the largest trained tensor; small: numbers in trained and
-    frozen tensors that ZeRO-3 keeps whole; moments: bytes of both moments of all trained parameters; average: of the
-    weights' average, where the run keeps one.
+    stored; buffers: bytes beside them; small: numbers in trained and frozen tensors that ZeRO-3 keeps whole; moments:
+    bytes of both moments of all trained parameters; average: of the weights' average, where the run keeps one.
     """
 
     trained: int
     frozen: int
     frozen_bytes: int
     buffers: int
-    largest: int
     small: int
     moments: int
     average: int = 0

@@ -72,9 +72,9 @@ def gradient_bytes(engine: str, ranks: int, trained: int, every: int, forward_pa
 
 @dataclass(frozen=True)
 class Cost:
-    """One step of a run. compute: seconds of a rank that embeds the whole batch alone; pairs: rows x documents of the
-    batch; second: products of embeddings that a rank makes in a second; sent: bytes of gradients of one rank at many
-    ranks; calls: collectives; embeddings: bytes of the batch's documents.
+    """One step of a run. compute: seconds of a rank that embeds the whole batch alone; pairs_seconds: of one that
+    compares all its rows and documents alone; sent: bytes of what is summed over ranks once; calls: collectives;
+    embeddings: bytes of the batch's documents.
     """
 
     compute: float

@@ -161,7 +161,7 @@ def test_in_the_first_backward_pass_activations_and_in_later_ones_gradients_weig
 
 @given(trained=st.integers(1, 10**10), frozen=st.integers(0, 10**10), ranks=st.integers(2, 512))
 def test_a_higher_stage_and_more_ranks_never_make_a_rank_hold_more_state(trained, frozen, ranks):
-    model = Model(trained, frozen, 4 * frozen, 0, trained, 0, moments=8 * trained)
+    model = Model(trained, frozen, 4 * frozen, 0, 0, moments=8 * trained)
     passes, zero = Passes(100, 1000, 1500, 1200), estimate.DEFAULTS
 
     def state(engine: str, count: int) -> int:
