@@ -3,7 +3,7 @@
 import pytest
 
 from data_prep.problems import BadInput
-from launch.command import Machine, build, choose
+from launch.command import TORCHRUN, Machine, build, choose
 from trainer.config import load_config
 from trainer.topology import Claim, accelerate_claim, check_world, config_folder, read_ds_json
 
@@ -132,11 +132,11 @@ def test_never_fewer_ranks_or_another_engine_than_asked(engine, processes, machi
 
 def test_the_command_states_each_fact_once_and_cpu_ranks_share_the_cores():
     command = build("r.yaml", ["optim.lr=1e-4"], "ddp", 2, CPU, "cpu", True, 29500)
-    assert command.environ == {"OMP_NUM_THREADS": "4", "ACCELERATE_USE_CPU": "true"}
+    assert command.environ == {"OMP_NUM_THREADS": "4", "ACCELERATE_USE_CPU": "true"} | TORCHRUN
     assert command.argv.count("--num_processes") == 1
     assert command.argv[-3:] == ["--resume", "optim.lr=1e-4", "train.device=cpu"]
     assert "ACCELERATE_USE_CPU" not in build("r.yaml", [], "zero2", 2, CPU, "cpu", False, 29500).environ
-    assert build("r.yaml", [], "ddp", 4, GPUS, "cuda", False, 29500).environ == {}
+    assert build("r.yaml", [], "ddp", 4, GPUS, "cuda", False, 29500).environ == TORCHRUN
 
 
 FOREIGN = [
