@@ -53,6 +53,7 @@ thead th { border-top: 0; color: var(--soft); font-weight: 500; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--rail); border-radius: 6px; padding: 10px 12px;
   margin: 0 0 12px; font: 13px/1.5 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }
 details summary { cursor: pointer; color: var(--soft); font-size: .9rem; }
+details { margin-top: 14px; }
 details pre { margin-top: 10px; }
 .sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(240px, 1fr)); gap: 4px 20px; }
 .sides h4 { font-size: .8rem; font-weight: 500; color: var(--soft); margin: 8px 0 2px; }

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import sys
 from html import escape
 from pathlib import Path
@@ -11,7 +12,7 @@ from data_prep.output import check, check_output_file, whole_file
 from data_prep.page import page, section, table, tiles
 from data_prep.problems import guarded
 from data_prep.progress import result
-from trainer.report_facts import METRIC, Comparison, Facts, Query, read_facts
+from trainer.report_facts import METRIC, Comparison, Facts, Query, Shown, read_facts
 
 LINES = (  # title, what it says, name of the curve -> key of the log's steps
     ("Loss", "Of every step, on its global batch.", {"loss": "loss"}),
@@ -38,9 +39,13 @@ def write_report(facts: Facts) -> str:
 
 def _about(facts: Facts) -> str:
     topology, config = facts.record["topology"], facts.config
-    about = f"{Path(config.model.path).name}, {config.model.finetune} fine-tuning, begun {facts.record['started']} on "
+    about = f"{Path(config.model.path).name}, {config.model.finetune} fine-tuning, begun {_date(facts)} on "
     about += f"{topology['processes']} process(es) of {topology['device']} ({topology['engine']})."
     return f"{escape(about)} Made by <code>python -m trainer.report</code>."
+
+
+def _date(facts: Facts) -> str:
+    return facts.record["started"][:16].replace("T", " ")
 
 
 def _tiles(facts: Facts) -> str:
@@ -115,18 +120,22 @@ def _queries(comparison: Comparison | None, kind: str) -> str:
         return ""
     title = "Queries that gained most" if kind == "gained" else "Queries that lost most"
     items = "".join(f"<li><b>{escape(query.text)}</b>{_found(query)}</li>" for query in queries)
-    return section(title, f"By {METRIC}; relevant documents in green.", f'<ul class="found">{items}</ul>')
+    return section(
+        title, f"By {METRIC}; relevant documents in green, with a check mark.", f'<ul class="found">{items}</ul>'
+    )
 
 
 def _found(query: Query) -> str:
     sides = ""
     for side, name in (("base", f"before: {query.base:.3f}"), ("tuned", f"after: {query.tuned:.3f}")):
-        hits = "".join(
-            f"<li{' class=right' if hit.right else ''}>{100 * hit.similarity:.0f} % {escape(_short(hit.text))}</li>"
-            for hit in query.found[side]
-        )
+        hits = "".join(map(_hit, query.found[side]))
         sides += f"<div><h4>{name}</h4><ol>{hits}</ol></div>"
     return f'<div class="sides">{sides}</div>'
+
+
+def _hit(hit: Shown) -> str:
+    kind, mark = (" class=right", " ✓") if hit.right else ("", "")
+    return f"<li{kind}>{100 * hit.similarity:.0f} %{mark} {escape(_short(hit.text))}</li>"
 
 
 def _short(text: str) -> str:
@@ -188,7 +197,7 @@ def _again(facts: Facts) -> str:
     start = f"python -m launch run --config again.json{world}" if world else "python -m trainer --config again.json"
     commands = (
         f"python -c \"import json; json.dump(json.load(open('{place}'))['config'], open('again.json', 'w'))\"\n"
-        f"{start} output_dir={escape(str(facts.run))}-again"
+        f"{start} {escape(shlex.quote(f'output_dir={facts.run}-again'))}"
     )
     git = facts.record.get("git") or {}
     known = {

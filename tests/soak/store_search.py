@@ -29,6 +29,17 @@ K = 10
 AGREE = 0.999  # share of the exact top 10 that the store's own search must find (Chroma's index is approximate)
 
 
+class Once(TextEncoder):
+    """Embeds each text once: the same texts go into both stores and into the exact search."""
+
+    def _encode(self, texts: list[str], prompt: str, max_len: int) -> np.ndarray:
+        known = self.__dict__.setdefault("known", {})
+        new = [text for text in dict.fromkeys(texts) if (prompt, text) not in known]
+        if new:
+            known |= zip([(prompt, text) for text in new], super()._encode(new, prompt, max_len))
+        return np.array([known[prompt, text] for text in texts])
+
+
 def fill(config: StoreConfig, data: RetrievalSet) -> None:
     """The documents, without vectors where the store allows it. Qdrant takes numbers as ids: the position."""
     with open_store(config, create=True) as store:
@@ -87,7 +98,7 @@ def main() -> int:
         scores: dict[str, dict[str, np.ndarray]] = {}
         found: dict[str, float] = {}
         for side, path in (("base", args.base), ("tuned", str(tuned))):
-            encoder = TextEncoder(ModelConfig(path=path, **lengths))
+            encoder = Once(ModelConfig(path=path, **lengths))
             exact = rank_documents(encoder.queries(data.query_texts), encoder.passages(data.doc_texts), data)
             runs = {"exact": {query: {d: exact[query][d] for d in top(exact[query])} for query in exact}}
             for kind in ("chroma", "qdrant"):
