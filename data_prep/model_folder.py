@@ -63,7 +63,7 @@ def read_text_rules(
     Raises BadInput: lengths that the model cannot hold, or that nobody states.
     """
     asked = {"query_max_len": query_max_len, "passage_max_len": passage_max_len}
-    limit = _position_limit(read_object((base or folder) / "config.json"))
+    limit = position_limit(read_object((base or folder) / "config.json"))
     stated = _stated_length(folder)
     length = min(filter(None, (stated, limit)), default=None)
     if length is None and None in asked.values():
@@ -118,7 +118,7 @@ def _stated_length(folder: Path) -> int | None:
     return int(length) if isinstance(length, (int, float)) and length < _NO_LENGTH else None
 
 
-def _position_limit(settings: dict) -> int | None:
+def position_limit(settings: dict) -> int | None:
     positions = settings.get("max_position_embeddings")
     return positions - 2 if positions and settings.get("model_type") in AFTER_PADDING else positions
 

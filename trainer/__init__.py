@@ -1,0 +1,11 @@
+"""Training, and what follows it. Importing the package loads nothing: `from trainer import EmbedderFineTuner` does."""
+
+_EXPORTED = ("EmbedderFineTuner", "FineTuningConfig")
+
+
+def __getattr__(name: str):
+    if name in _EXPORTED:
+        from trainer import finetuner
+
+        return getattr(finetuner, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

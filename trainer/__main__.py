@@ -1,12 +1,23 @@
-"""python -m trainer --config RUN.yaml [section.key=value …], alone or under accelerate launch or torchrun."""
+"""python -m trainer --config RUN.yaml [section.key=value …], alone or under accelerate launch or torchrun.
+
+Also by flags (flags.py) and by a flat config.json (config_json.py): these are translated into a run file first.
+"""
 
 import argparse
 import os
 import sys
 import traceback
+from contextlib import nullcontext
+from pathlib import Path
 
 from data_prep.problems import report
+from data_prep.progress import say
 from trainer.config import check_packages, load_config
+from trainer.config_json import from_json
+from trainer.entries import Entry, check_world
+from trainer.flags import Options, add_help, are_flags, from_flags
+from trainer.interrupts import listen_early
+from trainer.state import RUN_FILE
 from trainer.topology import ENGINES
 
 
@@ -15,9 +26,11 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m trainer",
         description="Fine-tune a text-embedding model. One process here; several under accelerate launch or torchrun "
         "(python -m launch run prints and runs the right command).",
-        epilog="example: torchrun --nproc-per-node 2 -m trainer --config run.yaml optim.lr=1e-4",
+        epilog="examples:\n  torchrun --nproc-per-node 2 -m trainer --config run.yaml optim.lr=1e-4\n"
+        "  python -m trainer --model_name_or_path MODEL --finetune_type lora --train_dataset F.jsonl --output_dir OUT",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--config", required=True, metavar="RUN.yaml", help="run file (.yaml or .json)")
+    made.add_argument("--config", required=True, metavar="RUN.yaml", help="run file (.yaml or .json), or config.json")
     made.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint, or from the start")
     made.add_argument("--dry-run", action="store_true", help="print the plan and one batch as the model reads it")
     made.add_argument("--engine", choices=ENGINES, help="the planned engine; any other is refused")
@@ -25,27 +38,56 @@ def parser() -> argparse.ArgumentParser:
         "--processes", type=int, metavar="N", help="the planned number of processes; any other is refused"
     )
     made.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the run file")
+    add_help(made)
     return made
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_intermixed_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args = None if are_flags(argv) else parser().parse_intermixed_args(argv)
     together = True  # so far every rank does the same and fails the same way: rank 0 speaks for all
     try:
         check_packages()
-        config = load_config(args.config, args.overrides)
-        if args.dry_run:
-            from trainer.dryrun import show
-
-            show(config, args.resume)
+        if args is None:
+            entry, options = from_flags(argv)
+        else:
+            options = Options(args.resume, args.dry_run, args.engine, args.processes)
+            entry = from_json(Path(args.config), args.overrides) if args.config.endswith(".json") else None
+        config = entry.config if entry else load_config(args.config, args.overrides)
+        if options.dry_run:
+            look(entry, config, options.resume)
             return 0
+        run_file = begin(entry, options) if entry else args.config
         from trainer.train import train
 
         together = False
-        train(config, args.config, args.resume, args.engine, args.processes)
+        train(config, run_file, options.resume, options.engine, options.processes)
         return 0
     except (Exception, KeyboardInterrupt) as error:
         return fail(error, together or getattr(error, "on_every_rank", False))
+
+
+def look(entry: Entry | None, config, resume: bool) -> None:
+    """--dry-run: the shards of an entry are made for it alone."""
+    from trainer.dryrun import show
+    from trainer.straight import for_a_look
+
+    for note in entry.notes if entry else ():
+        say(note)
+    with for_a_look(entry) if entry else nullcontext(config) as shown:
+        show(shown, resume)
+
+
+def begin(entry: Entry, options: Options) -> str:
+    """Shards and run file of an entry; the path of the run file."""
+    from trainer.straight import prepare
+
+    check_world(options.processes)
+    if os.environ.get("RANK", "0") == "0":
+        for note in entry.notes:
+            say(note)
+        say(f"as a run file: {Path(entry.config.output_dir, RUN_FILE)}")
+    return str(prepare(entry, options.resume))
 
 
 def _hint(error: BaseException) -> str:
@@ -75,4 +117,5 @@ def fail(error: BaseException, on_every_rank: bool) -> int:
 
 
 if __name__ == "__main__":
+    listen_early()
     sys.exit(main())

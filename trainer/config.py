@@ -5,14 +5,13 @@ import math
 import os
 import re
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data_prep.problems import BadInput, nearest
+from trainer.run_file import override, read_values
 
 
 class Section(BaseModel):
@@ -180,6 +179,7 @@ class TrainConfig(Section):
     batch_size: int = Field(64, ge=2)
     epochs: int = Field(1, ge=1)
     max_steps: int | None = Field(None, ge=1)
+    steps_per_epoch: int | None = Field(None, ge=1)  # None: a whole pass; fewer cut it, and the next epoch goes on
     micro_batch_tokens: Annotated[int, Field(ge=64)] | Literal["auto"] = "auto"
     gradient_checkpointing: bool = False  # blocks keep their input only; the rest is made again in the backward pass
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -215,6 +215,7 @@ class RunConfig(Section):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    run_name: str | None = None  # on Weights & Biases
 
     @property
     def losses(self) -> dict[str, LossConfig]:
@@ -226,88 +227,6 @@ class RunConfig(Section):
         """The loss of a source's rows."""
         own = self.sources.get(source)
         return own.loss if own and own.loss else self.loss
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-4 as a float (YAML 1.2) and refuses a key given twice."""
-
-    def construct_mapping(self, node, deep=False):
-        seen: dict[Any, int] = {}
-        self.flatten_mapping(node)  # merge keys (<<)
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: a key must be a plain word")
-            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
-            if key in seen:
-                raise yaml.YAMLError(f"line {line}: key {key!r} stands here and on line {seen[key]}; keep one")
-            seen[key] = line
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def _lines(node: yaml.Node | None, prefix: tuple = ()) -> dict[tuple, int | str]:
-    """Key path -> line of the run file, so that a problem can say where it stands."""
-    found: dict[tuple, int | str] = {}
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            path = (*prefix, key.value)
-            found[path] = key.start_mark.line + 1
-            found |= _lines(value, path)
-    return found
-
-
-def _read(path: Path) -> tuple[dict, dict[tuple, int | str]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such run file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: cannot be read ({error})") from None
-    lines: dict[tuple, int | str] = {}
-    try:
-        if path.suffix == ".json":
-            values = json.loads(text, object_pairs_hook=_unique)
-            with suppress(yaml.YAMLError):  # most JSON is YAML: good enough to find lines
-                lines = _lines(yaml.compose(text, Loader=_Loader))
-        else:
-            values = yaml.load(text, Loader=_Loader)  # a SafeLoader
-            lines = _lines(yaml.compose(text, Loader=_Loader))
-    except (yaml.YAMLError, ValueError) as error:
-        raise BadInput(f"{path}: not valid {'JSON' if path.suffix == '.json' else 'YAML'}: {error}") from None
-    if not isinstance(values, dict):
-        raise BadInput(f"{path}: must be a mapping with the keys {', '.join(RunConfig.model_fields)}")
-    return {key: {} if value is None else value for key, value in values.items()}, lines  # `train:` left empty
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-        raise ValueError(f"key {twice!r} stands twice; keep one")
-    return values
-
-
-def _override(values: dict, text: str) -> str | None:
-    """Sets one key=value in place; returns a problem or None."""
-    key, sep, raw = text.partition("=")
-    if not sep or not key:
-        return f"{text!r}: an override is written key=value, e.g. optim.lr=1e-4"
-    try:
-        value = yaml.load(raw, Loader=_Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
-        return f"{text!r}: the value is not valid YAML ({error})"
-    *parents, last = key.split(".")
-    node = values
-    for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-            return f"{text!r}: {parent} is not a section of the run file"
-    node[last] = value
-    return None
 
 
 def _known_path(loc: tuple) -> tuple[tuple, type[BaseModel]]:
@@ -374,8 +293,8 @@ def load_config(path: str | Path, overrides: list[str] | tuple = ()) -> RunConfi
     path = Path(path)
     if path.suffix not in (".yaml", ".yml", ".json"):
         raise BadInput(f"{path}: a run file ends in .yaml, .yml or .json")
-    values, lines = _read(path)
-    problems = [problem for text in overrides if (problem := _override(values, text))]
+    values, lines = read_values(path, RunConfig.model_fields)
+    problems = [problem for text in overrides if (problem := override(values, text))]
     for text in overrides:  # a problem with these is not the file's
         lines[tuple(text.partition("=")[0].split("."))] = f"override {text}"
     return parse_config(values, str(path), lines, problems)

@@ -31,7 +31,7 @@ def show(config: RunConfig, resume: bool) -> None:
         *warnings,
         f"data: {config.data.train}, {plan.rows} rows, fingerprint {plan.fingerprint[:16]}",
         f"evaluation: {', '.join(eval_paths(config).values()) or 'none (no data.eval, no eval split with judgements)'}",
-        f"plan: {steps} steps ({config.train.epochs} epoch(s) of {plan.steps_per_epoch}), global batch "
+        f"plan: {steps} steps ({config.train.epochs} epoch(s) of {plan.epoch_steps}), global batch "
         f"{plan.batch_size}, last batch of {', '.join(map(str, plan.last_batches))}, "
         f"{plan.left_out_per_epoch} row(s) left out per pass, "
         f"{plan.meeting(0)} row(s) that share a text or document with an earlier one of their batch, "

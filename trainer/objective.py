@@ -121,7 +121,7 @@ class Objective:
                 stats = term_stats if stats is None else stats  # of the first size of embeddings
         query_grad, doc_grad, *rest = torch.autograd.grad(total, leaves)
         values = [total.item(), rest[0].item() if rest else 0.0]
-        values += [0.0] * len(STATS) if stats is None else stats.tolist()
+        values += (_own_similarities(scope, batch) if stats is None else stats).tolist()
         sums = torch.tensor([*values, *by_term.values()], dtype=torch.float64)
         return self._home(query_grad, doc_grad, counts, world), sums
 
@@ -249,6 +249,15 @@ class _Scope:
         keys, query = batch.row_keys[start:stop].to(device), batch.row_query[start:stop].to(device)
         documents = duplicate_mask(keys, query, self.doc_keys)
         return documents, row_mask(documents, self.positives) if self.by_row else None
+
+
+def _own_similarities(scope: _Scope, batch) -> Tensor:
+    """STATS where no term is InfoNCE: of this rank's rows with their positives and their own hard negatives."""
+    with torch.no_grad():
+        queries = scope.queries[scope.rows]
+        near = (queries * scope.documents[scope.target]).sum()
+        far = (queries[batch.negative_row.to(queries.device)] * scope.documents[scope.own_negatives]).sum()
+    return torch.stack([near, far, far.new_tensor(len(scope.own_negatives)), *far.new_zeros(2)])
 
 
 class _Where:

@@ -47,6 +47,7 @@ class BatchPlan:
     mixing: str = "proportional"
     mixing_temperature: float = 2.0
     apart: frozenset[str] | None = None
+    cut: int | None = None  # steps after which an epoch of the run ends early; the next one goes on where it ended
     _passes: dict[tuple[int, int], Pass] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __post_init__(self):
@@ -69,6 +70,11 @@ class BatchPlan:
     @cached_property
     def steps_per_epoch(self) -> int:
         return sum(self._batches)
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps from one evaluation and checkpoint to the next: a whole pass, or what `cut` leaves of it."""
+        return min(self.steps_per_epoch, self.cut or self.steps_per_epoch)
 
     @property
     def left_out_per_epoch(self) -> int:
@@ -179,5 +185,5 @@ def rank_slice(batch: np.ndarray, rank: int, world: int, sizes: np.ndarray) -> n
 
 def total_steps(plan: BatchPlan, epochs: int, max_steps: int | None) -> int:
     """Optimizer steps of a whole run."""
-    planned = plan.steps_per_epoch * epochs
+    planned = plan.epoch_steps * epochs
     return min(planned, max_steps or planned)

@@ -24,6 +24,7 @@ from trainer.folder import ModelSpec, fetch, read_spec
 from trainer.modes import check_modes
 from trainer.planner import BatchPlan
 from trainer.runlog import check_resumable
+from trainer.state import MADE_AHEAD
 
 
 def check_run(config: RunConfig, resume: bool, own_loss: bool = False, engine: str | None = None) -> list[str]:
@@ -114,6 +115,7 @@ def _plan_of(config: RunConfig, shards: ShardFolder) -> BatchPlan:
         raise BadInput([_too_small(source.name, len(source.rows), len(sources), config) for source in small])
     apart = frozenset(source.name for source in sources if _in_batch(config.loss_of(source.name)))
     mixing = {"mixing": data.mixing, "mixing_temperature": data.mixing_temperature, "apart": apart}
+    mixing["cut"] = config.train.steps_per_epoch
     return BatchPlan(sources, batch_size, shards.fingerprint, config.train.seed, data.last_batch, **mixing)
 
 
@@ -268,6 +270,14 @@ def _check_eval(config: RunConfig) -> None:
 
 def _check_output(config: RunConfig, resume: bool, fingerprint: str | None) -> None:
     out = Path(config.output_dir)
+    check_place(out, resume)
+    if fingerprint and (out / "run.json").is_file():
+        check_resumable(out, config, fingerprint)
+    _check_space(config, out, resume)
+
+
+def check_place(out: Path, resume: bool) -> None:
+    """Whether a run may begin, or with resume go on, in this folder. Raises BadInput."""
     if out.exists() and not out.is_dir():
         raise BadInput(f"output_dir: {out} is a file")
     if (out / "run.json").is_file():
@@ -275,12 +285,9 @@ def _check_output(config: RunConfig, resume: bool, fingerprint: str | None) -> N
             raise BadInput(
                 f"output_dir: {out} holds a run already; add --resume to go on with it, or name another folder"
             )
-        if fingerprint:
-            check_resumable(out, config, fingerprint)
-    elif out.is_dir() and any(out.iterdir()):
+    elif out.is_dir() and any(path.name not in MADE_AHEAD for path in out.iterdir()):
         raise BadInput(f"output_dir: {out} is not empty and holds no run of ours; name a new folder")
     _check_writable(out)
-    _check_space(config, out, resume)
 
 
 def _existing_parent(path: Path) -> Path:

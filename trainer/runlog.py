@@ -26,7 +26,7 @@ PACKAGES = (
 # Facts that may change between a run and its resumption: they change speed and memory, never the mathematics.
 # (Where the data lie may change as well: what they are is in the fingerprint.)
 FREE = (
-    "output_dir", "data.train", "data.allow", "train.micro_batch_tokens",
+    "output_dir", "run_name", "data.train", "data.allow", "train.micro_batch_tokens",
     "train.gradient_checkpointing", "train.device", "train.log_every",
     "train.timeout_minutes", "train.max_skipped_steps", "checkpoint.every_steps", "checkpoint.every_minutes",
     "checkpoint.keep_steps", "checkpoint.keep_epochs",

@@ -20,7 +20,7 @@ def snapshot(job) -> TrainState:
 
 def epoch_is_over(job) -> bool:
     """Whether the steps of an epoch have been made that has not been evaluated and written yet."""
-    step, size = job.state.step, job.plan.steps_per_epoch
+    step, size = job.state.step, job.plan.epoch_steps
     return (step - 1) // size + 1 > job.state.epoch and (step % size == 0 or step == job.total_steps)
 
 

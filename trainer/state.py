@@ -8,6 +8,8 @@ from pathlib import Path
 from data_prep.shards import sha256_of
 
 _NAME = re.compile(r"checkpoint-(epoch|step)-(\d+)")
+RUN_FILE, SHARDS, SHARDS_OF, LOCK = "run.yaml", "shards", "shards.json", ".shards.lock"  # see straight.py
+MADE_AHEAD = (RUN_FILE, SHARDS, SHARDS_OF, LOCK, f".{SHARDS}.unfinished")  # of a run that has not begun
 MARKER = "complete.json"  # sizes and sha256 of every file of a checkpoint; its presence means: whole
 
 

@@ -67,7 +67,7 @@ class StepStats:
 
     loss: float
     temperature_grad: float = 0.0
-    values: dict[str, float] = field(default_factory=dict)
+    values: dict[str, float | None] = field(default_factory=dict)
     wishes: tuple[int, int] = (0, 0)
 
 
@@ -180,14 +180,12 @@ def _summarise(sums: dict[str, float], rows: int) -> StepStats:
         "tokens": int(sums["tokens"]),
         "padding_share": 1.0 - sums["tokens"] / max(1.0, sums["run_tokens"]),
         "truncated_texts": int(sums["truncated_texts"]),
+        "positive_similarity": sums["positive_similarity"] / rows,
+        # of rows without negatives there is none
+        "negative_similarity": sums["negative_similarity"] / sums["negatives"] if sums["negatives"] else None,
+        "masked_negatives": int(sums["masked_negatives"]),
     }
     if "loss_infonce" in sums:
-        values |= {
-            "positive_similarity": sums["positive_similarity"] / rows,
-            "negative_similarity": sums["negative_similarity"] / max(1.0, sums["negatives"]),
-            "negatives_per_query": sums["negatives"] / rows,
-            "masked_negatives": int(sums["masked_negatives"]),
-            "batch_accuracy": sums["correct"] / rows,
-        }
+        values |= {"negatives_per_query": sums["negatives"] / rows, "batch_accuracy": sums["correct"] / rows}
     terms = {name: value for name, value in sums.items() if name.startswith("loss_")}
     return StepStats(sums["loss"], sums["temperature_grad"], values | (terms if len(terms) > 1 else {}))

@@ -1,14 +1,10 @@
 """A training run, top to bottom: set up, fit, finish."""
 
 import copy
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
 
 from data_prep.progress import say
 from data_prep.retrieval_sets import RetrievalSet, load_set
@@ -27,13 +23,14 @@ from trainer.model import Embedder, count_parameters, load_embedder
 from trainer.objective import Objective, import_functions
 from trainer.optim import LearnedTemperature
 from trainer.planner import PLAN_VERSION, BatchPlan, total_steps
-from trainer.preflight import check_run, eval_paths, make_plan, unused_teachers
+from trainer.preflight import check_run, eval_paths, make_plan
 from trainer.retrieval import means
 from trainer.runlog import RunLog, chosen_budget, describe_run, write_json
 from trainer.runtime import Runtime, process_group, start
 from trainer.saving import Skips, epoch_is_over, model_writer, save_step, snapshot, stop_here
 from trainer.state import TrainState, damage, newest, read_state
 from trainer.step import compute_gradients, planned_collectives
+from trainer.telling import log_step, say_start
 
 
 @dataclass
@@ -133,7 +130,7 @@ def prepare(runtime: Runtime, config: RunConfig, resume: bool, loss_fn: Callable
     about_plan = {
         "version": PLAN_VERSION,
         "rows": plan.rows,
-        "steps_per_epoch": plan.steps_per_epoch,
+        "steps_per_epoch": plan.epoch_steps,
         "total_steps": steps,
         "micro_batch_tokens": budget,
         "collectives_per_step": {
@@ -148,7 +145,7 @@ def prepare(runtime: Runtime, config: RunConfig, resume: bool, loss_fn: Callable
         TrainData(config.data, spec, tokenizer, plan), eval_sets, objectives, temperatures, budget, log, run_dir, state,
     )  # fmt: skip
     job.writer = Writer(engine, run_dir, config.checkpoint, model_writer(job))
-    _say_start(job, resume, folder, passed, topology, trained)
+    say_start(job, resume, folder, passed, topology, trained)
     return job
 
 
@@ -189,54 +186,6 @@ def _prepare_folder(run_dir: Path, config: RunConfig, topology: dict, plan: Batc
     remove_marker(run_dir)
     if not (run_dir / "run.json").exists():  # a resumed run keeps the record of how it began
         write_json(run_dir / "run.json", describe_run(config, topology, plan.fingerprint, about_plan))
-
-
-def _say_start(
-    job: Job, resume: bool, folder: Path | None, passed: list[str], topology: dict, trained: tuple[int, int]
-) -> None:
-    if not job.runtime.is_main:  # what is told costs a look at all rows
-        return
-    plan = job.plan
-    for line in passed:
-        job.log.say(f"passed over: {line}")
-    if resume:
-        job.log.say(
-            f"resuming from {folder} after step {job.state.step}" if folder else "no whole checkpoint: from step 0"
-        )
-    of_sets = [note for data in job.eval_sets.values() for note in data.notes]
-    for note in [*job.spec.notes, *unused_teachers(job.config, plan, job.data.rows), *of_sets]:
-        job.log.say(note)
-    job.log.say(
-        f"{plan.rows} rows, global batch {plan.batch_size} over {topology['processes']} process(es) on "
-        f"{topology['device']} ({topology['engine']}), {plan.steps_per_epoch} steps per epoch, {job.total_steps} in all"
-    )
-    if trained[0] < trained[1]:
-        job.log.say(f"trainable {_millions(trained[0])} of {_millions(trained[1])} parameters")
-    if len(plan.sources) > 1:
-        job.log.say(plan.describe_sources())
-    if plan.left_out_per_epoch:
-        job.log.say(
-            f"{plan.left_out_per_epoch} row(s) stay out of each pass (the incomplete last batch), others each time"
-        )
-    epoch = job.state.step // plan.steps_per_epoch
-    meeting = plan.meeting(epoch)
-    if meeting:
-        job.log.say(
-            f"{meeting} row(s) of epoch {epoch + 1} share a text or document with an earlier row of their batch (it "
-            "occurs more often than there are batches): " + _MEETING[job.config.loss.mask_duplicates]
-        )
-    about = {"trained_parameters": trained[0], "parameters": trained[1]}
-    job.log.event("start", **topology, **about, step=job.state.step, resumed=folder is not None)
-
-
-def _millions(count: int) -> str:
-    return f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count / 1e6:.4f} M"
-
-
-_MEETING = {
-    True: "they are masked, never each other's negatives",
-    False: "loss.mask_duplicates is off, so they are each other's negatives",
-}
 
 
 def fit(job: Job, request: StopRequest) -> None:
@@ -283,39 +232,8 @@ def fit(job: Job, request: StopRequest) -> None:
         mark = time.perf_counter()
 
 
-def log_step(job: Job, step: int, batch, stats, lr: float, applied, seconds: float) -> None:
-    rows = batch.global_rows
-    values = {
-        "loss": stats.loss,
-        "lr": lr,
-        "grad_norm": applied.grad_norm,
-        "temperature": job.objectives[batch.source].temperature,
-        "pairs_per_second": rows / seconds,
-        "tokens_per_second": stats.values["tokens"] / seconds,
-        "memory_gib": _peak_memory(job.runtime.device),
-        **stats.values,
-    }
-    if len(job.plan.sources) > 1:
-        values["source"] = batch.source
-    if applied.skipped:
-        values |= {"skipped": True, "row_ids": job.plan.batch(step)[1].tolist()}
-        job.log.say(f"step {step + 1}: gradient not finite, the step was skipped; logs.jsonl holds its row ids")
-    job.log.event("step", step=step + 1, epoch=step // job.plan.steps_per_epoch + 1, **values)
-    job.log.scalars("train", values, step + 1)
-    shown = f"loss {stats.loss:.4f}  lr {lr:.2e}  grad {applied.grad_norm:.3f}  {rows / seconds:.1f} pairs/s"
-    job.log.progress(step + 1, job.total_steps, shown, job.config.train.log_every)
-
-
-def _peak_memory(device: torch.device) -> float:
-    """GiB: allocated on a CUDA device, resident of this process elsewhere; the most so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
 def end_epoch(job: Job) -> None:
-    epoch = (job.state.step - 1) // job.plan.steps_per_epoch + 1
+    epoch = (job.state.step - 1) // job.plan.epoch_steps + 1
     metrics = evaluate(job)
     if job.runtime.is_main:
         steps = [event for event in job.log.events("step") if event["epoch"] == epoch]

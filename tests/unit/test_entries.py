@@ -1,0 +1,188 @@
+"""Flags, config.json and Python translated into the run file: every name, every problem, and the way back."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_prep.problems import BadInput
+from trainer.config import load_config
+from trainer.config_json import from_json
+from trainer.finetuner import EmbedderFineTuner, FineTuningConfig
+from trainer.flags import are_flags, from_flags
+from trainer.straight import as_yaml
+
+
+@pytest.fixture
+def here(tmp_path, tiny_bert, monkeypatch):
+    """The folder a command runs in: a model, and pairs where config.json looks for them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "pairs.jsonl").write_text('{"question": "w1", "answer": "w2"}\n')
+    (tmp_path / "model").symlink_to(tiny_bert)
+    return tmp_path
+
+
+def flags(**changed: str) -> list[str]:
+    asked = {"model_name_or_path": "model", "train_dataset": "data/pairs.jsonl", "output_dir": "out"} | changed
+    return [token for name, value in asked.items() for token in (f"--{name}", value)]
+
+
+def test_the_defaults_of_the_flags(here):
+    entry, options = from_flags(flags())
+    config = entry.config
+    assert config.model.finetune == "qlora" and config.model.bits == 4
+    assert (config.optim.lr, config.train.epochs, config.data.max_hard_negatives) == (1e-4, 2, 2)
+    assert config.loss.name == "infonce" and config.loss.temperature == 0.02
+    assert (config.model.lora.r, config.model.lora.alpha, config.model.lora.dropout) == (8, 32, 0.1)
+    assert (config.model.query_max_len, config.model.passage_max_len) == (64, 64)
+    assert "the model has 64 positions: query_max_len 256 and passage_max_len 1024 is cut to 64" in entry.notes
+    assert not options.resume and config.data.train == "out/shards"
+
+
+def test_lengths_that_fit_are_kept(here):
+    entry, _ = from_flags(flags(query_max_len="12", passage_max_len="20"))
+    assert (entry.config.model.query_max_len, entry.config.model.passage_max_len) == (12, 20)
+    assert len(entry.notes) == 1
+
+
+@given(b=st.integers(1, 64), g=st.integers(1, 8), world=st.integers(2, 16))
+def test_the_global_batch_is_b_g_w(b, g, world, tiny_bert):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORLD_SIZE", str(world))
+        asked = flags(
+            model_name_or_path=str(tiny_bert), train_dataset=__file__,
+            batch_size=str(b), gradient_accumulation_steps=str(g),
+        )  # fmt: skip
+        entry, _ = from_flags(asked)
+    assert entry.config.train.batch_size == b * g * world
+    assert f"global batch {b} x {g} x {world} = {b * g * world} rows" in entry.notes[0]
+
+
+def test_every_wrong_flag_is_in_one_error(here):
+    wrong = flags(batch_size="two", lr="-1", epochs="3.5", train_dataset="nowhere.jsonl", eval_fraction="1")
+    with pytest.raises(BadInput) as error:
+        from_flags([*wrong, "--finetune_typ", "lora", "--lr", "2", "optim.lr=3", "--neg_nums"])
+    text = "\n".join(error.value.problems)
+    for part in (
+        "--finetune_typ: no such flag. Did you mean 'finetune_type'?",
+        "--lr: stands twice",
+        "--neg_nums: needs a value",
+        "--batch_size: must be a whole number from 1 up (given: two)",
+        "--eval_fraction: must be in 0..1, below 1 (given: 1)",
+        "--train_dataset: nowhere.jsonl: no such file",
+        "optim.lr=3: --lr says so already",
+        "--epochs: train.epochs: input should be a valid integer",
+    ):
+        assert part in text
+    with pytest.raises(BadInput, match="--lr: optim.lr: input should be greater than 0"):
+        from_flags(flags(lr="-1"))
+    with pytest.raises(BadInput) as error:
+        from_flags(["--lr", "1e-4"])
+    missing = [problem.partition(":")[0] for problem in error.value.problems if "is missing (" in problem]
+    assert missing == ["--model_name_or_path", "--train_dataset", "--output_dir"]
+
+
+def test_overrides_change_what_has_no_flag_and_defaults_of_flags(here):
+    entry, options = from_flags([*flags(), "optim.lr=3e-4", "train.precision=bf16", "--resume", "train.batch_size=64"])
+    assert (entry.config.optim.lr, entry.config.train.precision, entry.config.train.batch_size) == (3e-4, "bf16", 64)
+    assert options.resume and not any(note.startswith("global batch") for note in entry.notes)
+
+
+def test_lora_on_a_quantised_base_is_qlora(here):
+    entry, _ = from_flags(flags(finetune_type="lora", quantization_bits="4"))
+    assert entry.config.model.finetune == "qlora" and entry.config.model.bits == 4
+    assert "--finetune_type lora on a base of 4 bits is qlora" in entry.notes
+    with pytest.raises(BadInput, match="quantization_bits: is set, but finetune is full"):
+        from_flags(flags(finetune_type="full", quantization_bits="4"))
+    with pytest.raises(BadInput, match="lora: is set, but finetune is full"):
+        from_flags(flags(finetune_type="full", lora_r="4"))
+    assert from_flags(flags(finetune_type="full"))[0].config.model.finetune == "full"
+
+
+def test_which_command_lines_are_flags():
+    assert are_flags(["--model_name_or_path", "M"]) and are_flags(["--lr=1e-4"])
+    assert not are_flags(["--config", "run.yaml", "--lr", "1"]) and not are_flags(["--help"])
+
+
+FLAT = {
+    "model_id": "model", "tokenizer_id": None, "device": "cpu", "dtype": "bfloat16",
+    "train": {"batch_size": 4, "epochs": 2, "max_length": 32, "grad_accum_steps": 2, "steps_per_epoch": 3},
+    "optim": {"name": "AdamW", "lr": 3e-5, "weight_decay": 0.1, "warmup_ratio": 0.2},
+    "data": {}, "output": {"save_dir": "made", "save_name": "one", "save_metrics": True},
+}  # fmt: skip
+
+
+def flat(here, **changed):
+    path = here / "config.json"
+    path.write_text(json.dumps(FLAT | changed))
+    return path
+
+
+def test_config_json(here):
+    entry = from_json(flat(here))
+    config = entry.config
+    assert (config.output_dir, config.data.train) == ("made/one", "made/one/shards")
+    assert (config.train.batch_size, config.train.epochs, config.train.steps_per_epoch) == (8, 2, 3)
+    assert (config.model.query_max_len, config.model.passage_max_len) == (32, 32)
+    assert (config.train.precision, config.train.device, config.optim.name) == ("bf16", "cpu", "adamw")
+    assert (config.optim.lr, config.optim.weight_decay, config.optim.warmup_ratio) == (3e-5, 0.1, 0.2)
+    assert [str(path) for path in entry.datasets] == ["data/pairs.jsonl"]
+    assert "no data.pairs_path: data/pairs.jsonl" in entry.notes
+
+
+def test_config_json_problems_have_lines_and_nearest_names(here):
+    path = here / "config.json"
+    path.write_text(
+        '{\n "model_id": "model",\n "dtype": "bf16",\n "train": {"batch_sise": 4,\n  "epochs": 0},\n'
+        ' "data": {"pairs_path": "nowhere.jsonl"},\n "optim": {"name": "sgd"},\n "out": {}\n}'
+    )
+    with pytest.raises(BadInput) as error:
+        from_json(path)
+    text = "\n".join(error.value.problems)
+    for part in (
+        f"{path}:4: train.batch_sise: unknown key. Did you mean 'train.batch_size'?",
+        f"{path}:3: dtype: 'bf16' is none of auto, float32",
+        f"{path}:5: train.epochs: train.epochs: input should be greater than or equal to 1",
+        f"{path}:7: optim.name: optim.name: input should be 'adamw' or 'adamw_8bit'",
+        f"{path}:8: out: unknown key.",
+        "data.pairs_path: nowhere.jsonl: no such file",
+    ):
+        assert part in text
+
+
+def test_a_run_file_in_json_is_no_config_json(here):
+    path = here / "run.json"
+    path.write_text(json.dumps({"output_dir": "o", "model": {"path": "model"}, "data": {"train": "s"}}))
+    assert from_json(path) is None
+    path.write_text(json.dumps({"model": {"path": "model"}, "train": {}}))
+    assert from_json(path) is None
+
+
+def translated(loss_fn=None, **changed):
+    asked = {"model_name_or_path": "model", "dataset_path": "data/pairs.jsonl", "output_dir": "out"} | changed
+    return EmbedderFineTuner(FineTuningConfig(**asked), loss_fn)._translate().config
+
+
+def module_level(query_embeds, answer_embeds, batch):
+    return (query_embeds - answer_embeds).square().sum()
+
+
+def test_python(here):
+    config = translated(num_train_epochs=3, learning_rate=1e-3, wandb_run_name="first")
+    assert (config.model.finetune, config.train.epochs, config.optim.lr, config.run_name) == ("lora", 3, 1e-3, "first")
+    assert config.loss.name == "trainer.pair_losses:cosine_of_pairs"
+    assert translated(train_adapter=False).model.finetune == "full"
+    assert translated(in_batch_negatives=True).loss.name == "infonce"
+    assert translated(module_level).loss.name == f"{__name__}:module_level"
+    assert translated(lambda q, a, b: q.sum()).loss.name == "__main__:loss_fn"
+    with pytest.raises(BadInput, match="FineTuningConfig.learning_rate: optim.lr: input should be greater than 0"):
+        translated(learning_rate=0.0)
+
+
+@pytest.mark.parametrize("make", [lambda here: from_flags(flags())[0], lambda here: from_json(flat(here))])
+def test_the_run_file_beside_a_run_says_the_same(here, make):
+    config = make(here).config
+    (here / "run.yaml").write_text(as_yaml(config))
+    assert load_config("run.yaml") == config
