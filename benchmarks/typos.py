@@ -154,7 +154,7 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
         for case in trainings:
             args.epochs = 2 if case == "clean-two-epochs" else 1
             shards = made if case == "augmented" else folder / "clean"
-            final = train_ours(args, shards, folder / f"{case}-{seed}", seed, "0")
+            final = train_ours(args, shards, folder / f"run-{case}-{seed}", seed, "0")
             found[case].append(scores(args, str(final), data))
             emit(case=case, seed=seed, rows=open_shards(shards).rows("train"), **found[case][-1])
     for case, values in found.items():

@@ -50,7 +50,11 @@ class Finding:
         return f"{self.name}: {self.text}{shown}" + (f"; {self.mend}" if self.mend else "")
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"ids": list(self.ids)}
+
+    @classmethod
+    def of_json(cls, values: dict[str, Any]) -> "Finding":
+        return cls(**{**values, "ids": tuple(values["ids"])})
 
 
 def _finding(name: str, keys: Keys, rows: Any, of: int, text: str, mend: str, about: str = "") -> list[Finding]:

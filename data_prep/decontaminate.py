@@ -6,7 +6,7 @@ query if it is a variant, or one of its positives is one of these texts: the sam
 option, a near duplicate (near_duplicates.py).
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import islice
@@ -133,19 +133,25 @@ class _Nearest:
         return found, unsure
 
     def _proposed(self, keys: Any, sizes: Any) -> dict[int, list[int]]:
-        """Place of a text -> held-out texts that share a band and may be as large, most common bands first."""
+        """Place of a text -> held-out texts that share a band and may be as large, most common bands first, cut to one
+        more than are looked at."""
         import numpy as np
 
-        common: dict[int, Counter[int]] = defaultdict(Counter)
-        for band in range(self.bands.count):
-            column = self.keys[:, band]
-            first, last = (column.searchsorted(keys[:, band], side) for side in ("left", "right"))
-            for place in np.flatnonzero(last > first).tolist():
-                some = self.order[first[place] : last[place], band]
-                theirs, own = self.sizes[some, 0], sizes[place]
-                fits = np.minimum(theirs, own) >= self.similarity * np.maximum(theirs, own)
-                common[place].update(some[fits].tolist())
-        return {place: sorted(some, key=lambda other: (-some[other], other)) for place, some in common.items()}
+        columns = [self.keys[:, band] for band in range(self.bands.count)]
+        first, last = (
+            np.stack([column.searchsorted(keys[:, band], side) for band, column in enumerate(columns)])
+            for side in ("left", "right")
+        )  # (bands, texts) each
+        found = {}
+        for place in np.flatnonzero((last > first).any(0)).tolist():
+            spans = zip(first[:, place].tolist(), last[:, place].tolist())
+            shared = [self.order[start:stop, band] for band, (start, stop) in enumerate(spans) if stop > start]
+            some, bands = np.unique(np.concatenate(shared), return_counts=True)
+            theirs, own = self.sizes[some, 0], sizes[place]
+            fits = np.minimum(theirs, own) >= self.similarity * np.maximum(theirs, own)
+            some, bands = some[fits], bands[fits]
+            found[place] = some[np.lexsort((some, -bands))[: CANDIDATES + 1]].tolist()
+        return found
 
 
 def held_out(paths: Iterable[str | Path], near: float | None = None, where: str = "--exclude") -> HeldOut:
@@ -171,5 +177,9 @@ def _queries_and_documents(path: Path) -> tuple[list[str], list[str]]:
     split = "eval" if "eval" in folder.splits else "train"
     if split == "train":
         say(f"note: {path}: has no eval split, so every row of it counts as held out")
-    records = list(folder.split(split))
+    return texts_of(list(folder.split(split)))
+
+
+def texts_of(records: list[Record]) -> tuple[list[str], list[str]]:
+    """Queries and positives."""
     return [record.query for record in records], [text for record in records for text in record.positives]

@@ -1,9 +1,10 @@
 """The gate of a training run: what is known to be wrong with a shard folder before anything trains on it.
 
 What the manifest says is not counted again: a shard folder holds no exact duplicate and shares no text or document
-between its splits. Everything else is looked at once and kept in a cache under the fingerprints of the data, the
-evaluation sets, the tokenizer and the prompts. Cost, whatever the size of the data: the keys of at most SCAN_ROWS rows
-(where there are hard negatives or another evaluation set only), and SAMPLE rows for everything that is estimated.
+between its splits, and `shard` records what its rows alone tell (`of_rows`). Everything else is looked at once and kept
+in a cache under the fingerprints of the data, the evaluation sets, the tokenizer and the prompts. Cost, whatever the
+size of the data: the keys of at most SCAN_ROWS rows (where there are hard negatives or another evaluation set only),
+and SAMPLE rows for everything that is estimated.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ from typing import Any
 
 from data_prep import checks
 from data_prep.checks import AT_ONCE, Finding
-from data_prep.decontaminate import HeldOut, held_out
+from data_prep.decontaminate import HeldOut, held_out, texts_of
 from data_prep.near_duplicates import SIMILARITY
 from data_prep.output import whole_file
 from data_prep.progress import say, track
@@ -48,7 +49,7 @@ class Gate:
         stored = _cache_folder() / f"{self._key()}.json"
         with suppress(OSError, ValueError, TypeError, KeyError):
             listed = json.loads(stored.read_text(encoding="utf-8"))["findings"]
-            return [Finding(**{**one, "ids": tuple(one["ids"])}) for one in listed]
+            return [Finding.of_json(one) for one in listed]
         found = checks.sorted_findings(self._look())
         with suppress(OSError), whole_file(stored) as file:
             json.dump({"train": str(self.shards.path), "findings": [one.to_json() for one in found]}, file)
@@ -68,12 +69,13 @@ class Gate:
             if _content(Path(path)) != self.shards.fingerprint  # its own eval split shares nothing with it
         }
         found = self._exact(rows, sets)
-        sources = {source.name: source.rows for source in self.shards.train_sources()}
-        sample = {name: rows.take(ids.tolist()) for name, ids in spread(sources, SAMPLE).items()}
-        records = [record for some in sample.values() for record in some]
-        found += self._near_duplicates(rows)
+        sources, sample, records = _sample(self.shards, rows)
+        recorded = self.shards.manifest.get("findings", {})
+        if recorded.get("version") == VERSION:
+            found += [Finding.of_json(one) for one in recorded["found"]]
+        else:
+            found += of_rows(self.shards)
         estimated = self._near_leakage(records, sets)
-        estimated += checks.languages(sample)[0]
         estimated += checks.prompts(sample, self.reader.rules.query_prompt, self.reader.rules.passage_prompt)
         found += checks.of_sample(estimated, len(records), len(rows))
         found += self._truncation(rows, records)
@@ -110,27 +112,44 @@ class Gate:
             found += checks.leakage(keys, len(keys), held, path, key, checks.leave_out(path))
         return checks.of_sample(found, len(keys), len(rows))
 
-    def _near_duplicates(self, rows: Rows) -> list[Finding]:
-        import numpy as np
-
-        removed = self.shards.manifest.get("near_duplicates")
-        if removed and removed["similarity"] <= SIMILARITY:
-            return []
-        chosen = spread({"": np.arange(len(rows))}, NEAR_ROWS)[""].tolist()
-        found, _ = checks.near_duplicates(rows.take, chosen, SIMILARITY)
-        return checks.of_sample(found, len(chosen), len(rows))
-
     def _near_leakage(self, records: list[Record], sets: dict[str, HeldOut]) -> list[Finding]:
-        """Also of the own eval split."""
         found = []
-        if "eval" in self.shards.splits:
-            own = nearly(held_out([self.shards.path]))
-            found += checks.near_leakage(records, own, f"{self.shards.path}/eval", "data.train", "")
         for key, whole in sets.items():
             path = self.evals[key]
             mend = checks.leave_out(path, SIMILARITY)
             found += checks.near_leakage(records, nearly(whole), path, key, mend)
         return found
+
+
+def of_rows(shards: ShardFolder) -> list[Finding]:
+    """What the rows alone tell, whatever is trained on them: near duplicates, languages, train rows near those of eval.
+    A pure function of the rows."""
+    rows = shards.split("train")
+    _, sample, records = _sample(shards, rows)
+    estimated = checks.languages(sample)[0]
+    if "eval" in shards.splits:
+        held = HeldOut()
+        held.add("eval", *texts_of(list(shards.split("eval"))))
+        estimated += checks.near_leakage(records, nearly(held), "the eval split", "data.train", "")
+    return _near_duplicates(shards, rows) + checks.of_sample(estimated, len(records), len(rows))
+
+
+def _sample(shards: ShardFolder, rows: Rows) -> tuple[dict[str, Any], dict[str, list[Record]], list[Record]]:
+    """The row numbers of every source; about SAMPLE train rows by source; the same in one list."""
+    sources = {source.name: source.rows for source in shards.train_sources()}
+    sample = {name: rows.take(ids.tolist()) for name, ids in spread(sources, SAMPLE).items()}
+    return sources, sample, [record for some in sample.values() for record in some]
+
+
+def _near_duplicates(shards: ShardFolder, rows: Rows) -> list[Finding]:
+    import numpy as np
+
+    removed = shards.manifest.get("near_duplicates")
+    if removed and removed["similarity"] <= SIMILARITY:
+        return []
+    chosen = spread({"": np.arange(len(rows))}, NEAR_ROWS)[""].tolist()
+    found, _ = checks.near_duplicates(rows.take, chosen, SIMILARITY)
+    return checks.of_sample(found, len(chosen), len(rows))
 
 
 def nearly(whole: HeldOut) -> HeldOut:

@@ -7,8 +7,9 @@ manifest.json: schema_version; rows {split: n}; files [{path, bytes, sha256, row
 shared_keys {source: n} (see sharing.py); split {by, fraction, seed, groups larger than half kept in train, on_leakage,
 dropped}; duplicates_removed; near_duplicates {similarity, removed, unsure} and excluded {rows {set: {"query" or
 "document": n}}, unsure}, null where not asked for; tokenizer (null: texts are not tokenised; see tokens.py); lengths
-(see lengths.py); fingerprint (sha256 over the sorted paths and hashes of the files but for the tokens, which follow
-from the rows). No time, version or number of workers stands in it: the same input and seed give the same bytes.
+(see lengths.py); findings {version, found} (see gate.of_rows); fingerprint (sha256 over the sorted paths and hashes of
+the files but for the tokens, which follow from the rows). No time, version of a package or number of workers stands in
+it: the same input and seed give the same bytes.
 """
 
 import os
@@ -18,7 +19,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep import tokenise
+from data_prep import checks, gate, tokenise
 from data_prep.collect import Problems
 from data_prep.formats import Notes, source_names
 from data_prep.left_out import Asked, write_held
@@ -27,7 +28,7 @@ from data_prep.output import check, fsync_folder, same_path, unfinished_name
 from data_prep.problems import BadInput
 from data_prep.progress import result, say, track
 from data_prep.shard_files import Made, fingerprint_of, write_json, write_splits
-from data_prep.shards import MANIFEST, SCHEMA_VERSION, SPOOL, Rows, looks_unfinished, sha256_of
+from data_prep.shards import MANIFEST, SCHEMA_VERSION, SPOOL, Rows, ShardFolder, looks_unfinished, sha256_of
 from data_prep.sharing import FILES as SHARING_FILES
 from data_prep.sharing import by_source, write
 from data_prep.splits import EVAL, TRAIN, Leaks, SplitPlan
@@ -94,6 +95,7 @@ def shard(
         split = {"by": f"metadata.{split_by}" if split_by else "documents", "fraction": eval_fraction, "seed": seed}
         split |= {"large_group_kept_in_train": plan.kept_in_train, "on_leakage": on_leakage}
         manifest = _manifest(made, counts, sources, split, left_out, shared_keys, sharing_files)
+        manifest["findings"] = _findings(ShardFolder(build, manifest))
         write_json(build / MANIFEST, manifest, build)
         fsync_folder(build)
         _put_in_place(build, output)
@@ -278,6 +280,11 @@ def _manifest(
     }
 
 
+def _findings(shards: ShardFolder) -> dict[str, Any]:
+    """What the gate of a training run would otherwise look for before the first step."""
+    return {"version": gate.VERSION, "found": [one.to_json() for one in gate.of_rows(shards)]}
+
+
 def _put_in_place(build: Path, output: Path) -> None:
     """The old folder moves aside, the new one in, and only then the old one goes."""
     old = output.with_name(f".{output.name}.replaced")
@@ -316,3 +323,5 @@ def _summary(output: Path, manifest: dict[str, Any]) -> None:
             f"{output}: {rule['large_group_kept_in_train']:,} rows that share texts or documents were drawn for eval, "
             "but are more than half of all rows, so they stay in train; --split-by FIELD splits them"
         )
+    for one in manifest["findings"]["found"]:
+        result(f"{output}: warning: {checks.Finding.of_json(one).line()}")

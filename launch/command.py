@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass, field
 
 from data_prep.problems import BadInput, nearest
-from trainer.topology import ENGINES, ONE_PROCESS, config_folder
+from trainer.topology import ENGINES, ONE_PROCESS, ZERO, config_folder
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,29 @@ class Machine:
     cores: int
 
 
-def choose(engine: str, processes: int | None, machine: Machine, device: str) -> tuple[str, int]:
-    """Engine and number of processes for `auto` and for what was left open. device: train.device of the run file.
+@dataclass(frozen=True)
+class Nodes:
+    """One node of several. address, port: where rank 0 listens, on node 0; interface: the network card that leads there
+    (empty: left to the libraries)."""
+
+    count: int
+    rank: int
+    address: str
+    port: int
+    interface: str = ""
+
+
+# torchrun, also inside `accelerate launch`, reads its flags from PET_<FLAG> as well. By itself it dies of SIGUSR1 and
+# orphans its ranks, and it kills ranks that take more than 30 seconds to write a checkpoint.
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+SHUTDOWN_SECONDS = 600
+TORCHRUN = {"PET_SIGNALS_TO_HANDLE": SIGNALS, "PET_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS)}
+
+
+def choose(engine: str, processes: int | None, machine: Machine, device: str, nodes: int = 1) -> tuple[str, int]:
+    """Engine and number of processes per node for `auto` and for what was left open.
+
+    device: train.device of the run file; nodes: machines like this one.
 
     Raises BadInput where the machine cannot carry what was asked: never fewer ranks than asked.
     """
@@ -48,8 +69,10 @@ def choose(engine: str, processes: int | None, machine: Machine, device: str) ->
         raise BadInput("train.device: mps, but this machine has no Apple GPU")
     gpus = machine.gpus if device in ("auto", "cuda") and engine not in ("cpu", "mps") else 0
     if engine == "auto":
-        engine = _auto(processes, gpus, machine.mps and device in ("auto", "mps"))
+        engine = "ddp" if nodes > 1 else _auto(processes, gpus, machine.mps and device in ("auto", "mps"))
     if engine in ONE_PROCESS:
+        if nodes > 1:
+            raise BadInput(f"--engine: {engine} is one process; for {nodes} nodes use --engine ddp")
         if processes not in (None, 1):
             raise BadInput(f"--processes: {engine} is one process; for {processes} use --engine ddp")
         if engine == "single_gpu" and not gpus:
@@ -88,29 +111,57 @@ def build(
     resume: bool,
     port: int,
     module: str = "trainer",
+    nodes: Nodes | None = None,
 ) -> Command:
-    """`accelerate launch` for this machine. device: of every rank; port: a free one for the ranks to meet at.
+    """`accelerate launch` for this machine. processes: on this machine; device: of every rank; port: a free one for the
+    ranks to meet at.
 
-    module: what every rank runs; it takes the trainer's flags.
+    module: what every rank runs; it takes the trainer's flags. nodes: where several machines run it together; they meet
+    at its port.
     """
-    trainer = ["-m", module, "--config", run_file, "--engine", engine, "--processes", str(processes)]
-    trainer += ["--resume"] if resume else []
-    trainer += [*overrides, f"train.device={device}"]
+    total = processes * (nodes.count if nodes else 1)
+    trainer = trainer_flags(run_file, overrides, engine, total, device, resume, module)
     if engine in ONE_PROCESS:
         return Command([sys.executable, *trainer])
     yaml = config_folder("accelerate_configs") / f"{engine}.yaml"
-    flags = ["--num_processes", str(processes), "--main_process_port", str(port)]
+    flags = ["--num_processes", str(total)]
+    flags += nodes_flags(nodes, engine) if nodes else ["--main_process_port", str(port)]
     if engine == "ddp":  # stated, so that accelerate does not announce its default
         flags += ["--dynamo_backend", "no"]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(yaml), *flags]
-    return Command([*launcher, *trainer], _environ(engine, processes, machine, device))
+    return Command([*launcher, *trainer], _environ(engine, processes, machine, device, nodes))
 
 
-def _environ(engine: str, processes: int, machine: Machine, device: str) -> dict[str, str]:
+def trainer_flags(
+    run_file: str, overrides: list[str], engine: str, total: int, device: str, resume: bool, module: str = "trainer"
+) -> list[str]:
+    """What every rank runs, after its interpreter or launcher. total: processes over all machines."""
+    flags = ["-m", module, "--config", run_file, "--engine", engine, "--processes", str(total)]
+    return [*flags, *(["--resume"] if resume else []), *overrides, f"train.device={device}"]
+
+
+def nodes_flags(nodes: Nodes, engine: str) -> list[str]:
+    """accelerate's flags for one machine of several."""
+    flags = ["--num_machines", str(nodes.count), "--machine_rank", str(nodes.rank)]
+    flags += ["--main_process_ip", nodes.address, "--main_process_port", str(nodes.port)]
+    if engine in ZERO:  # every other one starts ranks over ssh and writes the environment, secrets too, to a file
+        flags += ["--deepspeed_multinode_launcher", "standard"]
+    return flags
+
+
+def _environ(engine: str, processes: int, machine: Machine, device: str, nodes: Nodes | None) -> dict[str, str]:
+    variables = dict(TORCHRUN)
+    if nodes and nodes.interface:  # else gloo takes the one of the host's name, which need not resolve
+        variables["GLOO_SOCKET_IFNAME" if device == "cpu" else "NCCL_SOCKET_IFNAME"] = nodes.interface
+    return variables | device_environ(engine, device, max(1, machine.cores // processes))
+
+
+def device_environ(engine: str, device: str, threads: int) -> dict[str, str]:
+    """What ranks on a CPU need in their environment. threads: of each."""
     if device == "cuda":
         return {}
     # Ranks share the cores; left alone, each would get one thread.
-    variables = {"OMP_NUM_THREADS": str(max(1, machine.cores // processes))}
+    variables = {"OMP_NUM_THREADS": str(threads)}
     if engine == "ddp":
         variables["ACCELERATE_USE_CPU"] = "true"  # without it accelerate's ranks on a CPU each train alone
     else:

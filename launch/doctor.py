@@ -10,10 +10,13 @@ from tempfile import TemporaryDirectory
 
 from data_prep.problems import BadInput, Failed
 from data_prep.progress import result, say
+from launch.checks import machine_findings
 from launch.command import Command, Machine, build, choose, device_of
 from launch.topology import free_port, this_machine
+from trainer.config import RunConfig
+from trainer.findings import Finding, shown
 from trainer.runlog import versions
-from trainer.topology import ZERO, check_deepspeed
+from trainer.topology import OFFLOADED, ZERO, check_deepspeed
 
 LIMIT = 1e-5  # of a relative error in fp32
 TIMEOUT = 600  # seconds for an engine; DeepSpeed may have to compile its operator first
@@ -31,17 +34,52 @@ class Case:
     problem: str = ""
 
 
-def doctor(engine: str | None, processes: int | None, exactness: bool) -> int:
-    """Prints the report; the exit code. Raises BadInput for an engine that was named and cannot run here."""
+def doctor(engine: str | None, processes: int | None) -> int:
+    """Prints what this machine has and which engines can run on it; the exit code, 1 where something is wrong.
+
+    Raises BadInput for an engine that was named and cannot run here.
+    """
     machine = this_machine()
     cases = cases_of(engine, processes, machine)
-    result("versions  " + ", ".join(f"{name} {version}" for name, version in versions().items()))
-    if exactness:
-        with TemporaryDirectory(prefix="embedfleet-doctor-") as folder:
-            return _compare(cases, machine, Path(folder))
+    _say_versions()
+    found = machine_findings(machine, None, "", os.environ)
+    for finding in found:
+        result(shown(finding))
     for case in cases:
         result(f"{case.engine:8}  {'not available: ' + case.problem if case.problem else 'can run'}")
-    return 0
+    return _code(found)
+
+
+def exactness(engine: str | None, processes: int | None) -> int:
+    """Trains a tiny case on each engine and prints how far it is off; the exit code."""
+    machine = this_machine()
+    cases = cases_of(engine, processes, machine)
+    _say_versions()
+    with TemporaryDirectory(prefix="embedfleet-doctor-") as folder:
+        return _compare(cases, machine, Path(folder))
+
+
+def examine(config: RunConfig, machine: Machine, command: Command) -> int:
+    """Prints what this machine has for a run, then starts the ranks of the run, which find out together what they can.
+
+    command: starts trainer.diagnose on the ranks of this machine. Returns the exit code.
+    """
+    _say_versions()
+    found = machine_findings(machine, Path(config.output_dir), config.model.path, os.environ)
+    for finding in found:
+        result(shown(finding))
+    code, output = execute(command, found_on_stdout=True)
+    if code:
+        say(_tail(output))
+    return code or _code(found)
+
+
+def _say_versions() -> None:
+    result("versions  " + ", ".join(f"{name} {version}" for name, version in versions().items()))
+
+
+def _code(found: list[Finding]) -> int:
+    return 1 if any(finding.level == "FAIL" for finding in found) else 0
 
 
 def cases_of(engine: str | None, processes: int | None, machine: Machine) -> list[Case]:
@@ -51,6 +89,8 @@ def cases_of(engine: str | None, processes: int | None, machine: Machine) -> lis
     several = processes or (min(2, machine.gpus) if machine.gpus else 2)
     cases = [_case("auto", 1, machine)]
     for name in ("ddp", *ZERO):
+        if name in OFFLOADED and not machine.gpus:
+            continue  # what would be moved to the host's memory lies there already
         try:
             cases.append(_case(name, several, machine))
         except BadInput as error:
@@ -97,18 +137,21 @@ def _row(case: Case, machine: Machine, folder: Path) -> bool:
     return exact
 
 
-def execute(command: Command) -> tuple[int, str]:
-    """Runs a command to its end, or for TIMEOUT seconds; (exit code, what it said)."""
-    started = subprocess.Popen(
-        command.argv, env=os.environ | command.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+def execute(command: Command, found_on_stdout: bool = False) -> tuple[int, str]:
+    """Runs a command to its end, or for TIMEOUT seconds; (exit code, what it said).
+
+    found_on_stdout: what it prints there goes straight to ours, and only the rest is returned.
+    """
+    out = {"stdout": None, "stderr": subprocess.PIPE} if found_on_stdout else {
+        "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}  # fmt: skip
+    started = subprocess.Popen(command.argv, env=os.environ | command.environ, text=True, **out)
     try:
-        output, _ = started.communicate(timeout=TIMEOUT)
+        said = started.communicate(timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
         started.terminate()  # not killed: a launcher then ends its ranks
-        output, _ = started.communicate()
-        return 1, f"{output}\nno end after {TIMEOUT} seconds"
-    return started.returncode, output
+        said = started.communicate()
+        return 1, f"{said[found_on_stdout]}\nno end after {TIMEOUT} seconds"
+    return started.returncode, said[found_on_stdout]
 
 
 def _tail(output: str) -> str:

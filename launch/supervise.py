@@ -3,6 +3,8 @@
 import os
 import signal
 import subprocess
+import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,13 +16,18 @@ from trainer.interrupts import EXIT_CODE, SIGNALS, read_marker
 from trainer.state import newest, read_state
 
 IN_VAIN = 2  # restarts in a row without a newer checkpoint: the cause is not a passing one
+PAUSE = 10.0  # seconds before a restart on several nodes: the launchers of the others have to be gone
+LINGER = 30.0  # seconds that a launcher may outlive its ranks; cut off from the other nodes it waits for 15 minutes
+LOOK = 2.0  # seconds between two looks at the ranks
+
+MARK = "EMBEDFLEET_ATTEMPT"  # in the environment of a launcher and all that it starts
 
 
-def supervise(first: Command, again: Callable[[], Command], run_dir: Path, restarts: int) -> int:
+def supervise(first: Command, again: Callable[[], Command], run_dir: Path, restarts: int, pause: float = 0.0) -> int:
     """Runs `first`, and after a failure again() from the newest whole checkpoint; returns the exit code.
 
-    again: the command that resumes. restarts: at most so many. A signal goes on to the ranks, which write a checkpoint;
-    a run that was asked to stop, by us or past us, is not started again.
+    again: the command that resumes. restarts: at most so many, each after `pause` seconds. A signal goes on to the
+    ranks, which write a checkpoint; a run that was asked to stop, by us or past us, is not started again.
     """
     asked: list[int] = []
     child: subprocess.Popen | None = None
@@ -35,8 +42,10 @@ def supervise(first: Command, again: Callable[[], Command], run_dir: Path, resta
     try:
         command, vain, reached = first, 0, _step(run_dir)
         for attempt in range(restarts + 1):
-            child = subprocess.Popen(command.argv, env=os.environ | command.environ)
-            code = child.wait()
+            mark = uuid.uuid4().hex
+            child = subprocess.Popen(command.argv, env=os.environ | command.environ | {MARK: mark})
+            code = _end_of(child)
+            _end_orphans(mark)
             if code == 0:
                 return 0
             if asked or read_marker(run_dir):
@@ -52,6 +61,9 @@ def supervise(first: Command, again: Callable[[], Command], run_dir: Path, resta
                 say(f"failed {vain} times without a checkpoint after step {step}: not started again; see above for why")
                 return 1
             say(f"failed with exit code {code}: restart {attempt + 1} of {restarts}, from step {step}")
+            time.sleep(pause)
+            if asked:
+                return 130 if signal.SIGINT in asked else EXIT_CODE
             command = again()
     finally:
         for number, handler in before.items():
@@ -65,14 +77,49 @@ def _step(run_dir: Path) -> int:
     return read_state(folder).step if folder else 0
 
 
+def _end_of(child: subprocess.Popen) -> int:
+    """Its exit code. A launcher that outlives its ranks is killed: waiting for other nodes, it ignores SIGTERM."""
+    had_ranks, since = False, 0.0
+    while True:
+        try:
+            return child.wait(timeout=LOOK)
+        except subprocess.TimeoutExpired:
+            pass
+        if _launched(child):
+            had_ranks, since = True, time.monotonic()
+        elif had_ranks and time.monotonic() - since > LINGER:
+            say(f"the launcher did not end in the {LINGER:.0f} seconds after its ranks: killed")
+            child.kill()
+
+
+def _end_orphans(mark: str) -> None:
+    """Ranks whose launcher was killed train on: with those that are started now there would be two of each."""
+    left = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark:
+                process.kill()
+                left.append(process)
+        except psutil.Error:  # another user's, or gone meanwhile
+            continue
+    psutil.wait_procs(left, timeout=LINGER)
+
+
 def _ranks(child: subprocess.Popen) -> list[psutil.Process]:
     """The trainers below a launcher, or the one process that there is."""
+    try:
+        return _launched(child) or [psutil.Process(child.pid)]
+    except psutil.Error:  # gone meanwhile
+        return []
+
+
+def _launched(child: subprocess.Popen) -> list[psutil.Process]:
+    """The trainers below a launcher."""
     found = []
     try:
-        parent = psutil.Process(child.pid)
-        for process in parent.children(recursive=True):
+        for process in psutil.Process(child.pid).children(recursive=True):
             if "RANK" in process.environ():
                 found.append(process)
-        return found or [parent]
     except psutil.Error:  # gone meanwhile
-        return found
+        pass
+    return found

@@ -112,7 +112,12 @@ def _backbone(family: str, dropout: float, layers: int):
         drop = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
         return tf.BertModel(tf.BertConfig(**size, **heads, **drop, **positions))
     if family == "xlm-r":
-        return tf.XLMRobertaModel(tf.XLMRobertaConfig(**size, **heads, max_position_embeddings=66, pad_token_id=0))
+        wide = {
+            "initializer_range": 0.3
+        }  # with 0.02 its first token, which is the embedding, sees nothing of the others
+        return tf.XLMRobertaModel(
+            tf.XLMRobertaConfig(**size, **heads, **wide, max_position_embeddings=66, pad_token_id=0)
+        )
     if family == "mpnet":
         return tf.MPNetModel(tf.MPNetConfig(**size, **heads, max_position_embeddings=66, pad_token_id=0))
     if family == "modernbert":

@@ -16,6 +16,7 @@ from trainer.config import check_packages, load_config
 from trainer.config_json import from_json
 from trainer.entries import Entry, check_world
 from trainer.flags import Options, add_help, are_flags, from_flags
+from trainer.interrupts import listen_early
 from trainer.state import RUN_FILE
 from trainer.topology import ENGINES
 
@@ -116,4 +117,5 @@ def fail(error: BaseException, on_every_rank: bool) -> int:
 
 
 if __name__ == "__main__":
+    listen_early()
     sys.exit(main())

@@ -41,11 +41,14 @@ class Clock:
 class Writer:
     """Writes the model folders of a run, one at a time; those between epochs while training goes on.
 
-    write_model(folder, weights) writes a loadable model from fp32 CPU weights; it is called on rank 0 only.
+    prepare() is called at each save (collective) and gives the function write_model(folder, weights), which writes a
+    loadable model from fp32 CPU weights; that one is called on rank 0 only.
     """
 
-    def __init__(self, engine, run_dir: Path, config: CheckpointConfig, write_model: Callable[[Path, dict], None]):
-        self.engine, self.run_dir, self.config, self.write_model = engine, run_dir, config, write_model
+    def __init__(
+        self, engine, run_dir: Path, config: CheckpointConfig, prepare: Callable[[], Callable[[Path, dict], None]]
+    ):
+        self.engine, self.run_dir, self.config, self.prepare = engine, run_dir, config, prepare
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future | None = None
 
@@ -56,6 +59,7 @@ class Writer:
         by the next save or wait. Raises Failed where the disk does not take it; earlier checkpoints stay whole.
         """
         self.wait()
+        write_model = self.prepare()
         weights = self.engine.weights()
         moments = self.engine.moments() if state is not None else {}
         target = self.run_dir / name
@@ -63,9 +67,9 @@ class Writer:
         def begin() -> None:
             copies = _copies(weights, moments) if background else None
             if copies:
-                self._pending = self._pool.submit(self._write, target, *copies, state)
+                self._pending = self._pool.submit(self._write, target, *copies, state, write_model)
             else:
-                self._write(target, weights, moments, state)
+                self._write(target, weights, moments, state, write_model)
 
         self.engine.world.on_first(begin)
         return target
@@ -83,8 +87,10 @@ class Writer:
         if pending:
             pending.result()
 
-    def _write(self, target: Path, weights: dict, moments: dict, state: TrainState | None) -> None:
-        write(target, weights, moments, state, self.write_model)
+    def _write(
+        self, target: Path, weights: dict, moments: dict, state: TrainState | None, write_model: Callable
+    ) -> None:
+        write(target, weights, moments, state, write_model)
         for kind, keep in (("step", self.config.keep_steps), ("epoch", self.config.keep_epochs)):
             if keep:
                 for folder in numbered(self.run_dir, kind)[:-keep]:

@@ -61,10 +61,10 @@ def compiling_alone() -> Iterator[Path]:
 
 
 def _find_ninja() -> None:
-    """ninja comes with the deepspeed extra, beside the interpreter: on the PATH only where that is activated."""
-    if shutil.which("ninja"):
-        return
+    """ninja comes with the deepspeed extra, beside the interpreter. That one goes first, activated or not: another
+    version of ninja would compile everything again, and the first one again after it."""
     beside = Path(sys.executable).parent
-    if not (beside / "ninja").exists():
+    if (beside / "ninja").exists():
+        os.environ["PATH"] = f"{beside}{os.pathsep}{os.environ.get('PATH', '')}"
+    elif not shutil.which("ninja"):
         raise BadInput("ZeRO on a CPU compiles a small operator on first use and needs ninja: pip install ninja")
-    os.environ["PATH"] = f"{beside}{os.pathsep}{os.environ.get('PATH', '')}"

@@ -50,10 +50,24 @@ class StopRequest:
                 say(f"{signal.Signals(number).name}: finishing this step, then a checkpoint (Ctrl-C again: at once)")
 
 
+def listen_early() -> None:
+    """From here on SIGUSR1 is noted for listening(): a scheduler may send it while a run still loads its libraries.
+
+    Not SIGTERM: launchers end ranks by it whose fellows have failed, and those would wait for them.
+    """
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, StopRequest().receive)
+
+
+def _noted_early() -> StopRequest | None:
+    owner = getattr(signal.getsignal(signal.SIGUSR1), "__self__", None) if hasattr(signal, "SIGUSR1") else None
+    return owner if isinstance(owner, StopRequest) else None
+
+
 @contextmanager
 def listening() -> Iterator[StopRequest]:
     """Signals become a StopRequest while the block runs (in the main thread: Python has signals nowhere else)."""
-    request = StopRequest()
+    request = _noted_early() or StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

@@ -4,14 +4,14 @@ import argparse
 import copy
 import shutil
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_prep.problems import BadInput, Failed, guarded
 from data_prep.progress import result, say
 from trainer.config import ModelConfig
-from trainer.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, POOLINGS, fetch, read_spec, weights_sha256
-from trainer.probe import probe_texts
+from trainer.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, POOLINGS, ModelSpec, fetch, read_spec, weights_sha256
+from trainer.probe import PROBE, Probe, probe_texts, read_probe, take_probe
 
 LIMIT = 1e-4  # of 1 - cosine between merged and unmerged embeddings, where both have the same base in fp32
 
@@ -27,24 +27,60 @@ def merge(
     stored). pooling: where neither folder states it. Raises BadInput for a wrong base or a folder that is none, Failed
     where the embeddings differ too much.
     """
-    import torch
-
     from trainer import checkpoint
-    from trainer.adapters import merged
-    from trainer.model import build_embedder, load_tokenizer, save_embedder
-    from trainer.quantized import dequantize
 
     adapter = adapter_folder(adapter)
-    _check_output(output)
+    check_output(output, "--output_path")
+    made = add(base, adapter, precision, onto, pooling)
+
+    def write(place: Path, _: dict) -> None:
+        made.write(place)
+        if (adapter / "training_config.json").is_file():
+            shutil.copyfile(adapter / "training_config.json", place / "training_config.json")
+
+    checkpoint.write(output, {}, {}, None, write)
+    return made.difference
+
+
+@dataclass
+class Merged:
+    """A whole model in memory. difference: largest 1 - cosine to the unmerged embeddings. probe: the adapter's own,
+    where it records one, otherwise what the unmerged model makes of the texts (of `onto` "full": the merged).
+    """
+
+    embedder: object
+    tokenizer: object
+    spec: ModelSpec
+    weights: dict
+    probe: Probe
+    difference: float
+
+    def write(self, folder: Path) -> None:
+        from trainer.model import save_embedder
+
+        save_embedder(folder, self.weights, self.embedder, self.tokenizer, self.spec)
+        self.probe.write(folder)
+
+
+def add(base: str, adapter: Path, precision: str, onto: str, pooling: str | None) -> Merged:
+    """Adds the adapter in a folder to its base; see merge."""
+    import torch
+
+    from trainer.adapters import merged
+    from trainer.model import build_embedder, load_tokenizer
+    from trainer.quantized import dequantize
+
     folder = Path(fetch(base))
     described = adapter if (adapter / "modules.json").is_file() else folder  # peft alone writes no such files
     config = ModelConfig(path=str(described), pooling=pooling)
     spec = replace(read_spec(config, described, folder), path=str(adapter))
-    _check_base(adapter, folder)
+    check_base_of(adapter, folder)
     tokenizer = load_tokenizer(config, str(described))
 
     unmerged, _ = build_embedder(spec, config)
-    expected = _embeddings(unmerged, tokenizer, spec)
+    engine = _engine(unmerged)
+    expected = _embeddings(engine, tokenizer, spec)
+    probe = read_probe(adapter) if (adapter / PROBE).is_file() else take_probe(engine, copy.deepcopy(tokenizer), spec)
     spec_of_output = replace(spec, bits=None)
     whole, untrained = build_embedder(spec_of_output, config)
     if spec.bits and onto == "dequantized":
@@ -52,23 +88,22 @@ def merge(
     whole.backbone, whole.adapter = merged(whole.adapter).requires_grad_(True), None
     dtype = getattr(torch, precision)
     whole.backbone.to(dtype).float()  # rounded as it will be written
-    found = _embeddings(whole, tokenizer, spec)
-    difference = float((1 - torch.nn.functional.cosine_similarity(found, expected)).max())
+    engine = _engine(whole)
+    difference = float(
+        (1 - torch.nn.functional.cosine_similarity(_embeddings(engine, tokenizer, spec), expected)).max()
+    )
     if precision == "float32" and (not spec.bits or onto == "dequantized") and not difference < LIMIT:
         raise Failed(
             f"merged and unmerged embeddings differ by up to {difference:.1e} in cosine (limit {LIMIT:.0e}): nothing "
             "was written"
         )
-
-    def write(place: Path, weights: dict) -> None:
-        whole.backbone.to(dtype)
-        weights = {name: tensor.to(dtype) for name, tensor in (weights | untrained).items()}
-        save_embedder(place, weights, whole, tokenizer, spec_of_output)
-        if (adapter / "training_config.json").is_file():
-            shutil.copyfile(adapter / "training_config.json", place / "training_config.json")
-
-    checkpoint.write(output, _engine(whole).weights(), {}, None, write)
-    return difference
+    if spec.bits and onto == "full":
+        probe = take_probe(engine, copy.deepcopy(tokenizer), spec)
+    weights = {name: tensor.to(dtype) for name, tensor in (engine.weights() | untrained).items()}
+    zeros = sorted(name for name, tensor in weights.items() if not tensor.any())
+    whole.backbone.to(dtype)
+    probe = replace(probe, rounded=probe.rounded or precision != "float32", zeros=zeros)
+    return Merged(whole, tokenizer, spec_of_output, weights, probe, difference)
 
 
 def _engine(embedder):
@@ -82,15 +117,16 @@ def _engine(embedder):
     return TorchEngine(embedder, OptimConfig(), World(), torch.device("cpu"), None)
 
 
-def _embeddings(embedder, tokenizer, spec):
+def _embeddings(engine, tokenizer, spec):
     """(texts, d) of the probe."""
     from trainer.encode import encode
 
     reader = copy.deepcopy(tokenizer)  # once used, it carries the length it cuts at
-    return encode(_engine(embedder), reader, probe_texts(tokenizer), spec.passage_prompt, spec.passage_max_len)
+    return encode(engine, reader, probe_texts(tokenizer), spec.passage_prompt, spec.passage_max_len)
 
 
-def _check_base(adapter: Path, base: Path) -> None:
+def check_base_of(adapter: Path, base: Path) -> None:
+    """Raises BadInput where the adapter records another base; says where it records none."""
     from trainer.adapters import check_base, recorded_base
 
     if recorded_base(adapter) is None:
@@ -108,9 +144,10 @@ def adapter_folder(path: Path) -> Path:
     return folder
 
 
-def _check_output(output: Path) -> None:
+def check_output(output: Path, flag: str) -> None:
+    """Raises BadInput for anything but a new folder."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise BadInput(f"--output_path: {output} exists and is not an empty folder; name a new one")
+        raise BadInput(f"{flag}: {output} exists and is not an empty folder; name a new one")
 
 
 def run(args: argparse.Namespace) -> int:

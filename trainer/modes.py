@@ -9,6 +9,7 @@ from trainer.topology import ENGINES, ZERO
 
 MODES = ("full", "lora", "qlora 4 bits", "qlora 8 bits")
 QLORA = MODES[2:]
+PARTED = ("zero3", "zero3_offload")  # weights are divided among the ranks
 OPTIONS = {  # name -> whether a run asks for it
     "model.lora.dora": lambda run: run.model.lora.dora,
     "model.freeze": lambda run: run.model.freeze != FreezeConfig(),
@@ -33,10 +34,10 @@ _REPLACED = "peft 0.21 puts new parameters in the place of quantised ones while 
 # What does not go together -> why. Whatever does not stand here runs.
 REFUSED = {
     **{(mode, "mps"): _NO_MPS for mode in QLORA},
-    ("qlora 8 bits", "zero3"): _WHOLE,
+    **{("qlora 8 bits", engine): _WHOLE for engine in PARTED},
     ("model.lora.dora", "full"): "there are no adapters in full fine-tuning",
     ("model.lora.dora", "qlora 8 bits"): _SCALES,
-    ("model.lora.dora", "qlora 4 bits", "zero3"): _REPLACED,
+    **{("model.lora.dora", "qlora 4 bits", engine): _REPLACED for engine in PARTED},
     **{("model.freeze", mode): _FROZEN for mode in MODES[1:]},
     (EIGHT_BIT, "mps"): _NO_MPS,
     **{(EIGHT_BIT, engine): _FLAT for engine in ZERO},
@@ -75,6 +76,7 @@ def table() -> str:
         if row in MODES and column in MODES:
             return ""
         found = [f"{reasons.index(why) + 1}" for what, why in REFUSED.items() if {row, column} <= {*what}]
+        found = list(dict.fromkeys(found))  # for several engines
         whole = (row, column) in REFUSED
         return "yes" if not found else f"no ({', '.join(found)})" if whole else f"some ({', '.join(found)})"
 

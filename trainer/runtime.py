@@ -14,7 +14,7 @@ from trainer.config import OptimConfig, RunConfig
 from trainer.engine import TorchEngine
 from trainer.interrupts import Stopped
 from trainer.model import Embedder
-from trainer.topology import ENGINES, ZERO, Claim, check_world, claims
+from trainer.topology import ENGINES, ZERO, Claim, check_world, claims, zero_engine
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 LONE = {"cpu": "cpu", "mps": "mps", "cuda": "single_gpu"}  # device -> engine of one process
@@ -22,7 +22,7 @@ LONE = {"cpu": "cpu", "mps": "mps", "cuda": "single_gpu"}  # device -> engine of
 
 @dataclass
 class Runtime:
-    """One rank's view of the run. engine: cpu, mps, single_gpu, ddp, zero1, zero2 or zero3."""
+    """One rank's view of the run. engine: one of topology.ENGINES."""
 
     accelerator: object  # None in a lone process
     world: World
@@ -153,7 +153,7 @@ def _deepspeed_json(engine: str | None, planned: list[Claim], run_file: str) -> 
     if under_deepspeed and by_launcher == "none":
         raise BadInput(
             "the accelerate YAML describes ZeRO inline; name a deepspeed_config_file instead "
-            "(ours: accelerate_configs/zero1.yaml, zero2.yaml, zero3.yaml)"
+            f"(ours: accelerate_configs/{', '.join(f'{name}.yaml' for name in ZERO)})"
         )
     name = by_launcher if under_deepspeed else (f"{engine}.json" if engine in ZERO else None)
     if name and os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1", "yes"):
@@ -203,7 +203,7 @@ def _describe_lone_process() -> None:
 def _actual_engine(accelerator, world: World) -> str:
     kind = accelerator.distributed_type.value
     if kind == "DEEPSPEED":
-        return f"zero{accelerator.state.deepspeed_plugin.zero_stage}"
+        return zero_engine(accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"])
     if kind not in ("NO", "MULTI_GPU", "MULTI_CPU"):
         return kind.lower()  # none of ours
     if world.size > 1:

@@ -6,6 +6,8 @@ from pathlib import Path
 from data_prep.problems import Failed
 from trainer.interrupts import Stopped, write_marker
 from trainer.model import save_embedder
+from trainer.probe import take_probe
+from trainer.proof import zero_tensors
 from trainer.runlog import write_json
 from trainer.state import TrainState
 
@@ -66,10 +68,18 @@ class Skips:
 
 
 def model_writer(job):
-    """The function that writes a loadable model folder from fp32 weights (rank 0)."""
+    """The `prepare` of a checkpoint.Writer: takes the embeddings that the folder will record (all ranks), and gives the
+    function that writes a loadable model folder from fp32 weights (rank 0).
+    """
 
-    def write(folder: Path, weights: dict) -> None:
-        save_embedder(folder, weights | job.untrained, job.embedder, job.tokenizer, job.spec)
-        write_json(folder / "training_config.json", job.config.model_dump(mode="json"))
+    def prepare():
+        probe = take_probe(job.engine, job.reader, job.spec)
 
-    return write
+        def write(folder: Path, weights: dict) -> None:
+            save_embedder(folder, weights | job.untrained, job.embedder, job.tokenizer, job.spec)
+            write_json(folder / "training_config.json", job.config.model_dump(mode="json"))
+            replace(probe, zeros=zero_tensors(folder)).write(folder)
+
+        return write
+
+    return prepare

@@ -13,8 +13,10 @@ from packaging.version import Version
 from data_prep.problems import BadInput
 
 ONE_PROCESS = ("cpu", "mps", "single_gpu")
-ZERO = ("zero1", "zero2", "zero3")
+OFFLOADED = ("zero2_offload", "zero3_offload")
+ZERO = ("zero1", "zero2", "zero3", *OFFLOADED)
 ENGINES = (*ONE_PROCESS, "ddp", *ZERO)
+OFFLOAD = ("offload_optimizer", "offload_param")  # of zero_optimization: what lies in the host's memory
 # Older ZeRO-1/2 with optimizer offload kept only the last chunk's gradient (DeepSpeed issue 7981).
 OLDEST_DEEPSPEED = Version("0.19.8")
 
@@ -78,6 +80,8 @@ def accelerate_claim(command: list[str]) -> Claim | None:
         engine = "fsdp" if "use_fsdp" in options else kind.lower()  # none of ours: check_world refuses it
     elif (kind.startswith("MULTI_") or "multi_gpu" in options) and processes not in (None, 1):
         engine = "ddp"
+    elif _is_ours(options.get("config_file")):  # a device that is missing would be replaced by another
+        engine = Path(options["config_file"]).stem
     return Claim("the command `accelerate launch`", processes, engine)
 
 
@@ -117,6 +121,13 @@ def _launch_yaml(path: str | None) -> dict:
     return values if isinstance(values, dict) else {}
 
 
+def _is_ours(yaml_file: str | None) -> bool:
+    """Whether it is the accelerate YAML of one of our engines of one process."""
+    if yaml_file is None or Path(yaml_file).stem not in ONE_PROCESS:
+        return False
+    return Path(yaml_file).resolve().parent == config_folder("accelerate_configs")
+
+
 def _zero_stage(options: Mapping[str, str], config: Mapping) -> str | None:
     section = config.get("deepspeed_config") or {}
     name = options.get("deepspeed_config_file") or section.get("deepspeed_config_file")
@@ -125,10 +136,15 @@ def _zero_stage(options: Mapping[str, str], config: Mapping) -> str | None:
             values = read_ds_json(name)
         except BadInput:
             return None  # the runtime reports it with its own words
-        stage = values.get("zero_optimization", {}).get("stage")
-    else:
-        stage = options.get("zero_stage") or section.get("zero_stage")
+        return zero_engine(values.get("zero_optimization", {}))
+    stage = options.get("zero_stage") or section.get("zero_stage")
     return f"zero{stage}" if stage else None
+
+
+def zero_engine(zero: Mapping) -> str | None:
+    """Which engine the zero_optimization of a DeepSpeed JSON describes; one of none of ours has no such name either."""
+    kept_by_host = any(zero.get(what, {}).get("device", "none") != "none" for what in OFFLOAD)
+    return f"zero{zero['stage']}{'_offload' if kept_by_host else ''}" if zero.get("stage") else None
 
 
 def read_ds_json(name: str) -> dict:

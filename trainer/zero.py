@@ -18,7 +18,7 @@ from trainer.config import OptimConfig
 from trainer.engine import MOMENTS, Applied
 from trainer.model import Embedder
 from trainer.optim import LossScale, adamw
-from trainer.topology import check_deepspeed, read_ds_json
+from trainer.topology import OFFLOAD, ZERO, check_deepspeed, read_ds_json, zero_engine
 
 
 def plugin(ds_json: str, max_grad_norm: float | None, device: torch.device):
@@ -41,6 +41,7 @@ def plugin(ds_json: str, max_grad_norm: float | None, device: torch.device):
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": max_grad_norm or 0.0,
+        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW also where the state is offloaded: one update rule
     }
     values.pop("train_batch_size", None)
     return DeepSpeedPlugin(hf_ds_config=values, zero3_init_flag=False)
@@ -84,8 +85,14 @@ def _foreign_facts(values: dict) -> list[str]:
     for key in ("bf16", "fp16", "torch_autocast"):
         if values.get(key, {}).get("enabled"):
             problems.append(f"{key}: the run file owns the precision (train.precision); remove it")
-    if values.get("zero_optimization", {}).get("stage") not in (1, 2, 3):
+    zero = values.get("zero_optimization", {})
+    if zero.get("stage") not in (1, 2, 3):
         problems.append("zero_optimization.stage must be 1, 2 or 3 (without ZeRO use --engine ddp)")
+    elif zero_engine(zero) not in ZERO:
+        problems.append("zero_optimization: offloading goes with stage 2 or 3 (stage 1 has no engine for it here)")
+    for key in OFFLOAD:
+        if zero.get(key, {}).get("device", "none") not in ("none", "cpu"):
+            problems.append(f'zero_optimization.{key}.device={zero[key]["device"]}: only "cpu" is supported')
     return problems
 
 

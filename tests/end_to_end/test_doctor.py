@@ -1,6 +1,7 @@
 """python -m launch doctor: engines that train exactly pass, a wrong factor fails, bad flags are one clear error."""
 
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from launch import doctor
 from launch.__main__ import main
 from launch.command import Machine
-from tests.launching import run
+from tests.end_to_end.runs import write_run
+from tests.launching import ROOT, environment, free_port, run
 from trainer.compilation import compiling_alone
 
 
@@ -108,3 +110,32 @@ def test_zero_does_not_wait_for_a_compiler_that_was_killed(monkeypatch):
     done = run("-m", "launch", "doctor", "--exactness", "--engine", "zero1", "--processes", "1")
     assert done.returncode == 0, done.both[-3000:]
     assert table(done.stdout)["zero1"][3] == "pass" and not left.exists()
+
+
+def test_the_ranks_of_a_run_say_what_they_find_together(tmp_path, tiny_bert, tiny_shards):
+    """Two nodes that are both this machine, of which one was given another seed."""
+    run_file = write_run(tmp_path, tiny_bert, tiny_shards)
+    argv = [sys.executable, "-m", "launch", "doctor", "--config", str(run_file), "--engine", "ddp", "--processes", "1"]
+    argv += ["--nnodes", "2", "--master", f"127.0.0.1:{free_port()}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    nodes = [["--node-rank", "0"], ["--node-rank", "1", "train.seed=1"]]
+    started = [subprocess.Popen([*argv, *node], env=environment(), cwd=ROOT, **pipes) for node in nodes]
+    said = [process.communicate(timeout=200) for process in started]
+    found = [line for line in said[0][0].splitlines() if line.startswith(("ok ", "FAIL"))]
+    assert [process.returncode for process in started] == [1, 1], said
+    assert [line for line in found if line.startswith("FAIL")] == [
+        line for line in found if "rank(s) 1 have another run file than rank 0" in line
+    ]
+    for words in (
+        "2 seen as planned", "ddp on cpu, backend gloo", "every rank sees what every other wrote", "off rank 0",
+        "for an all-reduce of one number", "all-gather",
+    ):  # fmt: skip
+        assert sum(words in line for line in found) == 1, words
+    assert "seen as planned" not in said[1][0], "rank 0 speaks for all"
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["run.json"], "nothing stays behind"
+
+
+def test_flags_of_a_run_without_one(capsys):
+    assert main(["doctor", "--nnodes", "2"]) == 2
+    assert "give --config" in capsys.readouterr().err

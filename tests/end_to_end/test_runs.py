@@ -292,15 +292,6 @@ def test_another_world_than_the_planned_one_is_refused(tmp_path, tiny_bert, shar
     assert done.returncode != 0
 
 
-def test_accelerate_launch_works_from_another_folder(tmp_path, tiny_bert, shards):
-    run_file = write_run(tmp_path, tiny_bert, shards, max_steps=2)
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", ZERO2, "--num_processes", "2"]
-    trainer = ["--main_process_port", str(free_port()), "-m", "trainer", "--config", str(run_file)]
-    done = run(*launcher, *trainer, cwd=tmp_path)
-    assert done.returncode == 0, done.both[-3000:]
-    assert json.loads((tmp_path / "out" / "run.json").read_text())["topology"]["engine"] == "zero2"
-
-
 def test_the_tokenizer_of_a_run_is_exported_as_the_folder_had_it(whole, tiny_bert):
     """Using a fast tokenizer writes the length it cuts at into it: that must not reach the export."""
     assert (whole[1] / "final" / "tokenizer.json").read_text() == (tiny_bert / "tokenizer.json").read_text()

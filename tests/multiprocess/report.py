@@ -82,6 +82,7 @@ def _duplicates(result: dict, reference: dict) -> list[str]:
 CHECKS = {
     "table": _table,
     "adapter": _table,
+    "offloaded": _table,
     "sources": _sources,
     "loads": _loads,
     "dropout": _dropout,

@@ -9,10 +9,11 @@ from itertools import combinations, product
 
 import pytest
 
-from tests.multiprocess.cells import CASES, FACTORS, some_cells
+from tests.multiprocess.cells import CASES, FACTORS, some_cells, table_cell
 from tests.multiprocess.groups import run_group
 from tests.multiprocess.report import GRADIENT, LOSS, TEMPERATURE, problems, summary, table
 from tests.multiprocess.setting import write_setting
+from trainer.topology import OFFLOADED
 
 CELLS = some_cells()
 EXTRA = {  # further kinds of cells, see worker.Group
@@ -24,6 +25,8 @@ EXTRA = {  # further kinds of cells, see worker.Group
 for kind, groups in EXTRA.items():
     for group in groups:
         CELLS[group].append({"kind": kind, "run": "sources"})
+for engine in OFFLOADED:  # outside the table: where the state lies is all that differs from their stage
+    CELLS[engine, 2] = [table_cell("infonce", "4 chunks", planted=True) | {"kind": "offloaded"}]
 
 
 @pytest.fixture(scope="module")

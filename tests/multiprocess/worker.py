@@ -165,6 +165,7 @@ class Group:
         return found
 
     adapter = table  # of an adapter's parameters
+    offloaded = table  # on the engines with offload
 
     def _chunks(self, job, step: int) -> list[int]:
         """How many chunks the busiest rank has, and how many of them are embedded twice."""

@@ -54,7 +54,7 @@ TEXT = """{start}
 `python -m tests.soak.modes`, {date}, {hardware}, torch {torch}, {minutes:.0f} minutes, {count} cells.
 
 Tiny models with random weights (two layers, 32 wide) of each family, and all-MiniLM-L6-v2 with its own. Each cell
-trains two epochs of 40 rows, is resumed from the first checkpoint and ends in the same bytes, is exported, and loads in
+trains two epochs of 48 rows, is resumed from the first checkpoint and ends in the same bytes, is exported, and loads in
 sentence-transformers; in lora and qlora only adapters are trained (counted). A cell reads: mean loss of the first
 epoch, of the second, and the smallest cosine between the trainer's embeddings and those of sentence-transformers
 (limits 0.9999; 0.999 for quantised bases and bf16). Losses of one row agree to {apart:.0e} across the engines wherever

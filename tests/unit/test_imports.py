@@ -7,8 +7,8 @@ import pytest
 from tests.launching import ROOT, run
 
 LIGHT = (
-    "launch.command, launch.doctor, launch.topology, trainer.config, trainer.planner, trainer.preflight, "
-    "trainer.modes, trainer.families, data_prep.shards"
+    "launch.command, launch.doctor, launch.nodes, launch.submit, launch.topology, trainer.config, trainer.planner, "
+    "trainer.preflight, trainer.modes, trainer.families, data_prep.shards"
 )
 HEAVY = {"torch", "transformers", "datasets"}
 

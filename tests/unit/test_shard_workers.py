@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -166,8 +167,9 @@ def test_a_killed_worker_is_said_and_an_error_keeps_its_kind():
 def large(tmp_path_factory):
     """A file that two workers take a few seconds for."""
     path = tmp_path_factory.mktemp("large") / "a.jsonl"
-    text = "word and word again so that it is a passage of some length " * 6
-    path.write_text("".join(json.dumps({"query": f"q {i}", "positive": f"{text}{i}"}) + "\n" for i in range(20_000)))
+    draw = random.Random(0)
+    texts = (" ".join(f"w{draw.randrange(5000)}" for _ in range(60)) for _ in range(20_000))
+    path.write_text("".join(json.dumps({"query": f"q {i}", "positive": t}) + "\n" for i, t in enumerate(texts)))
     return path
 
 

@@ -1,0 +1,92 @@
+"""`accelerate launch --config_file …` with every config that a machine without a GPU can run, from another folder."""
+
+import json
+import subprocess
+import sys
+import time
+from contextlib import closing
+from socket import create_connection
+
+import pytest
+
+from tests.end_to_end.runs import write_run
+from tests.launching import environment, free_port
+from trainer.topology import config_folder
+
+# name -> (machines, processes of all, what the world must be)
+LAUNCHED = {
+    "cpu": (1, 1, "cpu"),
+    "ddp": (1, 2, "ddp"),
+    "multi_node": (2, 2, "ddp"),
+    "zero1": (1, 1, "zero1"),
+    "zero2": (2, 2, "zero2"),
+    "zero3": (1, 1, "zero3"),
+    "zero2_offload": (1, 1, "zero2_offload"),
+    "zero3_offload": (1, 2, "zero3_offload"),
+}
+ELSEWHERE = {
+    "mps": "asked for engine mps, the engine is cpu",
+    "single_gpu": "asked for engine single_gpu, the engine is cpu",
+}
+LIMIT = 300  # seconds
+
+
+def launch(name: str, run_file, folder, machines: int, processes: int, rank: int, port: int) -> subprocess.Popen:
+    flags = ["--config_file", str(config_folder("accelerate_configs") / f"{name}.yaml")]
+    flags += ["--num_processes", str(processes), "--main_process_port", str(port)]
+    if machines > 1:
+        flags += ["--num_machines", str(machines), "--machine_rank", str(rank), "--main_process_ip", "127.0.0.1"]
+    extra = {"ACCELERATE_USE_CPU": "true"} if name in ("ddp", "multi_node") else {}
+    return subprocess.Popen(
+        [sys.executable, "-m", "accelerate.commands.launch", *flags, "-m", "trainer", "--config", str(run_file)],
+        env=environment(OMP_NUM_THREADS="1", **extra), cwd=folder,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def wait_for(port: int) -> None:
+    """Until someone listens: the first machine, whose launcher wants the port free."""
+    end = time.monotonic() + LIMIT
+    while time.monotonic() < end:
+        try:
+            with closing(create_connection(("127.0.0.1", port), timeout=1)):
+                return
+        except OSError:
+            time.sleep(0.1)
+
+
+def outcome(name: str, folder, tiny_bert, tiny_shards, machines: int = 1, processes: int = 1) -> tuple[list[int], str]:
+    """Exit codes of the launchers, and what they said."""
+    run_file, port = write_run(folder, tiny_bert, tiny_shards, max_steps=1), free_port()
+    started = []
+    for rank in range(machines):
+        started.append(launch(name, run_file, folder, machines, processes, rank, port))
+        if rank < machines - 1:
+            wait_for(port)
+    said = [process.communicate(timeout=LIMIT)[0] for process in started]
+    return [process.returncode for process in started], "\n".join(said)
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_a_config_is_launched_from_any_folder_and_gives_its_own_world(name, tmp_path, tiny_bert, tiny_shards):
+    machines, processes, engine = LAUNCHED[name]
+    codes, said = outcome(name, tmp_path, tiny_bert, tiny_shards, machines, processes)
+    assert codes == [0] * machines, said[-3000:]
+    topology = json.loads((tmp_path / "out" / "run.json").read_text())["topology"]
+    assert topology == {"processes": processes, "engine": engine, "device": "cpu"}
+    assert not (tmp_path / ".deepspeed_env").exists(), "a file with the whole environment"
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_config_for_a_device_that_is_not_here_trains_on_no_other(name, tmp_path, tiny_bert, tiny_shards):
+    import torch
+
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        pytest.skip("the device may be here")
+    codes, said = outcome(name, tmp_path, tiny_bert, tiny_shards)
+    assert codes != [0] and ELSEWHERE[name] in said, said[-3000:]
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_config_is_launched():
+    assert {*LAUNCHED, *ELSEWHERE} == {path.stem for path in config_folder("accelerate_configs").glob("*.yaml")}

@@ -1,0 +1,269 @@
+"""An export embeds as the trainer did, or is refused: from whole models and adapters, damaged in every way we know."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from data_prep.problems import BadInput, Failed
+from tests import tiny
+from trainer import checkpoint, proof, reload
+from trainer.collectives import World
+from trainer.config import OptimConfig, parse_config
+from trainer.engine import TorchEngine
+from trainer.export import export, main
+from trainer.folder import weights_sha256
+from trainer.model import load_embedder
+from trainer.probe import read_probe
+from trainer.proof import prove
+from trainer.runtime import DTYPES
+from trainer.saving import model_writer
+from trainer.state import MARKER, TrainState, damage
+
+PROMPTS = {"query_prompt": "w1 w2 ", "passage_prompt": "w3 "}
+KINDS = {
+    "full": {},
+    "lora": {"finetune": "lora"},
+    "qlora4": {"finetune": "qlora", "quantization_bits": 4},
+    "qlora8": {"finetune": "qlora", "quantization_bits": 8},
+}
+
+
+def write_checkpoint(folder: Path, model: Path, state: TrainState | None = None, precision="fp32", **settings) -> Path:
+    """A model folder as a run writes it, by the run's own code."""
+    import torch
+
+    values = {"output_dir": str(folder.parent), "model": {"path": str(model), **PROMPTS, **settings}}
+    values |= {"data": {"train": "shards"}, "train": {"batch_size": 16, "precision": precision}}
+    config = parse_config(values, "test")
+    embedder, tokenizer, spec, untrained = load_embedder(config.model)
+    _, reader, _, _ = load_embedder(config.model)
+    if embedder.adapter:
+        embedder.adapter.base_sha256 = weights_sha256(model)
+    engine = TorchEngine(embedder, OptimConfig(), World(), torch.device("cpu"), DTYPES[precision])
+    job = SimpleNamespace(engine=engine, embedder=embedder, tokenizer=tokenizer, reader=reader, spec=spec)
+    job.config, job.untrained = config, untrained
+    checkpoint.write(folder, engine.weights(), {}, state, model_writer(job)())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, tiny_bert) -> dict[str, Path]:
+    """final/ of a run of every kind. Their adapters are of some size: new ones add nothing."""
+    where = tmp_path_factory.mktemp("runs")
+    start = {"lora": {"start": str(tiny.adapter(where / "start", tiny_bert))}}
+    return {
+        kind: write_checkpoint(where / kind / "final", tiny_bert, **settings, **(start if settings else {}))
+        for kind, settings in KINDS.items()
+    }
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Loads in this process: a fresh one does the same, and imports for seconds."""
+    monkeypatch.setattr(proof, "load_elsewhere", reload.embeddings)
+
+
+def seal(folder: Path) -> None:
+    """The marker again, as if the trainer had written what is there."""
+    (folder / MARKER).unlink()
+    checkpoint._seal(folder)
+
+
+def test_a_whole_model_is_exported_and_loads_elsewhere(tmp_path, folders, capsys):
+    out = tmp_path / "exported"
+    assert main([str(folders["full"]), "--output", str(out)]) == 0
+    said = capsys.readouterr()
+    assert "sentence-transformers: cosine to the trainer's own embeddings at least 1.0" in said.err, said.err
+    assert "a fresh process embeds as the trainer did" in said.out
+    assert damage(out) is None, "sealed, so it can be checked and exported again"
+    assert not (out / "training_config.json").exists(), "holds this machine's paths"
+    card = (out / "README.md").read_text()
+    assert "library_name: sentence-transformers" in card and "`w1 w2 `" in card and "| pooling | mean |" in card
+    assert str(tmp_path) not in card
+    from sentence_transformers import SentenceTransformer
+    from transformers import AutoModel
+
+    theirs = SentenceTransformer(str(out), device="cpu")
+    assert theirs.prompts == {"query": "w1 w2 ", "document": "w3 "} and theirs.max_seq_length == 32
+    assert AutoModel.from_pretrained(out).config.hidden_size == 32
+
+
+@pytest.mark.parametrize("kind", ["lora", "qlora4", "qlora8"])
+@pytest.mark.parametrize("merge", [False, True])
+def test_adapters_are_exported_as_they_are_and_merged(tmp_path, folders, here, kind, merge, capsys):
+    probe = export(folders[kind], tmp_path / "out", merge=merge)
+    assert probe.limit == (0.9999 if kind == "lora" else 0.999)
+    assert (tmp_path / "out" / "adapter_model.safetensors").exists() != merge
+    assert ("it loads where" in capsys.readouterr().err) != merge
+    assert np.array_equal(probe.queries, read_probe(folders[kind]).queries), "the trainer's own, not made anew"
+
+
+def test_a_base_that_was_moved_is_named(tmp_path, tiny_bert, here, capsys):
+    base, moved = tmp_path / "base", tmp_path / "elsewhere"
+    shutil.copytree(tiny_bert, base)
+    folder = write_checkpoint(tmp_path / "run" / "final", base, finetune="lora")
+    base.rename(moved)
+    assert main([str(folder), "--output", str(tmp_path / "out")]) == 2
+    assert f"is an adapter of {base}, which is no model folder here" in capsys.readouterr().err
+    assert main([str(folder), "--output", str(tmp_path / "out"), "--base", str(moved)]) == 0
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(moved)
+    other = tiny.model(tmp_path / "other", layers=1)
+    assert main([str(folder), "--output", str(tmp_path / "out2"), "--merge", "--base", str(other)]) == 2
+    assert "was trained on another base" in capsys.readouterr().err
+    assert not (tmp_path / "out2").exists()
+
+
+def _pooling_removed(folder: Path) -> None:
+    (folder / "1_Pooling" / "config.json").unlink()
+
+
+def _other_pooling(folder: Path) -> None:
+    values = {"word_embedding_dimension": 32, "pooling_mode_cls_token": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(values))
+
+
+def _tensor_zeroed(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["encoder.layer.1.attention.self.value.weight"].zero_()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _tensor_changed(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["encoder.layer.1.attention.output.dense.weight"].mul_(-1)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _shard_deleted(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(weights)
+    parts = {f"model-0000{n}-of-00002.safetensors": names[n - 1 :: 2] for n in (1, 2)}
+    for file, held in parts.items():
+        save_file({name: weights[name] for name in held}, folder / file, metadata={"format": "pt"})
+    places = {name: file for file, held in parts.items() for name in held}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    prove(folder, read_probe(folder), reload.embeddings)  # in two shards it is whole
+    (folder / "model-00002-of-00002.safetensors").unlink()
+
+
+def _prompts_swapped(folder: Path) -> None:
+    path = folder / "config_sentence_transformers.json"
+    values = json.loads(path.read_text())
+    values["prompts"] = {"query": values["prompts"]["document"], "document": values["prompts"]["query"]}
+    path.write_text(json.dumps(values))
+
+
+def _not_normalised(folder: Path) -> None:
+    path = folder / "modules.json"
+    path.write_text(json.dumps(json.loads(path.read_text())[:2]))
+
+
+def _shorter(folder: Path) -> None:
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 16}))
+
+
+DAMAGES = {
+    _pooling_removed: "1_Pooling/config.json: is missing",
+    _other_pooling: "has cosine",
+    _tensor_zeroed: "encoder.layer.1.attention.self.value.weight: is all zeros, and was not",
+    _tensor_changed: "has cosine",
+    _shard_deleted: "model-00002-of-00002.safetensors: the shard is missing",
+    _prompts_swapped: "has cosine",
+    _not_normalised: "normalisation?",
+    _shorter: "has cosine",
+}
+
+
+@pytest.mark.parametrize("damaged", DAMAGES)
+def test_what_is_damaged_on_purpose_is_refused(tmp_path, folders, here, damaged, capsys):
+    folder = shutil.copytree(folders["full"], tmp_path / "run" / "final")
+    damaged(folder)
+    assert main([str(folder), "--output", str(tmp_path / "out")]) == 2
+    assert "is missing" in (said := capsys.readouterr().err) or "is not what was written" in said
+    with pytest.raises(Failed, match="does not embed as the trainer did") as found:  # whoever made the damage whole
+        prove(folder, read_probe(folder))
+    assert DAMAGES[damaged] in str(found.value)
+    seal(folder)
+    assert main([str(folder), "--output", str(tmp_path / "out")]) in (1, 2)
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".writing*"))
+    assert main([str(folder)]) == 1, "checked only"
+
+
+def test_damage_done_while_it_is_written_is_refused(tmp_path, folders, here, monkeypatch):
+    from trainer import export as module
+
+    monkeypatch.setattr(module, "model_card", lambda *args: _prompts_swapped(next(tmp_path.glob(".writing*"))) or "")
+    with pytest.raises(Failed, match="has cosine"):
+        export(folders["full"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_fresh_process_that_cannot_load_is_a_refusal(tmp_path, folders):
+    folder = shutil.copytree(folders["full"], tmp_path / "broken")
+    probe = read_probe(folder)
+    (folder / "probe.json").write_text("{}")  # seen before the fresh process imports for seconds
+    with pytest.raises(Failed, match="a fresh process cannot load it: .*no record of embeddings"):
+        prove(folder, probe)
+
+
+def test_a_run_gives_its_final_model_or_its_newest_whole_checkpoint(tmp_path, tiny_bert, here, capsys):
+    run = tmp_path / "run"
+    for step in (1, 2):
+        write_checkpoint(run / f"checkpoint-step-{step}", tiny_bert, TrainState(step, 0, step, 0, {}))
+    events = [{"event": "evaluation", "step": step, "nDCG@10": 0.5 + step / 10, "MAP": 0.4} for step in (0, 1, 2)]
+    events += [{"event": "step", "step": step} for step in (1, 2)]
+    (run / "logs.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    (run / "run.json").write_text(json.dumps({"data_fingerprint": "f00d"}))
+    (run / "checkpoint-step-2" / "config.json").unlink()
+    export(run, tmp_path / "out")
+    assert "passed over" in (said := capsys.readouterr().err) and "exporting " in said and "checkpoint-step-1" in said
+    assert not (tmp_path / "out" / "state").exists()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| nDCG@10 | 0.5000 | 0.6000 |" in card and "f00d" in card
+    shutil.rmtree(run / "checkpoint-step-1")
+    with pytest.raises(BadInput, match="checkpoint-step-2: config.json is missing"):
+        export(run, tmp_path / "out2")
+
+
+def test_what_does_not_go_together_is_refused_before_any_work(tmp_path, folders, tiny_bert, capsys):
+    out = ["--output", str(tmp_path / "out")]
+    assert main([str(folders["full"]), *out, "--merge", "--base", str(tiny_bert)]) == 2
+    assert capsys.readouterr().err.count("is a whole model and has no adapter") == 2
+    assert main([str(folders["lora"]), *out, "--onnx"]) == 2
+    assert "add --merge" in capsys.readouterr().err
+    assert main([str(folders["full"]), "--merge", "--onnx"]) == 2
+    assert capsys.readouterr().err.count("needs --output") == 2
+    assert main([str(tiny_bert), *out]) == 2
+    assert "neither a run nor a whole checkpoint" in capsys.readouterr().err
+    assert main([str(tmp_path / "nowhere"), *out]) == 2
+    folder = shutil.copytree(folders["full"], tmp_path / "old")
+    (folder / "probe.json").unlink()
+    seal(folder)
+    assert main([str(folder), *out]) == 2
+    assert "records no embeddings of its training" in capsys.readouterr().err
+
+
+def test_bf16_runs_have_the_wider_limit(tmp_path, tiny_bert, here):
+    folder = write_checkpoint(tmp_path / "run" / "final", tiny_bert, precision="bf16")
+    assert export(folder, tmp_path / "out").limit == 0.999
+
+
+def test_onnx_gives_the_same_embeddings_and_a_wrong_one_is_refused(tmp_path, folders, here, capsys):
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+    export(folders["lora"], tmp_path / "out", merge=True, onnx=True)
+    assert "onnxruntime: cosine to the trainer's own embeddings at least" in capsys.readouterr().err
+    import onnx
+
+    path = tmp_path / "out" / "onnx" / "model.onnx"
+    graph = onnx.load(path)
+    largest = max(graph.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    largest.raw_data = bytes(reversed(largest.raw_data[:64])) + largest.raw_data[64:-4096] + bytes(4096)
+    onnx.save(graph, path)
+    with pytest.raises(Failed, match="onnxruntime"):
+        prove(tmp_path / "out", read_probe(tmp_path / "out"))

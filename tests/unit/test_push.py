@@ -1,0 +1,61 @@
+"""An export goes to a hub whole, and the token nowhere else."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.hub import TOKEN, Hub, serving_hub
+from tests.launching import run
+from trainer.card import _head
+from trainer.export import main
+
+PUSH = """
+import sys
+from pathlib import Path
+from data_prep.problems import guarded
+from trainer.push import Hub
+sys.exit(guarded(lambda: print("pushed to", Hub(sys.argv[1]).push(Path(sys.argv[2])))))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """The names decide how a file travels."""
+    made = tmp_path / "exported"
+    (made / "1_Pooling").mkdir(parents=True)
+    for name in ("config.json", "1_Pooling/config.json"):
+        (made / name).write_text(f"{{}} {name}")
+    (made / "README.md").write_text(_head("owner/base"))
+    (made / "model.safetensors").write_bytes(bytes(range(256)) * 40)
+    return made
+
+
+def push(hub: Hub, folder: Path, token: str):
+    """In a process of its own, as its user runs it: huggingface_hub reads its variables when it is imported."""
+    variables = {"HF_ENDPOINT": hub.address, "HF_TOKEN": token, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    return run("-c", PUSH, hub.repository, str(folder), **variables)
+
+
+def test_a_folder_is_pushed_whole_and_the_token_is_never_shown(folder):
+    with serving_hub("someone/model") as hub:
+        done = push(hub, folder, TOKEN)
+        assert done.returncode == 0, done.both
+        assert f"pushed to {hub.address}/someone/model/commit/c0ffee" in done.stdout
+        here = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+        assert hub.files == {name: path.read_bytes() for name, path in here.items()}
+        assert hub.created["visibility"] == "private" and hub.created["name"] == "model"
+        assert [call for call in hub.requests if call[0] == "PUT"], "weights go by git-lfs"
+        assert TOKEN not in done.both
+
+        wrong = push(hub, folder, "hf_another_secret")
+        assert wrong.returncode == 1 and "the hub did not take it" in wrong.stderr
+        assert "hf_another_secret" not in wrong.both and "Traceback" not in wrong.both
+
+
+def test_a_push_without_token_or_name_is_refused_before_any_work(tmp_path, folder, monkeypatch, capsys):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert main([str(folder), "--output", str(tmp_path / "out"), "--push", "model"]) == 2
+    said = capsys.readouterr().err
+    assert "is not of the form OWNER/NAME" in said and "HF_TOKEN is not set" in said
+    assert not (tmp_path / "out").exists()
