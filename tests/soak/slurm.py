@@ -1,8 +1,8 @@
 """python -m tests.soak.slurm: the scripts of `launch slurm` on a real SLURM of two nodes, each a network host.
 
 Runs on 2 nodes x 2 ranks that nobody disturbs; the same run on a node that is killed; the same run ended by SIGUSR1
-before its time limit and requeued; an array. Prints one JSON line per case. Needs root, SLURM (slurmctld, slurmd, munge) and
-the scripts that start it, beside the checkout or at EMBEDFLEET_TEST_CLUSTER.
+before its time limit and requeued; an array. Prints one JSON line per case. Needs root, SLURM (slurmctld, slurmd, munge)
+and the scripts that start it, beside the checkout or at EMBEDFLEET_TEST_CLUSTER.
 """
 
 import argparse
