@@ -84,6 +84,8 @@ def override(values: dict, text: str) -> str | None:
         value = yaml.load(raw, Loader=Loader)  # a SafeLoader
     except yaml.YAMLError as error:
         return f"{text!r}: the value is not valid YAML ({error})"
+    if isinstance(value, dict | list) and not raw.lstrip().startswith(("{", "[")):
+        value = raw  # a prompt such as "query: ", which the shell has taken the quotes from
     *parents, last = key.split(".")
     node = values
     for parent in parents:

