@@ -46,7 +46,7 @@ def token_lengths(reader: Reader, records: Iterable[Record]) -> tuple[dict[str, 
 
     found: dict[str, list[int]] = {"query": [], "positive": [], "negative": []}
     waiting: list[tuple[str, str]] = []
-    tokenizer = _tokenizer(reader.folder)
+    tokenizer = tokenizer_of(reader.folder)
     prompts = {"query": reader.rules.query_prompt}
     rows = characters = 0
 
@@ -89,7 +89,8 @@ def _summary(ordered: Any, limit: int) -> dict[str, Any]:
     }
 
 
-def _tokenizer(folder: str) -> Any:
+def tokenizer_of(folder: str) -> Any:
+    """The `tokenizers` library's, which neither cuts nor pads. Raises BadInput."""
     from tokenizers import Tokenizer
 
     try:

@@ -1,4 +1,4 @@
-"""python -m launch run: checks a run, prints the exact command, runs it. doctor: what works on this machine."""
+"""python -m launch run: checks a run, prints the exact command, runs it. plan, doctor: what it takes, what works."""
 
 import argparse
 import os
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from data_prep.problems import BadInput, guarded
+from launch import plan
 
 
 def parser() -> argparse.ArgumentParser:
@@ -15,6 +16,7 @@ def parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_slurm(commands)
     _add_doctor(commands)
+    plan.add(commands)
     return made
 
 

@@ -84,6 +84,17 @@ def attach(backbone: nn.Module, config: LoraConfig, base: str, seed: int) -> Ada
 
     Raises BadInput for targets that are not there.
     """
+    settings = settings_of(backbone, config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        adapter = Adapter(wrap(backbone, settings), base)
+    if config.start:
+        adapter.read(Path(config.start))
+    return adapter
+
+
+def settings_of(backbone: nn.Module, config: LoraConfig):
+    """peft's description of the adapter."""
     if config.start:
         settings = _peft().LoraConfig.from_pretrained(config.start)
         settings.lora_dropout, settings.inference_mode = config.dropout, False
@@ -93,19 +104,14 @@ def attach(backbone: nn.Module, config: LoraConfig, base: str, seed: int) -> Ada
             target_modules=targets(backbone, config), use_rslora=config.rslora, use_dora=config.dora,
         )  # fmt: skip
     settings.base_model_name_or_path = backbone.name_or_path
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        adapter = Adapter(_wrap(backbone, settings), base)
-    if config.start:
-        adapter.read(Path(config.start))
-    return adapter
+    return settings
 
 
 def load(backbone: nn.Module, folder: Path) -> Adapter:
     """Wraps the backbone in the adapter of a folder. Raises BadInput where it is one of other layers."""
     settings = _peft().LoraConfig.from_pretrained(str(folder))
     settings.inference_mode = False
-    adapter = Adapter(_wrap(backbone, settings), backbone.name_or_path)
+    adapter = Adapter(wrap(backbone, settings), backbone.name_or_path)
     adapter.read(folder)
     return adapter
 
@@ -118,7 +124,8 @@ def _peft():
     return peft
 
 
-def _wrap(backbone: nn.Module, settings):
+def wrap(backbone: nn.Module, settings):
+    """peft's model of the backbone, whose layers it wraps where they are."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft's calls of transformers
         return _peft().get_peft_model(backbone, settings)

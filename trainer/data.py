@@ -65,6 +65,10 @@ class TrainData:
                 for step in itertools.islice(steps, 1):
                     ahead.append(pool.submit(self._make, step, rank, world))
 
+    def batch(self, step: int, rank: int, world: int) -> Batch:
+        """One rank's slice of one step."""
+        return self._make(step, rank, world)[1]
+
     def draw(self, epoch: int, ids: list[int], records: list[Record]) -> list[int]:
         """Which positive of each row takes part in this epoch."""
         return [seed_of(self.plan.seed, epoch, i) % len(r.positives) for i, r in zip(ids, records)]

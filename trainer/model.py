@@ -193,17 +193,10 @@ def _load_backbone(source, spec: ModelSpec, config: ModelConfig, quantised: dict
     logging.disable_progress_bar()  # one per rank, for seconds of work
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # what is missing or left over is looked at here
-    code = {"trust_remote_code": config.trust_remote_code}
     try:
-        settings = transformers.AutoConfig.from_pretrained(source, **code)
-        remote = bool(getattr(settings, "auto_map", None)) and not config.trust_remote_code
-        if remote:
-            del settings.auto_map  # the folder that we write holds no code
-        if spec.bidirectional is not None and spec.bidirectional != (not getattr(settings, "is_causal", True)):
-            settings.is_causal = not spec.bidirectional
+        settings, kind, remote = read_settings(source, spec, config)
         family = FAMILIES.get(settings.model_type)
-        kind = getattr(transformers, family.model_class if family else "AutoModel")
-        code = code if kind is transformers.AutoModel else {}
+        code = {"trust_remote_code": config.trust_remote_code} if kind is transformers.AutoModel else {}
         backbone, found = kind.from_pretrained(
             source, config=settings, dtype=torch.float32, output_loading_info=True, **code, **quantised
         )
@@ -221,6 +214,20 @@ def _load_backbone(source, spec: ModelSpec, config: ModelConfig, quantised: dict
             f"among them {strange[0]}: its own code is needed (model.trust_remote_code)"
         )
     return backbone
+
+
+def read_settings(source, spec: ModelSpec, config: ModelConfig):
+    """(transformers' config of a folder, the class of its model, whether the folder's own code is left out)."""
+    import transformers
+
+    settings = transformers.AutoConfig.from_pretrained(source, trust_remote_code=config.trust_remote_code)
+    remote = bool(getattr(settings, "auto_map", None)) and not config.trust_remote_code
+    if remote:
+        del settings.auto_map  # the folder that we write holds no code
+    if spec.bidirectional is not None and spec.bidirectional != (not getattr(settings, "is_causal", True)):
+        settings.is_causal = not spec.bidirectional
+    family = FAMILIES.get(settings.model_type)
+    return settings, getattr(transformers, family.model_class if family else "AutoModel"), remote
 
 
 def _lasting(path: str) -> str:

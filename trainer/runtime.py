@@ -14,10 +14,9 @@ from trainer.config import OptimConfig, RunConfig
 from trainer.engine import TorchEngine
 from trainer.interrupts import Stopped
 from trainer.model import Embedder
-from trainer.topology import ENGINES, ZERO, Claim, check_world, claims, zero_engine
+from trainer.topology import ENGINES, LONE, ZERO, Claim, check_world, claims, zero_engine
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-LONE = {"cpu": "cpu", "mps": "mps", "cuda": "single_gpu"}  # device -> engine of one process
 
 
 @dataclass

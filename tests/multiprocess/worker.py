@@ -15,6 +15,7 @@ import torch
 
 from data_prep.records import Record
 from tests.multiprocess import modes
+from tests.multiprocess import planned as planned_runs
 from tests.multiprocess.cells import SGD_LR, STEPS
 from tests.multiprocess.dense import relative_error
 from trainer import engine as torch_engine
@@ -41,7 +42,7 @@ def main(setting: str, engine: str, world: int, cells: list[dict], out: str) -> 
     with process_group(runtime):
         group = Group(Path(setting), Path(out).with_suffix(""), runtime, dense)
         for cell in cells:
-            faulthandler.dump_traceback_later(LIMIT, exit=True)
+            faulthandler.dump_traceback_later(cell.get("limit", LIMIT), exit=True)
             began = time.perf_counter()
             found = getattr(group, cell["kind"])(cell)
             faulthandler.cancel_dump_traceback_later()
@@ -209,6 +210,9 @@ class Group:
 
     def sources(self, cell: dict) -> dict:
         return self.adamw({**cell, "chunks": "4 chunks"})
+
+    def planned(self, cell: dict) -> dict:
+        return planned_runs.run_cell(self, cell)
 
     def mode(self, cell: dict) -> dict:
         return modes.run_cell(self, cell)

@@ -96,3 +96,13 @@ def test_the_readme_names_no_yaml_or_json_that_is_not_there():
 
     text = (ROOT / "README.md").read_text()
     assert set(re.findall(r"accelerate_configs/(\w+)\.yaml", text)) <= set(YAMLS)
+
+
+def test_the_plan_counts_with_deepspeeds_own_defaults():
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    from launch.estimate import DEFAULTS, PERSISTENT
+
+    theirs = DeepSpeedZeroConfig(stage=3)
+    assert {name: getattr(theirs, name.removeprefix("stage3_")) for name in DEFAULTS} == DEFAULTS
+    assert theirs.param_persistence_threshold == PERSISTENT

@@ -1,0 +1,209 @@
+"""`python -m launch plan`: its figures against the models, batches and traffic of real engines in this process."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launch import estimate, plan
+from launch.__main__ import main
+from launch.memory import Model, Passes, _passes, need, quantised_bytes, read_bytes, shown
+from launch.network import Cost, Link, Share, Traffic, scaling
+from tests import tiny
+from trainer.config import load_config
+from trainer.footprint import footprint
+from trainer.model import build_embedder, count_parameters
+from trainer.preflight import read_spec
+from trainer.topology import ENGINES
+
+
+@pytest.fixture(scope="module")
+def run_file(tmp_path_factory, tiny_bert, tiny_shards):
+    path = tmp_path_factory.mktemp("plan") / "run.json"
+    values = {"output_dir": "out", "model": {"path": str(tiny_bert)}, "data": {"train": str(tiny_shards)}}
+    path.write_text(json.dumps(values | {"train": {"batch_size": 16, "epochs": 3, "micro_batch_tokens": 300}}))
+    return path
+
+
+def planned(capsys, run_file, *flags: str) -> dict:
+    assert main(["plan", "--config", str(run_file), "--json", *flags]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def config_of(folder, **model):
+    values = {"output_dir": "o", "model": {"path": str(folder), **model}, "data": {"train": "d"}}
+    path = folder.parent / f"{folder.name}-{len(model)}.json"
+    path.write_text(json.dumps(values))
+    return load_config(path)
+
+
+LORA, FROZEN = {"finetune": "lora"}, {"freeze": {"layers": 1}}
+MODELS = [("bert", LORA), ("bert", FROZEN), ("qwen3", LORA), ("modernbert", {}), ("t5", {})]
+
+
+@pytest.mark.parametrize(
+    ("family", "mode"), MODELS, ids=[f"{family}-{next(iter(mode), 'full')}" for family, mode in MODELS]
+)
+def test_a_footprint_counts_the_parameters_of_the_real_model(tmp_path, family, mode):
+    config = config_of(tiny.model(tmp_path / family, family, tiny.FAMILIES[family]), **mode)
+    spec = read_spec(config.model, config.model.path)
+    found = footprint(config, spec, "cpu", 200, 20)
+    embedder, _ = build_embedder(spec, config.model)
+    trained = sum(p.numel for p in found.parameters if p.trained)
+    assert (trained, sum(p.numel for p in found.parameters)) == count_parameters(embedder)
+    assert found.size == 32
+    assert 0 < found.chunk.kept < found.chunk.first
+
+
+def test_a_footprint_follows_what_a_real_pass_keeps(tiny_bert):
+    """The same count, of real tensors, by torch's own hooks."""
+    config = config_of(tiny_bert)
+    spec = read_spec(config.model, config.model.path)
+    embedder, _ = build_embedder(spec, config.model)
+    embedder.pack(torch.device("cpu"))
+    weights, kept = {p.untyped_storage()._cdata for p in embedder.parameters()}, {}
+
+    def count(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        out = embedder(torch.ones(200, dtype=torch.int64), [20] * 10, 0)
+    found = footprint(config, spec, "cpu", 200, 20).chunk
+    assert found.tokens == 200
+    assert found.kept == pytest.approx(sum(kept.values()) + out.untyped_storage().nbytes(), rel=0.02)
+
+
+def test_recomputed_blocks_keep_less(tiny_bert):
+    config = config_of(tiny_bert)
+    spec = read_spec(config.model, config.model.path)
+    less = config.model_copy(update={"train": config.train.model_copy(update={"gradient_checkpointing": True})})
+    assert footprint(less, spec, "cpu", 200, 20).chunk.kept < footprint(config, spec, "cpu", 200, 20).chunk.kept / 2
+
+
+def test_the_plan_names_steps_negatives_collectives_and_commands(capsys, run_file, tiny_shards):
+    facts = planned(capsys, run_file, "--gpus-per-node", "2", "train.device=cpu")
+    assert facts["steps"]["per_epoch"] == 6 and facts["steps"]["total"] == 18
+    assert [e["engine"] for e in facts["engines"]] == ["ddp", "zero1", "zero2", "zero3"]
+    by_name = {e["engine"]: e for e in facts["engines"]}
+    assert by_name["ddp"]["calls"] == 2 + 3 + 1 and by_name["zero2"]["calls"] == 2 + 3
+    assert facts["chosen"] == "ddp"
+    assert facts["commands"]["torchrun"].startswith("torchrun --nproc-per-node 2 -m trainer --config")
+    assert facts["commands"]["accelerate launch"].startswith("ACCELERATE_USE_CPU=true accelerate launch --config_file")
+    assert "launch slurm" in facts["commands"]["sbatch"] and "--ranks-per-node 2" in facts["commands"]["sbatch"]
+
+
+def test_several_nodes_differ_in_their_topology_flags_only(capsys, run_file):
+    one = planned(capsys, run_file, "--gpus-per-node", "2", "--gpu-memory", "80GB")
+    two = planned(capsys, run_file, "--nodes", "2", "--gpus-per-node", "1", "--gpu-memory", "80GB")
+    assert one["steps"] == two["steps"] and one["engines"] == two["engines"]
+    assert "--nnodes 2 --rdzv-backend c10d --rdzv-endpoint HEAD:29500" in two["commands"]["torchrun"]
+    assert "--num_machines 2 --machine_rank RANK" in two["commands"]["accelerate launch"]
+    tail = one["commands"]["torchrun"].partition(" -m trainer")[2]
+    assert two["commands"]["torchrun"].endswith(tail)
+
+
+def test_the_largest_budget_fits_and_one_more_does_not(capsys, run_file, monkeypatch):
+    monkeypatch.setattr(estimate, "HEADROOM", 1.0)
+    config = load_config(run_file, ["train.device=cpu"])
+    outlook = estimate.look(config, plan.Ranks(1, 2, "cpu", 2**40))
+    for engine in ("ddp", "zero2", "zero3"):
+        limit = estimate.needed_with(outlook, engine, 150).total
+        largest = estimate._largest(outlook, engine, limit)
+        assert 150 <= largest < 160
+        assert estimate.needed_with(outlook, engine, largest).total <= limit
+    assert estimate._largest(outlook, "ddp", 1000) is None
+
+
+def test_what_does_not_fit_is_said_and_ends_in_an_error(capsys, run_file):
+    assert main(["plan", "--config", str(run_file), "--gpus-per-node", "2", "--gpu-memory", "1MB"]) == 1
+    shown = capsys.readouterr()
+    assert "no engine fits" in shown.err and "engine: none" in shown.out
+
+
+BAD = {
+    "--nodes": (["--nodes", "0"], "--nodes: must be at least 1"),
+    "--gpu-memory": (["--gpu-memory", "lots"], "is no amount"),
+    "no memory": (["train.device=cuda"], "say how much each GPU has"),
+    "--engine": (["--engine", "ddp", "train.device=cpu"], "no engine for these ranks"),
+    "--throughput": (["--throughput", "-1"], "must be above 0"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_flags_are_one_clear_error(capsys, run_file, case):
+    flags, words = BAD[case]
+    assert main(["plan", "--config", str(run_file), *flags]) == 2
+    shown = capsys.readouterr()
+    assert words in shown.err and not shown.out and "Traceback" not in shown.err
+
+
+def test_a_refused_engine_is_listed_with_its_reason(capsys, run_file):
+    flags = ["--gpus-per-node", "2", "--gpu-memory", "80GB", "optim.name=adamw_8bit"]
+    by_name = {e["engine"]: e for e in planned(capsys, run_file, *flags)["engines"]}
+    assert "flat partitions" in by_name["zero2"]["refused"] and by_name["ddp"]["fits"]
+    assert set(by_name) <= set(ENGINES)
+
+
+def test_in_the_first_backward_pass_activations_and_in_later_ones_gradients_weigh():
+    passes = Passes(tokens=100, kept=1000, first=1500, later=1200)
+    assert _passes(passes, 100, 0, 10_000) == (1000, 500)
+    assert _passes(passes, 300, 0, 0) == (3000, 500)
+    kept, working = _passes(passes, 300, 0, 10_000)
+    assert kept + working == 10_000 + 1000 + 1200
+    assert sum(_passes(passes, 100, 50, 10_000)) == 10_000 + 1200  # a chunk that is embedded again
+
+
+@given(trained=st.integers(1, 10**10), frozen=st.integers(0, 10**10), ranks=st.integers(2, 512))
+def test_a_higher_stage_and_more_ranks_never_make_a_rank_hold_more_state(trained, frozen, ranks):
+    model = Model(trained, frozen, 4 * frozen, 0, 0, moments=8 * trained)
+    passes, zero = Passes(100, 1000, 1500, 1200), estimate.DEFAULTS
+
+    def state(engine: str, count: int) -> int:
+        stage = {"stage": engine[4]} if engine != "ddp" else {}
+        return need(engine, count, model, passes, 100, 0, 0, zero | stage, 0, "cpu").state
+
+    assert state("ddp", ranks) + 24 >= state("zero1", ranks) == state("zero2", ranks)
+    assert state("zero2", ranks) + 24 >= state("zero3", ranks) >= state("zero3", 2 * ranks)
+    assert state("zero1", ranks) >= state("zero2_offload", ranks)
+
+
+@pytest.mark.parametrize(("text", "expected"), [("80GB", 80 * 10**9), ("1.5 GiB", 1.5 * 2**30), ("1e9", 10**9)])
+def test_amounts_of_memory_are_read(text, expected):
+    assert read_bytes(text, "--gpu-memory") == expected
+
+
+def test_bytes_of_a_quantised_matrix():
+    assert quantised_bytes(64, 64 * 64, None) == 4 * 64 * 64
+    assert quantised_bytes(64, 64 * 64, 8) == 64 * 64 + 4 * 64
+    assert quantised_bytes(64, 64 * 64, 4) == pytest.approx(64 * 64 / 2, rel=0.6)  # and the scales
+    assert shown(1_250_000_000) == "1.25 GB"
+
+
+def test_efficiency_falls_with_latency_and_is_whole_without_a_network():
+    cost = Cost(compute=1.0, pairs_seconds=0.0, sent=4e6, calls=6, embeddings=1e5)
+    free = scaling(cost, 1, Link(1e30, 1e-30), 64, [1, 4, 128])
+    assert [row["same_batch_efficiency"] for row in free] == [pytest.approx(1), pytest.approx(1), None]
+    slow = scaling(cost, 1, Link(1e9, 1e-3), 64, [2, 8, 64])
+    found = [row["same_batch_efficiency"] for row in slow]
+    assert 1 > found[0] > found[1] > found[2] > 0
+    assert slow[2]["grown_batch_efficiency"] > found[2]
+
+
+def test_traffic_is_what_the_collectives_count():
+    shares = [Share(8, 10, 100), Share(8, 12, 90)]
+    sent = Traffic(True, False, False, size=32, logged=10).embeddings(shares)
+    assert sent == 6 * 8 + 10 * 8 + 12 * 4 * 8 + 12 * 32 * 4 + 22 * 32 * 4
+
+
+def test_the_plan_reads_no_weights(capsys, tmp_path, run_file, tiny_bert):
+    shutil.copytree(tiny_bert, tmp_path / "bert")
+    (tmp_path / "bert" / "model.safetensors").write_bytes(b"no weights at all")
+    flags = ["--gpus-per-node", "2", "--gpu-memory", "80GB"]
+    other = planned(capsys, run_file, *flags, f"model.path={tmp_path / 'bert'}")
+    assert other["engines"] == planned(capsys, run_file, *flags)["engines"]
