@@ -8,6 +8,8 @@ from html import escape
 
 WIDTH = 360
 BAR = 38  # height of a horizontal bar with its line of text
+MOST_POINTS = 600  # of a line: twice what a phone can show
+FEW_POINTS = 60
 COLOURS = 7  # --c0 … --c6 of the page; the last is grey
 
 
@@ -71,6 +73,83 @@ def curves(series: dict[str, list[tuple[int, float]]], marks: set[int], label: s
             about = f"<title>{share:.1%} are longer than {length:,}</title>"
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="var(--c{number})">{about}</circle>')
     return _svg(parts, base + 22, label) + _legend(enumerate(series))
+
+
+def lines(series: dict[str, list[tuple[float, float]]], label: str) -> str:
+    """Values over steps, both on linear scales; where there are few points each is marked. series: {name: [(x, y)]}.
+
+    Of more than MOST_POINTS the highest and the lowest of every stretch are drawn: all that is drawn was measured.
+    """
+    left, right, top, base = 46, WIDTH - 12, 12, 150
+    values = [y for points in series.values() for _, y in points]
+    last = max(x for points in series.values() for x, _ in points) or 1
+    marks = _ticks(min(values), max(values))
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return left + (right - left) * x / last, base - (base - top) * (y - marks[0]) / (marks[-1] - marks[0])
+
+    parts = []
+    for mark in marks:
+        _, y = at(0, mark)
+        parts += [_line(left, y, right, y, "grid"), _text(left - 4, y + 4, f"{mark:g}", "end small y")]
+    for mark in sorted({0, last // 2, last}):
+        parts.append(_text(at(mark, marks[0])[0], base + 15, f"{mark:,}", "mid small x"))
+    for number, points in enumerate(series.values()):
+        drawn = _thin(points)
+        places = [at(*point) for point in drawn]
+        path = " ".join(f"{x:.2f},{y:.2f}" for x, y in places)
+        parts.append(f'<polyline points="{path}" fill="none" stroke="var(--c{number})" stroke-width="2"/>')
+        for (x, y), (step, value) in zip(places, drawn) if len(drawn) <= FEW_POINTS else ():
+            about = f"<title>step {step:,}: {value:.6g}</title>"
+            parts.append(f'<circle cx="{x:.2f}" cy="{y:.2f}" r="2.5" fill="var(--c{number})">{about}</circle>')
+    return _svg(parts, base + 22, label) + (_legend(enumerate(series)) if len(series) > 1 else "")
+
+
+def densities(series: dict[str, list[float]], edges: list[float], label: str) -> str:
+    """Shares in bins of equal width, one filled outline for each name, drawn over each other.
+
+    series: {name: [share of each bin]}; edges: one more than bins."""
+    left, right, top, base = 8, WIDTH - 8, 8, 110
+    most = max(share for shares in series.values() for share in shares) or 1.0
+    width = edges[-1] - edges[0]
+
+    def x(value: float) -> float:
+        return left + (right - left) * (value - edges[0]) / width
+
+    parts = [_line(left, base, right, base, "axis")]
+    for number, (name, shares) in enumerate(series.items()):
+        corners = [(edge, share) for k, share in enumerate(shares) for edge in edges[k : k + 2]]
+        corners = [(edges[0], 0.0), *corners, (edges[-1], 0.0)]
+        path = " ".join(f"{x(edge):.1f},{base - (base - top) * share / most:.1f}" for edge, share in corners)
+        fill = f'fill="var(--c{number})" fill-opacity=".3" stroke="var(--c{number})" stroke-width="1.5"'
+        parts.append(f'<polygon points="{path}" {fill}><title>{escape(name)}</title></polygon>')
+    for mark in _ticks(edges[0], edges[-1]):
+        if edges[0] <= mark <= edges[-1]:
+            parts.append(_text(x(mark), base + 14, f"{mark:g}", "mid small"))
+    return _svg(parts, base + 20, label) + _legend(enumerate(series))
+
+
+def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most about MOST_POINTS of them: the lowest and the highest of every stretch, in order."""
+    if len(points) <= MOST_POINTS:
+        return points
+    size = math.ceil(2 * len(points) / MOST_POINTS)
+    kept: list[tuple[float, float]] = []
+    for start in range(0, len(points), size):
+        part = points[start : start + size]
+        kept += sorted({min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])})
+    return kept
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Three to seven round numbers, of which the first and the last hold all values between them."""
+    if high - low <= 1e-12 * max(abs(low), abs(high)):
+        low, high = low - (abs(low) / 10 or 1), high + (abs(high) / 10 or 1)
+    rough = (high - low) / 4
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(k * power for k in (1, 2, 2.5, 5, 10) if k * power >= rough * 0.9999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [float(f"{k * step:.12g}") for k in range(first, last + 1)]
 
 
 def stacked(rows: list[tuple[str, dict[str, int]]], grey: str, label: str) -> str:

@@ -8,8 +8,9 @@ from hypothesis import settings
 # How fast the machine is proves nothing.
 settings.register_profile("embedfleet", deadline=None)
 settings.load_profile("embedfleet")
-# A test never asks a hub, and no launcher of the outside reaches into it.
+# A test never asks a hub, is tracked nowhere, and no launcher of the outside reaches into it.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.pop("WANDB_PROJECT", None)
 # Nor does it leave anything in the user's cache.
 _cache = tempfile.TemporaryDirectory(prefix="embedfleet-tests-")
 os.environ["EMBEDFLEET_CACHE"] = _cache.name

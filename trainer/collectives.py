@@ -1,6 +1,7 @@
 """Every collective of the trainer. Each is right at world size one, so callers never ask whether there is a world."""
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_prep.problems import BadInput, Failed
+
+STORE_SECONDS = 10.0  # for an answer of the store that the group met at
+OUT_OF_REACH = "The ranks' reports are out of reach: the machine of rank 0 is gone, or the link to it."
 
 
 class World:
@@ -142,12 +146,22 @@ class World:
         )
 
     def _whereabouts(self) -> str:
-        """Where every rank was at its last report; a rank that is gone no longer moves."""
+        """Where every rank was at its last report; a rank that is gone no longer moves.
+
+        Asked for in a thread: where the link to the store's machine is cut, the answer would take TCP's 15 minutes.
+        """
+        told: list[str] = []
+        asking = threading.Thread(target=lambda: told.append(self._reports()), daemon=True)
+        asking.start()
+        asking.join(STORE_SECONDS)
+        return told[0] if told else OUT_OF_REACH
+
+    def _reports(self) -> str:
         try:
             keys = [f"embedfleet/{rank}" for rank in range(self.size)]
             seen = [json.loads(_store().get(key)) if _store().check([key]) else None for key in keys]
         except RuntimeError:  # the store was on a machine that is gone
-            return "The ranks' reports are out of reach: the machine of rank 0 is gone."
+            return OUT_OF_REACH
         told = [
             f"rank {rank} after step {at[0]}, collective {at[1]}, {time.time() - at[2]:.0f} s ago"
             for rank, at in enumerate(seen)

@@ -98,6 +98,7 @@ class DataConfig(Section):
 
     train: str = Field(min_length=1)
     eval: str | None = None
+    general: str | None = None  # a set beside the domain's, to see what is forgotten
     max_hard_negatives: int | None = Field(None, ge=0)  # per row; None takes all
     last_batch: Literal["keep", "drop"] = "keep"
     mixing: Literal["proportional", "temperature", "round_robin"] = "proportional"  # of sources; a batch is of one
@@ -199,6 +200,21 @@ class CheckpointConfig(Section):
     keep_epochs: int | None = Field(None, ge=1)  # of checkpoint-epoch-N
 
 
+class WatchConfig(Section):
+    """What is looked at when epochs end. metric: of data.eval (nDCG@10 …), SOURCE/metric, general/metric or train_loss.
+
+    patience: epochs without a value that is better by more than min_delta, after which the run ends. keep_best: the
+    model of the best epoch stays in best/. tolerance: of a fall on data.general, and of a rise of the train rows'
+    similarities while the metric falls, before there is a warning.
+    """
+
+    metric: str = "nDCG@10"
+    patience: int | None = Field(None, ge=1)
+    min_delta: float = Field(0.0, ge=0)
+    keep_best: bool = False
+    tolerance: float = Field(0.02, gt=0)
+
+
 class SourceConfig(Section):
     """What differs for the rows of one source. None: as the run file says for all."""
 
@@ -215,6 +231,7 @@ class RunConfig(Section):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    watch: WatchConfig = WatchConfig()
     run_name: str | None = None  # on Weights & Biases
 
     @property

@@ -82,6 +82,10 @@ def read_spec(config: ModelConfig, folder: str | Path, base: str | Path | None =
         notes.append(f"pooling: the run file asks for {pooling}, the model folder was trained with {stated}")
     if "auto_map" in settings and not config.trust_remote_code:
         notes.append(f"the folder's own code is not run: loaded as the family {settings['model_type']}")
+    if (folder / "training_args.bin").is_file():
+        notes.append(
+            "training_args.bin is a pickle and is not read: docs/migrate.md says how to state its arguments here"
+        )
     try:
         rules = read_text_rules(
             folder,

@@ -23,8 +23,11 @@ from trainer.config import LOSSES, NEEDS_SCORES, NEEDS_TEACHER, LossConfig, RunC
 from trainer.folder import ModelSpec, fetch, read_spec
 from trainer.modes import check_modes
 from trainer.planner import BatchPlan
+from trainer.retrieval import METRICS
 from trainer.runlog import check_resumable
 from trainer.state import MADE_AHEAD
+from trainer.trackers import check_tracking
+from trainer.watch import GENERAL, TRAIN_LOSS
 
 
 def check_run(config: RunConfig, resume: bool, own_loss: bool = False, engine: str | None = None) -> list[str]:
@@ -43,6 +46,9 @@ def check_run(config: RunConfig, resume: bool, own_loss: bool = False, engine: s
         if fingerprint:
             _collect(problems, _check_losses, config)
     _collect(problems, _check_eval, config)
+    if fingerprint:
+        _collect(problems, _check_watch, config)
+    _collect(problems, check_tracking)
     _collect(problems, _check_output, config, resume, fingerprint)
     if problems:
         raise BadInput(problems)
@@ -53,7 +59,8 @@ def _pass_gate(config: RunConfig) -> list[str]:
     """What the gate (data_prep/gate.py) found, one line each; BadInput for what data.allow does not list."""
     spec = read_spec(config.model, fetch(config.model.path, config.model.trust_remote_code))
     rules = TextRules(spec.query_prompt, spec.passage_prompt, spec.query_max_len, spec.passage_max_len)
-    evals = {"data.eval": config.data.eval} | {f"sources.{name}.eval": own.eval for name, own in config.sources.items()}
+    evals = {"data.eval": config.data.eval, "data.general": config.data.general}
+    evals |= {f"sources.{name}.eval": own.eval for name, own in config.sources.items()}
     proportional = "data.mixing: round_robin or temperature takes them more often"
     gate = Gate(
         open_shards(config.data.train),
@@ -254,16 +261,39 @@ def eval_paths(config: RunConfig) -> dict[str, str]:
         shards = open_shards(config.data.train)
         if "eval" in shards.splits and shards.split("eval").count("score") < shards.rows("eval"):
             found[""] = config.data.train
+    if config.data.general:
+        found[GENERAL] = config.data.general
     return found | {name: source.eval for name, source in config.sources.items() if source.eval}
 
 
 def _check_eval(config: RunConfig) -> None:
     problems: list[str] = []
+    if config.data.general:
+        _collect(problems, load_set, config.data.general, key="data.general")
+        if GENERAL in config.sources:
+            problems.append(f"sources.{GENERAL}: is what data.general is called in the log; name the source otherwise")
     if config.data.eval:
         _collect(problems, load_set, config.data.eval, key="data.eval")
     for name, source in config.sources.items():
         if source.eval:
             _collect(problems, load_set, source.eval, key=f"sources.{name}.eval")
+    if problems:
+        raise BadInput(problems)
+
+
+def _check_watch(config: RunConfig) -> None:
+    """Whether what is watched will be measured. The default is not asked for, so it may be missing."""
+    metric, asked = config.watch.metric, config.watch
+    if metric == TRAIN_LOSS:
+        return
+    source, _, name = metric.rpartition("/")
+    problems, sets = [], eval_paths(config)
+    if name not in METRICS:
+        known = (*METRICS, TRAIN_LOSS)
+        problems.append(f"watch.metric: {metric!r} is none of {', '.join(known)}.{nearest(name, known)}")
+    elif source not in sets and (asked.patience or asked.keep_best or source):
+        of = f"the set {source!r}" if source else "data.eval, and the shards have no eval split"
+        problems.append(f"watch.metric: {metric} needs {of}, which is not there; name a set, or watch {TRAIN_LOSS}")
     if problems:
         raise BadInput(problems)
 
@@ -317,7 +347,7 @@ def _check_space(config: RunConfig, out: Path, resume: bool) -> None:
     between = (asked.keep_steps or 1) + 1 if asked.every_steps or asked.every_minutes else 0
     checkpoints = max(0, epochs + between - there)
     # a checkpoint holds the weights and two moments, final the weights
-    needed = weights * (3 * checkpoints + (0 if (out / "final").is_dir() else 1))
+    needed = weights * (3 * checkpoints + (0 if (out / "final").is_dir() else 1) + config.watch.keep_best)
     free = shutil.disk_usage(_existing_parent(out.absolute())).free
     if free < needed:
         raise BadInput(

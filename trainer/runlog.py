@@ -18,6 +18,7 @@ from data_prep.problems import BadInput
 from data_prep.progress import say
 from trainer.config import RunConfig, parse_config
 from trainer.planner import PLAN_VERSION
+from trainer.trackers import TensorBoard, WeightsAndBiases
 
 PACKAGES = (
     "embedfleet", "torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes", "datasets", "pyarrow",
@@ -29,7 +30,7 @@ FREE = (
     "output_dir", "run_name", "data.train", "data.allow", "train.micro_batch_tokens",
     "train.gradient_checkpointing", "train.device", "train.log_every",
     "train.timeout_minutes", "train.max_skipped_steps", "checkpoint.every_steps", "checkpoint.every_minutes",
-    "checkpoint.keep_steps", "checkpoint.keep_epochs",
+    "checkpoint.keep_steps", "checkpoint.keep_epochs", "watch.keep_best", "watch.tolerance",
 )  # fmt: skip
 
 
@@ -115,10 +116,13 @@ def chosen_budget(run_dir: Path, topology: dict) -> int | None:
 
 
 class RunLog:
-    """logs.jsonl: one event per line, flushed; rank 0 only (inactive elsewhere). Also TensorBoard and the screen."""
+    """logs.jsonl: one event per line, flushed; rank 0 only (inactive elsewhere). Also the trackers and the screen."""
 
     def __init__(self, run_dir: Path, active: bool, keep_bytes: int = 0):
-        """keep_bytes: how much of an existing log belongs to the checkpoint that is resumed; the rest is put aside."""
+        """keep_bytes: how much of an existing log belongs to the checkpoint that is resumed; the rest is put aside.
+
+        With WANDB_PROJECT, run_dir/run.json is there already. Raises BadInput and Failed for that tracker.
+        """
         self.run_dir, self.active = run_dir, active
         if not active:
             return
@@ -130,6 +134,7 @@ class RunLog:
         self.file = self.path.open("a", encoding="utf-8")
         self.bar = _Bar() if sys.stderr.isatty() else None
         self.last_step = max((e["step"] for e in self.events("step")), default=0)
+        self.trackers = [_weights_and_biases(run_dir)] if os.environ.get("WANDB_PROJECT") else []
 
     def event(self, kind: str, **values) -> None:
         if self.active:
@@ -140,18 +145,16 @@ class RunLog:
             self.file.flush()
 
     def scalars(self, group: str, values: dict, step: int) -> None:
-        """Numbers for TensorBoard as `group/name`."""
+        """Numbers for the trackers as `group/name`."""
         if self.active:
-            for name, value in values.items():
-                if isinstance(value, (int, float)):
-                    self.board.add_scalar(f"{group}/{name}", value, step)
+            numbers = {f"{group}/{k}": v for k, v in values.items() if isinstance(v, (int, float))}
+            for tracker in (self.board, *self.trackers):
+                tracker.scalars(numbers, step)
 
     @cached_property
-    def board(self):
-        """TensorBoard's writer, made when there is something to write: its import would delay the first step."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        return SummaryWriter(str(self.run_dir / "runs"), purge_step=self.last_step + 1 if self.last_step else None)
+    def board(self) -> TensorBoard:
+        """Made when there is something to write: its import would delay the first step."""
+        return TensorBoard(self.run_dir, self.last_step)
 
     def say(self, text: str) -> None:
         """One line for people, from rank 0."""
@@ -191,8 +194,15 @@ class RunLog:
             self.file.close()
             if "board" in self.__dict__:
                 self.board.close()
+            for tracker in self.trackers:
+                tracker.close()
             if self.bar:
                 self.bar.stop()
+
+
+def _weights_and_biases(run_dir: Path) -> WeightsAndBiases:
+    recorded = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+    return WeightsAndBiases(run_dir, recorded["config"], recorded["started"])
 
 
 class _Bar:

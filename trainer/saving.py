@@ -15,7 +15,13 @@ from trainer.state import TrainState
 def snapshot(job) -> TrainState:
     """The run's state after the step that has just been made, with what only its parts know. job: train.Job."""
     learned = {name: temperature.state() for name, temperature in job.temperatures.items()}
-    return replace(job.state, log_offset=job.log.offset(), loss_scale=job.engine.scale.state(), temperatures=learned)
+    return replace(
+        job.state,
+        log_offset=job.log.offset(),
+        loss_scale=job.engine.scale.state(),
+        temperatures=learned,
+        watch=dict(job.watch.state),
+    )
 
 
 def epoch_is_over(job) -> bool:

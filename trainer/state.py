@@ -27,6 +27,7 @@ class TrainState:
     log_offset: int  # bytes of logs.jsonl that belong to the steps done
     loss_scale: dict
     temperatures: dict = field(default_factory=dict)  # by source: optim.LearnedTemperature.state()
+    watch: dict = field(default_factory=dict)  # of watch.Watch
 
 
 def damage(folder: Path) -> str | None:

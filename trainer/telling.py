@@ -1,13 +1,17 @@
-"""What a run says of itself while it goes: at its start, and at every step."""
+"""What a run says of itself: at its start, at every step, at the end of an epoch and of the run."""
 
 import resource
 import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from trainer.preflight import unused_teachers
+from trainer.watch import Verdict
 
 
 def say_start(
@@ -107,3 +111,95 @@ def _peak_memory(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+class Seconds:
+    """Where the time goes. data: waiting for batches; steps; evaluation; checkpoints; other: all else."""
+
+    KINDS = ("data", "steps", "evaluation", "checkpoints")
+
+    def __init__(self):
+        self.spent, self.began = dict.fromkeys(self.KINDS, 0.0), time.perf_counter()
+
+    @contextmanager
+    def of(self, kind: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.spent[kind] += time.perf_counter() - began
+
+    def waiting(self, items: Iterator) -> Iterator:
+        """The items; what it takes until each is there counts as data."""
+        while True:
+            with self.of("data"):
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
+
+    def take(self) -> dict[str, float]:
+        """Seconds since the last call, by kind; their sum is `whole`."""
+        now = time.perf_counter()
+        found = self.spent | {"other": now - self.began - sum(self.spent.values()), "whole": now - self.began}
+        self.spent, self.began = dict.fromkeys(self.KINDS, 0.0), now
+        return {kind: round(seconds, 3) for kind, seconds in found.items()}
+
+
+def log_epoch(job, epoch: int, metrics: dict[str, float] | None) -> Verdict:
+    """The epoch in the log, with its warnings; rank 0. The time of its checkpoint is in the next epoch's."""
+    steps = [event for event in job.log.events("step") if event["epoch"] == epoch]
+    mean = {name: _mean(event[name] for event in steps) for name in ("loss", *SIMILARITIES)}
+    margin = None if None in mean.values() else mean[SIMILARITIES[0]] - mean[SIMILARITIES[1]]
+    verdict = job.watch.see(epoch, metrics, mean["loss"], margin)
+    seconds = job.seconds.take()
+    facts = {"train_loss": mean["loss"], **{name: mean[name] for name in SIMILARITIES}}
+    job.log.event("epoch", epoch=epoch, step=job.state.step, **facts, evaluation=metrics, seconds=seconds)
+    job.log.scalars("epoch", facts, job.state.step)
+    for warning in verdict.warnings:
+        job.log.event("warning", epoch=epoch, step=job.state.step, text=warning)
+        job.log.say(f"warning: {warning}")
+    job.log.write_epoch_files()
+    return verdict
+
+
+SIMILARITIES = ("positive_similarity", "negative_similarity")
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Of those that are there: a skipped step has none."""
+    found = [value for value in values if value is not None]
+    return sum(found) / len(found) if found else None
+
+
+def summarise(job, final: Path) -> None:
+    """training_summary_report.json, and what people should know at the end; rank 0."""
+    steps, best = job.log.events("step"), job.watch.summary()
+    spent = [event["seconds"] for event in job.log.events("epoch")] + [job.seconds.take()]
+    if best:
+        kept = [job.run_dir / "best", job.run_dir / f"checkpoint-epoch-{best['epoch']}"]
+        best["model"] = next((str(folder) for folder in kept if folder.is_dir()), None)
+        told = f" (before training {best['before_training']:.4f})" if best["before_training"] is not None else ""
+        job.log.say(
+            f"best epoch {best['epoch']}: {best['metric']} {best['value']:.4f}{told}; {best['model'] or 'not kept'}"
+        )
+    job.log.write_summary(
+        {
+            "final_model": str(final),
+            "best": best,
+            "stopped_early": job.over,
+            "steps": len(steps),
+            "epochs": job.state.epoch,
+            "updates": job.state.updates,
+            "first_loss": steps[0]["loss"],
+            "last_loss": steps[-1]["loss"],
+            "pairs_per_second": sum(e["pairs_per_second"] for e in steps) / len(steps),
+            "truncated_texts": sum(e["truncated_texts"] for e in steps),
+            "masked_negatives": sum(e["masked_negatives"] for e in steps),
+            "seconds": {kind: round(sum(some.get(kind, 0) for some in spent), 3) for kind in spent[-1]},
+            "warnings": [event["text"] for event in job.log.events("warning")],
+        }
+    )
+    cut, texts = sum(e["truncated_texts"] for e in steps), sum(e["texts"] for e in steps)
+    if cut:
+        job.log.say(f"{cut} of {texts} texts were longer than the model's limit and were cut")

@@ -30,7 +30,8 @@ from trainer.runtime import Runtime, process_group, start
 from trainer.saving import Skips, epoch_is_over, model_writer, save_step, snapshot, stop_here
 from trainer.state import TrainState, damage, newest, read_state
 from trainer.step import compute_gradients, planned_collectives
-from trainer.telling import log_step, say_start
+from trainer.telling import Seconds, log_epoch, log_step, say_start, summarise
+from trainer.watch import Watch
 
 
 @dataclass
@@ -55,7 +56,10 @@ class Job:
     log: RunLog
     run_dir: Path
     state: TrainState
+    watch: Watch
+    seconds: Seconds
     writer: Writer | None = None
+    over: bool = False  # stopped early, on every rank
 
 
 def train(
@@ -143,7 +147,9 @@ def prepare(runtime: Runtime, config: RunConfig, resume: bool, loss_fn: Callable
     job = Job(
         config, runtime, engine, embedder, tokenizer, copy.deepcopy(tokenizer), spec, untrained, plan, steps,
         TrainData(config.data, spec, tokenizer, plan), eval_sets, objectives, temperatures, budget, log, run_dir, state,
+        Watch(config.watch, dict(state.watch)), Seconds(),
     )  # fmt: skip
+    job.over = job.watch.over
     job.writer = Writer(engine, run_dir, config.checkpoint, model_writer(job))
     say_start(job, resume, folder, passed, topology, trained)
     return job
@@ -195,22 +201,27 @@ def fit(job: Job, request: StopRequest) -> None:
     """
     config, engine, world = job.config, job.engine, job.runtime.world
     if job.state.step == 0:
-        evaluate(job)
+        job.watch.before(evaluate(job))
     elif epoch_is_over(job):  # the run was stopped between the last step of an epoch and its evaluation
         end_epoch(job)
+    if job.over:  # stopped early, and then before final/ was written
+        return
     clock, skips = Clock(config.checkpoint), Skips(job)
     mark = time.perf_counter()
-    for step, batch in job.data.batches(job.state.step, job.total_steps, world.rank, world.size):
+    batches = job.data.batches(job.state.step, job.total_steps, world.rank, world.size)
+    for step, batch in job.seconds.waiting(batches):
         objective, learned = job.objectives[batch.source], job.temperatures.get(batch.source)
         if learned:
             objective.temperature = learned.value
         sent = world.sent
         wishes = request.signal_number, int(clock.due(step + 1))
-        stats = compute_gradients(engine, batch, objective, job.micro_batch_tokens, wishes)
+        with job.seconds.of("steps"):
+            stats = compute_gradients(engine, batch, objective, job.micro_batch_tokens, wishes)
         if job.runtime.engine == "ddp":  # DeepSpeed's own traffic is not seen
             stats.values["bytes_sent"] = world.sent - sent
         factor = lr_factor(step, job.total_steps, config.optim)
-        applied = engine.apply(config.optim.lr * factor)
+        with job.seconds.of("steps"):
+            applied = engine.apply(config.optim.lr * factor)
         if learned and not applied.skipped:
             learned.update(stats.temperature_grad, factor)
         now = time.perf_counter()
@@ -224,8 +235,11 @@ def fit(job: Job, request: StopRequest) -> None:
             raise stop_here(job, stop)
         if epoch_is_over(job):
             end_epoch(job)
+            if job.over:
+                return
         elif save:
-            save_step(job, snapshot(job), background=True)
+            with job.seconds.of("checkpoints"):
+                save_step(job, snapshot(job), background=True)
         else:
             continue
         clock.written()
@@ -235,15 +249,18 @@ def fit(job: Job, request: StopRequest) -> None:
 def end_epoch(job: Job) -> None:
     epoch = (job.state.step - 1) // job.plan.epoch_steps + 1
     metrics = evaluate(job)
-    if job.runtime.is_main:
-        steps = [event for event in job.log.events("step") if event["epoch"] == epoch]
-        found = [event["loss"] for event in steps if event["loss"] is not None]  # None: of a skipped step
-        train_loss = sum(found) / len(found) if found else None
-        job.log.event("epoch", epoch=epoch, step=job.state.step, train_loss=train_loss, evaluation=metrics)
-        job.log.write_epoch_files()
-    job.state = replace(snapshot(job), epoch=epoch)
-    folder = job.writer.save(f"checkpoint-epoch-{epoch}", job.state)
+    verdict = job.runtime.world.from_first(log_epoch(job, epoch, metrics) if job.runtime.is_main else None)
+    job.over = verdict.over
+    with job.seconds.of("checkpoints"):
+        if verdict.better and job.config.watch.keep_best:
+            with averaged(job.engine):
+                job.writer.save("best", None)
+        job.state = replace(snapshot(job), epoch=epoch)
+        folder = job.writer.save(f"checkpoint-epoch-{epoch}", job.state)
     job.log.say(f"epoch {epoch}: checkpoint in {folder}")
+    if verdict.over:
+        watched = job.config.watch
+        job.log.say(f"epoch {epoch}: {watched.patience} epoch(s) without a better {watched.metric}; the run ends here")
 
 
 def evaluate(job: Job) -> dict[str, float] | None:
@@ -254,7 +271,7 @@ def evaluate(job: Job) -> dict[str, float] | None:
     found: dict[str, float] = {}
     for source, data in job.eval_sets.items():
         began = time.perf_counter()
-        with averaged(job.engine):
+        with job.seconds.of("evaluation"), averaged(job.engine):
             per_query = evaluate_engine(job.engine, job.reader, job.spec, data)
         if per_query is None:
             continue
@@ -270,26 +287,10 @@ def evaluate(job: Job) -> dict[str, float] | None:
 
 def finish(job: Job) -> Path:
     """Writes final/ and the summary."""
-    with averaged(job.engine):
+    with job.seconds.of("checkpoints"), averaged(job.engine):
         final = job.writer.save("final", None)
     if job.runtime.is_main:
-        steps = job.log.events("step")
-        job.log.write_summary(
-            {
-                "final_model": str(final),
-                "steps": len(steps),
-                "epochs": job.state.epoch,
-                "updates": job.state.updates,
-                "first_loss": steps[0]["loss"],
-                "last_loss": steps[-1]["loss"],
-                "pairs_per_second": sum(e["pairs_per_second"] for e in steps) / len(steps),
-                "truncated_texts": sum(e["truncated_texts"] for e in steps),
-                "masked_negatives": sum(e.get("masked_negatives", 0) for e in steps),
-            }
-        )
-        cut, texts = sum(e["truncated_texts"] for e in steps), sum(e["texts"] for e in steps)
-        if cut:
-            job.log.say(f"{cut} of {texts} texts were longer than the model's limit and were cut")
+        summarise(job, final)
     job.log.event("end", step=job.state.step)
     job.log.say(f"final model: {final}")
     return final

@@ -12,7 +12,7 @@ from tests.launching import ROOT, environment
 def test_every_command_of_the_catalogue_document_runs(tmp_path, minilm):
     text = (ROOT / "docs" / "catalogue.md").read_text(encoding="utf-8")
     commands = "\n".join(re.findall(r"^```bash\n(.*?)^```", text, re.M | re.S))
-    assert commands.count("python -m") == 6
+    assert commands.count("python -m") == 7
     path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", commands],
@@ -33,3 +33,8 @@ def test_every_command_of_the_catalogue_document_runs(tmp_path, minilm):
         assert (row["positives"], row["score"]) == (parent["positives"], parent["score"] * 0.95)
     assert (tmp_path / "runs" / "catalogue" / "final" / "model.safetensors").is_file()
     assert "nDCG@10" in done.stdout
+    for search in ("kichen tap", "sauna stov"):
+        table = done.stdout.split(search)[1].split("└")[0]
+        assert "base" in table and "tuned" in table
+        ranks = re.findall(r"│ (\d+) *│ +\d+\.\d %.*│ +\d+\.\d %", table)
+        assert ranks == ["1", "2", "3"], table

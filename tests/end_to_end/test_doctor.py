@@ -120,7 +120,7 @@ def test_the_ranks_of_a_run_say_what_they_find_together(tmp_path, tiny_bert, tin
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     nodes = [["--node-rank", "0"], ["--node-rank", "1", "train.seed=1"]]
     started = [subprocess.Popen([*argv, *node], env=environment(), cwd=ROOT, **pipes) for node in nodes]
-    said = [process.communicate(timeout=200) for process in started]
+    said = [process.communicate(timeout=300) for process in started]
     found = [line for line in said[0][0].splitlines() if line.startswith(("ok ", "FAIL"))]
     assert [process.returncode for process in started] == [1, 1], said
     assert [line for line in found if line.startswith("FAIL")] == [

@@ -22,7 +22,7 @@ def test_one_run_file_on_one_process_and_on_two_nodes(tmp_path, tiny_bert, tiny_
         subprocess.Popen([*command, *meeting, "--node-rank", str(rank)], env=environment(), cwd=ROOT, **pipes)
         for rank in (0, 1)
     ]
-    said = [process.communicate(timeout=200)[0] for process in started]
+    said = [process.communicate(timeout=300)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], "\n".join(said)[-4000:]
     assert f"{engine}, 1 process(es) on cpu, node 1 of 2" in said[1]
     assert losses(tmp_path / "out") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)

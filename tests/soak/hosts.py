@@ -31,7 +31,7 @@ CLUSTER = Path(os.environ.get("EMBEDFLEET_TEST_CLUSTER", ROOT.parent / "shared" 
 # One folder for all hosts, which would each compile DeepSpeed's operator into one of its own.
 COMPILED = {"TORCH_EXTENSIONS_DIR": str(operator_folder())}
 MASTER = "node1"
-TIMEOUT_MINUTES = 0.5  # how long a rank waits for the others
+TIMEOUT_MINUTES = 1.0  # how long a rank waits for the others
 OFFLOADS = ("tx", "off", "tso", "off", "gso", "off", "gro", "off")
 PATIENCE = 600  # seconds for a case
 
@@ -266,7 +266,7 @@ def steps_said(one: Running) -> int:
     return sum(text.startswith("step ") and "/" in text for _, text in one.lines)
 
 
-SUPERVISED = ["--max-restarts", "4", "checkpoint.every_steps=10", f"train.timeout_minutes={TIMEOUT_MINUTES}"]
+SUPERVISED = ["--max-restarts", "4", "checkpoint.every_steps=5", f"train.timeout_minutes={TIMEOUT_MINUTES}"]
 
 
 def fault(folder: Path, run_file: Path, engine: str, name: str, undisturbed: Path) -> None:
@@ -274,7 +274,7 @@ def fault(folder: Path, run_file: Path, engine: str, name: str, undisturbed: Pat
     with Hosts(2) as hosts:
         started = launch_run(hosts, run_file, engine, out, *SUPERVISED)
         try:
-            wait_for(lambda: steps_said(started[0]) >= 15, started, 300)
+            wait_for(lambda: steps_said(started[0]) >= 8, started, 300)
             struck = time.monotonic()
             FAULTS[name](hosts, started)
             mended = time.monotonic()
@@ -296,11 +296,11 @@ def fault(folder: Path, run_file: Path, engine: str, name: str, undisturbed: Pat
     assert line["same_bytes"], out
 
 
-def slow(folder: Path, run_file: Path, engine: str, name: str, undisturbed: Path, more: list[str]) -> None:
+def slow(folder: Path, run_file: Path, engine: str, name: str, undisturbed: Path) -> None:
     out, began = folder / f"{engine}-{list(SLOW).index(name)}", time.monotonic()
     with Hosts(2) as hosts:
         SLOW[name](hosts)
-        started = launch_run(hosts, run_file, engine, out, *SUPERVISED, *more)
+        started = launch_run(hosts, run_file, engine, out, *SUPERVISED)
         finish(started)
     steps = [at for at, text in started[0].lines if text.startswith("step ") and "checkpoint" not in text]
     line = {
@@ -318,6 +318,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hosts", type=int, nargs="*", default=[2, 3], help="how many, for the losses")
     parser.add_argument("--engine", default="ddp", help="of the faults (default ddp)")
+    parser.add_argument("--epochs", type=int, default=4, help="of 32 steps, of the runs with faults (default 4)")
     parser.add_argument("--only", nargs="*", help="these faults, by a part of their names")
     args = parser.parse_args()
     if missing():
@@ -330,15 +331,10 @@ def main() -> None:
         wanted = [name for name in (*FAULTS, *SLOW) if args.only is None or any(part in name for part in args.only)]
         if not wanted:
             return
-        long, short = ["train.epochs=8"], ["train.epochs=1"]
-        whole = {key: one_host(run_file, folder / key, args.engine, 2, *more) for key, more in
-            (("long", long), ("short", short))}  # fmt: skip
-        SUPERVISED.extend(long)
+        SUPERVISED.append(f"train.epochs={args.epochs}")
+        whole = one_host(run_file, folder / "whole", args.engine, 2, SUPERVISED[-1])
         for one in wanted:
-            if one in FAULTS:
-                fault(folder, run_file, args.engine, one, whole["long"])
-            else:
-                slow(folder, run_file, args.engine, one, whole["short"], short)
+            (fault if one in FAULTS else slow)(folder, run_file, args.engine, one, whole)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """python -m tests.soak.slurm: the scripts of `launch slurm` on a real SLURM of two nodes, each a network host.
 
-Runs on 2 nodes x 2 ranks that nobody disturbs; the same run on a node that is killed; the same run ended by SIGUSR1
-before its time limit and requeued; an array. Prints one JSON line per case. Needs root, SLURM (slurmctld, slurmd, munge)
+Runs on 2 nodes x 2 ranks that nobody disturbs; the same run ended by SIGUSR1 before its time limit and requeued; the
+same run on a node that is killed; an array. Prints one JSON line per case. Needs root, SLURM (slurmctld, slurmd, munge)
 and the scripts that start it, beside the checkout or at EMBEDFLEET_TEST_CLUSTER.
 """
 
@@ -33,7 +33,7 @@ def slow(queries, positives, batch):
     time.sleep(float(os.environ.get("EMBEDFLEET_SOAK_SLEEP", "0")))
     return (queries - positives).square().sum(dim=1).mean()
 '''
-PATIENCE = 900  # seconds for a job
+PATIENCE = 1500  # seconds for a job
 
 
 def missing() -> str:
@@ -137,10 +137,12 @@ def undisturbed(slurm: Slurm, folder: Path, run_file: Path, engine: str, launche
     return out
 
 
-def limit(slurm: Slurm, folder: Path, run_file: Path, engine: str, launcher: str, whole: Path, pace: str) -> None:
+def limit(
+    slurm: Slurm, folder: Path, run_file: Path, engine: str, launcher: str, whole: Path, pace: str, minutes: str
+) -> None:
     """The time limit comes before the end: SIGUSR1, a checkpoint, requeued, finished."""
     out, began = folder / f"{engine}-limit", time.monotonic()
-    more = ["--time", "4", "--signal", "60", "--requeue"]
+    more = ["--time", minutes, "--signal", "60", "--requeue"]
     job = slurm.start(folder, *flags(run_file, engine, launcher, out, *more), EMBEDFLEET_SOAK_SLEEP=pace)
     said = finish(job)
     again = slurm.restarts(job_number(out))
@@ -157,9 +159,9 @@ def limit(slurm: Slurm, folder: Path, run_file: Path, engine: str, launcher: str
 def node_failure(slurm: Slurm, folder: Path, run_file: Path, engine: str, launcher: str, whole: Path) -> None:
     out = folder / f"{engine}-failure"
     more = ["--time", "30", "--requeue"]
-    override = [*flags(run_file, engine, launcher, out, *more), "checkpoint.every_steps=10"]
+    override = [*flags(run_file, engine, launcher, out, *more), "checkpoint.every_steps=5"]
     job = slurm.start(folder, *override, EMBEDFLEET_SOAK_SLEEP="0.3")
-    wait_for_steps(job, out, 25)
+    wait_for_steps(job, out, 15)
     struck = time.monotonic()
     slurm.kill_node(2)
     number = job_number(out)
@@ -193,22 +195,25 @@ def array(slurm: Slurm, folder: Path, run_file: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--epochs", type=int, default=4, help="of 32 steps (default 4)")
     parser.add_argument("--pace", default="1.5", help="seconds that a step takes at least where the limit is to be met")
+    parser.add_argument("--minutes", default="4", help="the time limit that is to be met (default 4)")
     args = parser.parse_args()
     if missing():
         sys.exit(missing())
     with tempfile.TemporaryDirectory(prefix="embedfleet-slurm-") as name, Slurm(Path(name) / "slurm") as slurm:
         folder = Path(name)
         (folder / "slow_loss.py").write_text(SLOW_LOSS)
-        run_file = write_run(folder, tiny.model(folder / "bert"), tiny.shards(folder / "shards", 500), epochs=4)
+        run_file = write_run(
+            folder, tiny.model(folder / "bert"), tiny.shards(folder / "shards", 500), epochs=args.epochs
+        )
         values = json.loads(run_file.read_text()) | {"loss": {"name": "slow_loss:slow"}}
         run_file.write_text(json.dumps(values))
         for engine, launcher in (("ddp", "torchrun"), ("zero2", "accelerate")):
             whole = undisturbed(slurm, folder, run_file, engine, launcher)
-            if engine == "ddp":
+            limit(slurm, folder, run_file, engine, launcher, whole, args.pace, args.minutes)
+            if engine == "ddp":  # what starts again is the same for every engine
                 node_failure(slurm, folder, run_file, engine, launcher, whole)
-            else:
-                limit(slurm, folder, run_file, engine, launcher, whole, args.pace)
         array(slurm, folder, run_file)
 
 

@@ -8,7 +8,8 @@ from tests.launching import ROOT, run
 
 LIGHT = (
     "launch.command, launch.doctor, launch.nodes, launch.plan, launch.submit, launch.topology, trainer.config, "
-    "trainer.planner, trainer.preflight, trainer.modes, trainer.families, data_prep.shards"
+    "trainer.planner, trainer.preflight, trainer.modes, trainer.families, trainer.finetuner, trainer.config_json, "
+    "trainer.watch, data_prep.shards"
 )
 HEAVY = {"torch", "transformers", "datasets"}
 

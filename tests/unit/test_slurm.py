@@ -54,7 +54,7 @@ KINDS = [
 MORE = [
     ["--requeue", "--partition", "long", "--sbatch=--account=lab"],
     ["--sweep", "optim.lr=1e-5,2e-5", "--container", "registry/image:1"],
-    ["--container", "image.sif", "optim.lr=1e-4", 'model.query_prompt=it\'s a "query": $HOME'],
+    ["--container", "image.sif", "optim.lr=1e-4", 'model.query_prompt="it\'s: "'],
 ]
 
 
@@ -63,6 +63,14 @@ def test_shellcheck_finds_nothing(capsys, kind, more):
     script = rendered(capsys, *kind, *more)
     assert shellcheck(script) == ""
     assert script.count("\nsrun ") == 1, "one srun"
+
+
+def test_an_override_reaches_the_trainer_as_it_was_typed(capsys):
+    typed = 'model.query_prompt="it\'s $HOME `date`: "'
+    script = rendered(capsys, "--engine", "cpu", typed)
+    line = next(line for line in script.splitlines() if line.startswith("trainer=("))
+    shown = subprocess.run(["bash", "-c", line + "; printf '%s\\n' \"${trainer[@]}\""], capture_output=True, text=True)
+    assert typed in shown.stdout.splitlines()
 
 
 def test_shellcheck_would_find_something():

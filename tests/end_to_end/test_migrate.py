@@ -1,0 +1,136 @@
+"""docs/migrate.md: every row of its tables is a run that could start; folders and hub ids that people bring."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from data_prep.problems import BadInput
+from tests import tiny
+from tests.end_to_end.runs import write_run
+from tests.hub_files import serving
+from tests.launching import ROOT, environment
+from trainer.config import load_config
+from trainer.preflight import check_run
+
+TABLES = re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", (ROOT / "docs" / "migrate.md").read_text(), re.M | re.S)
+ROWS = [  # (tool, its argument, overrides of the run file)
+    (section, cells[1].strip(), re.findall(r"`([^`]+)`", cells[2]))
+    for section, text in TABLES
+    for line in text.splitlines()
+    if line.startswith("| `") and (cells := line.split("|"))
+]
+
+
+def filled(ours: list[str], places: dict[str, str]) -> list[str]:
+    """The overrides of a row with folders in the place of its letters."""
+    pairs = [text.partition("=") for text in ours]
+    return [f"{key}={places.get(value, value)}" for key, _, value in pairs]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory, tiny_bert, tiny_shards):
+    return make_places(tmp_path_factory.mktemp("places"), tiny_bert, tiny_shards)
+
+
+def make_places(folder: Path, model: Path, shards: Path) -> dict[str, str]:
+    """What the letters of the tables stand for."""
+    from data_prep.__main__ import main
+
+    rows = tiny.rows(40)
+    taught = [row | {"negatives": ["w1 w2"], "teacher_scores": [0.9, 0.1]} for row in rows]
+    scored = [{"query": row["query"], "item": row["positives"][0], "score": (i % 5) / 4} for i, row in enumerate(rows)]
+    for name, made in (("TAUGHT", taught), ("SCORED", scored)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+        assert (
+            main(["shard", str(folder / f"{name}.jsonl"), "--output", str(folder / name), "--eval-fraction", "0"]) == 0
+        )
+    texts = tiny.rows(6, seed=9)
+    (folder / "R").mkdir()
+    for name, key in (("corpus", "positives"), ("queries", "query")):
+        made = [{"id": str(i), "text": row[key] if key == "query" else row[key][0]} for i, row in enumerate(texts)]
+        (folder / "R" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    (folder / "R" / "qrels.tsv").write_text("".join(f"{i}\t{i}\t1\n" for i in range(6)))
+    own = {name: str(folder / name) for name in ("TAUGHT", "SCORED", "R", "OUT")}
+    return own | {"M": str(model), "S": str(shards), "ADAPTER": str(tiny.adapter(folder / "A", model))}
+
+
+@pytest.mark.parametrize(("section", "theirs", "ours"), ROWS, ids=[f"{s}-{t[:40]}" for s, t, _ in ROWS])
+def test_every_row_is_a_run(section, theirs, ours, places, tmp_path):
+    assert ours, f"{section}: {theirs} says nothing of the run file"
+    run_file = write_run(tmp_path, places["M"], places["S"])
+    overrides = filled(ours, places)
+    config = load_config(run_file, overrides)
+    check_run(config, resume=False)
+    for text in overrides:
+        key, _, value = text.partition("=")
+        found = config
+        for part in key.split("."):
+            found = getattr(found, part)
+        given = yaml.safe_load(value)
+        given = float(given) if isinstance(found, float) else given
+        assert (list(found) if isinstance(found, tuple) else found) == given, text
+
+
+def test_the_arguments_of_sentence_transformers_are_called_so():
+    from importlib.util import find_spec
+
+    home = Path(find_spec("sentence_transformers").origin).parent
+    base = Path(find_spec("transformers").origin).parent
+    known = (base / "training_args.py").read_text() + (home / "base" / "training_args.py").read_text()
+    known += "".join(path.read_text() for path in (home / "sentence_transformer" / "losses").glob("*.py"))
+    for section, theirs, _ in ROWS:
+        if section == "sentence-transformers":
+            for name in re.findall(r"`([a-z_0-9]+|[A-Z]\w+Loss)`", theirs):
+                if name not in ("train_dataset", "eval_dataset"):  # of the trainer
+                    assert re.search(rf"\b{name}\b", known), name
+
+
+def test_a_training_folder_of_sentence_transformers_is_a_model(places, tmp_path):
+    import torch
+    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
+
+    folder = tmp_path / "checkpoint-10"
+    SentenceTransformer(places["M"], device="cpu").save(str(folder))
+    torch.save(SentenceTransformerTrainingArguments(str(tmp_path / "o"), use_cpu=True), folder / "training_args.bin")
+    (folder / "trainer_state.json").write_text("{}")
+    from trainer.folder import read_spec
+
+    config = load_config(write_run(tmp_path, folder, places["S"]))
+    check_run(config, resume=False)
+    spec = read_spec(config.model, folder)
+    assert (spec.pooling, spec.normalize, spec.query_max_len) == ("mean", True, 32)
+    assert any("training_args.bin" in note for note in spec.notes)
+
+
+def test_ranks_of_a_node_download_a_hub_model_once(tiny_bert, tmp_path):
+    code = "from trainer.folder import fetch; print(fetch('org/tiny'))"
+
+    def rank(address, **extra):
+        where = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_DISABLE_XET": "1"}
+        env = environment(**{**where, "HF_TOKEN": "hf_right", "HF_HUB_OFFLINE": "0", **extra})
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen([sys.executable, "-c", code], env=env, text=True, **pipes)
+
+    with serving(tiny_bert) as hub:
+        _, refused = rank(hub.address, HF_TOKEN="hf_wrong").communicate(timeout=120)
+        assert "neither a folder here nor a model the hub gave us" in refused and "hf_wrong" not in refused
+        told = [one.communicate(timeout=120) for one in [rank(hub.address) for _ in range(3)]]
+        assert len({out.strip() for out, _ in told}) == 1 and told[0][0], told
+        folder = Path(told[0][0].strip())
+        assert (folder / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
+        assert {"config.json", "tokenizer.json", "1_Pooling/config.json"} < hub.served.keys()
+        assert set(hub.served.values()) == {1}, hub.served
+    out, error = rank(hub.address, HF_HUB_OFFLINE="1").communicate(timeout=120)
+    assert out.strip() == str(folder), error
+
+
+def test_a_model_that_no_cache_holds_is_an_error():
+    from trainer.folder import fetch
+
+    with pytest.raises(BadInput, match="'org/nowhere' is neither a folder here nor a model the hub gave us"):
+        fetch("org/nowhere")
