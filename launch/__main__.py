@@ -1,4 +1,4 @@
-"""python -m launch run: checks a run, prints the exact command, runs it. plan, doctor: what it takes, what works."""
+"""python -m launch: plan, check and start runs on one machine, on several nodes and under SLURM; doctor: what works."""
 
 import argparse
 import os
@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 
 from data_prep.problems import BadInput, guarded
-from launch import plan
+from launch import plan, submit
 
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m launch", description="Start training runs.")
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands)
-    _add_slurm(commands)
+    submit.add(commands)
     _add_doctor(commands)
     plan.add(commands)
     return made
@@ -50,12 +50,6 @@ def _add_nodes(command) -> None:
     several.add_argument("--nnodes", type=int, default=1, metavar="N", help="nodes that train together (default 1)")
     several.add_argument("--node-rank", type=int, metavar="R", help="which of them this is, from 0")
     several.add_argument("--master", metavar="HOST[:PORT]", help="node 0, as all of them reach it (port 29500)")
-
-
-def _add_slurm(commands) -> None:
-    from launch import submit
-
-    submit.add(commands)
 
 
 def _add_doctor(commands) -> None:

@@ -260,8 +260,6 @@ def accelerate(*flags: str, run_file, **extra: str):
     return run(*launcher, "-m", "trainer", "--config", str(run_file), **extra)
 
 
-TWO_MACHINES = ["--num_machines", "2", "--num_processes", "2", "--machine_rank", "0", "--main_process_ip", "127.0.0.1"]
-
 REFUSED = {
     "--cpu starts one process": (["--cpu", "--num_processes", "2"], {}, "--engine ddp --processes 2"),
     "MULTI_CPU starts one process": (["--config_file", "MULTI_CPU", "--num_processes", "2"], {}, "--processes 2"),
@@ -271,8 +269,6 @@ REFUSED = {
         {"ACCELERATE_USE_CPU": "true"},
         "--engine zero2",
     ),
-    # the other ways to two worlds of one are in tests.soak.fallbacks
-    "two machines with --cpu are two worlds of one": (["--cpu", *TWO_MACHINES], {}, "--engine ddp --processes 2"),
 }
 
 

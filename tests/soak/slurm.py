@@ -137,19 +137,23 @@ def undisturbed(slurm: Slurm, folder: Path, run_file: Path, engine: str, launche
     return out
 
 
-def limit(
-    slurm: Slurm, folder: Path, run_file: Path, engine: str, launcher: str, whole: Path, pace: str, minutes: str
+def stopped(
+    slurm: Slurm, folder: Path, run_file: Path, engine: str, launcher: str, whole: Path, pace: str, minutes: str | None
 ) -> None:
-    """The time limit comes before the end: SIGUSR1, a checkpoint, requeued, finished."""
-    out, began = folder / f"{engine}-limit", time.monotonic()
-    more = ["--time", minutes, "--signal", "60", "--requeue"]
+    """SIGUSR1 to the batch script, by the time limit or (minutes None) asked for: a checkpoint, requeued, finished."""
+    out, began = folder / f"{engine}-stopped", time.monotonic()
+    more = ["--time", minutes or "30", "--signal", "60", "--requeue"]
     job = slurm.start(folder, *flags(run_file, engine, launcher, out, *more), EMBEDFLEET_SOAK_SLEEP=pace)
+    if minutes is None:
+        wait_for_steps(job, out, 5)
+        slurm.ask("scancel", "--signal=USR1", "--batch", job_number(out))
     said = finish(job)
     again = slurm.restarts(job_number(out))
-    stops = [event["step"] for event in events(out, "start")]
+    starts = [event["step"] for event in events(out, "start")]
     line = {
-        "case": "SIGUSR1 before the time limit", "engine": engine, "launcher": launcher, "requeued": again,
-        "went_on_after_steps": stops, "steps": len(losses(out)), "seconds": round(time.monotonic() - began),
+        "case": f"SIGUSR1 {'before the time limit' if minutes else 'to the batch script'}", "engine": engine,
+        "launcher": launcher, "requeued": again, "went_on_after_steps": starts, "steps": len(losses(out)),
+        "seconds": round(time.monotonic() - began),
         "same_bytes": digest(out) == digest(whole) and losses(out) == losses(whole),
     }  # fmt: skip
     show(**line)
@@ -196,8 +200,8 @@ def array(slurm: Slurm, folder: Path, run_file: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=4, help="of 32 steps (default 4)")
-    parser.add_argument("--pace", default="1.5", help="seconds that a step takes at least where the limit is to be met")
-    parser.add_argument("--minutes", default="4", help="the time limit that is to be met (default 4)")
+    parser.add_argument("--pace", default="0.5", help="seconds that a step takes at least of the run that is stopped")
+    parser.add_argument("--minutes", help="stop by this time limit, which must fall into the steps (default: scancel)")
     args = parser.parse_args()
     if missing():
         sys.exit(missing())
@@ -211,7 +215,7 @@ def main() -> None:
         run_file.write_text(json.dumps(values))
         for engine, launcher in (("ddp", "torchrun"), ("zero2", "accelerate")):
             whole = undisturbed(slurm, folder, run_file, engine, launcher)
-            limit(slurm, folder, run_file, engine, launcher, whole, args.pace, args.minutes)
+            stopped(slurm, folder, run_file, engine, launcher, whole, args.pace, args.minutes)
             if engine == "ddp":  # what starts again is the same for every engine
                 node_failure(slurm, folder, run_file, engine, launcher, whole)
         array(slurm, folder, run_file)
