@@ -55,7 +55,8 @@ def make_places(folder: Path, model: Path, shards: Path) -> dict[str, str]:
         made = [{"id": str(i), "text": row[key] if key == "query" else row[key][0]} for i, row in enumerate(texts)]
         (folder / "R" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
     (folder / "R" / "qrels.tsv").write_text("".join(f"{i}\t{i}\t1\n" for i in range(6)))
-    own = {name: str(folder / name) for name in ("TAUGHT", "SCORED", "R", "OUT")}
+    tiny.model(folder / "DECODER", "qwen3", pooling="last", eos=False)
+    own = {name: str(folder / name) for name in ("TAUGHT", "SCORED", "R", "OUT", "DECODER")}
     return own | {"M": str(model), "S": str(shards), "ADAPTER": str(tiny.adapter(folder / "A", model))}
 
 

@@ -20,7 +20,8 @@ def tensor_bytes() -> int:
     gc.collect()
     held = {}
     for thing in gc.get_objects():
-        if issubclass(type(thing), torch.Tensor):  # isinstance would ask every lazy module for its class
+        # isinstance would ask every lazy module for its class; DeepSpeed keeps shapes as tensors without data
+        if issubclass(type(thing), torch.Tensor) and thing.device.type == "cpu":
             storage = thing.untyped_storage()
             held[storage._cdata] = storage.nbytes()
     return sum(size for size in held.values() if size != BUCKET)
