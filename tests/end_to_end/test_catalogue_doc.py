@@ -34,7 +34,7 @@ def test_every_command_of_the_catalogue_document_runs(tmp_path, minilm):
     assert (tmp_path / "runs" / "catalogue" / "final" / "model.safetensors").is_file()
     assert "nDCG@10" in done.stdout
     for search in ("kichen tap", "sauna stov"):
-        table = done.stdout.split(search)[1].split("└")[0]
+        table = done.stdout.split(f"{search} ", 1)[1].split("└")[0]
         assert "base" in table and "tuned" in table
-        ranks = re.findall(r"│ (\d+) *│ +\d+\.\d %.*│ +\d+\.\d %", table)
+        ranks = re.findall(r"│ (\d+) *│ +-?\d+\.\d %.*│ +-?\d+\.\d %", table)
         assert ranks == ["1", "2", "3"], table
