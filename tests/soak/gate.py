@@ -90,12 +90,13 @@ def run_gate(folder: Path) -> None:
     first, second = (measured("gate", folder) for _ in range(2))
     names = {"leakage": 500, "positives_as_negatives": 300}
     check(f"the gate of a run finds {first['found']}", {n: first["found"].get(n) for n in names} == names)
-    check("and again from its cache", second["found"] == first["found"])
+    check("and again from its cache", second["found"] == first["found"] and second["seconds"] < first["seconds"] / 3)
     cost = f"{first['seconds']:.0f} CPU s, {first['mib']:.0f} MiB; again {second['seconds']:.1f} CPU s"
     print(f"      {first['rows']:,} rows: {cost}")
 
 
 def gate_part(folder: str) -> dict:
+    os.environ["EMBEDFLEET_CACHE"] = f"{folder}/cache"  # importing conftest names another one
     shards = open_shards(Path(folder) / "shards")
     reader = Reader(str(Path(folder) / "model"), TextRules("query: ", "passage: ", 32, 32))
     found = Gate(shards, {"data.eval": str(Path(folder) / "set")}, reader, "mend").findings()
@@ -201,7 +202,6 @@ def part(name: str, *arguments: str) -> None:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
-        os.environ["EMBEDFLEET_CACHE"] = f"{name}/cache"
         for size, clean in (("small", 15_000), ("large", 1_000_000)):
             folder = Path(name) / size
             folder.mkdir()
