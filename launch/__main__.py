@@ -7,68 +7,7 @@ import sys
 from pathlib import Path
 
 from data_prep.problems import BadInput, guarded
-from launch import plan, submit
-
-
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m launch", description="Start training runs.")
-    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_run(commands)
-    submit.add(commands)
-    _add_doctor(commands)
-    plan.add(commands)
-    return made
-
-
-def _add_run(commands) -> None:
-    run = commands.add_parser(
-        "run",
-        help="check a run, print the exact command, run it",
-        description="Checks run file, model, data and output folder, then prints and runs the exact command.",
-        epilog="example: python -m launch run --config run.yaml --engine zero2 --processes 2 optim.lr=1e-4",
-    )
-    run.add_argument("--config", required=True, metavar="RUN.yaml", help="run file (.yaml or .json)")
-    run.add_argument(
-        "--engine",
-        default="auto",
-        metavar="E",
-        help="auto, cpu, mps, single_gpu, ddp, zero1, zero2, zero3, zero2_offload or zero3_offload "
-        "(auto: one process, or ddp over all GPUs)",
-    )
-    run.add_argument("--processes", type=int, metavar="N", help="ranks on this machine")
-    _add_nodes(run)
-    run.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint, or from the start")
-    about = "start a run that failed again from its newest whole checkpoint, at most so often (default 0)"
-    run.add_argument("--max-restarts", type=int, default=0, metavar="N", help=about)
-    run.add_argument("--dry-run", action="store_true", help="check and print the command, start nothing")
-    run.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the run file")
-    run.set_defaults(work=run_command)
-
-
-def _add_nodes(command) -> None:
-    several = command.add_argument_group("several nodes", "the same command on each of them, but for --node-rank")
-    several.add_argument("--nnodes", type=int, default=1, metavar="N", help="nodes that train together (default 1)")
-    several.add_argument("--node-rank", type=int, metavar="R", help="which of them this is, from 0")
-    several.add_argument("--master", metavar="HOST[:PORT]", help="node 0, as all of them reach it (port 29500)")
-
-
-def _add_doctor(commands) -> None:
-    doctor = commands.add_parser(
-        "doctor",
-        help="what is wrong here, and whether it trains exactly",
-        description="Looks at this machine and lists its engines. With --config the ranks of that run are started as "
-        "well (the same on every node), and say what they can only find out together: whether they agree, share files, "
-        "and how fast their network is. With --exactness a tiny model is trained on each engine, and its gradient and "
-        "update are held against plain autograd in one process.",
-        epilog="example: python -m launch doctor --config run.yaml --engine zero2 --processes 2",
-    )
-    doctor.add_argument("--config", metavar="RUN.yaml", help="start the ranks of this run, which train nothing")
-    doctor.add_argument("--exactness", action="store_true", help="train and compare; exit code 1 where an engine fails")
-    doctor.add_argument("--engine", metavar="E", help="this engine only")
-    doctor.add_argument("--processes", type=int, metavar="N", help="ranks of the engines that have several (default 2)")
-    _add_nodes(doctor)
-    doctor.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the run file")
-    doctor.set_defaults(work=doctor_command)
+from launch import flags
 
 
 def run_command(args: argparse.Namespace) -> int:
@@ -129,9 +68,21 @@ def doctor_command(args: argparse.Namespace) -> int:
     return examine(config, machine, build(*what, module="trainer.diagnose", nodes=nodes))
 
 
+def slurm_command(args: argparse.Namespace) -> int:
+    from launch.submit import render_or_submit
+
+    return render_or_submit(args)
+
+
+def plan_command(args: argparse.Namespace) -> int:
+    from launch.plan import show_plan
+
+    return show_plan(args)
+
+
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    args = parser().parse_args(argv)
+    args = flags.parser(run_command, slurm_command, doctor_command, plan_command).parse_args(argv)
     args.typed = f"python -m launch {shlex.join(argv)}"
     return guarded(lambda: args.work(args))
 

@@ -18,30 +18,7 @@ NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 PORT = 29500
 
 
-def add(commands) -> None:
-    plan = commands.add_parser(
-        "plan",
-        help="memory, steps, traffic and time of every engine, and the commands",
-        description="Reads the run file, the model's config and a few batches, and computes for every engine what a "
-        "rank holds and sends. Loads no weights and needs no GPU.",
-        epilog="example: python -m launch plan --config run.yaml --nodes 2 --gpus-per-node 8 --gpu-memory 80GB",
-    )
-    plan.add_argument("--config", required=True, metavar="RUN.yaml", help="run file (.yaml or .json)")
-    plan.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (default 1)")
-    about = "ranks of each machine (default: the GPUs here, or 1)"
-    plan.add_argument("--gpus-per-node", type=int, metavar="G", help=about)
-    plan.add_argument("--gpu-memory", metavar="80GB", help="of a rank; without GPUs: its share of what is free here")
-    plan.add_argument("--engine", default="auto", metavar="E", help="auto (default) or the one to take")
-    about = "tokens that one rank embeds per second, as logs.jsonl has them: adds times"
-    plan.add_argument("--throughput", type=float, metavar="TOKENS_PER_S", help=about)
-    plan.add_argument("--bandwidth", default="25GB", metavar="BYTES", help="per second and rank (default 25GB)")
-    plan.add_argument("--latency", type=float, default=20e-6, metavar="S", help="of a message (default 20e-6)")
-    plan.add_argument("--json", action="store_true", help="everything as one JSON object")
-    plan.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the run file")
-    plan.set_defaults(work=plan_command)
-
-
-def plan_command(args: argparse.Namespace) -> int:
+def show_plan(args: argparse.Namespace) -> int:
     from trainer.config import check_packages
 
     check_packages()

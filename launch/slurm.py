@@ -11,7 +11,6 @@ from trainer.interrupts import MARKER as REQUEUE
 from trainer.state import MARKER as COMPLETE
 from trainer.topology import ONE_PROCESS
 
-LAUNCHERS = ("torchrun", "accelerate")
 FIRST_PORT, PORTS = 20000, 20000  # below Linux's ephemeral ones
 
 

@@ -15,7 +15,7 @@ from data_prep.output import whole_file
 from data_prep.problems import BadInput, Failed
 from data_prep.progress import result, say
 from launch.command import Machine, choose
-from launch.slurm import LAUNCHERS, Job, Task, render
+from launch.slurm import Job, Task, render
 from trainer.config import RunConfig, check_packages, load_config
 from trainer.preflight import check_run
 from trainer.state import MARKER
@@ -26,46 +26,7 @@ _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 _COMMA = re.compile(r",(?![^\[{]*[\]}])")  # not one inside brackets
 
 
-def add(commands) -> None:
-    slurm = commands.add_parser(
-        "slurm",
-        help="render an sbatch script for a run, or submit and follow it",
-        description="Renders an sbatch script. With --submit the run is checked, submitted and followed; Ctrl-C ends "
-        "the following, not the job.",
-        epilog="example: python -m launch slurm --config run.yaml --engine zero2 --nodes 2 --ranks-per-node 2 "
-        "--time 00:30:00 --requeue --output run.sbatch",
-    )
-    slurm.add_argument("--config", required=True, metavar="RUN.yaml", help="run file (.yaml or .json)")
-    slurm.add_argument(
-        "--engine", default="auto", metavar="E", help="auto, cpu, single_gpu, ddp, zero1, zero2, zero3 …"
-    )
-    slurm.add_argument("--nodes", type=int, default=1, metavar="N")
-    slurm.add_argument("--gpus-per-node", type=int, default=0, metavar="G", help="0: ranks on CPUs (default)")
-    slurm.add_argument("--ranks-per-node", type=int, metavar="R", help="default: one per GPU, or 2")
-    slurm.add_argument("--cpus-per-rank", type=int, default=4, metavar="C", help="default 4")
-    slurm.add_argument(
-        "--time", required=True, metavar="T", help="the limit as sbatch takes it: 30, 04:00:00, 1-12:00:00"
-    )
-    slurm.add_argument("--partition", default="", metavar="P")
-    about = "go on by itself after the time limit and after a node failed"
-    slurm.add_argument("--requeue", action="store_true", help=about)
-    about = "seconds before the limit at which the run writes a checkpoint and ends (default 120)"
-    slurm.add_argument("--signal", type=int, default=120, metavar="S", help=about)
-    slurm.add_argument("--container", default="", metavar="IMAGE", help="for pyxis, or a .sif file for apptainer")
-    about = "an array: one job for each value, and for each combination where given again"
-    slurm.add_argument("--sweep", action="append", default=[], metavar="section.key=A,B,…", help=about)
-    slurm.add_argument("--launcher", default="torchrun", choices=LAUNCHERS, help="what starts the ranks of a node")
-    about = "Python on the nodes (default: this one; in a container: python)"
-    slurm.add_argument("--python", metavar="PATH", help=about)
-    about = "a further line for sbatch, e.g. --sbatch=--account=lab; may be given again"
-    slurm.add_argument("--sbatch", action="append", default=[], metavar="FLAG", help=about)
-    slurm.add_argument("--output", metavar="FILE", help="write the script here instead of showing it")
-    slurm.add_argument("--submit", action="store_true", help="submit the script and follow the job")
-    slurm.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the run file")
-    slurm.set_defaults(work=slurm_command)
-
-
-def slurm_command(args: argparse.Namespace) -> int:
+def render_or_submit(args: argparse.Namespace) -> int:
     check_packages()
     job, configs = make_job(args)
     script = render(job)

@@ -7,12 +7,13 @@ afterwards is in `files`; every request is in `requests`.
 import base64
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import yaml
+
+from tests.servers import running
 
 LARGE = (".safetensors", ".onnx")
 TOKEN = "hf_planted_secret_0123456789"
@@ -112,9 +113,5 @@ class Hub(ThreadingHTTPServer):
 @contextmanager
 def serving_hub(repository: str) -> Iterator[Hub]:
     hub = Hub(repository)
-    threading.Thread(target=hub.serve_forever, daemon=True).start()
-    try:
+    with running(hub):
         yield hub
-    finally:
-        hub.shutdown()
-        hub.server_close()

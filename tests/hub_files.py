@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from tests.servers import running
 
 REPOSITORY, COMMIT, TOKEN = "org/tiny", "a" * 40, "hf_right"
 
@@ -67,9 +68,5 @@ class Hub(ThreadingHTTPServer):
 @contextmanager
 def serving(folder: Path) -> Iterator[Hub]:
     hub = Hub(folder)
-    threading.Thread(target=hub.serve_forever, daemon=True).start()
-    try:
+    with running(hub):
         yield hub
-    finally:
-        hub.shutdown()
-        hub.server_close()

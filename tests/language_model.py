@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from data_prep.stores import Chunk
+from tests.servers import running
 
 KEY = "sk-test-7f3c9b1e5d8a4260"
 MODEL = "tiny-asker"
@@ -257,13 +258,10 @@ class _Server(ThreadingHTTPServer):
 @contextmanager
 def serving(model: LanguageModel, port: int = 0) -> Iterator[str]:
     """The model behind a socket; yields its base URL."""
-    with _Server(("127.0.0.1", port), _Handler) as server:
-        server.model = model
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+    server = _Server(("127.0.0.1", port), _Handler)
+    server.model = model
+    with running(server):
         try:
             yield f"http://127.0.0.1:{server.server_port}/v1"
         finally:
             model.closing.set()
-            server.shutdown()
-            thread.join()

@@ -66,22 +66,30 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
+def running(server: ThreadingHTTPServer) -> Iterator[None]:
+    """The server answers, in a thread, while the block runs, and is closed afterwards."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextmanager
 def answering(answer: Callable, certificate: Path | None = None) -> Iterator[int]:
     """An HTTP server on a free port; answer(request, body) -> (status, content type, bytes). With a certificate (and
     its key beside it) it speaks TLS."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
-        server.answer, server.daemon_threads = answer, True
-        if certificate:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(certificate, certificate.with_suffix(".key"))
-            server.socket = context.wrap_socket(server.socket, server_side=True)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield server.server_port
-        finally:
-            server.shutdown()
-            thread.join()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    server.answer, server.daemon_threads = answer, True
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, certificate.with_suffix(".key"))
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    with running(server):
+        yield server.server_port
 
 
 @contextmanager

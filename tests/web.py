@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from tests.servers import running
+
 Handler = Callable[["Request"], None]
 GLOSSARY = "<h1>Glossary</h1><dl class='glossary'><dt>{0}</dt><dd>What {0} means.</dd></dl>"
 
@@ -69,12 +71,8 @@ class Web(ThreadingHTTPServer):
 @contextmanager
 def serving(routes: dict[str, Handler]) -> Iterator[Web]:
     server = Web(routes)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
+    with running(server):
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def page(term: str) -> Handler:

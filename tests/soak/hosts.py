@@ -36,14 +36,14 @@ OFFLOADS = ("tx", "off", "tso", "off", "gso", "off", "gro", "off")
 PATIENCE = 600  # seconds for a case
 
 
-def missing() -> str:
-    """Why hosts cannot be made here, or an empty text."""
-    if not (CLUSTER / "netns").is_dir():
-        return f"no scripts for network hosts at {CLUSTER}"
+def missing(scripts: str = "netns", what: str = "network hosts", tools=("ip", "tc", "nft", "ethtool")) -> str:
+    """Why hosts (or what else the cluster's scripts start) cannot be made here, or an empty text."""
+    if not (CLUSTER / scripts).is_dir():
+        return f"no scripts for {what} at {CLUSTER}"
     if not hasattr(os, "geteuid") or os.geteuid():
-        return "network namespaces need root"
-    tools = [name for name in ("ip", "tc", "nft", "ethtool") if not shutil.which(name)]
-    return f"{', '.join(tools)} not installed" if tools else ""
+        return f"{what} need root"
+    absent = [name for name in tools if not shutil.which(name)]
+    return f"{', '.join(absent)} not installed" if absent else ""
 
 
 class Hosts:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +22,7 @@ import psutil
 from tests import tiny
 from tests.end_to_end.runs import events, losses, write_run
 from tests.launching import environment
-from tests.soak.hosts import CLUSTER, COMPILED, show
+from tests.soak.hosts import CLUSTER, COMPILED, missing, show
 
 SLOW_LOSS = '''
 import os, time
@@ -34,16 +33,6 @@ def slow(queries, positives, batch):
     return (queries - positives).square().sum(dim=1).mean()
 '''
 PATIENCE = 1500  # seconds for a job
-
-
-def missing() -> str:
-    """Why SLURM cannot be started here, or an empty text."""
-    if not (CLUSTER / "slurm").is_dir():
-        return f"no scripts for SLURM at {CLUSTER}"
-    if not hasattr(os, "geteuid") or os.geteuid():
-        return "starting SLURM's daemons needs root"
-    tools = [name for name in ("slurmctld", "slurmd", "munged", "ip") if not shutil.which(name)]
-    return f"{', '.join(tools)} not installed" if tools else ""
 
 
 class Slurm:
@@ -203,8 +192,8 @@ def main() -> None:
     parser.add_argument("--pace", default="0.5", help="seconds that a step takes at least of the run that is stopped")
     parser.add_argument("--minutes", help="stop by this time limit, which must fall into the steps (default: scancel)")
     args = parser.parse_args()
-    if missing():
-        sys.exit(missing())
+    if why := missing("slurm", "SLURM's daemons", ("slurmctld", "slurmd", "munged", "ip")):
+        sys.exit(why)
     with tempfile.TemporaryDirectory(prefix="embedfleet-slurm-") as name, Slurm(Path(name) / "slurm") as slurm:
         folder = Path(name)
         (folder / "slow_loss.py").write_text(SLOW_LOSS)

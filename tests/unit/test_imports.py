@@ -31,6 +31,14 @@ def test_help_answers_without_torch(command):
     assert done.returncode == 0, done.both
 
 
+def test_help_of_launch_answers_at_once():
+    code = "import sys; from launch.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    done = run(
+        "-c", f"{code}slow = {{'numpy', 'pydantic', 'trainer.config'}} & set(sys.modules); assert not slow, slow"
+    )
+    assert done.returncode == 0, done.both
+
+
 def test_imports_point_one_way():
     """launch -> trainer, data_prep; trainer -> data_prep; data_prep -> neither."""
     order = ["launch", "trainer", "data_prep"]

@@ -1,0 +1,130 @@
+"""The flags of `python -m launch`, and nothing that takes time to import: --help answers at once."""
+
+import argparse
+from collections.abc import Callable
+
+LAUNCHERS = ("torchrun", "accelerate")
+
+
+def parser(run: Callable, slurm: Callable, doctor: Callable, plan: Callable) -> argparse.ArgumentParser:
+    """Each command's work stands in `work` of what is parsed."""
+    made = argparse.ArgumentParser(prog="python -m launch", description="Start training runs.")
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add, work in ((_add_run, run), (_add_slurm, slurm), (_add_doctor, doctor), (_add_plan, plan)):
+        add(commands).set_defaults(work=work)
+    return made
+
+
+def _add_run_file(command) -> None:
+    command.add_argument("--config", required=True, metavar="RUN.yaml", help="run file (.yaml or .json)")
+    command.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the run file")
+
+
+def _add_run(commands) -> argparse.ArgumentParser:
+    run = commands.add_parser(
+        "run",
+        help="check a run, print the exact command, run it",
+        description="Checks run file, model, data and output folder, then prints and runs the exact command.",
+        epilog="example: python -m launch run --config run.yaml --engine zero2 --processes 2 optim.lr=1e-4",
+    )
+    _add_run_file(run)
+    run.add_argument(
+        "--engine",
+        default="auto",
+        metavar="E",
+        help="auto, cpu, mps, single_gpu, ddp, zero1, zero2, zero3, zero2_offload or zero3_offload "
+        "(auto: one process, or ddp over all GPUs)",
+    )
+    run.add_argument("--processes", type=int, metavar="N", help="ranks on this machine")
+    _add_nodes(run)
+    run.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint, or from the start")
+    about = "start a run that failed again from its newest whole checkpoint, at most so often (default 0)"
+    run.add_argument("--max-restarts", type=int, default=0, metavar="N", help=about)
+    run.add_argument("--dry-run", action="store_true", help="check and print the command, start nothing")
+    return run
+
+
+def _add_nodes(command) -> None:
+    several = command.add_argument_group("several nodes", "the same command on each of them, but for --node-rank")
+    several.add_argument("--nnodes", type=int, default=1, metavar="N", help="nodes that train together (default 1)")
+    several.add_argument("--node-rank", type=int, metavar="R", help="which of them this is, from 0")
+    several.add_argument("--master", metavar="HOST[:PORT]", help="node 0, as all of them reach it (port 29500)")
+
+
+def _add_slurm(commands) -> argparse.ArgumentParser:
+    slurm = commands.add_parser(
+        "slurm",
+        help="render an sbatch script for a run, or submit and follow it",
+        description="Renders an sbatch script. With --submit the run is checked, submitted and followed; Ctrl-C ends "
+        "the following, not the job.",
+        epilog="example: python -m launch slurm --config run.yaml --engine zero2 --nodes 2 --ranks-per-node 2 "
+        "--time 00:30:00 --requeue --output run.sbatch",
+    )
+    _add_run_file(slurm)
+    slurm.add_argument(
+        "--engine", default="auto", metavar="E", help="auto, cpu, single_gpu, ddp, zero1, zero2, zero3 …"
+    )
+    slurm.add_argument("--nodes", type=int, default=1, metavar="N")
+    slurm.add_argument("--gpus-per-node", type=int, default=0, metavar="G", help="0: ranks on CPUs (default)")
+    slurm.add_argument("--ranks-per-node", type=int, metavar="R", help="default: one per GPU, or 2")
+    slurm.add_argument("--cpus-per-rank", type=int, default=4, metavar="C", help="default 4")
+    slurm.add_argument(
+        "--time", required=True, metavar="T", help="the limit as sbatch takes it: 30, 04:00:00, 1-12:00:00"
+    )
+    slurm.add_argument("--partition", default="", metavar="P")
+    about = "go on by itself after the time limit and after a node failed"
+    slurm.add_argument("--requeue", action="store_true", help=about)
+    about = "seconds before the limit at which the run writes a checkpoint and ends (default 120)"
+    slurm.add_argument("--signal", type=int, default=120, metavar="S", help=about)
+    slurm.add_argument("--container", default="", metavar="IMAGE", help="for pyxis, or a .sif file for apptainer")
+    about = "an array: one job for each value, and for each combination where given again"
+    slurm.add_argument("--sweep", action="append", default=[], metavar="section.key=A,B,…", help=about)
+    slurm.add_argument("--launcher", default="torchrun", choices=LAUNCHERS, help="what starts the ranks of a node")
+    about = "Python on the nodes (default: this one; in a container: python)"
+    slurm.add_argument("--python", metavar="PATH", help=about)
+    about = "a further line for sbatch, e.g. --sbatch=--account=lab; may be given again"
+    slurm.add_argument("--sbatch", action="append", default=[], metavar="FLAG", help=about)
+    slurm.add_argument("--output", metavar="FILE", help="write the script here instead of showing it")
+    slurm.add_argument("--submit", action="store_true", help="submit the script and follow the job")
+    return slurm
+
+
+def _add_doctor(commands) -> argparse.ArgumentParser:
+    doctor = commands.add_parser(
+        "doctor",
+        help="what is wrong here, and whether it trains exactly",
+        description="Looks at this machine and lists its engines. With --config the ranks of that run are started as "
+        "well (the same on every node), and say what they can only find out together: whether they agree, share files, "
+        "and how fast their network is. With --exactness a tiny model is trained on each engine, and its gradient and "
+        "update are held against plain autograd in one process.",
+        epilog="example: python -m launch doctor --config run.yaml --engine zero2 --processes 2",
+    )
+    doctor.add_argument("--config", metavar="RUN.yaml", help="start the ranks of this run, which train nothing")
+    doctor.add_argument("--exactness", action="store_true", help="train and compare; exit code 1 where an engine fails")
+    doctor.add_argument("--engine", metavar="E", help="this engine only")
+    doctor.add_argument("--processes", type=int, metavar="N", help="ranks of the engines that have several (default 2)")
+    _add_nodes(doctor)
+    doctor.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the run file")
+    return doctor
+
+
+def _add_plan(commands) -> argparse.ArgumentParser:
+    plan = commands.add_parser(
+        "plan",
+        help="memory, steps, traffic and time of every engine, and the commands",
+        description="Reads the run file, the model's config and a few batches, and computes for every engine what a "
+        "rank holds and sends. Loads no weights and needs no GPU.",
+        epilog="example: python -m launch plan --config run.yaml --nodes 2 --gpus-per-node 8 --gpu-memory 80GB",
+    )
+    _add_run_file(plan)
+    plan.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (default 1)")
+    about = "ranks of each machine (default: the GPUs here, or 1)"
+    plan.add_argument("--gpus-per-node", type=int, metavar="G", help=about)
+    plan.add_argument("--gpu-memory", metavar="80GB", help="of a rank; without GPUs: its share of what is free here")
+    plan.add_argument("--engine", default="auto", metavar="E", help="auto (default) or the one to take")
+    about = "tokens that one rank embeds per second, as logs.jsonl has them: adds times"
+    plan.add_argument("--throughput", type=float, metavar="TOKENS_PER_S", help=about)
+    plan.add_argument("--bandwidth", default="25GB", metavar="BYTES", help="per second and rank (default 25GB)")
+    plan.add_argument("--latency", type=float, default=20e-6, metavar="S", help="of a message (default 20e-6)")
+    plan.add_argument("--json", action="store_true", help="everything as one JSON object")
+    return plan
