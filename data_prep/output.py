@@ -76,6 +76,12 @@ def check_output_file(
     return found
 
 
+def existing_parent(path: Path) -> Path:
+    """The path itself or the nearest one above it that exists."""
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
 def rejected_name(output: Path) -> Path:
     """Where the rejected lines of `--skip-bad` go: beside the output."""
     return output.with_name(f"{output.stem}.rejected.jsonl")

@@ -18,7 +18,11 @@ from trainer.topology import LONE, OFFLOADED, ZERO, read_ds_json
 
 SAMPLED_STEPS = 4  # whose texts are read and tokenised
 PERSISTENT = 100_000  # numbers in a tensor that ZeRO-3 keeps whole
-DEFAULTS = {"reduce_bucket_size": 500_000_000, "stage3_max_live_parameters": 1_000_000_000}  # of DeepSpeed, as that is
+DEFAULTS = {
+    "reduce_bucket_size": 500_000_000,
+    "stage3_max_live_parameters": 1_000_000_000,
+    "stage3_prefetch_bucket_size": 50_000_000,
+}  # of DeepSpeed, as that is
 
 
 @dataclass(frozen=True)

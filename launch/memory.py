@@ -53,7 +53,8 @@ class Need:
     """Bytes of one rank. host: beside them, in the machine's memory, where an engine offloads.
 
     gradients: while backward passes run. activations: kept for the backward pass; working: what one chunk's passes hold
-    besides. gathered: weights that are whole for a while. buckets: what gradients travel in.
+    besides. gathered: weights that are whole for a while, and those on their way. buckets: flat copies in which
+    gradients travel. held: DeepSpeed's own bucket, which is there all the time.
     """
 
     weights: int
@@ -64,6 +65,7 @@ class Need:
     loss: int
     gathered: int
     buckets: int
+    held: int = 0
     process: int = 0
     host: int = 0
 
@@ -78,6 +80,7 @@ class Need:
         return (
             self.state
             + self.process
+            + self.held
             + max(self.activations + max(self.working, self.loss) + self.gathered, self.gradients + self.buckets)
         )
 
@@ -106,9 +109,10 @@ def need(
         return Need(whole, model.moments, local, gathered=0, buckets=buckets, **parts)
     part = FP32 * math.ceil(model.trained / ranks)  # a rank's share of anything of the trained parameters in fp32
     offloaded = engine.endswith("_offload")
-    # gradients travel in flat copies; a GPU also holds DeepSpeed's bucket whole, of a CPU's only touched pages count
     bucket = FP32 * zero["reduce_bucket_size"]
-    buckets = min(bucket, local) + (bucket if device == "cuda" else 0)
+    buckets = min(bucket, local)
+    # a GPU has DeepSpeed's bucket whole; of a CPU only the touched pages count, which ZeRO-3 keeps from step to step
+    parts["held"] = bucket if device == "cuda" else buckets if int(zero["stage"]) == 3 else 0
     moments = 2 * part
     if int(zero["stage"]) < 3:
         own = part + moments  # with a copy of its share of the weights, which the update is made on
@@ -116,15 +120,15 @@ def need(
             whole, 0 if offloaded else own, local, gathered=0, buckets=buckets,
             host=own + 2 * part if offloaded else 0, **parts,
         )  # fmt: skip
-    partition, own = (
-        math.ceil((model.frozen_bytes + model.average) / ranks) + part,
-        moments + part,
-    )  # and its share of the gradient
-    live = FP32 * min(model.trained + model.frozen - model.small, zero["stage3_max_live_parameters"])
+    partition = math.ceil((model.frozen_bytes + model.average) / ranks) + part
+    own = moments + 2 * part  # with its share of the gradient, and a copy of the weights that the update is made on
+    divided = model.trained + model.frozen - model.small
+    live = FP32 * min(divided, zero["stage3_max_live_parameters"])
+    coming = FP32 * min(divided, zero["stage3_prefetch_bucket_size"])  # is gathered flat, then copied
     small = FP32 * model.small + model.buffers
     return Need(
-        small + (0 if offloaded else partition), 0 if offloaded else own, local, gathered=live, buckets=buckets,
-        host=partition + part + own if offloaded else 0, **parts,
+        small + (0 if offloaded else partition), 0 if offloaded else own, local, gathered=live + coming,
+        buckets=buckets, host=partition + own if offloaded else 0, **parts,
     )  # fmt: skip
 
 

@@ -4,6 +4,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.output import existing_parent
+from trainer.folder import fp32_bytes
+
 CHECKPOINTS = 3  # that should fit: the two newest, and one being written
 
 
@@ -24,11 +27,9 @@ def shown(finding: Finding) -> str:
 
 def disk(run_dir: Path, model: str) -> Finding:
     """Whether there is room for a run's checkpoints; for a model that is no folder yet, what is free."""
-    path = run_dir.absolute()
-    place = next(folder for folder in (path, *path.parents) if folder.is_dir())
+    place = existing_parent(run_dir)
     free = shutil.disk_usage(place).free
-    weights = sum(file.stat().st_size for file in Path(model).glob("*.safetensors")) if Path(model).is_dir() else 0
-    needed = CHECKPOINTS * 3 * weights  # weights and two moments, as large as the model's own file if that is fp32
+    needed = CHECKPOINTS * 3 * fp32_bytes(Path(model))  # weights and two moments
     text = f"{free / 2**30:.1f} GiB free in {place}"
     if free < needed:
         text += f", {CHECKPOINTS} checkpoints of all weights take {needed / 2**30:.1f} GiB"

@@ -2,9 +2,13 @@
 
 import hashlib
 import json
+import math
 import mmap
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 from data_prep import model_folder
 from data_prep.model_folder import TOKENIZER_FILES, read_json, read_object, read_text_rules
@@ -144,6 +148,16 @@ def weights_sha256(folder: Path) -> str:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             found.update(memoryview(data)[start:stop])
     return found.hexdigest()
+
+
+def fp32_bytes(folder: Path) -> int:
+    """Bytes of a model folder's parameters in fp32, whatever they are stored in (0 where it cannot be read)."""
+    count = 0
+    with suppress(SafetensorError, OSError):
+        for file in folder.glob("*.safetensors"):
+            with safe_open(file, framework="numpy") as tensors:
+                count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return 4 * count
 
 
 def _folder_problems(config: ModelConfig, folder: Path, base: Path) -> list[str]:

@@ -1,10 +1,8 @@
 """Everything that can be known to be wrong before a process group or a model exists. Never imports torch."""
 
-import math
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from data_prep.gate import Gate
 from data_prep.model_folder import TextRules, read_json
+from data_prep.output import existing_parent
 from data_prep.problems import BadInput, nearest
 from data_prep.retrieval_sets import load_set
 from data_prep.shards import Rows, ShardFolder, open_shards
@@ -20,7 +19,7 @@ from data_prep.sharing import SourceRows
 from data_prep.token_lengths import Reader
 from data_prep.tokens import tokenizer_hash
 from trainer.config import LOSSES, NEEDS_SCORES, NEEDS_TEACHER, LossConfig, RunConfig, add_working_folder
-from trainer.folder import ModelSpec, fetch, read_spec
+from trainer.folder import ModelSpec, fetch, fp32_bytes, read_spec
 from trainer.modes import check_modes
 from trainer.planner import BatchPlan
 from trainer.retrieval import METRICS
@@ -320,14 +319,8 @@ def check_place(out: Path, resume: bool) -> None:
     _check_writable(out)
 
 
-def _existing_parent(path: Path) -> Path:
-    while not path.exists():
-        path = path.parent
-    return path
-
-
 def _check_writable(out: Path) -> None:
-    parent = _existing_parent(out.absolute())
+    parent = existing_parent(out)
     if not parent.is_dir():
         raise BadInput(f"output_dir: {parent} is a file, so {out} cannot be made below it")
     probe = parent / f".embedfleet-probe-{os.getpid()}"  # os.access says yes to root on a read-only mount
@@ -340,7 +333,7 @@ def _check_writable(out: Path) -> None:
 
 def _check_space(config: RunConfig, out: Path, resume: bool) -> None:
     # adapters are small beside what they are trained on
-    weights = _fp32_bytes(Path(config.model.path)) if config.model.finetune == "full" else 0
+    weights = fp32_bytes(Path(config.model.path)) if config.model.finetune == "full" else 0
     there = len(list(out.glob("checkpoint-*"))) if resume else 0
     asked = config.checkpoint
     epochs = min(config.train.epochs, asked.keep_epochs + 1 if asked.keep_epochs else config.train.epochs)
@@ -348,19 +341,9 @@ def _check_space(config: RunConfig, out: Path, resume: bool) -> None:
     checkpoints = max(0, epochs + between - there)
     # a checkpoint holds the weights and two moments, final the weights
     needed = weights * (3 * checkpoints + (0 if (out / "final").is_dir() else 1) + config.watch.keep_best)
-    free = shutil.disk_usage(_existing_parent(out.absolute())).free
+    free = shutil.disk_usage(existing_parent(out)).free
     if free < needed:
         raise BadInput(
             f"output_dir: {free / 2**30:.1f} GiB free below {out}, but {checkpoints} checkpoints and the final model "
             f"need about {needed / 2**30:.1f} GiB; free some, name another disk, or set checkpoint.keep_epochs"
         )
-
-
-def _fp32_bytes(folder: Path) -> int:
-    """Bytes of a model folder's parameters in fp32, whatever they are stored in (0 where it cannot be read)."""
-    count = 0
-    with suppress(SafetensorError, OSError):
-        for file in folder.glob("*.safetensors"):
-            with safe_open(file, framework="numpy") as tensors:
-                count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-    return 4 * count

@@ -3,9 +3,13 @@
 Every model x {full, lora} x {ddp, zero1, zero2, zero3} on two ranks, and qlora on one process and two. State, steps,
 negatives, collectives of every cell; growth of a rank's memory after initialisation for the 110M BERT, in a process
 group of its own per cell, with lengths and chunk sizes varied. Prints a Markdown table for docs/plan.md.
+
+What is freed goes back to the system at once (glibc's own rule keeps it, in pieces of which later tensors fit only
+some): the plan is of what tensors hold.
 """
 
 import argparse
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +25,7 @@ HEADER = (
     "| negatives |"
 )
 LARGE = "bert-110M"
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": str(2**18)}  # bytes from which an allocation has pages of its own
 # options of the run file under which the growth is looked at
 VARIED = (
     ("train.micro_batch_tokens=2048",),
@@ -54,7 +59,10 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", default=["minilm", "qwen", LARGE])
     parser.add_argument("--engines", nargs="+", default=[engine for engine, _ in ENGINES])
     parser.add_argument("--no-growth", action="store_true")
+    parser.add_argument("--keep-freed", action="store_true", help="leave the allocator as it is")
     args = parser.parse_args()
+    if not args.keep_freed:
+        os.environ |= GIVE_BACK  # before the server of process groups starts
     wrong: list[str] = []
     print(f"On {args.hardware}.\n\n{HEADER}\n{'| --- ' * HEADER.count(' |')}|")
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,6 +1,8 @@
 """What doctor finds in a machine and a shell: each thing that makes runs other runs is planted, named, and mended."""
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from launch import checks
 from launch.checks import environment_findings, machine_findings
@@ -71,7 +73,7 @@ def test_a_gpu_that_no_rank_may_use(monkeypatch):
 
 def test_a_disk_without_room_for_the_checkpoints(here, monkeypatch):
     (here / "model").mkdir()
-    (here / "model" / "model.safetensors").write_bytes(b"x" * 1000)
+    save_file({"weight": np.zeros(250, np.float16)}, here / "model" / "model.safetensors")  # 1,000 bytes in fp32
     assert disk(here / "out" / "deep", str(here / "model")).level == "ok"
     monkeypatch.setattr(findings.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 5000}))
     assert "3 checkpoints of all weights" in disk(here / "out", str(here / "model")).text
