@@ -33,6 +33,7 @@ def slow(queries, positives, batch):
     return (queries - positives).square().sum(dim=1).mean()
 '''
 PATIENCE = 1500  # seconds for a job
+REBOOT = 60  # seconds that a killed node is away; one that is back at once gets the order to kill what it ran before
 
 
 class Slurm:
@@ -163,6 +164,7 @@ def node_failure(slurm: Slurm, folder: Path, run_file: Path, engine: str, launch
         assert time.monotonic() - struck < 300, "not requeued"
         time.sleep(0.5)
     requeued = time.monotonic()
+    time.sleep(REBOOT)
     slurm.revive_node(2)
     said = finish(job)
     stops = [event["step"] for event in events(out, "start")]
