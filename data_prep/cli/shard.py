@@ -13,7 +13,7 @@ def add(commands) -> None:
         "shard",
         run,
         "Write inputs as Arrow shards, split by document, without duplicates and leakage.",
-        "shard records.jsonl --output shards --num-shards 4 --eval-fraction 0.1 --split-by module",
+        "shard records.jsonl --output shards --num-shards 4 --eval-fraction 0.1",
     )
     parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")

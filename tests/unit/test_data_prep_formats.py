@@ -284,13 +284,3 @@ def test_the_package_never_imports_torch_and_starts_light():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-@pytest.mark.parametrize("command", ["compose", "augment", "logs", "shard", "inspect", "generate", "sample"])
-def test_every_help_ends_with_an_example(capsys, command):
-    from data_prep.__main__ import main
-
-    with pytest.raises(SystemExit) as stop:
-        main([command, "--help"])
-    assert stop.value.code == 0
-    assert f"python -m data_prep {command} " in capsys.readouterr().out.strip().splitlines()[-1]

@@ -1,0 +1,57 @@
+"""The examples that `python -m data_prep COMMAND --help` ends with, run as they stand there, one after the other."""
+
+import shlex
+from dataclasses import replace
+
+import pytest
+
+from data_prep.__main__ import main
+from data_prep.stores import StoreConfig, open_store
+from tests.language_model import KEY, MODEL, LanguageModel, chunk, serving
+
+CLICKS = "query,item,position,count,impressions\n" + "".join(
+    f"{query},{item},{place},{8 - 2 * place},20\n"
+    for query, items in {"kitchen tap": "ABC", "chimney pipe": "BCD", "garden hose": "CDA"}.items()
+    for place, item in enumerate(items, 1)
+)
+PRODUCTS = "id,text\nA,Kitchen tap with a spray\nB,Chimney pipe 115 mm\nC,Garden hose 20 m\nD,Pipe clamp\n"
+
+
+def examples(command: str, capsys) -> list[list[str]]:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    shown = [line.strip() for line in lines[lines.index("example:") + 1 :]]
+    assert shown and all(line.startswith(f"python -m data_prep {command} ") for line in shown), shown
+    return [shlex.split(line)[3:] for line in shown]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, tiny_bert):
+    """A folder with what the examples name but no other command makes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clicks.csv").write_text(CLICKS)
+    (tmp_path / "products.csv").write_text(PRODUCTS)
+    for name in ("MODEL", "MODEL_FOLDER"):
+        (tmp_path / name).symlink_to(tiny_bert)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    chunks = [replace(chunk(n), metadata={"name": f"valve {n}", "module": f"part {n % 8}"}) for n in range(40)]
+    with open_store(StoreConfig("chroma", "docs", path=tmp_path / "chroma"), create=True) as store:
+        store.create("docs", None, {}).upsert(chunks)
+    return tmp_path
+
+
+def test_every_example_of_help_runs(here, capsys):
+    made = ["sample", "generate", "crawl", "logs", "compose", "augment", "mine", "shard", "inspect"]
+    with serving(LanguageModel()) as url:
+        given = {"http://localhost:8000/v1": url, "M": MODEL}
+        for command in made:
+            for argv in examples(command, capsys):
+                argv = [given.get(part, part) for part in argv]
+                if command == "sample":
+                    argv += ["--limit", "120"]
+                assert main(argv) == 0, (argv, capsys.readouterr().err)
+    for name in ("pairs.jsonl", "glossary.csv", "scored.jsonl", "records.jsonl", "augmented.jsonl", "mined.jsonl"):
+        assert (here / name).stat().st_size, name
+    assert (here / "shards" / "manifest.json").is_file() and (here / "report.html").is_file()
