@@ -16,7 +16,7 @@ def setting(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero1"])
+@pytest.mark.parametrize("engine", ["ddp", "zero1", "zero3"])
 def test_the_plan_is_what_two_ranks_have(setting, engine):
     cells = [{"kind": "planned", "run": mode, "options": []} for mode in ("full", "lora")]
     results = run_group(setting, engine, 2, cells, setting / f"{engine}.jsonl")
