@@ -8,7 +8,7 @@ section 5, has the idea of each stage.
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 from data_prep.problems import BadInput
 
@@ -101,20 +101,22 @@ def need(
     bucket_bytes: the largest bucket in which gradients travel without DeepSpeed.
     """
     local = FP32 * model.trained  # every rank has the whole gradient until the step's end
-    activations, working = _passes(passes, kept_tokens, more_tokens, local)
+    bucket, stage = FP32 * zero["reduce_bucket_size"], int(zero["stage"]) if engine.startswith("zero") else 0
+    inside = min(bucket, local) if stage == 3 else 0  # of the gradient, which goes into DeepSpeed's bucket as it comes
+    passes = replace(passes, first=max(passes.kept, passes.first - inside))
+    activations, working = _passes(passes, kept_tokens, more_tokens, local - inside)
     whole = model.frozen_bytes + FP32 * model.trained + model.buffers + model.average
     parts = {"activations": activations, "working": working, "loss": loss, "process": PROCESS[device]}
-    if not engine.startswith("zero"):
+    if not stage:
         buckets = bucket_bytes if ranks > 1 else 0
         return Need(whole, model.moments, local, gathered=0, buckets=buckets, **parts)
     part = FP32 * math.ceil(model.trained / ranks)  # a rank's share of anything of the trained parameters in fp32
     offloaded = engine.endswith("_offload")
-    bucket = FP32 * zero["reduce_bucket_size"]
     buckets = min(bucket, local)
     # a GPU has DeepSpeed's bucket whole; of a CPU only the touched pages count, which ZeRO-3 keeps from step to step
-    parts["held"] = bucket if device == "cuda" else buckets if int(zero["stage"]) == 3 else 0
+    parts["held"] = bucket if device == "cuda" else inside
     moments = 2 * part
-    if int(zero["stage"]) < 3:
+    if stage < 3:
         own = part + moments  # with a copy of its share of the weights, which the update is made on
         return Need(
             whole, 0 if offloaded else own, local, gathered=0, buckets=buckets,
@@ -127,7 +129,7 @@ def need(
     coming = FP32 * min(divided, zero["stage3_prefetch_bucket_size"])  # is gathered flat, then copied
     small = FP32 * model.small + model.buffers
     return Need(
-        small + (0 if offloaded else partition), 0 if offloaded else own, local, gathered=live + coming,
+        small + (0 if offloaded else partition), 0 if offloaded else own, local - inside, gathered=live + coming,
         buckets=buckets, host=partition + own if offloaded else 0, **parts,
     )  # fmt: skip
 
