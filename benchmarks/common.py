@@ -152,27 +152,26 @@ def _measure_matrix_peak(seconds_per_size: float = 0.4) -> dict[str, float]:
 def pair_shards(args: argparse.Namespace, folder: Path) -> Path:
     """Shards without an eval split, one positive and no negatives per row, of rows drawn from all of --pairs."""
     pairs = []
-    for source in args.pairs or [str(ROOT / "quickstart" / "shards")]:
+    for number, source in enumerate(args.pairs or [str(ROOT / "quickstart" / "shards")]):
         if not Path(source).exists():
             sys.exit(f"{source} is not there: run launch/quickstart.sh once to make it, or name a file with --pairs")
-        rows = open_shards(_as_shards(Path(source), folder / "sources")).split("train")
+        rows = open_shards(as_shards(Path(source), folder / f"source-{number}")).split("train")
         pairs += [{"anchor": row.query, "positive": row.positives[0]} for row in rows]
     random.Random(args.seed).shuffle(pairs)
     drawn = folder / "pairs.jsonl"
     drawn.write_text("".join(json.dumps(pair) + "\n" for pair in pairs[: args.rows]), encoding="utf-8")
-    return _as_shards(drawn, folder)
+    return as_shards(drawn, folder / "shards")
 
 
-def _as_shards(source: Path, folder: Path) -> Path:
+def as_shards(source: Path, output: Path) -> Path:
+    """A shard folder as it is; any other input is sharded into `output`, without an eval split."""
     if (source / "manifest.json").is_file():
         return source
-    folder.mkdir(exist_ok=True)
-    shards = folder / f"shards-{len(list(folder.iterdir()))}"
-    command = [sys.executable, "-m", "data_prep", "shard", str(source), "--output", str(shards)]
+    command = [sys.executable, "-m", "data_prep", "shard", str(source.absolute()), "--output", str(output)]
     done = subprocess.run([*command, "--eval-fraction", "0"], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stdout + done.stderr)
-    return shards
+    return output
 
 
 def in_plan_order(config: RunConfig, steps: int) -> list[Record]:

