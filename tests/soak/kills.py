@@ -1,7 +1,7 @@
 """python -m tests.soak.kills: SIGKILLs at random instants over short runs; every run must end in the undisturbed bytes.
 
-Three ranks by default, engines in turn, a checkpoint after every second step, so that many kills fall inside its
-writing. After each kill the same command is started with --resume. Prints one line per engine, and writes a table.
+Three ranks by default, engines and {full, lora} in turn, a checkpoint after every second step, so that many kills fall inside its
+writing. After each kill the same command is started with --resume. Prints one JSON line per engine and mode.
 """
 
 import argparse
@@ -25,10 +25,10 @@ from tests.launching import ROOT, environment
 EPOCHS = 3
 
 
-def command(run_file: Path, out: Path, engine: str, processes: int) -> list[str]:
+def command(run_file: Path, out: Path, engine: str, mode: str, processes: int) -> list[str]:
     argv = [sys.executable, "-m", "launch", "run", "--config", str(run_file), "--engine", engine]
     argv += ["--processes", str(processes)] if engine != "cpu" else []
-    return [*argv, "--resume", f"output_dir={out}", "checkpoint.every_steps=2"]
+    return [*argv, "--resume", f"output_dir={out}", "checkpoint.every_steps=2", f"model.finetune={mode}"]
 
 
 def digest(out: Path) -> str:
@@ -66,40 +66,44 @@ def disturbed(argv: list[str], out: Path, longest: float, kills: int, draw: rand
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=100, help="over all engines (default 100)")
+    parser.add_argument("--kills", type=int, default=100, help="over all engines and modes (default 100)")
     parser.add_argument("--engines", nargs="+", default=["ddp", "zero2", "zero3"])
+    parser.add_argument("--modes", nargs="+", default=["full", "lora"])
     parser.add_argument("--processes", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="write one line per engine here as well")
+    parser.add_argument("--json", type=Path, help="write the lines here as well")
     args = parser.parse_args()
     draw = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
         model, shards = tiny.model(Path(folder) / "bert"), tiny.shards(Path(folder) / "shards", 82)
         run_file = write_run(Path(folder), model, shards, epochs=EPOCHS)
-        for place, engine in enumerate(args.engines):
-            kills = args.kills // len(args.engines) + (place < args.kills % len(args.engines))
-            line = soak(Path(folder), run_file, engine, args.processes, kills, draw)
+        cases = [(engine, mode) for engine in args.engines for mode in args.modes]
+        for place, (engine, mode) in enumerate(cases):
+            kills = args.kills // len(cases) + (place < args.kills % len(cases))
+            line = soak(Path(folder), run_file, engine, mode, args.processes, kills, draw)
             print(json.dumps(line), flush=True)
             if args.json:
                 with args.json.open("a") as file:
                     file.write(json.dumps(line) + "\n")
 
 
-def soak(folder: Path, run_file: Path, engine: str, processes: int, kills: int, draw: random.Random) -> dict:
-    whole, began = folder / f"{engine}-whole", time.monotonic()
-    subprocess.run(command(run_file, whole, engine, processes), env=environment(), cwd=ROOT, check=True,
+def soak(
+    folder: Path, run_file: Path, engine: str, mode: str, processes: int, kills: int, draw: random.Random
+) -> dict:
+    whole, began = folder / f"{engine}-{mode}-whole", time.monotonic()
+    subprocess.run(command(run_file, whole, engine, mode, processes), env=environment(), cwd=ROOT, check=True,
         capture_output=True)  # fmt: skip
     longest = time.monotonic() - began
     expected, made, inside, runs = losses(whole), 0, 0, 0
     while made < kills:
-        out = folder / f"{engine}-{runs}"
-        more, within = disturbed(command(run_file, out, engine, processes), out, longest, min(10, kills - made), draw)
+        out = folder / f"{engine}-{mode}-{runs}"
+        more, within = disturbed(command(run_file, out, engine, mode, processes), out, longest, min(10, kills - made), draw)
         made, inside, runs = made + more, inside + within, runs + 1
         assert losses(out) == expected, f"{out}: other losses"  # every step logged once, in order
         assert digest(out) == digest(whole), f"{out}: other weights"
         assert [event["epoch"] for event in events(out, "epoch")] == list(range(1, EPOCHS + 1))
     return {
-        "engine": engine, "processes": processes, "kills": made, "while_writing": inside, "runs": runs,
+        "engine": engine, "mode": mode, "processes": processes, "kills": made, "while_writing": inside, "runs": runs,
         "byte_identical": runs, "seconds": round(time.monotonic() - began),
     }  # fmt: skip
 
