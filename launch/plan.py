@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from data_prep.problems import BadInput, Failed
 from data_prep.progress import result
+from launch.command import TORCHRUN, Command
 from launch.estimate import Estimate, Outlook, Ranks, choose_engine, engines_for, estimate, look
 from launch.memory import NEED, read_bytes, shown
 from launch.network import Cost, Link, scaling
@@ -14,6 +15,11 @@ from launch.topology import this_machine
 from trainer.config import RunConfig, load_config
 from trainer.topology import ONE_PROCESS, ZERO, config_folder
 
+PLACEHOLDERS = {
+    "HEAD": "name or address of the first machine",
+    "RANK": "0 on the first machine, 1 on the second, …",
+    "TIME": "limit of the job, as SLURM takes it: 04:00:00",
+}
 NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 PORT = 29500
 
@@ -61,30 +67,11 @@ def ranks_of(args: argparse.Namespace, config: RunConfig) -> Ranks:
 
 
 def commands_for(args: argparse.Namespace, ranks: Ranks, engine: str) -> dict[str, str]:
-    """How to start the run, by launcher. HEAD and RANK: the first machine's address, and which machine this is."""
-    run = [
-        "-m",
-        "trainer",
-        "--config",
-        args.config,
-        "--engine",
-        engine,
-        "--processes",
-        str(ranks.count),
-        *args.overrides,
-    ]
-    slurm = [
-        "python",
-        "-m",
-        "launch",
-        "slurm",
-        "--config",
-        args.config,
-        "--engine",
-        engine,
-        "--nodes",
-        str(ranks.nodes),
-    ]
+    """How to start the run, by launcher, with PLACEHOLDERS."""
+    run = ["-m", "trainer", "--config", args.config, "--engine", engine, "--processes", str(ranks.count)]
+    run += args.overrides
+    slurm = ["python", "-m", "launch", "slurm", "--config", args.config, "--engine", engine]
+    slurm += ["--nodes", str(ranks.nodes), "--time", "TIME"]
     slurm += ["--gpus-per-node", str(ranks.per_node)] if ranks.device == "cuda" else []
     slurm += ["--ranks-per-node", str(ranks.per_node)] if ranks.device != "cuda" else []
     found = {"sbatch": shlex.join([*slurm, "--submit", *args.overrides])}
@@ -97,10 +84,10 @@ def commands_for(args: argparse.Namespace, ranks: Ranks, engine: str) -> dict[st
         accelerate += ["--num_machines", str(ranks.nodes), "--machine_rank", "RANK"]
         accelerate += ["--main_process_ip", "HEAD", "--main_process_port", str(PORT)]
         torchrun += ["--nnodes", str(ranks.nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", f"HEAD:{PORT}"]
-    on_cpu = "ACCELERATE_USE_CPU=true " if ranks.device == "cpu" and engine not in ZERO else ""
+    on_cpu = {"ACCELERATE_USE_CPU": "true"} if ranks.device == "cpu" and engine not in ZERO else {}
     return {
-        "accelerate launch": on_cpu + shlex.join([*accelerate, *run]),
-        "torchrun": shlex.join([*torchrun, *run]),
+        "accelerate launch": str(Command([*accelerate, *run], TORCHRUN | on_cpu)),
+        "torchrun": str(Command([*torchrun, *run], TORCHRUN)),
         **found,
     }
 
@@ -173,6 +160,8 @@ def render(facts: dict) -> str:
         f"engine: {facts['chosen'] or 'none'} ({facts['reason']})",
     ]
     lines += [f"{name}:\n  {command}" for name, command in facts["commands"].items()]
+    said = " ".join(facts["commands"].values()).split()
+    lines += [f"{word}: {about}" for word, about in PLACEHOLDERS.items() if {word, f"{word}:{PORT}"} & set(said)]
     return "\n".join([*lines, *_scaling_table(facts["scaling"])])
 
 

@@ -11,6 +11,8 @@ from trainer.interrupts import MARKER as REQUEUE
 from trainer.state import MARKER as COMPLETE
 from trainer.topology import ONE_PROCESS
 
+# asked of the node's own interpreter: another environment, or a container, has them in another place
+_CONFIGS = r"from trainer.topology import config_folder; print(config_folder(\"accelerate_configs\"))"
 FIRST_PORT, PORTS = 20000, 20000  # below Linux's ephemeral ones
 
 
@@ -27,7 +29,7 @@ class Job:
     """Everything that the script says. gpus: of a node, 0 for ranks on CPUs; signal: seconds before the time limit.
 
     sbatch: further lines for sbatch as they are; container: an image for pyxis, or a .sif file for apptainer;
-    configs: the folder of the accelerate YAMLs; rendered_by: the command that the script names as its own.
+    rendered_by: the command that the script names as its own.
     """
 
     name: str
@@ -47,7 +49,6 @@ class Job:
     sbatch: tuple[str, ...] = ()
     launcher: str = "torchrun"
     python: str = "python"
-    configs: str = "accelerate_configs"
     rendered_by: str = ""
 
     @property
@@ -181,7 +182,8 @@ def _launcher(job: Job) -> tuple[str, str]:
             return f'{start}exec "$0" -m torch.distributed.run "$@"', f"--standalone {meeting}"
         module = 'exec "$0" -m torch.distributed.run --node-rank "$SLURM_NODEID" "$@"'
         return start + module, f'{meeting} --master-addr "$head_node" --master-port "$port"'
-    flags = f"--config_file {shlex.quote(f'{job.configs}/{job.engine}.yaml')} --num_processes {job.nodes * job.ranks}"
+    start += f'configs=$("$0" -c "{_CONFIGS}"); set -- --config_file "$configs/{job.engine}.yaml" "$@"; '
+    flags = f"--num_processes {job.nodes * job.ranks}"
     flags += " --dynamo_backend no" if job.engine == "ddp" else ""
     if job.nodes == 1:
         return f'{start}exec "$0" -m accelerate.commands.launch "$@"', f"{flags} --main_process_port 0"

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from data_prep.output import whole_file
@@ -19,7 +18,6 @@ from launch.slurm import Job, Task, render
 from trainer.config import RunConfig, check_packages, load_config
 from trainer.preflight import check_run
 from trainer.state import MARKER
-from trainer.topology import config_folder
 
 LOOK = 5.0  # seconds between two looks at a job
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
@@ -80,8 +78,6 @@ def make_job(args: argparse.Namespace) -> tuple[Job, list[RunConfig]]:
         partition=args.partition, container=args.container, sbatch=tuple(args.sbatch), launcher=args.launcher,
         rendered_by=args.typed, python=args.python or ("python" if args.container else sys.executable),
     )  # fmt: skip
-    if args.python is None and not args.container:
-        job = replace(job, configs=str(config_folder("accelerate_configs")))
     return job, configs
 
 

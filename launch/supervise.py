@@ -12,7 +12,7 @@ import psutil
 
 from data_prep.progress import say
 from launch.command import Command
-from trainer.interrupts import EXIT_CODE, SIGNALS, read_marker
+from trainer.interrupts import EXIT_CODE, SIGNALS, marker_written
 from trainer.state import newest, read_state
 
 IN_VAIN = 2  # restarts in a row without a newer checkpoint: the cause is not a passing one
@@ -34,11 +34,12 @@ def supervise(first: Command, again: Callable[[], Command], run_dir: Path, resta
 
     def pass_on(number: int, _) -> None:
         asked.append(number)
-        if child and number != signal.SIGINT:  # Ctrl-C reaches the whole terminal by itself
+        if child and not (number == signal.SIGINT and _in_foreground()):  # Ctrl-C reaches the whole terminal by itself
             for rank in _ranks(child):
                 rank.send_signal(number)
 
     before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    earlier = marker_written(run_dir)  # by an earlier run in this folder, which removes it only once it has loaded
     try:
         command, vain, reached = first, 0, _step(run_dir)
         for attempt in range(restarts + 1):
@@ -48,7 +49,7 @@ def supervise(first: Command, again: Callable[[], Command], run_dir: Path, resta
             _end_orphans(mark)
             if code == 0:
                 return 0
-            if asked or read_marker(run_dir):
+            if asked or marker_written(run_dir) not in (None, earlier):
                 return 130 if signal.SIGINT in asked else EXIT_CODE
             step = _step(run_dir)
             vain, reached = (0 if step > reached else vain + 1), step
@@ -69,6 +70,15 @@ def supervise(first: Command, again: Callable[[], Command], run_dir: Path, resta
         for number, handler in before.items():
             signal.signal(number, handler)
     raise AssertionError("the last attempt returns")
+
+
+def _in_foreground() -> bool:
+    """Whether a terminal would send Ctrl-C to us, and so to all that we started."""
+    try:
+        with open("/dev/tty") as terminal:
+            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
+    except OSError:
+        return False
 
 
 def _step(run_dir: Path) -> int:

@@ -74,6 +74,11 @@ class Writer:
         self.engine.world.on_first(begin)
         return target
 
+    def go_back(self, state: TrainState) -> None:
+        """Removes the checkpoints of later steps and epochs, so that a resumed run begins with this one. Collective."""
+        self.wait()
+        self.engine.world.on_first(lambda: self._remove_ahead(state))
+
     def wait(self) -> None:
         """Until nothing is being written. Collective; raises on every rank what went wrong."""
         self.engine.world.on_first(self._settle)
@@ -91,9 +96,21 @@ class Writer:
         self, target: Path, weights: dict, moments: dict, state: TrainState | None, write_model: Callable
     ) -> None:
         write(target, weights, moments, state, write_model)
+        if state is not None:
+            self._remove_older(state)
+
+    def _remove_older(self, state: TrainState) -> None:
+        """Checkpoints that need not be kept. Those ahead do not count: the run went back behind them."""
         for kind, keep in (("step", self.config.keep_steps), ("epoch", self.config.keep_epochs)):
-            if keep:
-                for folder in numbered(self.run_dir, kind)[:-keep]:
+            reached = getattr(state, kind)
+            behind = [folder for number, folder in numbered(self.run_dir, kind).items() if number <= reached]
+            for folder in behind[:-keep] if keep else []:
+                remove(folder)
+
+    def _remove_ahead(self, state: TrainState) -> None:
+        for kind in ("step", "epoch"):
+            for number, folder in numbered(self.run_dir, kind).items():
+                if number > getattr(state, kind):
                     remove(folder)
 
 

@@ -1,6 +1,5 @@
 """Being asked to stop: a preempted or cancelled run finishes its step, writes a checkpoint and says so."""
 
-import json
 import os
 import signal
 import threading
@@ -90,9 +89,9 @@ def remove_marker(run_dir: Path) -> None:
     (run_dir / MARKER).unlink(missing_ok=True)
 
 
-def read_marker(run_dir: Path) -> dict | None:
-    """The marker's content, or None where the run was not stopped from outside."""
+def marker_written(run_dir: Path) -> int | None:
+    """When the marker was written (nanoseconds), or None where the run was not stopped from outside."""
     try:
-        return json.loads((run_dir / MARKER).read_text(encoding="utf-8"))
+        return (run_dir / MARKER).stat().st_mtime_ns
     except FileNotFoundError:
         return None

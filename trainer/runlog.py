@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.output import whole_file
-from data_prep.problems import BadInput
+from data_prep.problems import BadInput, Failed
 from data_prep.progress import say
 from trainer.config import RunConfig, parse_config
 from trainer.planner import PLAN_VERSION
@@ -127,11 +127,14 @@ class RunLog:
         if not active:
             return
         self.path = run_dir / "logs.jsonl"
-        if self.path.exists() and self.path.stat().st_size > keep_bytes:
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if size < keep_bytes:
+            say(f"{self.path}: {keep_bytes - size} of the {keep_bytes} bytes written before the checkpoint are gone")
+        if size > keep_bytes:
             tail = self.path.read_bytes()[keep_bytes:]
             (run_dir / f"logs.tail-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}.jsonl").write_bytes(tail)
             os.truncate(self.path, keep_bytes)
-        self.file = self.path.open("a", encoding="utf-8")
+        self.file = self.path.open("ab", buffering=0)
         self.bar = _Bar() if sys.stderr.isatty() else None
         self.last_step = max((e["step"] for e in self.events("step")), default=0)
         self.trackers = [_weights_and_biases(run_dir)] if os.environ.get("WANDB_PROJECT") else []
@@ -141,8 +144,18 @@ class RunLog:
             # JSON has no Infinity: a gradient that is not finite (a skipped step) becomes null
             finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
             line = {"event": kind, "time": round(time.time(), 3), **finite}
-            self.file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
-            self.file.flush()
+            self._append((json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+    def _append(self, line: bytes) -> None:
+        """The whole line or nothing of it. Raises Failed."""
+        start, reason = self.offset(), "no space left"
+        try:
+            taken = self.file.write(line)
+        except OSError as error:
+            taken, reason = 0, error.strerror
+        if taken < len(line):
+            os.ftruncate(self.file.fileno(), start)  # a full disk takes a part of it
+            raise Failed(f"{self.path}: could not be written ({reason}); the checkpoints so far are whole")
 
     def scalars(self, group: str, values: dict, step: int) -> None:
         """Numbers for the trackers as `group/name`."""
@@ -173,6 +186,11 @@ class RunLog:
     def offset(self) -> int:
         """Bytes of logs.jsonl so far (0 on other ranks)."""
         return self.file.tell() if self.active else 0
+
+    def sync(self) -> None:
+        """The log is on disk: a checkpoint says how much of it belongs to it."""
+        if self.active:
+            os.fsync(self.file.fileno())
 
     def events(self, kind: str) -> list[dict]:
         lines = self.path.read_text(encoding="utf-8").splitlines()

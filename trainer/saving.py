@@ -32,6 +32,7 @@ def epoch_is_over(job) -> bool:
 
 def save_step(job, state: TrainState, background: bool = False) -> Path:
     """A checkpoint between epochs. Collective."""
+    job.log.sync()
     folder = job.writer.save(f"checkpoint-step-{state.step}", state, background)
     job.log.say(f"step {state.step}: checkpoint in {folder}")
     return folder
@@ -59,6 +60,7 @@ class Skips:
         if self.in_a_row < self.job.config.train.max_skipped_steps:
             return
         folder = save_step(self.job, self.good)  # no weight has changed since
+        self.job.writer.go_back(self.good)
         error = Failed(
             f"step {self.job.state.step}: {self.in_a_row} steps in a row had a gradient that is not finite; logs.jsonl "
             f"holds the row ids of each, {folder} the last good state"

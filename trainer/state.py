@@ -32,15 +32,18 @@ class TrainState:
 
 def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None where every file is there with its recorded bytes."""
+    if not (folder / MARKER).is_file():
+        return f"{folder.name}: unfinished (no {MARKER})"
     try:
         files = json.loads((folder / MARKER).read_text())["files"]
-    except (OSError, ValueError, KeyError):
-        return f"{folder.name}: unfinished (no {MARKER})"
-    for name, fact in files.items():
+        facts = {name: (fact["bytes"], fact["sha256"]) for name, fact in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a flipped byte leaves any JSON, or none
+        return f"{folder.name}: {MARKER} cannot be read"
+    for name, (size, sha256) in facts.items():
         path = folder / name
         if not path.is_file():
             return f"{folder.name}: {name} is missing"
-        if path.stat().st_size != fact["bytes"] or sha256_of(path) != fact["sha256"]:
+        if path.stat().st_size != size or sha256_of(path) != sha256:
             return f"{folder.name}: {name} is not what was written (size or sha256 differs)"
     return None
 
@@ -48,7 +51,8 @@ def damage(folder: Path) -> str | None:
 def newest(run_dir: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint with resume state, and a line for each newer one that had to be passed over."""
     passed = []
-    for folder in sorted([*numbered(run_dir, "step"), *numbered(run_dir, "epoch")], key=_step_of, reverse=True):
+    folders = [*numbered(run_dir, "step").values(), *numbered(run_dir, "epoch").values()]
+    for folder in sorted(folders, key=_step_of, reverse=True):
         problem = damage(folder)
         if problem is None:
             return folder, passed
@@ -56,11 +60,10 @@ def newest(run_dir: Path) -> tuple[Path | None, list[str]]:
     return None, passed
 
 
-def numbered(run_dir: Path, kind: str) -> list[Path]:
-    """The checkpoints of a kind, in order of their numbers."""
+def numbered(run_dir: Path, kind: str) -> dict[int, Path]:
+    """The checkpoints of a kind by their numbers, in order."""
     found = run_dir.iterdir() if run_dir.is_dir() else []
-    named = {int(m[2]): p for p in found if (m := _NAME.fullmatch(p.name)) and m[1] == kind}
-    return [folder for _, folder in sorted(named.items())]
+    return dict(sorted((int(m[2]), p) for p in found if (m := _NAME.fullmatch(p.name)) and m[1] == kind))
 
 
 def _step_of(folder: Path) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import os
+import threading
 from pathlib import Path
 
 from data_prep.environment import secret, without
@@ -12,12 +13,13 @@ KEY = "WANDB_API_KEY"
 
 
 class TensorBoard:
-    """OUT/runs/, always."""
+    """OUT/runs/, always. Raises OSError where the disk does not take it."""
 
     def __init__(self, run_dir: Path, last_step: int):
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(run_dir / "runs"), purge_step=last_step + 1 if last_step else None)
+        _quieten_its_thread()
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         for name, value in values.items():
@@ -25,6 +27,17 @@ class TensorBoard:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _quieten_its_thread() -> None:
+    """TensorBoard writes in a thread of its own, whose error the next write raises; its traceback says no more."""
+    before = threading.excepthook
+
+    def hook(args) -> None:
+        if not type(args.thread).__module__.startswith("tensorboard."):
+            before(args)
+
+    threading.excepthook = hook
 
 
 def check_tracking() -> None:

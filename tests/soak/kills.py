@@ -1,7 +1,8 @@
 """python -m tests.soak.kills: SIGKILLs at random instants over short runs; every run must end in the undisturbed bytes.
 
-Three ranks by default, engines and {full, lora} in turn, a checkpoint after every second step, so that many kills fall inside its
-writing. After each kill the same command is started with --resume. Prints one JSON line per engine and mode.
+Three ranks by default, engines and {full, lora} in turn, a checkpoint after every second step. Every third kill waits
+for one that is being written. After each kill the same command is started with --resume. Prints one JSON line per
+engine and mode.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from tests.end_to_end.runs import events, losses, write_run
 from tests.launching import ROOT, environment
 
 EPOCHS = 3
+AIMED = 3  # every so many kills, one waits for a checkpoint that is being written
 
 
 def command(run_file: Path, out: Path, engine: str, mode: str, processes: int) -> list[str]:
@@ -44,22 +46,32 @@ def kill_all(process: subprocess.Popen, out: Path) -> None:
     for left in psutil.process_iter(["cmdline"]):
         if f"output_dir={out}" in (left.info["cmdline"] or []):
             left.kill()
-    process.communicate()
+    process.wait()
+
+
+def writing(out: Path) -> bool:
+    return any(out.glob(".writing-*"))
 
 
 def disturbed(argv: list[str], out: Path, longest: float, kills: int, draw: random.Random) -> tuple[int, int]:
     """Runs to the end with up to `kills` kills; (kills made, of them while a checkpoint was being written)."""
     made = inside = 0
     while True:
-        process = subprocess.Popen(
-            argv, env=environment(), cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        try:
-            said, _ = process.communicate(timeout=draw.uniform(0, longest) if made < kills else 600)
-            assert process.returncode == 0, said.decode()[-3000:]
-            return made, inside
-        except subprocess.TimeoutExpired:
-            inside += any(out.glob(".writing-*"))
+        with tempfile.TemporaryFile() as said:
+            process = subprocess.Popen(
+                argv, env=environment(), cwd=ROOT, start_new_session=True, stdout=said, stderr=subprocess.STDOUT
+            )
+            if made == kills:
+                process.wait(timeout=600)
+            at = time.monotonic() + draw.uniform(0, longest)
+            aimed = made % AIMED == AIMED - 1
+            while process.poll() is None and (time.monotonic() < at or (aimed and not writing(out))):
+                time.sleep(0.001)
+            if process.poll() is not None:
+                said.seek(0)
+                assert process.returncode == 0, said.read().decode()[-3000:]
+                return made, inside
+            inside += writing(out)
             kill_all(process, out)
             made += 1
 
@@ -87,9 +99,7 @@ def main() -> None:
                     file.write(json.dumps(line) + "\n")
 
 
-def soak(
-    folder: Path, run_file: Path, engine: str, mode: str, processes: int, kills: int, draw: random.Random
-) -> dict:
+def soak(folder: Path, run_file: Path, engine: str, mode: str, processes: int, kills: int, draw: random.Random) -> dict:
     whole, began = folder / f"{engine}-{mode}-whole", time.monotonic()
     subprocess.run(command(run_file, whole, engine, mode, processes), env=environment(), cwd=ROOT, check=True,
         capture_output=True)  # fmt: skip
@@ -97,7 +107,8 @@ def soak(
     expected, made, inside, runs = losses(whole), 0, 0, 0
     while made < kills:
         out = folder / f"{engine}-{mode}-{runs}"
-        more, within = disturbed(command(run_file, out, engine, mode, processes), out, longest, min(10, kills - made), draw)
+        argv = command(run_file, out, engine, mode, processes)
+        more, within = disturbed(argv, out, longest, min(10, kills - made), draw)
         made, inside, runs = made + more, inside + within, runs + 1
         assert losses(out) == expected, f"{out}: other losses"  # every step logged once, in order
         assert digest(out) == digest(whole), f"{out}: other weights"

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -12,6 +11,7 @@ from data_prep.__main__ import main as prep_main
 from data_prep.problems import BadInput
 from launch.__main__ import main as launch_main
 from tests import tiny
+from tests.disks import make_read_only, small_disk
 from trainer.__main__ import main as train_main
 from trainer.config import load_config
 from trainer.planner import PLAN_VERSION
@@ -437,31 +437,21 @@ def test_a_missing_run_file(capsys):
     assert "no such run file" in capsys.readouterr().err
 
 
-def mounted(folder, options: str):
-    """A tmpfs on folder, or None where this user may not mount."""
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(folder)], capture_output=True)
-    return folder if done.returncode == 0 else None
-
-
 @pytest.fixture
-def small_disk(tmp_path):
-    folder = mounted(tmp_path / "disk", "size=64k")
-    if folder is None:
-        pytest.skip("this user may not mount a small file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+def disk(tmp_path):
+    with small_disk(tmp_path / "disk", "64k") as folder:
+        yield folder
 
 
-def test_a_disk_too_small_is_told_beforehand(run, capsys, small_disk):
-    run.values["output_dir"] = str(small_disk / "out")
+def test_a_disk_too_small_is_told_beforehand(run, capsys, disk):
+    run.values["output_dir"] = str(disk / "out")
     assert train_main(["--config", run.write()]) == 2
     assert "GiB free" in capsys.readouterr().err
 
 
-def test_a_read_only_disk_is_told_beforehand(run, capsys, small_disk):
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    run.values["output_dir"] = str(small_disk / "out")
+def test_a_read_only_disk_is_told_beforehand(run, capsys, disk):
+    make_read_only(disk)
+    run.values["output_dir"] = str(disk / "out")
     assert train_main(["--config", run.write()]) == 2
     assert "cannot write below" in capsys.readouterr().err
 

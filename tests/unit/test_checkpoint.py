@@ -1,0 +1,112 @@
+"""Checkpoints on disk: damage of any kind is seen, the one before is used, and none that a run needs is removed."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from trainer.checkpoint import Writer
+from trainer.collectives import World
+from trainer.config import CheckpointConfig
+from trainer.runlog import RunLog
+from trainer.state import MARKER, TrainState, damage, newest
+
+
+def state(step: int, epoch: int = 0) -> TrainState:
+    return TrainState(step, epoch, step, 0, {})
+
+
+def writer(run_dir: Path, **keep) -> Writer:
+    weights = {"w": torch.arange(4.0)}
+    engine = SimpleNamespace(world=World(), weights=lambda: weights, moments=lambda: {"w": torch.zeros(4)})
+    return Writer(
+        engine, run_dir, CheckpointConfig(**keep), lambda: lambda at, found: save_file(found, at / "model.safetensors")
+    )
+
+
+def saved(made: Writer, *steps: int) -> set[str]:
+    for step in steps:
+        made.save(f"checkpoint-step-{step}", state(step))
+    return {path.name for path in made.run_dir.iterdir()}
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at % len(data)] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "a flipped byte of the weights": lambda folder: flip(folder / "model.safetensors", -1),
+    "a truncated file": lambda folder: (folder / "model.safetensors").write_bytes(b"short"),
+    "a missing file": lambda folder: (folder / "state" / "optimizer.safetensors").unlink(),
+    "no marker": lambda folder: (folder / MARKER).unlink(),
+    "a marker that is a list": lambda folder: (folder / MARKER).write_text("[]"),
+    "a marker without sizes": lambda folder: (folder / MARKER).write_text('{"files": {"model.safetensors": {}}}'),
+    "a state that is no JSON": lambda folder: (folder / "state" / "trainer.json").write_text("{"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_what_is_damaged_is_named_and_the_one_before_is_used(tmp_path, name):
+    saved(writer(tmp_path), 10, 20)
+    DAMAGES[name](tmp_path / "checkpoint-step-20")
+    folder, passed = newest(tmp_path)
+    assert folder == tmp_path / "checkpoint-step-10"
+    assert len(passed) == 1 and passed[0].startswith("checkpoint-step-20: ")
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    saved(writer(folder), 10)
+    return folder / "checkpoint-step-10"
+
+
+@given(st.data())
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_flipped_byte_anywhere_never_passes_and_never_raises(one, data):
+    """In the marker it may be in a space or a name, where any answer but an error will do."""
+    path = data.draw(st.sampled_from(sorted(path for path in one.rglob("*") if path.is_file())))
+    at = data.draw(st.integers(0, path.stat().st_size - 1))
+    flip(path, at)
+    try:
+        assert damage(one) or path.name == MARKER
+    finally:
+        flip(path, at)
+    assert damage(one) is None
+
+
+def test_the_newest_are_kept(tmp_path):
+    made = writer(tmp_path, keep_steps=2)
+    assert saved(made, 5, 10, 15) == {"checkpoint-step-10", "checkpoint-step-15"}
+
+
+def test_after_a_fall_back_what_is_written_stays(tmp_path):
+    """Damaged ones ahead have higher numbers; they are no reason to remove the new ones."""
+    saved(writer(tmp_path, keep_steps=2), 20, 30)
+    flip(tmp_path / "checkpoint-step-30" / "model.safetensors", -1)
+    flip(tmp_path / "checkpoint-step-20" / "model.safetensors", -1)
+    saved(writer(tmp_path, keep_steps=1), 10, 15)
+    assert newest(tmp_path)[0] == tmp_path / "checkpoint-step-15"
+
+
+def test_a_run_that_goes_back_resumes_from_there(tmp_path):
+    """Weights that no update changed were written further on: they are whole, and would count as progress."""
+    made = writer(tmp_path)
+    saved(made, 10, 20, 30)
+    made.save("checkpoint-epoch-1", state(24, 1))
+    made.save("checkpoint-step-10", state(10))
+    made.go_back(state(10))
+    assert newest(tmp_path) == (tmp_path / "checkpoint-step-10", [])
+
+
+def test_a_log_shorter_than_its_checkpoint_says_is_told(tmp_path, capsys):
+    (tmp_path / "logs.jsonl").write_text(json.dumps({"event": "step", "step": 1}) + "\n")
+    RunLog(tmp_path, True, 1000).close()
+    assert "of the 1000 bytes written before the checkpoint are gone" in capsys.readouterr().err
