@@ -18,7 +18,8 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", "--recursive", str(folder)], check=True)
+        while folder.is_mount():  # make_read_only mounts it over itself
+            subprocess.run(["umount", str(folder)], check=True)
 
 
 def make_read_only(folder: Path) -> None:

@@ -54,4 +54,4 @@ def test_the_run_ends_and_the_checkpoint_before_is_whole(tmp_path, tiny_bert, ki
         assert reason in done.both and "Traceback" not in done.both, done.both[-3000:]
         assert newest(out) == (out / "checkpoint-epoch-1", [])
         assert damage(out / "checkpoint-epoch-1") is None and not (out / "final").exists()
-        assert len(events(out)) >= 8
+        assert len(events(out)) >= 7  # whole lines
