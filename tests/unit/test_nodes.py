@@ -1,15 +1,18 @@
 """One node of several: what the flags say is checked on the node, and becomes one command."""
 
 import socket
+import subprocess
+import sys
 
 import pytest
 
 from data_prep.problems import BadInput
 from launch import nodes as nodes_module
-from launch.command import Machine, Nodes, build, choose
+from launch.command import Command, Machine, Nodes, build, choose
 from launch.nodes import find_nodes, interface_to, own_addresses, parse_master
-from launch.supervise import _end_of
+from launch.supervise import _end_of, supervise
 from tests.launching import free_port
+from trainer.interrupts import EXIT_CODE
 
 CPU = Machine(gpus=0, mps=False, cores=8)
 
@@ -100,11 +103,25 @@ def test_the_engine_of_several_nodes():
         choose("cpu", None, CPU, "auto", nodes=2)
 
 
+FAILS = Command([sys.executable, "-c", "raise SystemExit(1)"])
+
+
+def test_a_marker_of_an_earlier_run_does_not_keep_a_failed_one_from_being_started_again(tmp_path, capsys):
+    """The trainer removes it, but only after it has loaded; it may fail before."""
+    (tmp_path / "requeue.json").write_text("{}")
+    assert supervise(FAILS, lambda: FAILS, tmp_path, 1) == 1
+    assert "restart 1 of 1" in capsys.readouterr().err
+
+
+def test_a_run_that_wrote_its_marker_is_not_started_again(tmp_path, capsys):
+    (tmp_path / "requeue.json").write_text("{}")
+    code = f"import os; os.utime({str(tmp_path / 'requeue.json')!r}); raise SystemExit(1)"
+    assert supervise(Command([sys.executable, "-c", code]), lambda: FAILS, tmp_path, 1) == EXIT_CODE
+    assert "restart" not in capsys.readouterr().err
+
+
 def test_a_launcher_that_outlives_its_ranks_is_killed(monkeypatch, capsys):
     """It is what torchrun does where the link to node 0 is cut: for 15 minutes, and deaf to SIGTERM."""
-    import subprocess
-    import sys
-
     monkeypatch.setattr("launch.supervise.LINGER", 0.3)
     monkeypatch.setattr("launch.supervise.LOOK", 0.1)
     rank = "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(1)'], env={'RANK': '1'}).wait()"

@@ -1,6 +1,7 @@
 """`python -m launch plan`: its figures against the models, batches and traffic of real engines in this process."""
 
 import json
+import shlex
 import shutil
 
 import pytest
@@ -93,9 +94,26 @@ def test_the_plan_names_steps_negatives_collectives_and_commands(capsys, run_fil
     by_name = {e["engine"]: e for e in facts["engines"]}
     assert by_name["ddp"]["calls"] == 2 + 3 + 1 and by_name["zero2"]["calls"] == 2 + 3
     assert facts["chosen"] == "ddp"
-    assert facts["commands"]["torchrun"].startswith("torchrun --nproc-per-node 2 -m trainer --config")
-    assert facts["commands"]["accelerate launch"].startswith("ACCELERATE_USE_CPU=true accelerate launch --config_file")
-    assert "launch slurm" in facts["commands"]["sbatch"] and "--ranks-per-node 2" in facts["commands"]["sbatch"]
+    signals = "PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 PET_SHUTDOWN_TIMEOUT=600 "
+    torchrun, accelerate = facts["commands"]["torchrun"], facts["commands"]["accelerate launch"]
+    assert torchrun.startswith(signals + "torchrun --nproc-per-node 2 -m trainer --config")
+    assert accelerate.startswith(signals + "ACCELERATE_USE_CPU=true accelerate launch --config_file")
+
+
+def test_the_command_for_slurm_is_one(capsys, run_file):
+    facts = planned(capsys, run_file, "--gpus-per-node", "2", "train.device=cpu")
+    command = shlex.split(facts["commands"]["sbatch"].replace("TIME", "30"))
+    assert command[:3] == ["python", "-m", "launch"] and "--submit" in command
+    assert main([part for part in command[3:] if part != "--submit"]) == 0
+    assert "--nproc-per-node 2" in capsys.readouterr().out
+
+
+def test_placeholders_are_explained(capsys, run_file):
+    assert main(["plan", "--config", str(run_file), "--nodes", "2", "--gpu-memory", "80GB"]) == 0
+    shown = capsys.readouterr().out
+    assert "\nHEAD: name" in shown and "\nRANK: 0 on" in shown and "\nTIME: limit" in shown
+    assert main(["plan", "--config", str(run_file), "--gpu-memory", "80GB"]) == 0
+    assert "HEAD:" not in capsys.readouterr().out
 
 
 def test_several_nodes_differ_in_their_topology_flags_only(capsys, run_file):

@@ -98,6 +98,21 @@ def test_accelerate_on_gpus_gets_each_nodes_rank_there_and_not_on_the_head_node(
     assert "ACCELERATE_USE_CPU" not in script and "scontrol requeue" not in script
 
 
+def test_a_node_finds_the_configs_of_its_own_embedfleet(capsys, tmp_path):
+    """The interpreter of --python, or of a container, has them elsewhere than the one that renders."""
+    for container in ([], ["--container", "image.sif"]):
+        script = rendered(capsys, *KINDS[1], "--python", "/opt/env/bin/python", *container)
+        on_node = next(line for line in script.splitlines() if line.startswith("on_node="))
+        show = "exec() { shift 2; printf '%s\\n' \"$@\"; }; "
+        run = f'{on_node}; bash -c "$SHOW$on_node" {shlex.quote(sys.executable)} {tmp_path}/logs --flag'
+        env = os.environ | {"PYTHONPATH": str(ROOT), "SLURM_NODEID": "1", "SHOW": show}
+        done = subprocess.run(["bash", "-c", run], capture_output=True, text=True, env=env, check=True)
+        assert done.stdout.split("--config_file\n")[1].splitlines()[0] == str(
+            ROOT / "accelerate_configs" / "zero3.yaml"
+        )
+        assert done.stdout.endswith("--flag\n")
+
+
 def test_a_sweep_is_an_array_with_a_folder_for_each_run(capsys):
     script = rendered(
         capsys, "--engine", "cpu", "--sweep", "optim.betas=[0.9, 0.99],[0.8, 0.9]", "--sweep", "train.seed=0,1"
