@@ -15,7 +15,7 @@ MENDS = {
     "data": "copy one shard folder to every node, or put it on a file system they share",
     "model": "copy one model folder to every node, or put it on a file system they share",
     "code": "install the same embedfleet on every node",
-    "versions": "install from the same constraints file on every node",
+    "library version": "install from the same constraints file on every node",
 }
 
 
@@ -30,7 +30,7 @@ def facts_of(config: RunConfig) -> dict[str, str]:
     facts = {
         "run file": _digest(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()),
         "code": _digest(b"".join(path.read_bytes() for path in _sources())),
-        "versions": json.dumps(versions()),
+        "library version": json.dumps(versions()),
     }
     try:
         facts["data"] = open_shards(config.data.train).fingerprint

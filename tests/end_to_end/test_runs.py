@@ -105,21 +105,30 @@ def test_killed_in_the_second_epoch_the_same_command_resumes_to_the_same_bytes(w
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(out / "final").items())
 
 
-RESUMERS = [("cpu", 1), ("ddp", 3), ("zero1", 2), ("zero2", 2), ("zero3", 2)]
+# The second epoch of a ddp-2 run, and then its third, each on another engine or number of ranks.
+RESUMERS = [
+    (("ddp", 3), ("cpu", 1)),
+    (("cpu", 1), ("ddp", 2)),
+    (("zero2", 2), ("cpu", 1)),
+    (("zero3", 2), ("ddp", 2)),
+    (("zero1", 2), ("zero3", 2)),
+]
 
 
-@pytest.mark.parametrize(("engine", "processes"), RESUMERS, ids=[f"{e}-{n}" for e, n in RESUMERS])
-def test_any_engine_resumes_a_ddp_run_with_the_same_losses(whole, tmp_path, engine, processes):
-    """The run is cut back to its first epoch and continued elsewhere; output_dir is where the copy lies."""
+@pytest.mark.parametrize("groups", RESUMERS, ids=["-".join(f"{e}{n}" for e, n in groups) for groups in RESUMERS])
+def test_any_engine_resumes_any_others_run_with_the_same_losses(whole, tmp_path, groups):
+    """Each time cut back to its last but one epoch; output_dir is where the copy lies."""
     run_file, out = whole
     copy = tmp_path / "out"
     shutil.copytree(out, copy)
-    for name in ("final", "checkpoint-epoch-2", "checkpoint-epoch-3"):
-        shutil.rmtree(copy / name)
-    trainer = ["-m", "trainer", "--config", str(run_file), "--engine", engine, "--resume", f"output_dir={copy}"]
-    done = run(*trainer) if processes == 1 else torchrun(processes, *trainer)
-    assert done.returncode == 0, done.both[-4000:]
-    assert losses(copy) == pytest.approx(losses(out), abs=1e-4)
+    for epoch, (engine, processes) in zip((1, 2), groups, strict=True):
+        for name in ("final", *(f"checkpoint-epoch-{later}" for later in (2, 3) if later > epoch)):
+            shutil.rmtree(copy / name)
+        trainer = ["-m", "trainer", "--config", str(run_file), "--engine", engine, "--resume", f"output_dir={copy}"]
+        done = run(*trainer) if processes == 1 else torchrun(processes, *trainer)
+        assert done.returncode == 0, done.both[-4000:]
+        assert f"checkpoint-epoch-{epoch} after step {6 * epoch}" in done.both
+        assert losses(copy) == pytest.approx(losses(out), abs=1e-4)
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(whole, tmp_path):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import zip_longest
 from pathlib import Path
 
 import psutil
@@ -156,15 +157,15 @@ def test_a_run_that_has_diverged_stops_at_its_last_good_state(tmp_path, tiny_ber
     assert (out / "checkpoint-step-0" / "complete.json").exists()
 
 
-def ranks(run_file: Path, overrides: list[list[str]]) -> list[subprocess.Popen]:
-    """Ranks started by hand, each with overrides of its own."""
+def ranks(run_file: Path, overrides: list[list[str]], *environs: dict[str, str]) -> list[subprocess.Popen]:
+    """Ranks started by hand, each with overrides (and environment variables) of its own."""
     port = str(free_port())
     started = []
-    for rank, own in enumerate(overrides):
+    for (rank, own), environ in zip_longest(enumerate(overrides), environs, fillvalue={}):
         given = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": len(overrides), "LOCAL_WORLD_SIZE": len(overrides)}
         given |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
         argv = [sys.executable, "-m", "trainer", "--config", str(run_file), *own]
-        started.append(start(argv, **{key: str(value) for key, value in given.items()}))
+        started.append(start(argv, **environ, **{key: str(value) for key, value in given.items()}))
     return started
 
 
@@ -177,6 +178,33 @@ def test_ranks_that_disagree_refuse_to_start(tmp_path, tiny_bert, shards):
     assert "rank(s) 1 have another run file than rank 0" in said[0]
     assert "rank(s) 1 have another data than rank 0" in said[0]
     assert "nothing was trained" in said[0] and not (tmp_path / "out").exists()
+
+
+def test_a_rank_with_another_version_of_a_package_is_named(tmp_path, tiny_bert, shards):
+    planted = tmp_path / "other" / "safetensors-0.0.1.dist-info"
+    planted.mkdir(parents=True)
+    (planted / "METADATA").write_text("Metadata-Version: 2.1\nName: safetensors\nVersion: 0.0.1\n")
+    other = {"PYTHONPATH": f"{planted.parent}{os.pathsep}{ROOT}"}
+    started = ranks(write_run(tmp_path, tiny_bert, shards), [[], []], {}, other)
+    said = [process.communicate(timeout=120)[0] for process in started]
+    assert [process.returncode for process in started] == [2, 2], said
+    assert "rank(s) 1 have another library version than rank 0 (safetensors" in said[0] and "0.0.1 on rank 1" in said[0]
+    assert "constraints file" in said[0] and not (tmp_path / "out").exists()
+
+
+def test_a_rank_that_hangs_is_named_by_the_others_in_time(tmp_path, tiny_bert, shards):
+    run_file, out = write_run(tmp_path, tiny_bert, shards, epochs=500, timeout_minutes=0.3), tmp_path / "out"
+    started = ranks(run_file, [[], []])
+    wait_for(lambda: steps_logged(out) >= 3, started[0])
+    started[1].send_signal(signal.SIGSTOP)
+    try:
+        said = started[0].communicate(timeout=120)[0]
+    finally:
+        started[1].kill()
+        started[1].communicate()
+    assert started[0].returncode == 1, said[-3000:]
+    assert "rank 0 lost the others in its collective" in said and "rank 1 after step" in said
+    assert "Traceback" not in said
 
 
 def test_a_rank_that_dies_is_named_by_the_others(tmp_path, tiny_bert, shards):
@@ -201,6 +229,18 @@ def test_a_supervised_run_goes_on_after_a_rank_was_killed(tmp_path, tiny_bert, s
     assert "restart 1 of 2, from step" in said
     assert losses(out) == losses(uninterrupted("ddp"))
     assert digest(out) == digest(uninterrupted("ddp"))
+
+
+def test_a_supervisor_that_is_asked_to_stop_stops_its_ranks_whole(tmp_path, tiny_bert, shards):
+    run_file, out = write_run(tmp_path, tiny_bert, shards, epochs=500), tmp_path / "out"
+    process = start(command(run_file, "ddp", "--max-restarts", "2"))
+    wait_for(lambda: steps_logged(out) >= 3, process)
+    process.terminate()
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, said[-3000:]
+    marker = json.loads((out / "requeue.json").read_text())
+    assert marker == {"signal": "SIGTERM", "step": len(losses(out))}
+    assert (out / f"checkpoint-step-{marker['step']}" / "complete.json").exists() and "restart" not in said
 
 
 def test_a_supervised_run_that_gets_no_further_is_given_up(tmp_path, tiny_bert, shards):

@@ -177,9 +177,9 @@ def digest(out: Path) -> str:
     return hashlib.sha256((out / "final" / "model.safetensors").read_bytes()).hexdigest()
 
 
-def one_host(run_file: Path, out: Path, engine: str, ranks: int, *more: str) -> Path:
+def one_host(run_file: Path, out: Path, engine: str, ranks: int) -> Path:
     argv = [sys.executable, "-m", "launch", "run", "--config", str(run_file), "--engine", engine]
-    argv += ["--processes", str(ranks), f"output_dir={out}", *more]
+    argv += ["--processes", str(ranks), f"output_dir={out}"]
     subprocess.run(argv, env=environment(), cwd=ROOT, check=True, capture_output=True)
     return out
 
@@ -269,6 +269,14 @@ def steps_said(one: Running) -> int:
 SUPERVISED = ["--max-restarts", "4", "checkpoint.every_steps=5", f"train.timeout_minutes={TIMEOUT_MINUTES}"]
 
 
+def undisturbed(folder: Path, run_file: Path, engine: str) -> Path:
+    """On two hosts as well: a rank on a host of its own has more threads than one of two, and sums in another order."""
+    out = folder / f"{engine}-whole"
+    with Hosts(2) as hosts:
+        finish(launch_run(hosts, run_file, engine, out, *SUPERVISED))
+    return out
+
+
 def fault(folder: Path, run_file: Path, engine: str, name: str, undisturbed: Path) -> None:
     out = folder / f"{engine}-{name}".replace(" ", "-").replace("'", "")
     with Hosts(2) as hosts:
@@ -332,7 +340,7 @@ def main() -> None:
         if not wanted:
             return
         SUPERVISED.append(f"train.epochs={args.epochs}")
-        whole = one_host(run_file, folder / "whole", args.engine, 2, SUPERVISED[-1])
+        whole = undisturbed(folder, run_file, args.engine)
         for one in wanted:
             (fault if one in FAULTS else slow)(folder, run_file, args.engine, one, whole)
 
