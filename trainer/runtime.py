@@ -73,6 +73,8 @@ def start(config: RunConfig, run_file: str, engine: str | None = None, processes
     that came up as well. Raises BadInput with what to run instead.
     """
     planned = claims(engine, processes)
+    if any(claim.engine and claim.engine not in ENGINES for claim in planned):  # accelerate itself may fail of it
+        check_world(int(os.environ.get("WORLD_SIZE", "1")), "ddp", planned, run_file)
     ds_json = _deepspeed_json(engine, planned, run_file)
     _check_environment(config)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1 or ds_json is not None

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from trainer.preflight import unused_teachers
+from trainer.topology import fewer_nodes
 from trainer.watch import Verdict
 
 
@@ -34,6 +35,8 @@ def say_start(
         f"{plan.rows} rows, global batch {plan.batch_size} over {topology['processes']} process(es) on "
         f"{topology['device']} ({topology['engine']}), {plan.epoch_steps} steps per epoch, {job.total_steps} in all"
     )
+    for line in fewer_nodes(topology["processes"]):
+        job.log.say(line)
     if plan.cut:
         job.log.say(
             f"an epoch is cut after {plan.epoch_steps} of the {plan.steps_per_epoch} steps of a pass over the data"

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
@@ -20,6 +21,10 @@ ENGINES = (*ONE_PROCESS, "ddp", *ZERO)
 OFFLOAD = ("offload_optimizer", "offload_param")  # of zero_optimization: what lies in the host's memory
 # Older ZeRO-1/2 with optimizer offload kept only the last chunk's gradient (DeepSpeed issue 7981).
 OLDEST_DEEPSPEED = Version("0.19.8")
+
+
+# what starts tasks without making them ranks -> the variable in which each finds how many there are
+TASKS = {"srun": "SLURM_STEP_NUM_TASKS", "mpirun": "OMPI_COMM_WORLD_SIZE", "mpiexec": "PMI_SIZE"}
 
 
 @dataclass(frozen=True)
@@ -39,12 +44,40 @@ def claims(engine: str | None, processes: int | None, environ: Mapping[str, str]
         found.append(Claim("the flags --engine/--processes", processes, engine))
     if "WORLD_SIZE" in environ:
         found.append(Claim("WORLD_SIZE in the environment", int(environ["WORLD_SIZE"])))
+    else:  # no launcher between: the tasks know nothing of each other
+        tasks = {by: int(environ[name]) for by, name in TASKS.items() if environ.get(name, "1") != "1"}
+        found += [Claim(by, count) for by, count in tasks.items()]
     for command in _ancestor_commands():
         claim = accelerate_claim(command)
         if claim:
             found.append(claim)
             break
     return found
+
+
+def fewer_nodes(processes: int, environ: Mapping[str, str] | None = None) -> list[str]:
+    """A line where an elastic torchrun (--nnodes MIN:MAX) went on with fewer nodes than it may have."""
+    environ = os.environ if environ is None else environ
+    for command in _ancestor_commands():
+        most = most_nodes(command, environ)
+        wanted = most * int(environ.get("LOCAL_WORLD_SIZE", "1"))
+        if processes < wanted:
+            return [
+                f"torchrun went on without all of its {most} nodes: {processes} of {wanted} processes train, each on a "
+                f"larger part of the same global batch; --nnodes {most} waits for all, and --processes {wanted} behind "
+                "trainer refuses fewer"
+            ]
+    return []
+
+
+def most_nodes(command: list[str], environ: Mapping[str, str]) -> int:
+    """MAX of torchrun's --nnodes MIN:MAX; 0 for any other command."""
+    if not {"torchrun", "torch.distributed.run"} & {Path(part).name for part in command}:
+        return 0
+    spread = " ".join(command).replace("=", " ").split()
+    given = dict(pairwise(spread)).get("--nnodes") or environ.get("PET_NNODES", "")
+    most = given.rpartition(":")[2] if ":" in given else ""
+    return int(most) if most.isdigit() else 0
 
 
 def _ancestor_commands() -> list[list[str]]:
@@ -228,7 +261,7 @@ def _why(processes: int, actual: str, engine: str) -> str:
         return "Accelerate drops DeepSpeed silently where it is told to use the CPU (--cpu, use_cpu or its variable). "
     if processes == 1:
         return (
-            "Accelerate starts one process only for MULTI_CPU or --cpu without an MPI hostfile, and ranks without a "
-            "common process group each train alone. "
+            "Processes without a common process group each train alone: the tasks of srun or mpirun (on SLURM: python "
+            "-m launch slurm), and the one that accelerate starts for MULTI_CPU or --cpu without an MPI hostfile. "
         )
     return ""

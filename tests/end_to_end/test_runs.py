@@ -278,15 +278,20 @@ REFUSED = {
         {"ACCELERATE_USE_CPU": "true"},
         "--engine zero2",
     ),
+    "FSDP": (["--config_file", "FSDP", "--num_processes", "2"], {}, "--engine ddp --processes 2"),
+}
+YAMLS = {
+    "MULTI_CPU": "distributed_type: MULTI_CPU\nuse_cpu: true\n",
+    "FSDP": "distributed_type: FSDP\nfsdp_config: {fsdp_version: 1, fsdp_sharding_strategy: FULL_SHARD}\n",
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_silent_fallbacks_of_the_launcher_are_refused(tmp_path, tiny_bert, shards, case):
     flags, extra, mend = REFUSED[case]
-    yaml = tmp_path / "multi_cpu.yaml"
-    yaml.write_text("distributed_type: MULTI_CPU\nuse_cpu: true\nnum_machines: 1\nmixed_precision: 'no'\n")
-    flags = [str(yaml) if flag == "MULTI_CPU" else flag for flag in flags]
+    yaml = tmp_path / "launch.yaml"
+    yaml.write_text("num_machines: 1\nmixed_precision: 'no'\n" + YAMLS.get(flags[1], ""))
+    flags = [str(yaml) if flag in YAMLS else flag for flag in flags]
     done = accelerate(*flags, run_file=write_run(tmp_path, tiny_bert, shards), **extra)
     assert done.returncode != 0
     assert "Nothing was trained" in done.both, done.both[-3000:]

@@ -4,8 +4,18 @@ import pytest
 
 from data_prep.problems import BadInput
 from launch.command import TORCHRUN, Machine, build, choose
-from trainer.config import load_config
-from trainer.topology import Claim, accelerate_claim, check_world, config_folder, read_ds_json
+from trainer.config import load_config, parse_config
+from trainer.topology import (
+    TASKS,
+    Claim,
+    accelerate_claim,
+    check_world,
+    claims,
+    config_folder,
+    fewer_nodes,
+    most_nodes,
+    read_ds_json,
+)
 
 ZERO2 = str(config_folder("accelerate_configs") / "zero2.yaml")
 DDP = str(config_folder("accelerate_configs") / "ddp.yaml")
@@ -50,9 +60,59 @@ def test_ranks_that_each_train_alone_are_refused():
     assert "python -m launch run --config r.yaml --engine ddp --processes 2" in str(caught.value)
 
 
+@pytest.mark.parametrize("by", TASKS)
+def test_tasks_that_know_nothing_of_each_other_are_refused(by):
+    planned = claims(None, None, {TASKS[by]: "4"})
+    with pytest.raises(BadInput, match=f"{by} asked for 4 process.* each train alone.*--engine ddp --processes 4"):
+        check_world(1, "cpu", planned, "r.yaml")
+
+
+def test_one_task_or_a_launcher_in_each_is_no_claim():
+    assert claims(None, None, {"SLURM_STEP_NUM_TASKS": "1"}) == []
+    found = claims(None, None, {"SLURM_STEP_NUM_TASKS": "2", "WORLD_SIZE": "8"})
+    assert [claim.processes for claim in found] == [8]
+
+
+ELASTIC = [
+    (["/v/bin/python", "-m", "torch.distributed.run", "--nnodes", "1:2", *TAIL], 2),
+    (["/v/bin/python", "/v/bin/torchrun", "--nnodes=2:16", "--nproc-per-node=4", *TAIL], 16),
+    (["torchrun", "--nnodes", "2", *TAIL], 0),
+    (["torchrun", *TAIL], 0),
+    (["accelerate", "launch", "--nnodes", "1:2", *TAIL], 0),
+]
+
+
+@pytest.mark.parametrize(("command", "most"), ELASTIC)
+def test_an_elastic_torchrun_says_how_many_nodes_it_may_have(command, most):
+    assert most_nodes(command, {}) == most
+
+
+def test_an_elastic_world_that_shrank_is_told(monkeypatch):
+    monkeypatch.setattr("trainer.topology._ancestor_commands", lambda: [["bash"], ELASTIC[1][0]])
+    (line,) = fewer_nodes(8, {"LOCAL_WORLD_SIZE": "4"})
+    assert "8 of 64 processes" in line and "--nnodes 16 waits" in line and "--processes 64 behind" in line
+    assert fewer_nodes(64, {"LOCAL_WORLD_SIZE": "4"}) == []
+
+
 def test_a_dropped_engine_is_refused():
     with pytest.raises(BadInput, match="Accelerate drops DeepSpeed"):
         check_world(2, "ddp", [Claim("the command", 2, "zero2")], "r.yaml")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("ACCELERATE_MIXED_PRECISION", "fp16", "remove it from the YAML"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "raise train.batch_size"),
+    ],
+)
+def test_what_the_run_file_owns_is_refused_in_the_launchers_yaml(monkeypatch, tmp_path, variable, value, words):
+    from trainer.runtime import start
+
+    config = parse_config({"output_dir": str(tmp_path), "model": {"path": "m"}, "data": {"train": "d"}}, "r.yaml")
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(BadInput, match=words):
+        start(config, "r.yaml")
 
 
 def test_the_planned_world_passes():
