@@ -182,7 +182,8 @@ def _launcher(job: Job) -> tuple[str, str]:
             return f'{start}exec "$0" -m torch.distributed.run "$@"', f"--standalone {meeting}"
         module = 'exec "$0" -m torch.distributed.run --node-rank "$SLURM_NODEID" "$@"'
         return start + module, f'{meeting} --master-addr "$head_node" --master-port "$port"'
-    start += f'configs=$("$0" -c "{_CONFIGS}"); set -- --config_file "$configs/{job.engine}.yaml" "$@"; '
+    start += f'configs=$("$0" -c "{_CONFIGS}"); set -- --config_file "$configs/{job.engine}.yaml" '
+    start += '--tee 3 --log_dir "$PET_LOG_DIR" "$@"; '  # accelerate has these two itself, and sets them to nothing
     flags = f"--num_processes {job.nodes * job.ranks}"
     flags += " --dynamo_backend no" if job.engine == "ddp" else ""
     if job.nodes == 1:

@@ -28,3 +28,6 @@ def test_one_run_file_on_one_process_and_on_two_nodes(tmp_path, tiny_bert, tiny_
     assert losses(tmp_path / "out") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
     recorded = json.loads((tmp_path / "out" / "run.json").read_text())
     assert recorded["topology"] == {"processes": 2, "engine": engine, "device": "cpu"}
+    lone = json.loads((tmp_path / "one" / "run.json").read_text())
+    assert recorded["config"] | {"output_dir": ""} == lone["config"] | {"output_dir": ""}
+    assert recorded["data_fingerprint"] == lone["data_fingerprint"]

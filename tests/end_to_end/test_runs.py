@@ -64,13 +64,23 @@ def test_sentence_transformers_gives_the_trainers_embeddings(whole, shards):
     assert torch.nn.functional.cosine_similarity(ours, theirs).min() > 0.9999
 
 
-def test_no_secret_of_the_environment_is_in_any_file_of_a_run(tmp_path, tiny_bert, shards):
+@pytest.mark.parametrize("engine", ["cpu", "ddp"])
+def test_no_secret_of_the_environment_is_in_a_file_a_log_or_an_error_of_a_run(tmp_path, tiny_bert, shards, engine):
+    """The one run ends well, the other in an error of its loss, with the launcher's logs of each rank."""
+    (tmp_path / "broken.py").write_text("def loss(queries, positives, batch):\n    raise RuntimeError('a bug')\n")
+    secrets = {name: f"planted-{name}" for name in ("OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY", "QDRANT_API_KEY")}
     run_file = write_run(tmp_path, tiny_bert, shards, max_steps=2)
-    done = run("-m", "trainer", "--config", str(run_file), OPENAI_API_KEY="sk-planted-secret", HF_TOKEN="hf_planted")
-    assert done.returncode == 0, done.both
-    for path in (tmp_path / "out").rglob("*"):
-        if path.is_file():
-            assert b"planted" not in path.read_bytes(), path
+    command = ["-m", "trainer", "--config", str(run_file), "--engine", engine]
+    more = {"PET_LOG_DIR": str(tmp_path / "logs"), "PET_TEE": "3", "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    if engine == "cpu":
+        done = run(*command, **secrets, **more)
+    else:
+        done = torchrun(2, *command, "loss.name=broken:loss", **secrets, **more)
+    assert (done.returncode == 0) == (engine == "cpu"), done.both
+    assert engine == "cpu" or "a bug" in done.both
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert engine == "cpu" or any("logs" in path.parts for path in files)
+    assert not [path for path in files if b"planted" in path.read_bytes()]
     assert "planted" not in done.both
 
 

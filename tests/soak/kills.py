@@ -63,10 +63,11 @@ def disturbed(argv: list[str], out: Path, longest: float, kills: int, draw: rand
             )
             if made == kills:
                 process.wait(timeout=600)
-            at = time.monotonic() + draw.uniform(0, longest)
             aimed = made % AIMED == AIMED - 1
+            at = time.monotonic() + (0 if aimed else draw.uniform(0, longest))
             while process.poll() is None and (time.monotonic() < at or (aimed and not writing(out))):
                 time.sleep(0.001)
+            time.sleep(draw.uniform(0, 0.02) if aimed else 0)
             if process.poll() is not None:
                 said.seek(0)
                 assert process.returncode == 0, said.read().decode()[-3000:]

@@ -30,6 +30,7 @@ from tests.multiprocess.modes import (
 )
 
 LIMIT = 3600  # seconds a process group may take
+PATIENCE = 900  # seconds a cell may take, beside other work
 MORE_FAMILIES = ("mpnet", "qwen2", "llama", "t5")
 CHECKPOINTING = "train.gradient_checkpointing=true"
 OPTIONS = (
@@ -110,7 +111,8 @@ def main() -> int:
         for group, cells in every_cell(args.families).items():
             started = time.perf_counter()
             out = folder / f"{group[0]}-{group[1]}.jsonl"
-            results += run_group(folder, *group, cells + options[group], out, LIMIT)
+            patient = [one | {"limit": PATIENCE} for one in cells + options[group]]
+            results += run_group(folder, *group, patient, out, LIMIT)
             print(f"{group[0]}-{group[1]}: {time.perf_counter() - started:.0f} s", flush=True)
     wrong = [problem for result in results for problem in problems(result)]
     same = [r for r in results if not any("dropout" in o or "precision" in o for o in r["cell"]["options"])]

@@ -110,7 +110,7 @@ def test_a_node_finds_the_configs_of_its_own_embedfleet(capsys, tmp_path):
         assert done.stdout.split("--config_file\n")[1].splitlines()[0] == str(
             ROOT / "accelerate_configs" / "zero3.yaml"
         )
-        assert done.stdout.endswith("--flag\n")
+        assert done.stdout.endswith(f"--tee\n3\n--log_dir\n{tmp_path}/logs/node-1\n--flag\n")
 
 
 def test_a_sweep_is_an_array_with_a_folder_for_each_run(capsys):
