@@ -32,6 +32,7 @@ def slow(queries, positives, batch):
     time.sleep(float(os.environ.get("EMBEDFLEET_SOAK_SLEEP", "0")))
     return (queries - positives).square().sum(dim=1).mean()
 '''
+LAUNCHERS = {"ddp": "torchrun", "zero2": "accelerate"}
 PATIENCE = 1500  # seconds for a job
 REBOOT = 60  # seconds that a killed node is away; one that is back at once gets the order to kill what it ran before
 
@@ -68,7 +69,6 @@ class Slurm:
     def kill_node(self, number: int) -> None:
         """Everything of SLURM on a node, as when it loses power."""
         daemon = psutil.Process(int((self.root / "run" / f"slurmd.node{number}.pid").read_text()))
-        place = f"{self.root}/spool.node{number}"
         where = os.stat(f"/proc/{daemon.pid}/ns/net").st_ino
         for process in psutil.process_iter():
             try:
@@ -76,7 +76,10 @@ class Slurm:
                     process.kill()
             except (OSError, psutil.Error):
                 continue
-        assert not daemon.is_running() or daemon.status() == psutil.STATUS_ZOMBIE, place
+        end = time.monotonic() + 60
+        while daemon.is_running() and daemon.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < end, f"slurmd of node{number} does not die"
+            time.sleep(0.05)
 
     def revive_node(self, number: int) -> None:
         subprocess.run(
@@ -193,6 +196,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4, help="of 32 steps (default 4)")
     parser.add_argument("--pace", default="0.5", help="seconds that a step takes at least of the run that is stopped")
     parser.add_argument("--minutes", help="stop by this time limit, which must fall into the steps (default: scancel)")
+    parser.add_argument("--engines", nargs="+", choices=LAUNCHERS, default=[*LAUNCHERS])
     args = parser.parse_args()
     if why := missing("slurm", "SLURM's daemons", ("slurmctld", "slurmd", "munged", "ip")):
         sys.exit(why)
@@ -204,7 +208,7 @@ def main() -> None:
         )
         values = json.loads(run_file.read_text()) | {"loss": {"name": "slow_loss:slow"}}
         run_file.write_text(json.dumps(values))
-        for engine, launcher in (("ddp", "torchrun"), ("zero2", "accelerate")):
+        for engine, launcher in ((engine, LAUNCHERS[engine]) for engine in args.engines):
             whole = undisturbed(slurm, folder, run_file, engine, launcher)
             stopped(slurm, folder, run_file, engine, launcher, whole, args.pace, args.minutes)
             if engine == "ddp":  # what starts again is the same for every engine
