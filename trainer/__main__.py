@@ -10,12 +10,13 @@ import traceback
 from contextlib import nullcontext
 from pathlib import Path
 
+from data_prep.output import check
 from data_prep.problems import report
 from data_prep.progress import say
 from trainer.config import check_packages, load_config
 from trainer.config_json import from_json
 from trainer.entries import Entry, check_world
-from trainer.flags import Options, add_help, are_flags, from_flags
+from trainer.flags import Options, add_help, are_flags, beside_a_run_file, from_flags
 from trainer.interrupts import listen_early
 from trainer.state import RUN_FILE
 from trainer.topology import ENGINES
@@ -51,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         if args is None:
             entry, options = from_flags(argv)
         else:
+            check(beside_a_run_file(vars(args)))
             options = Options(args.resume, args.dry_run, args.engine, args.processes)
             entry = from_json(Path(args.config), args.overrides) if args.config.endswith(".json") else None
         config = entry.config if entry else load_config(args.config, args.overrides)

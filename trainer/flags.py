@@ -66,9 +66,19 @@ def add_help(parser: argparse.ArgumentParser) -> None:
 
 
 def are_flags(argv: list[str]) -> bool:
-    """Whether a command line asks for a run by flags, not by a run file."""
+    """Whether a command line asks for a run by flags, not by a run file nor for help."""
     names = {token.partition("=")[0] for token in argv}
-    return "--config" not in names and any(f"--{name}" in names for name in FLAGS)
+    return names.isdisjoint(("--config", "--help", "-h")) and any(f"--{name}" in names for name in FLAGS)
+
+
+def beside_a_run_file(given: dict[str, Any]) -> list[str]:
+    """A problem for each flag that stands beside --config, whose run file says all. given: what argparse read."""
+    found = []
+    for name in FLAGS.keys() & given.keys():
+        key = FLAGS[name].key
+        mend = f"write {key}={given[name]} behind the run file" if key else "leave it out: the run file says it"
+        found.append(f"--{name}: is for a run without --config; {mend}")
+    return sorted(found)
 
 
 def from_flags(argv: list[str]) -> tuple[Entry, Options]:

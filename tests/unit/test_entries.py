@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.problems import BadInput
+from trainer.__main__ import main
 from trainer.config import load_config
 from trainer.config_json import from_json
 from trainer.finetuner import EmbedderFineTuner, FineTuningConfig
@@ -104,6 +105,26 @@ def test_lora_on_a_quantised_base_is_qlora(here):
 def test_which_command_lines_are_flags():
     assert are_flags(["--model_name_or_path", "M"]) and are_flags(["--lr=1e-4"])
     assert not are_flags(["--config", "run.yaml", "--lr", "1"]) and not are_flags(["--help"])
+
+
+@pytest.mark.parametrize("name", ["run.json", "config.json"])
+def test_flags_beside_a_run_file_are_refused_with_what_to_write(here, capsys, name):
+    """They were once read and forgotten: the run went on with other values than it was asked for."""
+    values = {"output_dir": "out", "model": {"path": "model"}, "data": {"train": "shards"}}
+    (here / name).write_text(json.dumps(values if name == "run.json" else FLAT))
+    assert main(["--config", name, "--lr", "1e-4", "--epochs=5", "--batch_size", "4"]) == 2
+    said = capsys.readouterr().err
+    assert "3 problems" in said and "Traceback" not in said
+    assert "--lr: is for a run without --config; write optim.lr=1e-4 behind the run file" in said
+    assert "--epochs: is for a run without --config; write train.epochs=5 behind the run file" in said
+    assert "--batch_size: is for a run without --config; leave it out: the run file says it" in said
+    assert not (here / "out").exists() and not (here / "made").exists()
+
+
+def test_help_is_shown_whatever_stands_beside_it(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--lr", "1", "--help"])
+    assert stop.value.code == 0 and "--lora_alpha" in capsys.readouterr().out
 
 
 FLAT = {
