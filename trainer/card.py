@@ -6,7 +6,8 @@ from pathlib import Path
 
 from data_prep.model_folder import is_hub_id, read_object
 from trainer.folder import ModelSpec
-from trainer.runlog import versions
+from trainer.probe import read_probe
+from trainer.runlog import read_events, versions
 from trainer.state import read_state
 
 SETTINGS = (  # keys of the run file that say how the model was made; paths of this machine stay out
@@ -18,25 +19,37 @@ SETTINGS = (  # keys of the run file that say how the model was made; paths of t
 @dataclass(frozen=True)
 class Story:
     """What a run's files say of a model folder in it. before, after: mean metrics on the evaluation set of the run;
-    empty where it has none."""
+    empty where it has none. unread: lines that say which of its files could not be read."""
 
     config: dict
     fingerprint: str | None
     step: int | None
     before: dict[str, float]
     after: dict[str, float]
+    unread: tuple[str, ...] = ()
 
 
 def story_of(folder: Path) -> Story:
-    """Of final/ or a checkpoint; of what lies beside it where the run's directory is not there any more."""
+    """Of final/, best/ or a checkpoint; of what lies in it where the run's directory is not there any more."""
     config, run = read_object(folder / "training_config.json"), read_object(folder.parent / "run.json")
     if not run:
-        return Story(config, None, None, {}, {})
-    events = [json.loads(line) for line in (folder.parent / "logs.jsonl").read_text(encoding="utf-8").splitlines()]
-    steps = [event["step"] for event in events if event["event"] == "step"]
-    step = read_state(folder).step if (folder / "state").is_dir() else max(steps, default=0)
+        return Story(config, None, read_probe(folder).step, {}, {})
+    events, unread = read_events(folder.parent)
+    step = _step_of(folder, events)
+    if step is None:
+        unread.append("which step this model is of was not recorded")
     found = {e["step"]: _metrics(e) for e in events if e["event"] == "evaluation" and not e.get("source")}
-    return Story(config, run.get("data_fingerprint"), step, found.get(0, {}), found.get(step, {}))
+    return Story(config, run.get("data_fingerprint"), step, found.get(0, {}), found.get(step, {}), tuple(unread))
+
+
+def _step_of(folder: Path, events: list[dict]) -> int | None:
+    """Every model folder records it; of those that an earlier version wrote, best/ alone cannot be told."""
+    recorded = read_probe(folder).step
+    if recorded is not None:
+        return recorded
+    if (folder / "state").is_dir():
+        return read_state(folder).step
+    return max((e["step"] for e in events if e["event"] == "step"), default=None) if folder.name == "final" else None
 
 
 def _metrics(event: dict) -> dict[str, float]:
@@ -134,7 +147,8 @@ def _training(story: Story) -> str:
 
 def _measured(story: Story) -> str:
     if not story.after:
-        return "## Metrics\n\nNone were measured on this model during its training.\n"
+        unknown = f"Not known: {'; '.join(story.unread)}." if story.unread else ""
+        return f"## Metrics\n\n{unknown or 'None were measured on this model during its training.'}\n"
     rows = [
         (name, f"{story.before[name]:.4f}" if name in story.before else "", f"{value:.4f}")
         for name, value in story.after.items()

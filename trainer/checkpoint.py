@@ -41,12 +41,16 @@ class Clock:
 class Writer:
     """Writes the model folders of a run, one at a time; those between epochs while training goes on.
 
-    prepare() is called at each save (collective) and gives the function write_model(folder, weights), which writes a
-    loadable model from fp32 CPU weights; that one is called on rank 0 only.
+    prepare(state) is called at each save (collective) and gives the function write_model(folder, weights), which writes
+    a loadable model from fp32 CPU weights; that one is called on rank 0 only.
     """
 
     def __init__(
-        self, engine, run_dir: Path, config: CheckpointConfig, prepare: Callable[[], Callable[[Path, dict], None]]
+        self,
+        engine,
+        run_dir: Path,
+        config: CheckpointConfig,
+        prepare: Callable[[TrainState | None], Callable[[Path, dict], None]],
     ):
         self.engine, self.run_dir, self.config, self.prepare = engine, run_dir, config, prepare
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
@@ -59,7 +63,7 @@ class Writer:
         by the next save or wait. Raises Failed where the disk does not take it; earlier checkpoints stay whole.
         """
         self.wait()
-        write_model = self.prepare()
+        write_model = self.prepare(state)
         weights = self.engine.weights()
         moments = self.engine.moments() if state is not None else {}
         target = self.run_dir / name

@@ -98,7 +98,7 @@ def add(base: str, adapter: Path, precision: str, onto: str, pooling: str | None
             "was written"
         )
     if spec.bits and onto == "full":
-        probe = take_probe(engine, copy.deepcopy(tokenizer), spec)
+        probe = replace(take_probe(engine, copy.deepcopy(tokenizer), spec), step=probe.step)
     weights = {name: tensor.to(dtype) for name, tensor in (engine.weights() | untrained).items()}
     zeros = sorted(name for name, tensor in weights.items() if not tensor.any())
     whole.backbone.to(dtype)

@@ -39,7 +39,8 @@ class Probe:
     """What the trainer made of the texts when the folder was written. queries, passages: (texts, d) float32, with the
     prompts, and cut at the longer of the two lengths, which is the only one that a folder states.
 
-    rounded: computed in bf16 or fp16, or on a quantised base. zeros: the tensors that were all zeros.
+    rounded: computed in bf16 or fp16, or on a quantised base. zeros: the tensors that were all zeros. step: how many
+    optimizer steps the weights have behind them; None where no trainer said so.
     """
 
     texts: list[str]
@@ -47,6 +48,7 @@ class Probe:
     passages: "np.ndarray"
     rounded: bool
     zeros: list[str]
+    step: int | None = None
 
     @property
     def limit(self) -> float:
@@ -56,6 +58,7 @@ class Probe:
     def write(self, folder: Path) -> None:
         """The same bytes for the same embeddings."""
         values = {
+            "step": self.step,
             "texts": self.texts,
             "size": self.queries.shape[1],
             "rounded": self.rounded,
@@ -76,7 +79,7 @@ def read_probe(folder: Path) -> Probe:
     values = read_object(folder / PROBE)
     try:
         sides = [_unpack(values[f"{side}_float32"], values["size"]) for side in ("queries", "passages")]
-        return Probe(values["texts"], *sides, values["rounded"], values["zero_tensors"])
+        return Probe(values["texts"], *sides, values["rounded"], values["zero_tensors"], values.get("step"))
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{folder / PROBE}: is no record of embeddings ({type(error).__name__}: {error})") from None
 

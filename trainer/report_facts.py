@@ -1,6 +1,5 @@
 """What a report tells of a run, as plain values: log, data, and the model before and after on held-out queries."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from trainer.export import model_of_run
 from trainer.inference import TextEncoder
 from trainer.preflight import eval_paths
 from trainer.retrieval import rank_documents, score_run
+from trainer.runlog import read_events
 
 BINS, SHOWN_QUERIES, SHOWN_HITS = 50, 5, 3
 METRIC = "nDCG@10"  # by which queries have gained or lost
@@ -82,15 +82,13 @@ def read_facts(run: Path, baseline: str | None, data: str | None, device: str) -
     record = read_object(run / "run.json")
     config = parse_config(record["config"], str(run / "run.json"))
     events: dict[str, list[dict]] = {"step": [], "evaluation": [], "epoch": [], "start": [], "end": []}
-    for number, line in enumerate((run / "logs.jsonl").read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            event = json.loads(line)
-        except ValueError:
-            raise BadInput(f"{run / 'logs.jsonl'}:{number}: not JSON; a run writes one event per line") from None
+    logged, unread = read_events(run)
+    for event in logged:
         events.setdefault(event["event"], []).append(event)
     if not events["step"]:
-        raise BadInput(f"{run}: has made no step yet")
+        raise BadInput(f"{run}: {unread[0] if unread else 'has made no step yet'}")
     facts = Facts(run, record, config, events, read_object(Path(config.data.train) / "manifest.json"))
+    facts.missing += unread
     if not facts.manifest:
         facts.missing.append(f"data: {config.data.train} is not here, so only what the run recorded of it is shown")
     try:

@@ -64,6 +64,21 @@ def versions() -> dict[str, str]:
     return found
 
 
+def read_events(run_dir: Path) -> tuple[list[dict], list[str]]:
+    """(events of logs.jsonl, a line for what of it cannot be read): a machine that failed may leave half a line."""
+    try:
+        lines = (run_dir / "logs.jsonl").read_bytes().splitlines()
+    except OSError as error:
+        return [], [f"logs.jsonl cannot be read ({error.strerror})"]
+    events, problems = [], []
+    for number, line in enumerate(lines, 1):
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            problems.append(f"line {number} of logs.jsonl is no whole event")
+    return events, problems
+
+
 def _git_state() -> dict | None:
     def git(*args: str) -> str:
         here = Path(__file__).resolve().parent

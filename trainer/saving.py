@@ -74,13 +74,14 @@ def model_writer(job):
     function that writes a loadable model folder from fp32 weights (rank 0).
     """
 
-    def prepare():
+    def prepare(state: TrainState | None):
+        step = (state or job.state).step  # of a diverged run the last good state is written, which lies behind
         probe = take_probe(job.engine, job.reader, job.spec)
 
         def write(folder: Path, weights: dict) -> None:
             save_embedder(folder, weights | job.untrained, job.embedder, job.tokenizer, job.spec)
             write_json(folder / "training_config.json", job.config.model_dump(mode="json"))
-            replace(probe, zeros=zero_tensors(folder)).write(folder)
+            replace(probe, zeros=zero_tensors(folder), step=step).write(folder)
 
         return write
 

@@ -12,11 +12,12 @@ from safetensors.torch import load_file, save_file
 from data_prep.problems import BadInput, Failed
 from tests import tiny
 from trainer import checkpoint, proof, reload
+from trainer.card import model_card
 from trainer.collectives import World
-from trainer.config import OptimConfig, parse_config
+from trainer.config import ModelConfig, OptimConfig, parse_config
 from trainer.engine import TorchEngine
 from trainer.export import export, main
-from trainer.folder import weights_sha256
+from trainer.folder import read_spec, weights_sha256
 from trainer.model import load_embedder
 from trainer.probe import read_probe
 from trainer.proof import prove
@@ -33,8 +34,10 @@ KINDS = {
 }
 
 
-def write_checkpoint(folder: Path, model: Path, state: TrainState | None = None, precision="fp32", **settings) -> Path:
-    """A model folder as a run writes it, by the run's own code."""
+def write_checkpoint(
+    folder: Path, model: Path, state: TrainState | None = None, precision="fp32", step=0, **settings
+) -> Path:
+    """A model folder as a run writes it, by the run's own code, after `step` or with its state for resume."""
     import torch
 
     values = {"output_dir": str(folder.parent), "model": {"path": str(model), **PROMPTS, **settings}}
@@ -46,8 +49,8 @@ def write_checkpoint(folder: Path, model: Path, state: TrainState | None = None,
         embedder.adapter.base_sha256 = weights_sha256(model)
     engine = TorchEngine(embedder, OptimConfig(), World(), torch.device("cpu"), DTYPES[precision])
     job = SimpleNamespace(engine=engine, embedder=embedder, tokenizer=tokenizer, reader=reader, spec=spec)
-    job.config, job.untrained = config, untrained
-    checkpoint.write(folder, engine.weights(), {}, state, model_writer(job)())
+    job.config, job.untrained, job.state = config, untrained, TrainState(step, 0, step, 0, {})
+    checkpoint.write(folder, engine.weights(), {}, state, model_writer(job)(state))
     return folder
 
 
@@ -212,14 +215,64 @@ def test_a_fresh_process_that_cannot_load_is_a_refusal(tmp_path, folders):
         prove(folder, probe)
 
 
+def write_log(run: Path) -> None:
+    """Of two steps, the metrics better after the first."""
+    events = [{"event": "evaluation", "step": n, "nDCG@10": (0.5, 0.6, 0.1)[n], "MAP": 0.4} for n in (0, 1, 2)]
+    events += [{"event": "step", "step": step} for step in (1, 2)]
+    (run / "logs.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    (run / "run.json").write_text(json.dumps({"data_fingerprint": "f00d"}))
+
+
+def card(folder: Path) -> str:
+    return model_card(folder, read_spec(ModelConfig(path=str(folder)), folder), False, False)
+
+
+@pytest.fixture
+def finished(tmp_path, tiny_bert) -> Path:
+    """A run whose best model is not its last."""
+    for name, step in (("best", 1), ("final", 2)):
+        write_checkpoint(tmp_path / "run" / name, tiny_bert, step=step)
+    write_log(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_the_card_of_a_folder_has_the_metrics_of_its_own_step(finished, tmp_path, here):
+    best, final = card(finished / "best"), card(finished / "final")
+    assert "| optimizer steps | 1 |" in best and "| nDCG@10 | 0.5000 | 0.6000 |" in best
+    assert "| optimizer steps | 2 |" in final and "| nDCG@10 | 0.5000 | 0.1000 |" in final
+    export(finished / "best", tmp_path / "out")
+    assert "| optimizer steps | 1 |" in (tmp_path / "out" / "README.md").read_text()
+    assert "| optimizer steps | 1 |" in card(tmp_path / "out"), "an export of an export knows as well"
+
+
+def test_folders_that_recorded_no_step_say_what_can_be_known(finished, tiny_bert):
+    write_checkpoint(finished / "checkpoint-step-1", tiny_bert, TrainState(1, 0, 1, 0, {}))
+    for probe in finished.glob("*/probe.json"):  # as it was once
+        probe.write_text(
+            json.dumps({name: value for name, value in json.loads(probe.read_text()).items() if name != "step"})
+        )
+    assert "| nDCG@10 | 0.5000 | 0.1000 |" in card(finished / "final")
+    assert "| nDCG@10 | 0.5000 | 0.6000 |" in card(finished / "checkpoint-step-1")
+    best = card(finished / "best")
+    assert "Not known: which step this model is of was not recorded." in best and "optimizer steps" not in best
+
+
+def test_a_log_that_is_gone_or_half_written_leaves_a_card(finished):
+    log = finished / "logs.jsonl"
+    with log.open("ab") as file:
+        file.write('{"event": "warning", "text": "…'.encode()[:-1])  # within a character
+    assert "| nDCG@10 | 0.5000 | 0.6000 |" in card(finished / "best")
+    log.write_bytes(log.read_bytes()[:40])
+    assert "Not known: line 1 of logs.jsonl is no whole event." in card(finished / "best")
+    log.unlink()
+    assert "Not known: logs.jsonl cannot be read (No such file or directory)." in card(finished / "best")
+
+
 def test_a_run_gives_its_final_model_or_its_newest_whole_checkpoint(tmp_path, tiny_bert, here, capsys):
     run = tmp_path / "run"
     for step in (1, 2):
         write_checkpoint(run / f"checkpoint-step-{step}", tiny_bert, TrainState(step, 0, step, 0, {}))
-    events = [{"event": "evaluation", "step": step, "nDCG@10": 0.5 + step / 10, "MAP": 0.4} for step in (0, 1, 2)]
-    events += [{"event": "step", "step": step} for step in (1, 2)]
-    (run / "logs.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-    (run / "run.json").write_text(json.dumps({"data_fingerprint": "f00d"}))
+    write_log(run)
     (run / "checkpoint-step-2" / "config.json").unlink()
     export(run, tmp_path / "out")
     assert "passed over" in (said := capsys.readouterr().err) and "exporting " in said and "checkpoint-step-1" in said

@@ -86,8 +86,12 @@ def test_the_page_says_what_the_files_say(run, tmp_path, capsys):
 def test_what_is_not_there_is_said_on_the_page_and_on_the_screen(run, tmp_path, capsys):
     copy = shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(copy / "final")
+    with (copy / "logs.jsonl").open("a") as log:
+        log.write('{"event": "st')
     assert main([str(copy)]) == 0
-    assert "left out: before and after: " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "left out: before and after: " in said
+    assert f"left out: line {STEPS + 3} of logs.jsonl is no whole event" in said
     text = (copy / "report.html").read_text()
     assert "What is not shown" in text and "Before and after" not in text and "Loss" in text
 
@@ -99,6 +103,10 @@ def test_what_is_no_run_or_was_asked_for_in_vain_is_refused(run, tmp_path, capsy
     assert "no such folder" in capsys.readouterr().err
     assert main([str(run), "--output", str(tmp_path / "a.pdf")]) == 2
     assert "must end in .html" in capsys.readouterr().err
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "logs.jsonl").unlink()
+    assert main([str(copy)]) == 2
+    assert "logs.jsonl cannot be read" in capsys.readouterr().err
 
 
 def test_a_long_log_is_thinned_to_values_that_were_measured():
