@@ -204,8 +204,8 @@ class WatchConfig(Section):
     """What is looked at when epochs end. metric: of data.eval (nDCG@10 …), SOURCE/metric, general/metric or train_loss.
 
     patience: epochs without a value that is better by more than min_delta, after which the run ends. keep_best: the
-    model of the best epoch stays in best/. tolerance: of a fall on data.general, and of a rise of the train rows'
-    similarities while the metric falls, before there is a warning.
+    model of the best epoch stays in best/. tolerance: of a fall on data.general (by nDCG@10 beside train_loss),
+    and of a rise of the train rows' similarities while the metric falls, before there is a warning.
     """
 
     metric: str = "nDCG@10"

@@ -37,7 +37,9 @@ class Watch:
 
     @property
     def _general(self) -> str:
-        return f"{GENERAL}/{self.config.metric.rpartition('/')[2]}"
+        """What is watched on data.general: of no set is there a train_loss, so the default metric is in its place."""
+        metric = WatchConfig().metric if self.config.metric == TRAIN_LOSS else self.config.metric
+        return f"{GENERAL}/{metric.rpartition('/')[2]}"
 
     def before(self, metrics: dict[str, float] | None) -> None:
         """Takes the evaluation of the untrained model."""

@@ -68,3 +68,11 @@ def test_forgetting_is_a_fall_on_the_general_set(after, warned):
     verdict = watch.see(1, {NAME: 0.5, f"general/{NAME}": after}, 1.0, 0.3)
     assert verdict.better and bool(verdict.warnings) == warned
     assert not warned or "nDCG@10 on data.general was 0.6000 before training and is 0.5500" in verdict.warnings[0]
+
+
+def test_forgetting_is_watched_as_well_where_the_train_loss_makes_the_best_epoch():
+    watch = Watch(WatchConfig(metric="train_loss"))
+    watch.before({f"general/{NAME}": 0.6})
+    verdict = watch.see(1, {f"general/{NAME}": 0.4}, 1.0, 0.3)
+    [text] = verdict.warnings
+    assert verdict.better and text.startswith("forgetting: nDCG@10 on data.general was 0.6000 before")
