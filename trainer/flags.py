@@ -95,9 +95,9 @@ def from_flags(argv: list[str]) -> tuple[Entry, Options]:
     if bits is not None and values["finetune_type"] == "lora":
         values["finetune_type"] = "qlora"
         made.notes.append(f"--finetune_type lora on a base of {bits} bits is qlora")
-    adapters = values["finetune_type"] != "full"
+    without = _without_default(values["finetune_type"], overrides)
     for name, flag in FLAGS.items():
-        if flag.key and values[name] is not None and (adapters or name in given or not name.startswith("lora_")):
+        if flag.key and values[name] is not None and (name in given or name not in without):
             made.put(flag.key, values[name], f"--{name}", f"--{name}" if name in given else None)
     if made.whole("--save_on_epoch_end", values["save_on_epoch_end"], 0) == 0:
         made.put("checkpoint.keep_epochs", 1, stated="--save_on_epoch_end")
@@ -112,6 +112,14 @@ def from_flags(argv: list[str]) -> tuple[Entry, Options]:
     if not entry.needs_shards and "eval_fraction" in given:
         raise BadInput("--eval_fraction: the shards of --train_dataset are split already")
     return entry, options
+
+
+def _without_default(finetune: str, overrides: list[str]) -> tuple[str, ...]:
+    """Flags that say nothing unless they are given: there is no adapter, or one to go on from, which has its own."""
+    if finetune == "full":
+        return ("lora_r", "lora_alpha", "lora_dropout")
+    starts = any(text.partition("=")[0] == "model.lora.start" for text in overrides)
+    return ("lora_r", "lora_alpha") if starts else ()
 
 
 def _read_flags(argv: list[str], made: Translation) -> tuple[dict[str, list[str]], Options, list[str]]:

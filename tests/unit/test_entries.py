@@ -7,11 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.problems import BadInput
+from tests import tiny
 from trainer.__main__ import main
 from trainer.config import load_config
 from trainer.config_json import from_json
 from trainer.finetuner import EmbedderFineTuner, FineTuningConfig
 from trainer.flags import are_flags, from_flags
+from trainer.folder import read_spec
 from trainer.straight import as_yaml
 
 
@@ -100,6 +102,19 @@ def test_lora_on_a_quantised_base_is_qlora(here):
     with pytest.raises(BadInput, match="lora: is set, but finetune is full"):
         from_flags(flags(finetune_type="full", lora_r="4"))
     assert from_flags(flags(finetune_type="full"))[0].config.model.finetune == "full"
+
+
+def test_an_adapter_to_go_on_from_takes_the_place_of_the_flags_defaults(here, tiny_bert):
+    start = f"model.lora.start={tiny.adapter(here / 'A', tiny_bert, r=16)}"
+    entry, _ = from_flags([*flags(finetune_type="lora"), start])
+    read_spec(entry.config.model, "model")
+    assert entry.config.model.lora.dropout == 0.1, "which the adapter does not say"
+    for own in (
+        [*flags(finetune_type="lora", lora_r="8"), start],
+        [*flags(finetune_type="lora"), start, "model.lora.r=8"],
+    ):
+        with pytest.raises(BadInput, match="model.lora.r: 8, but the adapter .* has 16; leave it out"):
+            read_spec(from_flags(own)[0].config.model, "model")
 
 
 def test_which_command_lines_are_flags():
