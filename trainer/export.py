@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from data_prep.model_folder import is_hub_id
 from data_prep.output import check
 from data_prep.problems import BadInput, guarded
 from data_prep.progress import result, say
@@ -23,13 +24,16 @@ from trainer.to_onnx import check_onnx, write_onnx
 LEFT = ("state", MARKER, "training_config.json", "README.md")
 
 
-def export(source: Path, output: Path, *, base: str | None = None, merge: bool = False, onnx: bool = False) -> Probe:
+def export(
+    source: Path, output: Path, *, base: str | None = None, merge: bool = False, onnx: bool = False, push: bool = False
+) -> Probe:
     """Writes the model of a run or checkpoint as a folder for sentence-transformers, transformers and servers, after
     a fresh process has loaded it and made the embeddings that the trainer recorded; returns that record.
 
     base: where the base of an adapter is now (folder or hub id), if not where it was trained. merge: an adapter is
-    added to its base. onnx: the transformer as ONNX as well. Raises BadInput for a source that cannot be exported,
-    Failed where the folder does not embed as the trainer did: nothing is written then.
+    added to its base. onnx: the transformer as ONNX as well. push: it will be uploaded, so an adapter must name a base
+    that others can load. Raises BadInput for a source that cannot be exported, Failed where the folder does not embed
+    as the trainer did: nothing is written then.
     """
     from trainer import checkpoint
 
@@ -37,6 +41,8 @@ def export(source: Path, output: Path, *, base: str | None = None, merge: bool =
     probe, adapter = read_probe(folder), (folder / ADAPTER_CONFIG).is_file()
     check_output(output, "--output")
     check(_misplaced(folder, adapter, base, merge, onnx))
+    if push and adapter and not merge:
+        check(_only_here(folder, base))
     spec = read_spec(ModelConfig(path=str(folder)), folder, _base(folder, base) if adapter else None)
 
     def write(place: Path, _: dict) -> None:
@@ -97,9 +103,22 @@ def _no_adapter(folder: Path) -> str:
     return f"{folder} is a whole model and has no adapter; leave it out"
 
 
+def _only_here(folder: Path, base: str | None) -> list[str]:
+    """What of an adapter that goes to a hub would load on this machine alone, and show its paths."""
+    named = base or _recorded_base(folder)
+    if is_hub_id(named):
+        return []
+    mend = "give --base HUB_ID, which the adapter will then name, or --merge"
+    return [f"--push: {folder} is an adapter of {named}, a folder of this machine; {mend}"]
+
+
+def _recorded_base(folder: Path) -> str:
+    return json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+
+
 def _base(folder: Path, asked: str | None) -> str:
     """The folder of an adapter's base. Raises BadInput where it is not there, or another than it was trained on."""
-    named = asked or json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    named = asked or _recorded_base(folder)
     if not (Path(named) / "config.json").is_file() and (Path(named).exists() or Path(named).is_absolute()):
         raise BadInput(
             f"{folder}: is an adapter of {named}, which is no model folder here; say where it is now: --base FOLDER"
@@ -136,7 +155,7 @@ def run(args: argparse.Namespace) -> int:
         verify(source)
         return 0
     hub = Hub(args.push) if args.push else None
-    export(source, Path(args.output), base=args.base, merge=args.merge, onnx=args.onnx)
+    export(source, Path(args.output), base=args.base, merge=args.merge, onnx=args.onnx, push=hub is not None)
     result(f"{args.output}: exported; a fresh process embeds as the trainer did")
     if hub:
         result(f"pushed to {hub.push(Path(args.output))}")

@@ -1,11 +1,14 @@
 """An export goes to a hub whole, and the token nowhere else."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from tests.hub import TOKEN, Hub, serving_hub
 from tests.launching import run
+from tests.unit.test_export import write_checkpoint
+from trainer import export
 from trainer.card import _head
 from trainer.export import main
 
@@ -30,10 +33,14 @@ def folder(tmp_path) -> Path:
     return made
 
 
-def push(hub: Hub, folder: Path, token: str):
+def command(*argv: str, hub: Hub, token: str = TOKEN):
     """In a process of its own, as its user runs it: huggingface_hub reads its variables when it is imported."""
     variables = {"HF_ENDPOINT": hub.address, "HF_TOKEN": token, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    return run("-c", PUSH, hub.repository, str(folder), **variables)
+    return run(*argv, timeout=480, **variables)
+
+
+def push(hub: Hub, folder: Path, token: str):
+    return command("-c", PUSH, hub.repository, str(folder), hub=hub, token=token)
 
 
 def test_a_folder_is_pushed_whole_and_the_token_is_never_shown(folder):
@@ -59,3 +66,42 @@ def test_a_push_without_token_or_name_is_refused_before_any_work(tmp_path, folde
     said = capsys.readouterr().err
     assert "is not of the form OWNER/NAME" in said and "HF_TOKEN is not set" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_is_exported_and_pushed_in_one_command(tmp_path, tiny_bert):
+    final, out = write_checkpoint(tmp_path / "run" / "final", tiny_bert), tmp_path / "out"
+    with serving_hub("someone/model") as hub:
+        done = command("-m", "trainer.export", str(final), "--output", str(out), "--push", hub.repository, hub=hub)
+        assert done.returncode == 0, done.both
+        assert (
+            f"{out}: exported" in done.stdout and f"pushed to {hub.address}/someone/model/commit/c0ffee" in done.stdout
+        )
+    assert hub.files.keys() >= {
+        "model.safetensors",
+        "tokenizer.json",
+        "1_Pooling/config.json",
+        "README.md",
+        "probe.json",
+    }
+    assert hub.files == {name: (out / name).read_bytes() for name in hub.files}
+    assert not [name for name, data in hub.files.items() if str(tiny_bert).encode() in data], "a path of this machine"
+
+
+def test_an_adapter_of_a_folder_here_is_pushed_under_the_id_of_its_base_or_not_at_all(
+    tmp_path, tiny_bert, monkeypatch, capsys
+):
+    final, out = write_checkpoint(tmp_path / "run" / "final", tiny_bert, finetune="lora"), tmp_path / "out"
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    pushed = []
+    monkeypatch.setattr(export.Hub, "push", lambda hub, folder: pushed.append(folder))
+    argv = [str(final), "--output", str(out), "--push", "someone/adapter"]
+    for base in ([], ["--base", str(tiny_bert)]):
+        assert main([*argv, *base]) == 2
+        said = capsys.readouterr().err
+        assert f"an adapter of {tiny_bert}, a folder of this machine; give --base HUB_ID" in said and "--merge" in said
+        assert not out.exists() and not pushed
+    monkeypatch.setattr(export, "fetch", lambda path: str(tiny_bert))  # what the hub would give
+    monkeypatch.setattr(export, "prove", lambda *args: [])
+    assert main([*argv, "--base", "someone/base"]) == 0
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == "someone/base"
+    assert pushed == [out]
