@@ -25,7 +25,10 @@ def writer(run_dir: Path, **keep) -> Writer:
     weights = {"w": torch.arange(4.0)}
     engine = SimpleNamespace(world=World(), weights=lambda: weights, moments=lambda: {"w": torch.zeros(4)})
     return Writer(
-        engine, run_dir, CheckpointConfig(**keep), lambda: lambda at, found: save_file(found, at / "model.safetensors")
+        engine,
+        run_dir,
+        CheckpointConfig(**keep),
+        lambda _: lambda at, found: save_file(found, at / "model.safetensors"),
     )
 
 
