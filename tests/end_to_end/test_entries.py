@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from tests import tiny
 from tests.end_to_end.runs import events
-from tests.launching import torchrun
+from tests.launching import run, torchrun
 from trainer.__main__ import main
 from trainer.merge import main as merge
 
@@ -20,7 +20,6 @@ FLAGS = shlex.split(
     "--epochs 3 --neg_nums 1 --temperature 0.02 --query_max_len 128 --passage_max_len 1000 --save_on_epoch_end 1 "
     "--warmup_proportion 0.05"
 )
-QUANTISED = shlex.split("--quantization_bits 4 --lora_r 8 --lora_alpha 32 --lora_dropout 0.1")
 PROMISED = (
     "run.yaml", "run.json", "logs.jsonl", "detailed_training_logs.json", "training_losses.json",
     "training_summary_report.json", "final/modules.json", "final/1_Pooling/config.json", "final/tokenizer.json",
@@ -83,15 +82,36 @@ def test_flags_straight_from_jsonl_resumed_by_their_run_file_and_merged(here, ca
     assert "F.jsonl: not what the run in O began with" in capfd.readouterr().err
 
 
-def test_flags_with_a_quantised_base(here, capfd):
+WORD_FOR_WORD = (
+    "-m trainer --model_name_or_path M --finetune_type lora --train_dataset F.jsonl --output_dir O --batch_size 2 "
+    "--lr 1e-4 --epochs 3 --neg_nums 4 --temperature 0.02 --query_max_len 128 --passage_max_len 1000 "
+    "--save_on_epoch_end 1 --warmup_proportion 0.05 --quantization_bits 4 --lora_r 8 --lora_alpha 32 --lora_dropout 0.1"
+)
+MERGE = (
+    "-m trainer.merge --base_model_path M --lora_adapter_path O/final/adapter_model.safetensors --output_path merged "
+    "--training_precision bfloat16"
+)
+
+
+def test_flags_with_a_quantised_base_and_its_merge_word_for_word(here):
     pytest.importorskip("bitsandbytes")
-    assert main([*FLAGS, *QUANTISED, "--steps_per_epoch", "2", "checkpoint.keep_epochs=1"]) == 0
-    assert "--finetune_type lora on a base of 4 bits is qlora" in capfd.readouterr().err
+    done = run(*WORD_FOR_WORD.split(), cwd=here)
+    assert done.returncode == 0, done.both[-3000:]
+    assert "--finetune_type lora on a base of 4 bits is qlora" in done.both
     whole(here / "O")
-    assert len(events(here / "O")) == 3 * 2
-    assert [path.name for path in (here / "O").glob("checkpoint-*")] == ["checkpoint-epoch-3"]
+    negatives = [len(row["negatives"]) for row in tiny.rows(12)]
+    assert sum(event["texts"] for event in events(here / "O")) == 3 * sum(2 + n for n in negatives)
     values = json.loads((here / "O" / "final" / "adapter_config.json").read_text())
     assert (values["r"], values["lora_alpha"], values["lora_dropout"]) == (8, 32, 0.1)
+    merged = run(*MERGE.split(), cwd=here)
+    assert merged.returncode == 0, merged.both[-3000:]
+    assert {tensor.dtype for tensor in load_file(here / "merged" / "model.safetensors").values()} == {torch.bfloat16}
+
+
+def test_epochs_that_are_cut_and_not_all_kept(here):
+    assert main([*FLAGS, "--steps_per_epoch", "2", "checkpoint.keep_epochs=1"]) == 0
+    assert len(events(here / "O")) == 3 * 2
+    assert [path.name for path in (here / "O").glob("checkpoint-*")] == ["checkpoint-epoch-3"]
 
 
 def test_a_look_at_a_run_by_flags_writes_nothing(here, capsys):
@@ -108,7 +128,8 @@ def test_config_json(here):
         "output": {"save_dir": "models", "save_name": "tuned", "save_metrics": True},
     }  # fmt: skip
     (here / "config.json").write_text(json.dumps(values))
-    assert main(["--config", "config.json"]) == 0
+    done = run("-m", "trainer", "--config", "config.json", cwd=here)
+    assert done.returncode == 0, done.both[-3000:]
     out = here / "models" / "tuned"
     whole(out)
     steps = events(out)
