@@ -16,6 +16,7 @@ def run_command(args: argparse.Namespace) -> int:
     from launch.topology import free_port, this_machine
     from trainer.config import check_packages, load_config
     from trainer.preflight import check_run
+    from trainer.topology import ZERO, check_deepspeed
 
     check_packages()
     config = load_config(args.config, args.overrides)
@@ -25,6 +26,8 @@ def run_command(args: argparse.Namespace) -> int:
     # Node 0 may have made the output folder already; whether it may be written is for node 0 to say.
     warnings = check_run(config, args.resume or bool(nodes and nodes.rank), engine=engine)
     device = device_of(engine, machine, config.train.device)
+    if engine in ZERO:
+        check_deepspeed(device)
 
     def command_to(resume: bool):
         what = (args.config, args.overrides, engine, processes, machine, device, resume)

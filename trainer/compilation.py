@@ -9,7 +9,6 @@ holds that one knows that any `lock` it finds was left behind.
 import hashlib
 import os
 import platform
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from data_prep.problems import BadInput
 from data_prep.progress import say
+from trainer.topology import ninja
 
 PREFIX = "embedfleet-"
 
@@ -39,7 +38,8 @@ def compiling_alone() -> Iterator[Path]:
     """Makes torch compile in operator_folder(), one process at a time; a lock that a dead one left is taken away."""
     import fcntl
 
-    _find_ninja()
+    if found := ninja():  # torch looks for it on PATH alone; that there is one was checked
+        os.environ["PATH"] = f"{Path(found).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     folder = operator_folder()
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
@@ -58,13 +58,3 @@ def compiling_alone() -> Iterator[Path]:
         yield folder
     finally:
         os.close(guard)
-
-
-def _find_ninja() -> None:
-    """ninja comes with the deepspeed extra, beside the interpreter. That one goes first, activated or not: another
-    version of ninja would compile everything again, and the first one again after it."""
-    beside = Path(sys.executable).parent
-    if (beside / "ninja").exists():
-        os.environ["PATH"] = f"{beside}{os.pathsep}{os.environ.get('PATH', '')}"
-    elif not shutil.which("ninja"):
-        raise BadInput("ZeRO on a CPU compiles a small operator on first use and needs ninja: pip install ninja")

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -212,11 +213,22 @@ def check_deepspeed(device: str) -> None:
         raise BadInput(
             f"DeepSpeed {version} can lose gradients of chunks (issue 7981): install {OLDEST_DEEPSPEED} or newer"
         )
-    if device == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+    if device != "cpu":
+        return
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
         raise BadInput(
             "ZeRO on a CPU compiles a small operator on first use and needs a C++ compiler: install g++ "
             "(or name one in CXX), or use --engine ddp, which needs none"
         )
+    if ninja() is None:
+        raise BadInput("ZeRO on a CPU compiles a small operator on first use and needs ninja: pip install ninja")
+
+
+def ninja() -> str | None:
+    """Where it is. It comes with the deepspeed extra, beside the interpreter, and that one goes first, activated or
+    not: another version of ninja would compile everything again, and the first one again after it."""
+    beside = Path(sys.executable).with_name("ninja")
+    return str(beside) if beside.exists() else shutil.which("ninja")
 
 
 def config_folder(name: str) -> Path:

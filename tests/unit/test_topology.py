@@ -236,6 +236,17 @@ def test_one_line_where_there_is_no_compiler(monkeypatch):
         plugin("zero2.json", 1.0, torch.device("cpu"))
 
 
+def test_launch_run_says_so_before_it_starts_a_rank(monkeypatch, tmp_path, tiny_bert, tiny_shards, capsys):
+    from launch.__main__ import main
+    from tests.end_to_end.runs import write_run
+
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    run_file = write_run(tmp_path, tiny_bert, tiny_shards)
+    argv = ["run", "--config", str(run_file), "--engine", "zero2", "--processes", "2", "train.device=cpu", "--dry-run"]
+    assert main(argv) == 2
+    assert "C++ compiler" in capsys.readouterr().err
+
+
 def test_yaml_numbers_like_1e_4_are_numbers(tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text("output_dir: o\nmodel: {path: m}\ndata: {train: t}\noptim: {lr: 1e-4}\n")
