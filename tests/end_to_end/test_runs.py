@@ -13,6 +13,7 @@ import torch
 from tests import tiny
 from tests.end_to_end.runs import events, losses, weights, write_run
 from tests.launching import ROOT, environment, free_port, run, torchrun
+from trainer.export import main as export_main
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +140,12 @@ def test_any_engine_resumes_any_others_run_with_the_same_losses(whole, tmp_path,
         assert done.returncode == 0, done.both[-4000:]
         assert f"checkpoint-epoch-{epoch} after step {6 * epoch}" in done.both
         assert losses(copy) == pytest.approx(losses(out), abs=1e-4)
+    first = groups[0][0]
+    if first.startswith("zero"):  # a checkpoint of its own can be exported, in one process and after the fact
+        assert export_main([str(copy / "checkpoint-epoch-2"), "--output", str(tmp_path / first)]) == 0
+        expected = weights(whole[1] / "checkpoint-epoch-2")
+        for name, tensor in weights(tmp_path / first).items():
+            assert torch.allclose(tensor, expected[name], atol=1e-4), name
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(whole, tmp_path):

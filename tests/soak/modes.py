@@ -52,7 +52,7 @@ NOT_WITH = {("model.lora.dora=true", "qlora 4"): ("zero3",), ("optim.name=adamw_
 START, END = "<!-- results: tests/soak/modes.py -->", "<!-- end of results -->"
 
 TEXT = """{start}
-`python -m tests.soak.modes`, {date}, {hardware}, torch {torch}, {minutes:.0f} minutes, {count} cells.
+`{command}`, {date}, {hardware}, torch {torch}, {minutes:.0f} minutes, {count} cells.
 
 Tiny models with random weights (two layers, 32 wide) of each family, and all-MiniLM-L6-v2 with its own. Each cell
 trains two epochs of 48 rows, is resumed from the first checkpoint and ends in the same bytes, is exported, and loads in
@@ -121,8 +121,10 @@ def main() -> int:
     if wrong:
         print("\n".join(wrong))
         return 1
+    chosen = "" if len(args.families) == len(FAMILIES + MORE_FAMILIES) else f" --families {' '.join(args.families)}"
+    command = f"python -m tests.soak.modes{chosen}"
     text = TEXT.format(
-        start=START, end=END, date=date.today().isoformat(), hardware=args.hardware, torch=torch.__version__,
+        start=START, end=END, command=command, date=date.today().isoformat(), hardware=args.hardware, torch=torch.__version__,
         minutes=(time.perf_counter() - began) / 60, count=len(results), apart=1e-4, table=table(results),
     )  # fmt: skip
     page = ROOT / "docs" / "modes.md"

@@ -57,6 +57,24 @@ def test_merged_embeddings_are_the_unmerged_ones(tmp_path, adapters, tiny_bert, 
     assert load_file(tmp_path / "merged" / "model.safetensors").keys() == names, "the unused pooler, too"
 
 
+@pytest.mark.parametrize("family", [family for family in tiny.FAMILIES if family != "bert"])
+def test_the_models_of_every_family(tmp_path, family):
+    base, trained = tiny.model(tmp_path / "base", family, tiny.FAMILIES[family]), tmp_path / "trained"
+    embedder, tokenizer, spec, _ = load_embedder(ModelConfig(path=str(base), finetune="lora", lora={"r": 3}))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in embedder.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_(std=0.1)
+    embedder.adapter.base_sha256 = weights_sha256(base)
+    trained.mkdir()
+    save_embedder(trained, dict(embedder.stored()), embedder, tokenizer, spec)
+    assert merge(str(base), trained, tmp_path / "merged") < 1e-4
+    apart = 1 - torch.nn.functional.cosine_similarity(theirs(tmp_path / "merged"), theirs(trained))
+    assert apart.max() < 1e-4
+    assert (theirs(trained) - theirs(base)).abs().max() > 1e-3, "the adapter does something"
+
+
 def test_a_quantised_base_can_be_merged_as_it_is_stored_and_the_difference_is_told(tmp_path, adapters, tiny_bert):
     exact = merge(str(tiny_bert), adapters["qlora 4"], tmp_path / "dequantized")
     stored = merge(str(tiny_bert), adapters["qlora 4"], tmp_path / "full", onto="full")
