@@ -124,8 +124,8 @@ def main() -> int:
     chosen = "" if len(args.families) == len(FAMILIES + MORE_FAMILIES) else f" --families {' '.join(args.families)}"
     command = f"python -m tests.soak.modes{chosen}"
     text = TEXT.format(
-        start=START, end=END, command=command, date=date.today().isoformat(), hardware=args.hardware, torch=torch.__version__,
-        minutes=(time.perf_counter() - began) / 60, count=len(results), apart=1e-4, table=table(results),
+        start=START, end=END, command=command, date=date.today().isoformat(), hardware=args.hardware,
+        torch=torch.__version__, minutes=(time.perf_counter() - began) / 60, count=len(results), apart=1e-4, table=table(results),
     )  # fmt: skip
     page = ROOT / "docs" / "modes.md"
     before, _, rest = page.read_text().partition(START)
