@@ -125,7 +125,8 @@ def main() -> int:
     command = f"python -m tests.soak.modes{chosen}"
     text = TEXT.format(
         start=START, end=END, command=command, date=date.today().isoformat(), hardware=args.hardware,
-        torch=torch.__version__, minutes=(time.perf_counter() - began) / 60, count=len(results), apart=1e-4, table=table(results),
+        torch=torch.__version__, minutes=(time.perf_counter() - began) / 60, count=len(results), apart=1e-4,
+        table=table(results),
     )  # fmt: skip
     page = ROOT / "docs" / "modes.md"
     before, _, rest = page.read_text().partition(START)
