@@ -4,13 +4,13 @@ In a script that torchrun or accelerate starts, every rank makes the same calls.
 """
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from data_prep.progress import say
 from trainer.entries import PER_DEVICE, Entry, Translation, check_world
-from trainer.flags import FLAGS
+from trainer.flags import FLAGS, without_default
 from trainer.straight import prepare
 
 KEYS = {  # of FineTuningConfig -> the run file's
@@ -34,7 +34,8 @@ class FineTuningConfig:
     dataset_path: records (docs/data.md) or a shard folder. train_adapter: LoRA on the frozen model; False trains all of
     it. max_length: tokens of queries and answers. in_batch_negatives: without a loss_fn, InfoNCE over the batch's
     cosines in place of the cosine of each pair alone. per_device_train_batch_size and gradient_accumulation_steps make
-    the global batch, with the number of processes. wandb_run_name counts where WANDB_PROJECT is set.
+    the global batch, with the number of processes. wandb_run_name counts where WANDB_PROJECT is set. overrides: what
+    has no field here, as on a command line: "section.key=value" of the run file.
     """
 
     model_name_or_path: str
@@ -50,6 +51,10 @@ class FineTuningConfig:
     steps_per_epoch: int | None = None
     in_batch_negatives: bool = False
     seed: int = 0
+    overrides: Sequence[str] = ()
+
+
+DEFAULTS = {field.name: field.default for field in fields(FineTuningConfig)}
 
 
 class EmbedderFineTuner:
@@ -75,17 +80,20 @@ class EmbedderFineTuner:
         made, asked = Translation("FineTuningConfig"), self.config
         for name, keys in KEYS.items():
             value = getattr(asked, name)
+            stated = name if value != DEFAULTS[name] else None
             for key in keys if value is not None else ():
-                made.put(key, str(value) if isinstance(value, Path) else value, f"FineTuningConfig.{name}")
+                made.put(key, str(value) if isinstance(value, Path) else value, f"FineTuningConfig.{name}", stated)
         if asked.train_adapter:
             made.put("model.finetune", "lora")
             for name in LORA:
-                made.put(FLAGS[name].key, FLAGS[name].default)
+                if name not in without_default("lora", asked.overrides):
+                    made.put(FLAGS[name].key, FLAGS[name].default)
         made.put("loss.name", self._loss_name(), "loss_fn")
         sizes = ("per_device_train_batch_size", "gradient_accumulation_steps")
         made.batch(*(made.whole(name, getattr(asked, name), 1) for name in sizes), sizes, True)
         datasets = [Path(asked.dataset_path)]
         made.dataset("dataset_path", datasets)
+        made.override(asked.overrides)
         return made.entry(datasets)
 
     def _loss_name(self) -> str:

@@ -1,6 +1,7 @@
 """python -m trainer --model_name_or_path M --train_dataset F.jsonl --output_dir O …: a run by flags. No torch."""
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def from_flags(argv: list[str]) -> tuple[Entry, Options]:
     if bits is not None and values["finetune_type"] == "lora":
         values["finetune_type"] = "qlora"
         made.notes.append(f"--finetune_type lora on a base of {bits} bits is qlora")
-    without = _without_default(values["finetune_type"], overrides)
+    without = without_default(values["finetune_type"], overrides)
     for name, flag in FLAGS.items():
         if flag.key and values[name] is not None and (name in given or name not in without):
             made.put(flag.key, values[name], f"--{name}", f"--{name}" if name in given else None)
@@ -114,7 +115,7 @@ def from_flags(argv: list[str]) -> tuple[Entry, Options]:
     return entry, options
 
 
-def _without_default(finetune: str, overrides: list[str]) -> tuple[str, ...]:
+def without_default(finetune: str, overrides: Iterable[str]) -> tuple[str, ...]:
     """Flags that say nothing unless they are given: there is no adapter, or one to go on from, which has its own."""
     if finetune == "full":
         return ("lora_r", "lora_alpha", "lora_dropout")

@@ -217,6 +217,17 @@ def test_python(here):
         translated(learning_rate=0.0)
 
 
+def test_python_reaches_every_key_of_the_run_file(here):
+    config = translated(overrides=["model.finetune=qlora", "model.lora.targets=all-linear", "optim.ema=0.9"])
+    assert (config.model.finetune, config.model.lora.targets, config.optim.ema) == ("qlora", "all-linear", 0.9)
+    assert (config.model.lora.r, config.model.lora.alpha) == (8, 32)
+    started = translated(overrides=["model.lora.start=adapter"])
+    assert not {"r", "alpha"} & started.model.lora.model_fields_set, "the adapter says them"
+    with pytest.raises(BadInput) as caught:
+        translated(learning_rate=1e-3, overrides=["optim.lr=1e-4", "train.epoch=3"])
+    assert "learning_rate says so already" in str(caught.value) and "epoch" in str(caught.value)
+
+
 @pytest.mark.parametrize("make", [lambda here: from_flags(flags())[0], lambda here: from_json(flat(here))])
 def test_the_run_file_beside_a_run_says_the_same(here, make):
     config = make(here).config
