@@ -14,12 +14,13 @@ def run_command(args: argparse.Namespace) -> int:
     from launch.command import build, choose, device_of
     from launch.nodes import find_nodes
     from launch.topology import free_port, this_machine
-    from trainer.config import check_packages, load_config
+    from trainer.config import check_packages
+    from trainer.config_json import load_run_file
     from trainer.preflight import check_run
     from trainer.topology import ZERO, check_deepspeed
 
     check_packages()
-    config = load_config(args.config, args.overrides)
+    config = load_run_file(args.config, args.overrides)
     machine = this_machine()
     engine, processes = choose(args.engine, args.processes, machine, config.train.device, args.nnodes)
     nodes = find_nodes(args.nnodes, args.node_rank, args.master)
@@ -53,7 +54,8 @@ def doctor_command(args: argparse.Namespace) -> int:
     from launch.doctor import doctor, exactness, examine
     from launch.nodes import find_nodes
     from launch.topology import free_port, this_machine
-    from trainer.config import check_packages, load_config
+    from trainer.config import check_packages
+    from trainer.config_json import load_run_file
 
     check_packages()
     if args.config is None:
@@ -62,7 +64,7 @@ def doctor_command(args: argparse.Namespace) -> int:
         return (exactness if args.exactness else doctor)(args.engine, args.processes)
     if args.exactness:
         raise BadInput("doctor: --exactness has a case of its own; leave out --config")
-    config, machine = load_config(args.config, args.overrides), this_machine()
+    config, machine = load_run_file(args.config, args.overrides), this_machine()
     asked = args.engine or "auto"
     engine, processes = choose(asked, args.processes, machine, config.train.device, args.nnodes)
     nodes = find_nodes(args.nnodes, args.node_rank, args.master)

@@ -12,7 +12,8 @@ from launch.estimate import Estimate, Outlook, Ranks, choose_engine, engines_for
 from launch.memory import NEED, read_bytes, shown
 from launch.network import Cost, Link, scaling
 from launch.topology import this_machine
-from trainer.config import RunConfig, load_config
+from trainer.config import RunConfig
+from trainer.config_json import load_run_file
 from trainer.topology import ONE_PROCESS, ZERO, config_folder
 
 PLACEHOLDERS = {
@@ -28,7 +29,7 @@ def show_plan(args: argparse.Namespace) -> int:
     from trainer.config import check_packages
 
     check_packages()
-    config = load_config(args.config, args.overrides)
+    config = load_run_file(args.config, args.overrides)
     link = Link(read_bytes(args.bandwidth, "--bandwidth"), args.latency)
     outlook = look(config, ranks_of(args, config))
     found = [estimate(outlook, engine, args.throughput, link) for engine in engines_for(outlook.ranks)]

@@ -16,6 +16,7 @@ from data_prep.progress import result, say
 from launch.command import Machine, choose
 from launch.slurm import Job, Task, render
 from trainer.config import RunConfig, check_packages, load_config
+from trainer.config_json import load_run_file
 from trainer.preflight import check_run
 from trainer.state import MARKER
 
@@ -60,7 +61,7 @@ def make_job(args: argparse.Namespace) -> tuple[Job, list[RunConfig]]:
     sweeps = [_sweep(text, problems) for text in args.sweep]
     if problems:
         raise BadInput(problems)
-    config = load_config(args.config, args.overrides)
+    config = load_run_file(args.config, args.overrides)
     machine = Machine(args.gpus_per_node, False, args.cpus_per_rank)
     engine, ranks = choose(args.engine, args.ranks_per_node, machine, config.train.device, args.nodes)
     combinations = list(itertools.product(*sweeps))

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from data_prep.problems import nearest
-from trainer.config import RunConfig
+from data_prep.problems import BadInput, nearest
+from trainer.config import RunConfig, load_config
 from trainer.entries import PER_DEVICE, Entry, Translation
 from trainer.run_file import read_values
 
@@ -36,6 +36,16 @@ def is_flat(values: dict) -> bool:
     """Whether a JSON file is a config.json of this module, not a run file."""
     own = {key.partition(".")[0] for key in KEYS}
     return bool(own - RunConfig.model_fields.keys() & values.keys()) and not {"output_dir", "loss"} & values.keys()
+
+
+def load_run_file(path: str, overrides: Iterable[str] = ()) -> RunConfig:
+    """As config.load_config, for commands that take no flat file: says how one becomes a run file. Raises BadInput."""
+    if path.endswith(".json") and Path(path).is_file() and is_flat(read_values(Path(path), [])[0]):
+        raise BadInput(
+            f"{path}: is a flat config.json, which the trainer alone takes: torchrun --nproc-per-node N -m trainer "
+            f"--config {path}. Its run leaves a run file in its folder (run.yaml), which every command takes"
+        )
+    return load_config(path, list(overrides))
 
 
 def from_json(path: Path, overrides: Iterable[str] = ()) -> Entry | None:

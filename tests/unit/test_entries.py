@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.problems import BadInput
+from launch.__main__ import main as launch
 from tests import tiny
 from trainer.__main__ import main
 from trainer.config import load_config
@@ -226,6 +227,14 @@ def test_python_reaches_every_key_of_the_run_file(here):
     with pytest.raises(BadInput) as caught:
         translated(learning_rate=1e-3, overrides=["optim.lr=1e-4", "train.epoch=3"])
     assert "learning_rate says so already" in str(caught.value) and "epoch" in str(caught.value)
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "doctor", "slurm --time 5"])
+def test_the_launchers_commands_say_who_takes_a_config_json(here, capsys, command):
+    flat(here)
+    name, *more = command.split()
+    assert launch([name, "--config", "config.json", *more]) == 2
+    assert "torchrun --nproc-per-node N -m trainer --config config.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("make", [lambda here: from_flags(flags())[0], lambda here: from_json(flat(here))])
