@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from data_prep.model_folder import read_object
 from data_prep.problems import BadInput
 from trainer import adapters, quantized
 from trainer.config import FreezeConfig, ModelConfig
@@ -266,9 +267,19 @@ def load_tokenizer(config: ModelConfig, folder: str):
         raise BadInput(f"{key}: {source} has no usable tokenizer ({type(error).__name__}: {error})") from None
     if not tokenizer.is_fast:
         raise BadInput(f"{key}: {source} has no fast tokenizer (tokenizer.json); convert it with transformers")
+    if read_object(Path(folder) / "sentence_bert_config.json").get("do_lower_case"):
+        _lower(tokenizer)
     if config.append_eos:
         _append_eos(tokenizer, f"{key}: {source}")
     return tokenizer
+
+
+def _lower(tokenizer) -> None:
+    """As sentence-transformers does where the folder says so; an exported tokenizer does it everywhere."""
+    from tokenizers.normalizers import Lowercase, Sequence
+
+    own = tokenizer.backend_tokenizer.normalizer
+    tokenizer.backend_tokenizer.normalizer = Sequence([Lowercase(), own]) if own else Lowercase()
 
 
 def _append_eos(tokenizer, where: str) -> None:

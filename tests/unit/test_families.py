@@ -153,6 +153,22 @@ def test_eos_is_appended_where_the_tokenizer_does_not_and_the_export_does_it_too
     assert (theirs(tmp_path / "saved") - found).abs().max() < 1e-5
 
 
+def test_a_folder_that_reads_lower_case_is_read_so_and_exported_so(tmp_path, tiny_bert):
+    from sentence_transformers import SentenceTransformer
+
+    shutil.copytree(tiny_bert, tmp_path / "model")
+    path, texts = tmp_path / "model" / "sentence_bert_config.json", ["W1 w2 W3", "W4"]
+    stated = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(stated | {"do_lower_case": True}))
+    found, (embedder, tokenizer, spec, _) = ours(ModelConfig(path=str(tmp_path / "model")), texts)
+    assert (found - ours(ModelConfig(path=str(tiny_bert)), texts)[0]).abs().max() > 1e-2
+    (tmp_path / "saved").mkdir()
+    save_embedder(tmp_path / "saved", dict(embedder.stored()), embedder, tokenizer, spec)
+    for folder in ("model", "saved"):
+        encoded = torch.tensor(SentenceTransformer(str(tmp_path / folder), device="cpu").encode(texts))
+        assert (encoded - found).abs().max() < 1e-5
+
+
 def test_a_tokenizer_without_eos_cannot_append_it(tiny_bert):
     with pytest.raises(BadInput, match="has no EOS token"):
         load_embedder(ModelConfig(path=str(tiny_bert), append_eos=True))
