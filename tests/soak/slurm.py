@@ -125,6 +125,7 @@ def undisturbed(slurm: Slurm, folder: Path, run_file: Path, engine: str, launche
     out, began = folder / f"{engine}-whole", time.monotonic()
     finish(slurm.start(folder, *flags(run_file, engine, launcher, out, "--time", "30")))
     assert events(out, "start")[0]["processes"] == 4
+    assert len(list(Path(f"{out}-logs").rglob("stdout.log"))) == 4, "a log of each rank"
     show(case="2 nodes x 2 ranks", engine=engine, launcher=launcher, steps=len(losses(out)),
          seconds=round(time.monotonic() - began))  # fmt: skip
     return out
