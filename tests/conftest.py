@@ -1,4 +1,5 @@
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -8,6 +9,9 @@ from hypothesis import settings
 # How fast the machine is proves nothing.
 settings.register_profile("embedfleet", deadline=None)
 settings.load_profile("embedfleet")
+# A shell starts what runs in the background deaf to Ctrl-C, and with it all that the tests start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # A test never asks a hub, is tracked nowhere, and no launcher of the outside reaches into it.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.pop("WANDB_PROJECT", None)
