@@ -48,7 +48,7 @@ def check_run(config: RunConfig, resume: bool, own_loss: bool = False, engine: s
     if fingerprint:
         _collect(problems, _check_watch, config)
     _collect(problems, check_tracking)
-    _collect(problems, _check_output, config, resume, fingerprint)
+    _collect(problems, _check_output, config, resume, fingerprint, spec)
     if problems:
         raise BadInput(problems)
     return _pass_gate(config)  # last: it reads the data, and needs the model's tokenizer and the evaluation sets
@@ -297,12 +297,13 @@ def _check_watch(config: RunConfig) -> None:
         raise BadInput(problems)
 
 
-def _check_output(config: RunConfig, resume: bool, fingerprint: str | None) -> None:
+def _check_output(config: RunConfig, resume: bool, fingerprint: str | None, spec: ModelSpec | None) -> None:
     out = Path(config.output_dir)
     check_place(out, resume)
     if fingerprint and (out / "run.json").is_file():
         check_resumable(out, config, fingerprint)
-    _check_space(config, out, resume)
+    if spec:
+        _check_space(config, out, resume, Path(spec.base))
 
 
 def check_place(out: Path, resume: bool) -> None:
@@ -331,9 +332,10 @@ def _check_writable(out: Path) -> None:
         raise BadInput(f"output_dir: cannot write below {parent} ({error.strerror}); name another folder") from None
 
 
-def _check_space(config: RunConfig, out: Path, resume: bool) -> None:
+def _check_space(config: RunConfig, out: Path, resume: bool, model: Path) -> None:
+    """model: the folder of the weights, which for a hub id is not model.path."""
     # adapters are small beside what they are trained on
-    weights = fp32_bytes(Path(config.model.path)) if config.model.finetune == "full" else 0
+    weights = fp32_bytes(model) if config.model.finetune == "full" else 0
     there = len(list(out.glob("checkpoint-*"))) if resume else 0
     asked = config.checkpoint
     epochs = min(config.train.epochs, asked.keep_epochs + 1 if asked.keep_epochs else config.train.epochs)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,7 @@ from data_prep.problems import BadInput
 from launch.__main__ import main as launch_main
 from tests import tiny
 from tests.disks import make_read_only, small_disk
+from trainer import preflight
 from trainer.__main__ import main as train_main
 from trainer.config import load_config
 from trainer.planner import PLAN_VERSION
@@ -447,6 +449,14 @@ def test_a_disk_too_small_is_told_beforehand(run, capsys, disk):
     run.values["output_dir"] = str(disk / "out")
     assert train_main(["--config", run.write()]) == 2
     assert "GiB free" in capsys.readouterr().err
+
+
+def test_the_weights_of_a_hub_id_count_as_well(run, tiny_bert, monkeypatch):
+    run.values["model"]["path"] = "org/tiny"
+    monkeypatch.setattr(preflight, "fetch", lambda path, with_code=False: str(tiny_bert))
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**16))
+    with pytest.raises(BadInput, match="0.0 GiB free below .*, but 1 checkpoints and the final model need about"):
+        check_run(load_config(run.write()), resume=False)
 
 
 def test_a_read_only_disk_is_told_beforehand(run, capsys, disk):
