@@ -6,6 +6,7 @@ Also by flags (flags.py) and by a flat config.json (config_json.py): these are t
 import argparse
 import os
 import sys
+import time
 import traceback
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,6 +21,8 @@ from trainer.flags import Options, add_help, are_flags, beside_a_run_file, from_
 from trainer.interrupts import listen_early
 from trainer.state import RUN_FILE
 from trainer.topology import ENGINES
+
+SPEAKS = 5.0  # seconds that rank 0 may need longer to say it for all: launchers end every rank once one is gone
 
 
 def parser() -> argparse.ArgumentParser:
@@ -114,6 +117,8 @@ def fail(error: BaseException, on_every_rank: bool) -> int:
         text, code = traceback.format_exc(), 1
     if rank == 0 or not on_every_rank:
         print(text if rank == 0 else f"rank {rank}: {text}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(SPEAKS)
     # Leaving in order would wait for ranks that sit in a collective; the launcher ends them when this one is gone.
     os._exit(code)
 
