@@ -193,7 +193,7 @@ def test_a_rank_with_another_version_of_a_package_is_named(tmp_path, tiny_bert, 
 
 
 def test_a_rank_that_hangs_is_named_by_the_others_in_time(tmp_path, tiny_bert, shards):
-    run_file, out = write_run(tmp_path, tiny_bert, shards, epochs=500, timeout_minutes=0.3), tmp_path / "out"
+    run_file, out = write_run(tmp_path, tiny_bert, shards, epochs=500, timeout_minutes=0.5), tmp_path / "out"
     started = ranks(run_file, [[], []])
     wait_for(lambda: steps_logged(out) >= 3, started[0])
     started[1].send_signal(signal.SIGSTOP)
