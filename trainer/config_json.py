@@ -40,7 +40,7 @@ def is_flat(values: dict) -> bool:
 
 def load_run_file(path: str, overrides: Iterable[str] = ()) -> RunConfig:
     """As config.load_config, for commands that take no flat file: says how one becomes a run file. Raises BadInput."""
-    if path.endswith(".json") and Path(path).is_file() and is_flat(read_values(Path(path), [])[0]):
+    if path.endswith(".json") and Path(path).is_file() and is_flat(read_values(Path(path), RunConfig.model_fields)[0]):
         raise BadInput(
             f"{path}: is a flat config.json, which the trainer alone takes: torchrun --nproc-per-node N -m trainer "
             f"--config {path}. Its run leaves a run file in its folder (run.yaml), which every command takes"

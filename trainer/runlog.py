@@ -203,7 +203,7 @@ class RunLog:
         return self.file.tell() if self.active else 0
 
     def sync(self) -> None:
-        """The log is on disk: a checkpoint says how much of it belongs to it."""
+        """The log is on disk when this returns."""
         if self.active:
             os.fsync(self.file.fileno())
 

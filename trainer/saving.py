@@ -32,7 +32,6 @@ def epoch_is_over(job) -> bool:
 
 def save_step(job, state: TrainState, background: bool = False) -> Path:
     """A checkpoint between epochs. Collective."""
-    job.log.sync()
     folder = job.writer.save(f"checkpoint-step-{state.step}", state, background)
     job.log.say(f"step {state.step}: checkpoint in {folder}")
     return folder
@@ -75,6 +74,8 @@ def model_writer(job):
     """
 
     def prepare(state: TrainState | None):
+        if state is not None:
+            job.log.sync()  # the state says how much of the log belongs to it
         step = (state or job.state).step  # of a diverged run the last good state is written, which lies behind
         probe = take_probe(job.engine, job.reader, job.spec)
 

@@ -255,7 +255,6 @@ def end_epoch(job: Job) -> None:
         if verdict.better and job.config.watch.keep_best:
             with averaged(job.engine):
                 job.writer.save("best", None)
-        job.log.sync()
         job.state = replace(snapshot(job), epoch=epoch)
         folder = job.writer.save(f"checkpoint-epoch-{epoch}", job.state)
     job.log.say(f"epoch {epoch}: checkpoint in {folder}")

