@@ -21,6 +21,7 @@ from trainer.folder import read_spec, weights_sha256
 from trainer.model import load_embedder
 from trainer.probe import read_probe
 from trainer.proof import prove
+from trainer.runlog import RunLog
 from trainer.runtime import DTYPES
 from trainer.saving import model_writer
 from trainer.state import MARKER, TrainState, damage
@@ -50,6 +51,7 @@ def write_checkpoint(
     engine = TorchEngine(embedder, OptimConfig(), World(), torch.device("cpu"), DTYPES[precision])
     job = SimpleNamespace(engine=engine, embedder=embedder, tokenizer=tokenizer, reader=reader, spec=spec)
     job.config, job.untrained, job.state = config, untrained, TrainState(step, 0, step, 0, {})
+    job.log = RunLog(folder.parent, active=False)
     checkpoint.write(folder, engine.weights(), {}, state, model_writer(job)(state))
     return folder
 
