@@ -18,6 +18,7 @@ os.environ.pop("WANDB_PROJECT", None)
 # Nor does it leave anything in the user's cache.
 _cache = tempfile.TemporaryDirectory(prefix="embedfleet-tests-")
 os.environ["EMBEDFLEET_CACHE"] = _cache.name
+os.environ["HF_MODULES_CACHE"] = f"{_cache.name}/modules"  # where transformers copies a model's own code
 
 DATA = Path(os.environ.get("EMBEDFLEET_TEST_DATA", Path(__file__).resolve().parent.parent.parent / "shared" / "data"))
 

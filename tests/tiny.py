@@ -65,19 +65,79 @@ def model(
     made.save_pretrained(folder)
     tokenizer(folder, family not in (*DECODERS, "t5"), eos, side, pairs=family == "qwen2")
     if pooling:
-        keys = {"mean": "mean_tokens", "cls": "cls_token", "last": "lasttoken", "weighted_mean": "weightedmean_tokens"}
-        kinds = ["Transformer", "Pooling", "Normalize"]
-        modules = [
-            {"idx": i, "name": str(i), "path": f"{i}_{k}" if i else "", "type": f"sentence_transformers.models.{k}"}
-            for i, k in enumerate(kinds)
-        ]
-        (folder / "1_Pooling").mkdir(exist_ok=True)
-        (folder / "2_Normalize").mkdir(exist_ok=True)
-        (folder / "modules.json").write_text(json.dumps(modules))
-        modes = {f"pooling_mode_{key}": name == pooling for name, key in keys.items()}
-        values = {"word_embedding_dimension": 32} | modes
-        (folder / "1_Pooling" / "config.json").write_text(json.dumps(values))
-        (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 32}))
+        _for_sentence_transformers(folder, pooling)
+    return folder
+
+
+def _for_sentence_transformers(folder: Path, pooling: str) -> None:
+    keys = {"mean": "mean_tokens", "cls": "cls_token", "last": "lasttoken", "weighted_mean": "weightedmean_tokens"}
+    kinds = ["Transformer", "Pooling", "Normalize"]
+    modules = [
+        {"idx": i, "name": str(i), "path": f"{i}_{k}" if i else "", "type": f"sentence_transformers.models.{k}"}
+        for i, k in enumerate(kinds)
+    ]
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "2_Normalize").mkdir(exist_ok=True)
+    (folder / "modules.json").write_text(json.dumps(modules))
+    modes = {f"pooling_mode_{key}": name == pooling for name, key in keys.items()}
+    values = {"word_embedding_dimension": 32} | modes
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(values))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 32}))
+
+
+CONFIGURATION = """
+from transformers import PretrainedConfig
+
+
+class OwnConfig(PretrainedConfig):
+    model_type = "own"
+
+    def __init__(self, vocab_size=404, hidden_size=32, max_position_embeddings=64, **kwargs):
+        super().__init__(**kwargs)
+        self.vocab_size, self.hidden_size = vocab_size, hidden_size
+        self.max_position_embeddings = max_position_embeddings
+"""
+MODELING = """
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from .configuration_own import OwnConfig
+
+
+class OwnModel(PreTrainedModel):
+    config_class = OwnConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.words = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.mix = nn.Linear(config.hidden_size, config.hidden_size)
+        self.post_init()
+
+    def forward(self, input_ids, attention_mask, **kwargs):
+        hidden, mask = self.words(input_ids), attention_mask.unsqueeze(-1)
+        mean = (hidden * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
+        return BaseModelOutput(last_hidden_state=hidden + self.mix(mean).tanh())
+"""
+
+
+def own_code(folder: Path) -> Path:
+    """A folder of a model that only its own code can make."""
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    folder.mkdir(parents=True)
+    (folder / "configuration_own.py").write_text(CONFIGURATION)
+    (folder / "modeling_own.py").write_text(MODELING)
+    named = {"AutoConfig": "configuration_own.OwnConfig", "AutoModel": "modeling_own.OwnModel"}
+    settings = {"model_type": "own", "architectures": ["OwnModel"], "auto_map": named, "hidden_size": 32}
+    (folder / "config.json").write_text(json.dumps(settings | {"max_position_embeddings": 64}))
+    shapes = {"words.weight": (404, 32), "mix.weight": (32, 32), "mix.bias": (32,)}
+    weights = {name: torch.randn(shape) / 4 for name, shape in shapes.items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    tokenizer(folder)
+    _for_sentence_transformers(folder, "mean")
     return folder
 
 

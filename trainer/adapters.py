@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from data_prep.problems import BadInput
 from trainer.config import LoraConfig
-from trainer.families import FAMILIES
+from trainer.families import family_of
 from trainer.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 BASE_HASH = "base_sha256"  # in the header of the weights: of the base's weights, see folder.weights_sha256
@@ -134,7 +134,7 @@ def wrap(backbone: nn.Module, settings):
 def targets(backbone: nn.Module, config: LoraConfig) -> list[str] | str:
     """Names of the linear layers that take adapters, or all-linear."""
     linear = [name for name, module in backbone.named_modules() if _is_linear(module)]
-    family = FAMILIES.get(backbone.config.model_type)
+    family = family_of(backbone)
     if config.targets is None:
         asked = family.targets if family else "all-linear"
         return asked if isinstance(asked, str) else [n for n in asked if _among(n, linear)]

@@ -89,7 +89,7 @@ def _use(spec: ModelSpec, is_adapter: bool, onnx: bool) -> str:
         "```python",
         "from sentence_transformers import SentenceTransformer",
         "",
-        'model = SentenceTransformer("THIS_FOLDER_OR_ID")',
+        f'model = SentenceTransformer("THIS_FOLDER_OR_ID"{", trust_remote_code=True" if spec.own_code else ""})',
         'queries = model.encode_query(["what to look for"])',
         'documents = model.encode_document(["what to look in"])',
         "scores = model.similarity(queries, documents)",
@@ -105,6 +105,8 @@ def _use(spec: ModelSpec, is_adapter: bool, onnx: bool) -> str:
         ]
     if is_adapter:
         lines += ["This is an adapter: sentence-transformers loads it with its base; embedding servers do not.", ""]
+    if spec.own_code:
+        lines += ["The model is defined by code of its own (`*.py`): read it before you let it run.", ""]
     if onnx:
         lines += ["`onnx/model.onnx` gives last_hidden_state; pooling and normalisation are as below.", ""]
     return "\n".join(lines)

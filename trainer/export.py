@@ -6,13 +6,14 @@ import shutil
 import sys
 from pathlib import Path
 
-from data_prep.model_folder import is_hub_id
+from data_prep.model_folder import is_hub_id, read_object
 from data_prep.output import check
 from data_prep.problems import BadInput, guarded
 from data_prep.progress import result, say
 from trainer.card import model_card
 from trainer.config import ModelConfig
-from trainer.folder import ADAPTER_CONFIG, fetch, read_spec
+from trainer.folder import ADAPTER_CONFIG, TRUST, fetch, read_spec
+from trainer.inference import add_trust
 from trainer.merge import add, check_base_of, check_output
 from trainer.probe import Probe, read_probe
 from trainer.proof import prove
@@ -25,15 +26,18 @@ LEFT = ("state", MARKER, "training_config.json", "README.md")
 
 
 def export(
-    source: Path, output: Path, *, base: str | None = None, merge: bool = False, onnx: bool = False, push: bool = False
-) -> Probe:
+    source: Path, output: Path, *, base: str | None = None, merge: bool = False, onnx: bool = False, push: bool = False,
+    trust_remote_code: bool = False,
+) -> Probe:  # fmt: skip
     """Writes the model of a run or checkpoint as a folder for sentence-transformers, transformers and servers, after
     a fresh process has loaded it and made the embeddings that the trainer recorded; returns that record.
 
     base: where the base of an adapter is now (folder or hub id), if not where it was trained. merge: an adapter is
     added to its base. onnx: the transformer as ONNX as well. push: it will be uploaded, so an adapter must name a base
-    that others can load. Raises BadInput for a source that cannot be exported, Failed where the folder does not embed
-    as the trainer did: nothing is written then.
+    that others can load. trust_remote_code: the model's own code may run, here and in the fresh process.
+
+    Raises BadInput for a source that cannot be exported, Failed where the folder does not embed as the trainer did:
+    nothing is written then.
     """
     from trainer import checkpoint
 
@@ -43,11 +47,12 @@ def export(
     check(_misplaced(folder, adapter, base, merge, onnx))
     if push and adapter and not merge:
         check(_only_here(folder, base))
-    spec = read_spec(ModelConfig(path=str(folder)), folder, _base(folder, base) if adapter else None)
+    config = ModelConfig(path=str(folder), trust_remote_code=trust_remote_code)
+    spec = read_spec(config, folder, _base(folder, base, trust_remote_code) if adapter else None)
 
     def write(place: Path, _: dict) -> None:
         if merge:
-            made = add(str(spec.base), folder, "float32", "dequantized", None)
+            made = add(str(spec.base), folder, "float32", "dequantized", None, trust_remote_code)
             say(f"merged and unmerged embeddings differ by at most {made.difference:.1e} in cosine")
             made.write(place)
             recorded = made.probe
@@ -58,8 +63,8 @@ def export(
             _point_to(place, base)
         (place / "README.md").write_text(model_card(folder, spec, adapter and not merge, onnx), encoding="utf-8")
         if onnx:
-            write_onnx(place)
-        for line in prove(place, recorded):
+            write_onnx(place, trust_remote_code)
+        for line in prove(place, recorded, trust_remote_code):
             say(line)
 
     checkpoint.write(output, {}, {}, None, write)
@@ -116,14 +121,14 @@ def _recorded_base(folder: Path) -> str:
     return json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
 
 
-def _base(folder: Path, asked: str | None) -> str:
+def _base(folder: Path, asked: str | None, with_code: bool) -> str:
     """The folder of an adapter's base. Raises BadInput where it is not there, or another than it was trained on."""
     named = asked or _recorded_base(folder)
     if not (Path(named) / "config.json").is_file() and (Path(named).exists() or Path(named).is_absolute()):
         raise BadInput(
             f"{folder}: is an adapter of {named}, which is no model folder here; say where it is now: --base FOLDER"
         )
-    place = fetch(named)
+    place = fetch(named, with_code)
     check_base_of(folder, Path(place))
     return place
 
@@ -140,10 +145,12 @@ def _left_out(folder: Path):
     return lambda place, names: [name for name in names if Path(place) == folder and name in LEFT]
 
 
-def verify(source: Path) -> None:
+def verify(source: Path, trust_remote_code: bool = False) -> None:
     """Loads a folder again and holds it against what it records; writes nothing. Raises BadInput and Failed."""
     folder = model_of_run(source)
-    for line in prove(folder, read_probe(folder)):
+    if "auto_map" in read_object(folder / "config.json") and not trust_remote_code:
+        raise BadInput(f"{folder}: brings its own code, without which it cannot be loaded; {TRUST}")
+    for line in prove(folder, read_probe(folder), trust_remote_code):
         result(f"{folder}: {line}")
 
 
@@ -152,10 +159,13 @@ def run(args: argparse.Namespace) -> int:
     if args.output is None:
         given = [flag for flag in ("base", "merge", "onnx", "push") if getattr(args, flag)]
         check([f"--{flag}: needs --output; without it {source} is only checked" for flag in given])
-        verify(source)
+        verify(source, args.trust_remote_code)
         return 0
     hub = Hub(args.push) if args.push else None
-    export(source, Path(args.output), base=args.base, merge=args.merge, onnx=args.onnx, push=hub is not None)
+    export(
+        source, Path(args.output), base=args.base, merge=args.merge, onnx=args.onnx, push=hub is not None,
+        trust_remote_code=args.trust_remote_code,
+    )  # fmt: skip
     result(f"{args.output}: exported; a fresh process embeds as the trainer did")
     if hub:
         result(f"pushed to {hub.push(Path(args.output))}")
@@ -178,6 +188,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--onnx", action="store_true", help="the transformer as onnx/model.onnx as well")
     parser.add_argument("--base", metavar="FOLDER|HUB_ID", help="where an adapter's base is now, if it was moved")
     parser.add_argument("--push", metavar="HUB_ID", help="then upload to this model repository (HF_TOKEN)")
+    add_trust(parser)
     args = parser.parse_args(argv)
     return guarded(lambda: run(args))
 

@@ -26,6 +26,14 @@ class Family:
     model_class: str = "AutoModel"
 
 
+def family_of(backbone) -> Family | None:
+    """Of a transformer that is loaded. None also for a class that a folder's own code defines: whatever family it says
+    it is of, it may be built and attend otherwise.
+    """
+    theirs = type(backbone).__module__.startswith("transformers.")
+    return FAMILIES.get(backbone.config.model_type) if theirs else None
+
+
 _DENSE = ("intermediate.dense", "output.dense")  # not that of a pooler, which is not trained
 _BERT = {
     "targets": ("query", "key", "value", *_DENSE), "blocks": "encoder.layer", "embeddings": ("embeddings",),

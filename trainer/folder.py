@@ -24,6 +24,7 @@ POOLINGS = {  # ours -> sentence-transformers' key in 1_Pooling/config.json
 }
 _NEW_NAMES = {"mean": "mean", "cls": "cls", "lasttoken": "last", "last": "last", "weightedmean": "weighted_mean"}
 MODULES = ("Transformer", "Pooling", "Normalize")  # of sentence-transformers, that we do as well
+TRUST = "set model.trust_remote_code=true (commands: --trust-remote-code) only if you have read it"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -33,7 +34,8 @@ class ModelSpec:
 
     base: the folder of the transformer's weights, which for an adapter folder is another one than `path`.
     bidirectional: whether a decoder's tokens also see those behind them; None for encoders, where they always do.
-    bits: what the base is quantised to; None: not at all.
+    bits: what the base is quantised to; None: not at all. own_code: the transformer is that of code which the folder
+    brings, and is run.
     """
 
     path: str
@@ -46,6 +48,7 @@ class ModelSpec:
     passage_max_len: int
     bidirectional: bool | None = None
     bits: int | None = None
+    own_code: bool = False
     notes: list[str] = field(default_factory=list)  # lines to say once: what was chosen for want of a statement
 
     @property
@@ -67,12 +70,13 @@ def read_spec(config: ModelConfig, folder: str | Path, base: str | Path | None =
     model cannot hold. There is no default pooling: a wrong one is a large and silent loss.
     """
     folder = Path(folder)
-    base = Path(base) if base else base_folder(folder)
+    base = Path(base) if base else base_folder(folder, config.trust_remote_code)
     problems = _folder_problems(config, folder, base)
     if problems:
         raise BadInput(problems)
     settings = read_json(base / "config.json")
-    family = FAMILIES.get(settings["model_type"])
+    own_code = config.trust_remote_code and "AutoModel" in settings.get("auto_map", {})
+    family = None if own_code else FAMILIES.get(settings["model_type"])
     notes: list[str] = []
     modules = _modules(folder)
     stated = _stated_pooling(folder, modules)
@@ -117,15 +121,16 @@ def read_spec(config: ModelConfig, folder: str | Path, base: str | Path | None =
         passage_max_len=rules.passage_max_len,
         bidirectional=_bidirectional(config, folder, settings, family),
         bits=config.bits or _stated_bits(folder),
+        own_code=own_code,
         notes=[*notes, *rules.notes],
     )
 
 
-def base_folder(folder: Path) -> Path:
+def base_folder(folder: Path, with_code: bool = False) -> Path:
     """Where the transformer's weights are: `folder`, or for an adapter folder the one that it was trained on."""
     if not (folder / ADAPTER_CONFIG).is_file():
         return folder
-    return Path(fetch(str(read_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path"))))
+    return Path(fetch(str(read_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")), with_code))
 
 
 def weights_sha256(folder: Path) -> str:
@@ -191,10 +196,7 @@ def _remote_code_problems(config: ModelConfig, base: Path, settings: dict) -> li
     """Why a folder that brings code cannot be loaded without it; a family we know can, if its attention is stated."""
     family, kind = FAMILIES.get(settings["model_type"]), settings["model_type"]
     if family is None or settings.get("position_embedding_type", "absolute") != "absolute":
-        return [
-            f"model.path: {base} brings its own code (auto_map in config.json), which is not run; "
-            "set model.trust_remote_code=true only if you have read it"
-        ]
+        return [f"model.path: {base} brings its own code (auto_map in config.json), which is not run; {TRUST}"]
     if family.causal and config.bidirectional is None and "is_causal" not in settings:
         return [
             f"model.path: {base} brings its own code (auto_map in config.json), which is not run; its family {kind} is "

@@ -122,7 +122,8 @@ def footprint(config: RunConfig, spec: ModelSpec, device: str, tokens: int, leng
 def _build(config: RunConfig, spec: ModelSpec) -> Embedder:
     settings, kind, _ = read_settings(spec.base, spec, config.model)
     settings.dtype = torch.float32
-    backbone = kind.from_config(settings) if kind.__name__ == "AutoModel" else kind(settings)
+    code = {"trust_remote_code": config.model.trust_remote_code}
+    backbone = kind.from_config(settings, **code) if kind.__name__ == "AutoModel" else kind(settings)
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = None
     embedder = Embedder(backbone, spec.pooling, spec.normalize, config.model.dropout == "model")

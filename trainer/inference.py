@@ -59,6 +59,7 @@ class TextEncoder:
         """sha256 of what decides an embedding apart from prompt and length: weights, tokenizer, pooling, norm."""
         folder = Path(self.folder)
         files = sorted([*folder.rglob("*.safetensors"), *(p for name in IDENTITY if (p := folder / name).is_file())])
+        files += sorted(folder.rglob("*.py")) if self.spec.own_code else []
         facts = [f"{file.relative_to(folder)} {sha256_of(file)}" for file in files]
         facts += [self.spec.pooling, str(self.spec.normalize)]
         return hashlib.sha256("\n".join(facts).encode()).hexdigest()
@@ -93,6 +94,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--query-prompt", help="put before every query; default: the model folder's own")
     parser.add_argument("--passage-prompt", help="put before every document; default: the model folder's own")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "mps", "cuda"])
+    add_trust(parser)
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    about = "run the code that a model folder brings (auto_map), if you have read it; default: refuse such a folder"
+    parser.add_argument("--trust-remote-code", action="store_true", help=about)
 
 
 def model_of(path: str, args: argparse.Namespace) -> ModelConfig:
@@ -101,4 +108,5 @@ def model_of(path: str, args: argparse.Namespace) -> ModelConfig:
 
     values = {"path": path, "pooling": args.pooling, "query_max_len": args.max_len, "passage_max_len": args.max_len}
     values |= {"query_prompt": args.query_prompt, "passage_prompt": args.passage_prompt}
+    values |= {"trust_remote_code": args.trust_remote_code}
     return parse_section("model", values, "the command line")

@@ -11,6 +11,7 @@ from data_prep.problems import BadInput, Failed, guarded
 from data_prep.progress import result, say
 from trainer.config import ModelConfig
 from trainer.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, POOLINGS, ModelSpec, fetch, read_spec, weights_sha256
+from trainer.inference import add_trust
 from trainer.probe import PROBE, Probe, probe_texts, read_probe, take_probe
 
 LIMIT = 1e-4  # of 1 - cosine between merged and unmerged embeddings, where both have the same base in fp32
@@ -18,20 +19,21 @@ LIMIT = 1e-4  # of 1 - cosine between merged and unmerged embeddings, where both
 
 def merge(
     base: str, adapter: Path, output: Path, precision: str = "float32", onto: str = "dequantized",
-    pooling: str | None = None,
+    pooling: str | None = None, trust_remote_code: bool = False,
 ) -> float:  # fmt: skip
     """Writes the folder of a whole model; returns the largest 1 - cosine between its embeddings and the unmerged ones.
 
     base: folder or hub id. adapter: folder, or the weights in it. precision: float32 or bfloat16, of what is written.
     onto: for the adapter of a quantised base, "dequantized" (the weights it was trained on) or "full" (as the base is
-    stored). pooling: where neither folder states it. Raises BadInput for a wrong base or a folder that is none, Failed
-    where the embeddings differ too much.
+    stored). pooling: where neither folder states it. trust_remote_code: the base's own code may run.
+
+    Raises BadInput for a wrong base or a folder that is none, Failed where the embeddings differ too much.
     """
     from trainer import checkpoint
 
     adapter = adapter_folder(adapter)
     check_output(output, "--output_path")
-    made = add(base, adapter, precision, onto, pooling)
+    made = add(base, adapter, precision, onto, pooling, trust_remote_code)
 
     def write(place: Path, _: dict) -> None:
         made.write(place)
@@ -62,7 +64,9 @@ class Merged:
         self.probe.write(folder)
 
 
-def add(base: str, adapter: Path, precision: str, onto: str, pooling: str | None) -> Merged:
+def add(
+    base: str, adapter: Path, precision: str, onto: str, pooling: str | None, trust_remote_code: bool = False
+) -> Merged:
     """Adds the adapter in a folder to its base; see merge."""
     import torch
 
@@ -70,9 +74,9 @@ def add(base: str, adapter: Path, precision: str, onto: str, pooling: str | None
     from trainer.model import build_embedder, load_tokenizer
     from trainer.quantized import dequantize
 
-    folder = Path(fetch(base))
+    folder = Path(fetch(base, trust_remote_code))
     described = adapter if (adapter / "modules.json").is_file() else folder  # peft alone writes no such files
-    config = ModelConfig(path=str(described), pooling=pooling)
+    config = ModelConfig(path=str(described), pooling=pooling, trust_remote_code=trust_remote_code)
     spec = replace(read_spec(config, described, folder), path=str(adapter))
     check_base_of(adapter, folder)
     tokenizer = load_tokenizer(config, str(described))
@@ -153,7 +157,7 @@ def check_output(output: Path, flag: str) -> None:
 def run(args: argparse.Namespace) -> int:
     difference = merge(
         args.base_model_path, Path(args.lora_adapter_path), Path(args.output_path), args.training_precision,
-        args.qlora_base, args.pooling,
+        args.qlora_base, args.pooling, args.trust_remote_code,
     )  # fmt: skip
     result(
         f"{args.output_path}: merged, {args.training_precision}; its embeddings of probe texts differ from those of "
@@ -185,6 +189,7 @@ def main(argv: list[str] | None = None) -> int:
         help="what a QLoRA adapter is added to: the quantised weights it was trained on, or the base as it is stored",
     )
     parser.add_argument("--pooling", choices=list(POOLINGS), help="where neither folder states it")
+    add_trust(parser)
     args = parser.parse_args(argv)
     return guarded(lambda: run(args))
 

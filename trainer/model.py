@@ -12,8 +12,8 @@ from data_prep.model_folder import read_object
 from data_prep.problems import BadInput
 from trainer import adapters, quantized
 from trainer.config import FreezeConfig, ModelConfig
-from trainer.families import FAMILIES
-from trainer.folder import POOLINGS, ModelSpec, fetch, read_spec
+from trainer.families import FAMILIES, family_of
+from trainer.folder import POOLINGS, TRUST, ModelSpec, fetch, read_spec
 from trainer.packing import Packing, Run, register, runs_of
 from trainer.recompute import recompute
 
@@ -212,7 +212,7 @@ def _load_backbone(source, spec: ModelSpec, config: ModelConfig, quantised: dict
     if strange:
         raise BadInput(
             f"model.path: {source} holds {len(strange)} tensors that the family {settings.model_type} does not know, "
-            f"among them {strange[0]}: its own code is needed (model.trust_remote_code)"
+            f"among them {strange[0]}: its own code is needed: {TRUST}"
         )
     return backbone
 
@@ -227,7 +227,7 @@ def read_settings(source, spec: ModelSpec, config: ModelConfig):
         del settings.auto_map  # the folder that we write holds no code
     if spec.bidirectional is not None and spec.bidirectional != (not getattr(settings, "is_causal", True)):
         settings.is_causal = not spec.bidirectional
-    family = FAMILIES.get(settings.model_type)
+    family = None if spec.own_code else FAMILIES.get(settings.model_type)
     return settings, getattr(transformers, family.model_class if family else "AutoModel"), remote
 
 
@@ -240,7 +240,7 @@ def freeze(backbone: nn.Module, config: FreezeConfig) -> None:
     """Excludes parts of the backbone from training; which ones there are was checked by read_spec."""
     if config == FreezeConfig():
         return
-    family = FAMILIES[backbone.config.model_type]
+    family = family_of(backbone)
     parts = [backbone.get_submodule(name) for name in family.embeddings] if config.embeddings else []
     for part in [*parts, *backbone.get_submodule(family.blocks)[: config.layers]]:
         part.requires_grad_(False)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.model_folder import AFTER_PADDING
-from trainer.families import FAMILIES
+from trainer.families import family_of
 
 NAME = "embedfleet_packed"
 PROBABILITIES = 2**24  # of one product at most (64 MiB): a long text takes its heads in turns
@@ -106,7 +106,7 @@ class Packing:
         self.noise = Noise()
         config = backbone.config
         config._attn_implementation = NAME
-        family = FAMILIES[config.model_type]
+        family = family_of(backbone)
         self.first_position = (config.pad_token_id or 0) + 1 if config.model_type in AFTER_PADDING else 0
         self.token_types = family.token_types
         for parent in list(backbone.modules()):
@@ -118,7 +118,7 @@ class Packing:
     def fits(backbone: nn.Module, device: torch.device) -> bool:
         """On a CPU, for families whose attention is understood; sliding windows and relative positions are not."""
         config = backbone.config
-        family = FAMILIES.get(config.model_type)
+        family = family_of(backbone)
         plain = getattr(config, "position_embedding_type", "absolute") in (None, "absolute")
         windowed = getattr(config, "use_sliding_window", False)
         return device.type == "cpu" and family is not None and family.plain_attention and plain and not windowed

@@ -13,6 +13,7 @@ from data_prep.model_folder import read_object
 from data_prep.problems import Failed
 from trainer.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from trainer.probe import Probe
+from trainer.reload import WITH_CODE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,17 +36,17 @@ def _tensors(folder: Path):
                 yield name, file.get_tensor(name)
 
 
-def prove(folder: Path, probe: Probe, load: Callable | None = None) -> list[str]:
+def prove(folder: Path, probe: Probe, trust_remote_code: bool = False, load: Callable | None = None) -> list[str]:
     """Raises Failed, with every problem, where the folder is not whole or does not embed as the probe records.
 
-    load: gives its embeddings, see load_elsewhere, which is the default. Returns what was shown, one line for each way
-    of loading.
+    trust_remote_code: its own code may run. load: gives its embeddings, see load_elsewhere, which is the default.
+    Returns what was shown, one line for each way of loading.
     """
     problems = [*_missing_files(folder), *_missing_shards(folder)] or _bad_tensors(folder, probe)
     if problems:
         raise Failed(_listed(folder, problems))
     lines, problems = [], []
-    for by, embeddings in (load or load_elsewhere)(folder).items():
+    for by, embeddings in (load or load_elsewhere)(folder, trust_remote_code).items():
         found = [_apart(by, side, probe, embeddings[side]) for side in ("query", "document")]
         problems += [problem for _, problem in found if problem]
         lowest = min(cosine for cosine, _ in found)
@@ -109,15 +110,16 @@ def _apart(by: str, side: str, probe: Probe, found: "np.ndarray") -> tuple[float
     return lowest, None
 
 
-def load_elsewhere(folder: Path) -> dict[str, dict[str, "np.ndarray"]]:
+def load_elsewhere(folder: Path, trust_remote_code: bool = False) -> dict[str, dict[str, "np.ndarray"]]:
     """way of loading -> query or document -> (texts, d) of the probe, by a process of its own: trainer.reload."""
     import numpy as np
 
     with tempfile.TemporaryDirectory() as place:
         made = Path(place) / "embeddings.npz"
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        flags = [WITH_CODE] if trust_remote_code else []
         done = subprocess.run(
-            [sys.executable, "-m", "trainer.reload", str(folder.resolve()), str(made)],
+            [sys.executable, "-m", "trainer.reload", str(folder.resolve()), str(made), *flags],
             env=os.environ | {"PYTHONPATH": path},
             capture_output=True,
             text=True,

@@ -1,6 +1,7 @@
-"""A model folder as a stranger loads it: python -m trainer.reload FOLDER OUT.npz. See proof.load_elsewhere.
+"""A model folder as a stranger loads it: python -m trainer.reload FOLDER OUT.npz [--trust-remote-code].
 
-Writes `<way> query` and `<way> document` for every way of loading, and prints their names as a JSON list.
+Writes `<way> query` and `<way> document` for every way of loading, and prints their names as a JSON list. See
+proof.load_elsewhere.
 """
 
 import json
@@ -11,41 +12,43 @@ from pathlib import Path
 from trainer.probe import read_probe
 from trainer.to_onnx import ONNX_FILE, onnx_embeddings
 
+WITH_CODE = "--trust-remote-code"
 THEIRS, OURS, ONNX = "sentence-transformers", "trainer.inference", "onnxruntime"
 
 
 def main(argv: list[str]) -> int:
     import numpy as np
 
-    found = embeddings(Path(argv[0]))
+    found = embeddings(Path(argv[0]), WITH_CODE in argv[2:])
     arrays = {f"{way} {side}": vectors for way, sides in found.items() for side, vectors in sides.items()}
     np.savez(argv[1], **arrays)
     print(json.dumps(list(found)))
     return 0
 
 
-def embeddings(folder: Path) -> dict[str, dict]:
+def embeddings(folder: Path, trust_remote_code: bool = False) -> dict[str, dict]:
     """way of loading -> query or document -> (texts, d) float32 of the texts that the folder's probe names."""
     texts = read_probe(folder).texts
-    found = {THEIRS: _theirs(folder, texts)} if find_spec("sentence_transformers") else {OURS: _ours(folder, texts)}
+    way, load = (THEIRS, _theirs) if find_spec("sentence_transformers") else (OURS, _ours)
+    found = {way: load(folder, texts, trust_remote_code)}
     if (folder / ONNX_FILE).is_file():
-        found[ONNX] = onnx_embeddings(folder, texts)
+        found[ONNX] = onnx_embeddings(folder, texts, trust_remote_code)
     return found
 
 
-def _theirs(folder: Path, texts: list[str]) -> dict:
+def _theirs(folder: Path, texts: list[str], trust_remote_code: bool) -> dict:
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(str(folder), device="cpu")
+    model = SentenceTransformer(str(folder), device="cpu", trust_remote_code=trust_remote_code)
     said = {"show_progress_bar": False}
     return {"query": model.encode_query(texts, **said), "document": model.encode_document(texts, **said)}
 
 
-def _ours(folder: Path, texts: list[str]) -> dict:
+def _ours(folder: Path, texts: list[str], trust_remote_code: bool) -> dict:
     from trainer.config import ModelConfig
     from trainer.inference import TextEncoder
 
-    encoder = TextEncoder(ModelConfig(path=str(folder)), "cpu")
+    encoder = TextEncoder(ModelConfig(path=str(folder), trust_remote_code=trust_remote_code), "cpu")
     return {"query": encoder.queries(texts), "document": encoder.passages(texts)}
 
 

@@ -12,6 +12,7 @@ from data_prep.output import check, check_output_file, whole_file
 from data_prep.page import page, section, table, tiles
 from data_prep.problems import guarded
 from data_prep.progress import result
+from trainer.inference import add_trust
 from trainer.report_facts import METRIC, Comparison, Facts, Query, Shown, read_facts
 
 LINES = (  # title, what it says, name of the curve -> key of the log's steps
@@ -218,7 +219,7 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.run)
     output = Path(args.output) if args.output else folder / "report.html"
     check(check_output_file(output, suffix=".html"))
-    text = write_report(read_facts(folder, args.baseline, args.data, args.device))
+    text = write_report(read_facts(folder, args.baseline, args.data, args.device, args.trust_remote_code))
     with whole_file(output) as file:
         file.write(text)
     result(f"{output}: {len(text) / 1024:.0f} KiB, needs no network")
@@ -237,6 +238,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--baseline", metavar="M", help="model before training; default: the run's model.path")
     parser.add_argument("--data", metavar="SET", help="retrieval set; default: the run's own evaluation set")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "mps", "cuda"])
+    add_trust(parser)
     args = parser.parse_args(argv)
     return guarded(lambda: run(args))
 

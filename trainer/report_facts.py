@@ -72,8 +72,11 @@ class Facts:
         return [(event["step"], event[key]) for event in self.events["step"] if event.get(key) is not None]
 
 
-def read_facts(run: Path, baseline: str | None, data: str | None, device: str) -> Facts:
+def read_facts(
+    run: Path, baseline: str | None, data: str | None, device: str, trust_remote_code: bool = False
+) -> Facts:
     """baseline, data: in place of the run's own model before training and evaluation set, where they were moved.
+    trust_remote_code: the models' own code may run; who asks for the page says so, not the run, which may be another's.
 
     Raises BadInput where there is no run, or what was named by a flag is not there.
     """
@@ -92,7 +95,7 @@ def read_facts(run: Path, baseline: str | None, data: str | None, device: str) -
     if not facts.manifest:
         facts.missing.append(f"data: {config.data.train} is not here, so only what the run recorded of it is shown")
     try:
-        facts.comparison = _compare(facts, baseline, data, device)
+        facts.comparison = _compare(facts, baseline, data, device, trust_remote_code)
     except BadInput as error:
         if baseline or data:
             raise
@@ -102,7 +105,7 @@ def read_facts(run: Path, baseline: str | None, data: str | None, device: str) -
     return facts
 
 
-def _compare(facts: Facts, baseline: str | None, data: str | None, device: str) -> Comparison:
+def _compare(facts: Facts, baseline: str | None, data: str | None, device: str, trust_remote_code: bool) -> Comparison:
     tuned = model_of_run(facts.run)
     place = data or eval_paths(facts.config).get("")
     if place is None:
@@ -111,8 +114,9 @@ def _compare(facts: Facts, baseline: str | None, data: str | None, device: str) 
     if facts.config.model.lora.start:
         facts.missing.append(f"{facts.config.model.lora.start}, where training began: before is its base")
     lengths = {key: getattr(facts.config.model, key) for key in ("query_max_len", "passage_max_len")}
-    before = ModelConfig(**facts.config.model.model_dump() | {"path": baseline or facts.config.model.path} | WHOLE)
-    models = {"base": before, "tuned": ModelConfig(path=str(tuned), **lengths)}
+    code = {"trust_remote_code": trust_remote_code}
+    before = facts.config.model.model_dump() | {"path": baseline or facts.config.model.path} | WHOLE | code
+    models = {"base": ModelConfig(**before), "tuned": ModelConfig(path=str(tuned), **lengths, **code)}
     sides = {side: _Side(config, held_out, device) for side, config in models.items()}
     base, after = (side.per_query for side in sides.values())
     made = Comparison(held_out.name, len(after), len(held_out.doc_ids), compare(base, after))

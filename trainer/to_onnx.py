@@ -23,14 +23,14 @@ def check_onnx() -> list[str]:
     return [f"--onnx: {', '.join(missing)} not installed; pip install 'embedfleet[onnx]'"] if missing else []
 
 
-def write_onnx(folder: Path) -> None:
+def write_onnx(folder: Path, trust_remote_code: bool = False) -> None:
     """Adds onnx/model.onnx to a folder of a whole model. Raises Failed for a family that torch.onnx cannot trace."""
     import torch
 
     from trainer.config import ModelConfig
     from trainer.model import load_embedder
 
-    embedder, tokenizer, _, _ = load_embedder(ModelConfig(path=str(folder)))
+    embedder, tokenizer, _, _ = load_embedder(ModelConfig(path=str(folder), trust_remote_code=trust_remote_code))
     backbone = embedder.eval().backbone
 
     class LastHidden(torch.nn.Module):
@@ -61,7 +61,7 @@ def write_onnx(folder: Path) -> None:
         ) from None
 
 
-def onnx_embeddings(folder: Path, texts: list[str]) -> dict:
+def onnx_embeddings(folder: Path, texts: list[str], trust_remote_code: bool = False) -> dict:
     """query and document -> (texts, d) float32, by onnxruntime and the folder's own tokenizer and pooling."""
     import onnxruntime
     import torch
@@ -70,7 +70,7 @@ def onnx_embeddings(folder: Path, texts: list[str]) -> dict:
     from trainer.folder import read_spec
     from trainer.model import load_tokenizer, pool, tokenize
 
-    config = ModelConfig(path=str(folder))
+    config = ModelConfig(path=str(folder), trust_remote_code=trust_remote_code)
     spec = read_spec(config, folder)
     tokenizer = load_tokenizer(config, str(folder))
     session = onnxruntime.InferenceSession(folder / ONNX_FILE, providers=["CPUExecutionProvider"])

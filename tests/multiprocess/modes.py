@@ -130,7 +130,7 @@ def _proved(final: Path) -> str:
     from trainer.proof import prove
     from trainer.reload import embeddings
 
-    return " ".join(prove(final, read_probe(final), embeddings))
+    return " ".join(prove(final, read_probe(final), load=embeddings))
 
 
 def problems(result: dict) -> list[str]:

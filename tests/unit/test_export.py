@@ -153,7 +153,7 @@ def _shard_deleted(folder: Path) -> None:
         save_file({name: weights[name] for name in held}, folder / file, metadata={"format": "pt"})
     places = {name: file for file, held in parts.items() for name in held}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
-    prove(folder, read_probe(folder), reload.embeddings)  # in two shards it is whole
+    prove(folder, read_probe(folder), load=reload.embeddings)  # in two shards it is whole
     (folder / "model-00002-of-00002.safetensors").unlink()
 
 
