@@ -1,6 +1,7 @@
 """Embedding models and cross-encoders for mining: the one module that loads sentence-transformers."""
 
 import hashlib
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,9 @@ from data_prep.problems import BadInput, Failed
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+TRUST = "give --trust-remote-code only if you have read it"
 
 
 def _library():
@@ -26,7 +30,8 @@ class SentenceEncoder:
     as the folder says, unless other prompts or a shorter max_len (tokens) are given.
 
     A model with a cosine similarity gives embeddings of length 1, so that inner products are cosines. BadInput: no
-    model there, one that does not state its pooling, brings its own code, or has another similarity.
+    model there, one that does not state its pooling, brings its own code (unless trust_remote_code), or has another
+    similarity.
     """
 
     def __init__(
@@ -37,6 +42,7 @@ class SentenceEncoder:
         passage_prompt: str | None = None,
         max_len: int | None = None,
         device: str | None = None,
+        trust_remote_code: bool = False,
     ):
         library = _library()
         if not library.util.is_sentence_transformer_model(path):
@@ -47,10 +53,10 @@ class SentenceEncoder:
                 "sentence-transformers or our trainer wrote"
             )
         try:
-            self.model = library.SentenceTransformer(path, device=device, trust_remote_code=False)
+            self.model = library.SentenceTransformer(path, device=device, trust_remote_code=trust_remote_code)
         except Exception as error:  # whatever a damaged folder makes the library raise is the folder's fault
-            raise BadInput(f"--model {path}: cannot be loaded ({type(error).__name__}: {_line(error)})") from None
-        _check("--model", path, self.model)
+            raise _unloadable("--model", path, error) from None
+        _check("--model", path, self.model, trust_remote_code)
         limit = self.model.max_seq_length
         if max_len and limit and max_len > limit:
             raise BadInput(f"--max-len {max_len}: {path} reads {limit} tokens at most")
@@ -88,21 +94,22 @@ class CrossEncoderScorer:
     """A cross-encoder, folder or hub id, as mining asks for it (data_prep.miner.PairScorer): one score for a query and
     a text, with the activation that the folder states.
 
-    BadInput: no cross-encoder there (its classifier would be random numbers), more than one score, its own code.
+    BadInput: no cross-encoder there (its classifier would be random numbers), more than one score, its own code (unless
+    trust_remote_code).
     """
 
-    def __init__(self, path: str, *, device: str | None = None):
+    def __init__(self, path: str, *, device: str | None = None, trust_remote_code: bool = False):
         library = _library()
         kinds = _architectures(path)
         if not any(kind.endswith(("ForSequenceClassification", "ForCausalLM")) for kind in kinds):
             raise BadInput(f"--rescore {path}: is no cross-encoder (its architecture: {', '.join(kinds) or 'none'})")
         try:
-            self.model = library.CrossEncoder(path, device=device, trust_remote_code=False)
+            self.model = library.CrossEncoder(path, device=device, trust_remote_code=trust_remote_code)
         except Exception as error:
-            raise BadInput(f"--rescore {path}: cannot be loaded ({type(error).__name__}: {_line(error)})") from None
+            raise _unloadable("--rescore", path, error) from None
         if self.model.num_labels != 1:
             raise BadInput(f"--rescore {path}: gives {self.model.num_labels} scores for a pair; it must give one")
-        _check("--rescore", path, self.model)
+        _check("--rescore", path, self.model, trust_remote_code)
         self.max_len = self.model.max_seq_length if hasattr(self.model, "max_seq_length") else self.model.max_length
         self.digest = _digest(self.model, (self.max_len, str(self.model.activation_fn)))
 
@@ -127,11 +134,17 @@ def _architectures(path: str) -> list[str]:
     return settings.get("architectures") or []
 
 
-def _check(flag: str, path: str, model) -> None:
-    """Refuses a folder with code of its own: it was not run, and the library's class in its place may be another one, a
-    silent and large loss. And a slow tokenizer, which cannot say what it cuts."""
-    if any(getattr(getattr(module, "config", None), "auto_map", None) for module in model.modules()):
-        raise BadInput(f"{flag} {path}: brings its own code (auto_map in config.json), which is not run")
+def _unloadable(flag: str, path: str, error: Exception) -> BadInput:
+    mend = f"; {TRUST}" if "trust_remote_code" in str(error) else ""
+    return BadInput(f"{flag} {path}: cannot be loaded ({type(error).__name__}: {_line(error)}){mend}")
+
+
+def _check(flag: str, path: str, model, trust_remote_code: bool) -> None:
+    """Refuses a folder whose own code was not run: the library's class in its place may be another one, a silent and
+    large loss. And a slow tokenizer, which cannot say what it cuts."""
+    brings = any(getattr(getattr(module, "config", None), "auto_map", None) for module in model.modules())
+    if brings and not trust_remote_code:
+        raise BadInput(f"{flag} {path}: brings its own code (auto_map in config.json), which is not run; {TRUST}")
     if not getattr(model.tokenizer, "is_fast", False):
         raise BadInput(f"{flag} {path}: has no fast tokenizer (tokenizer.json)")
 
@@ -145,10 +158,14 @@ def _cut(tokenizer, max_len: int, *texts: list[str]) -> "np.ndarray":
 
 
 def _digest(model, facts: tuple) -> str:
-    """Names a model by its modules, tokenizer, weights and the given facts."""
+    """Names a model by its modules, their code where it is the folder's own, tokenizer, weights and the given facts."""
     import torch
 
     digest = hashlib.blake2b(repr((str(model), facts)).encode(), digest_size=8)
+    own = {
+        inspect.getmodule(type(m)) for m in model.modules() if type(m).__module__.startswith("transformers_modules.")
+    }
+    digest.update("".join(sorted(map(inspect.getsource, own))).encode())
     digest.update(model.tokenizer.backend_tokenizer.to_str().encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())

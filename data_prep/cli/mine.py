@@ -49,7 +49,7 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_models(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("models", "folders or hub ids; their own code is never run")
+    group = parser.add_argument_group("models", "folders or hub ids")
     about = "how texts are ranked (default: dense with --model, otherwise bm25); both: in turns, judged by the model"
     group.add_argument("--method", choices=METHODS, help=about)
     group.add_argument("--model", metavar="M", help="sentence-transformers model that embeds queries and texts")
@@ -59,6 +59,8 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     about = "cross-encoder that scores the candidates anew; its scores become teacher_scores"
     group.add_argument("--rescore", metavar="CROSS_ENCODER", help=about)
     group.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: the best there is")
+    about = "run the code that these models bring, if you have read it; default: refuse them"
+    group.add_argument("--trust-remote-code", action="store_true", help=about)
     group.add_argument(
         "--stored-vectors", action="store_true", help="take the store's embeddings, made by this --model"
     )
@@ -118,7 +120,8 @@ def _encoder(args: argparse.Namespace):
     from data_prep.encoder import SentenceEncoder
 
     prompts = {"query_prompt": args.query_prompt, "passage_prompt": args.passage_prompt}
-    return SentenceEncoder(args.model, **prompts, max_len=args.max_len, device=args.device)
+    code = {"trust_remote_code": args.trust_remote_code}
+    return SentenceEncoder(args.model, **prompts, **code, max_len=args.max_len, device=args.device)
 
 
 def _scorer(args: argparse.Namespace):
@@ -126,7 +129,7 @@ def _scorer(args: argparse.Namespace):
         return None
     from data_prep.encoder import CrossEncoderScorer
 
-    return CrossEncoderScorer(args.rescore, device=args.device)
+    return CrossEncoderScorer(args.rescore, device=args.device, trust_remote_code=args.trust_remote_code)
 
 
 def _contradictions(args: argparse.Namespace, method: str) -> list[str]:
@@ -143,6 +146,8 @@ def _contradictions(args: argparse.Namespace, method: str) -> list[str]:
         flags = ("max_len", "query_prompt", "passage_prompt", "stored_vectors")
         given = [name.replace("_", "-") for name in flags if getattr(args, name) not in (None, False)]
         found += [f"--{name}: needs --model" for name in given]
+    if args.trust_remote_code and not (args.model or args.rescore):
+        found.append("--trust-remote-code: needs --model or --rescore")
     if args.max_len is not None and args.max_len < 1:
         found.append(f"--max-len {args.max_len}: must be 1 or more")
     if args.approximate_above < 0:

@@ -90,8 +90,32 @@ def test_models_that_would_mislead_are_refused(tmp_path, tiny_bert, cross_encode
         with pytest.raises(BadInput) as caught:
             kind(str(folder))
         assert expected in str(caught.value)
+        assert "brings" not in expected or "give --trust-remote-code only if" in str(caught.value)
     with pytest.raises(BadInput, match="--max-len 99"):
         SentenceEncoder(str(tiny_bert), max_len=99)
+
+
+def test_a_model_of_its_own_code_is_mined_with_once_it_is_trusted(tmp_path, capsys, rows):
+    from data_prep.encoder import SentenceEncoder
+    from trainer.config import ModelConfig
+    from trainer.inference import TextEncoder
+
+    own = tiny.own_code(tmp_path / "own")
+    asked = ("mine", rows, "--output", tmp_path / "out.jsonl", "--k", "1", "--model", own)
+    code, _, err = run(capsys, *asked)
+    assert code == 2 and "give --trust-remote-code only if you have read it" in err
+    code, _, err = run(capsys, *asked, "--trust-remote-code")
+    assert code == 0, err
+    code, _, err = run(capsys, *asked[:6], "--trust-remote-code")
+    assert code == 2 and "--trust-remote-code: needs --model or --rescore" in err
+
+    made = SentenceEncoder(str(own), trust_remote_code=True)
+    ours = TextEncoder(ModelConfig(path=str(own), trust_remote_code=True), "cpu")
+    assert np.abs(made.queries(["w1 w2", "w3"])[0] - ours.queries(["w1 w2", "w3"])).max() < 1e-5
+    other = shutil.copytree(own, tmp_path / "other")
+    with (other / "modeling_own.py").open("a") as code:
+        code.write("# changed\n")
+    assert SentenceEncoder(str(other), trust_remote_code=True).digest != made.digest, "of a cache of vectors"
 
 
 def test_mining_by_a_model_is_brute_force_over_its_embeddings(tmp_path, capsys, rows, tiny_bert):
