@@ -100,7 +100,7 @@ def test_an_adapter_of_a_folder_here_is_pushed_under_the_id_of_its_base_or_not_a
         said = capsys.readouterr().err
         assert f"an adapter of {tiny_bert}, a folder of this machine; give --base HUB_ID" in said and "--merge" in said
         assert not out.exists() and not pushed
-    monkeypatch.setattr(export, "fetch", lambda path: str(tiny_bert))  # what the hub would give
+    monkeypatch.setattr(export, "fetch", lambda path, with_code=False: str(tiny_bert))  # what the hub would give
     monkeypatch.setattr(export, "prove", lambda *args: [])
     assert main([*argv, "--base", "someone/base"]) == 0
     assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == "someone/base"
