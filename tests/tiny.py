@@ -85,6 +85,22 @@ def _for_sentence_transformers(folder: Path, pooling: str) -> None:
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 32}))
 
 
+def with_dense(folder: Path, family: str, pooling: str, layers: list[tuple[int, bool, str]], normalize: bool) -> Path:
+    """A folder with dense layers behind the pooling, written by sentence-transformers. layers: each its numbers out,
+    whether it has a bias, and its activation.
+    """
+    import torch
+    from sentence_transformers import SentenceTransformer, models
+
+    plain = SentenceTransformer(str(model(folder.with_name(f"{folder.name}-plain"), family, pooling)), device="cpu")
+    modules, size = [plain[0], plain[1]], 32
+    for outputs, bias, activation in layers:
+        modules.append(models.Dense(size, outputs, bias, getattr(torch.nn, activation)()))
+        size = outputs
+    SentenceTransformer(modules=[*modules, *([plain[2]] if normalize else [])], device="cpu").save(str(folder))
+    return folder
+
+
 CONFIGURATION = """
 from transformers import PretrainedConfig
 
@@ -187,6 +203,9 @@ def _backbone(family: str, dropout: float, layers: int):
     if family == "t5":
         blocks = {"num_layers": layers, "num_heads": 2, "d_model": 32, "d_kv": 16, "d_ff": 64, "dropout_rate": dropout}
         return tf.T5Model(tf.T5Config(vocab_size=size["vocab_size"], **blocks))
+    if family == "gemma3":  # as EmbeddingGemma: a decoder whose tokens see one another
+        own = {"num_key_value_heads": 1, "head_dim": 16, "sliding_window": 16, "use_bidirectional_attention": True}
+        return tf.Gemma3TextModel(tf.Gemma3TextConfig(**size, **heads, **positions, **own))
     kind = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama"}[family]
     return getattr(tf, f"{kind}Model")(
         getattr(tf, f"{kind}Config")(**size, **heads, **positions, num_key_value_heads=1, head_dim=16)

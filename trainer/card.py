@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.model_folder import is_hub_id, read_object
+from trainer.dense import shape_of
 from trainer.folder import ModelSpec
 from trainer.probe import read_probe
 from trainer.runlog import read_events, versions
@@ -108,7 +109,7 @@ def _use(spec: ModelSpec, is_adapter: bool, onnx: bool) -> str:
     if spec.own_code:
         lines += ["The model is defined by code of its own (`*.py`): read it before you let it run.", ""]
     if onnx:
-        lines += ["`onnx/model.onnx` gives last_hidden_state; pooling and normalisation are as below.", ""]
+        lines += ["`onnx/model.onnx` gives last_hidden_state; what stands behind it is as below.", ""]
     return "\n".join(lines)
 
 
@@ -117,6 +118,7 @@ def _model(spec: ModelSpec, base: str | None, is_adapter: bool) -> str:
         "base model": base or "not known",
         "kind": "adapter" if is_adapter else "whole model",
         "pooling": spec.pooling,
+        **({"dense layers behind it": shape_of(spec.dense)} if spec.dense else {}),
         "normalised": "yes, compare by cosine" if spec.normalize else "no, compare by inner product",
         "maximum length": f"{max(spec.query_max_len, spec.passage_max_len)} tokens",
         "query prompt": f"`{spec.query_prompt}`" if spec.query_prompt else "none",

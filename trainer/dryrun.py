@@ -2,6 +2,7 @@
 
 from trainer.config import RunConfig
 from trainer.data import TrainData
+from trainer.dense import shape_of
 from trainer.folder import fetch, read_spec
 from trainer.losses import duplicate_mask
 from trainer.model import load_tokenizer
@@ -23,8 +24,9 @@ def show(config: RunConfig, resume: bool) -> None:
     spec, tokenizer = read_spec(config.model, folder), load_tokenizer(config.model, folder)
     steps = total_steps(plan, config.train.epochs, config.train.max_steps)
     source, first = plan.batch(0)
+    dense = f"dense {shape_of(spec.dense)}, " if spec.dense else ""
     lines = [
-        f"model: {spec.path} (pooling {spec.pooling}, {'normalised' if spec.normalize else 'not normalised'})",
+        f"model: {spec.path} (pooling {spec.pooling}, {dense}{'normalised' if spec.normalize else 'not normalised'})",
         f"prompts: query {spec.query_prompt!r}, passage {spec.passage_prompt!r}; "
         f"at most {spec.query_max_len} and {spec.passage_max_len} tokens",
         *spec.notes,

@@ -46,7 +46,7 @@ class TorchEngine:
         self.world, self.device, self.dtype = world, device, dtype
         self.embedder = embedder if embedder.quantised else embedder.to(device)  # which lies there already
         embedder.pack(device)
-        self.named = {n: p for n, p in embedder.backbone.named_parameters() if p.requires_grad}
+        self.named = embedder.trained()
         self.optimizer = adamw(embedder, optim, device)
         self.eight_bit = optim.name == "adamw_8bit"
         self.max_grad_norm = optim.max_grad_norm
@@ -104,7 +104,7 @@ class TorchEngine:
         return Applied(norm, False)
 
     def weights(self) -> dict[str, Tensor]:
-        """Full fp32 weights by name, on the CPU: of the backbone or of its adapter (rank 0; empty elsewhere)."""
+        """Full fp32 weights by name, on the CPU: of the model or of its adapter (rank 0; empty elsewhere)."""
         if self.world.rank:
             return {}
         return {name: t.detach().cpu() for name, t in self.embedder.stored().items()}

@@ -14,6 +14,7 @@ from data_prep import model_folder
 from data_prep.model_folder import TOKENIZER_FILES, read_json, read_object, read_text_rules
 from data_prep.problems import BadInput
 from trainer.config import FreezeConfig, ModelConfig
+from trainer.dense import STORED, DenseSpec, read_dense, shape_of
 from trainer.families import FAMILIES, Family
 
 POOLINGS = {  # ours -> sentence-transformers' key in 1_Pooling/config.json
@@ -23,7 +24,7 @@ POOLINGS = {  # ours -> sentence-transformers' key in 1_Pooling/config.json
     "weighted_mean": "pooling_mode_weightedmean_tokens",
 }
 _NEW_NAMES = {"mean": "mean", "cls": "cls", "lasttoken": "last", "last": "last", "weightedmean": "weighted_mean"}
-MODULES = ("Transformer", "Pooling", "Normalize")  # of sentence-transformers, that we do as well
+MODULES = ("Transformer", "Pooling", "Dense", "Normalize")  # of sentence-transformers, in this order
 TRUST = "set model.trust_remote_code=true (commands: --trust-remote-code) only if you have read it"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -33,6 +34,7 @@ class ModelSpec:
     """How texts become embeddings. Lengths are tokens, prompt and special tokens included.
 
     base: the folder of the transformer's weights, which for an adapter folder is another one than `path`.
+    dense: the layers between pooling and normalisation.
     bidirectional: whether a decoder's tokens also see those behind them; None for encoders, where they always do.
     bits: what the base is quantised to; None: not at all. own_code: the transformer is that of code which the folder
     brings, and is run.
@@ -46,6 +48,7 @@ class ModelSpec:
     passage_prompt: str
     query_max_len: int
     passage_max_len: int
+    dense: tuple[DenseSpec, ...] = ()
     bidirectional: bool | None = None
     bits: int | None = None
     own_code: bool = False
@@ -78,7 +81,7 @@ def read_spec(config: ModelConfig, folder: str | Path, base: str | Path | None =
     own_code = config.trust_remote_code and "AutoModel" in settings.get("auto_map", {})
     family = None if own_code else FAMILIES.get(settings["model_type"])
     notes: list[str] = []
-    modules = _modules(folder)
+    modules = read_modules(folder)
     stated = _stated_pooling(folder, modules)
     pooling = config.pooling or stated
     if pooling is None:
@@ -106,6 +109,10 @@ def read_spec(config: ModelConfig, folder: str | Path, base: str | Path | None =
         )
     except BadInput as error:
         problems += error.problems
+    try:
+        dense = _dense(config, folder, settings, modules, notes)
+    except BadInput as error:
+        problems += error.problems
     problems += _freeze_problems(config, folder, settings, family)
     problems += _start_problems(config) if config.lora.start else []
     if problems:
@@ -119,6 +126,7 @@ def read_spec(config: ModelConfig, folder: str | Path, base: str | Path | None =
         passage_prompt=rules.passage_prompt,
         query_max_len=rules.query_max_len,
         passage_max_len=rules.passage_max_len,
+        dense=dense,
         bidirectional=_bidirectional(config, folder, settings, family),
         bits=config.bits or _stated_bits(folder),
         own_code=own_code,
@@ -138,14 +146,15 @@ def weights_sha256(folder: Path) -> str:
     over safetensors files.
     """
     tensors = {}
-    for path in folder.glob("*.safetensors"):
+    for path in (*folder.glob("*.safetensors"), *folder.glob(STORED)):
         if path.name == ADAPTER_WEIGHTS:
             continue
+        before = "" if path.parent == folder else f"{path.parent.name}."
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(size))
         header.pop("__metadata__", None)
-        tensors |= {name: (path, 8 + size, facts) for name, facts in header.items()}
+        tensors |= {before + name: (path, 8 + size, facts) for name, facts in header.items()}
     found = hashlib.sha256()
     for name, (path, first, facts) in sorted(tensors.items()):
         found.update(json.dumps([name, facts["dtype"], facts["shape"]]).encode())
@@ -159,7 +168,7 @@ def fp32_bytes(folder: Path) -> int:
     """Bytes of a model folder's parameters in fp32, whatever they are stored in (0 where it cannot be read)."""
     count = 0
     with suppress(SafetensorError, OSError):
-        for file in folder.glob("*.safetensors"):
+        for file in (*folder.glob("*.safetensors"), *folder.glob(STORED)):
             with safe_open(file, framework="numpy") as tensors:
                 count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
     return 4 * count
@@ -257,20 +266,27 @@ def _stated_bits(folder: Path) -> int | None:
     return 4 if asked.get("load_in_4bit") else 8 if asked.get("load_in_8bit") else None
 
 
-def _modules(folder: Path) -> list[dict]:
+def read_modules(folder: Path) -> list[dict]:
+    """Each with its `kind`, one of MODULES. Raises BadInput for others: leaving one out would give other embeddings."""
     path = folder / "modules.json"
     modules = read_json(path) if path.is_file() else []
     if not isinstance(modules, list) or not all(isinstance(m, dict) and {"type", "path"} <= m.keys() for m in modules):
         raise BadInput(f"{path}: not a list of modules with type and path")
-    unknown = [m["type"] for m in modules if m["type"].rpartition(".")[2] not in MODULES]
-    if unknown:  # leaving one out would give other embeddings
-        raise BadInput(f"{path}: module {unknown[0]} is none of {', '.join(MODULES)}; not supported")
+    for module in modules:
+        package, _, module["kind"] = module["type"].rpartition(".")
+        if module["kind"] not in MODULES or not package.startswith("sentence_transformers."):
+            named = ", ".join(MODULES)
+            raise BadInput(f"{path}: module {module['type']} is none of sentence-transformers' {named}; not supported")
+    kinds = [module["kind"] for module in modules]
+    once = [kind for kind in kinds if kind != "Dense"]
+    if kinds != sorted(kinds, key=MODULES.index) or len(once) != len(set(once)):
+        raise BadInput(f"{path}: modules in the order {', '.join(kinds)}; supported: {', '.join(MODULES)}")
     return modules
 
 
 def _stated_pooling(folder: Path, modules: list[dict]) -> str | None:
     for module in modules:
-        if module.get("type", "").endswith(".Pooling"):
+        if module["kind"] == "Pooling":
             values = read_object(folder / module["path"] / "config.json")
             if "pooling_mode" in values:  # sentence-transformers 5.x and later name it
                 mode = values["pooling_mode"]
@@ -292,4 +308,16 @@ def _normalize(config: ModelConfig, folder: Path, modules: list[dict], notes: li
     if not modules:
         notes.append("normalize: true (cosine similarity; the folder does not say)")
         return True
-    return any(module.get("type", "").endswith(".Normalize") for module in modules)
+    return any(module["kind"] == "Normalize" for module in modules)
+
+
+def _dense(
+    config: ModelConfig, folder: Path, settings: dict, modules: list[dict], notes: list[str]
+) -> tuple[DenseSpec, ...]:
+    paths = [module["path"] for module in modules if module["kind"] == "Dense"]
+    found = read_dense(folder, paths, settings.get("hidden_size", settings.get("d_model")))
+    if found and config.finetune != "full":
+        notes.append(
+            f"the dense layers behind the pooling ({shape_of(found)}) stay as they are: adapters train the transformer"
+        )
+    return found

@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from trainer import adapters
+from trainer import adapters, dense
 from trainer.collectives import in_buckets
 from trainer.config import RunConfig
 from trainer.engine import BUCKET_BYTES
@@ -110,7 +110,7 @@ def footprint(config: RunConfig, spec: ModelSpec, device: str, tokens: int, leng
         linear = {f"{n}.weight" for n, m in embedder.backbone.named_modules() if isinstance(m, torch.nn.Linear)}
         parameters = [
             Parameter(name, tuple(p.shape), p.requires_grad, name in linear and not p.requires_grad)
-            for name, p in embedder.backbone.named_parameters()
+            for name, p in embedder.named().items()
         ]
         buffers = sum(b.untyped_storage().nbytes() for b in embedder.buffers())
         travelling = in_buckets([p for p in embedder.parameters() if p.requires_grad], BUCKET_BYTES)
@@ -126,7 +126,8 @@ def _build(config: RunConfig, spec: ModelSpec) -> Embedder:
     backbone = kind.from_config(settings, **code) if kind.__name__ == "AutoModel" else kind(settings)
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = None
-    embedder = Embedder(backbone, spec.pooling, spec.normalize, config.model.dropout == "model")
+    layers = dense.build(spec.dense).requires_grad_(config.model.finetune == "full")
+    embedder = Embedder(backbone, layers, spec.pooling, spec.normalize, config.model.dropout == "model")
     if config.model.finetune != "full":
         lora = adapters.settings_of(backbone, config.model.lora)
         embedder.adapter = adapters.Adapter(adapters.wrap(backbone, lora), spec.base)

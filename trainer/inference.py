@@ -59,6 +59,7 @@ class TextEncoder:
         """sha256 of what decides an embedding apart from prompt and length: weights, tokenizer, pooling, norm."""
         folder = Path(self.folder)
         files = sorted([*folder.rglob("*.safetensors"), *(p for name in IDENTITY if (p := folder / name).is_file())])
+        files += sorted(folder.glob("*_Dense/config.json"))
         files += sorted(folder.rglob("*.py")) if self.spec.own_code else []
         facts = [f"{file.relative_to(folder)} {sha256_of(file)}" for file in files]
         facts += [self.spec.pooling, str(self.spec.normalize)]

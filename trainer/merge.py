@@ -89,9 +89,10 @@ def add(
     whole, untrained = build_embedder(spec_of_output, config)
     if spec.bits and onto == "dequantized":
         dequantize(unmerged.quantised, whole.backbone)
-    whole.backbone, whole.adapter = merged(whole.adapter).requires_grad_(True), None
+    whole.backbone, whole.adapter = merged(whole.adapter), None
+    whole.requires_grad_(True)
     dtype = getattr(torch, precision)
-    whole.backbone.to(dtype).float()  # rounded as it will be written
+    whole.to(dtype).float()  # rounded as it will be written
     engine = _engine(whole)
     difference = float(
         (1 - torch.nn.functional.cosine_similarity(_embeddings(engine, tokenizer, spec), expected)).max()

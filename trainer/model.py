@@ -1,4 +1,4 @@
-"""The embedder: transformer, pooling, normalisation; loaded from and saved as a sentence-transformers folder."""
+"""The embedder: transformer, pooling, dense layers, normalisation; from and to a sentence-transformers folder."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from data_prep.model_folder import read_object
 from data_prep.problems import BadInput
-from trainer import adapters, quantized
+from trainer import adapters, dense, quantized
 from trainer.config import FreezeConfig, ModelConfig
 from trainer.families import FAMILIES, family_of
 from trainer.folder import POOLINGS, TRUST, ModelSpec, fetch, read_spec
@@ -51,16 +51,31 @@ def pool_packed(hidden: Tensor, runs: list[Run], how: str) -> Tensor:
     return torch.cat(pooled)
 
 
+def finish(pooled: Tensor, dense_layers: nn.ModuleDict, normalize: bool) -> Tensor:
+    """(texts, pooled size) -> (texts, d): what stands behind the pooling, in fp32."""
+    for layer in dense_layers.values():
+        pooled = layer(pooled)
+    return F.normalize(pooled, dim=1) if normalize else pooled
+
+
 class Embedder(nn.Module):
     """Token ids -> one fp32 embedding per text, of length 1 where the model normalises.
 
     packing: texts run without padding where the device and the model's family allow it, see pack(). model_dropout:
-    whether training runs the model's own dropout. adapter: what is trained in place of the backbone's own weights.
+    whether training runs the model's own dropout. adapter: what is trained in place of the model's own weights.
+    dense: layers behind the pooling, see dense.py.
     """
 
-    def __init__(self, backbone: nn.Module, pooling: str, normalize: bool, model_dropout: bool = False):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        dense_layers: nn.ModuleDict,
+        pooling: str,
+        normalize: bool,
+        model_dropout: bool = False,
+    ):
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.dense = backbone, dense_layers
         self.model_dropout = model_dropout
         self.adapter: adapters.Adapter | None = None
         self.quantised: dict[str, nn.Module] = {}
@@ -74,6 +89,10 @@ class Embedder(nn.Module):
     @property
     def size(self) -> int:
         """d, the length of an embedding."""
+        return [self.pooled_size, *(layer.linear.out_features for layer in self.dense.values())][-1]
+
+    @property
+    def pooled_size(self) -> int:
         return self.backbone.config.hidden_size
 
     def train(self, mode: bool = True) -> "Embedder":
@@ -96,10 +115,17 @@ class Embedder(nn.Module):
         self.train(self.training)
 
     def stored(self) -> dict[str, Tensor]:
-        """What a checkpoint holds, by name: the adapter, or all weights of the backbone."""
+        """What a checkpoint holds, by name: the adapter, or all weights."""
         if self.adapter is None:
-            return self.backbone.state_dict(keep_vars=True)
-        return {name: p for name, p in self.backbone.named_parameters() if p.requires_grad}
+            return self.backbone.state_dict(keep_vars=True) | self.dense.state_dict(keep_vars=True)
+        return self.trained()
+
+    def named(self) -> dict[str, nn.Parameter]:
+        """All parameters by the names that a checkpoint gives them."""
+        return dict([*self.backbone.named_parameters(), *self.dense.named_parameters()])
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.named().items() if p.requires_grad}
 
     def pack(self, device: torch.device) -> None:
         """Runs texts end to end from now on, if that is possible on this device."""
@@ -129,7 +155,7 @@ class Embedder(nn.Module):
         with torch.autocast(device.type, autocast, enabled=autocast is not None, cache_enabled=False):
             hidden = self.backbone(**inputs).last_hidden_state.float()
         pooled = pool_packed(hidden[0], runs, self.pooling) if mask is None else pool(hidden, mask, self.pooling)
-        return F.normalize(pooled, dim=1) if self.normalize else pooled
+        return finish(pooled, self.dense, self.normalize)
 
 
 def load_embedder(
@@ -173,8 +199,10 @@ def build_embedder(
     if pooler is not None:
         untrained = {} if spec.bits else {f"pooler.{name}": t.clone() for name, t in pooler.state_dict().items()}
         backbone.pooler = None
-    embedder = Embedder(backbone, spec.pooling, spec.normalize, config.dropout == "model")
+    layers = dense.load(spec.dense, None if adapted or not checkpoint else checkpoint).requires_grad_(not adapted)
+    embedder = Embedder(backbone, layers, spec.pooling, spec.normalize, config.dropout == "model")
     if spec.bits:
+        layers.to(device or torch.device("cpu"))  # where the base lies
         embedder.quantised = quantized.layers(backbone)
     if spec.is_adapter:
         embedder.adapter = adapters.load(backbone, Path(spec.path))
@@ -335,9 +363,11 @@ def tokenize(texts: list[str], prompt: str, max_len: int, tokenizer) -> tuple[li
 
 def save_embedder(folder: Path, weights: dict[str, Tensor], embedder: Embedder, tokenizer, spec: ModelSpec) -> None:
     """Writes a folder that sentence-transformers and transformers load. weights: fp32 CPU tensors by their names here,
-    of the backbone or of its adapter.
+    of the whole model or of its adapter.
     """
     backbone = embedder.backbone
+    dense.write(folder, spec.dense, weights)
+    weights = {name: tensor for name, tensor in weights.items() if not dense.is_of(name, spec.dense)}
     if embedder.adapter:
         embedder.adapter.write(folder, weights)
     else:
@@ -346,18 +376,17 @@ def save_embedder(folder: Path, weights: dict[str, Tensor], embedder: Embedder, 
         backbone.save_pretrained(folder, state_dict=weights, save_original_format=False)
         backbone.config.use_cache = False
     tokenizer.save_pretrained(folder)
-    kinds = ["Transformer", "Pooling"] + (["Normalize"] if spec.normalize else [])
+    kinds = ["Transformer", "Pooling", *("Dense" for _ in spec.dense)] + (["Normalize"] if spec.normalize else [])
     modules = [
         {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"}
         for i, kind in enumerate(kinds)
     ]
-    pooling = {"word_embedding_dimension": embedder.size} | {
+    pooling = {"word_embedding_dimension": embedder.pooled_size} | {
         key: name == spec.pooling for name, key in POOLINGS.items()
     }
     prompts = {"query": spec.query_prompt, "document": spec.passage_prompt}
-    (folder / "1_Pooling").mkdir(exist_ok=True)
-    if spec.normalize:
-        (folder / "2_Normalize").mkdir(exist_ok=True)
+    for module in modules[1:]:
+        (folder / module["path"]).mkdir(exist_ok=True)
     files = {
         "modules.json": modules,
         "1_Pooling/config.json": pooling,

@@ -36,7 +36,7 @@ def check_run(config: RunConfig, resume: bool, own_loss: bool = False, engine: s
     """
     problems: list[str] = []
     _collect(problems, check_modes, config, engine)
-    spec = _collect(problems, _check_model, config)
+    spec = _collect(problems, check_model, config)
     fingerprint = _collect(problems, _check_data, config, key="data.train")
     if spec and fingerprint:
         _collect(problems, _check_tokens, config, spec, key="data.train")
@@ -85,7 +85,7 @@ def _collect(problems: list[str], check: Callable, *args, key: str = ""):
         return None
 
 
-def _check_model(config: RunConfig) -> ModelSpec:
+def check_model(config: RunConfig) -> ModelSpec:
     folder = fetch(config.model.path, config.model.trust_remote_code)
     spec = read_spec(config.model, folder)
     if spec.is_adapter:
@@ -94,7 +94,7 @@ def _check_model(config: RunConfig) -> ModelSpec:
             "model.lora.start to this folder; to train all weights, merge it first (python -m trainer.merge)"
         )
     settings = read_json(Path(folder) / "config.json")
-    size = settings.get("hidden_size", settings.get("d_model"))
+    size = spec.dense[-1].outputs if spec.dense else settings.get("hidden_size", settings.get("d_model"))
     for key, loss in config.losses.items():
         largest = loss.dims[0][0]
         if size and largest and largest > size:

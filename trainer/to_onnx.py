@@ -67,12 +67,13 @@ def onnx_embeddings(folder: Path, texts: list[str], trust_remote_code: bool = Fa
     import torch
 
     from trainer.config import ModelConfig
+    from trainer.dense import load as load_dense
     from trainer.folder import read_spec
-    from trainer.model import load_tokenizer, pool, tokenize
+    from trainer.model import finish, load_tokenizer, pool, tokenize
 
     config = ModelConfig(path=str(folder), trust_remote_code=trust_remote_code)
     spec = read_spec(config, folder)
-    tokenizer = load_tokenizer(config, str(folder))
+    tokenizer, layers = load_tokenizer(config, str(folder)), load_dense(spec.dense)
     session = onnxruntime.InferenceSession(folder / ONNX_FILE, providers=["CPUExecutionProvider"])
     found = {}
     for side, prompt in (("query", spec.query_prompt), ("document", spec.passage_prompt)):
@@ -80,5 +81,5 @@ def onnx_embeddings(folder: Path, texts: list[str], trust_remote_code: bool = Fa
         batch = tokenizer.pad({"input_ids": ids}, return_tensors="np", return_attention_mask=True)
         hidden = session.run(None, {name: batch[name].astype("int64") for name in INPUTS})[0]
         pooled = pool(torch.tensor(hidden), torch.tensor(batch["attention_mask"]), spec.pooling)
-        found[side] = (torch.nn.functional.normalize(pooled, dim=1) if spec.normalize else pooled).numpy()
+        found[side] = finish(pooled, layers, spec.normalize).detach().numpy()
     return found

@@ -114,7 +114,7 @@ class ZeroEngine:
         self.stage = self.engine.zero_optimization_stage()
         self.lockstep = self.stage == 3  # every forward pass gathers weights: all ranks make the same number
         self.gradient_factor = float(world.size)  # the engine divides by the number of ranks
-        self.named = {n: p for n, p in embedder.backbone.named_parameters() if p.requires_grad}
+        self.named = embedder.trained()
         self.scale = LossScale(dtype == torch.float16)
         self.average = Average(self.named, optim.ema, self._gather_small) if optim.ema else None
 
@@ -164,7 +164,7 @@ class ZeroEngine:
         return Applied(norm, overflowed)
 
     def weights(self) -> dict[str, Tensor]:
-        """Full fp32 weights by name, on the CPU: of the backbone or of its adapter (rank 0; empty elsewhere;
+        """Full fp32 weights by name, on the CPU: of the model or of its adapter (rank 0; empty elsewhere;
         collective).
         """
         stored, full = self.embedder.stored(), {}

@@ -20,6 +20,7 @@ MODES = {
     "qlora 8": {"finetune": "qlora", "quantization_bits": 8, "lora": {"r": 4, "alpha": 8}},
 }
 FAMILIES = ("bert", "xlm-r", "modernbert", "qwen3", "minilm")
+DENSE = "t5-dense"  # with layers behind the pooling
 GROUPS = (("cpu", 1), ("ddp", 2), ("zero2", 2), ("zero3", 2))
 ROWS, EPOCHS, STEPS = 48, 2, 3
 LR = {"full": 2e-3, "lora": 1e-2, "qlora 4": 1e-2, "qlora 8": 1e-2}
@@ -40,7 +41,7 @@ def write_modes(folder: Path, families=FAMILIES, minilm: str | None = None) -> N
     """Models, shards, and a run file for every mode of every family."""
     shards = tiny.shards(folder / "shards", ROWS, negatives=False)
     for family in families:
-        model = minilm if family == "minilm" else tiny.model(folder / "models" / family, family, tiny.FAMILIES[family])
+        model = _model(folder / "models" / family, family, minilm)
         for mode, settings in MODES.items():
             values = {
                 "output_dir": "unused",
@@ -50,6 +51,14 @@ def write_modes(folder: Path, families=FAMILIES, minilm: str | None = None) -> N
                 "train": {"batch_size": 16, "epochs": EPOCHS, "micro_batch_tokens": 400},
             }
             (folder / f"{name_of(mode, family)}.json").write_text(json.dumps(values))
+
+
+def _model(folder: Path, family: str, minilm: str | None) -> Path | str:
+    if family == "minilm":
+        return minilm
+    if family == DENSE:
+        return tiny.with_dense(folder, "t5", "mean", [(24, True, "Tanh"), (32, False, "Identity")], normalize=True)
+    return tiny.model(folder, family, tiny.FAMILIES[family])
 
 
 def run_cell(group, cell: dict) -> dict:
@@ -175,9 +184,11 @@ def every_cell(families=FAMILIES) -> dict[tuple[str, int], list[dict]]:
 
 
 def some_cells() -> dict[tuple[str, int], list[dict]]:
-    """What CI runs: every pair of two of mode, family and group."""
+    """What CI runs: every pair of two of mode, family and group, and a model with dense layers on every group."""
     chosen: dict[tuple[str, int], list[dict]] = {group: [] for group in GROUPS}
     factors = (tuple(MODES), FAMILIES, GROUPS)
     for mode, family, group in pairwise(factors, lambda one: not refused(one[0], one[2][0])):
         chosen[group].append(cell(mode, family))
+    for group in GROUPS:
+        chosen[group].append(cell("lora" if group[0] == "ddp" else "full", DENSE))
     return chosen

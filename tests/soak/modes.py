@@ -18,6 +18,7 @@ import torch
 from tests.launching import ROOT
 from tests.multiprocess.groups import run_group
 from tests.multiprocess.modes import (
+    DENSE,
     FAMILIES,
     GROUPS,
     MODES,
@@ -32,7 +33,7 @@ from tests.multiprocess.modes import (
 
 LIMIT = 3600  # seconds a process group may take
 PATIENCE = 900  # seconds a cell may take, beside other work
-MORE_FAMILIES = ("mpnet", "qwen2", "llama", "t5")
+MORE_FAMILIES = ("mpnet", "qwen2", "llama", "t5", DENSE)
 CHECKPOINTING = "train.gradient_checkpointing=true"
 OPTIONS = (
     ("lora", "bert", "model.lora.dora=true"),

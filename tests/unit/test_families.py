@@ -219,15 +219,6 @@ def test_remote_code_that_adds_tensors_to_a_known_family_is_refused(tmp_path, ti
         load_embedder(ModelConfig(path=str(folder)))
 
 
-def test_modules_that_would_be_left_out_are_refused(tmp_path):
-    folder = tiny.model(tmp_path / "model", "t5", "mean")
-    modules = json.loads((folder / "modules.json").read_text())
-    dense = {"idx": 3, "name": "3", "path": "3_Dense", "type": "sentence_transformers.models.Dense"}
-    (folder / "modules.json").write_text(json.dumps([*modules, dense]))
-    with pytest.raises(BadInput, match="models.Dense is none of Transformer, Pooling, Normalize"):
-        read_spec(ModelConfig(path=str(folder)), folder)
-
-
 def test_pooling_without_the_prompt_is_refused(tmp_path):
     folder = tiny.model(tmp_path / "model")
     edit(folder / "1_Pooling" / "config.json", include_prompt=False)
