@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
 from data_prep.problems import BadInput, nearest
 from trainer.run_file import override, read_values
@@ -48,6 +48,12 @@ class LoraConfig(Section):
     rslora: bool = False
     dora: bool = False
     start: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_stated(self, plain):
+        """Defaults that the adapter decides are not recorded: they would contradict it when the record is run again."""
+        values = plain(self)
+        return {key: values[key] for key in values if key in self.model_fields_set} if self.start else values
 
 
 class FreezeConfig(Section):

@@ -99,6 +99,7 @@ class Embedder(nn.Module):
         """Dropout on (where the run asks for any) or off; layers are recomputed in training only."""
         self.training = mode
         self.backbone.train(mode and self.model_dropout)
+        self.dense.train(mode)
         for module in self.recomputed:
             module.training = mode
         for module in self.quantised.values():  # see quantized.layers
