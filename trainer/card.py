@@ -20,7 +20,7 @@ SETTINGS = (  # keys of the run file that say how the model was made; paths of t
 @dataclass(frozen=True)
 class Story:
     """What a run's files say of a model folder in it. before, after: mean metrics on the evaluation set of the run;
-    empty where it has none. unread: lines that say which of its files could not be read."""
+    empty where it has none. unread: what could not be found out, a line each."""
 
     config: dict
     fingerprint: str | None
@@ -40,7 +40,11 @@ def story_of(folder: Path) -> Story:
     if step is None:
         unread.append("which step this model is of was not recorded")
     found = {e["step"]: _metrics(e) for e in events if e["event"] == "evaluation" and not e.get("source")}
-    return Story(config, run.get("data_fingerprint"), step, found.get(0, {}), found.get(step, {}), tuple(unread))
+    after = found.get(step, {})
+    if after and (folder / "state").is_dir() and config.get("optim", {}).get("ema"):
+        after = {}
+        unread.append("metrics of these weights: their average was evaluated, which final/ and best/ hold (optim.ema)")
+    return Story(config, run.get("data_fingerprint"), step, found.get(0, {}), after, tuple(unread))
 
 
 def _step_of(folder: Path, events: list[dict]) -> int | None:

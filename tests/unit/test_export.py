@@ -247,6 +247,17 @@ def test_the_card_of_a_folder_has_the_metrics_of_its_own_step(finished, tmp_path
     assert "| optimizer steps | 1 |" in card(tmp_path / "out"), "an export of an export knows as well"
 
 
+def test_a_checkpoint_beside_an_average_does_not_take_the_averages_metrics(finished, tiny_bert):
+    folder = write_checkpoint(finished / "checkpoint-step-1", tiny_bert, TrainState(1, 0, 1, 0, {}))
+    assert "| nDCG@10 | 0.5000 | 0.6000 |" in card(folder)
+    for place in (folder, finished / "best"):
+        path = place / "training_config.json"
+        config = json.loads(path.read_text())
+        path.write_text(json.dumps(config | {"optim": config["optim"] | {"ema": 0.9}}))
+    assert "0.6000" not in card(folder) and "Not known: metrics of these weights" in card(folder)
+    assert "| nDCG@10 | 0.5000 | 0.6000 |" in card(finished / "best")
+
+
 def test_folders_that_recorded_no_step_say_what_can_be_known(finished, tiny_bert):
     write_checkpoint(finished / "checkpoint-step-1", tiny_bert, TrainState(1, 0, 1, 0, {}))
     for probe in finished.glob("*/probe.json"):  # as it was once
