@@ -111,7 +111,8 @@ def _use(spec: ModelSpec, is_adapter: bool, onnx: bool) -> str:
     if is_adapter:
         lines += ["This is an adapter: sentence-transformers loads it with its base; embedding servers do not.", ""]
     if spec.own_code:
-        lines += ["The model is defined by code of its own (`*.py`): read it before you let it run.", ""]
+        place = "beside its base" if is_adapter else "`*.py`"
+        lines += [f"The model is defined by code of its own ({place}): read it before you let it run.", ""]
     if onnx:
         lines += ["`onnx/model.onnx` gives last_hidden_state; what stands behind it is as below.", ""]
     return "\n".join(lines)

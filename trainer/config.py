@@ -51,9 +51,9 @@ class LoraConfig(Section):
 
     @model_serializer(mode="wrap")
     def _as_stated(self, plain):
-        """Defaults that the adapter decides are not recorded: they would contradict it when the record is run again."""
-        values = plain(self)
-        return {key: values[key] for key in values if key in self.model_fields_set} if self.start else values
+        """What the adapter decides is not recorded: defaults would contradict it when the record is run again."""
+        decided = ("r", "alpha", "targets", "rslora", "dora") if self.start else ()
+        return {key: value for key, value in plain(self).items() if key not in decided}
 
 
 class FreezeConfig(Section):

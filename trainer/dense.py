@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError, safe_open
+
 from data_prep.model_folder import read_object
 from data_prep.problems import BadInput
 
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 WEIGHTS = "model.safetensors"
-STORED = f"*_Dense/{WEIGHTS}"  # in a model folder
 ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")  # of torch.nn, all without arguments
 _INPUT = "sentence_embedding"  # sentence-transformers' name of what pooling gives
 
@@ -71,10 +72,21 @@ def _problems(place: Path, values: dict, size: int | None) -> list[str]:
             found.append(f"its {key} is {values[key]}, not {_INPUT}; not supported")
     if values.get("use_residual"):
         found.append("its input is added to its output (use_residual); not supported")
+    return found or _weights_problems(place, values)
+
+
+def _weights_problems(place: Path, values: dict) -> list[str]:
+    expected = {"linear.weight": [values["out_features"], values["in_features"]]}
+    expected |= {"linear.bias": [values["out_features"]]} if values.get("bias", True) else {}
     if not (place / WEIGHTS).is_file():
-        mend = "; pickled weights are not loaded: convert them" if any(place.glob("*.bin")) else ""
-        found.append(f"holds no {WEIGHTS}{mend}")
-    return found
+        mend = "pickled weights (*.bin) are not loaded: load and save the model with sentence-transformers"
+        return [f"holds no {WEIGHTS}; {mend}"]
+    try:
+        with safe_open(place / WEIGHTS, framework="numpy") as file:
+            found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        return [f"{WEIGHTS} is damaged ({error})"]
+    return [] if found == expected else [f"{WEIGHTS} holds {found}, config.json asks for {expected}"]
 
 
 def build(specs: Iterable[DenseSpec]) -> "nn.ModuleDict":
@@ -90,38 +102,27 @@ def build(specs: Iterable[DenseSpec]) -> "nn.ModuleDict":
 
 
 def load(specs: Iterable[DenseSpec], checkpoint: Path | None = None) -> "nn.ModuleDict":
-    """As build, with the weights of their folders, or of a checkpoint of ours. Raises BadInput."""
+    """As build, with the weights of their folders, or of a checkpoint of ours."""
+    from safetensors.torch import load_file
+
     made = build(specs)
     for spec in specs:
         place = checkpoint / spec.name if checkpoint else Path(spec.folder)
-        try:
-            made[spec.name].load_state_dict({name: t.float() for name, t in _tensors(place).items()})
-        except RuntimeError as error:
-            raise BadInput(f"{place}: {' '.join(str(error).split())}") from None
+        made[spec.name].load_state_dict({name: t.float() for name, t in load_file(place / WEIGHTS).items()})
     return made
-
-
-def _tensors(place: Path) -> "dict[str, Tensor]":
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(place / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise BadInput(f"{place / WEIGHTS}: is damaged ({error})") from None
 
 
 def write(folder: Path, specs: Iterable[DenseSpec], weights: "dict[str, Tensor]") -> None:
     """The sub-folders of a model folder. weights: by name, as in a checkpoint; a layer that has none there was not
     trained, and is written as it was read.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import load_file, save_file
 
     for spec in specs:
         place = folder / spec.name
         place.mkdir(exist_ok=True)
         own = {n.removeprefix(f"{spec.name}."): t for n, t in weights.items() if n.startswith(f"{spec.name}.")}
-        save_file(own or _tensors(Path(spec.folder)), place / WEIGHTS, metadata={"format": "pt"})
+        save_file(own or load_file(Path(spec.folder) / WEIGHTS), place / WEIGHTS, metadata={"format": "pt"})
         values = {"in_features": spec.inputs, "out_features": spec.outputs, "bias": spec.bias}
         values |= {"activation_function": spec.activation}
         (place / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

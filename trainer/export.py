@@ -12,7 +12,7 @@ from data_prep.problems import BadInput, guarded
 from data_prep.progress import result, say
 from trainer.card import model_card
 from trainer.config import ModelConfig
-from trainer.folder import ADAPTER_CONFIG, TRUST, fetch, read_spec
+from trainer.folder import ADAPTER_CONFIG, TRUST, base_folder, fetch, read_spec
 from trainer.inference import add_trust
 from trainer.merge import add, check_base_of, check_output
 from trainer.probe import Probe, read_probe
@@ -148,7 +148,8 @@ def _left_out(folder: Path):
 def verify(source: Path, trust_remote_code: bool = False) -> None:
     """Loads a folder again and holds it against what it records; writes nothing. Raises BadInput and Failed."""
     folder = model_of_run(source)
-    if "auto_map" in read_object(folder / "config.json") and not trust_remote_code:
+    base = folder if trust_remote_code else base_folder(folder)
+    if "auto_map" in read_object(base / "config.json") and not trust_remote_code:
         raise BadInput(f"{folder}: brings its own code, without which it cannot be loaded; {TRUST}")
     for line in prove(folder, read_probe(folder), trust_remote_code):
         result(f"{folder}: {line}")

@@ -14,7 +14,7 @@ from data_prep import model_folder
 from data_prep.model_folder import TOKENIZER_FILES, read_json, read_object, read_text_rules
 from data_prep.problems import BadInput
 from trainer.config import FreezeConfig, ModelConfig
-from trainer.dense import STORED, DenseSpec, read_dense, shape_of
+from trainer.dense import WEIGHTS, DenseSpec, read_dense, shape_of
 from trainer.families import FAMILIES, Family
 
 POOLINGS = {  # ours -> sentence-transformers' key in 1_Pooling/config.json
@@ -81,7 +81,7 @@ def read_spec(config: ModelConfig, folder: str | Path, base: str | Path | None =
     own_code = config.trust_remote_code and "AutoModel" in settings.get("auto_map", {})
     family = None if own_code else FAMILIES.get(settings["model_type"])
     notes: list[str] = []
-    modules = read_modules(folder)
+    modules = _modules(folder)
     stated = _stated_pooling(folder, modules)
     pooling = config.pooling or stated
     if pooling is None:
@@ -110,10 +110,10 @@ def read_spec(config: ModelConfig, folder: str | Path, base: str | Path | None =
     except BadInput as error:
         problems += error.problems
     try:
-        dense = _dense(config, folder, settings, modules, notes)
+        dense = _dense(config, folder, settings, notes)
     except BadInput as error:
         problems += error.problems
-    problems += _freeze_problems(config, folder, settings, family)
+    problems += _own_code_problems(config) if own_code else _freeze_problems(config, folder, settings, family)
     problems += _start_problems(config) if config.lora.start else []
     if problems:
         raise BadInput(problems)
@@ -141,15 +141,25 @@ def base_folder(folder: Path, with_code: bool = False) -> Path:
     return Path(fetch(str(read_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")), with_code))
 
 
+def weight_files(folder: Path) -> list[tuple[str, Path]]:
+    """(what a checkpoint puts before its tensors' names, file) for all that the model of a folder is made of."""
+    layers = [(f"{index}_Dense.", folder / path / WEIGHTS) for index, path in enumerate(dense_paths(folder), start=2)]
+    return [*(("", path) for path in sorted(folder.glob("*.safetensors"))), *layers]
+
+
+def dense_paths(folder: Path) -> list[str]:
+    """Sub-folders of the dense layers behind the pooling, in their order."""
+    return [module["path"] for module in _modules(folder) if module["kind"] == "Dense"]
+
+
 def weights_sha256(folder: Path) -> str:
     """Of a model's weights as they are stored: names, types, shapes and bytes of all tensors, however they are spread
     over safetensors files.
     """
     tensors = {}
-    for path in (*folder.glob("*.safetensors"), *folder.glob(STORED)):
+    for before, path in weight_files(folder):
         if path.name == ADAPTER_WEIGHTS:
             continue
-        before = "" if path.parent == folder else f"{path.parent.name}."
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(size))
@@ -168,7 +178,7 @@ def fp32_bytes(folder: Path) -> int:
     """Bytes of a model folder's parameters in fp32, whatever they are stored in (0 where it cannot be read)."""
     count = 0
     with suppress(SafetensorError, OSError):
-        for file in (*folder.glob("*.safetensors"), *folder.glob(STORED)):
+        for _, file in weight_files(folder):
             with safe_open(file, framework="numpy") as tensors:
                 count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
     return 4 * count
@@ -213,6 +223,14 @@ def _remote_code_problems(config: ModelConfig, base: Path, settings: dict) -> li
             "or false, as the model's description says"
         ]
     return []
+
+
+def _own_code_problems(config: ModelConfig) -> list[str]:
+    about = "the folder's own code is run, whose"
+    found = [f"model.freeze: {about} parts are not known; leave it out"] if config.freeze != FreezeConfig() else []
+    if config.bidirectional is not None:
+        found.append(f"model.bidirectional: {about} attention is its own; leave it out")
+    return found
 
 
 def _freeze_problems(config: ModelConfig, folder: Path, settings: dict, family: Family | None) -> list[str]:
@@ -266,7 +284,7 @@ def _stated_bits(folder: Path) -> int | None:
     return 4 if asked.get("load_in_4bit") else 8 if asked.get("load_in_8bit") else None
 
 
-def read_modules(folder: Path) -> list[dict]:
+def _modules(folder: Path) -> list[dict]:
     """Each with its `kind`, one of MODULES. Raises BadInput for others: leaving one out would give other embeddings."""
     path = folder / "modules.json"
     modules = read_json(path) if path.is_file() else []
@@ -276,11 +294,13 @@ def read_modules(folder: Path) -> list[dict]:
         package, _, module["kind"] = module["type"].rpartition(".")
         if module["kind"] not in MODULES or not package.startswith("sentence_transformers."):
             named = ", ".join(MODULES)
-            raise BadInput(f"{path}: module {module['type']} is none of sentence-transformers' {named}; not supported")
+            raise BadInput(
+                f"{path}: module {module['type']} is none of sentence-transformers' {named}; not supported, and with "
+                "model.trust_remote_code neither"
+            )
     kinds = [module["kind"] for module in modules]
-    once = [kind for kind in kinds if kind != "Dense"]
-    if kinds != sorted(kinds, key=MODULES.index) or len(once) != len(set(once)):
-        raise BadInput(f"{path}: modules in the order {', '.join(kinds)}; supported: {', '.join(MODULES)}")
+    if kinds != sorted(kinds, key=MODULES.index) or kinds.count("Pooling") > 1 or kinds.count("Transformer") > 1:
+        raise BadInput(f"{path}: modules {', '.join(kinds)}; supported are {', '.join(MODULES)} in this order")
     return modules
 
 
@@ -311,11 +331,8 @@ def _normalize(config: ModelConfig, folder: Path, modules: list[dict], notes: li
     return any(module["kind"] == "Normalize" for module in modules)
 
 
-def _dense(
-    config: ModelConfig, folder: Path, settings: dict, modules: list[dict], notes: list[str]
-) -> tuple[DenseSpec, ...]:
-    paths = [module["path"] for module in modules if module["kind"] == "Dense"]
-    found = read_dense(folder, paths, settings.get("hidden_size", settings.get("d_model")))
+def _dense(config: ModelConfig, folder: Path, settings: dict, notes: list[str]) -> tuple[DenseSpec, ...]:
+    found = read_dense(folder, dense_paths(folder), settings.get("hidden_size", settings.get("d_model")))
     if found and config.finetune != "full":
         notes.append(
             f"the dense layers behind the pooling ({shape_of(found)}) stay as they are: adapters train the transformer"

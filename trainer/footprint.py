@@ -110,7 +110,7 @@ def footprint(config: RunConfig, spec: ModelSpec, device: str, tokens: int, leng
         linear = {f"{n}.weight" for n, m in embedder.backbone.named_modules() if isinstance(m, torch.nn.Linear)}
         parameters = [
             Parameter(name, tuple(p.shape), p.requires_grad, name in linear and not p.requires_grad)
-            for name, p in embedder.named().items()
+            for name, p in embedder.parameters_by_name().items()
         ]
         buffers = sum(b.untyped_storage().nbytes() for b in embedder.buffers())
         travelling = in_buckets([p for p in embedder.parameters() if p.requires_grad], BUCKET_BYTES)

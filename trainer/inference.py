@@ -10,6 +10,7 @@ from data_prep.problems import BadInput
 from data_prep.progress import say
 from data_prep.shards import sha256_of
 from trainer.config import ModelConfig
+from trainer.dense import WEIGHTS
 from trainer.folder import POOLINGS, fetch, read_spec
 
 if TYPE_CHECKING:
@@ -59,10 +60,10 @@ class TextEncoder:
         """sha256 of what decides an embedding apart from prompt and length: weights, tokenizer, pooling, norm."""
         folder = Path(self.folder)
         files = sorted([*folder.rglob("*.safetensors"), *(p for name in IDENTITY if (p := folder / name).is_file())])
-        files += sorted(folder.glob("*_Dense/config.json"))
         files += sorted(folder.rglob("*.py")) if self.spec.own_code else []
         facts = [f"{file.relative_to(folder)} {sha256_of(file)}" for file in files]
         facts += [self.spec.pooling, str(self.spec.normalize)]
+        facts += [f"{d.bias} {d.activation} {sha256_of(Path(d.folder) / WEIGHTS)}" for d in self.spec.dense]
         return hashlib.sha256("\n".join(facts).encode()).hexdigest()
 
     def queries(self, texts: list[str]) -> "np.ndarray":

@@ -37,7 +37,7 @@ def activation_bytes_per_token(engine, length: int) -> float:
     if blocks:
         with not_recomputed(blocks):
             whole = _kept_per_token(engine, length)
-        return whole / len(blocks) + 4 * engine.embedder.size * len(blocks)
+        return whole / len(blocks) + 4 * engine.embedder.pooled_size * len(blocks)
     return _kept_per_token(engine, length)
 
 

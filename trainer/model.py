@@ -89,7 +89,7 @@ class Embedder(nn.Module):
     @property
     def size(self) -> int:
         """d, the length of an embedding."""
-        return [self.pooled_size, *(layer.linear.out_features for layer in self.dense.values())][-1]
+        return list(self.dense.values())[-1].linear.out_features if self.dense else self.pooled_size
 
     @property
     def pooled_size(self) -> int:
@@ -121,12 +121,12 @@ class Embedder(nn.Module):
             return self.backbone.state_dict(keep_vars=True) | self.dense.state_dict(keep_vars=True)
         return self.trained()
 
-    def named(self) -> dict[str, nn.Parameter]:
+    def parameters_by_name(self) -> dict[str, nn.Parameter]:
         """All parameters by the names that a checkpoint gives them."""
         return dict([*self.backbone.named_parameters(), *self.dense.named_parameters()])
 
     def trained(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self.named().items() if p.requires_grad}
+        return {name: p for name, p in self.parameters_by_name().items() if p.requires_grad}
 
     def pack(self, device: torch.device) -> None:
         """Runs texts end to end from now on, if that is possible on this device."""

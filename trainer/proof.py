@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from data_prep.model_folder import read_object
 from data_prep.problems import Failed
-from trainer.dense import STORED, WEIGHTS
-from trainer.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_modules
+from trainer.dense import WEIGHTS
+from trainer.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, dense_paths, weight_files
 from trainer.probe import Probe
 from trainer.reload import WITH_CODE
 
@@ -31,8 +31,7 @@ def zero_tensors(folder: Path) -> list[str]:
 def _tensors(folder: Path):
     from safetensors import safe_open
 
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob(STORED)]):
-        before = "" if path.parent == folder else f"{path.parent.name}."
+    for before, path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
             for name in sorted(file.keys()):
                 yield before + name, file.get_tensor(name)
@@ -67,8 +66,7 @@ def _missing_files(folder: Path) -> list[str]:
     """What loaders would replace by a default of theirs, and not say so."""
     needed = ["modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "tokenizer.json"]
     needed += ["1_Pooling/config.json", ADAPTER_CONFIG if (folder / ADAPTER_WEIGHTS).is_file() else "config.json"]
-    layers = [m["path"] for m in read_modules(folder) if m["kind"] == "Dense"]
-    needed += [f"{path}/{name}" for path in layers for name in ("config.json", WEIGHTS)]
+    needed += [f"{path}/{name}" for path in dense_paths(folder) for name in ("config.json", WEIGHTS)]
     return [f"{name}: is missing" for name in needed if not (folder / name).is_file()]
 
 

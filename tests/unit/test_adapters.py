@@ -171,7 +171,8 @@ def test_an_adapter_to_go_on_from_says_its_shape_and_nothing_else_may(adapter, t
     name = "encoder.layer.0.attention.self.query.lora_B"
     assert torch.equal(embedder.stored()[f"{name}.default.weight"], written[f"base_model.model.{name}.weight"])
     recorded = lora(tiny_bert, start=str(adapter)).model_dump(mode="json")
-    assert recorded["lora"] == {"start": str(adapter)}
+    assert recorded["lora"] == {"dropout": 0.0, "start": str(adapter)}
+    assert lora(tiny_bert, start=str(adapter), r=4, alpha=6).model_dump(mode="json") == recorded, "so it can be resumed"
     read_spec(ModelConfig(**recorded), tiny_bert)  # a run's record does not contradict the adapter
     with pytest.raises(BadInput, match="model.lora.r: 8, but the adapter .* has 4; leave it out"):
         read_spec(lora(tiny_bert, start=str(adapter), r=8), tiny_bert)

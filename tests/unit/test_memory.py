@@ -52,6 +52,18 @@ def test_bytes_per_token_grow_with_layers(tmp_path):
     assert found[2] - found[1] == pytest.approx(2 * (found[1] - found[0]), rel=0.1)
 
 
+def test_a_recomputed_block_keeps_its_input_however_small_the_embedding_is(tmp_path):
+    """And not the embedding, which a dense layer behind the pooling makes smaller."""
+    found = []
+    for outputs in (32, 4):
+        folder = tiny.with_dense(tmp_path / str(outputs), "bert", "mean", [(outputs, True, "Tanh")], normalize=True)
+        embedder = load_embedder(ModelConfig(path=str(folder)))[0]
+        embedder.recompute()
+        engine = TorchEngine(embedder, OptimConfig(), World(), torch.device("cpu"), None)
+        found.append(activation_bytes_per_token(engine, 32))
+    assert found[0] == pytest.approx(found[1], rel=0.05)
+
+
 def test_ranks_of_one_machine_share_its_memory(monkeypatch):
     alone = memory.free_bytes(torch.device("cpu"))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")

@@ -13,7 +13,7 @@ from trainer import proof, reload
 from trainer.__main__ import main as train
 from trainer.config import ModelConfig
 from trainer.evaluate import main as evaluate
-from trainer.export import export
+from trainer.export import export, verify
 from trainer.export import main as export_main
 from trainer.inference import TextEncoder
 from trainer.merge import main as merge
@@ -91,6 +91,8 @@ def test_an_adapter_on_own_code_is_exported_and_merged(model, tmp_path, here, ca
     assert merge([*asked, str(tmp_path / "merged")]) == 2 and REFUSED in capsys.readouterr().err
     assert merge([*asked, str(tmp_path / "merged"), TRUSTED]) == 0
     assert (tmp_path / "merged" / "modeling_own.py").is_file()
+    with pytest.raises(BadInput, match="brings its own code"):
+        verify(final)
     for kind in (False, True):
         with pytest.raises(BadInput, match="brings its own code"):
             export(final, tmp_path / f"out {kind}", merge=kind)
@@ -119,5 +121,6 @@ def test_own_code_is_held_for_no_family_whatever_it_calls_itself(tmp_path, tiny_
     own, _, spec, _ = load_embedder(ModelConfig(path=str(folder), trust_remote_code=True))
     own.pack(device)
     assert type(own.backbone).__name__ == "Own" and own.packing is None and spec.own_code
-    with pytest.raises(BadInput, match="model.freeze: which parts of a bert are what is not known"):
-        load_embedder(ModelConfig(path=str(folder), trust_remote_code=True, freeze={"layers": 1}))
+    with pytest.raises(BadInput) as refused:
+        load_embedder(ModelConfig(path=str(folder), trust_remote_code=True, freeze={"layers": 1}, bidirectional=True))
+    assert [problem.split(":")[0] for problem in refused.value.problems] == ["model.freeze", "model.bidirectional"]
