@@ -144,7 +144,8 @@ def compare(args, folder: Path) -> None:
         "ours-large-batch": lambda out, seed: train_ours(args, shards, out, seed, "0", args.large_batch, lora),
     }
     scores: dict[str, list[float]] = {}
-    for seed in range(args.first_seed, args.first_seed + args.seeds):  # interleaved: a drift of the machine meets all cases alike
+    # interleaved: a drift of the machine meets all cases alike
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
         for case, train in cases.items():
             if case not in args.only:
                 continue
