@@ -235,6 +235,17 @@ def adapter(folder: Path, base: Path, r: int = 4, dora: bool = False) -> Path:
     return folder
 
 
+def fill_adapter(embedder) -> None:
+    """Gives a new adapter something to add: B of random numbers in place of zeros."""
+    import torch
+
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in embedder.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_(std=0.1)
+
+
 def rows(count: int, seed: int = 0, negatives: bool = True) -> list[dict]:
     """Records whose positive shares words with its query; ragged hard negatives, lengths that differ much."""
     rng = random.Random(seed)

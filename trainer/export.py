@@ -148,8 +148,7 @@ def _left_out(folder: Path):
 def verify(source: Path, trust_remote_code: bool = False) -> None:
     """Loads a folder again and holds it against what it records; writes nothing. Raises BadInput and Failed."""
     folder = model_of_run(source)
-    base = folder if trust_remote_code else base_folder(folder)
-    if "auto_map" in read_object(base / "config.json") and not trust_remote_code:
+    if not trust_remote_code and "auto_map" in read_object(base_folder(folder) / "config.json"):
         raise BadInput(f"{folder}: brings its own code, without which it cannot be loaded; {TRUST}")
     for line in prove(folder, read_probe(folder), trust_remote_code):
         result(f"{folder}: {line}")

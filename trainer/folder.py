@@ -331,8 +331,13 @@ def _normalize(config: ModelConfig, folder: Path, modules: list[dict], notes: li
     return any(module["kind"] == "Normalize" for module in modules)
 
 
+def hidden_size(settings: dict) -> int | None:
+    """What a transformer's config.json says of it (T5's own word is d_model)."""
+    return settings.get("hidden_size", settings.get("d_model"))
+
+
 def _dense(config: ModelConfig, folder: Path, settings: dict, notes: list[str]) -> tuple[DenseSpec, ...]:
-    found = read_dense(folder, dense_paths(folder), settings.get("hidden_size", settings.get("d_model")))
+    found = read_dense(folder, dense_paths(folder), hidden_size(settings))
     if found and config.finetune != "full":
         notes.append(
             f"the dense layers behind the pooling ({shape_of(found)}) stay as they are: adapters train the transformer"

@@ -19,7 +19,7 @@ from data_prep.sharing import SourceRows
 from data_prep.token_lengths import Reader
 from data_prep.tokens import tokenizer_hash
 from trainer.config import LOSSES, NEEDS_SCORES, NEEDS_TEACHER, LossConfig, RunConfig, add_working_folder
-from trainer.folder import ModelSpec, fetch, fp32_bytes, read_spec
+from trainer.folder import ModelSpec, fetch, fp32_bytes, hidden_size, read_spec
 from trainer.modes import check_modes
 from trainer.planner import BatchPlan
 from trainer.retrieval import METRICS
@@ -94,7 +94,7 @@ def check_model(config: RunConfig) -> ModelSpec:
             "model.lora.start to this folder; to train all weights, merge it first (python -m trainer.merge)"
         )
     settings = read_json(Path(folder) / "config.json")
-    size = spec.dense[-1].outputs if spec.dense else settings.get("hidden_size", settings.get("d_model"))
+    size = spec.dense[-1].outputs if spec.dense else hidden_size(settings)
     for key, loss in config.losses.items():
         largest = loss.dims[0][0]
         if size and largest and largest > size:
