@@ -20,10 +20,11 @@ import psutil
 from safetensors import safe_open
 
 from data_prep.records import Record
-from data_prep.shards import open_shards
-from trainer.config import RunConfig, parse_config
-from trainer.folder import fetch
-from trainer.preflight import make_plan
+from data_prep.shards.folder import open_shards
+from trainer.config.loading import parse_config
+from trainer.config.sections import RunConfig
+from trainer.model_folder.files import fetch
+from trainer.planner.from_config import make_plan
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE_SECONDS = 0.02

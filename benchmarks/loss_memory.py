@@ -31,7 +31,7 @@ def dense(queries, documents):
 
 
 def tiled(queries, documents):
-    from trainer.losses import info_nce
+    from trainer.loss.info_nce import info_nce
 
     rows = _arange(queries)
     return info_nce(queries, documents, rows, rows, TEMPERATURE).loss

@@ -19,10 +19,10 @@ from common import ROOT, emit
 from quality_vs_sentence_transformers import train_ours
 from typos import pairs_of, prepare
 
-from data_prep.retrieval_sets import load_set
-from trainer.config import ModelConfig
-from trainer.evaluate import evaluate_folder
-from trainer.retrieval import means
+from data_prep.reading.retrieval_sets import load_set
+from trainer.config.sections import ModelConfig
+from trainer.inference.evaluation import evaluate_folder
+from trainer.inference.metrics import means
 
 PLAIN = "plain"
 CASES = (

@@ -22,11 +22,11 @@ from pathlib import Path
 
 from common import ROOT, as_shards
 
-from data_prep.retrieval_sets import RetrievalSet, load_set
-from data_prep.shards import open_shards
-from trainer.config import ModelConfig
-from trainer.evaluate import evaluate_folder
-from trainer.retrieval import means
+from data_prep.reading.retrieval_sets import RetrievalSet, load_set
+from data_prep.shards.folder import open_shards
+from trainer.config.sections import ModelConfig
+from trainer.inference.evaluation import evaluate_folder
+from trainer.inference.metrics import means
 
 RANK, ALPHA, TARGETS = 16, 32, "all-linear"
 CASES = ("ours", "theirs", "ours-dropout-0", "ours-large-batch")

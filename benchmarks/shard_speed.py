@@ -148,7 +148,7 @@ def same_ids(ours: Path, other: Path) -> bool:
     import datasets
     import numpy as np
 
-    from data_prep.shards import open_shards
+    from data_prep.shards.folder import open_shards
 
     tokens = open_shards(ours).train_tokens()
     rows = datasets.load_from_disk(str(other)).select(range(COMPARED_ROWS))
@@ -158,9 +158,9 @@ def same_ids(ours: Path, other: Path) -> bool:
 
 
 def killed_half_way(path: Path, output: Path, args, seconds: float, expected: dict[str, str]) -> dict:
-    from data_prep.output import unfinished_name
-    from data_prep.problems import BadInput
-    from data_prep.shards import open_shards
+    from data_prep.common.errors import BadInput
+    from data_prep.common.files import unfinished_name
+    from data_prep.shards.folder import open_shards
 
     watched(ours_command(path, output, args.model, args.threads), args.threads, kill_after=seconds / 2)
     refused = {}

@@ -22,12 +22,12 @@ from pathlib import Path
 from common import ROOT, emit
 from quality_vs_sentence_transformers import train_ours
 
-from data_prep.keyboards import neighbours
-from data_prep.phrases import WORD, Phrases, in_case_of, read_misspellings
-from data_prep.retrieval_sets import RetrievalSet, load_set
-from data_prep.shards import open_shards
-from trainer.config import ModelConfig
-from trainer.evaluate import evaluate_folder
+from data_prep.augmentation.keyboards import neighbours
+from data_prep.augmentation.phrases import WORD, Phrases, in_case_of, read_misspellings
+from data_prep.reading.retrieval_sets import RetrievalSet, load_set
+from data_prep.shards.folder import open_shards
+from trainer.config.sections import ModelConfig
+from trainer.inference.evaluation import evaluate_folder
 
 NOISE_SEED = 20_000
 MISSPELT = "misspelt "  # before the ids of the misspelt queries
@@ -57,7 +57,7 @@ def misspell(query: str, listed: Phrases | None, draw: random.Random) -> str:
 
 
 def _other_keys(word: str, draw: random.Random) -> str:
-    """A word with one slip that data_prep.typos does not make; words of digits or fewer than four letters stay."""
+    """A word with one slip that data_prep.augmentation.typos does not make; words of digits or fewer than four letters stay."""
     if len(word) < 4 or any(char.isdigit() for char in word):
         return word
     at = draw.randrange(1, len(word))

@@ -49,9 +49,9 @@ from common import (
     watch,
 )
 
-from trainer.config import ModelConfig
-from trainer.folder import read_spec
-from trainer.model import load_tokenizer, tokenize
+from trainer.config.sections import ModelConfig
+from trainer.model.tokenizer import load_tokenizer, tokenize
+from trainer.model_folder.spec import read_spec
 
 MINI_BATCH = 32  # texts; what their cached loss takes by default
 THEIRS = "theirs"

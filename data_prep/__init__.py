@@ -4,9 +4,9 @@ _EXPORTED = ("QuestionGenerationConfig", "QuestionGenerator")
 
 
 def __getattr__(name: str):
-    """`from data_prep import QuestionGenerator` loads data_prep.questions only then."""
+    """`from data_prep import QuestionGenerator` loads data_prep.generation.questions only then."""
     if name in _EXPORTED:
-        from data_prep import questions
+        from data_prep.generation import questions
 
         return getattr(questions, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

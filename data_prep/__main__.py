@@ -4,7 +4,7 @@ import argparse
 import sys
 from importlib import import_module
 
-from data_prep.problems import guarded
+from data_prep.common.errors import guarded
 
 # a module of data_prep.cli each
 COMMANDS = ("sample", "generate", "crawl", "logs", "compose", "augment", "mine", "shard", "inspect")

@@ -6,18 +6,19 @@ import shlex
 import sys
 from pathlib import Path
 
-from data_prep.problems import BadInput, guarded
+from data_prep.common.errors import BadInput, guarded
 from launch import flags
 
 
 def run_command(args: argparse.Namespace) -> int:
     from launch.command import build, choose, device_of
+    from launch.machine import free_port, this_machine
     from launch.nodes import find_nodes
-    from launch.topology import free_port, this_machine
-    from trainer.config import check_packages
-    from trainer.config_json import load_run_file
+    from trainer.config.imports import check_packages
+    from trainer.distributed.deepspeed_json import check_deepspeed
+    from trainer.distributed.engines import ZERO
+    from trainer.frontends.flat_json import load_run_file
     from trainer.preflight import check_run
-    from trainer.topology import ZERO, check_deepspeed
 
     check_packages()
     config = load_run_file(args.config, args.overrides)
@@ -52,10 +53,10 @@ def run_command(args: argparse.Namespace) -> int:
 def doctor_command(args: argparse.Namespace) -> int:
     from launch.command import build, choose, device_of
     from launch.doctor import doctor, exactness, examine
+    from launch.machine import free_port, this_machine
     from launch.nodes import find_nodes
-    from launch.topology import free_port, this_machine
-    from trainer.config import check_packages
-    from trainer.config_json import load_run_file
+    from trainer.config.imports import check_packages
+    from trainer.frontends.flat_json import load_run_file
 
     check_packages()
     if args.config is None:
@@ -70,17 +71,17 @@ def doctor_command(args: argparse.Namespace) -> int:
     nodes = find_nodes(args.nnodes, args.node_rank, args.master)
     device = device_of(engine, machine, config.train.device)
     what = (args.config, args.overrides, engine, processes, machine, device, False, free_port())
-    return examine(config, machine, build(*what, module="trainer.diagnose", nodes=nodes))
+    return examine(config, machine, build(*what, module="trainer.diagnosis.ranks", nodes=nodes))
 
 
 def slurm_command(args: argparse.Namespace) -> int:
-    from launch.submit import render_or_submit
+    from launch.slurm.submit import render_or_submit
 
     return render_or_submit(args)
 
 
 def plan_command(args: argparse.Namespace) -> int:
-    from launch.plan import show_plan
+    from launch.plan.plan import show_plan
 
     return show_plan(args)
 

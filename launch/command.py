@@ -3,8 +3,9 @@
 import sys
 from dataclasses import dataclass, field
 
-from data_prep.problems import BadInput, nearest
-from trainer.topology import ENGINES, ONE_PROCESS, ZERO, config_folder
+from data_prep.common.errors import BadInput, nearest
+from trainer.distributed.deepspeed_json import config_folder
+from trainer.distributed.engines import ENGINES, ONE_PROCESS, ZERO
 
 
 @dataclass(frozen=True)

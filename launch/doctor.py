@@ -8,20 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from data_prep.problems import BadInput, Failed
-from data_prep.progress import result, say
-from launch.checks import machine_findings
+from data_prep.common.console import result, say
+from data_prep.common.errors import BadInput, Failed
 from launch.command import Command, Machine, build, choose, device_of
-from launch.topology import free_port, this_machine
-from trainer.config import RunConfig
-from trainer.findings import Finding, shown
-from trainer.runlog import versions
-from trainer.topology import OFFLOADED, ZERO, check_deepspeed
+from launch.machine import free_port, this_machine
+from launch.machine_checks import machine_findings
+from trainer.config.sections import RunConfig
+from trainer.diagnosis.findings import Finding, shown
+from trainer.distributed.deepspeed_json import check_deepspeed
+from trainer.distributed.engines import OFFLOADED, ZERO
+from trainer.run_dir.record import versions
 
 LIMIT = 1e-5  # of a relative error in fp32
 TIMEOUT = 600  # seconds for an engine; DeepSpeed may have to compile its operator first
 SHOWN_LINES = 20  # of what an engine that failed had said
-WORKER = "trainer.exactness"
+WORKER = "trainer.diagnosis.exactness"
 TABLE = "{:8} {:>9} {:>15} {:>13}  {}"
 
 
@@ -62,7 +63,7 @@ def exactness(engine: str | None, processes: int | None) -> int:
 def examine(config: RunConfig, machine: Machine, command: Command) -> int:
     """Prints what this machine has for a run, then starts the ranks of the run, which find out together what they can.
 
-    command: starts trainer.diagnose on the ranks of this machine. Returns the exit code.
+    command: starts trainer.diagnosis.ranks on the ranks of this machine. Returns the exit code.
     """
     _say_versions()
     found = machine_findings(machine, Path(config.output_dir), config.model.path, os.environ)

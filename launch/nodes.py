@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from data_prep.problems import BadInput
+from data_prep.common.errors import BadInput
 from launch.command import Nodes
 
 PORT = 29500

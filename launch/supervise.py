@@ -10,10 +10,10 @@ from pathlib import Path
 
 import psutil
 
-from data_prep.progress import say
+from data_prep.common.console import say
 from launch.command import Command
-from trainer.interrupts import EXIT_CODE, SIGNALS, marker_written
-from trainer.state import newest, read_state
+from trainer.distributed.stop import EXIT_CODE, SIGNALS, marker_written
+from trainer.run_dir.layout import newest, read_state
 
 IN_VAIN = 2  # restarts in a row without a newer checkpoint: the cause is not a passing one
 PAUSE = 10.0  # seconds before a restart on several nodes: the launchers of the others have to be gone

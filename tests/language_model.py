@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from data_prep.stores import Chunk
+from data_prep.stores.base import Chunk
 from tests.servers import running
 
 KEY = "sk-test-7f3c9b1e5d8a4260"

@@ -2,8 +2,8 @@
 
 import random
 
-from data_prep.near_duplicates import jaccard, shingles
 from data_prep.records import Record, normalise
+from data_prep.texts.near_duplicates import jaccard, shingles
 
 ALPHABETS = (
     "abcdefghijklmnopqrstuvwxyz",

@@ -8,55 +8,21 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from data_prep.cli import add_store, store_flags, store_of, where_of
-from data_prep.output import check, check_output_file
-from data_prep.problems import BadInput, guarded
-from data_prep.progress import say
-from data_prep.retrieval_sets import RetrievalSet, load_collection, load_set
-from trainer.inference import TextEncoder, add_model, model_of
-from trainer.retrieval import METRICS, means, paired_bootstrap, rank_documents, score_run
-from trainer.runlog import write_json
+from data_prep.common.console import say
+from data_prep.common.errors import BadInput, guarded
+from data_prep.common.files import check, check_output_file, write_json
+from data_prep.reading.retrieval_sets import RetrievalSet, load_collection, load_set
+from data_prep.stores.flags import add_store, store_flags, store_of, where_of
+from trainer.inference.evaluation import compare, evaluate_folder
+from trainer.inference.flags import add_model, model_of
+from trainer.inference.metrics import means
+from trainer.inference.text_encoder import TextEncoder
 
 if TYPE_CHECKING:
-    from trainer.config import ModelConfig
+    from trainer.config.sections import ModelConfig
 
 
 FEW_QUERIES = 50
-
-
-def evaluate_engine(engine, tokenizer, spec, data: RetrievalSet) -> dict[str, dict[str, float]] | None:
-    """Per-query metrics of the model an engine holds; on rank 0, None elsewhere. Collective: all ranks embed."""
-    from trainer.encode import encode
-
-    queries = encode(engine, tokenizer, data.query_texts, spec.query_prompt, spec.query_max_len)
-    documents = encode(engine, tokenizer, data.doc_texts, spec.passage_prompt, spec.passage_max_len)
-    if engine.world.rank:
-        return None
-    return score_run(data.qrels, rank_documents(queries.numpy(), documents.numpy(), data))
-
-
-def evaluate_folder(config: "ModelConfig", data: RetrievalSet, device: str = "auto") -> dict[str, dict[str, float]]:
-    """Per-query metrics of a model folder or hub id, in one process."""
-    encoder = TextEncoder(config, device)
-    return evaluate_engine(*encoder.loaded, encoder.spec, data)
-
-
-def compare(before: dict[str, dict[str, float]], after: dict[str, dict[str, float]]) -> dict[str, dict]:
-    """metric -> base, tuned, difference and its 95 % interval over the same queries."""
-    table = {}
-    for name in METRICS:
-        base = np.array([before[query][name] for query in before])
-        tuned = np.array([after[query][name] for query in before])
-        low, high = paired_bootstrap(base, tuned)
-        table[name] = {
-            "base": float(base.mean()),
-            "tuned": float(tuned.mean()),
-            "difference": float((tuned - base).mean()),
-            "interval_95": [low, high],
-        }
-    return table
 
 
 def _print(result: dict) -> None:

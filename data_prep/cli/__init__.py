@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_prep.output import check
-from data_prep.problems import BadInput
-from data_prep.stores import CHROMA_PORT, KINDS, StoreConfig
+from data_prep.common.errors import BadInput
+from data_prep.common.files import check
+from data_prep.stores.base import CHROMA_PORT, KINDS, StoreConfig
 
 
 def command(commands, name: str, run: Callable, about: str, example: str) -> argparse.ArgumentParser:
@@ -27,52 +27,3 @@ def command(commands, name: str, run: Callable, about: str, example: str) -> arg
 def add_positive(parser: argparse.ArgumentParser) -> None:
     about = "which text of a chunk row that has both becomes the positive"
     parser.add_argument("--positive", choices=("answer", "context"), help=about)
-
-
-def add_store(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """The flags that name a collection and the part of it to read; store_of and where_of read them.
-
-    required: of --collection; False where a command can do without a store.
-    """
-    group = parser.add_argument_group("store", "keys come from the environment or .env: CHROMA_TOKEN, QDRANT_API_KEY")
-    group.add_argument("--store", choices=KINDS, default="chroma", help="default chroma")
-    group.add_argument("--path", type=Path, metavar="DIR", help="folder of embedded Chroma or of Qdrant's local mode")
-    group.add_argument("--host", metavar="NAME", help="Chroma server")
-    group.add_argument("--port", type=int, metavar="N", help=f"of the Chroma server (default {CHROMA_PORT})")
-    group.add_argument("--ssl", action="store_true", help="the Chroma server speaks https")
-    group.add_argument("--url", metavar="URL", help="Qdrant server, such as http://localhost:6333")
-    group.add_argument("--collection", required=required, metavar="NAME")
-    group.add_argument("--text-field", metavar="FIELD", help="payload field that holds a Qdrant point's text")
-    group.add_argument("--vector-name", metavar="NAME", help="which of the named vectors of a Qdrant collection")
-    about = (
-        "only these chunks: Chroma's filter, such as '{\"kind\": \"function\"}', or Qdrant's, such as "
-        '\'{"must": [{"key": "year", "range": {"gte": 2020}}]}\'; {"field": value} serves both'
-    )
-    group.add_argument("--where", metavar="JSON", help=about)
-
-
-def store_flags(args: argparse.Namespace) -> list[str]:
-    """The flags of add_store that were given to a command that reads no store: problems, as they would be ignored."""
-    names = ("path", "host", "port", "ssl", "url", "text_field", "vector_name", "where")
-    return [f"--{name.replace('_', '-')}: needs --collection" for name in names if getattr(args, name)]
-
-
-def store_of(args: argparse.Namespace) -> StoreConfig:
-    """The collection that the flags of add_store name. BadInput for flags that contradict each other."""
-    names = ("collection", "path", "host", "port", "ssl", "url", "text_field", "vector_name")
-    config = StoreConfig(args.store, **{name: getattr(args, name) for name in names})
-    check(config.problems())
-    return config
-
-
-def where_of(args: argparse.Namespace) -> dict[str, Any] | None:
-    """The filter of --where, as it is. BadInput for what is no JSON object."""
-    if args.where is None:
-        return None
-    try:
-        value = json.loads(args.where)
-    except ValueError as error:
-        raise BadInput(f"--where {args.where}: is not JSON: {error}") from None
-    if not isinstance(value, dict) or not value:
-        raise BadInput(f'--where {args.where}: must be a JSON object such as {{"kind": "function"}}')
-    return value

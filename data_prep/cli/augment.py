@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from data_prep.cli import add_positive, command
-from data_prep.problems import BadInput
+from data_prep.common.errors import BadInput
 
 
 def add(commands) -> None:
@@ -45,8 +45,8 @@ def add(commands) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from data_prep.augment import augment
-    from data_prep.rewriting import Changes
+    from data_prep.augmentation.augment import augment
+    from data_prep.augmentation.rewriting import Changes
 
     rates = ("typo_rate", "synonym_rate", "case_rate", "punctuation_rate", "transliteration_rate")
     values = {name: getattr(args, name) for name in rates}

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from data_prep.cli import add_positive, command
-from data_prep.problems import BadInput
+from data_prep.common.errors import BadInput
 
 
 def add(commands) -> None:
@@ -32,7 +32,7 @@ def add(commands) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from data_prep.compose import compose
+    from data_prep.composing.compose import compose
 
     inputs = args.inputs + args.input
     if not inputs:

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from data_prep.cli import command
-from data_prep.problems import Failed
+from data_prep.common.errors import Failed
 
 NEEDED = ("scrapy", "lxml", "selectolax", "markdown_it", "mdit_py_plugins", "charset_normalizer")  # extra `crawl`
 
@@ -47,7 +47,7 @@ def add(commands) -> None:
 def run(args: argparse.Namespace) -> None:
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise Failed(f"crawl needs {', '.join(missing)}: pip install 'embedfleet[crawl]'")
-    from data_prep.crawl import crawl
+    from data_prep.crawling.crawl import crawl
 
     crawl(
         args.sources,

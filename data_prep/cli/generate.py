@@ -3,9 +3,10 @@
 import argparse
 from pathlib import Path
 
-from data_prep.cli import add_store, command, store_of, where_of
-from data_prep.output import check
-from data_prep.problems import BadInput
+from data_prep.cli import command
+from data_prep.common.errors import BadInput
+from data_prep.common.files import check
+from data_prep.stores.flags import add_store, store_of, where_of
 
 # What belongs to one way of generating only; the other refuses it.
 OFFLINE = ("hide", "min_words", "keywords")
@@ -88,7 +89,7 @@ def _check_way(args: argparse.Namespace) -> None:
 
 
 def _run_offline(args: argparse.Namespace) -> None:
-    from data_prep.offline import generate_offline
+    from data_prep.generation.offline import generate_offline
 
     generate_offline(
         store_of(args),
@@ -102,8 +103,9 @@ def _run_offline(args: argparse.Namespace) -> None:
 
 
 def _run_model(args: argparse.Namespace) -> None:
-    from data_prep.filters import Filters
-    from data_prep.questions import QuestionGenerationConfig, QuestionGenerator
+    from data_prep.generation.config import QuestionGenerationConfig
+    from data_prep.generation.filters import Filters
+    from data_prep.generation.questions import QuestionGenerator
 
     names = {"prompt": "prompt_path", "store": "db_type", "collection": "collection_name", "output": "output_path"}
     same = ("path", "host", "port", "ssl", "url", "text_field", "vector_name", "limit", "seed", *MODEL)

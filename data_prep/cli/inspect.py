@@ -20,7 +20,7 @@ def add(commands) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from data_prep.inspect import inspect
+    from data_prep.quality.inspect import inspect
 
     inspect(
         args.path,

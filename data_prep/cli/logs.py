@@ -31,7 +31,7 @@ def add(commands) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from data_prep.search_logs import Rule, logs
+    from data_prep.composing.search_logs import Rule, logs
 
     rule = Rule(args.eta, args.min_clicks, args.min_examined, args.positive_score)
     logs(args.inputs, args.output, rule=rule, rows=args.rows, items=args.items)

@@ -4,10 +4,11 @@ import argparse
 from contextlib import ExitStack
 from pathlib import Path
 
-from data_prep.cli import add_positive, add_store, command, store_of, where_of
-from data_prep.dense import EXACT_UP_TO
-from data_prep.miner import DEPTH, METHODS, Choice
-from data_prep.output import check, check_output_file
+from data_prep.cli import add_positive, command
+from data_prep.common.files import check, check_output_file
+from data_prep.mining.dense_search import EXACT_UP_TO
+from data_prep.mining.miner import DEPTH, METHODS, Choice
+from data_prep.stores.flags import add_store, store_of, where_of
 
 
 def add(commands) -> None:
@@ -78,7 +79,7 @@ def _ranks(text: str) -> tuple[int, int]:
 
 
 def run(args: argparse.Namespace) -> None:
-    from data_prep.mine import Mining, mine
+    from data_prep.mining.mine import Mining, mine
 
     method = args.method or ("dense" if args.model else "bm25")
     skipped = args.skip or 0
@@ -103,12 +104,12 @@ def run(args: argparse.Namespace) -> None:
 def _corpus(args: argparse.Namespace, stack: ExitStack):
     """The texts to choose from, or None for the inputs' own. What is not there is told before a model is loaded."""
     if args.corpus:
-        from data_prep.corpora import read_corpus
+        from data_prep.reading.corpus import read_corpus
 
         return read_corpus(args.corpus)
     if not args.collection:
         return None
-    from data_prep.stores import open_collection
+    from data_prep.stores.open import open_collection
 
     collection = stack.enter_context(open_collection(store_of(args)))
     return collection.chunks(where_of(args), embeddings=args.stored_vectors)
@@ -117,7 +118,7 @@ def _corpus(args: argparse.Namespace, stack: ExitStack):
 def _encoder(args: argparse.Namespace):
     if not args.model:
         return None
-    from data_prep.encoder import SentenceEncoder
+    from data_prep.mining.models import SentenceEncoder
 
     prompts = {"query_prompt": args.query_prompt, "passage_prompt": args.passage_prompt}
     code = {"trust_remote_code": args.trust_remote_code}
@@ -127,7 +128,7 @@ def _encoder(args: argparse.Namespace):
 def _scorer(args: argparse.Namespace):
     if not args.rescore:
         return None
-    from data_prep.encoder import CrossEncoderScorer
+    from data_prep.mining.models import CrossEncoderScorer
 
     return CrossEncoderScorer(args.rescore, device=args.device, trust_remote_code=args.trust_remote_code)
 

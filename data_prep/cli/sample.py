@@ -20,6 +20,6 @@ def add(commands) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from data_prep.sample import sample
+    from data_prep.composing.stdlib_sample import sample
 
     sample(args.path, args.collection, limit=args.limit)

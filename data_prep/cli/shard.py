@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from data_prep.cli import add_positive, command
-from data_prep.problems import BadInput
+from data_prep.common.errors import BadInput
 
 
 def add(commands) -> None:
@@ -47,8 +47,8 @@ def add(commands) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from data_prep.shard_writer import shard
-    from data_prep.workers import cores
+    from data_prep.common.workers import cores
+    from data_prep.sharding.build import shard
 
     shard(
         args.inputs,
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _tokens(args: argparse.Namespace):
     """The options of tokenisation; None without --tokenizer."""
-    from data_prep.tokenise import TokenOptions
+    from data_prep.sharding.tokenise import TokenOptions
 
     names = ("query_prompt", "passage_prompt", "query_max_len", "passage_max_len")
     asked = {name: getattr(args, name) for name in names}

@@ -11,7 +11,7 @@ import pytest
 
 from tests.end_to_end.runs import write_run
 from tests.launching import environment, free_port
-from trainer.topology import config_folder
+from trainer.distributed.deepspeed_json import config_folder
 
 # name -> (machines, processes of all, what the world must be)
 LAUNCHED = {

@@ -8,7 +8,7 @@ from tests import tiny
 from tests.disks import small_disk
 from tests.end_to_end.runs import events, write_run
 from tests.launching import ROOT, run
-from trainer.state import damage, newest
+from trainer.run_dir.layout import damage, newest
 
 # A loss that harms the disk in the second epoch, once.
 HARM = """

@@ -11,8 +11,8 @@ from launch.__main__ import main
 from launch.command import Machine
 from tests.end_to_end.runs import write_run
 from tests.launching import ROOT, environment, free_port, run
-from trainer.compilation import compiling_alone
-from trainer.topology import ZERO
+from trainer.distributed.compile_lock import compiling_alone
+from trainer.distributed.engines import ZERO
 
 
 def table(output: str) -> dict[str, list[str]]:
@@ -42,7 +42,7 @@ from trainer import exactness
 from trainer.engine import TorchEngine
 
 TorchEngine.gradient_factor = 2.0
-doctor.execute = lambda command: (exactness.main(command.argv[3:]), "")  # after: python -m trainer.exactness
+doctor.execute = lambda command: (exactness.main(command.argv[3:]), "")  # after: python -m trainer.diagnosis.exactness
 sys.exit(main(["doctor", "--exactness", "--engine", "cpu"]))
 """
 

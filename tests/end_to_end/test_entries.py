@@ -138,7 +138,7 @@ def test_config_json(here):
 
 
 def test_python(here):
-    from trainer import EmbedderFineTuner, FineTuningConfig
+    from trainer.frontends.python_api import EmbedderFineTuner, FineTuningConfig
 
     def config(out):
         return FineTuningConfig(

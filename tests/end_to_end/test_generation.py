@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.stores import write_chunks
+from data_prep.stores.open import write_chunks
 from tests import tiny
 from tests.language_model import KEY, MODEL, LanguageModel, chunk, expected, serving
 from tests.launching import ROOT, environment, free_port

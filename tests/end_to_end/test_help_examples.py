@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from data_prep.__main__ import main
-from data_prep.stores import StoreConfig, open_store
+from data_prep.stores.base import StoreConfig
+from data_prep.stores.open import open_store
 from tests.language_model import KEY, MODEL, LanguageModel, chunk, serving
 
 CLICKS = "query,item,position,count,impressions\n" + "".join(

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_prep.problems import BadInput
+from data_prep.common.errors import BadInput
 from tests import tiny
 from tests.end_to_end.runs import write_run
 from tests.hub_files import serving
 from tests.launching import ROOT, environment
-from trainer.config import load_config
+from trainer.config.loading import load_config
 from trainer.preflight import check_run
 
 TABLES = re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", (ROOT / "docs" / "migrate.md").read_text(), re.M | re.S)
@@ -99,7 +99,7 @@ def test_a_training_folder_of_sentence_transformers_is_a_model(places, tmp_path)
     SentenceTransformer(places["M"], device="cpu").save(str(folder))
     torch.save(SentenceTransformerTrainingArguments(str(tmp_path / "o"), use_cpu=True), folder / "training_args.bin")
     (folder / "trainer_state.json").write_text("{}")
-    from trainer.folder import read_spec
+    from trainer.model_folder.spec import read_spec
 
     config = load_config(write_run(tmp_path, folder, places["S"]))
     check_run(config, resume=False)
@@ -109,7 +109,7 @@ def test_a_training_folder_of_sentence_transformers_is_a_model(places, tmp_path)
 
 
 def test_ranks_of_a_node_download_a_hub_model_once(tiny_bert, tmp_path):
-    code = "from trainer.folder import fetch; print(fetch('org/tiny'))"
+    code = "from trainer.model_folder.spec import fetch; print(fetch('org/tiny'))"
 
     def rank(address, **extra):
         where = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_DISABLE_XET": "1"}
@@ -131,7 +131,7 @@ def test_ranks_of_a_node_download_a_hub_model_once(tiny_bert, tmp_path):
 
 
 def test_a_model_that_no_cache_holds_is_an_error():
-    from trainer.folder import fetch
+    from trainer.model_folder.files import fetch
 
     with pytest.raises(BadInput, match="'org/nowhere' is neither a folder here nor a model the hub gave us"):
         fetch("org/nowhere")

@@ -51,11 +51,11 @@ def test_the_run_directory_holds_what_it_promises(whole):
 def test_sentence_transformers_gives_the_trainers_embeddings(whole, shards):
     from sentence_transformers import SentenceTransformer
 
-    from trainer.collectives import World
-    from trainer.config import ModelConfig, OptimConfig
-    from trainer.encode import encode
-    from trainer.engine import TorchEngine
-    from trainer.model import load_embedder
+    from trainer.config.sections import ModelConfig, OptimConfig
+    from trainer.distributed.collectives import World
+    from trainer.engine.torch_engine import TorchEngine
+    from trainer.inference.encode import encode
+    from trainer.model.build import load_embedder
 
     texts = [row["query"] for row in tiny.rows(20)]
     embedder, tokenizer, spec, _ = load_embedder(ModelConfig(path=str(whole[1] / "final")))

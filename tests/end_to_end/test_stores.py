@@ -8,7 +8,8 @@ from contextlib import suppress
 
 import pytest
 
-from data_prep.stores import Chunk, StoreConfig, open_collection, open_store
+from data_prep.stores.base import Chunk, StoreConfig
+from data_prep.stores.open import open_collection, open_store
 from tests import tiny
 from tests.launching import ROOT, environment, run
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from tests import tiny
 from tests.multiprocess.cells import pairwise
-from trainer.modes import REFUSED
+from trainer.config.compatibility import REFUSED
 
 MODES = {
     "full": {},
@@ -63,7 +63,7 @@ def _model(folder: Path, family: str, minilm: str | None) -> Path | str:
 
 def run_cell(group, cell: dict) -> dict:
     """Trains, resumes from the first checkpoint, exports, loads elsewhere. Collective; the facts are rank 0's."""
-    from trainer.config import load_config
+    from trainer.config.loading import load_config
 
     out = group.out / f"mode{next(group.runs)}"
     whole, resumed = out / "whole", out / "resumed"
@@ -88,12 +88,12 @@ TEXTS = [row["query"] for row in tiny.rows(8)] + [row["positives"][0] for row in
 
 
 def _train(group, config, resume: bool):
-    from trainer import train
-    from trainer.average import averaged
-    from trainer.encode import encode
-    from trainer.interrupts import StopRequest
-    from trainer.model import count_parameters
-    from trainer.runtime import DTYPES
+    from trainer.distributed.stop import StopRequest
+    from trainer.engine.start import DTYPES
+    from trainer.engine.weight_average import averaged
+    from trainer.inference.encode import encode
+    from trainer.model.build import count_parameters
+    from trainer.train import train
 
     group.set_deepspeed(config, gather_all=True)
     runtime = replace(group.runtime, dtype=DTYPES[config.train.precision])
@@ -135,9 +135,9 @@ def _cosine(final: Path, expected: torch.Tensor) -> float:
 
 def _proved(final: Path) -> str:
     """What trainer.export would say: a fresh load against the embeddings that the trainer recorded."""
-    from trainer.probe import read_probe
-    from trainer.proof import prove
-    from trainer.reload import embeddings
+    from trainer.exporting.fresh_load import embeddings
+    from trainer.exporting.proof import prove
+    from trainer.inference.probe import read_probe
 
     return " ".join(prove(final, read_probe(final), load=embeddings))
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from trainer import train
-from trainer.step import compute_gradients
+from trainer.train import train
+from trainer.train.step import compute_gradients
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -35,7 +35,7 @@ def resident(key: str) -> int:
 
 def run_cell(group, cell: dict) -> dict:
     """Two steps of a run as the trainer makes it; the largest figures of all ranks."""
-    from trainer.config import load_config
+    from trainer.config.loading import load_config
 
     config = load_config(
         group.setting / f"{cell['run']}.json", [f"output_dir={group.out / f'p{next(group.runs)}'}", *cell["options"]]
@@ -107,9 +107,9 @@ def bert(folder: Path, layers: int, size: int, vocabulary: int = 4000) -> Path:
 
 def predicted(run_file: Path, options: tuple, engine: str, ranks: int) -> dict:
     """What `launch plan` says in figures of the same names as run_cell's."""
-    from launch.estimate import Ranks, estimate, look
-    from launch.network import Link
-    from trainer.config import load_config
+    from launch.plan.estimate import Ranks, estimate, look
+    from launch.plan.traffic import Link
+    from trainer.config.loading import load_config
 
     outlook = look(load_config(run_file, list(options)), Ranks(1, ranks, "cpu", 2**40))
     found = estimate(outlook, engine, None, Link(1e9, 1e-5))

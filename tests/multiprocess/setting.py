@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 
 from data_prep.records import Record
-from data_prep.shards import open_shards
+from data_prep.shards.folder import open_shards
 from tests import tiny
 from tests.multiprocess.cells import ADAPTED, CASES, SGD_LR, TAU, WHOLE, run_values, write_data
 from tests.multiprocess.dense import LOSSES, Adapted, Dense, Texts, false_negatives, infonce, relative_error
-from trainer.config import load_config
-from trainer.preflight import make_plan
+from trainer.config.loading import load_config
+from trainer.planner.from_config import make_plan
 
 SOURCES = {"pairs": ("infonce+kl", False), "graded": ("cosent", True)}  # (loss, whether its temperature is learned)
 SOURCES_NORM = 11.0  # to clip at

@@ -13,7 +13,7 @@ from tests.multiprocess.cells import CASES, FACTORS, some_cells, table_cell
 from tests.multiprocess.groups import run_group
 from tests.multiprocess.report import GRADIENT, LOSS, TEMPERATURE, problems, summary, table
 from tests.multiprocess.setting import write_setting
-from trainer.topology import OFFLOADED
+from trainer.distributed.engines import OFFLOADED
 
 CELLS = some_cells()
 EXTRA = {  # further kinds of cells, see worker.Group

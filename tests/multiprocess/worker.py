@@ -18,14 +18,15 @@ from tests.multiprocess import modes
 from tests.multiprocess import planned as planned_runs
 from tests.multiprocess.cells import SGD_LR, STEPS
 from tests.multiprocess.dense import relative_error
-from trainer import engine as torch_engine
-from trainer import step as real_step
-from trainer import train as real_train
-from trainer.collectives import World
-from trainer.config import LossConfig, load_config
-from trainer.interrupts import StopRequest
-from trainer.objective import Objective
-from trainer.runtime import process_group, start
+from trainer.config.loading import load_config
+from trainer.config.sections import LossConfig
+from trainer.distributed.collectives import World
+from trainer.distributed.stop import StopRequest
+from trainer.engine import torch_engine
+from trainer.engine.start import process_group, start
+from trainer.loss.objective import Objective
+from trainer.train import step as real_step
+from trainer.train import train as real_train
 
 LIMIT = 120  # seconds a cell may take
 EVERYTHING = 10**6  # tokens: no batch has as many
@@ -58,7 +59,7 @@ def main(setting: str, engine: str, world: int, cells: list[dict], out: str) -> 
 
 
 def plain_sgd(module, optim, device):
-    """In place of trainer.optim.adamw: neither AdamW nor clipping can hide a wrong factor."""
+    """In place of trainer.engine.optimizer.adamw: neither AdamW nor clipping can hide a wrong factor."""
     return torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=1.0)
 
 
@@ -79,11 +80,11 @@ class Group:
         self.set_deepspeed(config, gather_all=chunks != "1 chunk")
         with ExitStack() as stack:
             if sgd:
-                stack.enter_context(patch("trainer.engine.adamw", plain_sgd))
-                stack.enter_context(patch("trainer.zero.adamw", plain_sgd))
+                stack.enter_context(patch("trainer.engine.torch_engine.adamw", plain_sgd))
+                stack.enter_context(patch("trainer.engine.zero_engine.adamw", plain_sgd))
             if chunks == "4 kept":
-                stack.enter_context(patch("trainer.engine.BUCKET_BYTES", SMALL_BUCKET))
-                stack.enter_context(patch("trainer.packing.Packing.fits", lambda *_: False))  # padded texts, then
+                stack.enter_context(patch("trainer.engine.torch_engine.BUCKET_BYTES", SMALL_BUCKET))
+                stack.enter_context(patch("trainer.model.packing.Packing.fits", lambda *_: False))  # padded texts, then
             job = real_train.prepare(self.runtime, config, resume=False)
             budget = TIGHT if chunks == "tight" else self._budget_of_four(job)
             per_chunk, job.micro_batch_tokens = {
@@ -92,7 +93,7 @@ class Group:
                 "4 kept": (budget, EVERYTHING),
                 "tight": (budget, budget),
             }[chunks]
-            stack.enter_context(patch("trainer.step.CHUNK_TOKENS", {"cpu": per_chunk}))
+            stack.enter_context(patch("trainer.train.step.CHUNK_TOKENS", {"cpu": per_chunk}))
             yield job
             job.log.close()
         self.forget()
@@ -195,8 +196,8 @@ class Group:
 
         with (
             self.job(cell["run"], cell["chunks"], sgd=False) as job,
-            patch("trainer.train.compute_gradients", recording),
-            patch("trainer.train.end_epoch", lambda job: None),  # checkpoints are tested elsewhere
+            patch("trainer.train.train.compute_gradients", recording),
+            patch("trainer.train.fit.end_epoch", lambda job: None),  # checkpoints are tested elsewhere
         ):
             real_train.fit(job, StopRequest())
             steps = job.log.events("step") if self.runtime.is_main else []
@@ -237,7 +238,7 @@ class Group:
             batch = self.batch(job, 0)
             kept, _, _ = self.gradient(job, batch)
             job.engine.apply(0.0)
-            with patch("trainer.step.kept_chunks", lambda *_: 0):
+            with patch("trainer.train.step.kept_chunks", lambda *_: 0):
                 again, _, _ = self.gradient(job, batch)
             job.engine.apply(0.0)
             batch.seed += 1000

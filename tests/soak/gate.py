@@ -18,15 +18,15 @@ import tempfile
 import time
 from pathlib import Path
 
-from data_prep.gate import Gate
-from data_prep.inspect import inspect
-from data_prep.model_folder import TextRules
-from data_prep.near_duplicates import NearDuplicates, jaccard, shingles_of
+from data_prep.quality.gate import Gate
+from data_prep.quality.inspect import inspect
+from data_prep.quality.sampling import Spool
 from data_prep.records import Record
-from data_prep.shard_writer import shard
-from data_prep.shards import open_shards
-from data_prep.survey import Spool
-from data_prep.token_lengths import Reader
+from data_prep.sharding.build import shard
+from data_prep.shards.folder import open_shards
+from data_prep.texts.near_duplicates import NearDuplicates, jaccard, shingles_of
+from data_prep.texts.token_lengths import Reader
+from data_prep.texts.tokenizer_rules import TextRules
 from tests import planted, tiny
 from tests.conftest import DATA
 from tests.unit.data_prep_helpers import write_jsonl

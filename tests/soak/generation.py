@@ -17,7 +17,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data_prep.stores import write_chunks
+from data_prep.stores.open import write_chunks
 from tests.language_model import FAULTS, FORMS, HOPELESS, KEY, MODEL, LanguageModel, chunk, expected, serving
 from tests.launching import ROOT, environment
 

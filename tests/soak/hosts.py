@@ -24,7 +24,7 @@ import psutil
 from tests import tiny
 from tests.end_to_end.runs import digest, losses, write_run
 from tests.launching import ROOT, environment
-from trainer.compilation import operator_folder
+from trainer.distributed.compile_lock import operator_folder
 
 CLUSTER = Path(os.environ.get("EMBEDFLEET_TEST_CLUSTER", ROOT.parent / "shared" / "cluster"))
 # One folder for all hosts, which would each compile DeepSpeed's operator into one of its own.

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from data_prep.dense import Dense
-from data_prep.mine import Mining, mine
-from data_prep.miner import Choice
-from data_prep.negatives import Corpus
-from data_prep.stores import Chunk
-from data_prep.vectors import VectorCache
+from data_prep.mining.candidates import Corpus
+from data_prep.mining.dense_search import Dense
+from data_prep.mining.mine import Mining, mine
+from data_prep.mining.miner import Choice
+from data_prep.mining.vector_cache import VectorCache
+from data_prep.stores.base import Chunk
 
 SIZE = 384
 SPREAD = 0.7

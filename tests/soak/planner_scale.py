@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep import sharing
-from trainer.planner import BatchPlan
+from data_prep.shards import shared_keys as sharing
+from trainer.planner.plan import BatchPlan
 
 BATCH_SIZE = 512
 BATCHES = 1000  # timed, at random steps of the first epoch

@@ -18,12 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.retrieval_sets import RetrievalSet, load_set
-from data_prep.stores import Chunk, StoreConfig, open_collection, open_store
-from trainer.config import ModelConfig
-from trainer.inference import TextEncoder
-from trainer.reindex import reindex
-from trainer.retrieval import paired_bootstrap, rank_documents, score_run
+from data_prep.reading.retrieval_sets import RetrievalSet, load_set
+from data_prep.stores.base import Chunk, StoreConfig
+from data_prep.stores.open import open_collection, open_store
+from trainer.config.sections import ModelConfig
+from trainer.inference.metrics import paired_bootstrap, rank_documents, score_run
+from trainer.inference.reindexing import reindex
+from trainer.inference.text_encoder import TextEncoder
 
 K = 10
 TIE = 1e-6  # cosines that differ by less are one: texts that are cut to the same tokens, sums in another order

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from data_prep.stores import Chunk, StoreConfig, open_collection, open_store
+from data_prep.stores.base import Chunk, StoreConfig
+from data_prep.stores.open import open_collection, open_store
 from tests.launching import ROOT, environment
 from tests.servers import chroma_server
 

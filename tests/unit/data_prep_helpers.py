@@ -5,7 +5,8 @@ from pathlib import Path
 
 from data_prep.__main__ import main
 from data_prep.records import Record
-from data_prep.stores import Chunk, StoreConfig, open_collection
+from data_prep.stores.base import Chunk, StoreConfig
+from data_prep.stores.open import open_collection
 
 PAIR = {"anchor": "What is mould?", "positive": "A fungus that grows on damp walls."}
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from data_prep.dense import Dense
-from data_prep.negatives import Corpus
+from data_prep.mining.candidates import Corpus
+from data_prep.mining.dense_search import Dense
+from data_prep.mining.vector_cache import VectorCache
 from data_prep.records import Record
-from data_prep.vectors import VectorCache
 
 
 class Planted:

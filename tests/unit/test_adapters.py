@@ -7,17 +7,19 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from data_prep.problems import BadInput
+from data_prep.common.errors import BadInput
 from tests import tiny
 from tests.multiprocess.dense import relative_error
-from trainer.adapters import check_base
-from trainer.collectives import World
-from trainer.config import ModelConfig, OptimConfig
-from trainer.encode import encode
-from trainer.engine import TorchEngine
-from trainer.folder import read_spec, weights_sha256
-from trainer.memory import activation_bytes_per_token
-from trainer.model import count_parameters, load_embedder, save_embedder
+from trainer.config.sections import ModelConfig, OptimConfig
+from trainer.distributed.collectives import World
+from trainer.engine.torch_engine import TorchEngine
+from trainer.inference.encode import encode
+from trainer.model.adapters import check_base
+from trainer.model.build import count_parameters, load_embedder
+from trainer.model.save import save_embedder
+from trainer.model_folder.files import weights_sha256
+from trainer.model_folder.spec import read_spec
+from trainer.train.token_budget import activation_bytes_per_token
 
 TEXTS = ["w1 w2 w3", "w4", " ".join(tiny.WORDS[:20]), "w7 w8 w9 w10 w11"]
 LENGTHS = [9, 9, 6, 5, 5, 1]
@@ -76,7 +78,7 @@ def test_targets_that_are_not_there_are_named_with_those_that_are(tiny_bert):
 
 def test_a_family_that_is_not_known_takes_adapters_on_every_linear_layer(tiny_bert, monkeypatch):
     known = load_embedder(lora(tiny_bert))[0].stored()
-    monkeypatch.setattr("trainer.adapters.family_of", lambda backbone: None)
+    monkeypatch.setattr("trainer.model.adapters.family_of", lambda backbone: None)
     assert load_embedder(lora(tiny_bert))[0].stored().keys() == known.keys()
 
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.answers import Answer, AnswerCache, default_cache
-from data_prep.problems import Failed
+from data_prep.common.errors import Failed
+from data_prep.generation.answer_cache import Answer, AnswerCache, default_cache
 from tests.launching import environment
 
 REQUEST = {"model": "m", "system": "", "prompt": ["Ask: ", None], "temperature": None}
@@ -140,7 +140,7 @@ def test_a_full_disk_stops_everyone_and_leaves_no_half_line(tmp_path, monkeypatc
 
 
 def test_a_second_process_is_refused(tmp_path):
-    code = "import sys; from data_prep.answers import AnswerCache; from pathlib import Path\n"
+    code = "import sys; from data_prep.generation.answer_cache import AnswerCache; from pathlib import Path\n"
     code += f"cache = AnswerCache(Path(sys.argv[1]), {REQUEST!r}); print('open', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", code, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}

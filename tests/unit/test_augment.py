@@ -8,17 +8,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_prep.augment import augment
-from data_prep.miner import add_hard_negatives
+from data_prep.augmentation.augment import augment
+from data_prep.augmentation.rewriting import Changes
+from data_prep.mining.miner import add_hard_negatives
+from data_prep.reading.retrieval_sets import load_set
 from data_prep.records import Record, is_variant, normalise, query_key
-from data_prep.retrieval_sets import load_set
-from data_prep.rewriting import Changes
-from data_prep.shard_writer import shard
-from data_prep.shards import open_shards
+from data_prep.sharding.build import shard
+from data_prep.shards.folder import open_shards
 from tests.unit.data_prep_helpers import read_jsonl, run, write_jsonl, write_records
-from trainer.config import DataConfig, ModelConfig, parse_config
-from trainer.losses import duplicate_mask
-from trainer.preflight import make_plan
+from trainer.config.loading import parse_config
+from trainer.config.sections import DataConfig, ModelConfig
+from trainer.loss.masks import duplicate_mask
+from trainer.planner.from_config import make_plan
 
 EACH = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MANY = Changes(typo_rate=0.5, case_rate=0.2, punctuation_rate=0.2)
@@ -126,8 +127,8 @@ def test_the_batch_plan_keeps_variants_from_their_parent_and_its_other_rows(tmp_
 
 
 def test_where_they_must_meet_the_mask_treats_a_variant_as_its_parent(tmp_path, tiny_bert):
-    from trainer.data import TrainData
-    from trainer.model import load_embedder
+    from trainer.model.build import load_embedder
+    from trainer.train.data import TrainData
 
     varied(tmp_path, questions(4), variants=2)
     rows, plan = planned(tmp_path, batch_size=24)

@@ -9,17 +9,18 @@ from types import SimpleNamespace
 import pytest
 
 from data_prep.__main__ import main as prep_main
-from data_prep.problems import BadInput
+from data_prep.common.errors import BadInput
+from data_prep.common.files import write_json
 from launch.__main__ import main as launch_main
 from tests import tiny
 from tests.disks import make_read_only, small_disk
-from trainer import preflight
 from trainer.__main__ import main as train_main
-from trainer.config import load_config
-from trainer.planner import PLAN_VERSION
+from trainer.config.loading import load_config
+from trainer.config.yaml_reader import override
+from trainer.planner.plan import PLAN_VERSION
 from trainer.preflight import check_run
-from trainer.run_file import override
-from trainer.runlog import check_resumable, describe_run, write_json
+from trainer.preflight import check_run as preflight
+from trainer.run_dir.record import check_resumable, describe_run
 
 
 @pytest.fixture
@@ -406,7 +407,7 @@ def test_all_problems_are_told_at_once(run, capsys):
 
 
 def test_files_as_people_write_them(run):
-    from trainer.config import load_config
+    from trainer.config.loading import load_config
 
     text = json.dumps(run.values, indent="\t")
     assert load_config(run.write(text)).train.batch_size == 8

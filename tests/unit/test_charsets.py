@@ -3,7 +3,7 @@
 import pytest
 
 pytest.importorskip("w3lib")
-from data_prep.charsets import decode
+from data_prep.crawling.charsets import decode
 
 RUSSIAN = (
     "<p>Дымоход: канал, по которому дым уходит из печи в трубу. Задвижка закрывает его, когда печь протоплена. "

@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from trainer.checkpoint import Writer
-from trainer.collectives import World
-from trainer.config import CheckpointConfig
-from trainer.runlog import RunLog
-from trainer.state import MARKER, TrainState, damage, newest
+from trainer.config.sections import CheckpointConfig
+from trainer.distributed.collectives import World
+from trainer.run_dir.checkpoint_writer import Writer
+from trainer.run_dir.layout import MARKER, TrainState, damage, newest
+from trainer.run_dir.log import RunLog
 
 
 def state(step: int, epoch: int = 0) -> TrainState:

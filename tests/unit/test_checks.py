@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from launch import checks
-from launch.checks import environment_findings, machine_findings
+from launch import machine_checks as checks
 from launch.command import Machine
-from trainer import findings
-from trainer.findings import disk, shown
+from launch.machine_checks import environment_findings, machine_findings
+from trainer.diagnosis import findings
+from trainer.diagnosis.findings import disk, shown
 
 MACHINE = Machine(gpus=0, mps=False, cores=4)
 

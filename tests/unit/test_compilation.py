@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from data_prep.problems import BadInput
+from data_prep.common.errors import BadInput
 from tests.launching import ROOT
-from trainer import compilation
-from trainer.topology import check_deepspeed
+from trainer.distributed import compile_lock as compilation
+from trainer.distributed.deepspeed_json import check_deepspeed
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="DeepSpeed compiles for the CPU on Linux only")
 
@@ -46,7 +46,9 @@ def test_a_lock_of_a_living_compiler_is_waited_for(tmp_path, monkeypatch):
         [sys.executable, "-c", HOLD], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert holder.stdout.readline() == "held\n"
-    enter = "from trainer.compilation import compiling_alone\nwith compiling_alone(): print('in', flush=True)"
+    enter = (
+        "from trainer.distributed.compile_lock import compiling_alone\nwith compiling_alone(): print('in', flush=True)"
+    )
     second = subprocess.Popen([sys.executable, "-c", enter], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     with pytest.raises(subprocess.TimeoutExpired):
         second.wait(timeout=4)

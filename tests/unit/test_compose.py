@@ -7,11 +7,11 @@ from collections import Counter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_prep.balance import Balance
-from data_prep.collect import Problems
-from data_prep.compose import compose
+from data_prep.composing.balance import Balance
+from data_prep.composing.compose import compose
+from data_prep.reading.row_problems import Problems
 from data_prep.records import Record
-from data_prep.shard_writer import shard
+from data_prep.sharding.build import shard
 from tests.unit.data_prep_helpers import read_jsonl, run, write_jsonl, write_records
 from tests.unit.test_data_prep_formats import records, texts
 

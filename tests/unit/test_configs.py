@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from tests.launching import ROOT
-from trainer.topology import ENGINES, ZERO, config_folder, read_ds_json, zero_engine
+from trainer.distributed.deepspeed_json import config_folder, read_ds_json, zero_engine
+from trainer.distributed.engines import ENGINES, ZERO
 
 YAMLS = {path.stem: path for path in config_folder("accelerate_configs").glob("*.yaml")}
 JSONS = {path.stem: path for path in config_folder("ds_configs").glob("*.json")}
@@ -82,7 +83,7 @@ def test_deepspeeds_own_parser_reads_what_the_trainer_hands_it(name):
     import torch
     from deepspeed.runtime.config import DeepSpeedConfig
 
-    from trainer.zero import plugin
+    from trainer.engine.zero_engine import plugin
 
     handed = plugin(f"{name}.json", 0.5, torch.device("cpu")).deepspeed_config
     read = DeepSpeedConfig(handed)
@@ -101,7 +102,7 @@ def test_the_readme_names_no_yaml_or_json_that_is_not_there():
 def test_the_plan_counts_with_deepspeeds_own_defaults():
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-    from launch.estimate import DEFAULTS, PERSISTENT
+    from launch.plan.estimate import DEFAULTS, PERSISTENT
 
     theirs = DeepSpeedZeroConfig(stage=3)
     assert {name: getattr(theirs, name.removeprefix("stage3_")) for name in DEFAULTS} == DEFAULTS

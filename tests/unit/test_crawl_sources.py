@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.crawl_sources import Source, read_sources
-from data_prep.problems import BadInput
+from data_prep.common.errors import BadInput
+from data_prep.crawling.sources import Source, read_sources
 
 
 def one(name: str, language: str = "en") -> Source:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.stores import Chunk, write_chunks
+from data_prep.stores.base import Chunk
+from data_prep.stores.open import write_chunks
 from tests.unit.data_prep_helpers import PAIR, documents, read_jsonl, run, write_jsonl, write_records
 
 GOOD = json.dumps(PAIR)
@@ -308,7 +309,7 @@ def test_ctrl_c_is_one_line(tmp_path, capsys, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("data_prep.compose.read_records", interrupted)
+    monkeypatch.setattr("data_prep.composing.compose.read_records", interrupted)
     good = write_jsonl(tmp_path / "a.jsonl", [PAIR])
     code, _, err = run(capsys, "compose", good, "--output", tmp_path / "o.jsonl")
     assert (code, err) == (130, "stopped by Ctrl-C\n")

@@ -8,7 +8,7 @@ import sys
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_prep.formats import read_records
+from data_prep.reading.formats import read_records
 from data_prep.records import Record
 from tests.unit.data_prep_helpers import PAIR, read_jsonl, run, write_jsonl, write_records
 
@@ -189,7 +189,7 @@ sentences = st.lists(words, min_size=1, max_size=4).map(" ".join)
 @ALL_SETTINGS
 @given(st.lists(st.tuples(sentences, st.lists(sentences, min_size=1, max_size=2), words), min_size=1, max_size=12))
 def test_hard_negatives_are_never_positives(tmp_path, rows):
-    from data_prep.miner import add_hard_negatives
+    from data_prep.mining.miner import add_hard_negatives
 
     made = [Record(query, positives, doc_ids=[doc] * len(positives)) for query, positives, doc in rows]
     add_hard_negatives(made, 3, "test")

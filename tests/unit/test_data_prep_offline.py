@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.keywords import Keywords
-from data_prep.offline import hide_name, make_pair
-from data_prep.problems import BadInput
-from data_prep.stores import Chunk, write_chunks
+from data_prep.common.errors import BadInput
+from data_prep.generation.offline import hide_name, make_pair
+from data_prep.mining.keywords import Keywords
+from data_prep.stores.base import Chunk
+from data_prep.stores.open import write_chunks
 from tests.unit.data_prep_helpers import read_chunks, read_jsonl, run
 
 BODY = "It turns the handle first, then it pulls the frame towards the room."
@@ -147,7 +148,7 @@ def test_a_hidden_name_is_absent(name, around, form):
 @pytest.fixture(scope="module")
 def sampled(tmp_path_factory):
     """A store with the first 300 docstrings, made by the command."""
-    from data_prep.sample import sample
+    from data_prep.composing.stdlib_sample import sample
 
     folder = tmp_path_factory.mktemp("stores") / "chroma"
     assert sample(folder, "stdlib", limit=300) == 300

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_prep.problems import BadInput
+from data_prep.common.errors import BadInput
 from data_prep.records import Record, normalise
-from data_prep.shard_writer import shard
-from data_prep.shards import open_shards
-from data_prep.sharing import FILES as SHARING_FILES
-from data_prep.sharing import by_source, shared_keys
+from data_prep.sharding.build import shard
+from data_prep.shards.folder import open_shards
+from data_prep.shards.shared_keys import FILES as SHARING_FILES
+from data_prep.shards.shared_keys import by_source, shared_keys
 from tests.unit.data_prep_helpers import documents, run, write_jsonl, write_records
 
 
@@ -247,7 +247,7 @@ def test_a_failure_while_writing_leaves_the_old_folder(made, tmp_path, monkeypat
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("data_prep.shard_files.SplitWriter._flush", full)
+    monkeypatch.setattr("data_prep.sharding.write.SplitWriter._flush", full)
     with pytest.raises(OSError, match="No space"):
         shard([tmp_path / "in.jsonl"], made, overwrite=True)
     assert contents(made) == before

@@ -5,10 +5,10 @@ import random
 
 import pytest
 
-from data_prep.decontaminate import HeldOut, held_out
-from data_prep.problems import BadInput
+from data_prep.common.errors import BadInput
+from data_prep.quality.decontaminate import HeldOut, held_out
 from data_prep.records import Record
-from data_prep.shard_writer import shard
+from data_prep.sharding.build import shard
 from tests import planted
 from tests.unit.data_prep_helpers import documents, write_jsonl, write_records
 

@@ -9,21 +9,24 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from data_prep.problems import BadInput, Failed
+from data_prep.common.errors import BadInput, Failed
 from tests import tiny
-from trainer.collectives import World
-from trainer.config import ModelConfig, OptimConfig, parse_config
-from trainer.encode import encode
-from trainer.engine import TorchEngine
-from trainer.folder import fp32_bytes, read_spec, weights_sha256
-from trainer.footprint import footprint
-from trainer.inference import TextEncoder
-from trainer.merge import merge
-from trainer.model import count_parameters, load_embedder, save_embedder
-from trainer.preflight import check_model
-from trainer.probe import take_probe
-from trainer.proof import prove, zero_tensors
-from trainer.reload import embeddings
+from trainer.config.loading import parse_config
+from trainer.config.sections import ModelConfig, OptimConfig
+from trainer.diagnosis.footprint import footprint
+from trainer.distributed.collectives import World
+from trainer.engine.torch_engine import TorchEngine
+from trainer.exporting.fresh_load import embeddings
+from trainer.exporting.merging import merge
+from trainer.exporting.proof import prove
+from trainer.inference.encode import encode
+from trainer.inference.probe import take_probe
+from trainer.inference.text_encoder import TextEncoder
+from trainer.model.build import count_parameters, load_embedder
+from trainer.model.save import save_embedder
+from trainer.model_folder.files import fp32_bytes, weights_sha256, zero_tensors
+from trainer.model_folder.spec import read_spec
+from trainer.preflight.model import check_model
 
 TEXTS = ["w1 w2 w3", "w4", " ".join(tiny.WORDS[:40]), "w7 w8 w9 w10 w11"]
 KINDS = {  # family -> pooling, layers as (outputs, bias, activation), normalised
@@ -252,7 +255,7 @@ def test_the_one_that_modules_json_names_is_taken_and_no_other(tmp_path, models)
 
 def test_onnx_is_finished_by_them_outside(tmp_path, models):
     pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
-    from trainer.to_onnx import onnx_embeddings, write_onnx
+    from trainer.exporting.onnx import onnx_embeddings, write_onnx
 
     embedder, tokenizer, _, _ = load_embedder(ModelConfig(path=str(models["bert"])))
     out = copied(models["bert"], tmp_path / "model")

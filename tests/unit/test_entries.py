@@ -6,16 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.problems import BadInput
+from data_prep.common.errors import BadInput
 from launch.__main__ import main as launch
 from tests import tiny
 from trainer.__main__ import main
-from trainer.config import load_config
-from trainer.config_json import from_json
-from trainer.finetuner import EmbedderFineTuner, FineTuningConfig
-from trainer.flags import are_flags, from_flags
-from trainer.folder import read_spec
-from trainer.straight import as_yaml
+from trainer.config.loading import load_config
+from trainer.frontends.auto_shards import as_yaml
+from trainer.frontends.flags import are_flags, from_flags
+from trainer.frontends.flat_json import from_json
+from trainer.frontends.python_api import EmbedderFineTuner, FineTuningConfig
+from trainer.model_folder.spec import read_spec
 
 
 @pytest.fixture

@@ -9,22 +9,27 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from data_prep.problems import BadInput, Failed
+from data_prep.common.errors import BadInput, Failed
 from tests import tiny
-from trainer import checkpoint, proof, reload
-from trainer.card import model_card
-from trainer.collectives import World
-from trainer.config import ModelConfig, OptimConfig, parse_config
-from trainer.engine import TorchEngine
-from trainer.export import export, main
-from trainer.folder import read_spec, weights_sha256
-from trainer.model import load_embedder
-from trainer.probe import read_probe
-from trainer.proof import prove
-from trainer.runlog import RunLog
-from trainer.runtime import DTYPES
-from trainer.saving import model_writer
-from trainer.state import MARKER, TrainState, damage
+from trainer.config.loading import parse_config
+from trainer.config.sections import ModelConfig, OptimConfig
+from trainer.distributed.collectives import World
+from trainer.engine.start import DTYPES
+from trainer.engine.torch_engine import TorchEngine
+from trainer.export import main
+from trainer.exporting import fresh_load as reload
+from trainer.exporting import proof
+from trainer.exporting.export_folder import export
+from trainer.exporting.proof import prove
+from trainer.inference.probe import read_probe
+from trainer.model.build import load_embedder
+from trainer.model_folder.files import weights_sha256
+from trainer.model_folder.spec import read_spec
+from trainer.reporting.model_card import model_card
+from trainer.run_dir import checkpoint_writer as checkpoint
+from trainer.run_dir.layout import MARKER, TrainState, damage
+from trainer.run_dir.log import RunLog
+from trainer.train.checkpointing import model_writer
 
 PROMPTS = {"query_prompt": "w1 w2 ", "passage_prompt": "w3 "}
 KINDS = {

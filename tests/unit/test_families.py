@@ -10,14 +10,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from data_prep.problems import BadInput
+from data_prep.common.errors import BadInput
 from tests import tiny
-from trainer.collectives import World
-from trainer.config import ModelConfig, OptimConfig
-from trainer.encode import encode
-from trainer.engine import TorchEngine
-from trainer.folder import POOLINGS, read_spec, weights_sha256
-from trainer.model import load_embedder, load_tokenizer, pool, save_embedder, tokenize
+from trainer.config.sections import ModelConfig, OptimConfig
+from trainer.distributed.collectives import World
+from trainer.engine.torch_engine import TorchEngine
+from trainer.inference.encode import encode
+from trainer.model.build import load_embedder
+from trainer.model.embedder import pool
+from trainer.model.save import save_embedder
+from trainer.model.tokenizer import load_tokenizer, tokenize
+from trainer.model_folder.files import weights_sha256
+from trainer.model_folder.spec import POOLINGS, read_spec
 
 TEXTS = ["w1 w2 w3", "w4", " ".join(tiny.WORDS[:40]), "w7 w8 w9 w10 w11"]  # the third is cut
 

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.filters import Filters, Pair
-from data_prep.near_duplicates import jaccard, shingles
+from data_prep.generation.filters import Filters, Pair
 from data_prep.records import normalise
-from data_prep.stores import Chunk
+from data_prep.stores.base import Chunk
+from data_prep.texts.near_duplicates import jaccard, shingles
 
 TEXTS = {
     "valve": "The safety valve opens at three bar and lets steam out until the pressure falls below two bar.",

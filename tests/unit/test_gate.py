@@ -11,22 +11,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep import gate
-from data_prep.checks import NO_TRAINING, Finding, imbalance, prompts
-from data_prep.languages import UNSURE, language
-from data_prep.model_folder import TextRules, read_text_rules
+from data_prep.quality import gate
+from data_prep.quality.checks import NO_TRAINING, Finding, imbalance, prompts
+from data_prep.quality.row_keys import Keys
+from data_prep.quality.sampling import Spool, spread
 from data_prep.records import Record, is_variant, normalise
-from data_prep.shard_writer import shard
-from data_prep.shards import Rows, open_shards
-from data_prep.survey import Keys, Spool, spread
-from data_prep.tokenise import TokenOptions
+from data_prep.sharding.build import shard
+from data_prep.sharding.tokenise import TokenOptions
+from data_prep.shards.folder import Rows, open_shards
+from data_prep.texts.languages import UNSURE, language
+from data_prep.texts.tokenizer_rules import TextRules, read_text_rules
 from launch.__main__ import main as launch_main
 from tests import planted
 from tests.launching import run as start
 from tests.unit.data_prep_helpers import run, write_jsonl, write_records
 from tests.unit.test_decontaminate import write_set
 from trainer.__main__ import main as train_main
-from trainer.config import DataConfig
+from trainer.config.sections import DataConfig
 
 
 @pytest.fixture(scope="session")
@@ -196,7 +197,7 @@ def test_evaluation_sets_of_sources_count_too_and_clean_ones_do_not(leaking, cap
 
 
 def test_what_was_allowed_may_change_when_a_run_is_resumed():
-    from trainer.runlog import FREE
+    from trainer.run_dir.record import FREE
 
     assert "data.allow" in FREE
     (names,) = get_args(DataConfig.model_fields["allow"].annotation)

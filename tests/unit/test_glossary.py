@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("lxml")
-from data_prep import glossary, markup
-from data_prep.see import resolve
+from data_prep.glossary import markup
+from data_prep.glossary import page as glossary
+from data_prep.glossary.cross_references import resolve
 
 URL = "http://example.org/page"
 ABOUT = "<title>Glossary</title>"

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from trainer.interrupts import SIGNALS, listen_early, listening
+from trainer.distributed.stop import SIGNALS, listen_early, listening
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no SIGUSR1 here")
 

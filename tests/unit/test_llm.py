@@ -7,9 +7,10 @@ from email.utils import formatdate
 
 import pytest
 
-from data_prep.llm import Model, Retry, Stopped, Unanswered, _retry_after, endpoint, messages
-from data_prep.parsing import PAIRS_FORMAT
-from data_prep.problems import BadInput, Failed
+from data_prep.common.errors import BadInput, Failed
+from data_prep.generation.answer_parser import PAIRS_FORMAT
+from data_prep.generation.client import Model, Retry, Stopped, Unanswered, _retry_after, messages
+from data_prep.generation.endpoint import endpoint
 from tests.language_model import FAULTS, KEY, MODEL, TOKENS_IN, TOKENS_OUT, LanguageModel, chunk, content, serving
 from tests.launching import free_port
 

@@ -9,18 +9,9 @@ import torch.nn.functional as F
 from sentence_transformers.sentence_transformer import losses as theirs
 from torch.autograd import grad, gradcheck
 
-from trainer.losses import (
-    DIRECTIONS,
-    STATS,
-    cosent,
-    cosine_mse,
-    duplicate_mask,
-    info_nce,
-    kl,
-    margin_mse,
-    row_mask,
-    shorten,
-)
+from trainer.loss.functions import cosent, cosine_mse, kl, margin_mse, shorten
+from trainer.loss.info_nce import DIRECTIONS, STATS, info_nce
+from trainer.loss.masks import duplicate_mask, row_mask
 
 M, N = 5, 9  # rows and documents of the ragged batch below
 TARGET = torch.tensor([0, 1, 2, 3, 8])
@@ -90,7 +81,7 @@ def dense(queries, documents, temperature, directions, joint, excluded=None, mar
 @pytest.fixture(params=[1, 2, 100])
 def tiles(request, monkeypatch):
     """Rows per tile, about: with every direction a row has 28 similarities."""
-    monkeypatch.setattr("trainer.losses.TILE_ELEMENTS", request.param * 28)
+    monkeypatch.setattr("trainer.loss.info_nce.TILE_ELEMENTS", request.param * 28)
 
 
 # ---- InfoNCE

@@ -5,8 +5,8 @@ import time
 
 from torch.distributed import DistBackendError
 
-from trainer import collectives
-from trainer.collectives import World
+from trainer.distributed import collectives
+from trainer.distributed.collectives import World
 
 
 class Silent:

@@ -7,8 +7,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from data_prep import mediawiki
-from data_prep.mediawiki import ApiError, Missing, merged_pages, read_parse, read_query
+from data_prep.crawling import mediawiki
+from data_prep.crawling.mediawiki import ApiError, Missing, merged_pages, read_parse, read_query
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_a_real_category_is_walked(recorded):
 
 
 def test_pages_shipped_for_the_dry_run_are_package_data():
-    from data_prep.dry_run import PAGES, TYPES
+    from data_prep.crawling.dry_run import PAGES, TYPES
 
     assert {f"/{path.name}" for path in PAGES.iterdir() if path.is_file()} == set(TYPES)
     assert "data_prep = dry_run_pages/*, dry_run_pages/api/*" in Path("setup.cfg").read_text(encoding="utf-8")

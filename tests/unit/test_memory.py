@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from tests import tiny
-from trainer import memory
-from trainer.collectives import World
-from trainer.config import ModelConfig, OptimConfig
-from trainer.engine import TorchEngine
-from trainer.memory import MOST, activation_bytes_per_token, optimizer_bytes, resolve_budget
-from trainer.model import load_embedder
-from trainer.step import CHUNK_TOKENS
+from trainer.config.sections import ModelConfig, OptimConfig
+from trainer.distributed.collectives import World
+from trainer.engine.chunks import CHUNK_TOKENS
+from trainer.engine.torch_engine import TorchEngine
+from trainer.model.build import load_embedder
+from trainer.train import token_budget as memory
+from trainer.train.token_budget import MOST, activation_bytes_per_token, optimizer_bytes, resolve_budget
 
 
 def engine_of(folder) -> tuple[TorchEngine, object]:

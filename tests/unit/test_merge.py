@@ -7,11 +7,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests import tiny
-from trainer.config import ModelConfig
-from trainer.folder import weights_sha256
-from trainer.merge import main, merge
-from trainer.model import load_embedder, load_tokenizer, save_embedder
-from trainer.probe import LENGTHS, TEXTS, probe_texts
+from trainer.config.sections import ModelConfig
+from trainer.exporting.merging import merge
+from trainer.inference.probe import LENGTHS, TEXTS, probe_texts
+from trainer.merge import main
+from trainer.model.build import load_embedder
+from trainer.model.save import save_embedder
+from trainer.model.tokenizer import load_tokenizer
+from trainer.model_folder.files import weights_sha256
 
 KINDS = {
     "lora": {"finetune": "lora"},

@@ -16,14 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.bm25 import Bm25
-from data_prep.mine import Mining, mine
-from data_prep.miner import Choice, Miner, add_hard_negatives
-from data_prep.negatives import Corpus
-from data_prep.problems import BadInput, Failed
-from data_prep.ranking import best
+from data_prep.common.errors import BadInput, Failed
+from data_prep.mining.bm25 import Bm25
+from data_prep.mining.candidates import Corpus
+from data_prep.mining.mine import Mining, mine
+from data_prep.mining.miner import Choice, Miner, add_hard_negatives
+from data_prep.mining.ranker import best
+from data_prep.mining.vector_cache import VectorCache
 from data_prep.records import PARENT, PARENT_QUERY, Record, text_key
-from data_prep.vectors import VectorCache
 from tests.launching import ROOT, environment
 from tests.unit.data_prep_helpers import read_jsonl, run, write_jsonl, write_records
 from tests.unit.mining_helpers import Planted, at_cosine, corpus_of, dense_of
@@ -79,8 +79,10 @@ def test_bm25_is_the_formula_and_ranks_what_brute_force_ranks():
 
 @pytest.mark.parametrize("approximate_above", [10**9, 0], ids=["exact", "index of everything"])
 def test_dense_ranks_what_brute_force_ranks(tmp_path, approximate_above, monkeypatch):
-    monkeypatch.setattr("data_prep.dense.SCORES_AT_ONCE", 7 * 300)  # several blocks of queries, and of passages
-    monkeypatch.setattr("data_prep.dense.GATHERED", 64)
+    monkeypatch.setattr(
+        "data_prep.mining.dense_search.SCORES_AT_ONCE", 7 * 300
+    )  # several blocks of queries, and of passages
+    monkeypatch.setattr("data_prep.mining.dense_search.GATHERED", 64)
     encoder, corpus = Planted(size=16), Corpus()
     for i in range(300):
         corpus.add(f"text {i}", f"d{i}", {})

@@ -6,8 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
-from data_prep.problems import BadInput
-from data_prep.stores import Chunk, StoreConfig, open_store
+from data_prep.common.errors import BadInput
+from data_prep.stores.base import Chunk, StoreConfig
+from data_prep.stores.open import open_store
 from tests import tiny
 from tests.unit.data_prep_helpers import read_jsonl, run, write_jsonl
 
@@ -34,9 +35,9 @@ def rows(tmp_path_factory):
 
 def test_the_encoder_embeds_as_the_trainer_does(prompted):
     """Two implementations of one folder: prompts, pooling, length and normalisation are read alike."""
-    from data_prep.encoder import SentenceEncoder
-    from trainer.config import ModelConfig
-    from trainer.inference import TextEncoder
+    from data_prep.mining.models import SentenceEncoder
+    from trainer.config.sections import ModelConfig
+    from trainer.inference.text_encoder import TextEncoder
 
     ours = TextEncoder(ModelConfig(path=str(prompted)), device="cpu")
     found = SentenceEncoder(str(prompted), device="cpu")
@@ -49,7 +50,7 @@ def test_the_encoder_embeds_as_the_trainer_does(prompted):
 
 
 def test_a_digest_names_what_changes_an_embedding(prompted, tiny_bert):
-    from data_prep.encoder import SentenceEncoder
+    from data_prep.mining.models import SentenceEncoder
 
     made = [
         SentenceEncoder(str(prompted)),
@@ -63,7 +64,7 @@ def test_a_digest_names_what_changes_an_embedding(prompted, tiny_bert):
 
 
 def test_models_that_would_mislead_are_refused(tmp_path, tiny_bert, cross_encoder):
-    from data_prep.encoder import CrossEncoderScorer, SentenceEncoder
+    from data_prep.mining.models import CrossEncoderScorer, SentenceEncoder
 
     def changed(folder, name, **settings):
         copy = tmp_path / name
@@ -96,9 +97,9 @@ def test_models_that_would_mislead_are_refused(tmp_path, tiny_bert, cross_encode
 
 
 def test_a_model_of_its_own_code_is_mined_with_once_it_is_trusted(tmp_path, capsys, rows):
-    from data_prep.encoder import SentenceEncoder
-    from trainer.config import ModelConfig
-    from trainer.inference import TextEncoder
+    from data_prep.mining.models import SentenceEncoder
+    from trainer.config.sections import ModelConfig
+    from trainer.inference.text_encoder import TextEncoder
 
     own = tiny.own_code(tmp_path / "own")
     asked = ("mine", rows, "--output", tmp_path / "out.jsonl", "--k", "1", "--model", own)
@@ -119,7 +120,7 @@ def test_a_model_of_its_own_code_is_mined_with_once_it_is_trusted(tmp_path, caps
 
 
 def test_mining_by_a_model_is_brute_force_over_its_embeddings(tmp_path, capsys, rows, tiny_bert):
-    from data_prep.encoder import SentenceEncoder
+    from data_prep.mining.models import SentenceEncoder
 
     out = tmp_path / "o.jsonl"
     code, _, err = run(capsys, "mine", rows, "--output", out, "--model", tiny_bert, "--k", "3", "--margin", "0.001")
@@ -194,7 +195,7 @@ def test_a_cross_encoder_judges_the_margin(tmp_path, capsys, cross_encoder):
 
 @pytest.mark.parametrize("kind", ["chroma", "qdrant"])
 def test_the_stores_own_vectors_serve_when_they_are_the_models(tmp_path, capsys, tiny_bert, kind):
-    from data_prep.encoder import SentenceEncoder
+    from data_prep.mining.models import SentenceEncoder
 
     made = tiny.rows(40, negatives=False)
     texts = [row["positives"][0] for row in made]

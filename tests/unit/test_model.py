@@ -6,14 +6,16 @@ import shutil
 import pytest
 import torch
 
-from data_prep.problems import BadInput
+from data_prep.common.errors import BadInput
 from tests import tiny
-from trainer.collectives import World
-from trainer.config import ModelConfig, OptimConfig
-from trainer.encode import encode
-from trainer.engine import TorchEngine
-from trainer.folder import read_spec
-from trainer.model import load_embedder, pool, save_embedder
+from trainer.config.sections import ModelConfig, OptimConfig
+from trainer.distributed.collectives import World
+from trainer.engine.torch_engine import TorchEngine
+from trainer.inference.encode import encode
+from trainer.model.build import load_embedder
+from trainer.model.embedder import pool
+from trainer.model.save import save_embedder
+from trainer.model_folder.spec import read_spec
 
 TEXTS = ["w1 w2 w3", "w4", " ".join(tiny.WORDS[:40]), "w7 w8 w9 w10 w11"]
 
@@ -79,7 +81,7 @@ def test_the_wheel_model_embeds_the_same_in_sentence_transformers(minilm):
 def test_prompts_and_separate_lengths_reach_the_tokens(tiny_bert):
     config = ModelConfig(path=str(tiny_bert), query_prompt="w5 ", query_max_len=4, passage_max_len=9)
     _, tokenizer, spec, _ = load_embedder(config)
-    from trainer.model import tokenize
+    from trainer.model.tokenizer import tokenize
 
     ids, cut = tokenize(["w6 w7 w8", "w6"], spec.query_prompt, spec.query_max_len, tokenizer)
     assert [tokenizer.decode(i) for i in ids] == ["[CLS] w5 w6 [SEP]", "[CLS] w5 w6 [SEP]"]

@@ -4,13 +4,14 @@ import json
 
 import pytest
 
-from data_prep.problems import BadInput
+from data_prep.common.errors import BadInput
 from launch.__main__ import main as launch_main
 from tests.launching import ROOT
 from trainer.__main__ import main as train_main
-from trainer.config import RunConfig, load_config
-from trainer.modes import MODES, OPTIONS, REFUSED, check_modes, facts, table
-from trainer.topology import ENGINES
+from trainer.config.compatibility import MODES, OPTIONS, REFUSED, check_modes, facts, table
+from trainer.config.loading import load_config
+from trainer.config.sections import RunConfig
+from trainer.distributed.engines import ENGINES
 
 ASKED = {
     "full": {},
@@ -98,8 +99,9 @@ def test_keys_that_would_do_nothing_are_refused(tmp_path, tiny_bert, tiny_shards
 
 
 def test_an_adapter_folder_is_no_base_to_train(tmp_path, tiny_bert, tiny_shards, capsys):
-    from trainer.config import ModelConfig
-    from trainer.model import load_embedder, save_embedder
+    from trainer.config.sections import ModelConfig
+    from trainer.model.build import load_embedder
+    from trainer.model.save import save_embedder
 
     config = ModelConfig(path=str(tiny_bert), finetune="lora")
     embedder, tokenizer, spec, _ = load_embedder(config)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.near_duplicates import CANDIDATES, NearDuplicates, jaccard, shingles, shingles_of, signatures
 from data_prep.records import Record
+from data_prep.texts.near_duplicates import CANDIDATES, NearDuplicates, jaccard, shingles, shingles_of, signatures
 from tests import planted
 
 

@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from data_prep.problems import BadInput
+from data_prep.common.errors import BadInput
 from launch import nodes as nodes_module
 from launch.command import Command, Machine, Nodes, build, choose
 from launch.nodes import find_nodes, interface_to, own_addresses, parse_master
 from launch.supervise import _end_of, supervise
 from tests.launching import free_port
-from trainer.interrupts import EXIT_CODE
+from trainer.distributed.stop import EXIT_CODE
 
 CPU = Machine(gpus=0, mps=False, cores=8)
 

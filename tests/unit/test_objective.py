@@ -8,12 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from data_prep.problems import BadInput
-from trainer.collectives import World
-from trainer.config import LossConfig, RunConfig
-from trainer.objective import LossBatch, Objective, import_functions
-from trainer.optim import LearnedTemperature
-from trainer.step import Batch
+from data_prep.common.errors import BadInput
+from trainer.config.sections import LossConfig, RunConfig
+from trainer.distributed.collectives import World
+from trainer.loss.batch import Batch
+from trainer.loss.objective import Objective
+from trainer.loss.temperature import LearnedTemperature
+from trainer.loss.user_functions import LossBatch, import_functions
 
 ROWS, SIZE, TAU = 5, 8, 0.1
 NEGATIVE_ROW = [0, 0, 2, 3, 3, 3]  # rows 1 and 4 have no hard negatives
@@ -352,7 +353,7 @@ def test_matryoshka_weights_survive_a_run_json():
 
 
 def test_sources_that_share_a_loss_share_its_learned_temperature():
-    from trainer.train import make_temperatures
+    from trainer.train.setup import make_temperatures
 
     shared, own = (Objective(LossConfig(temperature_lr=0.01), normalised=True) for _ in range(2))
     fixed = Objective(LossConfig(), normalised=True)

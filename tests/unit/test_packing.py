@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import tiny
-from trainer.config import ModelConfig
-from trainer.model import load_embedder
-from trainer.packing import Noise, Packing, QuickDropout, Run, _PackedAttention, runs_of
+from trainer.config.sections import ModelConfig
+from trainer.model.build import load_embedder
+from trainer.model.packing import Noise, Packing, QuickDropout, Run, _PackedAttention, runs_of
 
 LENGTHS = [9, 9, 6, 5, 5, 5, 1]
 
@@ -34,7 +34,7 @@ def embedded(embedder, pooling: str, autocast=None) -> tuple[torch.Tensor, dict]
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
 @pytest.mark.parametrize("probabilities", [2**24, 100])  # all at once; some texts, and some heads, at a time
 def test_packed_texts_equal_padded_texts(family, pooling, probabilities, monkeypatch):
-    monkeypatch.setattr("trainer.packing.PROBABILITIES", probabilities)
+    monkeypatch.setattr("trainer.model.packing.PROBABILITIES", probabilities)
     padded, *_ = load_embedder(ModelConfig(path=str(family)))
     packed = copy.deepcopy(padded)
     packed.pack(torch.device("cpu"))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from data_prep.parsing import Parsed, parse
+from data_prep.generation.answer_parser import Parsed, parse
 from data_prep.records import normalise
 from tests.language_model import FORMS, content, expected
 

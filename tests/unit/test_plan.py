@@ -9,16 +9,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch import estimate, plan
 from launch.__main__ import main
-from launch.memory import Model, Passes, _passes, need, quantised_bytes, read_bytes, shown
-from launch.network import Cost, Link, Share, Traffic, scaling
+from launch.plan import estimate, plan
+from launch.plan.memory import Model, Passes, _passes, need, quantised_bytes, read_bytes, shown
+from launch.plan.traffic import Cost, Link, Share, Traffic, scaling
 from tests import tiny
-from trainer.config import load_config
-from trainer.footprint import footprint
-from trainer.model import build_embedder, count_parameters
-from trainer.preflight import read_spec
-from trainer.topology import ENGINES
+from trainer.config.loading import load_config
+from trainer.diagnosis.footprint import footprint
+from trainer.distributed.engines import ENGINES
+from trainer.model.build import build_embedder, count_parameters
+from trainer.model_folder.spec import read_spec
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.sharing import SourceRows, shared_keys
+from data_prep.shards.shared_keys import SourceRows, shared_keys
 from tests.soak.planner_scale import measured, write_sidecars
-from trainer.passes import Pass
-from trainer.permutation import Permutation
-from trainer.planner import BatchPlan, rank_slice, shares
+from trainer.planner.permutation import Permutation
+from trainer.planner.plan import BatchPlan, rank_slice, shares
+from trainer.planner.source_pass import Pass
 
 
 def source(rows, groups=(), name="s"):

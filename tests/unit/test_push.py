@@ -9,8 +9,8 @@ from tests.hub import TOKEN, Hub, serving_hub
 from tests.launching import run
 from tests.unit.test_export import write_checkpoint
 from trainer import export
-from trainer.card import _head
 from trainer.export import main
+from trainer.reporting.model_card import _head
 
 PUSH = """
 import sys

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import QuestionGenerationConfig, QuestionGenerator
-from data_prep.filters import Filters
-from data_prep.llm import Retry
-from data_prep.meter import duration
-from data_prep.problems import BadInput, Failed
-from data_prep.stores import write_chunks
+from data_prep.common.console import duration
+from data_prep.common.errors import BadInput, Failed
+from data_prep.generation.client import Retry
+from data_prep.generation.config import QuestionGenerationConfig
+from data_prep.generation.filters import Filters
+from data_prep.generation.questions import QuestionGenerator
+from data_prep.stores.open import write_chunks
 from tests.language_model import (
     FAULTS,
     FORMS,
@@ -206,7 +207,7 @@ def test_cost_is_shown_and_answers_of_another_server_are_named(generate, capsys)
 
 
 def test_progress_shows_pairs_tokens_cost_and_time_left(generate, capsys, monkeypatch):
-    monkeypatch.setattr("data_prep.meter.EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("data_prep.common.console.EVERY_SECONDS", 0.0)
     generate(LanguageModel(), limit=2)
     capsys.readouterr()
     generate(LanguageModel(), limit=4, price_in=1, price_out=1, concurrency=1)
@@ -230,7 +231,7 @@ def test_where_narrows_what_is_asked_about(generate):
 
 
 def test_a_missing_extra_is_named_before_any_call(generate, monkeypatch):
-    from data_prep import questions
+    from data_prep.generation import questions
 
     server = LanguageModel()
     monkeypatch.setattr(questions, "find_spec", lambda name: None if name == "openai" else name)
@@ -368,7 +369,7 @@ def test_seeds_of_a_server_by_host_and_port():
 
 
 def test_the_package_offers_the_generator_and_stays_light():
-    code = "import sys, data_prep; assert 'data_prep.questions' not in sys.modules\n"
+    code = "import sys, data_prep; assert 'data_prep.generation.questions' not in sys.modules\n"
     code += "from data_prep import QuestionGenerator, QuestionGenerationConfig\n"
     code += (
         "heavy = {'torch', 'openai', 'chromadb', 'numpy', 'json_repair'} & set(sys.modules); assert not heavy, heavy\n"

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data_prep.columns import arrow_schema, to_batch
-from data_prep.lengths import Lengths
-from data_prep.readers import DECODER, Blank, Item, Span, decode_fast, read_items
+from data_prep.reading.files import DECODER, Blank, Item, Span, decode_fast, read_items
 from data_prep.records import Record, count_words, normalise
-from data_prep.shards import COLUMNS
+from data_prep.shards.columns import arrow_schema, to_batch
+from data_prep.shards.folder import COLUMNS
+from data_prep.texts.lengths import Lengths
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(max_size=8),

@@ -6,16 +6,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data_prep.problems import BadInput, Failed
-from data_prep.stores import Chunk, StoreConfig, open_collection, open_store
+from data_prep.common.errors import BadInput, Failed
+from data_prep.stores.base import Chunk, StoreConfig
+from data_prep.stores.open import open_collection, open_store
 from tests import tiny
 from tests.servers import QdrantProtocol, answering
 from tests.unit.data_prep_helpers import write_jsonl
 from trainer import reindex as reindex_command
 from trainer import search as search_command
-from trainer.config import ModelConfig
-from trainer.inference import TextEncoder
-from trainer.reindex import reindex
+from trainer.config.sections import ModelConfig
+from trainer.inference.reindexing import reindex
+from trainer.inference.text_encoder import TextEncoder
 
 COUNT = 40
 KINDS = ("chroma", "qdrant server")  # the server's protocol is answered by the engine of local mode

@@ -5,19 +5,20 @@ import shutil
 
 import pytest
 
-from data_prep.problems import BadInput
+from data_prep.common.errors import BadInput
 from launch.__main__ import main as plan
 from tests import tiny
 from tests.unit.test_export import write_checkpoint
-from trainer import proof, reload
 from trainer.__main__ import main as train
-from trainer.config import ModelConfig
+from trainer.config.sections import ModelConfig
 from trainer.evaluate import main as evaluate
-from trainer.export import export, verify
 from trainer.export import main as export_main
-from trainer.inference import TextEncoder
+from trainer.exporting import fresh_load as reload
+from trainer.exporting import proof
+from trainer.exporting.export_folder import export, verify
+from trainer.inference.text_encoder import TextEncoder
 from trainer.merge import main as merge
-from trainer.model import load_embedder
+from trainer.model.build import load_embedder
 from trainer.report import main as report
 
 REFUSED = "set model.trust_remote_code=true (commands: --trust-remote-code) only if you have read it"

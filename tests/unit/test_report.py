@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import svg
+from data_prep.common import svg
 from tests import tiny
 from tests.unit.test_export import write_checkpoint
-from trainer.config import parse_config
+from trainer.config.loading import parse_config
 from trainer.report import main
-from trainer.report_facts import read_facts
+from trainer.reporting.facts import read_facts
 
 STEPS = 40
 VALUES = ("loss", "lr", "grad_norm", "positive_similarity", "negative_similarity", "pairs_per_second")

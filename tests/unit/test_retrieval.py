@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from data_prep.problems import BadInput
-from data_prep.retrieval_sets import load_set
-from data_prep.shard_writer import shard
-from data_prep.shards import open_shards
-from trainer.config import RunConfig
-from trainer.preflight import eval_paths
-from trainer.retrieval import means, paired_bootstrap, rank_documents, score_run
+from data_prep.common.errors import BadInput
+from data_prep.reading.retrieval_sets import load_set
+from data_prep.sharding.build import shard
+from data_prep.shards.folder import open_shards
+from trainer.config.sections import RunConfig
+from trainer.inference.metrics import means, paired_bootstrap, rank_documents, score_run
+from trainer.preflight.evaluation import eval_paths
 
 
 def read_trec(folder):

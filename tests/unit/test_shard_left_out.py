@@ -5,10 +5,10 @@ import random
 
 import pytest
 
-from data_prep.decontaminate import held_out
-from data_prep.near_duplicates import NearDuplicates
+from data_prep.quality.decontaminate import held_out
 from data_prep.records import Record
-from data_prep.shards import open_shards
+from data_prep.shards.folder import open_shards
+from data_prep.texts.near_duplicates import NearDuplicates
 from tests import planted
 from tests.unit.data_prep_helpers import run, write_records
 from tests.unit.test_data_prep_shards import contents
@@ -50,8 +50,8 @@ def test_near_duplicates_are_left_out_and_counted(rows, tmp_path, monkeypatch, c
     assert manifest["near_duplicates"] == {"similarity": 0.85, "removed": 141 - len(expected), "unsure": 0}
     assert f"near duplicates removed (similarity 0.85): {141 - len(expected)}" in out
     assert 141 - len(expected) >= 20
-    monkeypatch.setattr("data_prep.spool.SPAN_BYTES", 2000)
-    monkeypatch.setattr("data_prep.shard_writer.SPAN_BYTES", 2000)
+    monkeypatch.setattr("data_prep.sharding.spool.SPAN_BYTES", 2000)
+    monkeypatch.setattr("data_prep.sharding.build.SPAN_BYTES", 2000)
     assert run(capsys, *command, tmp_path / "cut", "--workers", "2")[0] == 0
     assert contents(tmp_path / "cut") == contents(tmp_path / "s")
 

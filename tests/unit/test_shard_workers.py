@@ -15,15 +15,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_prep.formats import source_names
-from data_prep.output import check
-from data_prep.problems import BadInput, Failed
+from data_prep.common.errors import BadInput, Failed
+from data_prep.common.files import check
+from data_prep.common.workers import Workers
+from data_prep.reading.formats import source_names
 from data_prep.records import Record
-from data_prep.shard_writer import shard
-from data_prep.shards import open_shards
-from data_prep.splits import EVAL, LEFT_OUT, SplitPlan
-from data_prep.spool import pieces_of, read_part, read_tasks
-from data_prep.workers import Workers
+from data_prep.sharding.build import shard
+from data_prep.sharding.split import EVAL, LEFT_OUT, SplitPlan
+from data_prep.sharding.spool import pieces_of, read_part, read_tasks
+from data_prep.shards.folder import open_shards
 from tests.launching import ROOT, environment
 from tests.unit.data_prep_helpers import documents, run, write_jsonl, write_records
 from tests.unit.test_data_prep_shards import contents
@@ -32,8 +32,8 @@ from tests.unit.test_data_prep_shards import contents
 @pytest.fixture
 def small_spans(monkeypatch):
     """Every task reads a few lines, so that a small file is work for many."""
-    monkeypatch.setattr("data_prep.spool.SPAN_BYTES", 900)
-    monkeypatch.setattr("data_prep.shard_writer.SPAN_BYTES", 900)
+    monkeypatch.setattr("data_prep.sharding.spool.SPAN_BYTES", 900)
+    monkeypatch.setattr("data_prep.sharding.build.SPAN_BYTES", 900)
 
 
 def test_the_bytes_do_not_depend_on_the_number_of_workers(tmp_path, small_spans):
@@ -101,8 +101,8 @@ def test_cutting_the_input_and_sorting_in_rounds_change_nothing(
         return contents(tmp_path / name)
 
     with monkeypatch.context() as patched:
-        patched.setattr("data_prep.spool.SPAN_BYTES", span)
-        patched.setattr("data_prep.splits.ROUND", round_rows)
+        patched.setattr("data_prep.sharding.spool.SPAN_BYTES", span)
+        patched.setattr("data_prep.sharding.split.ROUND", round_rows)
         cut = made("cut")
     assert cut == made("whole")
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.problems import BadInput
+from data_prep.common.errors import BadInput
 from launch.__main__ import main
-from launch.submit import seconds
+from launch.slurm.submit import seconds
 from tests.launching import ROOT
 
 EXAMPLES = sorted((ROOT / "launch" / "examples").glob("*.sbatch"))

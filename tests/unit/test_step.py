@@ -5,17 +5,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.shards import open_shards
+from data_prep.shards.folder import open_shards
 from tests import tiny
 from tests.multiprocess.dense import relative_error
-from trainer.collectives import World
-from trainer.config import DataConfig, LossConfig, ModelConfig, OptimConfig
-from trainer.data import TrainData
-from trainer.engine import TorchEngine
-from trainer.model import load_embedder
-from trainer.objective import Objective
-from trainer.planner import BatchPlan
-from trainer.step import compute_gradients, cost_of, kept_chunks, make_chunks
+from trainer.config.sections import DataConfig, LossConfig, ModelConfig, OptimConfig
+from trainer.distributed.collectives import World
+from trainer.engine.chunks import cost_of, kept_chunks, make_chunks
+from trainer.engine.torch_engine import TorchEngine
+from trainer.loss.objective import Objective
+from trainer.model.build import load_embedder
+from trainer.planner.plan import BatchPlan
+from trainer.train.data import TrainData
+from trainer.train.step import compute_gradients
 
 EVERYTHING = 10**6
 
@@ -67,9 +68,9 @@ def test_the_gradient_is_the_same_at_every_memory_budget(tiny_bert, tiny_shards,
 
 def test_dropout_is_replayed_exactly_where_a_chunk_is_embedded_twice(tiny_bert, tiny_shards, monkeypatch):
     engine, batch = engine_and_batch(tiny_bert, tiny_shards, dropout="model")
-    monkeypatch.setattr("trainer.step.CHUNK_TOKENS", {"cpu": 150})  # the same chunks, kept or not
+    monkeypatch.setattr("trainer.train.step.CHUNK_TOKENS", {"cpu": 150})  # the same chunks, kept or not
     kept, _ = gradients(engine, batch, EVERYTHING)
-    monkeypatch.setattr("trainer.step.kept_chunks", lambda *_: 0)
+    monkeypatch.setattr("trainer.train.step.kept_chunks", lambda *_: 0)
     replayed, _ = gradients(engine, batch, EVERYTHING)
     assert all(torch.equal(kept[name], replayed[name]) for name in kept)
     batch.seed += 1000

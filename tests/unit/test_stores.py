@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.problems import BadInput, Failed
-from data_prep.stores import Chunk, StoreConfig, open_collection, open_store
+from data_prep.common.errors import BadInput, Failed
+from data_prep.stores.base import Chunk, StoreConfig
+from data_prep.stores.open import open_collection, open_store
 from tests.servers import QdrantProtocol, answering, chroma_server, gate
 from tests.unit.data_prep_helpers import read_jsonl, run
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.problems import BadInput
-from data_prep.template import EXAMPLE, read_prompt
+from data_prep.common.errors import BadInput
+from data_prep.generation.prompt import EXAMPLE, read_prompt
 
 
 def prompt(tmp_path, text, **variables):

@@ -9,24 +9,27 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from data_prep.problems import BadInput
+from data_prep.common.errors import BadInput
 from data_prep.records import Record
-from data_prep.shard_writer import shard
-from data_prep.shards import open_shards
-from data_prep.tokenise import CL100K, Encoder, TokenOptions, find, load, spaces_between_words
-from data_prep.tokens import FILES, tokenizer_hash
+from data_prep.sharding.build import shard
+from data_prep.sharding.tokenise import CL100K, Encoder, TokenOptions, find, load, spaces_between_words
+from data_prep.shards.folder import open_shards
+from data_prep.shards.tokens import FILES, tokenizer_hash
 from tests import tiny
 from tests.unit.data_prep_helpers import run, write_records
 from tests.unit.test_data_prep_shards import contents
-from trainer.collectives import World
-from trainer.config import LossConfig, ModelConfig, parse_config
-from trainer.data import TrainData
-from trainer.engine import TorchEngine
-from trainer.folder import read_spec
-from trainer.model import load_embedder, load_tokenizer, tokenize
-from trainer.objective import Objective
-from trainer.preflight import check_run, make_plan
-from trainer.step import compute_gradients
+from trainer.config.loading import parse_config
+from trainer.config.sections import LossConfig, ModelConfig
+from trainer.distributed.collectives import World
+from trainer.engine.torch_engine import TorchEngine
+from trainer.loss.objective import Objective
+from trainer.model.build import load_embedder
+from trainer.model.tokenizer import load_tokenizer, tokenize
+from trainer.model_folder.spec import read_spec
+from trainer.planner.from_config import make_plan
+from trainer.preflight import check_run
+from trainer.train.data import TrainData
+from trainer.train.step import compute_gradients
 
 
 def byte_level(folder, pattern=None, prefix=False):
@@ -167,7 +170,7 @@ def both(tmp_path, tiny_bert):
 
 
 def test_tasks_of_any_size_give_the_same_files(both, tmp_path, monkeypatch, tiny_bert):
-    monkeypatch.setattr("data_prep.tokenise.TASK_ROWS", 7)
+    monkeypatch.setattr("data_prep.sharding.tokenise.TASK_ROWS", 7)
     shard([tmp_path / "a.jsonl"], tmp_path / "small", eval_fraction=0.2, tokens=TokenOptions(str(tiny_bert)))
     assert contents(tmp_path / "small") == contents(both[1])
 
@@ -204,7 +207,7 @@ def test_batches_and_losses_are_those_of_the_untokenised_path(both, tiny_bert, c
         engine = TorchEngine(embedder, config.optim, World(), torch.device("cpu"), None)
         data = TrainData(config.data, spec, tokenizer, make_plan(config))
         if data.tokens:
-            monkeypatch.setattr("trainer.data.tokenize", None)  # nothing is tokenised in the run
+            monkeypatch.setattr("trainer.train.data.tokenize", None)  # nothing is tokenised in the run
         batches.append([batch for rank in range(2) for _, batch in data.batches(0, 12, rank, 2)])
         whole = [batch for _, batch in data.batches(0, 3, 0, 1)]
         losses.append([compute_gradients(engine, batch, Objective(LossConfig(), True), 10**6).loss for batch in whole])

@@ -2,19 +2,18 @@
 
 import pytest
 
-from data_prep.problems import BadInput
+from data_prep.common.errors import BadInput
 from launch.command import TORCHRUN, Machine, build, choose
-from trainer.config import load_config, parse_config
-from trainer.topology import (
+from trainer.config.loading import load_config, parse_config
+from trainer.distributed.deepspeed_json import config_folder, read_ds_json
+from trainer.distributed.launcher_claims import (
     TASKS,
     Claim,
     accelerate_claim,
     check_world,
     claims,
-    config_folder,
     fewer_nodes,
     most_nodes,
-    read_ds_json,
 )
 
 ZERO2 = str(config_folder("accelerate_configs") / "zero2.yaml")
@@ -88,7 +87,7 @@ def test_an_elastic_torchrun_says_how_many_nodes_it_may_have(command, most):
 
 
 def test_an_elastic_world_that_shrank_is_told(monkeypatch):
-    monkeypatch.setattr("trainer.topology._ancestor_commands", lambda: [["bash"], ELASTIC[1][0]])
+    monkeypatch.setattr("trainer.distributed.launcher_claims._ancestor_commands", lambda: [["bash"], ELASTIC[1][0]])
     (line,) = fewer_nodes(8, {"LOCAL_WORLD_SIZE": "4"})
     assert "8 of 64 processes" in line and "--nnodes 16 waits" in line and "--processes 64 behind" in line
     assert fewer_nodes(64, {"LOCAL_WORLD_SIZE": "4"}) == []
@@ -107,7 +106,7 @@ def test_a_dropped_engine_is_refused():
     ],
 )
 def test_what_the_run_file_owns_is_refused_in_the_launchers_yaml(monkeypatch, tmp_path, variable, value, words):
-    from trainer.runtime import start
+    from trainer.engine.start import start
 
     config = parse_config({"output_dir": str(tmp_path), "model": {"path": "m"}, "data": {"train": "d"}}, "r.yaml")
     monkeypatch.setenv(variable, value)
@@ -213,7 +212,7 @@ FOREIGN = [
 
 @pytest.mark.parametrize(("change", "words"), FOREIGN)
 def test_a_deepspeed_json_that_states_a_fact_of_the_run_file_is_refused(change, words):
-    from trainer.zero import _foreign_facts
+    from trainer.engine.zero_engine import _foreign_facts
 
     problems = _foreign_facts({"zero_optimization": {"stage": 2}} | change)
     assert len(problems) == 1 and words in problems[0]
@@ -229,7 +228,7 @@ def test_the_configs_are_found_from_any_folder(tmp_path, monkeypatch):
 def test_one_line_where_there_is_no_compiler(monkeypatch):
     import torch
 
-    from trainer.zero import plugin
+    from trainer.engine.zero_engine import plugin
 
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(BadInput, match=r"C\+\+ compiler"):

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.collect import SHOWN
-from data_prep.keyboards import LAYOUTS, hangul_keys, hangul_text, neighbours
-from data_prep.phrases import Phrases, in_case_of, read_misspellings, read_synonyms
-from data_prep.problems import BadInput
-from data_prep.rewriting import Changes, Writer
-from data_prep.typos import KINDS, Typist
+from data_prep.augmentation.keyboards import LAYOUTS, hangul_keys, hangul_text, neighbours
+from data_prep.augmentation.phrases import Phrases, in_case_of, read_misspellings, read_synonyms
+from data_prep.augmentation.rewriting import Changes, Writer
+from data_prep.augmentation.typos import KINDS, Typist
+from data_prep.common.errors import BadInput
+from data_prep.reading.row_problems import SHOWN
 
 syllables = st.text(st.characters(min_codepoint=ord("가"), max_codepoint=ord("힣")), min_size=2, max_size=6)
 latin = st.text("abcdefghijklmnopqrstuvwxyz", min_size=4, max_size=10)

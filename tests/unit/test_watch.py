@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.config import WatchConfig
-from trainer.watch import Watch
+from trainer.config.sections import WatchConfig
+from trainer.train.early_stopping import Watch
 
 NAME = "nDCG@10"
 values = st.lists(st.floats(0, 1), min_size=1, max_size=12)

@@ -1,0 +1,112 @@
+"""What a command says while it works: notes and progress on stderr, results on stdout."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+EVERY_SECONDS = 5.0
+_showing = False
+
+
+def say(line: str) -> None:
+    """A note for people, on stderr, so that stdout holds results only."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def result(line: str) -> None:
+    """A result, on stdout."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def track(
+    iterable: Iterable[T], label: str, total: int | None = None, size: Callable[[T], int] = lambda _: 1
+) -> Iterator[T]:
+    """Yields the items; shows a bar on a terminal, elsewhere (a log file) a plain line about every five seconds.
+
+    size: what an item adds to the count that is shown, of which `total` is all. Only the outermost of several at a time
+    shows anything: two bars would write over each other.
+    """
+    global _showing
+    if _showing:
+        yield from iterable
+        return
+    _showing = True
+    try:
+        yield from _shown(iterable, label, total, size)
+    finally:
+        _showing = False
+
+
+def _shown(iterable: Iterable[T], label: str, total: int | None, size: Callable[[T], int]) -> Iterator[T]:
+    if sys.stderr.isatty():
+        yield from _bar(iterable, label, total, size)
+        return
+    last, done = time.monotonic(), 0
+    for item in iterable:
+        now = time.monotonic()
+        if now - last >= EVERY_SECONDS:
+            last = now
+            say(f"{label}: {done:,}" + (f" of {total:,}" if total else ""))
+        yield item
+        done += size(item)
+
+
+def _bar(iterable: Iterable[T], label: str, total: int | None, size: Callable[[T], int]) -> Iterator[T]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(label, total=total)
+        for item in iterable:
+            yield item
+            progress.advance(task, size(item))
+
+
+class Meter:
+    """Progress of work that ends in any order: a bar on a terminal, elsewhere a plain line about every five seconds."""
+
+    def __init__(self, label: str, total: int):
+        self.label, self.total = label, total
+        self._bar = self._task = None
+
+    def __enter__(self) -> "Meter":
+        self._began = self._last = time.monotonic()
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+            label, note = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
+            self._bar = Progress(
+                label, BarColumn(), MofNCompleteColumn(), note, console=Console(stderr=True), transient=True
+            )
+            self._task = self._bar.add_task(self.label, total=self.total, note="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def show(self, done: int, worked: int, note: str) -> None:
+        """done of `total`, of which `worked` took this run's time (the rest was there already)."""
+        now = time.monotonic()
+        if worked:
+            left = (now - self._began) / worked * (self.total - done)
+            note += f", {duration(left)} left"
+        if self._bar:
+            self._bar.update(self._task, completed=done, note=note)
+        elif now - self._last >= EVERY_SECONDS:
+            self._last = now
+            say(f"{self.label}: {done:,} of {self.total:,}, {note}")
+
+
+def duration(seconds: float) -> str:
+    """A length of time for people: 40 s, 12 min, 3 h 20 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60:,} h {minutes % 60} min"

@@ -1,0 +1,100 @@
+"""The same work on one core or on many: results come in the order of the tasks, whatever the number of processes."""
+
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from data_prep.common.errors import Failed
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+AHEAD = 2  # tasks that wait for each worker: the next one is there when one ends, and memory stays bounded
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Workers:
+    """Processes that live as long as the block. With a count of 1 there are none: the work is done in this process.
+
+    Functions, tasks and results travel by pickle. An exception of a task is raised where its result is due; what is
+    left is given up. Failed: a worker was killed from outside.
+    """
+
+    def __init__(self, count: int):
+        assert count >= 1
+        self.count = count
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> "Workers":
+        if self.count > 1:
+            self._pool = _pool(self.count)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+
+    def map(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+        """The result of every task, in their order. Tasks are taken from their iterable as workers become free."""
+        if self._pool is None:
+            yield from map(function, tasks)
+            return
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for task in tasks:
+                waiting.append(self._pool.submit(function, task))
+                if len(waiting) >= AHEAD * self.count:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise _killed() from None
+
+    def aside(self, function: Callable[..., Result], *arguments: Any) -> Callable[[], Result]:
+        """Starts one piece of work in a process of its own, whose memory is free again when it ends; what is returned
+        waits for the result. With a count of 1 it is done then and there."""
+        if self._pool is None:
+            made = function(*arguments)
+            return lambda: made
+        pool = _pool(1)
+        future = pool.submit(function, *arguments)
+        pool.shutdown(wait=False)
+
+        def wait() -> Result:
+            try:
+                return future.result()
+            except BrokenProcessPool:
+                raise _killed() from None
+
+        return wait
+
+
+def _pool(count: int) -> ProcessPoolExecutor:
+    import multiprocessing
+
+    # A fork would copy locks that threads of this process hold (Arrow's, the progress bar's).
+    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_begin)
+
+
+def _begin() -> None:
+    """Ctrl-C reaches the main process only, and no worker outlives it, however it ends."""
+    import multiprocessing
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core each
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def _killed() -> Failed:
+    return Failed(
+        "a worker process was killed (out of memory?); run again, with a smaller --workers if it happens again"
+    )

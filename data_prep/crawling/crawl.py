@@ -1,0 +1,252 @@
+"""Glossaries from the web and from saved pages to one file of terms and definitions, with a report on every page."""
+
+import asyncio
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from data_prep.common.console import say
+from data_prep.common.errors import BadInput
+from data_prep.common.files import check, check_output_file
+from data_prep.crawling import mediawiki
+from data_prep.crawling.charsets import decode
+from data_prep.crawling.http_cache import default_folder
+from data_prep.crawling.output import report, write
+from data_prep.crawling.sources import GLOSSARIES, MARKDOWN, WIKIPEDIA, Source, read_sources
+from data_prep.glossary import page as glossary
+from data_prep.glossary.cross_references import resolve
+from data_prep.glossary.markup import tidy
+
+AT_ONCE = 16  # sources under way; to one host it is one request at a time
+DAY = 86_400.0  # seconds
+HTML_TYPES = ("text/html", "application/xhtml+xml", "application/xml", "text/xml")
+MARKDOWN_TYPES = ("text/markdown", "text/x-markdown")
+
+
+@dataclass(slots=True)
+class Crawled:
+    """What one source gave. failed: what could not be had and why. entries: with references resolved, up to the limit;
+    unresolved: those that refer to a term that is not here and keep their text; beyond: left out by the limit."""
+
+    source: Source
+    pages: list[glossary.Page] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    entries: list[glossary.Entry] = field(default_factory=list)
+    resolved: int = 0
+    unresolved: int = 0
+    beyond: int = 0
+
+
+def crawl(
+    names: list[str],
+    output: Path,
+    *,
+    limit: int | None = None,
+    language: str = "en",
+    delay: float = 1.0,
+    timeout: float = 30.0,
+    contact: str = "",
+    cache: Path | None = None,
+    max_age: float = DAY,
+    dry_run: bool = False,
+) -> None:
+    """Crawls the sources and writes their terms to `output`: .csv (term, definition, url, source) or .jsonl (pairs);
+    `compose` and `shard` read both. limit: terms per source. delay, timeout, max_age: seconds. dry_run: the sources are
+    only checked, and pages that come with the package are crawled instead, from this process.
+
+    Raises BadInput before anything is fetched; Failed when sources could not be had, after writing what others gave.
+    """
+    sources = _check(names, output, language, limit, delay, timeout, max_age, dry_run)
+    with ExitStack() as stack:
+        if dry_run:
+            from data_prep.crawling.dry_run import serve
+
+            say(f"dry run: {len(sources)} sources are well-formed and not asked; the package's own pages are crawled")
+            sources = read_sources(stack.enter_context(serve()), language)
+            delay, cache = 0.0, Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        crawled = [Crawled(source) for source in sources]
+        if any(not source.file for source in sources):
+            from data_prep.crawling.fetch import AGENT, Politeness, run
+
+            agent = f"{AGENT}/{_version()} (glossary crawler; {contact or 'no contact given'})"
+            folder = cache or default_folder()
+            how = Politeness(agent, language, delay, timeout, folder, max_age, proxies=not dry_run)
+            _announce(sources, how, contact)
+            try:
+                run(lambda fetcher: _visit_all(crawled, fetcher, language, limit), how)
+            except KeyboardInterrupt:
+                say(f"stopped; what was fetched is in {how.cache}, and the same command goes on from there")
+                raise
+        else:
+            asyncio.run(_visit_all(crawled, None, language, limit))
+    for one in crawled:
+        _settle(one, limit)
+    write(crawled, output)
+    report(crawled, output)
+
+
+def _check(names, output, language, limit, delay, timeout, max_age, dry_run) -> list[Source]:
+    problems = check_output_file(output, suffix=(".csv", ".jsonl"))
+    for name, value, least in (("--limit-per-source", limit, 1), ("--delay", delay, 0), ("--max-age", max_age, 0)):
+        if value is not None and not value >= least:
+            problems.append(f"{name} {value:g}: must be at least {least}")
+    if not timeout > 0:
+        problems.append(f"--timeout {timeout:g}: must be more than 0 seconds")
+    try:
+        sources = read_sources(names, language) if names or not dry_run else []
+    except BadInput as error:
+        sources, problems = [], problems + error.problems
+    check(problems)
+    return sources
+
+
+def _version() -> str:
+    try:
+        return version("embedfleet")
+    except PackageNotFoundError:
+        return "0"
+
+
+def _announce(sources: list[Source], how, contact: str) -> None:
+    say(f"asking as {how.user_agent!r}, {how.delay:g} s between requests to a host; answers are kept in {how.cache}")
+    if not contact and any(".wiki" in urlsplit(source.api).netloc for source in sources):
+        say("note: Wikimedia asks crawlers to name a contact: --contact you@example.org")
+
+
+async def _visit_all(crawled: list[Crawled], fetcher, language: str, limit: int | None) -> None:
+    """Every source to its end, some at once; a line on each page as it is read."""
+    places, done = asyncio.Semaphore(AT_ONCE), 0
+
+    async def visit(one: Crawled) -> None:
+        nonlocal done
+        async with places:
+            try:
+                await _visit(one, fetcher, language, limit)
+            except Exception as error:  # of one source; what the others give is not lost for it
+                _fail(
+                    one, one.source.name, f"{type(error).__name__}: {error} (a fault of the crawler: please report it)"
+                )
+        done += 1
+        if len(crawled) > 1:
+            say(f"{done} of {len(crawled)} sources done")
+
+    await asyncio.gather(*(visit(one) for one in crawled))
+
+
+async def _visit(one: Crawled, fetcher, language: str, limit: int | None) -> None:
+    source = one.source
+    if source.file:
+        _visit_file(one, language)
+    elif source.url:
+        await _visit_page(one, fetcher, language)
+    else:
+        await _visit_wiki(one, fetcher, limit)
+
+
+def _visit_file(one: Crawled, language: str) -> None:
+    path = one.source.file
+    try:
+        body = path.read_bytes()
+    except OSError as error:
+        _fail(one, path, error.strerror)
+        return
+    _read(one, body, "", path.resolve().as_uri(), path.suffix.lower() in MARKDOWN, language)
+
+
+async def _visit_page(one: Crawled, fetcher, language: str) -> None:
+    from data_prep.crawling.fetch import NotFetched
+
+    try:
+        fetched = await fetcher.page(one.source.url)
+    except NotFetched as error:
+        _fail(one, one.source.url, error)
+        return
+    kind = fetched.content_type.partition(";")[0].strip().lower()
+    markdown = kind in MARKDOWN_TYPES or (
+        kind in ("", "text/plain") and urlsplit(fetched.url).path.lower().endswith(MARKDOWN)
+    )
+    if not markdown and kind not in ("", *HTML_TYPES):
+        _fail(one, fetched.url, f"is {kind}; only HTML and Markdown pages are read")
+        return
+    _read(one, fetched.body, fetched.content_type, fetched.url, markdown, language, fetched.cached)
+
+
+async def _visit_wiki(one: Crawled, fetcher, limit: int | None) -> None:
+    """The pages that the source's title stands for, in turn, until there are as many terms as wanted."""
+    source = one.source
+    wiki = mediawiki.Wiki(source.api, _api(fetcher), lambda note: say(f"{source.name}: {note}"))
+    leads = glossary.Page(f"{source.name} (the leads of its articles)")
+    try:
+        title = source.title or await _own_category(source, fetcher)
+        async for page in wiki.pages(title):
+            if page.html:
+                _keep(one, glossary.from_html(page.html, page.url, about_terms=True))
+            else:
+                leads.entries.append(glossary.Entry(page.title, tidy(page.lead), page.url))
+            if limit and len(leads.entries) + sum(len(page.entries) for page in one.pages) >= limit:
+                say(f"{source.name}: has the {limit:,} terms of --limit-per-source; its other pages are not asked for")
+                break
+    except mediawiki.ApiError as error:
+        wiki.failed.append((source.title or source.name, str(error)))
+    if leads.entries:
+        leads.found["lead of an article"] = len(leads.entries)
+        _keep(one, leads)
+    for place, reason in wiki.failed:
+        _fail(one, f"{source.name}: {place}", reason)
+    for reason, count in wiki.left.items():
+        say(f"{source.name}: {reason}: {count:,}")
+
+
+def _api(fetcher) -> mediawiki.Get:
+    from data_prep.crawling.fetch import NotFetched
+
+    async def get(url: str) -> dict:
+        try:
+            return await fetcher.json(url)
+        except NotFetched as error:
+            raise mediawiki.ApiError(str(error)) from None
+
+    return get
+
+
+async def _own_category(source: Source, fetcher) -> str:
+    """The category of glossaries of the source's wiki; the English Wikipedia knows what the others call theirs."""
+    if source.language == "en":
+        return GLOSSARIES
+    english = mediawiki.Wiki(WIKIPEDIA.format(lang="en"), _api(fetcher), say)
+    return await english.title_in(source.language, GLOSSARIES)
+
+
+def _read(
+    one: Crawled, body: bytes, content_type: str, url: str, markdown: bool, language: str, cached: bool = False
+) -> None:
+    decoded = decode(body, content_type)
+    read = glossary.from_markdown if markdown else glossary.from_html
+    page = read(decoded.text, url, language)
+    page.notes = ([decoded.note] if decoded.note else []) + page.notes + (["from the cache"] if cached else [])
+    _keep(one, page)
+
+
+def _keep(one: Crawled, page: glossary.Page) -> None:
+    one.pages.append(page)
+    say(page.summary())
+
+
+def _fail(one: Crawled, place, reason) -> None:
+    one.failed.append(f"{place}: {reason}")
+    say(f"failed: {place}: {reason}")
+
+
+def _settle(one: Crawled, limit: int | None) -> None:
+    """References over all pages of the source, then the limit."""
+    entries = [entry for page in one.pages for entry in page.entries]
+    one.resolved, lost, circles = resolve(entries)
+    one.unresolved = len(lost)
+    for page in one.pages:
+        for entry in [entry for entry in page.entries if entry in circles]:
+            page.skip(entry.line, "refers in a circle", f"{entry.term}: {entry.definition}")
+    kept = [entry for entry in entries if entry not in circles]
+    one.entries, one.beyond = kept[:limit], len(kept[limit:]) if limit else 0

@@ -1,0 +1,164 @@
+"""A model's answers, kept on disk so that none is paid for twice: an append-only file per model, prompt, parameters."""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.common.console import say
+from data_prep.common.errors import Failed
+from data_prep.common.files import fsync_folder
+
+FORMAT = 1  # part of every file's name: raise it when what is asked, or how a line is read, changes
+
+
+def default_cache() -> Path:
+    """The user's cache folder: $XDG_CACHE_HOME/embedfleet/answers, ~/.cache/embedfleet/answers where that is unset."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embedfleet" / "answers"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model said about one chunk. finish: the server's finish_reason. tokens: None where the server does not
+    count. url: who answered."""
+
+    text: str
+    refusal: str = ""
+    finish: str = ""
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+    url: str = ""
+
+    @property
+    def cut(self) -> bool:
+        """Whether the server stopped at a limit of tokens."""
+        return self.finish == "length"
+
+
+class AnswerCache:
+    """Answers by the text of the chunk that was asked about.
+
+    The file is CACHE/<hash of the request>.jsonl: a first line that says the request in plain words, then one answer
+    per line. An answer counts (`in`, `get`) once it is fsynced. One process at a time: Failed otherwise. A last line
+    torn by a crash is cut away, damaged lines are skipped; both are said, their chunks are asked again.
+    """
+
+    def __init__(self, folder: Path, request: dict[str, Any]):
+        """request: all that decides the answer but the chunk: model, prompt, parameters. JSON values, no secret."""
+        from filelock import FileLock, Timeout
+
+        described = json.dumps({"format": FORMAT, **request}, sort_keys=True)
+        self.path = folder / f"{hashlib.sha256(described.encode()).hexdigest()[:32]}.jsonl"
+        self.urls: Counter[str] = Counter()
+        self._at: dict[bytes, tuple[int, int]] = {}  # chunk -> offset and length of its line
+        self._waiting: list[tuple[bytes, bytes]] = []
+        self._writing = asyncio.Lock()
+        self._failure: OSError | None = None
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = FileLock(self.path.with_suffix(".lock"))
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise Failed(
+                f"{self.path}: another run asks the same model the same prompt; wait for it, or give --cache DIR"
+            ) from None
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        self._end = self._read()
+        if not self._end:
+            self._append(described.encode() + b"\n")
+            fsync_folder(folder)
+
+    def __enter__(self) -> "AnswerCache":
+        return self
+
+    def __exit__(self, *_) -> None:
+        os.close(self._file)
+        self._lock.release()
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def __contains__(self, text: str) -> bool:
+        return _key(text) in self._at
+
+    def get(self, text: str) -> Answer | None:
+        """The answer about a chunk of this text."""
+        place = self._at.get(_key(text))
+        if place is None:
+            return None
+        offset, length = place
+        line = json.loads(os.pread(self._file, length, offset))
+        return Answer(**{name: line[name] for name in Answer.__slots__})
+
+    async def put(self, text: str, answer: Answer) -> None:
+        """Returns when the answer is on disk. Answers that arrive during a write share the next one."""
+        key = _key(text)
+        line = json.dumps({"chunk": key.hex(), **asdict(answer)}).encode() + b"\n"  # ASCII: holds what no UTF-8 can
+        self._waiting.append((key, line))
+        async with self._writing:
+            if key in self._at:
+                return
+            if self._failure is None:
+                batch, self._waiting = self._waiting, []
+                try:
+                    await asyncio.to_thread(self._append, b"".join(line for _, line in batch))
+                except OSError as error:
+                    self._failure = error
+                else:
+                    self._index(batch)
+            if self._failure is not None:  # also of those whose line was in that batch
+                raise self._failure
+
+    def _index(self, batch: list[tuple[bytes, bytes]]) -> None:
+        at = self._end - sum(len(line) for _, line in batch)
+        for key, line in batch:
+            self._at[key] = at, len(line)
+            at += len(line)
+
+    def _append(self, data: bytes) -> None:
+        try:
+            left = memoryview(data)
+            while left:
+                left = left[os.write(self._file, left) :]
+            os.fsync(self._file)
+        except OSError:
+            with contextlib.suppress(OSError):  # a full disk: half a line must not stand before the next answer
+                os.ftruncate(self._file, self._end)
+            raise
+        self._end += len(data)
+
+    def _read(self) -> int:
+        """Fills the index; returns the length of what is whole."""
+        at = damaged = 0
+        with open(self.path, "rb") as lines:
+            for number, line in enumerate(lines):
+                if not line.endswith(b"\n"):
+                    os.ftruncate(self._file, at)
+                    say(f"note: {self.path}: its last line was cut off by a crash; that answer is asked for again")
+                    break
+                if number:
+                    damaged += not self._read_line(line, at)
+                at += len(line)
+        if damaged:
+            say(f"note: {self.path}: {damaged:,} damaged lines are skipped; their chunks are asked about again")
+        return at
+
+    def _read_line(self, line: bytes, at: int) -> bool:
+        try:
+            value = json.loads(line)
+            key = bytes.fromhex(value["chunk"])
+            Answer(**{name: value[name] for name in Answer.__slots__})
+        except (ValueError, KeyError, TypeError):
+            return False
+        self._at[key] = at, len(line)
+        self.urls[value["url"]] += 1
+        return True
+
+
+def _key(text: str) -> bytes:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).digest()

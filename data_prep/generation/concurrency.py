@@ -1,0 +1,134 @@
+"""Many chunks asked about at once: bounded concurrency, answers on disk before they count, a stop that loses none."""
+
+import asyncio
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from data_prep.common.console import say
+from data_prep.generation.answer_cache import Answer, AnswerCache
+from data_prep.generation.answer_parser import Parsed, parse
+from data_prep.generation.client import Model, Stopped, Unanswered
+
+
+class Asking:
+    """Asks about each text of `wanted`, once, and puts the answers into the cache.
+
+    wanted: (the chunk's text, the messages to send), or None where other tasks may run meanwhile. The first is asked
+    alone: what is wrong with the server, the key or the model shows once. on_answer: called with each answer that is on
+    disk, and what is in it. unanswered: what became of the texts that got none, known after `run`.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        cache: AnswerCache,
+        wanted: Iterator[tuple[str, list[dict[str, str]]] | None],
+        concurrency: int,
+        on_answer: Callable[[Answer, Parsed], None],
+    ):
+        self.model, self.cache, self.wanted = model, cache, wanted
+        self.concurrency, self.on_answer = concurrency, on_answer
+        self.unanswered: dict[str, Unanswered] = {}
+        self._under_way: set[str] = set()
+        self._failure: BaseException | None = None
+        self._interrupts = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._workers: list[asyncio.Task] = []
+
+    def run(self) -> None:
+        """Returns when all is asked. KeyboardInterrupt after Ctrl-C: calls on their way are waited for, their answers
+        kept; a second Ctrl-C gives them up. BadInput, Failed, OSError: asking on was pointless; answers are kept."""
+        if _a_loop_runs():
+            self._run_beside()
+        else:
+            before = signal.getsignal(signal.SIGINT)
+            asyncio.run(self._run())
+            if _in_main_thread():
+                signal.signal(signal.SIGINT, before)
+        if self._failure is not None:
+            raise self._failure
+        if self._interrupts:
+            raise KeyboardInterrupt
+
+    def _run_beside(self) -> None:
+        """In a thread of its own: a notebook's loop runs in this one."""
+        with ThreadPoolExecutor(1) as pool:
+            done = pool.submit(asyncio.run, self._run())
+            try:
+                done.result()
+            except KeyboardInterrupt:
+                self._loop.call_soon_threadsafe(self._interrupted)
+
+    async def _run(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        if _in_main_thread():
+            self._loop.add_signal_handler(signal.SIGINT, self._interrupted)
+        try:
+            for work, count in ((self._one, 1), (self._all, self.concurrency)):
+                self._workers = [asyncio.create_task(work()) for _ in range(count)]
+                await asyncio.gather(*self._workers, return_exceptions=True)
+        finally:
+            await self.model.close()
+
+    def _interrupted(self) -> None:
+        self._interrupts += 1
+        self.model.stop()
+        if self._interrupts == 1 and self._under_way:
+            say(f"stopping: waiting for {len(self._under_way):,} answers under way (Ctrl-C again: give them up)")
+        elif self._interrupts > 1:
+            for worker in self._workers:
+                worker.cancel()
+
+    async def _all(self) -> None:
+        while await self._one():
+            continue
+
+    async def _one(self) -> bool:
+        """Asks about the next text; False when there is none or all stops."""
+        try:
+            while not self.model.stopping:
+                want = next(self.wanted, ())
+                if want == ():
+                    return False
+                if want is None:
+                    await asyncio.sleep(0)
+                    continue
+                text, messages = want
+                if text not in self._under_way and text not in self.unanswered:
+                    await self._ask(text, messages)
+                    return True
+        except Stopped:
+            pass
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self._failure = self._failure or error
+            self.model.stop()
+        return False
+
+    async def _ask(self, text: str, messages: list[dict[str, str]]) -> None:
+        self._under_way.add(text)
+        try:
+            answer = await self.model.ask(messages)
+            await self.cache.put(text, answer)
+        except Unanswered as error:
+            self.unanswered[text] = error
+            return
+        finally:
+            self._under_way.discard(text)
+        parsed = await asyncio.to_thread(parse, answer.text, answer.cut)  # mending a broken one may take seconds
+        self.on_answer(answer, parsed)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _a_loop_runs() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -1,0 +1,238 @@
+"""Pairs from chunks without a language model: title -> body, otherwise the inverse cloze task."""
+
+import functools
+import hashlib
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from data_prep.common.console import result, say, track
+from data_prep.common.errors import BadInput, nearest
+from data_prep.common.files import check, check_output_file, whole_file
+from data_prep.mining.bm25 import TOKENS
+from data_prep.mining.keywords import Keywords
+from data_prep.stores.base import Chunk, Collection, StoreConfig
+from data_prep.stores.open import open_collection
+
+TITLE_WORDS = 25
+QUESTION_WORDS = 3
+KEEP_SENTENCE = 0.1  # Lee et al. 2019, section 4: then the model also learns from words that both sides share
+_HEADING = re.compile(r"#{1,6}\s+(?P<title>\S.*?)\s*#*\s*(?:\n|$)")
+_UNDERLINED = re.compile(r"(?P<title>\S.*)\n(?P<line>([=*~^#-])\3{2,})\s*(?:\n|$)")
+_PARAGRAPHS = re.compile(r"\n[ \t]*\n")
+_SENTENCE_END = re.compile(
+    r"(?:(?<=[.!?。！？])|(?<=[.!?][\"')\]]))\s+(?=[\"'(\[]*[^\W\d_a-z])|(?<=[。！？])(?=\S)|\n[ \t]*\n"
+)
+# Words as a length: scripts without spaces count by character, signs and single letters not at all.
+_WORDS = re.compile(TOKENS)
+
+
+def generate_offline(
+    config: StoreConfig,
+    output: Path,
+    *,
+    where: dict[str, Any] | None = None,
+    hide: Iterable[str] = (),
+    limit: int | None = None,
+    seed: int = 0,
+    min_words: int = 8,
+    keywords: int | None = None,
+) -> int:
+    """One pair per chunk of a collection to a JSONL file of {"chunk_id", "question", "answer", "metadata"}; returns
+    their number.
+
+    The metadata is the chunk's and "rule" (see make_pair). hide: metadata fields whose value is removed from the
+    question. limit: at most so many pairs. min_words: words that an answer needs. keywords: chunks without another pair
+    get one of so many keywords and their whole text. Chunks without a pair are counted.
+    """
+    found = check_output_file(output)
+    found += [
+        f"--{name} {value}: must be 1 or more"
+        for name, value in (("limit", limit), ("min-words", min_words))
+        if value is not None and value < 1
+    ]
+    if keywords is not None and keywords < QUESTION_WORDS:
+        found.append(f"--keywords {keywords}: must be {QUESTION_WORDS} or more")
+    check(found)
+    hide, rules, skipped = tuple(hide), Counter(), Counter()
+    fields: dict[str, None] = {}
+    lacking = Counter()
+    chunks = 0
+    collection = config.collection
+    with open_collection(config) as store, whole_file(output) as lines:
+        telling = _telling(store, where, keywords) if keywords else None
+        for chunk in track(store.chunks(where), f"pairs from {collection}"):
+            chunks += 1
+            fields.update(dict.fromkeys(chunk.metadata))
+            lacking.update(name for name in hide if chunk.metadata.get(name) in (None, ""))
+            pair = make_pair(chunk, hide, seed, min_words, telling)
+            if isinstance(pair, str):
+                skipped[pair] += 1
+                continue
+            lines.write(json.dumps(pair, ensure_ascii=False) + "\n")
+            rules[pair["metadata"]["rule"]] += 1
+            if rules.total() == limit:
+                break
+        _check_pairs(collection, where, hide, chunks, rules, skipped, lacking, fields)
+    for reason, count in skipped.items():
+        say(f"left out: {count:,} chunks: {reason}")
+    for name, count in lacking.items():
+        say(f"note: {count:,} chunks have no metadata field {name!r} to hide")
+    each = ", ".join(f"{rule} {count:,}" for rule, count in sorted(rules.items()))
+    result(f"{output}: {rules.total():,} pairs from {chunks:,} chunks ({each})")
+    return rules.total()
+
+
+def _telling(store: Collection, where: dict[str, Any] | None, most: int) -> Callable[[str], str]:
+    words = Keywords(chunk.text for chunk in track(store.chunks(where), "counting words"))
+    return lambda text: " ".join(words.of(text, most))
+
+
+def _check_pairs(collection, where, hide, chunks, rules, skipped, lacking, fields) -> None:
+    if not chunks:
+        raise BadInput(f"--collection {collection}: no chunk" + (f" fits --where {json.dumps(where)}" if where else ""))
+    known = ", ".join(sorted(fields)) or "none"
+    check(
+        [
+            f"--hide {name}: no chunk has this metadata field; there are: {known}.{nearest(name, fields)}"
+            for name in hide
+            if lacking[name] == chunks
+        ]
+    )
+    if not rules:
+        why = "; ".join(f"{count:,} {reason}" for reason, count in skipped.items())
+        raise BadInput(
+            f"--collection {collection}: no pair from {chunks:,} chunks: {why} (--min-words: words of an answer)"
+        )
+
+
+def make_pair(
+    chunk: Chunk,
+    hide: Iterable[str] = (),
+    seed: int = 0,
+    min_words: int = 8,
+    keywords: Callable[[str], str] | None = None,
+) -> dict[str, Any] | str:
+    """The pair of a chunk by the first rule whose question has three words or more once the values of the `hide` fields
+    are out of it, or the reason why it has none.
+
+    rule "title": the chunk's metadata `title`, heading, or first paragraph of at most 25 words (a PEP 257 summary, a
+    signature) is the question, the rest the answer. rule "inverse_cloze" (Lee et al. 2019, arXiv:1906.00300): a drawn
+    sentence is the question and the rest the answer; in a tenth of the cases the sentence stays in the answer, as in
+    the paper (metadata "sentence_kept": true). Draws depend on the seed and the chunk's id only. rule "keyword":
+    keywords(text) is the question, the whole text the answer; without `keywords` there is no such rule.
+    """
+    digest = hashlib.blake2b(f"{seed}:{chunk.id}".encode(), digest_size=8).digest()
+    draw = random.Random(int.from_bytes(digest, "big"))
+    names = [str(chunk.metadata.get(name) or "") for name in hide]
+
+    def hidden(text: str) -> str:
+        return functools.reduce(hide_name, names, text)
+
+    rules = {
+        "title": lambda: title_pair(chunk, min_words),
+        "inverse_cloze": lambda: inverse_cloze(chunk.text, draw, min_words, hidden),
+        "keyword": lambda: keyword_pair(chunk.text, min_words, keywords) if keywords else None,
+    }
+    reason = "no title with a body, and no sentence to take out of a long enough rest"
+    for rule, make in rules.items():
+        pair = make()
+        if pair is None:
+            continue
+        question, answer, *kept = pair
+        question = hidden(question)
+        if _words(question) >= QUESTION_WORDS:
+            metadata = {**chunk.metadata, "rule": rule} | ({"sentence_kept": True} if any(kept) else {})
+            return {"chunk_id": chunk.id, "question": question, "answer": answer, "metadata": metadata}
+        reason = f"question of fewer than {QUESTION_WORDS} words"
+    return reason
+
+
+def keyword_pair(text: str, min_words: int, keywords: Callable[[str], str]) -> tuple[str, str] | None:
+    """Its keywords and the text, or None for too short a text."""
+    return (keywords(text), text.strip()) if _words(text) >= min_words else None
+
+
+def title_pair(chunk: Chunk, min_words: int) -> tuple[str, str] | None:
+    """The chunk's title and body, or None where it has no title or too short a body."""
+    text = chunk.text.strip()
+    title = str(chunk.metadata.get("title") or "").strip()
+    if title:
+        body = text
+        if heading := _HEADING.match(text):
+            body = text[heading.end() :] if heading["title"].casefold() == title.casefold() else text
+        elif text.casefold().startswith(title.casefold() + "\n"):
+            body = text[len(title) :]
+    elif heading := _HEADING.match(text) or _UNDERLINED.match(text):
+        title, body = heading["title"], text[heading.end() :]
+    else:
+        first, *rest = _PARAGRAPHS.split(text, maxsplit=1)
+        if not rest or _words(first) > TITLE_WORDS:
+            return None
+        title, body = " ".join(first.split()), rest[0]
+    body = body.strip("\n").rstrip()
+    long_enough = _words(body) >= min_words and _words(title) >= 1
+    return (title, body) if long_enough and _squeeze(title) not in _squeeze(body) else None
+
+
+def inverse_cloze(
+    text: str, draw: random.Random, min_words: int, hidden: Callable[[str], str] = str
+) -> tuple[str, str, bool] | None:
+    """A drawn sentence, the rest of the text, and whether the sentence stayed in it; None for too short a text.
+    hidden: what is left of a sentence that becomes a question; only sentences of which enough is left are drawn."""
+    spans = list(_sentences(text))
+    words = _words(text)
+    fit = [
+        (start, end)
+        for start, end in spans
+        if _words(hidden(text[start:end])) >= QUESTION_WORDS and words - _words(text[start:end]) >= min_words
+    ]
+    if len(spans) < 2 or not fit:
+        return None
+    start, end = draw.choice(fit)
+    question = " ".join(text[start:end].split())
+    if draw.random() < KEEP_SENTENCE:
+        return question, text.strip(), True
+    rest = f"{text[:start].rstrip()}{' ' if text[:start].strip() and text[end:].strip() else ''}{text[end:].lstrip()}"
+    return (question, rest.strip(), False) if _squeeze(question) not in _squeeze(rest) else None
+
+
+def _sentences(text: str) -> Iterator[tuple[int, int]]:
+    """Start and end of each sentence: up to . ! ? before an upper-case letter, or to the end of a paragraph."""
+    start = 0
+    for match in [*_SENTENCE_END.finditer(text), None]:
+        end = match.start() if match else len(text)
+        if text[start:end].strip():
+            yield start, end
+        start = match.end() if match else end
+
+
+def _words(text: str) -> int:
+    return len(_WORDS.findall(text))
+
+
+def _squeeze(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def name_pattern(name: str) -> re.Pattern[str] | None:
+    """Finds an identifier in every spelling: `ordered_dict`, `OrderedDict`, "ordered dict", `x.y.OrderedDict()`."""
+    parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^\W_A-Z]+|[A-Z]", name) or re.findall(r"\w+", name)
+    if not parts:
+        return None
+    spelled = r"[\W_]?".join(map(re.escape, parts))
+    return re.compile(rf"(?<!\w)(?:\w+\.)*_*{spelled}_*(?:\(\))?(?!\w)", re.IGNORECASE)
+
+
+def hide_name(question: str, name: str) -> str:
+    """The question without the name, its module prefix and the quotes and brackets that stood around it."""
+    pattern = name_pattern(name)
+    if pattern is None:
+        return question
+    question = re.sub(r"(?:`+|''|\"\")\s*(?:`+|''|\"\")", " ", pattern.sub(" ", question))
+    question = re.sub(r"\(\s*\)|\[\s*\]", " ", question)
+    return re.sub(r"\s+([,.;:!?])", r"\1", " ".join(question.split())).strip(" ,;:-")

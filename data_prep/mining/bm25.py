@@ -1,0 +1,64 @@
+"""Texts ranked by the words they share with a query."""
+
+from typing import TYPE_CHECKING
+
+from data_prep.mining.candidates import Corpus
+from data_prep.mining.ranker import Ranked, best
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# Scripts without spaces are matched by character, everything else by words of two letters or more.
+_UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+TOKENS = rf"(?u)[{_UNSPACED}]|(?:(?![{_UNSPACED}])\w){{2,}}"
+
+
+class Bm25:
+    """BM25 of the texts of a corpus (bm25s, method "lucene", k1 1.5, b 0.75; Robertson and Zaragoza 2009). The index
+    is held in memory: about 8 bytes for each distinct word of each text."""
+
+    name = "BM25"
+
+    def __init__(self, corpus: Corpus):
+        import bm25s
+
+        self.candidates, self.size = corpus.candidates, len(corpus.texts)
+        words = _words(corpus.texts, return_ids=True)  # as numbers: a tenth of the memory
+        self.index = bm25s.BM25() if words.vocab else None
+        if self.index:
+            self.index.index(words, show_progress=False)
+
+    def rank(self, queries: list[str], banned: "list[np.ndarray]", stop: int) -> list[Ranked]:
+        """As Ranker; only texts that share a word with the query count."""
+        import numpy as np
+
+        found = []
+        for row, places in zip(self._scores(queries), banned):
+            row = row[: self.candidates]
+            places = places[places < self.candidates]
+            hit = row[places]
+            row[places] = 0.0
+            sharing = np.flatnonzero(row)
+            top = sharing[best(row[sharing], stop)]
+            last = row[top[-1]] if len(top) == stop else 0.0
+            found.append(Ranked(top, int((hit > last).sum())))
+        return found
+
+    def scores(self, queries: list[str], places: "list[np.ndarray]") -> "list[np.ndarray]":
+        return [row[some] for row, some in zip(self._scores(queries), places)]
+
+    def cut(self) -> dict[str, int]:
+        return {}
+
+    def _scores(self, queries: list[str]):
+        import numpy as np
+
+        for words in _words(queries, return_ids=False):
+            known = [word for word in words if self.index and word in self.index.vocab_dict]
+            yield self.index.get_scores(known) if known else np.zeros(self.size, np.float32)
+
+
+def _words(texts: list[str], return_ids: bool):
+    import bm25s
+
+    return bm25s.tokenize(texts, token_pattern=TOKENS, stopwords=None, return_ids=return_ids, show_progress=False)

@@ -1,0 +1,194 @@
+"""mine: rows of any accepted format to records with hard negatives from a corpus, a store or the rows themselves."""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import IO
+
+from data_prep.common.console import result, say, track
+from data_prep.common.errors import BadInput
+from data_prep.common.files import spool_beside, whole_file
+from data_prep.mining.bm25 import Bm25
+from data_prep.mining.candidates import Corpus
+from data_prep.mining.dense_search import EXACT_UP_TO, Dense, Encoder
+from data_prep.mining.miner import Choice, Miner, PairScorer
+from data_prep.mining.ranker import Ranker
+from data_prep.mining.vector_cache import VectorCache
+from data_prep.reading.formats import read_records, source_names
+from data_prep.reading.row_problems import Problems
+from data_prep.records import Record
+from data_prep.stores.base import Chunk
+
+TEXTS_AT_ONCE = 512  # embedded at a time
+PAIRS_AT_ONCE = 256  # scored by a cross-encoder at a time
+ROWS_AT_ONCE = 256
+ROWS_RESCORED_AT_ONCE = 16  # each brings its positives and up to a hundred candidates
+SAMPLED, ALIKE = 8, 0.99  # vectors of a store that are compared with the model's, and their least cosine
+
+
+@dataclass(frozen=True)
+class Mining:
+    """How negatives are found. method: "bm25", "dense" (by an embedding model) or "both", in turns. same_document: a
+    metadata field whose equal values mean the same document. approximate_above: candidates of an exact search."""
+
+    method: str = "bm25"
+    choice: Choice = field(default_factory=Choice)
+    same_document: str | None = None
+    approximate_above: int = EXACT_UP_TO
+
+
+def mine(
+    inputs: list[Path],
+    output: Path,
+    mining: Mining,
+    *,
+    corpus: Iterable[Chunk] | None = None,
+    stored_vectors: bool = False,
+    encoder: Encoder | None = None,
+    scorer: PairScorer | None = None,
+    cache: Path | None = None,
+    positive: str | None = None,
+) -> int:
+    """Writes the rows of all inputs, in order, with their hard negatives to `output`; returns the number of negatives.
+
+    corpus: the texts to choose from; None: the positives of all inputs. stored_vectors: they bring their embeddings,
+    which must be the encoder's. encoder: the embedding model of methods "dense" and "both". scorer: a cross-encoder,
+    whose scores decide instead and become teacher_scores. cache: where embeddings and scores are kept; None: in a
+    hidden folder beside the output, which goes when the output is whole, so that a killed run goes on.
+
+    Memory: the texts to choose from, about 100 bytes for each, and what data_prep.mining.bm25 and data_prep.mining.dense_search state; the
+    rows wait on disk. BadInput: bad rows, all of them; rows with teacher_scores but no scorer; a store's vectors that
+    are of another model.
+    """
+    assert (encoder is None) == (mining.method == "bm25")
+    names = source_names(inputs)
+    kept = cache or output.with_name(f".{output.name}.mining")
+    with ExitStack() as stack:
+
+        def opened(made, name: str, size: int, compute, block: int) -> VectorCache:
+            return stack.enter_context(closing(VectorCache(kept / made.digest, name, size, compute, block)))
+
+        passages = queries = pairs = None
+        if encoder:
+            name = "stored-passages" if stored_vectors else "passages"
+            passages = opened(encoder, name, encoder.size, encoder.passages, TEXTS_AT_ONCE)
+            queries = opened(encoder, "queries", encoder.size, encoder.queries, TEXTS_AT_ONCE)
+        if scorer:
+            pairs = opened(scorer, "pairs", 1, scorer.scores, PAIRS_AT_ONCE)
+        texts = Corpus(mining.same_document)
+        if corpus is not None:
+            _read_corpus(corpus, texts, encoder, passages if stored_vectors else None)
+        waiting = stack.enter_context(spool_beside(output))
+        count = _read_rows(inputs, names, positive, texts, waiting, choose=corpus is None, scored=scorer is not None)
+        texts.seal()
+        if not texts.candidates:
+            raise BadInput("the corpus holds no text to choose from")
+        say(f"{count:,} rows, {texts.candidates:,} texts to choose from, {mining.choice.k} for each row")
+        rankers: list[Ranker] = [Bm25(texts)] if mining.method != "dense" else []
+        if encoder:
+            rankers.append(Dense(texts, passages, queries, mining.approximate_above))
+        if scorer:
+            pairs_at_most = count * len(rankers) * (mining.choice.stop - mining.choice.first)
+            say(f"the cross-encoder scores up to {pairs_at_most:,} candidates (--range A:B says how many of a row)")
+        miner = Miner(texts, mining.choice, rankers, pairs)
+        with whole_file(output) as lines:
+            at_once = ROWS_RESCORED_AT_ONCE if scorer else ROWS_AT_ONCE
+            for records in _blocks(track(_records(waiting), "mining", count), at_once):
+                miner.add(records)
+                lines.writelines(record.to_json() + "\n" for record in records)
+        _say_what_happened(miner, rankers, encoder, scorer)
+    if cache is None:
+        shutil.rmtree(kept, ignore_errors=True)
+    result(f"{output}: {count:,} records with {miner.counts.mined:,} mined hard negatives")
+    return miner.counts.mined
+
+
+def _read_corpus(chunks: Iterable[Chunk], texts: Corpus, encoder: Encoder | None, vectors: VectorCache | None) -> None:
+    """vectors: where those that the chunks bring are put, or None where they bring none."""
+    compared = False
+    for some in _blocks(track(chunks, "reading the corpus"), TEXTS_AT_ONCE):
+        for chunk in some:
+            texts.add(chunk.text, chunk.id, chunk.metadata)
+        if vectors is not None:
+            made = _stored(some, encoder)
+            if not compared:
+                _compare(some[:SAMPLED], made[:SAMPLED], encoder)
+            vectors.put([chunk.text for chunk in some], made)
+            compared = True
+
+
+def _stored(chunks: list[Chunk], encoder: Encoder):
+    """(n, d) float32: the vectors of a store, of length 1 where the model's are."""
+    import numpy as np
+
+    if sizes := {len(chunk.embedding) for chunk in chunks} - {encoder.size}:
+        raise BadInput(f"--stored-vectors: the store's have {sizes.pop()} numbers, the model's {encoder.size}")
+    vectors = np.stack([chunk.embedding for chunk in chunks]).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12) if encoder.unit else vectors
+
+
+def _compare(chunks: list[Chunk], stored, encoder: Encoder) -> None:
+    import numpy as np
+
+    own, _ = encoder.passages([chunk.text for chunk in chunks])
+    lengths = np.linalg.norm(own, axis=1) * np.linalg.norm(stored, axis=1)
+    if (least := float(((own * stored).sum(axis=1) / lengths.clip(1e-12)).min())) < ALIKE:
+        raise BadInput(
+            f"--stored-vectors: the store's are not what --model gives (cosine {least:.3f} among {len(chunks)} sampled "
+            "texts): another model, prompt or length; leave the flag out to embed the texts anew"
+        )
+
+
+def _read_rows(
+    inputs: list[Path],
+    names: dict[Path, str],
+    positive: str | None,
+    texts: Corpus,
+    waiting: IO[str],
+    choose: bool,
+    scored: bool,
+) -> int:
+    """Reads the rows into `waiting`, as JSON lines, and their positives into the corpus; returns their number."""
+    problems = Problems()
+    count = taught = 0
+    for path in inputs:
+        rows = read_records(path, positive=positive, source=names[path], problems=problems)
+        for record in track(rows, f"reading {path.name}"):
+            texts.add_row(record, choose)
+            waiting.write(record.to_json() + "\n")
+            count += 1
+            taught += record.teacher_scores is not None
+    if taught and not scored:
+        problems.file(
+            f"{taught:,} rows have teacher_scores, which mined texts would lack; add --rescore, or leave them out"
+        )
+    problems.check()
+    if taught:
+        say(f"{taught:,} rows had teacher_scores; those of the cross-encoder replace them")
+    return count
+
+
+def _records(waiting: IO[str]) -> Iterator[Record]:
+    waiting.seek(0)
+    for line in waiting:
+        yield Record(**json.loads(line))
+
+
+def _blocks(items: Iterable, size: int) -> Iterator[list]:
+    items = iter(items)
+    while block := list(islice(items, size)):
+        yield block
+
+
+def _say_what_happened(miner: Miner, rankers: list[Ranker], encoder: Encoder | None, scorer: PairScorer | None) -> None:
+    for note in miner.notes():
+        say(note)
+    cut = [(count, what, encoder) for ranker in rankers for what, count in ranker.cut().items()]
+    cut.append((len(miner.counts.cut_pairs), "pairs", scorer))
+    for count, what, model in cut:
+        if count:
+            say(f"{count:,} {what} are longer than the model's {model.max_len} tokens: only their beginning was read")

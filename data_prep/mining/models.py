@@ -1,0 +1,177 @@
+"""Embedding models and cross-encoders for mining: the one module that loads sentence-transformers."""
+
+import hashlib
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_prep.common.errors import BadInput, Failed
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+TRUST = "give --trust-remote-code only if you have read it"
+
+
+def _library():
+    try:
+        import sentence_transformers
+    except ImportError:
+        raise Failed("models for mining need sentence-transformers: pip install 'embedfleet[mine]'") from None
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return sentence_transformers
+
+
+class SentenceEncoder:
+    """A model folder or hub id as mining asks for it (data_prep.mining.dense_search.Encoder): pooling, prompts, length and similarity
+    as the folder says, unless other prompts or a shorter max_len (tokens) are given.
+
+    A model with a cosine similarity gives embeddings of length 1, so that inner products are cosines. BadInput: no
+    model there, one that does not state its pooling, brings its own code (unless trust_remote_code), or has another
+    similarity.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        query_prompt: str | None = None,
+        passage_prompt: str | None = None,
+        max_len: int | None = None,
+        device: str | None = None,
+        trust_remote_code: bool = False,
+    ):
+        library = _library()
+        if not library.util.is_sentence_transformer_model(path):
+            if not Path(path).exists():
+                raise BadInput(f"--model {path}: is no folder, nor a sentence-transformers model that the hub gave us")
+            raise BadInput(
+                f"--model {path}: does not say how its tokens are pooled (no modules.json); name a folder that "
+                "sentence-transformers or our trainer wrote"
+            )
+        try:
+            self.model = library.SentenceTransformer(path, device=device, trust_remote_code=trust_remote_code)
+        except Exception as error:  # whatever a damaged folder makes the library raise is the folder's fault
+            raise _unloadable("--model", path, error) from None
+        _check("--model", path, self.model, trust_remote_code)
+        limit = self.model.max_seq_length
+        if max_len and limit and max_len > limit:
+            raise BadInput(f"--max-len {max_len}: {path} reads {limit} tokens at most")
+        self.max_len = max_len or limit
+        if not self.max_len:
+            raise BadInput(f"--model {path}: states no maximum length; set --max-len")
+        self.model.max_seq_length = self.max_len
+        similarity = str(self.model.similarity_fn_name)
+        if similarity not in ("cosine", "dot"):
+            raise BadInput(f"--model {path}: its similarity is {similarity}; only cosine and dot can be mined with")
+        self.unit = similarity == "cosine"
+        own = self.model.prompts
+        passage = next((own[name] for name in ("document", "passage", "corpus") if own.get(name)), "")
+        self.query_prompt = own.get("query") or "" if query_prompt is None else query_prompt
+        self.passage_prompt = passage if passage_prompt is None else passage_prompt
+        self.size = len(self.queries(["size"])[0][0])
+        facts = (self.query_prompt, self.passage_prompt, self.max_len, self.unit)
+        self.digest = _digest(self.model, facts)
+
+    def queries(self, texts: list[str]) -> "tuple[np.ndarray, np.ndarray]":
+        return self._encode(self.model.encode_query, texts, self.query_prompt)
+
+    def passages(self, texts: list[str]) -> "tuple[np.ndarray, np.ndarray]":
+        return self._encode(self.model.encode_document, texts, self.passage_prompt)
+
+    def _encode(self, encode, texts: list[str], prompt: str) -> "tuple[np.ndarray, np.ndarray]":
+        import numpy as np
+
+        cut = _cut(self.model.tokenizer, self.max_len, [prompt + text for text in texts])
+        vectors = encode(texts, prompt=prompt, normalize_embeddings=self.unit, show_progress_bar=False)
+        return vectors.astype(np.float32, copy=False), cut
+
+
+class CrossEncoderScorer:
+    """A cross-encoder, folder or hub id, as mining asks for it (data_prep.mining.miner.PairScorer): one score for a query and
+    a text, with the activation that the folder states.
+
+    BadInput: no cross-encoder there (its classifier would be random numbers), more than one score, its own code (unless
+    trust_remote_code).
+    """
+
+    def __init__(self, path: str, *, device: str | None = None, trust_remote_code: bool = False):
+        library = _library()
+        kinds = _architectures(path)
+        if not any(kind.endswith(("ForSequenceClassification", "ForCausalLM")) for kind in kinds):
+            raise BadInput(f"--rescore {path}: is no cross-encoder (its architecture: {', '.join(kinds) or 'none'})")
+        try:
+            self.model = library.CrossEncoder(path, device=device, trust_remote_code=trust_remote_code)
+        except Exception as error:
+            raise _unloadable("--rescore", path, error) from None
+        if self.model.num_labels != 1:
+            raise BadInput(f"--rescore {path}: gives {self.model.num_labels} scores for a pair; it must give one")
+        _check("--rescore", path, self.model, trust_remote_code)
+        self.max_len = self.model.max_seq_length if hasattr(self.model, "max_seq_length") else self.model.max_length
+        self.digest = _digest(self.model, (self.max_len, str(self.model.activation_fn)))
+
+    def scores(self, pairs: list[tuple[str, str]]) -> "tuple[np.ndarray, np.ndarray]":
+        """(n, 1) float32 scores, and (n,) bool: whether the pair was cut."""
+        import numpy as np
+
+        cut = _cut(self.model.tokenizer, self.max_len, [query for query, _ in pairs], [text for _, text in pairs])
+        scores = self.model.predict(pairs, show_progress_bar=False)
+        return np.asarray(scores, np.float32).reshape(-1, 1), cut
+
+
+def _architectures(path: str) -> list[str]:
+    from transformers import PretrainedConfig
+
+    try:
+        settings, _ = PretrainedConfig.get_config_dict(path)
+    except (OSError, ValueError) as error:
+        here = Path(path).exists()
+        state = "has no config.json that can be read" if here else "is no folder, nor did the hub give it"
+        raise BadInput(f"--rescore {path}: {state} ({_line(error)})") from None
+    return settings.get("architectures") or []
+
+
+def _unloadable(flag: str, path: str, error: Exception) -> BadInput:
+    mend = f"; {TRUST}" if "trust_remote_code" in str(error) else ""
+    return BadInput(f"{flag} {path}: cannot be loaded ({type(error).__name__}: {_line(error)}){mend}")
+
+
+def _check(flag: str, path: str, model, trust_remote_code: bool) -> None:
+    """Refuses a folder whose own code was not run: the library's class in its place may be another one, a silent and
+    large loss. And a slow tokenizer, which cannot say what it cuts."""
+    brings = any(getattr(getattr(module, "config", None), "auto_map", None) for module in model.modules())
+    if brings and not trust_remote_code:
+        raise BadInput(f"{flag} {path}: brings its own code (auto_map in config.json), which is not run; {TRUST}")
+    if not getattr(model.tokenizer, "is_fast", False):
+        raise BadInput(f"{flag} {path}: has no fast tokenizer (tokenizer.json)")
+
+
+def _cut(tokenizer, max_len: int, *texts: list[str]) -> "np.ndarray":
+    """(n,) bool: whether a text, or a pair of texts, is longer than max_len tokens."""
+    import numpy as np
+
+    made = tokenizer(*texts, truncation=True, max_length=max_len, return_attention_mask=False)
+    return np.array([bool(encoding.overflowing) for encoding in made.encodings])
+
+
+def _digest(model, facts: tuple) -> str:
+    """Names a model by its modules, their code where it is the folder's own, tokenizer, weights and the given facts."""
+    import torch
+
+    digest = hashlib.blake2b(repr((str(model), facts)).encode(), digest_size=8)
+    own = {
+        inspect.getmodule(type(m)) for m in model.modules() if type(m).__module__.startswith("transformers_modules.")
+    }
+    digest.update("".join(sorted(map(inspect.getsource, own))).encode())
+    digest.update(model.tokenizer.backend_tokenizer.to_str().encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")

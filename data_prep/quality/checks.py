@@ -1,0 +1,238 @@
+"""What can be wrong with rows that are each well-formed: one function per check, for gate.py and inspect.py.
+
+A check gives findings, and some a table for people as well. Those over Keys are exact for the rows that were read;
+those over records are as good as the sample they are given.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from data_prep.common.console import track
+from data_prep.quality.decontaminate import HeldOut
+from data_prep.quality.row_keys import Keys
+from data_prep.records import Record
+from data_prep.texts.languages import UNSURE, language
+from data_prep.texts.near_duplicates import NearDuplicates
+
+NO_TRAINING = ("leakage", "positives_as_negatives")  # findings that refuse a run unless `data.allow` lists them
+SHOWN = 3  # ids of a finding
+AT_ONCE = 1000  # rows that are held at a time
+NOT_A_LANGUAGE = "zxx"
+OTHER_LANGUAGE = 0.01  # share of a source's texts of known language from which other languages are told
+SMALL_SOURCE = 0.01  # share of all rows below which a source is told
+COMMON_START, FEW = 0.5, 20  # share of a source's texts, and their number, from which a common start may be a prompt
+Take = Callable[[list[int]], list[Record]]  # rows by number, as Rows.take
+_START = re.compile(r"[^\n:]{1,40}:\s")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong with `count` of `of` rows (or texts). severity: "error" (training is refused) or "warning".
+    about: the key of the run file or the flag that it concerns. text: one line. mend: what to do, "" if nothing is
+    wrong in itself. ids: some of the rows."""
+
+    name: str
+    severity: str
+    count: int
+    of: int
+    text: str
+    mend: str = ""
+    about: str = ""
+    ids: tuple[str, ...] = ()
+
+    def line(self) -> str:
+        """For people: what, examples, mend."""
+        ids = [one if len(one) <= 40 else f"…{one[-39:]}" for one in self.ids]
+        shown = f" ({', '.join(ids)}{' …' if self.count > len(ids) else ''})" if ids else ""
+        return f"{self.name}: {self.text}{shown}" + (f"; {self.mend}" if self.mend else "")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"ids": list(self.ids)}
+
+    @classmethod
+    def of_json(cls, values: dict[str, Any]) -> "Finding":
+        return cls(**{**values, "ids": tuple(values["ids"])})
+
+
+def _finding(name: str, keys: Keys, rows: Any, of: int, text: str, mend: str, about: str = "") -> list[Finding]:
+    """A finding about these rows; none where there are none."""
+    if not len(rows):
+        return []
+    severity = "error" if name in NO_TRAINING else "warning"
+    return [Finding(name, severity, len(rows), of, text, mend, about, tuple(keys.ids[row] for row in rows[:SHOWN]))]
+
+
+def leakage(keys: Keys, train: int, held: Any, name: str, about: str, mend: str) -> list[Finding]:
+    """Rows, among the first `train` ones, that hold a text of an evaluation set. held: the keys of its texts, int64."""
+    import numpy as np
+
+    queries, positives = (rows[rows < train] for rows in keys.holding(held))
+    rows = np.union1d(queries, positives)
+    sides = f"{len(queries):,} by their query, {len(positives):,} by a positive"
+    text = f"{len(rows):,} of {train:,} train rows hold a query or relevant document of {name}: {sides}"
+    return _finding("leakage", keys, rows, train, text, mend, about)
+
+
+def leave_out(name: str, near: float | None = None) -> str:
+    """The mend of leakage from a set."""
+    return (
+        f"python -m data_prep shard … --exclude {name}{f' --near-duplicates {near:g}' if near else ''} leaves them out"
+    )
+
+
+def texts_of_rows(keys: Keys) -> list[Finding]:
+    """Positives listed as negatives, and queries that are their own positive."""
+    both = keys.positives_as_negatives(), keys.equal_texts()
+    negative, equal = (f"{len(rows):,} of {len(keys):,} rows have" for rows in both)
+    negative += " a negative that is a positive of their query"
+    equal += " a query that is one of their positives"
+    return [
+        *_finding("positives_as_negatives", keys, both[0], len(keys), negative, "take it out of their negatives"),
+        *_finding("equal_texts", keys, both[1], len(keys), equal, "they teach nothing but to copy"),
+    ]
+
+
+def duplicates(keys: Keys) -> list[Finding]:
+    rows = keys.duplicates()
+    text = f"{len(rows):,} of {len(keys):,} rows have the query and positives of an earlier row"
+    return _finding("duplicates", keys, rows, len(keys), text, "shard removes them")
+
+
+def near_duplicates(take: Take, rows: list[int], similarity: float) -> tuple[list[Finding], dict[str, Any]]:
+    """rows: numbers of rows, ascending, without exact duplicates among them."""
+    index = NearDuplicates(similarity)
+    for start in track(range(0, len(rows), AT_ONCE), "near duplicates, 1,000 rows each", -(-len(rows) // AT_ONCE)):
+        for record in take(rows[start : start + AT_ONCE]):
+            index.add(record)
+    found = index.find(lambda places: take([rows[place] for place in places])).nonzero()[0].tolist()
+    table = {"similarity": similarity, "rows": len(found), "of": len(rows), "unsure": index.unsure}
+    if not found:
+        return [], table
+    text = f"{len(found):,} of {len(rows):,} rows are near duplicates of another one (Jaccard {similarity:g} or more)"
+    mend = f"shard --near-duplicates {similarity:g} leaves them out"
+    ids = tuple(record.id for record in take([rows[place] for place in found[:SHOWN]]))
+    return [Finding("near_duplicates", "warning", len(found), len(rows), text, mend, ids=ids)], table
+
+
+def near_leakage(records: list[Record], held: HeldOut, name: str, about: str, mend: str) -> list[Finding]:
+    """Rows that hold nearly a text of an evaluation set; those that hold it exactly are another finding."""
+    found = [(record, match) for record, match in zip(records, held.matches(records)) if match]
+    near = [record.id for record, match in found if match.similarity < 1]
+    if not near:
+        return []
+    text = f"{len(near):,} of {len(records):,} rows nearly hold (Jaccard {held.near:g} or more) a text of {name}"
+    return [Finding("near_leakage", "warning", len(near), len(records), text, mend, about, tuple(near[:SHOWN]))]
+
+
+def languages(records: dict[str, list[Record]]) -> tuple[list[Finding], dict[str, Any]]:
+    """records: of each source. The table: {source: {"query": {language: texts}, "positive": …, "differ": rows}};
+    differ: query and positive are of different languages."""
+    found, table = [], {}
+    for source, rows in records.items():
+        both = ((language(row.query), language(row.positives[0])) for row in track(rows, "languages", len(rows)))
+        queries, positives = zip(*both)
+        known = [{one, other}.isdisjoint({UNSURE, NOT_A_LANGUAGE}) for one, other in zip(queries, positives)]
+        differ = [row for row, one, other, sure in zip(rows, queries, positives, known) if sure and one != other]
+        table[source] = {
+            "query": dict(Counter(queries).most_common()),
+            "positive": dict(Counter(positives).most_common()),
+            "differ": len(differ),
+        }
+        found += _other_languages(source, rows, positives)
+        if len(differ) >= OTHER_LANGUAGE * sum(known) > 0:
+            text = f"{len(differ):,} of {len(rows):,} rows of {source!r} have query and positive in different languages"
+            ids = tuple(record.id for record in differ[:SHOWN])
+            found.append(Finding("languages_differ", "warning", len(differ), len(rows), text, ids=ids))
+    return found, table
+
+
+def _other_languages(source: str, rows: list[Record], positives: tuple[str, ...]) -> list[Finding]:
+    counts = Counter(found for found in positives if found not in (UNSURE, NOT_A_LANGUAGE))
+    if not counts:
+        return []
+    most = counts.most_common(1)[0][0]
+    others = counts.total() - counts[most]
+    if others < OTHER_LANGUAGE * counts.total():
+        return []
+    shares = ", ".join(f"{name} {count:,}" for name, count in counts.most_common(5))
+    text = f"{others:,} of {len(rows):,} positives of {source!r} are not in its main language ({shares})"
+    ids = [row.id for row, found in zip(rows, positives) if found not in (UNSURE, NOT_A_LANGUAGE, most)]
+    return [Finding("languages", "warning", others, len(rows), text, ids=tuple(ids[:SHOWN]))]
+
+
+def prompts(records: dict[str, list[Record]], query_prompt: str, passage_prompt: str) -> list[Finding]:
+    """Texts that begin with the prompt that will be put before them, and sources whose texts share a start like one."""
+    found = []
+    for source, rows in records.items():
+        found += _prompts_of("query", query_prompt, [row.query for row in rows], source)
+        found += _prompts_of("passage", passage_prompt, [text for row in rows for text in row.positives], source)
+    return found
+
+
+def _prompts_of(side: str, prompt: str, texts: list[str], source: str) -> list[Finding]:
+    key = f"model.{side}_prompt"
+    if prompt.strip() and (count := sum(text.startswith(prompt.rstrip()) for text in texts)):
+        start, what = prompt, "begin with their prompt {start!r} already"
+        mend = f"take it out of the texts, or set {key} to ''"
+    else:
+        starts = Counter(match.group().lower() for text in texts if (match := _START.match(text)))
+        start, count = starts.most_common(1)[0] if starts else ("", 0)
+        if count < max(COMMON_START * len(texts), FEW):
+            return []
+        what, mend = "begin with {start!r}", f"if that is a prompt, it belongs in {key}"
+    text = f"{count:,} of {len(texts):,} {side} texts of {source!r} {what.format(start=start)}"
+    return [Finding("prompts", "warning", count, len(texts), text, mend, key)]
+
+
+def truncation(table: dict[str, Any]) -> list[Finding]:
+    """table: see token_lengths.py."""
+    found = []
+    for field, of in table.items():
+        tail = f" (median {of['p50']:,}, 99 % up to {of['p99']:,}, longest {of['max']:,})"
+        found += cut_texts(field, of["cut"], of["texts"], of["limit"], tail)
+    return found
+
+
+def cut_texts(field: str, cut: int, texts: int, limit: int, tail: str = "") -> list[Finding]:
+    """How many texts of a field are longer than `limit` tokens; tail: of the lengths, if they are known."""
+    if not cut:
+        return []
+    text = f"{cut:,} of {texts:,} {field} texts are cut at {limit:,} tokens{tail}"
+    key = "model.query_max_len" if field == "query" else "model.passage_max_len"
+    return [Finding("truncation", "warning", cut, texts, text, about=key)]
+
+
+def imbalance(sources: dict[str, int], mend: str) -> list[Finding]:
+    """sources: rows of each."""
+    total = sum(sources.values())
+    small = {name: rows for name, rows in sources.items() if rows < SMALL_SOURCE * total}
+    if not small:
+        return []
+    listed = ", ".join(f"{name!r} {rows:,}" for name, rows in sorted(small.items(), key=lambda one: one[1])[:5])
+    text = f"{len(small)} of {len(sources)} sources hold less than 1 % of the {total:,} rows each: {listed}"
+    return [Finding("source_imbalance", "warning", len(small), len(sources), text, mend)]
+
+
+def unreadable(empty: int, other: int, rows: int) -> list[Finding]:
+    """Rows of an input that cannot be read as records."""
+    named = (("empty_texts", empty, "have an empty text"), ("unreadable_rows", other, "cannot be read as records"))
+    return [
+        Finding(name, "error", count, rows, f"{count:,} of {rows:,} rows {what}", "compose --skip-bad sets them aside")
+        for name, count, what in named
+        if count
+    ]
+
+
+def of_sample(found: list[Finding], looked_at: int, rows: int) -> list[Finding]:
+    """The findings, which say that they were counted on `looked_at` of `rows` rows where that is not all of them."""
+    if looked_at >= rows:
+        return found
+    return [replace(one, text=f"{one.text}, in a sample of {looked_at:,} of {rows:,} rows") for one in found]
+
+
+def sorted_findings(found: Iterable[Finding]) -> list[Finding]:
+    """Errors first, otherwise as they came."""
+    return sorted(found, key=lambda one: one.severity != "error")

@@ -1,0 +1,255 @@
+"""What is in an input or a shard folder: counts, lengths, languages, and what is wrong with it (checks.py)."""
+
+import json
+from array import array
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_prep.common.console import result, say, track
+from data_prep.common.files import check, check_output_file, whole_file
+from data_prep.quality import checks
+from data_prep.quality.checks import Finding, Take
+from data_prep.quality.decontaminate import HeldOut, held_out
+from data_prep.quality.gate import nearly
+from data_prep.quality.row_keys import Keys
+from data_prep.quality.sampling import Spool, spread
+from data_prep.reading.formats import read_records
+from data_prep.reading.row_problems import SHOWN, Problem, Problems
+from data_prep.records import Record
+from data_prep.shards.folder import MANIFEST, looks_unfinished, open_shards
+from data_prep.texts.lengths import Lengths
+from data_prep.texts.near_duplicates import SIMILARITY
+from data_prep.texts.token_lengths import Reader, reader_of, token_lengths
+
+SAMPLE = 20_000  # rows for languages, prompts, tokens and near leakage
+NEAR_ROWS = 200_000  # rows among which near duplicates are looked for
+
+COUNTS = {
+    "exact_duplicates": "rows with the query and positives of an earlier row",
+    "duplicate_queries": "rows with the query of an earlier row",
+    "shared_positives": "rows with a positive that an earlier row has",
+    "positives_as_negatives": "rows with a negative that is a positive of their query",
+    "query_equals_positive": "rows whose query is one of their positives",
+}
+
+
+@dataclass
+class _Rows:
+    """All rows, read once. take: rows by number, to look at some again. train: how many rows are not of an eval split.
+    problems: of rows that are none; empty: how many of these have an empty text."""
+
+    keys: Keys = field(default_factory=Keys)
+    splits: Counter = field(default_factory=Counter)
+    sources: dict[str, array] = field(default_factory=dict)
+    lengths: Lengths = field(default_factory=Lengths)
+    take: Take | None = None
+    problems: int = 0
+    empty: int = 0
+    shown: list[Problem] = field(default_factory=list)
+
+    def add(self, record: Record, split: str = "") -> None:
+        self.sources.setdefault(record.source, array("q")).append(len(self.keys))
+        self.splits[split] += 1
+        self.keys.add(record)
+        self.lengths.add(record)
+
+    def reject(self, problem: Problem) -> None:
+        self.problems += 1
+        self.empty += "is empty" in problem.reason
+        if len(self.shown) < SHOWN:
+            self.shown.append(problem)
+
+    @property
+    def train(self) -> int:
+        return len(self.keys) - self.splits["eval"]
+
+
+def inspect(
+    path: Path,
+    *,
+    as_json: bool = False,
+    html: Path | None = None,
+    positive: str | None = None,
+    tokenizer: str | None = None,
+    exclude: list[Path] | None = None,
+) -> dict[str, Any]:
+    """Reads every row of an input or shard folder, prints a table (or only JSON) on stdout, and returns the content.
+
+    path, rows, splits {name: rows}, sources {name: rows}, lengths (see lengths.py), COUNTS {name: rows},
+    near_duplicates, languages (see checks.py), tokens (see token_lengths.py; null without a tokenizer), sample {what:
+    rows it was counted on}, findings [checks.Finding], problems {"count", "shown": [{file, line, reason}]}.
+    tokenizer: model folder or hub id whose tokenizer measures the texts. exclude: evaluation sets whose texts must not
+    be here. html: where to write the same as a page. Bad rows are content; an unreadable input is BadInput.
+    """
+    check(check_output_file(html, [path], suffix=".html", flag="--html") if html else [])
+    reader = reader_of(tokenizer, "--tokenizer") if tokenizer else None
+    held = {str(folder): held_out([folder]) for folder in exclude or []}
+    rows = _read(path, positive)
+    report = _report(path, rows, reader, held)
+    result(json.dumps(report, ensure_ascii=False, indent=2)) if as_json else _show(report)
+    if html:
+        from data_prep.quality.inspect_page import page
+
+        with whole_file(html) as file:
+            file.write(page(report))
+        say(f"{html}: written")
+    return report
+
+
+def _read(path: Path, positive: str | None) -> _Rows:
+    rows = _Rows()
+    if path.is_dir() and ((path / MANIFEST).exists() or looks_unfinished(path)):
+        folder = open_shards(path)
+        for split in folder.splits:
+            for record in track(folder.split(split), f"reading {path.name}/{split}", total=folder.rows(split)):
+                rows.add(record, split)
+        splits = [folder.split(split) for split in folder.splits]
+        rows.take = lambda numbers: _take(splits, numbers)
+        return rows
+    spool, problems = Spool(), Problems(sink=rows.reject)
+    for record in track(read_records(path, positive=positive, problems=problems), f"reading {path.name}"):
+        rows.add(record)
+        spool.add(record)
+    if problems.files:
+        problems.check()
+    rows.take = spool.take
+    return rows
+
+
+def _take(splits: list, numbers: list[int]) -> list[Record]:
+    """Rows of all splits by number, the second split's following the first's; numbers ascend."""
+    found, before = [], 0
+    for split in splits:
+        found += split.take([n - before for n in numbers if before <= n < before + len(split)])
+        before += len(split)
+    return found
+
+
+def _report(path: Path, rows: _Rows, reader: Reader | None, held: dict[str, HeldOut]) -> dict[str, Any]:
+    import numpy as np
+
+    keys = rows.keys
+    by_source = {name: np.frombuffer(numbers, np.int64) for name, numbers in rows.sources.items()}
+    numbers = {name: some.tolist() for name, some in spread(by_source, SAMPLE).items()}
+    sample = {name: rows.take(some) for name, some in numbers.items()}
+    records = [record for some in sample.values() for record in some]
+    of_train = [record for name, some in numbers.items() for n, record in zip(some, sample[name]) if n < rows.train]
+    different = np.setdiff1d(np.arange(len(keys)), keys.duplicates())
+    chosen = spread({"": different}, NEAR_ROWS)[""].tolist()
+    near, near_table = checks.near_duplicates(rows.take, chosen, SIMILARITY)
+    languages, language_table = checks.languages(sample)
+    tokens, measured = token_lengths(reader, records) if reader else (None, 0)
+    prompts = (reader.rules.query_prompt, reader.rules.passage_prompt) if reader else ("", "")
+    sources = {name: len(numbers) for name, numbers in by_source.items()}
+    estimated = [*_near_leakage(held, of_train), *languages, *checks.prompts(sample, *prompts)]
+    found = [
+        *checks.unreadable(rows.empty, rows.problems - rows.empty, len(keys) + rows.problems),
+        *_leakage(path, rows, held),
+        *checks.texts_of_rows(keys),
+        *checks.duplicates(keys),
+        *checks.of_sample(near, len(chosen), len(different)),
+        *checks.of_sample(estimated, len(records), len(keys)),
+        *(checks.of_sample(checks.truncation(tokens), measured, len(keys)) if tokens else []),
+        *checks.imbalance(sources, ""),
+    ]
+    return {
+        "path": str(path),
+        "rows": len(keys),
+        "splits": {name: count for name, count in rows.splits.items() if name},
+        "sources": dict(sorted(sources.items(), key=lambda one: -one[1])),
+        "lengths": rows.lengths.summary(histogram=True),
+        "exact_duplicates": len(keys.duplicates()),
+        "duplicate_queries": len(keys.repeated_queries()),
+        "shared_positives": len(keys.shared_positives()),
+        "positives_as_negatives": len(keys.positives_as_negatives()),
+        "query_equals_positive": len(keys.equal_texts()),
+        "near_duplicates": near_table,
+        "languages": language_table,
+        "tokens": tokens,
+        "sample": {"languages": len(records), "near_duplicates": len(chosen), "tokens": measured},
+        "findings": [one.to_json() | {"line": one.line()} for one in checks.sorted_findings(found)],
+        "problems": {
+            "count": rows.problems,
+            "shown": [{"file": row.file, "line": row.line, "reason": row.reason} for row in rows.shown],
+        },
+    }
+
+
+def _leakage(path: Path, rows: _Rows, held: dict[str, HeldOut]) -> list[Finding]:
+    """Of the folder's own eval split, and of the sets that were named."""
+    import numpy as np
+
+    found = []
+    if rows.splits["eval"]:
+        own = rows.keys.texts(rows.train)
+        found += checks.leakage(rows.keys, rows.train, own, f"{path}/eval", "", "run shard again")
+    for name, texts in held.items():
+        numbers = np.fromiter(texts.keys, np.int64)
+        found += checks.leakage(rows.keys, rows.train, numbers, name, "--exclude", checks.leave_out(name))
+    return found
+
+
+def _near_leakage(held: dict[str, HeldOut], records: list[Record]) -> list[Finding]:
+    found = []
+    for name, texts in held.items():
+        mend = checks.leave_out(name, SIMILARITY)
+        found += checks.near_leakage(records, nearly(texts), name, "--exclude", mend)
+    return found
+
+
+def _show(report: dict[str, Any]) -> None:
+    import sys
+
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    parts = ", ".join(f"{name} {count:,}" for name, count in report["splits"].items())
+    console.print(f"{escape(report['path'])}: {report['rows']:,} rows" + (f" ({parts})" if parts else ""))
+    for table in _tables(report):
+        console.print(table)
+    for name, meaning in COUNTS.items():
+        console.print(f"{report[name]:>10,}  {meaning}")
+    near = report["near_duplicates"]
+    console.print(f"{near['rows']:>10,}  near duplicates (Jaccard {near['similarity']:g}) among {near['of']:,} rows")
+    problems = report["problems"]
+    console.print(f"{problems['count']:>10,}  rows that cannot be read as records")
+    for row in problems["shown"]:
+        console.print(escape(f"  {row['file']}:{row['line']}: {row['reason']}"))
+    if problems["count"] > len(problems["shown"]):
+        console.print(f"  … and {problems['count'] - len(problems['shown']):,} more")
+    for one in report["findings"]:
+        style = "red" if one["severity"] == "error" else "yellow"
+        console.print(f"[{style}]{one['severity']}[/{style}] {escape(one['line'])}")
+    if not report["findings"]:
+        console.print("nothing was found to be wrong")
+
+
+def _tables(report: dict[str, Any]):
+    from rich.markup import escape
+    from rich.table import Table
+
+    sources = Table("source", "rows", "languages of queries", "of positives")
+    for name, count in report["sources"].items():
+        of = report["languages"][name]
+        sources.add_row(escape(name), f"{count:,}", *(_mix(of[side]) for side in ("query", "positive")))
+    yield sources
+    lengths = Table("texts", "number", "unit", "p50", "p90", "p99", "max", "cut")
+    for name, stats in report["lengths"].items():
+        for unit in ("characters", "words"):
+            values = [f"{stats[unit][value]:,}" for value in ("p50", "p90", "p99", "max")]
+            lengths.add_row(name, f"{stats['texts']:,}", unit, *values, "")
+    for name, stats in (report["tokens"] or {}).items():
+        values = [f"{stats[value]:,}" for value in ("p50", "p90", "p99", "max")]
+        cut = f"{stats['cut']:,} at {stats['limit']:,}"
+        lengths.add_row(name, f"{stats['texts']:,}", "tokens", *values, cut)
+    yield lengths
+
+
+def _mix(counts: dict[str, int], most: int = 4) -> str:
+    """`en 95 %, fr 4 %, und 1 %`."""
+    total = sum(counts.values())
+    shown = [f"{name} {100 * count / total:.0f} %" for name, count in list(counts.items())[:most]]
+    return ", ".join(shown) + (" …" if len(counts) > most else "")

@@ -1,0 +1,45 @@
+"""Definitions of this subject."""
+
+import json
+import tempfile
+from array import array
+from typing import Any
+
+from data_prep.records import Record
+
+
+class Spool:
+    """Rows in a temporary file that goes with this object, to be read again by number; 8 bytes of memory each."""
+
+    def __init__(self):
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the object)
+        self._ends = array("q", [0])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def add(self, record: Record) -> None:
+        self._file.write(line := record.to_json().encode())
+        self._ends.append(self._ends[-1] + len(line))
+
+    def take(self, rows: list[int]) -> list[Record]:
+        """The records of these rows, as Rows.take."""
+        return [self._read(row) for row in rows]
+
+    def _read(self, row: int) -> Record:
+        self._file.seek(self._ends[row])
+        return Record(**json.loads(self._file.read(self._ends[row + 1] - self._ends[row])))
+
+
+def spread(rows_of: dict[str, Any], size: int, least: int = 200) -> dict[str, Any]:
+    """About `size` rows, evenly spaced within each source, whose shares they keep but that each has at least `least`
+    (or all of its rows). rows_of: source -> its row numbers, ascending int64 arrays; all rows where they are not more
+    than `size`. A pure function: the same rows give the same sample."""
+    import numpy as np
+
+    total = sum(map(len, rows_of.values()))
+    found = {}
+    for name, rows in rows_of.items():
+        wanted = min(len(rows), max(least, size * len(rows) // max(1, total))) if total > size else len(rows)
+        found[name] = rows[np.arange(wanted) * len(rows) // max(1, wanted)]
+    return found

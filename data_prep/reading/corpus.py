@@ -1,0 +1,58 @@
+"""Texts to search in, from a file or a retrieval set."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_prep.common.errors import nearest
+from data_prep.reading.files import Blank, Item, read_items
+from data_prep.reading.formats import kind
+from data_prep.reading.row_problems import Problem, Problems
+from data_prep.records import document_text
+from data_prep.stores.base import Chunk
+
+EXPECTED = '{"id", "title"?, "text"}'
+
+
+def read_corpus(path: Path) -> Iterator[Chunk]:
+    """The documents of a corpus file (rows of id or _id, text and, if there is one, title; JSONL, JSON, CSV, TSV,
+    Parquet), or of a retrieval set's corpus.jsonl; other keys become metadata. Raises BadInput with every bad row."""
+    path = Path(path)
+    if path.is_dir() and (path / "corpus.jsonl").is_file():
+        path = path / "corpus.jsonl"
+    problems = Problems()
+    rows = 0
+    for item in read_items(path):
+        if isinstance(item, Blank):
+            continue
+        rows += 1
+        found = item if isinstance(item, Problem) else _chunk(path, item)
+        if isinstance(found, Problem):
+            problems.row(found)
+        else:
+            yield found
+    if not rows:
+        problems.file(f"{path}: has no rows; it needs at least one")
+    problems.check()
+
+
+def _chunk(path: Path, item: Item) -> Chunk | Problem:
+    def bad(reason: str) -> Problem:
+        return Problem(str(path), item.line, reason, item.raw)
+
+    if not isinstance(item.value, dict):
+        return bad(f"a document must be an object like {EXPECTED}, not {kind(item.value)}")
+    row = dict(item.value)
+    text, title = row.pop("text", None), row.pop("title", None)
+    own, other = row.pop("id", None), row.pop("_id", None)
+    if text is None:
+        return bad(f"key 'text' is missing; a document looks like {EXPECTED}.{nearest('text', row)}")
+    if not isinstance(text, str) or not isinstance(title, str | None):
+        key, value = ("text", text) if not isinstance(text, str) else ("title", title)
+        return bad(f"key {key!r} must be a text, not {kind(value)}")
+    full = document_text(title, text)
+    if not full.strip():
+        return bad("key 'text' is empty")
+    identity = own if own is not None else other
+    inner = row.pop("metadata", None)
+    metadata = row | inner if isinstance(inner, dict) else row
+    return Chunk("" if identity is None else str(identity), full, metadata)

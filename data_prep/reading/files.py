@@ -1,0 +1,316 @@
+"""Files to rows: JSON, JSONL, CSV, TSV, Parquet and `datasets` folders, as a stream with the place of each row."""
+
+import codecs
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+
+from data_prep.common.errors import BadInput, nearest
+from data_prep.reading.row_problems import Problem
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+TABLE_BATCH = 1000
+
+
+class Item(NamedTuple):
+    """A row as it was read. table: from a source whose cells may be empty (CSV, Parquet), where null means absent.
+    part: the split's name where one input holds several."""
+
+    line: int
+    value: Any
+    raw: str
+    table: bool = False
+    part: str = ""
+
+
+class Blank(NamedTuple):
+    """A line without content: no row, but counted."""
+
+    line: int
+
+
+class Span(NamedTuple):
+    """Whole lines of a JSONL file: the bytes from start to stop, and the number of the first line."""
+
+    start: int
+    stop: int
+    line: int
+
+
+def read_items(path: Path, span: Span | None = None) -> Iterator[Item | Problem | Blank]:
+    """The rows of one input, or of some lines of a JSONL file. A bad row comes as a Problem; a file that cannot be read
+    on raises BadInput."""
+    check_readable(path)
+    if path.is_dir():
+        yield from _read_datasets_folder(path)
+    elif path.suffix == ".jsonl":
+        yield from _read_jsonl(path, span or Span(0, path.stat().st_size, 1))
+    else:
+        readers = {".json": _read_json, ".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet}
+        yield from readers[path.suffix](path)
+
+
+def check_readable(path: Path) -> None:
+    """Raises BadInput for a file that no reader here could open."""
+    if not path.exists():
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise BadInput(f"{path}: no such file or folder.{nearest(path.name, siblings)}")
+    if path.is_dir():
+        return
+    if path.suffix not in SUFFIXES:
+        raise BadInput(
+            f"{path}: unknown file type {path.suffix!r}; accepted: {' '.join(SUFFIXES)} or a datasets folder"
+        )
+    try:
+        with open(path, "rb") as handle:
+            head = handle.read(4)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
+    if not head:
+        raise BadInput(f"{path}: the file is empty; it needs at least one row")
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise BadInput(f"{path}: is UTF-16; save it as UTF-8")
+    if head[:2] == b"\x1f\x8b":
+        raise BadInput(f"{path}: is gzip-compressed; unpack it first")
+
+
+def _text_lines(path: Path) -> Iterator[str]:
+    """Lines with their ends. Bytes that are no UTF-8 become lone surrogates, so that one bad row hides no other."""
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as handle:
+        first = True
+        for line in handle:
+            yield line.removeprefix("\ufeff") if first else line
+            first = False
+
+
+def _no_utf8(text: str) -> str | None:
+    """The reason if this text came from bytes that are no UTF-8."""
+    bad = next((i for i, char in enumerate(text) if "\udc80" <= char <= "\udcff"), None)
+    if bad is None:
+        return None
+    return f"is not valid UTF-8: byte 0x{ord(text[bad]) - 0xDC00:02x} at character {bad + 1}; save the file as UTF-8"
+
+
+class _BadJson(ValueError):
+    pass
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise _BadJson(f"key {twice!r} stands twice")  # plain JSON readers keep the last one silently
+    return row
+
+
+def _no_constant(name: str) -> Any:
+    raise _BadJson(f"{name} is not JSON; leave the key out or write null")
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+
+
+def _why_json(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"invalid JSON: {error.msg} at column {error.colno}"
+    return f"invalid JSON: {'nested too deep' if isinstance(error, RecursionError) else error}"
+
+
+def _read_jsonl(path: Path, span: Span) -> Iterator[Item | Problem | Blank]:
+    with open(path, "rb") as handle:
+        handle.seek(span.start)
+        at = span.start
+        for number, line in enumerate(handle, span.line):
+            if at >= span.stop:
+                break
+            text = line if at else line.removeprefix(codecs.BOM_UTF8)
+            at += len(line)
+            yield _json_row(path, number, text.rstrip(b"\r\n"))
+
+
+def _json_row(path: Path, number: int, line: bytes) -> Item | Problem | Blank:
+    with contextlib.suppress(ValueError):
+        return Item(number, decode_fast(line), line.decode())
+    raw = line.decode(errors="surrogateescape")
+    if not raw.strip():
+        return Blank(number)
+    reason = _no_utf8(raw) if not raw.isascii() else None
+    if reason is None:
+        try:
+            return Item(number, DECODER.decode(raw), raw)
+        except (ValueError, RecursionError) as error:
+            reason = _why_json(error)
+    return Problem(str(path), number, reason, raw)
+
+
+def decode_fast(line: bytes) -> Any:
+    """The value that DECODER finds in this JSON, in a fraction of the time; ValueError for what only DECODER can tell.
+
+    orjson keeps the last of two equal keys and turns integers beyond 64 bits into floats, both silently. A key that it
+    left out shows in the number of quotation marks: two for each text it kept, and those within texts.
+    """
+    value = orjson.loads(line)
+    texts = quotes = 0
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if type(item) is str:
+            texts += 1
+            quotes += item.count('"')
+        elif type(item) is dict:
+            waiting += item
+            waiting += item.values()
+        elif type(item) is list:
+            waiting += item
+        elif type(item) is float and abs(item) >= 2**63:
+            raise ValueError("perhaps an integer")
+    if line.count(b'"') != 2 * texts + quotes or (quotes and b"\\u0022" in line):
+        raise ValueError("perhaps a key that stands twice")
+    return value
+
+
+def _read_json(path: Path) -> Iterator[Item]:
+    """An array of rows. The text is held in memory (an array has no line to stop at); JSONL streams."""
+    text = "".join(_text_lines(path))
+    if reason := (_no_utf8(text) if not text.isascii() else None):
+        raise BadInput(f"{path}: {reason}")
+    mend = "a .json file holds one array of rows; name a file with one row per line .jsonl"
+    at, line = _skip(text, 0, 1)
+    if text[at : at + 1] != "[":
+        raise BadInput(f"{path}:{line}: does not start with '['; {mend}")
+    at, line = _skip(text, at + 1, line)
+    first = True
+    while text[at : at + 1] != "]":
+        if not first:
+            if text[at : at + 1] != ",":
+                raise BadInput(f"{path}:{line}: invalid JSON: expected ',' or ']' after a row; {mend}")
+            at, line = _skip(text, at + 1, line)
+        first = False
+        try:
+            value, end = DECODER.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            where = text.count("\n", 0, error.pos) + 1 if isinstance(error, json.JSONDecodeError) else line
+            raise BadInput(f"{path}:{where}: {_why_json(error)}; the rest of the array cannot be read") from None
+        yield Item(line, value, text[at:end])
+        at, line = _skip(text, end, line + text.count("\n", at, end))
+    if text[at + 1 :].strip():
+        raise BadInput(f"{path}:{line}: text after the end of the array; {mend}")
+
+
+def _skip(text: str, at: int, line: int) -> tuple[int, int]:
+    """The next character that is no white space, and its line."""
+    while at < len(text) and text[at] in " \t\r\n":
+        line += text[at] == "\n"
+        at += 1
+    return at, line
+
+
+def _read_csv(path: Path) -> Iterator[Item | Problem | Blank]:
+    import csv
+
+    csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is shorter than real texts
+    comma = "\t" if path.suffix == ".tsv" else ","
+    rows = csv.reader(_text_lines(path), delimiter=comma, strict=True)
+    header: list[str] | None = None
+    start = 1
+    try:
+        for cells in rows:
+            line, start = start, rows.line_num + 1
+            raw = comma.join(cells)
+            if not any(cell.strip() for cell in cells):
+                yield Blank(line)
+            elif header is None:
+                header = _header(path, line, cells, comma)
+            elif len(cells) != len(header):
+                mend = "quote a text that holds the separator"
+                yield Problem(
+                    str(path), line, f"{len(cells)} cells where the header names {len(header)} columns; {mend}", raw
+                )
+            elif reason := (_no_utf8(raw) if not raw.isascii() else None):
+                yield Problem(str(path), line, reason, raw)
+            else:
+                yield Item(line, _csv_row(header, cells), raw, table=True)
+    except csv.Error as error:
+        mend = "close the quote, or double a quote inside a text"
+        raise BadInput(f"{path}:{start}: {error}; {mend}; the rest of the file cannot be read") from None
+
+
+def _header(path: Path, line: int, cells: list[str], comma: str) -> list[str]:
+    names = [cell.strip() for cell in cells]
+    if reason := _no_utf8(comma.join(names)):
+        raise BadInput(f"{path}:{line}: {reason}")
+    if "" in names:
+        raise BadInput(f"{path}:{line}: column {names.index('') + 1} of the header has no name; name every column")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise BadInput(f"{path}:{line}: the header names column {twice[0]!r} twice")
+    if len(names) == 1:
+        other = next((mark for mark in (";", "\t", ",", "|") if mark in names[0]), None)
+        seen = f"columns seem to be separated by {other!r}" if other else f"the only column is {names[0]!r}"
+        raise BadInput(f"{path}:{line}: {seen}; a {path.suffix} needs columns separated by {comma!r}")
+    return names
+
+
+def _csv_row(header: list[str], cells: list[str]) -> dict[str, Any]:
+    """Empty cells are null; `score` becomes a number where it is one (otherwise the row check names it)."""
+    row: dict[str, Any] = {name: cell if cell.strip() else None for name, cell in zip(header, cells)}
+    if row.get("score") is not None:
+        with contextlib.suppress(ValueError):
+            row["score"] = float(row["score"])
+    return row
+
+
+def _read_parquet(path: Path) -> Iterator[Item]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+        batches = file.iter_batches(batch_size=TABLE_BATCH)
+        yield from _table_items(batches)
+    except (pa.ArrowException, OSError) as error:
+        raise BadInput(f"{path}: is not a readable Parquet file: {str(error).splitlines()[0]}") from None
+
+
+def _table_items(batches, part: str = "", line: int = 0) -> Iterator[Item]:
+    for batch in batches:
+        for row in batch.to_pylist():
+            line += 1
+            # pandas writes a missing text as NaN
+            row = {key: None if isinstance(v, float) and math.isnan(v) else v for key, v in row.items()}
+            yield Item(line, row, json.dumps(row, ensure_ascii=False, default=str), table=True, part=part)
+
+
+def _read_datasets_folder(path: Path) -> Iterator[Item]:
+    from data_prep.shards.folder import looks_unfinished, open_shards
+
+    if (path / "manifest.json").exists():
+        open_shards(path)  # refuses a damaged one
+    elif looks_unfinished(path):
+        raise BadInput(
+            f"{path}: looks like a shard folder but has no manifest.json, so it is unfinished or a partial copy; "
+            f"run shard again, or name one split ({path / 'train'}) to read it as plain rows"
+        )
+    known = ("dataset_dict.json", "state.json")
+    if not any((path / name).exists() for name in known):
+        raise BadInput(
+            f"{path}: is a folder that `datasets` did not write (no {' or '.join(known)}); name a file in it"
+        )
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    import datasets
+    import pyarrow as pa
+
+    try:
+        data = datasets.load_from_disk(str(path))
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise BadInput(f"{path}: `datasets` cannot load this folder: {str(error).splitlines()[0]}") from None
+    splits = data if isinstance(data, dict) else {"": data}
+    for name, split in splits.items():
+        yield from _table_items(split.with_format("arrow").iter(TABLE_BATCH), part=str(name))

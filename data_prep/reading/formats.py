@@ -1,0 +1,371 @@
+"""Every accepted shape of a row to the one Record, recognised by its keys and never guessed."""
+
+import datetime
+import decimal
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_prep.common.console import say
+from data_prep.common.errors import BadInput, nearest
+from data_prep.reading.files import Blank, Item, Span, read_items
+from data_prep.reading.row_problems import BadRow, Problem, Problems, UnknownShape
+from data_prep.records import Record
+
+# Names that other tools give to negatives and scores: as metadata they would be lost to training without a word.
+MISNAMED = frozenset(("neg", "negs", "negative", "negatives", "pos", "positives", "scores")) | frozenset(
+    ("hard_neg", "hard_negs", "hard_negative", "hard_negatives")
+)
+MISSING = object()
+
+
+class Row:
+    """The keys of one row, taken one by one; collects every problem, and what is left goes to the metadata."""
+
+    def __init__(self, values: dict[str, Any], table: bool):
+        self.values, self.table = dict(values), table
+        self.found: list[str] = []
+        self.extra: list[str] = []
+
+    def take(self, key: str, required: bool) -> Any:
+        value = self.values.pop(key, MISSING)
+        if value is MISSING or value is None:
+            if required:
+                state = "missing" if value is MISSING else "empty" if self.table else "null"
+                self.found.append(f"key {key!r} is {state}")
+            return None
+        return value
+
+    def text(self, key: str, required: bool = True) -> str:
+        value = self.take(key, required)
+        return "" if value is None else self._text(key, value)
+
+    def _text(self, where: str, value: Any) -> str:
+        if not isinstance(value, str):
+            self.found.append(f"key {where!r} must be a text, not {kind(value)}")
+            return ""
+        # `isprintable` also sees through texts of zero-width characters only
+        if not value[:1].isalnum() and not any(char.isprintable() and not char.isspace() for char in value):
+            self.found.append(f"key {where!r} is empty")
+        return value
+
+    def texts(self, key: str, required: bool = False) -> list[str]:
+        value = self.take(key, required)
+        if value is None:
+            return []
+        if not isinstance(value, list):
+            self.found.append(f"key {key!r} must be a list of texts, not {kind(value)}")
+            return []
+        if required and not value:
+            self.found.append(f"key {key!r} is empty: it needs at least one text")
+        return [self._text(f"{key}[{i}]", text) for i, text in enumerate(value)]
+
+    def name(self, key: str, required: bool = False) -> str:
+        """An id: a text, or a whole number that becomes one."""
+        value = self.take(key, required)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        if value == "" and not required:  # our own records may hold no id yet
+            return ""
+        return "" if value is None else self._text(key, value)
+
+    def number(self, key: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self.found.append(f"key {key!r} must be a number, not {kind(value)}")
+            return 0.0
+        if value != value or abs(value) == float("inf"):
+            self.found.append(f"key {key!r} is {value}; it must be a finite number")
+            return 0.0
+        return float(value)
+
+    def score(self, key: str = "score", required: bool = False) -> float | None:
+        value = self.take(key, required)
+        if value is None:
+            return None
+        score = self.number(key, value)
+        if not 0.0 <= score <= 1.0:
+            self.found.append(f"key {key!r} is {score:g}, outside 0..1; divide by the largest grade")
+        return score
+
+    def metadata(self) -> dict[str, Any]:
+        """The row's own metadata and every key that is left."""
+        own = self.take("metadata", required=False)
+        if isinstance(own, str) and self.table:  # a table holds it as JSON
+            try:
+                own = json.loads(own)
+            except ValueError as error:
+                self.found.append(f"key 'metadata' is no JSON object: {error}")
+                own = None
+        if own is not None and not isinstance(own, dict):
+            self.found.append(f"key 'metadata' must be an object, not {kind(own)}")
+            own = None
+        merged = dict(own or {})
+        for key, value in self.values.items():
+            if value is None and self.table:
+                continue
+            if key in MISNAMED:
+                self.found.append(
+                    f"key {key!r} does not belong to this shape, so it would not be trained on; rename it"
+                )
+            if merged.get(key, value) != value:
+                self.found.append(f"key {key!r} has another value in 'metadata'; keep one of them")
+            merged[key] = value
+            self.extra.append(key)
+        return self._plain(merged) if self.table else merged
+
+    def _plain(self, value: dict[str, Any]) -> dict[str, Any]:
+        """Dates and decimals of tables as texts, as JSON has neither."""
+
+        def text(item: Any) -> str:
+            if isinstance(item, datetime.date | datetime.time):
+                return item.isoformat()
+            if isinstance(item, decimal.Decimal):
+                return str(item)
+            raise TypeError(f"metadata cannot hold {kind(item)}; leave that column out")
+
+        try:
+            return json.loads(json.dumps(value, default=text, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            self.found.append(str(error))
+            return {}
+
+
+def kind(value: Any) -> str:
+    """What a value is, in words for people."""
+    names = {bool: "true/false", str: "a text", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    if value is None:
+        return "null"
+    shown = f" ({value!r})" if isinstance(value, int | float | str) and len(repr(value)) < 30 else ""
+    return names.get(type(value), type(value).__name__) + shown
+
+
+def _own(row: Row, _: str | None) -> Record:
+    query, positives = row.text("query"), row.texts("positives", required=True)
+    negatives, score, teacher = row.texts("negatives"), row.score(), row.take("teacher_scores", required=False)
+    if teacher is not None:
+        if isinstance(teacher, list):
+            teacher = [row.number(f"teacher_scores[{i}]", value) for i, value in enumerate(teacher)]
+        else:
+            row.found.append(f"key 'teacher_scores' must be a list of numbers, not {kind(teacher)}")
+            teacher = None
+    source = row.take("source", required=False)
+    if not isinstance(source, str | None):
+        row.found.append(f"key 'source' must be a text, not {kind(source)}")
+    return Record(query, positives, negatives, score, teacher, source or "", doc_ids=row.texts("doc_ids"))
+
+
+def _chunk(row: Row, positive: str | None) -> Record:
+    chunk_id, question = row.name("chunk_id", required=True), row.text("question")
+    has_context = row.values.get("context") is not None
+    if has_context and positive is None:
+        row.found.append("has both 'answer' and 'context': choose with --positive answer or --positive context")
+    # the text that was not chosen stays in the metadata, under its own name
+    chosen = row.text("context" if positive == "context" else "answer")
+    return Record(question, [chosen], doc_ids=[chunk_id])
+
+
+def _pair(query: str, positive: str) -> Callable[[Row, str | None], Record]:
+    """A query and its positive under these names, with hard negatives as a list or as one text (a triplet)."""
+
+    def build(row: Row, _: str | None) -> Record:
+        found = Record(row.text(query), [row.text(positive)], row.texts("hard_negatives"))
+        if row.values.get("negative") is not None:
+            found.negatives.append(row.text("negative"))
+        return found
+
+    return build
+
+
+def _lists(row: Row, _: str | None) -> Record:
+    return Record(row.text("query"), row.texts("pos", required=True), row.texts("neg"))
+
+
+def _scored(row: Row, _: str | None) -> Record:
+    return Record(row.text("query"), [row.text("item")], score=row.score(required=True))
+
+
+def _glossary(row: Row, _: str | None) -> Record:
+    return Record(row.text("term"), [row.text("definition")])
+
+
+class Shape(NamedTuple):
+    required: tuple[str, ...]
+    example: str
+    build: Callable[[Row, str | None], Record]
+
+
+SHAPES = (
+    Shape(("query", "positives"), '{"query", "positives": […], …} (records)', _own),
+    Shape(("chunk_id", "question", "answer"), '{"chunk_id", "question", "answer", "metadata", "context"?}', _chunk),
+    Shape(("anchor", "positive"), '{"anchor", "positive", "hard_negatives"?: […]}', _pair("anchor", "positive")),
+    Shape(("query", "positive"), '{"query", "positive", "negative"?}', _pair("query", "positive")),
+    Shape(("question", "answer"), '{"question", "answer"}', _pair("question", "answer")),
+    Shape(("query", "pos"), '{"query", "pos": […], "neg": […]}', _lists),
+    Shape(("query", "item", "score"), '[query, item, score] or {"query", "item", "score"}, score in 0..1', _scored),
+    Shape(("term", "definition"), '{"term", "definition"} (glossary)', _glossary),
+)
+ACCEPTED = " | ".join(shape.example for shape in SHAPES) + ". CSV, TSV and Parquet name the same keys as columns."
+
+
+def recognise(values: dict[str, Any]) -> Shape:
+    """The one shape whose keys this row has; raises UnknownShape with the nearest one otherwise."""
+    found = _fitting(tuple(values))
+    if len(found) > 1:  # a table has the columns of all its rows: empty ones do not count
+        filled = {key for key, value in values.items() if value is not None}
+        found = [shape for shape in found if set(shape.required) <= filled] or found
+    if len(found) == 1:
+        return found[0]
+    if found:
+        both = " and ".join(shape.example for shape in found)
+        raise UnknownShape(f"the keys fit two shapes, {both}; remove the keys of one")
+    keys = list(values)
+    if not keys:
+        raise UnknownShape("the row is empty: {}")
+    if {"query", "position"} <= set(keys):
+        raise UnknownShape("these are keys of a search log; make scored rows of it with: python -m data_prep logs")
+    best = max(SHAPES, key=lambda shape: _likeness(shape, keys))
+    lacking = [key for key in best.required if key not in values]
+    hints = [(key, nearest(key, [k for k in keys if k not in best.required])) for key in lacking]
+    missing = ", ".join(f"key {key!r} is missing" + (f" ({hint.strip()})" if hint else "") for key, hint in hints)
+    raise UnknownShape(
+        f"unknown shape with keys {', '.join(map(repr, keys[:12]))}; nearest is {best.example}: {missing}"
+    )
+
+
+@lru_cache
+def _fitting(keys: tuple[str, ...]) -> list[Shape]:
+    """The shapes all of whose keys are there, without those that another one goes beyond."""
+    found = [shape for shape in SHAPES if set(shape.required) <= set(keys)]
+    return [s for s in found if not any(set(s.required) < set(other.required) for other in found)]
+
+
+def _likeness(shape: Shape, keys: list[str]) -> float:
+    """Share of the shape's keys that the row has; a near miss counts half."""
+    hits = sum(1.0 if key in keys else 0.5 if nearest(key, keys) else 0.0 for key in shape.required)
+    return hits / len(shape.required)
+
+
+def to_record(item: Item, positive: str | None = None) -> tuple[Record, list[str]]:
+    """The record of one row and its extra keys. Raises BadRow with every reason."""
+    value = item.value
+    if isinstance(value, list):
+        if len(value) != 3:
+            raise BadRow(f"an array row must be [query, item, score]; this one has {len(value)} values")
+        value = dict(zip(("query", "item", "score"), value))
+    if not isinstance(value, dict):
+        raise BadRow(f"a row must be an object or [query, item, score], not {kind(value)}")
+    shape, row = recognise(value), Row(value, item.table)
+    record = shape.build(row, positive)
+    record.id = row.name("id")
+    record.metadata = row.metadata()
+    found = row.found or record.problems() or (_no_text(record) if "\\u" in item.raw else [])
+    if found:
+        raise BadRow("; ".join(found))
+    return record, row.extra
+
+
+def _no_text(record: Record) -> list[str]:
+    """A lone half of a surrogate pair cannot be written as UTF-8; it comes in as an escape ("\\ud83d") only."""
+    try:
+        record.to_json().encode()
+    except UnicodeEncodeError:
+        return ["holds half of a surrogate pair (a cut emoji); mend the text"]
+    return []
+
+
+def source_names(paths: list[Path]) -> dict[Path, str]:
+    """A name for each input: its stem, with the folder's name where two stems are equal."""
+    stems = [path.resolve().stem for path in paths]
+    names = {}
+    for path, stem in zip(paths, stems):
+        names[path] = stem if stems.count(stem) == 1 else f"{path.resolve().parent.name}/{path.resolve().name}"
+    resolved = [path.resolve() for path in paths]
+    if twice := sorted({str(path) for path in resolved if resolved.count(path) > 1}):
+        raise BadInput([f"{path}: is given twice as an input" for path in twice])
+    if len(set(names.values())) < len(paths):
+        raise BadInput(
+            "two inputs have the same file and folder name, so their rows could not be told apart; rename one"
+        )
+    return names
+
+
+@dataclass
+class Notes:
+    """What is to be said of an input when all of it was read."""
+
+    rows: int = 0
+    blank: int = 0
+    extra: dict[str, None] = field(default_factory=dict)  # keys that went to the metadata, in order
+    parts: dict[str, int] = field(default_factory=dict)  # rows by split
+    whole: bool = True  # nothing kept it from being read to the end
+
+    def merge(self, later: "Notes") -> None:
+        """Adds what was noted of later rows of the same input."""
+        self.rows += later.rows
+        self.blank += later.blank
+        self.extra.update(later.extra)
+        for name, count in later.parts.items():
+            self.parts[name] = self.parts.get(name, 0) + count
+        self.whole &= later.whole
+
+    def close(self, path: Path, problems: Problems) -> None:
+        """Says it on stderr; an input without rows is a problem."""
+        if self.whole and not self.rows:
+            problems.file(f"{path}: has no rows; it needs at least one")
+        if self.parts:
+            say(f"note: {path}: all splits are read: {', '.join(f'{name} ({n:,})' for name, n in self.parts.items())}")
+        if self.extra:
+            say(f"note: {path}: kept in metadata, as no shape has these keys: {', '.join(self.extra)}")
+        if self.blank:
+            say(f"note: {path}: {self.blank:,} blank lines hold no row")
+
+
+def read_records(
+    path: str | Path, *, positive: str | None = None, source: str | None = None, problems: Problems | None = None
+) -> Iterator[Record]:
+    """Streams the records of one input: .jsonl, .json (an array), .csv, .tsv, .parquet, or a `datasets` folder.
+
+    positive: "answer" or "context" for chunk rows that have both. source: the name of rows that state none (default:
+    the file's stem); an id defaults to "<source>:<line>". Extra keys go to the metadata and are named once on stderr.
+    Bad rows and unreadable files go to `problems`; without it, BadInput naming all of them is raised at the end.
+    """
+    path, notes = Path(path), Notes()
+    own = problems if problems is not None else Problems()
+    yield from read_span(path, None, positive, source or path.resolve().stem, own, notes)
+    notes.close(path, own)
+    if problems is None:
+        own.check()
+
+
+def read_span(
+    path: Path, span: Span | None, positive: str | None, source: str, problems: Problems, notes: Notes
+) -> Iterator[Record]:
+    """As read_records, of some lines of the input (None: all of it); what is to be said of it goes to `notes`."""
+    try:
+        for item in read_items(path, span):
+            if isinstance(item, Blank):
+                notes.blank += 1
+                continue
+            notes.rows += 1
+            if isinstance(item, Problem):
+                problems.row(item)
+                continue
+            try:
+                record, more = to_record(item, positive)
+            except BadRow as error:
+                problems.row(Problem(str(path), item.line, str(error), item.raw), isinstance(error, UnknownShape))
+                continue
+            if more:
+                notes.extra.update(dict.fromkeys(more))
+            if item.part:
+                notes.parts[item.part] = notes.parts.get(item.part, 0) + 1
+            record.source = record.source or (f"{source}/{item.part}" if item.part else source)
+            record.id = record.id or f"{record.source}:{item.line}"
+            yield record
+    except BadInput as error:
+        notes.whole = False
+        for message in error.problems:
+            problems.file(message)

@@ -1,0 +1,268 @@
+"""Rows that wait on disk between reading and writing, because the split is known only after the last row.
+
+A part holds the n rows of one task. NNNNNN.arrow: the records as they will be written. NNNNNN.npz: what decides on
+them, in arrays.
+
+| array | of what |
+| --- | --- |
+| same (n, 2) uint64 | equal for exact duplicates |
+| keys int64, keys_of (n,) int32 | keys of query, positives and documents, row after row; how many each row has |
+| group (n,) int64 | with a field to split by: the key of its value |
+| source (n,) int32 | which of the part's `sources` |
+| positives, negatives (n,) int32 | how many the row has |
+| characters, words uint32 | of each text: query, positives, negatives, row after row |
+| near_keys, near_sizes, excluded | where they are asked for, see left_out.py |
+
+Once the split is known, NNNNNN.train.npy and NNNNNN.eval.npy say which rows are of it (int32, ascending).
+"""
+
+import hashlib
+import json
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_prep.common.errors import BadInput
+from data_prep.reading.files import Span, check_readable
+from data_prep.reading.formats import Notes, read_span
+from data_prep.reading.row_problems import Problems, field_value
+from data_prep.records import Record, count_words, is_variant, query_key, text_key
+from data_prep.sharding.exclusions import ALL_STAY, Asked, Marks
+from data_prep.shards.columns import arrow_schema, to_batch
+from data_prep.texts.lengths import FIELDS, Lengths
+
+SPAN_BYTES = 4 << 20  # of a JSONL file: what one task reads
+BATCH_ROWS = 1000
+BATCH_BYTES = 64 << 20  # a batch of long texts stays far below Arrow's 2 GiB per column
+
+
+class ReadTask(NamedTuple):
+    """What one task reads: an input, or some lines of it; the part it fills; and how."""
+
+    part: int
+    path: Path
+    span: Span | None
+    source: str
+    folder: Path
+    positive: str | None
+    split_by: str | None
+    asked: Asked
+
+
+@dataclass
+class Part:
+    """What a task read. sources: the names that its rows' `source` numbers stand for. bytes: of its Arrow file.
+    sets, unsure: see left_out.Marks."""
+
+    number: int
+    path: Path
+    rows: int = 0
+    bytes: int = 0
+    sources: list[str] = field(default_factory=list)
+    sets: list[tuple[str, str]] = field(default_factory=list)
+    unsure: int = 0
+    problems: Problems = field(default_factory=Problems)
+    notes: Notes = field(default_factory=Notes)
+
+
+def read_tasks(
+    names: dict[Path, str], folder: Path, positive: str | None, split_by: str | None, asked: Asked = ALL_STAY
+) -> Iterator[ReadTask]:
+    """The tasks of all inputs, in order: a JSONL file is cut at line ends, every other input is one task."""
+    number = 0
+    for path, name in names.items():
+        for span in _spans(path):
+            yield ReadTask(number, path, span, name, folder, positive, split_by, asked)
+            number += 1
+
+
+def _spans(path: Path) -> Iterator[Span | None]:
+    try:
+        check_readable(path)
+    except BadInput:  # the task will say so
+        yield None
+        return
+    if path.is_dir() or path.suffix != ".jsonl":
+        yield None
+        return
+    start, line = 0, 1
+    with open(path, "rb") as handle:
+        while block := handle.read(SPAN_BYTES):
+            if not block.endswith(b"\n"):
+                block += handle.readline()
+            yield Span(start, start + len(block), line)
+            start, line = start + len(block), line + block.count(b"\n")
+
+
+def read_part(task: ReadTask) -> Part:
+    """Reads the rows of a task into its part. Bad rows, and an input that cannot be read, are in its `problems`."""
+    import numpy as np
+    import pyarrow as pa
+
+    part, facts, marks, schema = Part(task.part, task.path), _Facts(task.split_by), Marks(task.asked), arrow_schema()
+    with pa.OSFile(_file(task.folder, task.part, "arrow"), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
+
+        def write(rows: list[Record]) -> None:
+            stream.write_batch(to_batch(rows, schema))
+            marks.add(rows)
+
+        waiting: list[Record] = []
+        size = 0
+        records = read_span(task.path, task.span, task.positive, task.source, part.problems, part.notes)
+        for record in records:
+            size += facts.add(record, part.problems)
+            waiting.append(record)
+            if len(waiting) >= BATCH_ROWS or size >= BATCH_BYTES:
+                write(waiting)
+                waiting, size = [], 0
+        if waiting:
+            write(waiting)
+        part.rows, part.sources = len(facts.source), list(facts.sources)
+        part.sets, part.unsure = list(marks.sets), marks.unsure
+        part.bytes = file.tell()
+    np.savez(_file(task.folder, task.part, "npz"), **facts.arrays(), **marks.arrays())
+    return part
+
+
+def facts_of(folder: Path, part: int) -> Any:
+    """The arrays of a part by name; each is read when it is asked for. To be closed."""
+    import numpy as np
+
+    return np.load(_file(folder, part, "npz"))
+
+
+class Piece(NamedTuple):
+    """Some rows of a part: `count` of those that a split holds, from its `first` one on."""
+
+    part: int
+    first: int
+    count: int
+
+
+def choose(folder: Path, parts: list[Part], splits: Any, codes: dict[str, int]) -> dict[str, list[int]]:
+    """Writes down which rows of each part a split holds. splits: (rows of all parts,) the code of each row's split.
+    Returns how many rows of each part every split holds."""
+    import numpy as np
+
+    counts: dict[str, list[int]] = {name: [] for name in codes}
+    start = 0
+    for part in parts:
+        own = splits[start : start + part.rows]
+        for name, code in codes.items():
+            rows = np.flatnonzero(own == code).astype(np.int32)
+            np.save(_file(folder, part.number, f"{name}.npy"), rows)
+            counts[name].append(len(rows))
+        start += part.rows
+    return counts
+
+
+def pieces_of(counts: list[int], first: int, count: int) -> list[Piece]:
+    """Where the rows first..first+count-1 of a split lie. counts: how many of its rows each part holds."""
+    found, start = [], 0
+    for part, held in enumerate(counts):
+        skipped = max(0, first - start)
+        taken = min(held - skipped, first + count - start - skipped)
+        if skipped < held and taken > 0:
+            found.append(Piece(part, skipped, taken))
+        start += held
+    return found
+
+
+def batches_of(folder: Path, split: str, pieces: list[Piece]) -> Iterator[tuple[Any, Any]]:
+    """The rows of these pieces as pyarrow record batches, each with the characters of its rows' texts (rows,) int64."""
+    import numpy as np
+    import pyarrow as pa
+
+    for piece in pieces:
+        rows = _rows_of(folder, split, piece)
+        with facts_of(folder, piece.part) as facts:
+            texts = 1 + facts["positives"] + facts["negatives"]
+            sizes = np.add.reduceat(facts["characters"], texts.cumsum() - texts, dtype=np.int64)[rows]
+        start = 0
+        with pa.OSFile(_file(folder, piece.part, "arrow")) as file:
+            for batch in pa.ipc.open_stream(file):
+                first, stop = rows.searchsorted([start, start + batch.num_rows])
+                if stop > first:
+                    local = (rows[first:stop] - start).astype(np.int64)
+                    local = pa.Array.from_buffers(pa.int64(), len(local), [None, pa.py_buffer(local)])
+                    yield batch.take(local), sizes[first:stop]
+                start += batch.num_rows
+
+
+def add_lengths(lengths: Lengths, folder: Path, split: str, pieces: list[Piece]) -> None:
+    """Gathers the lengths of the texts of these pieces' rows."""
+    import numpy as np
+
+    for piece in pieces:
+        with facts_of(folder, piece.part) as facts:
+            counts = np.stack([np.ones_like(facts["positives"]), facts["positives"], facts["negatives"]], axis=1)
+            chosen = np.zeros(len(counts), bool)
+            chosen[_rows_of(folder, split, piece)] = True
+            chosen = np.repeat(chosen, counts.sum(axis=1))
+            field_of = np.repeat(np.tile(np.arange(3), len(counts)), counts.ravel())
+            for number, name in enumerate(FIELDS):
+                of_field = chosen & (field_of == number)
+                lengths.add_all(name, facts["characters"][of_field], facts["words"][of_field])
+
+
+def _rows_of(folder: Path, split: str, piece: Piece) -> Any:
+    import numpy as np
+
+    return np.load(_file(folder, piece.part, f"{split}.npy"))[piece.first : piece.first + piece.count]
+
+
+def arrow_files(folder: Path, parts: list[Part]) -> list[Path]:
+    """All rows, part after part."""
+    return [Path(_file(folder, part.number, "arrow")) for part in parts]
+
+
+def _file(folder: Path, part: int, kind: str) -> str:
+    return str(folder / f"{part:06d}.{kind}")
+
+
+class _Facts:
+    """What is kept of the rows of a part beside their texts."""
+
+    def __init__(self, split_by: str | None):
+        self.split_by = split_by
+        self.sources: dict[str, int] = {}
+        self.same = bytearray()
+        self.keys, self.keys_of, self.group = array("q"), array("i"), array("q")
+        self.source, self.positives, self.negatives = array("i"), array("i"), array("i")
+        self.characters, self.words = array("I"), array("I")
+
+    def add(self, record: Record, problems: Problems) -> int:
+        """Takes the next row; returns the characters of its texts."""
+        variant = is_variant(record)
+        texts = [text_key(record.query), *map(text_key, record.positives)]
+        asked = record.query if variant else texts[0]
+        same = repr((asked, sorted(texts[1:]), record.score)).encode()
+        self.same += hashlib.blake2b(same, digest_size=16).digest()
+        documents = [_key("document", doc) for doc in record.doc_ids]
+        keys = dict.fromkeys([query_key(record), *texts, *documents] if variant else texts + documents)
+        self.keys.extend(keys)
+        self.keys_of.append(len(keys))
+        if self.split_by:
+            value = field_value(record, self.split_by, "--split-by", problems)
+            self.group.append(_key("field", json.dumps(value)))
+        self.source.append(self.sources.setdefault(record.source, len(self.sources)))
+        self.positives.append(len(record.positives))
+        self.negatives.append(len(record.negatives))
+        size = 0
+        for text in (record.query, *record.positives, *record.negatives):
+            size += len(text)
+            self.characters.append(len(text))
+            self.words.append(count_words(text))
+        return size
+
+    def arrays(self) -> dict[str, Any]:
+        import numpy as np
+
+        found = {name: np.asarray(values) for name, values in vars(self).items() if isinstance(values, array)}
+        return found | {"same": np.frombuffer(self.same, np.uint64).reshape(-1, 2)}
+
+
+def _key(kind: str, value: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{kind}:{value}".encode(), digest_size=8).digest(), "big") >> 1

@@ -1,0 +1,357 @@
+"""Making the token arrays of tokens.py: one tokenizer's ids for the texts of some rows, several times as fast as by
+handing it every text.
+
+Tokenizers that split at spaces before all else (BERT's and byte-level ones, see spaces_between_words) give a text the
+ids of its words, one word after the other. So a word is handed to them once, and its ids are remembered. Other
+tokenizers, and texts with characters that might be white space to one side only, go the direct way. Both ways give the
+ids that the trainer would make; one text of every batch of rows is made both ways and compared.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_prep.common.errors import BadInput
+from data_prep.common.files import HashedFile
+from data_prep.sharding.spool import Piece, batches_of, pieces_of
+from data_prep.shards.tokens import FILES, TokenFacts, tokenizer_hash
+from data_prep.texts.tokenizer_rules import TOKENIZER_FILES, TextRules, fetch, read_text_rules
+
+COPY_BYTES = 4 << 20
+TASK_ROWS = 20_000
+WORDS = 200_000  # remembered at most by a process, about 40 MB
+FLAT = str.maketrans("\t\n\r", "   ")
+NORMALIZERS = {"BertNormalizer", "Lowercase", "StripAccents", "NFC", "NFD", "NFKC", "NFKD"}
+DROPPING = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit"}
+# Patterns of byte-level tokenizers. In none can a match reach from a character into the space after it.
+GPT2 = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+CL100K = (
+    r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"""
+    r"""|\s*[\r\n]+|\s+(?!\S)|\s+"""
+)
+LEADING = {GPT2, CL100K % "", CL100K % "{1,3}"}  # GPT-2 and RoBERTa; Qwen 2 and 3; Llama 3
+
+
+@dataclass(frozen=True)
+class TokenOptions:
+    """What the command line asks; None: what the model folder says."""
+
+    model: str
+    query_prompt: str | None = None
+    passage_prompt: str | None = None
+    query_max_len: int | None = None
+    passage_max_len: int | None = None
+
+
+class Loaded(NamedTuple):
+    """A tokenizer that travels to workers. state: its JSON. before, after: the special tokens of a text."""
+
+    facts: TokenFacts
+    state: str
+    before: list[int]
+    after: list[int]
+
+
+def check_options(options: TokenOptions | None) -> list[str]:
+    """What is wrong with the options, as far as can be told without loading anything."""
+    found = []
+    if options is None:
+        return found
+    for flag, value in (("--query-max-len", options.query_max_len), ("--passage-max-len", options.passage_max_len)):
+        if value is not None and value < 4:
+            found.append(f"{flag} {value}: must be 4 or more")
+    return found
+
+
+class Source(NamedTuple):
+    """Where a tokenizer comes from, and what is done to texts before it."""
+
+    model: str
+    folder: Path
+    sha256: str
+    rules: TextRules
+
+
+def find(options: TokenOptions) -> Source:
+    """Reads what a folder's files say, without loading the tokenizer. Raises BadInput."""
+    folder = Path(fetch(options.model, TOKENIZER_FILES, "--tokenizer"))
+    if not folder.is_dir():
+        raise BadInput(f"--tokenizer {folder}: is not a folder")
+    sha256 = tokenizer_hash(folder)
+    rules = read_text_rules(
+        folder,
+        options.query_prompt,
+        options.passage_prompt,
+        options.query_max_len,
+        options.passage_max_len,
+        named=lambda name: f"--{name.replace('_', '-')}",
+    )
+    return Source(options.model, folder, sha256, rules)
+
+
+def load(source: Source) -> Loaded:
+    """The tokenizer as transformers loads it for a run. Raises BadInput. Imports torch."""
+    tokenizer, rules = _from_transformers(source.folder), source.rules
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    before, after = _special_tokens(backend)
+    special = len(before) + len(after)
+    if min(rules.query_max_len, rules.passage_max_len) <= special:
+        raise BadInput(f"--query-max-len, --passage-max-len: must be above {special}, the special tokens of a text")
+    facts = TokenFacts(
+        model=source.model,
+        sha256=source.sha256,
+        query_prompt=rules.query_prompt,
+        passage_prompt=rules.passage_prompt,
+        query_max_len=rules.query_max_len,
+        passage_max_len=rules.passage_max_len,
+        leading=len(before),
+        trailing=len(after),
+        truncation_side=tokenizer.truncation_side,
+        id_bytes=2 if max(backend.get_vocab(with_added_tokens=True).values()) < 1 << 16 else 4,
+    )
+    try:
+        return Loaded(facts, backend.to_str(), before, after)
+    except Exception as error:  # parts written in Python
+        raise BadInput(f"--tokenizer {source.folder}: cannot be handed to other processes ({error})") from None
+
+
+def _from_transformers(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # whatever a damaged folder makes the library raise is the folder's fault
+        raise BadInput(f"--tokenizer {folder}: cannot be loaded ({type(error).__name__}: {error})") from None
+    if not tokenizer.is_fast:
+        raise BadInput(f"--tokenizer {folder}: has no fast tokenizer; convert it with transformers")
+    return tokenizer
+
+
+def _special_tokens(backend: Any) -> tuple[list[int], list[int]]:
+    """The ids that every text gets before and after its own."""
+    own = backend.encode("a", add_special_tokens=False).ids
+    ids = backend.encode("a").ids
+    places = [i for i in range(len(ids) - len(own) + 1) if own and ids[i : i + len(own)] == own]
+    if len(places) != 1:
+        raise BadInput("--tokenizer: cannot tell its special tokens from those of a text; leave --tokenizer out")
+    return ids[: places[0]], ids[places[0] + len(own) :]
+
+
+class Encoder:
+    """A loaded tokenizer, as little-endian bytes of ids without special tokens."""
+
+    def __init__(self, loaded: Loaded):
+        from tokenizers import Tokenizer
+
+        self.tokenizer = Tokenizer.from_str(loaded.state)
+        self.dtype = loaded.facts.dtype
+        self.spaces = spaces_between_words(json.loads(loaded.state))
+        self.first = _Words(self, "")
+        self.others = _Words(self, " ") if self.spaces == "lead" else self.first
+
+    def encode(self, texts: list[str]) -> list[bytes]:
+        """The ids of each text."""
+        if self.spaces is None:
+            return self.directly(texts)
+        found = [self._by_words(text) for text in texts]
+        plain = next((i for i, ids in enumerate(found) if ids is not None), None)
+        assert plain is None or self.directly([texts[plain]]) == [found[plain]], texts[plain]
+        others = [i for i, ids in enumerate(found) if ids is None]
+        for i, ids in zip(others, self.directly([texts[i] for i in others])):
+            found[i] = ids
+        return found
+
+    def directly(self, texts: list[str]) -> list[bytes]:
+        import numpy as np
+
+        encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(each.ids, self.dtype).tobytes() for each in encoded]
+
+    def _by_words(self, text: str) -> bytes | None:
+        """None for a text that holds white space, or what may be such, in another form than the rule knows."""
+        if self.spaces == "lead":
+            if not text.isprintable() or "  " in text or text[:1] == " " or text[-1:] == " ":
+                return None
+            first, *others = text.split(" ")
+            return self.first[first] + b"".join(map(self.others.__getitem__, others))
+        if not text.isprintable():  # printable texts have no white space but the plain space
+            text = text.translate(FLAT)
+            if not text.isprintable():
+                return None
+        return b"".join(map(self.first.__getitem__, text.split()))
+
+
+class _Words(dict):
+    """The ids of words by the word; those that are not there are asked for, with `before` before them."""
+
+    def __init__(self, encoder: Encoder, before: str):
+        super().__init__()
+        self.encoder, self.before = encoder, before
+
+    def __missing__(self, word: str) -> bytes:
+        (ids,) = self.encoder.directly([self.before + word])
+        if len(self) < WORDS:
+            self[word] = ids
+        return ids
+
+
+def spaces_between_words(state: dict[str, Any]) -> str | None:
+    """Whether the ids of a text are those of its words, one after the other. state: the tokenizer's JSON.
+
+    "drop": spaces, tabs and line ends part words and leave nothing. "lead": a word takes the single space before it.
+    None: neither is certain. It is where the normalizer changes character by character and never joins across a space,
+    the splitting is one of those known here, and no added token holds white space, or takes it from the next word.
+    """
+    normalizer, pre_tokenizer, added = state["normalizer"], state["pre_tokenizer"], state["added_tokens"]
+    parts = normalizer["normalizers"] if normalizer and normalizer["type"] == "Sequence" else [normalizer]
+    spaced = any(token["rstrip"] or any(map(str.isspace, token["content"])) for token in added)
+    strange = any(part is not None and part["type"] not in NORMALIZERS for part in parts)
+    if spaced or strange or pre_tokenizer is None or state["model"].get("dropout"):
+        return None
+    if pre_tokenizer["type"] in DROPPING:
+        return "drop"
+    splits = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
+    *before, last = splits
+    if last["type"] != "ByteLevel" or last["add_prefix_space"]:
+        return None
+    patterns = [_pattern(split) for split in before] + ([GPT2] if last["use_regex"] else [])
+    return "lead" if len(patterns) == 1 and patterns[0] in LEADING else None
+
+
+def _pattern(split: dict[str, Any]) -> str | None:
+    """The pattern whose matches the split makes words of."""
+    plain = split["type"] == "Split" and split["behavior"] == "Isolated" and not split["invert"]
+    return split["pattern"].get("Regex") if plain else None
+
+
+class TokenTask(NamedTuple):
+    """Which train rows of the spool become tokens. tokenizer: a file that `_write_tokenizer` wrote."""
+
+    number: int
+    folder: Path
+    pieces: list[Piece]
+    tokenizer: Path
+
+
+class TokenPart(NamedTuple):
+    """What a task made: NNNNNN.tokens and NNNNNN.tokens.npz in the spool. cut: how many texts were too long."""
+
+    number: int
+    rows: int
+    texts: int
+    tokens: int
+    cut_queries: int
+    cut_passages: int
+
+
+def _write_tokenizer(loaded: Loaded, folder: Path) -> Path:
+    """The tokenizer as a file of the spool, by its content: a worker loads it once."""
+    content = json.dumps([asdict(loaded.facts), *loaded[1:]])
+    path = folder / f"tokenizer-{hashlib.sha256(content.encode()).hexdigest()[:16]}.json"
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+@lru_cache(maxsize=1)
+def _read_tokenizer(path: Path) -> tuple[Loaded, Encoder]:
+    facts, *rest = json.loads(path.read_text(encoding="utf-8"))
+    loaded = Loaded(TokenFacts(**facts), *rest)
+    return loaded, Encoder(loaded)
+
+
+def make_tokens(task: TokenTask) -> TokenPart:
+    """Writes the tokens of some rows into the spool."""
+    import numpy as np
+
+    loaded, encoder = _read_tokenizer(task.tokenizer)
+    facts, columns = loaded.facts, [[], [], []]
+    tokens, cut_texts = 0, np.zeros(2, np.int64)
+    with open(_file(task.folder, task.number), "wb") as file:
+        for batch, _ in batches_of(task.folder, "train", task.pieces):
+            texts, texts_of = _texts(batch, facts)
+            is_query = np.zeros(len(texts), bool)
+            is_query[texts_of.cumsum() - texts_of] = True
+            limits = np.where(is_query, facts.query_max_len, facts.passage_max_len)
+            ids = encoder.encode(texts)
+            lengths = np.fromiter(map(len, ids), np.int64, len(ids)) // facts.id_bytes + facts.leading + facts.trailing
+            file.write(_laid(ids, lengths, limits, loaded))
+            kept = np.minimum(lengths, limits)
+            for column, values in zip(columns, (texts_of, lengths, kept)):
+                column.append(values)
+            tokens += int(kept.sum())
+            cut_texts += [(lengths > limits)[is_query].sum(), (lengths > limits)[~is_query].sum()]
+    texts_of, lengths, kept = map(np.concatenate, columns)
+    np.savez(_file(task.folder, task.number) + ".npz", texts_of=texts_of, lengths=lengths, kept=kept)
+    return TokenPart(task.number, len(texts_of), len(kept), tokens, *map(int, cut_texts))
+
+
+def _texts(batch: Any, facts: TokenFacts) -> tuple[list[str], Any]:
+    """The texts of a batch with their prompts, row after row: query, positives, negatives; and how many a row has."""
+    import numpy as np
+
+    rows = zip(*(batch.column(name).to_pylist() for name in ("query", "positives", "negatives")))
+    texts, texts_of = [], []
+    for query, positives, negatives in rows:
+        texts.append(facts.query_prompt + query)
+        texts += [facts.passage_prompt + text for text in (*positives, *negatives)]
+        texts_of.append(1 + len(positives) + len(negatives))
+    return texts, np.array(texts_of)
+
+
+def _laid(ids: list[bytes], lengths: Any, limits: Any, loaded: Loaded) -> bytes:
+    """The ids of all texts end to end, with their special tokens, cut at their limits."""
+    import numpy as np
+
+    facts = loaded.facts
+    before, after = (np.array(some, facts.dtype).tobytes() for some in (loaded.before, loaded.after))
+    parts = []
+    for text, long, limit in zip(ids, (lengths > limits).tolist(), limits.tolist()):
+        if long:
+            kept = (limit - facts.leading - facts.trailing) * facts.id_bytes
+            text = text[len(text) - kept :] if facts.truncation_side == "left" else text[:kept]
+        parts += (before, text, after)
+    return b"".join(parts)
+
+
+def token_tasks(spool: Path, counts: list[int], loaded: Loaded) -> list[TokenTask]:
+    """The tasks that make the tokens of all train rows. counts: how many of them each part of the spool holds."""
+    tokenizer = _write_tokenizer(loaded, spool)
+    firsts = range(0, sum(counts), TASK_ROWS)
+    return [TokenTask(i, spool, pieces_of(counts, first, TASK_ROWS), tokenizer) for i, first in enumerate(firsts)]
+
+
+def join_tokens(
+    spool: Path, parts: list[TokenPart], loaded: Loaded, build: Path
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Puts the parts together to the files of tokens.py; returns what the manifest says of the tokens, and the files'
+    entries."""
+    import numpy as np
+
+    files = ids, starts, lengths, rows = [HashedFile(build / name) for name in FILES]
+    for file in (starts, rows):
+        file.write(np.zeros(1, "<i8"))
+    texts = tokens = 0
+    for part in parts:
+        with open(_file(spool, part.number), "rb") as file:
+            while block := file.read(COPY_BYTES):
+                ids.write(block)
+        with np.load(_file(spool, part.number) + ".npz") as made:
+            rows.write((texts + made["texts_of"].cumsum()).astype("<i8"))
+            lengths.write(made["lengths"].astype("<i4"))
+            starts.write((tokens + made["kept"].cumsum()).astype("<i8"))
+        texts += part.texts
+        tokens += part.tokens
+    for file in files:
+        file.close()
+    cut = {f"cut_{side}": sum(getattr(part, f"cut_{side}") for part in parts) for side in ("queries", "passages")}
+    about = asdict(loaded.facts) | {"texts": texts, "tokens": tokens} | cut
+    return about, [file.entry(build) for file in files]
+
+
+def _file(folder: Path, number: int) -> str:
+    return str(folder / f"{number:06d}.tokens")

@@ -1,0 +1,180 @@
+"""The second pass of `shard`: rows of the spool become the files of the splits, and token arrays beside them."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_prep.common.console import track
+from data_prep.common.files import HashedFile, fsync_folder
+from data_prep.common.workers import Workers
+from data_prep.sharding import tokenise
+from data_prep.sharding.spool import BATCH_BYTES, BATCH_ROWS, Part, Piece, add_lengths, batches_of, pieces_of
+from data_prep.shards.columns import arrow_schema, features
+from data_prep.shards.folder import SPOOL
+from data_prep.texts.lengths import Lengths
+
+SHARD_BYTES = 500 << 20  # as `datasets` cuts by default
+
+
+class Made(NamedTuple):
+    """What the pass wrote: entries of the manifest, scored rows, lengths of texts.
+
+    tokens: what the manifest says of the tokens, or None.
+    """
+
+    files: list[dict[str, Any]]
+    token_files: list[dict[str, Any]]
+    tokens: dict[str, Any] | None
+    scored: int
+    lengths: Lengths
+
+
+def write_splits(
+    pool: Workers,
+    build: Path,
+    parts: list[Part],
+    held: dict[str, list[int]],
+    num_shards: int | None,
+    tokenizer: tokenise.Loaded | None,
+) -> Made:
+    """Writes the splits as `datasets` does, and the tokens of train. held: how many rows of each part a split holds."""
+    mean_bytes = sum(part.bytes for part in parts) / sum(part.rows for part in parts)
+    tasks: list[WriteTask | tokenise.TokenTask] = []
+    for split, counts in held.items():
+        (build / split).mkdir()
+        rows = sum(counts)
+        by_size = min(rows, int(rows * mean_bytes / SHARD_BYTES) + 1)
+        tasks += _write_tasks(build, split, counts, num_shards if split == "train" and num_shards else by_size)
+    if tokenizer:
+        tasks += tokenise.token_tasks(build / SPOOL, held["train"], tokenizer)
+    total = sum(map(sum, held.values())) + (sum(held["train"]) if tokenizer else 0)
+    label = "writing and tokenising rows" if tokenizer else "writing shards"
+    done = list(track(pool.map(_work, tasks), label, total, size=lambda made: made.rows))
+    written = [made for made in done if isinstance(made, WrittenFile)]
+    files, lengths = [made.entry for made in written], Lengths()
+    for made in written:
+        lengths.merge(made.lengths)
+    for split in held:
+        files += _describe_split(build / split, [entry for entry in files if entry["path"].startswith(f"{split}/")])
+    files.append(write_json(build / "dataset_dict.json", {"splits": list(held)}, build))
+    tokens, token_files = None, []
+    if tokenizer:
+        tokens, token_files = tokenise.join_tokens(build / SPOOL, done[len(written) :], tokenizer, build)
+    return Made(files, token_files, tokens, sum(made.scored for made in written), lengths)
+
+
+class WriteTask(NamedTuple):
+    """One Arrow file of a split, and which rows of the spool it holds."""
+
+    spool: Path
+    split: str
+    pieces: list[Piece]
+    file: Path
+
+
+class WrittenFile(NamedTuple):
+    """entry: of the manifest. scored: rows with a score."""
+
+    entry: dict[str, Any]
+    rows: int
+    scored: int
+    lengths: Lengths
+
+
+def _write_tasks(build: Path, split: str, counts: list[int], shards: int) -> list[WriteTask]:
+    """Contiguous shards, the first ones a row longer, as `datasets` cuts them."""
+    share, more = divmod(sum(counts), shards)
+    tasks, first = [], 0
+    for number in range(shards):
+        rows = share + (number < more)
+        name = f"data-{number:05d}-of-{shards:05d}.arrow"
+        tasks.append(WriteTask(build / SPOOL, split, pieces_of(counts, first, rows), build / split / name))
+        first += rows
+    return tasks
+
+
+def _work(task: WriteTask | tokenise.TokenTask) -> WrittenFile | tokenise.TokenPart:
+    """What processes share."""
+    return _write_file(task) if isinstance(task, WriteTask) else tokenise.make_tokens(task)
+
+
+def _write_file(task: WriteTask) -> WrittenFile:
+    writer, lengths = SplitWriter(task.file), Lengths()
+    for batch, sizes in batches_of(task.spool, task.split, task.pieces):
+        writer.add(batch, sizes)
+    add_lengths(lengths, task.spool, task.split, task.pieces)
+    return WrittenFile(writer.finish(task.file.parent.parent), writer.rows, writer.scored, lengths)
+
+
+class SplitWriter:
+    """Writes rows of a split to one Arrow file, in the record batches in which `datasets` writes them."""
+
+    def __init__(self, path: Path):
+        import pyarrow as pa
+
+        self.file = HashedFile(path)
+        self.stream = pa.ipc.new_stream(self.file, arrow_schema())
+        self.waiting: list[Any] = []
+        self.waiting_rows = self.waiting_characters = self.rows = self.scored = 0
+
+    def add(self, batch: Any, sizes: Any) -> None:
+        """Takes more rows. sizes: (rows,) characters of each one's texts."""
+        while batch.num_rows:
+            to_full = int(sizes.cumsum().searchsorted(BATCH_BYTES - self.waiting_characters)) + 1
+            taken = min(batch.num_rows, BATCH_ROWS - self.waiting_rows, to_full)
+            self.waiting.append(batch.slice(0, taken))
+            self.waiting_rows += taken
+            self.waiting_characters += int(sizes[:taken].sum())
+            if self.waiting_rows == BATCH_ROWS or self.waiting_characters >= BATCH_BYTES:
+                self._flush()
+            batch, sizes = batch.slice(taken), sizes[taken:]
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        (batch,) = pa.Table.from_batches(self.waiting).combine_chunks().to_batches()
+        self.stream.write_batch(batch)
+        self.rows += batch.num_rows
+        self.scored += batch.num_rows - batch.column("score").null_count
+        self.waiting, self.waiting_rows, self.waiting_characters = [], 0, 0
+
+    def finish(self, root: Path) -> dict[str, Any]:
+        """Closes the file; returns its entry of the manifest."""
+        if self.waiting:
+            self._flush()
+        self.stream.close()
+        self.file.close()
+        return self.file.entry(root) | {"rows": self.rows}
+
+
+def _describe_split(folder: Path, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Writes state.json and dataset_info.json of a split; returns their entries. entries: of its Arrow files."""
+    state = {
+        "_data_files": [{"filename": Path(entry["path"]).name} for entry in entries],
+        "_fingerprint": fingerprint_of(entries)[:16],
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": folder.name,
+    }
+    info = {"citation": "", "description": "", "features": features(), "homepage": "", "license": ""}
+    named = (("state.json", state), ("dataset_info.json", info))
+    made = [write_json(folder / name, content, folder.parent) for name, content in named]
+    fsync_folder(folder)
+    return made
+
+
+def fingerprint_of(entries: list[dict[str, Any]]) -> str:
+    """sha256 over the sorted paths and hashes of files."""
+    import hashlib
+
+    listed = sorted(f"{entry['path']} {entry['sha256']}" for entry in entries)
+    return hashlib.sha256("\n".join(listed).encode()).hexdigest()
+
+
+def write_json(path: Path, content: dict[str, Any], root: Path) -> dict[str, Any]:
+    """Writes a JSON file to the disk; returns its entry of the manifest in `root`."""
+    with HashedFile(path) as file:
+        file.write(json.dumps(content, indent=2, ensure_ascii=False).encode())
+    return file.entry(root)

@@ -1,0 +1,251 @@
+"""Reading shard folders: memory-mapped Arrow files behind a manifest that was written last.
+
+DIR/train/data-00000-of-0000N.arrow (and eval/): what `datasets.DatasetDict.save_to_disk` writes, so
+`datasets.load_from_disk(DIR)` opens the folder too. DIR/manifest.json: see shard_writer.py.
+"""
+
+import json
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_prep.common.errors import BadInput, nearest
+from data_prep.common.files import sha256_of
+from data_prep.records import Record
+from data_prep.shards.shared_keys import FILES as SHARING_FILES
+from data_prep.shards.shared_keys import SourceRows, read
+from data_prep.shards.tokens import FILES as TOKEN_FILES
+from data_prep.shards.tokens import TokenArrays, TokenFacts
+
+SCHEMA_VERSION = 2
+MANIFEST = "manifest.json"
+SPLITS = ("train", "eval")
+SPOOL = "spool"  # a folder of a build that is not finished
+# One Arrow row is one Record; metadata is JSON text, as its keys differ from row to row.
+COLUMNS = {
+    "query": "string",
+    "positives": ["string"],
+    "negatives": ["string"],
+    "score": "float64",
+    "teacher_scores": ["float64"],
+    "source": "string",
+    "id": "string",
+    "doc_ids": ["string"],
+    "metadata": "string",
+}
+
+
+def looks_unfinished(path: Path) -> bool:
+    """Whether the folder holds our columns without a manifest: a partial copy, or a build that was killed."""
+    if not path.is_dir() or (path / MANIFEST).exists():
+        return False
+    known = {*SPLITS, *SHARING_FILES, *TOKEN_FILES, "dataset_dict.json", SPOOL}
+    names = {entry.name for entry in path.iterdir()}
+    if not names or not names <= known:
+        return False
+    infos = [path / split / "dataset_info.json" for split in SPLITS if (path / split / "dataset_info.json").exists()]
+    if not infos:  # killed before the first split was finished
+        return SPOOL in names or any((path / split).glob("data-*.arrow") for split in SPLITS)
+    try:
+        return all(set(json.loads(info.read_text())["features"]) == set(COLUMNS) for info in infos)
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+class Texts(NamedTuple):
+    """Of some rows: how many texts each holds, and bytes of all of them, int64 numpy arrays."""
+
+    count: Any
+    total: Any
+
+
+class Rows:
+    """The rows of one split as Records. The files are memory-mapped: memory does not grow with the number of rows."""
+
+    def __init__(self, files: Sequence[Path]):
+        import pyarrow as pa
+
+        self._batches: list[Any] = []
+        self._starts: list[int] = []  # first row of each record batch
+        self._length = 0
+        for file in files:
+            table = pa.ipc.open_stream(pa.memory_map(str(file))).read_all()  # zero-copy
+            for batch in table.to_batches():
+                self._starts.append(self._length)
+                self._batches.append(batch)
+                self._length += batch.num_rows
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, row: int) -> Record:
+        """The record of one row, 0 <= row < len; IndexError otherwise."""
+        return self.take([row])[0]
+
+    def __iter__(self) -> Iterator[Record]:
+        for batch in self._batches:
+            for start in range(0, batch.num_rows, 256):
+                yield from (_record(row) for row in batch.slice(start, 256).to_pylist())
+
+    def count(self, column: str, ids: Any = None) -> int:
+        """How many rows (of these ids only, an ascending numpy array) hold something (not null, not an empty list)."""
+        found = 0
+        for start, batch in zip(self._starts, self._batches):
+            there = _filled(batch.column(column))
+            if ids is not None:
+                first, stop = ids.searchsorted([start, start + batch.num_rows])
+                there = there[ids[first:stop] - start]
+            found += int(there.sum())
+        return found
+
+    def bytes_of(self, column: str, ids: Any) -> Texts:
+        """How many texts a string or list column holds in these rows, and their bytes; the texts are not read."""
+        import numpy as np
+
+        ids = np.asarray(ids)
+        found = Texts(np.ones(len(ids), np.int64), np.zeros(len(ids), np.int64))
+        where = np.searchsorted(self._starts, ids, side="right") - 1
+        for number in np.unique(where):
+            mine = where == number
+            values = self._batches[number].column(column)
+            first = ids[mine] - self._starts[number] + values.offset
+            last = first + 1
+            if hasattr(values, "offsets"):
+                offsets = np.frombuffer(values.buffers()[1], np.int32)
+                first, last = offsets[first], offsets[last]
+                found.count[mine] = last - first
+                values = values.values
+                first, last = first + values.offset, last + values.offset
+            ends = np.frombuffer(values.buffers()[1], np.int32)
+            found.total[mine] = ends[last] - ends[first]
+        return found
+
+    def take(self, ids: Sequence[int]) -> list[Record]:
+        """The records of these rows, in the order asked for; a row may be asked for more than once."""
+        import pyarrow as pa
+
+        by_batch: dict[int, list[int]] = {}
+        for place, row in enumerate(ids):
+            if not 0 <= row < self._length:
+                raise IndexError(f"row {row} of {self._length}")
+            by_batch.setdefault(bisect_right(self._starts, row) - 1, []).append(place)
+        found: dict[int, Record] = {}
+        for batch, places in by_batch.items():
+            local = array("q", [int(ids[place]) - self._starts[batch] for place in places])
+            # from a buffer: pa.array would import pandas, half a second of every start
+            local = pa.Array.from_buffers(pa.int64(), len(local), [None, pa.py_buffer(local)])
+            found.update(zip(places, map(_record, self._batches[batch].take(local).to_pylist())))
+        return [found[place] for place in range(len(ids))]
+
+
+def _filled(values: Any) -> Any:
+    """Which values of a column are something, as a numpy bool array. (Not with pyarrow.compute: it imports pandas.)"""
+    import numpy as np
+
+    if hasattr(values, "offsets"):  # lists; a null one is empty too
+        offsets = np.frombuffer(values.buffers()[1], np.int32)[values.offset : values.offset + len(values) + 1]
+        return np.diff(offsets) > 0
+    if values.null_count in (0, len(values)):
+        return np.full(len(values), values.null_count == 0)
+    return np.array([value is not None for value in values.to_pylist()])
+
+
+def _record(row: dict[str, Any]) -> Record:
+    return Record(**{**row, "metadata": json.loads(row["metadata"])})
+
+
+class ShardFolder:
+    """An open shard folder. manifest: the parsed manifest.json. fingerprint: sha256 of the data, the same for the same
+    rows in the same order. splits: names of the splits, train first."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]):
+        self.path, self.manifest = path, manifest
+        self.fingerprint: str = manifest["fingerprint"]
+        self.splits: list[str] = [name for name in SPLITS if name in manifest["rows"]]
+
+    def rows(self, split: str) -> int:
+        """The number of rows of a split."""
+        self._known(split)
+        return self.manifest["rows"][split]
+
+    def split(self, name: str) -> Rows:
+        """The rows of a split; BadInput names the splits there are."""
+        self._known(name)
+        files = [entry["path"] for entry in self.manifest["files"] if entry["path"].startswith(f"{name}/data-")]
+        rows = Rows([self.path / file for file in files])
+        if len(rows) != self.rows(name):
+            raise BadInput(
+                f"{self.path}: {name} has {len(rows)} rows, its manifest says {self.rows(name)}; run shard again"
+            )
+        return rows
+
+    def _known(self, split: str) -> None:
+        if split not in self.splits:
+            hint = nearest(split, self.splits)
+            raise BadInput(f"{self.path}: has no split {split!r}; it has {', '.join(self.splits)}.{hint}")
+
+    def train_sources(self) -> list[SourceRows]:
+        """The train rows by source, and which of them share a text or document: memory-mapped, see sharing.py."""
+        counts = {name: of["train"] for name, of in self.manifest["sources"].items() if of["train"]}
+        return read(self.path, counts, self.manifest["shared_keys"])
+
+    @property
+    def token_facts(self) -> TokenFacts | None:
+        """What made the tokens of the train rows; None where they are not tokenised."""
+        made = self.manifest.get("tokenizer")
+        return TokenFacts.of_manifest(made) if made else None
+
+    def train_tokens(self) -> TokenArrays | None:
+        """The memory-mapped tokens of the train rows; None where they are not tokenised."""
+        facts = self.token_facts
+        return TokenArrays(self.path, facts) if facts else None
+
+    def verify_hashes(self) -> None:
+        """Reads every file and compares its sha256 with the manifest; BadInput lists the files that differ."""
+        bad = [e["path"] for e in self.manifest["files"] if sha256_of(self.path / e["path"]) != e["sha256"]]
+        if bad:
+            raise BadInput([f"{self.path / name}: was changed after it was written; run shard again" for name in bad])
+
+
+def open_shards(path: str | Path) -> ShardFolder:
+    """Opens a shard folder. BadInput: no folder, no manifest (unfinished), newer schema, files missing or cut short."""
+    path = Path(path)
+    if not path.exists():
+        raise BadInput(f"{path}: no such folder; make one with: python -m data_prep shard INPUT… --output {path}")
+    if not path.is_dir():
+        raise BadInput(
+            f"{path}: is a file, not a shard folder; make one with: python -m data_prep shard {path} --output …"
+        )
+    if not (path / MANIFEST).is_file():
+        raise BadInput(f"{path}: has no {MANIFEST}, so it is unfinished or no shard folder; run shard again")
+    manifest = _read_manifest(path / MANIFEST)
+    found = []
+    for entry in manifest["files"]:
+        file = path / entry["path"]
+        size = file.stat().st_size if file.is_file() else None
+        if size is None:
+            found.append(f"{file}: is missing, but listed in the manifest; run shard again")
+        elif size != entry["bytes"]:
+            found.append(f"{file}: has {size} bytes, its manifest says {entry['bytes']}; run shard again")
+    if found:
+        raise BadInput(found)
+    return ShardFolder(path, manifest)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        version = manifest["schema_version"]
+    except (ValueError, KeyError, TypeError, OSError):
+        raise BadInput(f"{path}: is no shard manifest; run shard again") from None
+    if version != SCHEMA_VERSION:
+        mend = (
+            "install a newer embedfleet" if isinstance(version, int) and version > SCHEMA_VERSION else "run shard again"
+        )
+        raise BadInput(f"{path}: has schema_version {version!r}, this version reads {SCHEMA_VERSION}; {mend}")
+    lacking = [key for key in ("rows", "files", "sources", "shared_keys", "fingerprint") if key not in manifest]
+    if lacking:
+        raise BadInput(f"{path}: key {lacking[0]!r} is missing; run shard again")
+    return manifest

@@ -1,0 +1,102 @@
+"""What can be wrong with one machine before any rank is started. Never imports torch."""
+
+import os
+import shutil
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+import yaml
+
+from data_prep.common.errors import BadInput
+from launch.command import Machine
+from trainer.diagnosis.findings import Finding, disk
+from trainer.distributed.deepspeed_json import check_deepspeed
+
+LEFT_BY_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def machine_findings(machine: Machine, run_dir: Path | None, model: str, environ: Mapping[str, str]) -> list[Finding]:
+    """Of this machine and this shell; run_dir, model: of a run file, where one was given."""
+    found = [_devices(machine), _memory(), disk(run_dir or Path.cwd(), model), _compiler(machine), _name()]
+    return [*found, *environment_findings(environ), *_accelerate_default(environ), *_left_secrets()]
+
+
+def _devices(machine: Machine) -> Finding:
+    gpus = f"{machine.gpus} CUDA GPU(s)" if machine.gpus else "no CUDA GPU"
+    listed = shutil.which("nvidia-smi") is not None
+    if listed and not machine.gpus:
+        mend = "unset CUDA_VISIBLE_DEVICES, or look at nvidia-smi -L"
+        return Finding("warn", "devices", f"{machine.cores} cores; nvidia-smi is here, but no GPU is usable", mend)
+    return Finding("ok", "devices", f"{gpus}, {'an Apple GPU, ' if machine.mps else ''}{machine.cores} cores")
+
+
+def _memory() -> Finding:
+    memory = psutil.virtual_memory()
+    return Finding("ok", "memory", f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free")
+
+
+def _compiler(machine: Machine) -> Finding:
+    try:
+        check_deepspeed("cuda" if machine.gpus else "cpu")
+    except BadInput as error:
+        return Finding("warn", "ZeRO", "zero1, zero2 and zero3 cannot run here", "; ".join(error.problems))
+    needed = "" if machine.gpus else f", compiler {shutil.which(os.environ.get('CXX', 'g++'))}"
+    return Finding("ok", "ZeRO", f"DeepSpeed can run{needed}")
+
+
+def _name() -> Finding:
+    name = socket.gethostname()
+    try:
+        return Finding("ok", "host name", f"{name} is {socket.gethostbyname(name)}")
+    except OSError:
+        mend = "enter it in /etc/hosts, or set GLOO_SOCKET_IFNAME to the network card (`launch run` does)"
+        return Finding("warn", "host name", f"{name} does not resolve here, and gloo would fail on several nodes", mend)
+
+
+def environment_findings(environ: Mapping[str, str]) -> list[Finding]:
+    """Variables of a shell with which runs become other runs without a word."""
+    found = []
+    if environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1", "yes"):
+        text = "ACCELERATE_USE_CPU is set: with it accelerate drops DeepSpeed and runs plain data parallelism"
+        found.append(Finding("warn", "environment", text, "unset it; `launch run` sets it where it belongs"))
+    left = [name for name in LEFT_BY_LAUNCHERS if name in environ]
+    if left:
+        text = (
+            f"{', '.join(left)} set in this shell: a plain `python -m trainer` would wait for ranks that nobody starts"
+        )
+        found.append(Finding("FAIL", "environment", text, f"unset {' '.join(left)}"))
+    if environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
+        text = f"ACCELERATE_MIXED_PRECISION is {environ['ACCELERATE_MIXED_PRECISION']}"
+        found.append(Finding("warn", "environment", text, "unset it: train.precision of the run file says it"))
+    return found
+
+
+def _accelerate_default(environ: Mapping[str, str]) -> list[Finding]:
+    """The user's default accelerate config, which `accelerate launch` reads where it is given none."""
+    home = Path(environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    path = home / "accelerate" / "default_config.yaml"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return []
+    kind = values.get("distributed_type") if isinstance(values, dict) else None
+    mend = "name one of our configs: accelerate launch --config_file accelerate_configs/ddp.yaml"
+    if kind == "MULTI_CPU":
+        text = f"{path} says MULTI_CPU, with which accelerate starts one process only"
+    elif values and values.get("use_cpu") and kind in ("MULTI_GPU", "DEEPSPEED"):
+        text = f"{path} says {kind} and use_cpu: ranks would each train alone, or without DeepSpeed"
+    elif kind == "FSDP":
+        text = f"{path} says FSDP, which is none of our engines (on CPUs it leaves ranks unsynchronised)"
+    else:
+        return []
+    return [Finding("warn", "accelerate", text, mend)]
+
+
+def _left_secrets() -> list[Finding]:
+    """DeepSpeed's launchers over ssh append the whole environment to this file."""
+    files = [path for path in (Path.cwd() / ".deepspeed_env", Path.home() / ".deepspeed_env") if path.is_file()]
+    mend = "delete it; on several nodes use `launch run`, which names the launcher that writes none"
+    text = "holds the environment of an earlier start, keys and tokens with it"
+    return [Finding("warn", "secrets", f"{path} {text}", mend) for path in dict.fromkeys(files)]

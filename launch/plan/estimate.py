@@ -1,0 +1,245 @@
+"""What a run would take on ranks that need not be there: memory, steps, traffic and time of every engine.
+
+Torch is imported inside: the model is built of tensors without data (trainer/diagnosis/footprint.py), no weights are read.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+from data_prep.common.errors import BadInput
+from launch.plan.memory import FP32, HEADROOM, Model, Need, Passes, kept_and_more, moments_bytes, need, quantised_bytes
+from launch.plan.traffic import Link, Share, Traffic, gradient_bytes
+from trainer.config.compatibility import check_modes
+from trainer.config.sections import RunConfig
+from trainer.distributed.deepspeed_json import read_ds_json
+from trainer.distributed.engines import LONE, OFFLOADED, ZERO
+from trainer.model_folder.files import fetch
+from trainer.model_folder.spec import ModelSpec, read_spec
+from trainer.planner.from_config import make_plan
+from trainer.planner.plan import BatchPlan, total_steps
+
+SAMPLED_STEPS = 4  # whose texts are read and tokenised
+PERSISTENT = 100_000  # numbers in a tensor that ZeRO-3 keeps whole
+DEFAULTS = {
+    "reduce_bucket_size": 500_000_000,
+    "stage3_max_live_parameters": 1_000_000_000,
+    "stage3_prefetch_bucket_size": 50_000_000,
+}  # of DeepSpeed, as that is
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """nodes x per_node processes on cpu, mps or cuda. memory: bytes that one of them may take."""
+
+    nodes: int
+    per_node: int
+    device: str
+    memory: int
+
+    @property
+    def count(self) -> int:
+        return self.nodes * self.per_node
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One engine. refused: why it does not go with the run; the rest is then None.
+
+    largest: the most micro_batch_tokens that fit (None: not even one chunk of one text); calls: of trainer.distributed.collectives
+    in a step; sent: bytes that a rank sends in a step, at least, with DeepSpeed's own; again: share of a step's tokens
+    that are embedded twice; seconds: of an epoch, where a throughput is stated.
+    """
+
+    engine: str
+    refused: str = ""
+    need: Need | None = None
+    fits: bool = False
+    budget: int | None = None
+    largest: int | None = None
+    calls: int | None = None
+    sent: int | None = None
+    again: float | None = None
+    step_seconds: float | None = None
+    epoch_seconds: float | None = None
+
+
+@dataclass
+class Outlook:
+    """A run as the plan of its batches and the footprint of its model have it."""
+
+    config: RunConfig
+    spec: ModelSpec
+    plan: BatchPlan
+    ranks: Ranks
+    batches: list  # forecast.SampledBatch
+    footprint: object
+
+    @property
+    def steps(self) -> int:
+        return total_steps(self.plan, self.config.train.epochs, self.config.train.max_steps)
+
+    @property
+    def shares(self) -> list[list[Share]]:
+        """Of every rank, in each of the sampled batches."""
+        return [[Share(*share) for share in batch.shares(self.ranks.count)] for batch in self.batches]
+
+    @property
+    def tokens(self) -> int:
+        """Of the busiest rank in the largest of the sampled batches."""
+        return max(share.tokens for shares in self.shares for share in shares)
+
+    @property
+    def negatives(self) -> list[int]:
+        """Documents that a query is held against in each sampled batch, its own left out; masks take some away."""
+        found = []
+        for batch, shares in zip(self.batches, self.shares):
+            whole = self.config.loss_of(batch.source).negatives == "batch"
+            per_rank = [share.documents for share in shares if share.rows]
+            found.append(sum(per_rank) - 1 if whole else max(per_rank) - 1)
+        return found
+
+    def model(self) -> Model:
+        parameters, bits = self.footprint.parameters, self.spec.bits
+        trained = [p for p in parameters if p.trained]
+        frozen = [p for p in parameters if not p.trained]
+        stored = sum(quantised_bytes(p.shape[0], p.numel, bits if p.linear else None) for p in frozen)
+        return Model(
+            trained=sum(p.numel for p in trained),
+            frozen=sum(p.numel for p in frozen),
+            frozen_bytes=stored,
+            buffers=self.footprint.buffers,
+            small=sum(p.numel for p in parameters if p.numel <= PERSISTENT),
+            moments=moments_bytes([p.numel for p in trained], self.config.optim.name == "adamw_8bit"),
+            average=FP32 * sum(p.numel for p in trained) if self.config.optim.ema else 0,
+        )
+
+
+def look(config: RunConfig, ranks: Ranks) -> Outlook:
+    """Reads the model folder's description and a few batches. Raises BadInput as a run would."""
+    from trainer.diagnosis.footprint import footprint
+    from trainer.diagnosis.forecast import sample
+    from trainer.engine.chunks import CHUNK_TOKENS
+
+    spec = read_spec(config.model, fetch(config.model.path, config.model.trust_remote_code))
+    if spec.is_adapter:
+        raise BadInput(f"model.path: {spec.path} is an adapter; a run starts from its base (model.lora.start)")
+    plan = make_plan(config)
+    steps = min(SAMPLED_STEPS, total_steps(plan, config.train.epochs, config.train.max_steps))
+    outlook = Outlook(config, spec, plan, ranks, sample(config, spec, plan, steps), None)
+    texts = max((share for shares in outlook.shares for share in shares), key=lambda share: share.tokens)
+    length = max(1, round(texts.tokens / max(1, texts.texts)))
+    asked = config.train.micro_batch_tokens
+    budget = outlook.tokens if asked == "auto" else min(asked, outlook.tokens)
+    chunk = min(budget, CHUNK_TOKENS[ranks.device])
+    outlook.footprint = footprint(config, spec, ranks.device, chunk, length)
+    return outlook
+
+
+def engines_for(ranks: Ranks) -> list[str]:
+    several = ["ddp", *ZERO] if ranks.count > 1 else [LONE[ranks.device], *OFFLOADED]
+    return [name for name in several if ranks.device == "cuda" or name not in OFFLOADED]
+
+
+def estimate(outlook: Outlook, engine: str, throughput: float | None, link: Link) -> Estimate:
+    """throughput: tokens per second that one rank embeds forward and backward."""
+    try:
+        check_modes(outlook.config, engine)
+    except BadInput as error:
+        return Estimate(engine, refused="; ".join(error.problems))
+    asked, memory = outlook.config.train.micro_batch_tokens, HEADROOM * outlook.ranks.memory
+    largest = _largest(outlook, engine, memory)
+    budget = (largest or outlook.footprint.chunk.tokens) if asked == "auto" else asked
+    needed = needed_with(outlook, engine, budget)
+    calls, sent = _traffic(outlook, engine, budget)
+    more = kept_and_more(outlook.tokens, budget)[1] / outlook.tokens
+    made = Estimate(engine, "", needed, needed.total <= memory, budget, largest, calls, sent, more)
+    if throughput is None:
+        return made
+    busiest = [max(share.tokens for share in shares) for shares in outlook.shares]
+    # a text that is embedded twice costs a third more: its forward pass
+    seconds = sum(busiest) / len(busiest) * (1 + more / 3) / throughput + link.seconds(outlook.ranks.count, sent, calls)
+    return replace(made, step_seconds=seconds, epoch_seconds=seconds * outlook.plan.steps_per_epoch)
+
+
+def needed_with(outlook: Outlook, engine: str, budget: int) -> Need:
+    """Bytes of the busiest rank with so many micro_batch_tokens."""
+    kept, more = kept_and_more(outlook.tokens, budget)
+    chunk = outlook.footprint.chunk
+    part = min(1.0, kept / chunk.tokens)
+    passes = Passes(
+        max(1, round(chunk.tokens * part)), *(round(part * x) for x in (chunk.kept, chunk.first, chunk.later))
+    )
+    zero = DEFAULTS | (read_ds_json(f"{engine}.json")["zero_optimization"] if engine in ZERO else {})
+    bucket = max(outlook.footprint.buckets)
+    return need(
+        engine, outlook.ranks.count, outlook.model(), passes, kept, more, _loss_bytes(outlook), zero, bucket,
+        outlook.ranks.device,
+    )  # fmt: skip
+
+
+def _loss_bytes(outlook: Outlook) -> int:
+    """Embeddings as parts, whole and in order, all documents, their gradients, and a tile of similarities."""
+    from trainer.loss.info_nce import TILE_ELEMENTS
+
+    size, most = outlook.footprint.size, 0
+    for batch, shares in zip(outlook.batches, outlook.shares):
+        mine = max(shares, key=lambda share: share.documents)
+        whole = outlook.config.loss_of(batch.source).negatives == "batch"
+        documents = sum(share.documents for share in shares) if whole else mine.documents
+        rows = 4 * size * (4 * mine.texts + 3 * documents)
+        most = max(most, rows + 4 * min(TILE_ELEMENTS, mine.rows * documents) + documents * 7 * 8)
+    return most
+
+
+def _largest(outlook: Outlook, engine: str, memory: float) -> int | None:
+    """By bisection; all tokens of the busiest rank where all fit."""
+    low, high = 0, outlook.tokens
+    if needed_with(outlook, engine, high).total <= memory:
+        return high
+    while high - low > max(1, high // 100):
+        middle = (low + high) // 2
+        fits = needed_with(outlook, engine, middle).total <= memory
+        low, high = (middle, high) if fits else (low, middle)
+    return low if low >= 64 else None  # the least that a run file may ask for
+
+
+def _traffic(outlook: Outlook, engine: str, budget: int) -> tuple[int, int]:
+    """(collectives of the trainer in a step, bytes that a rank sends): the largest of the sampled batches."""
+    from trainer.diagnosis.forecast import exchange
+
+    ranks, model = outlook.ranks.count, outlook.model()
+    if ranks == 1:
+        return 0, 0
+    buckets = outlook.footprint.buckets if engine == "ddp" else []
+    calls = sent = 0
+    for batch, shares in zip(outlook.batches, outlook.shares):
+        facts = exchange(outlook.config, batch.source, outlook.spec.normalize, ranks, len(buckets))
+        traffic = Traffic(facts.gathers, facts.gathers_queries, facts.gathers_all, outlook.footprint.size, facts.logged)
+        kept, more = kept_and_more(max(share.tokens for share in shares), budget)
+        passes = math.ceil(kept / outlook.footprint.chunk.tokens) + 2 * math.ceil(more / outlook.footprint.chunk.tokens)
+        every = model.trained + model.frozen
+        both = 2 * passes - math.ceil(more / outlook.footprint.chunk.tokens)  # backward passes gather again
+        gradients = gradient_bytes(engine, ranks, model.trained, every, both)
+        calls, sent = max(calls, facts.calls), max(sent, traffic.embeddings(shares) + gradients)
+    return calls, sent
+
+
+def choose_engine(found: list[Estimate], asked: str) -> tuple[Estimate | None, str]:
+    """The engine to take and why; None where none fits. They stand in the order of what they send."""
+    if asked != "auto":
+        one = next((e for e in found if e.engine == asked), None)
+        if one is None:
+            raise BadInput(f"--engine: {asked} is no engine for these ranks; {', '.join(e.engine for e in found)} are")
+        if one.refused:
+            raise BadInput(f"--engine: {one.refused}")
+        return (one, "asked for") if one.fits else (None, f"{asked} was asked for and does not fit")
+    before = []
+    for one in found:
+        if one.fits and one.again == min(e.again for e in found if e.fits):
+            passed = f"; {', '.join(before)} would not fit or would embed more texts twice" if before else ""
+            return one, f"of those that fit, it sends least and embeds fewest texts twice{passed}"
+        before.append(one.engine)
+    return (
+        None,
+        "no engine fits: lower train.micro_batch_tokens, take more ranks, or fine-tune adapters (model.finetune)",
+    )

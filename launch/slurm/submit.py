@@ -1,0 +1,179 @@
+"""python -m launch slurm: from its flags to a checked Job, the script on disk or submitted, and following it."""
+
+import argparse
+import itertools
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from data_prep.common.console import result, say
+from data_prep.common.errors import BadInput, Failed
+from data_prep.common.files import whole_file
+from launch.command import Machine, choose
+from launch.slurm.script import Job, Task, render
+from trainer.config.imports import check_packages
+from trainer.config.loading import load_config
+from trainer.config.sections import RunConfig
+from trainer.frontends.flat_json import load_run_file
+from trainer.preflight import check_run
+from trainer.run_dir.layout import MARKER
+
+LOOK = 5.0  # seconds between two looks at a job
+_TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
+_COMMA = re.compile(r",(?![^\[{]*[\]}])")  # not one inside brackets
+
+
+def render_or_submit(args: argparse.Namespace) -> int:
+    check_packages()
+    job, configs = make_job(args)
+    script = render(job)
+    path = Path(args.output) if args.output else Path(f"{job.name}.sbatch") if args.submit else None
+    if args.submit:
+        if shutil.which("sbatch") is None:
+            raise BadInput("--submit: there is no sbatch on this machine; render the script with --output FILE")
+        for config in configs:  # what is in the output folder is resumed, so that it may be there
+            check_run(config, resume=True, engine=job.engine)
+    if path is None:
+        result(script.rstrip("\n"))
+        return 0
+    with whole_file(path) as file:
+        file.write(script)
+    say(f"{path}: {len(job.tasks)} run(s) of {job.engine}, {job.nodes} node(s) x {job.ranks} rank(s) on {job.device}")
+    return follow(submit(path), job) if args.submit else 0
+
+
+def make_job(args: argparse.Namespace) -> tuple[Job, list[RunConfig]]:
+    """The job that the flags describe and the config of each of its runs. Raises BadInput with every problem."""
+    problems = []
+    for flag in ("nodes", "cpus_per_rank", "signal"):
+        if getattr(args, flag) < 1:
+            problems.append(f"--{flag.replace('_', '-')}: must be at least 1 (given: {getattr(args, flag)})")
+    if args.gpus_per_node < 0:
+        problems.append(f"--gpus-per-node: must not be negative (given: {args.gpus_per_node})")
+    try:
+        limit = seconds(args.time)
+        if args.signal >= limit:
+            problems.append(f"--signal: {args.signal} s is not before the limit of {limit} s")
+    except BadInput as error:
+        problems += error.problems
+    sweeps = [_sweep(text, problems) for text in args.sweep]
+    if problems:
+        raise BadInput(problems)
+    config = load_run_file(args.config, args.overrides)
+    machine = Machine(args.gpus_per_node, False, args.cpus_per_rank)
+    engine, ranks = choose(args.engine, args.ranks_per_node, machine, config.train.device, args.nodes)
+    combinations = list(itertools.product(*sweeps))
+    tasks = [
+        Task(one, f"{config.output_dir.rstrip('/')}/{number}" if args.sweep else config.output_dir)
+        for number, one in enumerate(combinations)
+    ]
+    configs = [
+        load_config(args.config, [*args.overrides, *task.overrides, f"output_dir={task.output_dir}"]) for task in tasks
+    ]
+    job = Job(
+        name=_name(config.output_dir), run_file=args.config, engine=engine, tasks=tuple(tasks),
+        overrides=tuple(args.overrides), nodes=args.nodes, ranks=ranks, gpus=args.gpus_per_node,
+        cpus_per_rank=args.cpus_per_rank, time=args.time, signal=args.signal, requeue=args.requeue,
+        partition=args.partition, container=args.container, sbatch=tuple(args.sbatch), launcher=args.launcher,
+        rendered_by=args.typed, python=args.python or ("python" if args.container else sys.executable),
+    )  # fmt: skip
+    return job, configs
+
+
+def _name(output_dir: str) -> str:
+    return re.sub(r"[^\w.-]", "-", Path(output_dir).name) or "embedfleet"
+
+
+def _sweep(text: str, problems: list[str]) -> list[str]:
+    """section.key=A,B -> [section.key=A, section.key=B]"""
+    key, _, values = text.partition("=")
+    found = [value.strip() for value in _COMMA.split(values)]
+    if not key or not all(found):
+        problems.append(f"--sweep: {text} is not section.key=A,B")
+    if key == "output_dir":
+        problems.append("--sweep: each run of an array gets an output_dir of its own; sweep over something else")
+    return [f"{key}={value}" for value in found]
+
+
+def seconds(limit: str) -> int:
+    """Of a time limit as sbatch takes it: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S. Raises BadInput."""
+    match = _TIME.fullmatch(limit)
+    if not match:
+        raise BadInput(f"--time: {limit} is none of minutes, minutes:seconds, hours:minutes:seconds, days-hours:…")
+    days, *rest = match.groups()
+    parts = [int(part) for part in rest if part is not None]
+    if days is not None:
+        hours, minutes, secs = [*parts, 0, 0][:3]
+        return ((int(days) * 24 + hours) * 60 + minutes) * 60 + secs
+    if len(parts) == 3:
+        return (parts[0] * 60 + parts[1]) * 60 + parts[2]
+    return parts[0] * 60 + (parts[1] if len(parts) == 2 else 0)
+
+
+def submit(script: Path) -> str:
+    """The number of the job. Raises Failed with what sbatch said."""
+    done = subprocess.run(["sbatch", "--parsable", str(script)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Failed(f"sbatch {shlex.quote(str(script))}: {done.stderr.strip()}")
+    number = done.stdout.strip().partition(";")[0]
+    say(f"job {number}; to end it: scancel {number}")
+    return number
+
+
+def follow(number: str, job: Job) -> int:
+    """Shows the states of a job, and of a single one what node 0 says, until it has left the queue; 0 where every run
+    is finished."""
+    shown, log = "", _Tail(Path(f"{job.tasks[0].output_dir.rstrip('/')}-logs") / number / "node-0.out")
+    try:
+        while (state := _state(number)) is not None:
+            if state != shown:
+                say(f"job {number}: {state}")
+                shown = state
+            if len(job.tasks) == 1:
+                log.show()
+            time.sleep(LOOK)
+    except KeyboardInterrupt:
+        say(f"job {number} goes on; to end it: scancel {number}")
+        return 130
+    if len(job.tasks) == 1:
+        log.show()
+    left = [task.output_dir for task in job.tasks if not (Path(task.output_dir) / "final" / MARKER).is_file()]
+    if left:
+        say(f"job {number} ended, but these runs are not finished: {', '.join(left)}; see their -logs folders")
+        return 1
+    say(f"job {number}: finished, {', '.join(task.output_dir for task in job.tasks)}")
+    return 0
+
+
+def _state(number: str) -> str | None:
+    """How many tasks are in which state, or None where the job is in the queue no longer."""
+    done = subprocess.run(["squeue", "-h", "-r", "-j", number, "-o", "%T"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        return None if "Invalid job id" in done.stderr else f"squeue: {done.stderr.strip()}"
+    states = done.stdout.split()
+    if not states:
+        return None
+    counts = {state: states.count(state) for state in sorted(set(states))}
+    return ", ".join(state if len(states) == 1 else f"{count} {state}" for state, count in counts.items())
+
+
+class _Tail:
+    """Shows what is new in a file, which need not be there yet."""
+
+    def __init__(self, path: Path):
+        self.path, self.offset = path, 0
+
+    def show(self) -> None:
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                new = file.read()
+        except FileNotFoundError:
+            return
+        self.offset += len(new)
+        sys.stderr.write(new.decode("utf-8", "replace"))
+        sys.stderr.flush()

@@ -1,0 +1,92 @@
+"""Definitions of this subject."""
+
+import json
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from data_prep.common.errors import BadInput, nearest
+from trainer.config.sections import RunConfig
+from trainer.config.yaml_reader import override, read_values
+
+
+def _known_path(loc: tuple) -> tuple[tuple, type[BaseModel]]:
+    """The part of a pydantic location that names keys (indices and union branches follow it), and its section."""
+    section: type[BaseModel] = RunConfig
+    depth = 0
+    while True:
+        field = section.model_fields.get(loc[depth])
+        inner, by_name = _section_in(field.annotation) if field else (None, False)
+        depth += 2 if by_name else 1
+        if inner is None or depth >= len(loc):
+            return loc[:depth], section
+        section = inner
+
+
+def _section_in(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
+    """The kind of section that a field holds, and whether it holds one under each of the names that a user chose."""
+    parts = [part for part in (annotation, *get_args(annotation)) if get_origin(part) is None]
+    inner = next((part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)), None)
+    return inner, inner is not None and get_origin(annotation) is dict
+
+
+def _problem(error: dict, where: str, lines: dict[tuple, int | str]) -> tuple[str, str]:
+    """(key, one line for people) of a pydantic error."""
+    path, section = _known_path(error["loc"])
+    line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), None)
+    place = line if isinstance(line, str) else f"{where}:{line}" if line else where
+    key = ".".join(map(str, path))
+    if error["type"] == "extra_forbidden":
+        known = section.model_fields
+        return key, f"{place}: unknown key {key!r}.{nearest(str(path[-1]), known)} Known here: {', '.join(known)}"
+    if error["type"] == "missing" and path == error["loc"]:
+        return key, f"{place}: key {key!r} is missing"
+    given = json.dumps(error["input"], default=str, ensure_ascii=False)
+    if error["type"] == "model_type":
+        return key, f"{place}: {key} is a section: write {key}: {{key: value}} (given: {given[:80]})"
+    text = error["msg"].removeprefix("Value error, ")
+    return key, f"{place}: {key}: {text[0].lower()}{text[1:]} (given: {given[:80]})"
+
+
+def load_config(path: str | Path, overrides: list[str] | tuple = ()) -> RunConfig:
+    """Reads a run file (.yaml, .yml or .json) and `section.key=value` overrides.
+
+    Raises BadInput with every problem found: file, line, key and the nearest known key.
+    """
+    path = Path(path)
+    if path.suffix not in (".yaml", ".yml", ".json"):
+        raise BadInput(f"{path}: a run file ends in .yaml, .yml or .json")
+    values, lines = read_values(path, RunConfig.model_fields)
+    problems = [problem for text in overrides if (problem := override(values, text))]
+    for text in overrides:  # a problem with these is not the file's
+        lines[tuple(text.partition("=")[0].split("."))] = f"override {text}"
+    return parse_config(values, str(path), lines, problems)
+
+
+def parse_config(
+    values: dict, where: str, lines: dict[tuple, int | str] | None = None, problems: list[str] | None = None
+):
+    """Validates nested values into a RunConfig; `where` names their origin in messages."""
+    problems = problems if problems is not None else []
+    try:
+        config = RunConfig.model_validate(values, strict=False)
+    except ValidationError as error:
+        # A failed union reports every branch: a reader can use one line per key, of the branch that went deepest.
+        unique: dict[str, tuple[int, str]] = {}
+        for entry in error.errors():
+            key, line = _problem(entry, where, lines or {})
+            if key not in unique or unique[key][0] < len(entry["loc"]):
+                unique[key] = len(entry["loc"]), line
+        raise BadInput(problems + [line for _, line in unique.values()]) from None
+    if not all(0 <= beta < 1 for beta in config.optim.betas):
+        problems.append(f"{where}: optim.betas must lie in [0, 1) (given: {list(config.optim.betas)})")
+    if problems:
+        raise BadInput(problems)
+    return config
+
+
+def parse_section(name: str, values: dict, where: str):
+    """One section of the run file from plain values, e.g. a command's flags. Raises BadInput like load_config."""
+    whole = {"output_dir": "unused", "model": {"path": "unused"}, "data": {"train": "unused"}, name: values}
+    return getattr(parse_config(whole, where), name)

@@ -1,0 +1,250 @@
+"""The run file: every fact that decides what is learnt. Topology is the launcher's. Never imports torch."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+
+from data_prep.common.errors import nearest
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, values: Any) -> Any:
+        """`epochs: yes` would be read as 1: YAML's truth values are numbers to Python."""
+        if isinstance(values, dict):
+            for key, value in values.items():
+                field = cls.model_fields.get(key)
+                if isinstance(value, bool) and field and not _may_be_bool(field.annotation):
+                    raise ValueError(f"{key} is {str(value).lower()}, which is no number or text")
+        return values
+
+
+def _may_be_bool(annotation: Any) -> bool:
+    return bool in (annotation, *getattr(annotation, "__args__", ()))
+
+
+class LoraConfig(Section):
+    """Adapters (Hu et al. 2021, arXiv:2106.09685): W + s B A, with A (r, in), B (out, r) and s = alpha / r.
+
+    targets: linear layers by name; None takes those of the family, see families.py. rslora: s = alpha / sqrt(r)
+    (Kalajdzievski 2023, arXiv:2312.03732). dora: the norms of W's rows are trained apart (Liu et al. 2024,
+    arXiv:2402.09353). start: an adapter folder to go on from; it says r, alpha, targets, rslora and dora.
+    """
+
+    r: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: list[str] | Literal["all-linear"] | None = None
+    rslora: bool = False
+    dora: bool = False
+    start: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_stated(self, plain):
+        """What the adapter decides is not recorded: defaults would contradict it when the record is run again."""
+        decided = ("r", "alpha", "targets", "rslora", "dora") if self.start else ()
+        return {key: value for key, value in plain(self).items() if key not in decided}
+
+
+class FreezeConfig(Section):
+    """Parts that full fine-tuning leaves as they are: the embeddings, and the first `layers` transformer blocks."""
+
+    embeddings: bool = False
+    layers: int = Field(0, ge=0)
+
+
+class ModelConfig(Section):
+    """What embeds, and which part of it is trained. None means: what the model folder's own files say."""
+
+    path: str = Field(min_length=1)
+    tokenizer: str | None = None  # folder or hub id; None: that of `path`
+    pooling: Literal["mean", "cls", "last", "weighted_mean"] | None = None
+    normalize: bool | None = None
+    query_prompt: str | None = None
+    passage_prompt: str | None = None
+    query_max_len: int | None = Field(None, ge=4)
+    passage_max_len: int | None = Field(None, ge=4)
+    append_eos: bool = False  # also where the tokenizer does not by itself
+    bidirectional: bool | None = None  # a decoder's tokens see those behind them too
+    dropout: Literal[0, "model"] = 0  # "model": as the folder was trained
+    trust_remote_code: bool = False
+    finetune: Literal["full", "lora", "qlora"] = "full"
+    lora: LoraConfig = LoraConfig()
+    quantization_bits: Literal[4, 8] | None = None  # of qlora's base; None: 4
+    freeze: FreezeConfig = FreezeConfig()
+
+    @property
+    def bits(self) -> int | None:
+        """What the base is quantised to; None: not at all."""
+        return (self.quantization_bits or 4) if self.finetune == "qlora" else None
+
+    @model_validator(mode="after")
+    def _sections_that_count(self):
+        if self.finetune == "full" and self.lora != LoraConfig():
+            raise ValueError("lora: is set, but finetune is full; set finetune to lora or qlora, or leave lora out")
+        if self.finetune != "qlora" and self.quantization_bits:
+            raise ValueError(f"quantization_bits: is set, but finetune is {self.finetune}; only qlora quantises")
+        if isinstance(self.lora.targets, list) and not self.lora.targets:
+            raise ValueError("lora.targets: is empty; name linear layers, or all-linear")
+        return self
+
+
+class DataConfig(Section):
+    """What is read. eval: a shard folder or a retrieval set; None takes the eval split of `train`, if there is one."""
+
+    train: str = Field(min_length=1)
+    eval: str | None = None
+    general: str | None = None  # a set beside the domain's, to see what is forgotten
+    max_hard_negatives: int | None = Field(None, ge=0)  # per row; None takes all
+    last_batch: Literal["keep", "drop"] = "keep"
+    mixing: Literal["proportional", "temperature", "round_robin"] = "proportional"  # of sources; a batch is of one
+    allow: list[Literal["leakage", "positives_as_negatives"]] = []  # what the gate finds and does not refuse
+    mixing_temperature: float = Field(2.0, gt=0)  # "temperature" takes a source in proportion to rows ** (1 / this)
+
+
+LOSSES = ("infonce", "cosine", "cosent", "kl", "margin_mse")
+NEEDS_SCORES, NEEDS_TEACHER = ("cosine", "cosent"), ("kl", "margin_mse")
+
+
+class LossConfig(Section):
+    """What is minimised, over the whole global batch: one loss, or several with weights. See trainer/loss/functions.py.
+
+    name: one of LOSSES or `package.module:function`, or {name: weight, …}. directions: what InfoNCE compares.
+    """
+
+    name: str | dict[str, float] = "infonce"
+    directions: Literal["query_to_doc", "symmetric", "gte"] = "query_to_doc"
+    temperature: float = Field(0.05, gt=0)  # of infonce, cosent and kl's student
+    temperature_lr: float | None = Field(None, gt=0)  # None: fixed
+    teacher_temperature: float = Field(1.0, gt=0)
+    negatives: Literal["batch", "device"] = "batch"
+    mask_duplicates: bool = True
+    mask_margin: float | None = Field(None, ge=0)  # documents scored above positive - margin are no negatives
+    mask_ratio: float | None = Field(None, gt=0)  # … above positive * ratio
+    matryoshka: list[int] | dict[int, float] | None = None  # sizes of embeddings, with weights if a mapping
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """Weight by name of every loss."""
+        return {self.name: 1.0} if isinstance(self.name, str) else self.name
+
+    @property
+    def dims(self) -> list[tuple[int | None, float]]:
+        """(size, weight) of every size of embeddings that is trained, largest first; None: as the model makes it."""
+        if not self.matryoshka:
+            return [(None, 1.0)]
+        weights = self.matryoshka if isinstance(self.matryoshka, dict) else dict.fromkeys(self.matryoshka, 1.0)
+        return sorted(weights.items(), reverse=True)
+
+    @model_validator(mode="after")
+    def _names_and_weights(self):
+        unknown = [name for name in self.terms if name not in LOSSES and not _FUNCTION.fullmatch(name)]
+        if unknown or not self.terms:
+            wrong = unknown[0] if unknown else "{}"
+            known = f"{', '.join(LOSSES)} or package.module:function"
+            raise ValueError(f"name {wrong!r} is no loss.{nearest(wrong, LOSSES)} Known are {known}")
+        if any(weight <= 0 for weight in self.terms.values()):
+            raise ValueError("name: every weight must be above 0")
+        if any((dim is not None and dim < 1) or weight <= 0 for dim, weight in self.dims):
+            raise ValueError("matryoshka: sizes and weights must be above 0")
+        return self
+
+
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+class OptimConfig(Section):
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101); biases and norms take no weight decay.
+
+    name: adamw, or adamw_8bit, whose moments take a quarter of the memory (Dettmers et al. 2022, arXiv:2110.02861).
+    """
+
+    name: Literal["adamw", "adamw_8bit"] = "adamw"
+    lr: float = Field(2e-5, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_ratio: float = Field(0.1, ge=0, le=1)
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    ema: float | None = Field(None, gt=0, lt=1)  # decay of an average of the weights: what is evaluated, and final/
+
+
+class TrainConfig(Section):
+    """batch_size is global: rows per optimizer step over all ranks. micro_batch_tokens is the memory knob, per rank."""
+
+    batch_size: int = Field(64, ge=2)
+    epochs: int = Field(1, ge=1)
+    max_steps: int | None = Field(None, ge=1)
+    steps_per_epoch: int | None = Field(None, ge=1)  # None: a whole pass; fewer cut it, and the next epoch goes on
+    micro_batch_tokens: Annotated[int, Field(ge=64)] | Literal["auto"] = "auto"
+    gradient_checkpointing: bool = False  # blocks keep their input only; the rest is made again in the backward pass
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    device: Literal["auto", "cpu", "mps", "cuda"] = "auto"
+    seed: int = Field(0, ge=0)
+    log_every: int = Field(10, ge=1)  # lines on the screen; logs.jsonl holds every step
+    timeout_minutes: float = Field(30.0, gt=0)  # how long a rank waits for another before the run fails
+    max_skipped_steps: int = Field(25, ge=1)  # in a row; fp16 finds its loss scale in fewer
+
+
+class CheckpointConfig(Section):
+    """When to write checkpoints beside those at the ends of epochs, and how many to keep (None: all)."""
+
+    every_steps: int | None = Field(None, ge=1)
+    every_minutes: float | None = Field(None, gt=0)
+    keep_steps: int | None = Field(2, ge=1)  # of checkpoint-step-N
+    keep_epochs: int | None = Field(None, ge=1)  # of checkpoint-epoch-N
+
+
+class WatchConfig(Section):
+    """What is looked at when epochs end. metric: of data.eval (nDCG@10 …), SOURCE/metric, general/metric or train_loss.
+
+    patience: epochs without a value that is better by more than min_delta, after which the run ends. keep_best: the
+    model of the best epoch stays in best/. tolerance: of a fall on data.general (by nDCG@10 beside train_loss),
+    and of a rise of the train rows' similarities while the metric falls, before there is a warning.
+    """
+
+    metric: str = "nDCG@10"
+    patience: int | None = Field(None, ge=1)
+    min_delta: float = Field(0.0, ge=0)
+    keep_best: bool = False
+    tolerance: float = Field(0.02, gt=0)
+
+
+class SourceConfig(Section):
+    """What differs for the rows of one source. None: as the run file says for all."""
+
+    loss: LossConfig | None = None
+    eval: str | None = None  # evaluated beside data.eval
+
+
+class RunConfig(Section):
+    output_dir: str = Field(min_length=1)
+    model: ModelConfig
+    data: DataConfig
+    loss: LossConfig = LossConfig()
+    sources: dict[str, SourceConfig] = {}  # by the names in the shards' manifest
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    watch: WatchConfig = WatchConfig()
+    run_name: str | None = None  # on Weights & Biases
+
+    @property
+    def losses(self) -> dict[str, LossConfig]:
+        """Every loss section by its key."""
+        own = {f"sources.{name}.loss": source.loss for name, source in self.sources.items() if source.loss}
+        return {"loss": self.loss} | own
+
+    def loss_of(self, source: str) -> LossConfig:
+        """The loss of a source's rows."""
+        own = self.sources.get(source)
+        return own.loss if own and own.loss else self.loss
+
+
+TRAIN_LOSS = "train_loss"
+GENERAL = "general"  # name of data.general among the evaluation sets

@@ -1,0 +1,96 @@
+"""Reading a run file and its overrides: nested values, and the line that each key stands on. Never imports torch."""
+
+import json
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_prep.common.errors import BadInput
+
+
+class Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-4 as a float (YAML 1.2) and refuses a key given twice."""
+
+    def construct_mapping(self, node, deep=False):
+        seen: dict[Any, int] = {}
+        self.flatten_mapping(node)  # merge keys (<<)
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: a key must be a plain word")
+            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if key in seen:
+                raise yaml.YAMLError(f"line {line}: key {key!r} stands here and on line {seen[key]}; keep one")
+            seen[key] = line
+        return super().construct_mapping(node, deep)
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def lines_of(node: yaml.Node | None, prefix: tuple = ()) -> dict[tuple, int | str]:
+    """Key path -> line of the run file, so that a problem can say where it stands."""
+    found: dict[tuple, int | str] = {}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            path = (*prefix, key.value)
+            found[path] = key.start_mark.line + 1
+            found |= lines_of(value, path)
+    return found
+
+
+def read_values(path: Path, known: Iterable[str]) -> tuple[dict, dict[tuple, int | str]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such run file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: cannot be read ({error})") from None
+    lines: dict[tuple, int | str] = {}
+    try:
+        if path.suffix == ".json":
+            values = json.loads(text, object_pairs_hook=_unique)
+            with suppress(yaml.YAMLError):  # most JSON is YAML: good enough to find lines
+                lines = lines_of(yaml.compose(text, Loader=Loader))
+        else:
+            values = yaml.load(text, Loader=Loader)  # a SafeLoader
+            lines = lines_of(yaml.compose(text, Loader=Loader))
+    except (yaml.YAMLError, ValueError) as error:
+        raise BadInput(f"{path}: not valid {'JSON' if path.suffix == '.json' else 'YAML'}: {error}") from None
+    if not isinstance(values, dict):
+        raise BadInput(f"{path}: must be a mapping with the keys {', '.join(known)}")
+    return {key: {} if value is None else value for key, value in values.items()}, lines  # `train:` left empty
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"key {twice!r} stands twice; keep one")
+    return values
+
+
+def override(values: dict, text: str) -> str | None:
+    """Sets one key=value in place; returns a problem or None."""
+    key, sep, raw = text.partition("=")
+    if not sep or not key:
+        return f"{text!r}: an override is written key=value, e.g. optim.lr=1e-4"
+    try:
+        value = yaml.load(raw, Loader=Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        return f"{text!r}: the value is not valid YAML ({error})"
+    if isinstance(value, dict | list) and not raw.lstrip().startswith(("{", "[")):
+        value = raw  # a prompt such as "query: ", which the shell has taken the quotes from
+    *parents, last = key.split(".")
+    node = values
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            return f"{text!r}: {parent} is not a section of the run file"
+    node[last] = value
+    return None

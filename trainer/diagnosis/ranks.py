@@ -1,0 +1,201 @@
+"""What ranks can only find out together: `python -m launch doctor --config RUN.yaml` starts this on every node.
+
+Takes the trainer's flags, trains nothing. Rank 0 prints one line per finding on stdout; exit code 1 where one is wrong.
+"""
+
+import socket
+import statistics
+import sys
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import torch
+
+from data_prep.common.console import result
+from trainer.config.imports import check_packages
+from trainer.config.loading import load_config
+from trainer.config.sections import RunConfig
+from trainer.diagnosis.findings import Finding, disk, shown
+from trainer.distributed.collectives import World
+from trainer.engine.agreement import Disagreement, check_agreement, facts_of
+from trainer.engine.start import Runtime, process_group, start
+from trainer.frontends.command_line import fail, parser
+
+ROUNDS = 9
+SMALL, LARGE = 1, 1 << 22  # fp32 numbers: for the latency, and 16 MiB for the bandwidth
+SKEW_SECONDS = 1.0
+SEEN_SECONDS = 5.0  # a network file system may show a new file late
+
+
+def diagnose(config: RunConfig, run_file: str, engine: str | None, processes: int | None) -> bool:
+    """Prints the findings; whether all is well. Collective: one call per rank. Raises BadInput for another world than
+    the planned one."""
+    runtime = start(config, run_file, engine, processes)
+    with process_group(runtime):
+        found = [_ranks(runtime), *_agree(runtime.world, config), _names(runtime.world), _skew(runtime.world)]
+        found += [_shared(runtime.world, Path(config.output_dir)), *_resources(runtime.world, config)]
+        found += _network(runtime)
+        if runtime.is_main:
+            for finding in found:
+                result(shown(finding))
+        return all(finding.level != "FAIL" for finding in found)
+
+
+def _ranks(runtime: Runtime) -> Finding:
+    """start() has held the world against the plan already."""
+    backend = torch.distributed.get_backend() if torch.distributed.is_initialized() else "none"
+    places = runtime.world.gather_objects(socket.gethostname())
+    nodes = {name: places.count(name) for name in dict.fromkeys(places)}
+    where = ", ".join(f"{count} on {name}" for name, count in nodes.items())
+    text = (
+        f"{runtime.world.size} seen as planned ({where}), {runtime.engine} on {runtime.device.type}, backend {backend}"
+    )
+    return Finding("ok", "ranks", text)
+
+
+def _agree(world: World, config: RunConfig) -> list[Finding]:
+    try:
+        check_agreement(world, facts_of(config))
+    except Disagreement as error:
+        return [Finding("FAIL", "agreement", problem) for problem in error.problems[:-1]]
+    return [Finding("ok", "agreement", "every rank has the same run file, data, model folder, code and versions")]
+
+
+def _names(world: World) -> Finding:
+    """Without GLOO_SOCKET_IFNAME gloo takes the network card that the host's own name leads to."""
+    try:
+        mine = socket.gethostname(), socket.gethostbyname(socket.gethostname())
+    except OSError:
+        mine = socket.gethostname(), None
+    found = dict(world.gather_objects(mine))
+    lost = sorted(name for name, address in found.items() if address is None)
+    inward = sorted(
+        name for name, address in found.items() if address and address.startswith("127.") and len(found) > 1
+    )
+    if lost or inward:
+        what = [f"{name} does not resolve" for name in lost] + [f"{name} is a loopback address" for name in inward]
+        mend = (
+            "enter the addresses in /etc/hosts; `launch run` sets GLOO_SOCKET_IFNAME by itself, other launchers do not"
+        )
+        return Finding("warn", "host names", "on the host itself " + ", ".join(what), mend)
+    return Finding("ok", "host names", ", ".join(f"{name} is {address}" for name, address in sorted(found.items())))
+
+
+def _skew(world: World) -> Finding:
+    """Clocks are read as the ranks leave a barrier; the smallest of the differences of several rounds."""
+    readings = []
+    for _ in range(ROUNDS):
+        world.barrier()
+        readings.append(world.gather_objects(time.time()))
+    offsets = [statistics.median(one[rank] - one[0] for one in readings) for rank in range(world.size)]
+    worst = max(range(world.size), key=lambda rank: abs(offsets[rank]))
+    text = f"rank {worst} is {offsets[worst]:+.3f} s off rank 0" if world.size > 1 else "one rank"
+    if abs(offsets[worst]) > SKEW_SECONDS:
+        return Finding(
+            "warn", "clocks", text, "set the clocks by NTP: the times in logs of several nodes do not compare"
+        )
+    return Finding("ok", "clocks", f"{text}, the most of all")
+
+
+def _shared(world: World, run_dir: Path) -> Finding:
+    """Whether what a rank writes beside the run folder is there for the others: all of them read checkpoints."""
+    place = world.from_first(str(_existing(run_dir.absolute())))
+    folder = Path(place) / f".embedfleet-doctor-{world.from_first(uuid.uuid4().hex)}"
+    try:
+        folder.mkdir(parents=False, exist_ok=True)
+        (folder / str(world.rank)).write_text("here")
+        wrote = True
+    except OSError:
+        wrote = False
+    written = world.gather_objects(wrote)
+    expected, end = {str(rank) for rank, done in enumerate(written) if done}, time.monotonic() + SEEN_SECONDS
+    while not (seen := expected <= _listed(folder)) and time.monotonic() < end:
+        time.sleep(0.1)
+    saw = world.gather_objects(seen)
+    for name in _listed(folder):
+        (folder / name).unlink(missing_ok=True)
+    world.barrier()
+    if folder.is_dir():  # the last one finds it gone
+        with suppress(OSError):
+            folder.rmdir()
+    refused = [str(rank) for rank, done in enumerate(written) if not done]
+    blind = [str(rank) for rank, done in enumerate(saw) if not done]
+    if refused:
+        return Finding("FAIL", "shared files", f"rank(s) {', '.join(refused)} cannot write into {place}",
+                       "mount it on every node, writable, or set output_dir to a folder that is")  # fmt: skip
+    if blind:
+        return Finding("FAIL", "shared files", f"rank(s) {', '.join(blind)} do not see what others wrote into {place}",
+                       "set output_dir to a folder on a file system that all nodes share")  # fmt: skip
+    return Finding("ok", "shared files", f"every rank sees what every other wrote into {place}")
+
+
+def _existing(path: Path) -> Path:
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
+
+
+def _listed(folder: Path) -> set[str]:
+    try:
+        return {entry.name for entry in folder.iterdir()}
+    except OSError:
+        return set()
+
+
+def _resources(world: World, config: RunConfig) -> list[Finding]:
+    """Memory of the node that has least, and the disk."""
+    free = world.gather_objects((psutil.virtual_memory().available, socket.gethostname()))
+    least, name = min(free)
+    found = [Finding("ok", "memory", f"{least / 2**30:.1f} GiB free on {name}, the least of all nodes")]
+    on_disk = world.gather_objects(disk(Path(config.output_dir), config.model.path))
+    worst = next((finding for finding in on_disk if finding.level != "ok"), on_disk[0])
+    return [*found, worst]
+
+
+def _network(runtime: Runtime) -> list[Finding]:
+    """Times of the collectives that training makes."""
+    world = runtime.world
+    if world.size == 1:
+        return []
+    counts = [LARGE // world.size] * world.size
+    small = torch.zeros(SMALL, device=runtime.device)
+    large = torch.zeros(LARGE, device=runtime.device)
+    part = torch.zeros(counts[0], device=runtime.device)
+    latency = _seconds(world, lambda: world.sum_flat([small], 1))
+    reduced = _seconds(world, lambda: world.sum_flat([large], 1))
+    gathered = _seconds(world, lambda: world.gather_rows(part, counts))
+    size = large.numel() * large.element_size() / 1e6
+    return [
+        Finding("ok", "latency", f"{latency * 1e3:.2f} ms for an all-reduce of one number"),
+        Finding("ok", "bandwidth", f"all-reduce {size / reduced:.0f} MB/s, all-gather {size / gathered:.0f} MB/s "
+                f"(of {size:.0f} MB)"),
+    ]  # fmt: skip
+
+
+def _seconds(world: World, call) -> float:
+    """The median over rounds of what the slowest rank took."""
+    call()  # connections are made by the first
+    taken = []
+    for _ in range(ROUNDS):
+        world.barrier()
+        began = time.perf_counter()
+        call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        taken.append(max(world.gather_objects(time.perf_counter() - began)))
+    return statistics.median(taken)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_intermixed_args(argv)
+    try:
+        check_packages()
+        config = load_config(args.config, args.overrides)
+        return 0 if diagnose(config, args.config, args.engine, args.processes) else 1
+    except (Exception, KeyboardInterrupt) as error:
+        return fail(error, getattr(error, "on_every_rank", False))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

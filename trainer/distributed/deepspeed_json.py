@@ -1,0 +1,76 @@
+"""Definitions of this subject."""
+
+import importlib.metadata
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from packaging.version import Version
+
+from data_prep.common.errors import BadInput
+
+OFFLOAD = ("offload_optimizer", "offload_param")  # of zero_optimization: what lies in the host's memory
+# Older ZeRO-1/2 with optimizer offload kept only the last chunk's gradient (DeepSpeed issue 7981).
+OLDEST_DEEPSPEED = Version("0.19.8")
+
+
+def zero_engine(zero: Mapping) -> str | None:
+    """Which engine the zero_optimization of a DeepSpeed JSON describes; one of none of ours has no such name either."""
+    kept_by_host = any(zero.get(what, {}).get("device", "none") != "none" for what in OFFLOAD)
+    return f"zero{zero['stage']}{'_offload' if kept_by_host else ''}" if zero.get("stage") else None
+
+
+def read_ds_json(name: str) -> dict:
+    """A DeepSpeed JSON by path; a path that does not exist is looked up by its file name in our own ds_configs/.
+
+    Accelerate resolves it against the working folder, which fails from any other folder.
+    """
+    import json
+
+    own = config_folder("ds_configs") / Path(name).name
+    path = Path(name) if Path(name).is_file() else own
+    if not path.is_file():
+        known = ", ".join(sorted(p.name for p in own.parent.glob("*.json")))
+        raise BadInput(f"{name}: no such DeepSpeed config. embedfleet ships: {known}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: not a readable DeepSpeed JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise BadInput(f"{path}: not a JSON object")
+    return values
+
+
+def check_deepspeed(device: str) -> None:
+    """Raises BadInput where ZeRO cannot run on cpu or cuda: no DeepSpeed, one that loses gradients, no compiler."""
+    try:
+        version = Version(importlib.metadata.version("deepspeed"))
+    except importlib.metadata.PackageNotFoundError:
+        raise BadInput("ZeRO needs DeepSpeed, which is not installed: pip install 'embedfleet[deepspeed]'") from None
+    if version < OLDEST_DEEPSPEED:
+        raise BadInput(
+            f"DeepSpeed {version} can lose gradients of chunks (issue 7981): install {OLDEST_DEEPSPEED} or newer"
+        )
+    if device != "cpu":
+        return
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise BadInput(
+            "ZeRO on a CPU compiles a small operator on first use and needs a C++ compiler: install g++ "
+            "(or name one in CXX), or use --engine ddp, which needs none"
+        )
+    if ninja() is None:
+        raise BadInput("ZeRO on a CPU compiles a small operator on first use and needs ninja: pip install ninja")
+
+
+def ninja() -> str | None:
+    """Where it is. It comes with the deepspeed extra, beside the interpreter, and that one goes first, activated or
+    not: another version of ninja would compile everything again, and the first one again after it."""
+    beside = Path(sys.executable).with_name("ninja")
+    return str(beside) if beside.exists() else shutil.which("ninja")
+
+
+def config_folder(name: str) -> Path:
+    """Where `accelerate_configs` or `ds_configs` are installed (both ship beside this package)."""
+    return Path(__file__).resolve().parent.parent / name

@@ -1,0 +1,207 @@
+"""What world was asked for, and whether it came up: several launch paths fall back silently. Never imports torch."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import yaml
+
+from data_prep.common.errors import BadInput
+from trainer.distributed.deepspeed_json import config_folder, read_ds_json, zero_engine
+from trainer.distributed.engines import ENGINES, ONE_PROCESS, ZERO
+
+# what starts tasks without making them ranks -> the variable in which each finds how many there are
+TASKS = {"srun": "SLURM_STEP_NUM_TASKS", "mpirun": "OMPI_COMM_WORLD_SIZE", "mpiexec": "PMI_SIZE"}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One place that says what world this run should be. None: it says nothing about that."""
+
+    by: str
+    processes: int | None = None
+    engine: str | None = None
+
+
+def claims(engine: str | None, processes: int | None, environ: Mapping[str, str] | None = None) -> list[Claim]:
+    """Every statement about the planned world: our own flags, the launcher's environment, the launcher's command."""
+    environ = os.environ if environ is None else environ
+    found = []
+    if engine or processes:
+        found.append(Claim("the flags --engine/--processes", processes, engine))
+    if "WORLD_SIZE" in environ:
+        found.append(Claim("WORLD_SIZE in the environment", int(environ["WORLD_SIZE"])))
+    else:  # no launcher between: the tasks know nothing of each other
+        tasks = {by: int(environ[name]) for by, name in TASKS.items() if environ.get(name, "1") != "1"}
+        found += [Claim(by, count) for by, count in tasks.items()]
+    for command in _ancestor_commands():
+        claim = accelerate_claim(command)
+        if claim:
+            found.append(claim)
+            break
+    return found
+
+
+def fewer_nodes(processes: int, environ: Mapping[str, str] | None = None) -> list[str]:
+    """A line where an elastic torchrun (--nnodes MIN:MAX) went on with fewer nodes than it may have."""
+    environ = os.environ if environ is None else environ
+    for command in _ancestor_commands():
+        most = most_nodes(command, environ)
+        wanted = most * int(environ.get("LOCAL_WORLD_SIZE", "1"))
+        if processes < wanted:
+            return [
+                f"torchrun went on without all of its {most} nodes: {processes} of {wanted} processes train, each on a "
+                f"larger part of the same global batch; --nnodes {most} waits for all, and --processes {wanted} behind "
+                "trainer refuses fewer"
+            ]
+    return []
+
+
+def most_nodes(command: list[str], environ: Mapping[str, str]) -> int:
+    """MAX of torchrun's --nnodes MIN:MAX; 0 for any other command."""
+    if not {"torchrun", "torch.distributed.run"} & {Path(part).name for part in command}:
+        return 0
+    spread = " ".join(command).replace("=", " ").split()
+    given = dict(pairwise(spread)).get("--nnodes") or environ.get("PET_NNODES", "")
+    most = given.rpartition(":")[2] if ":" in given else ""
+    return int(most) if most.isdigit() else 0
+
+
+def _ancestor_commands() -> list[list[str]]:
+    import psutil
+
+    commands = []
+    for process in psutil.Process().parents():
+        try:
+            commands.append(process.cmdline())
+        except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return commands
+
+
+def accelerate_claim(command: list[str]) -> Claim | None:
+    """What an `accelerate launch …` command line asks for; None when the command is something else.
+
+    Accelerate's simple launcher (MULTI_CPU, --cpu) tells its one child nothing of --num_processes, so the command
+    line of the parent is the only witness.
+    """
+    options = _accelerate_options(command)
+    if options is None:
+        return None
+    config = _launch_yaml(options.get("config_file"))
+    kind = str(config.get("distributed_type", "NO")).upper()
+    processes = int(options.get("num_processes") or config.get("num_processes") or 0) or None
+    machines = int(options.get("num_machines") or config.get("num_machines") or 1)
+    if processes is None and machines > 1:
+        processes = machines
+    engine = None
+    if kind == "DEEPSPEED" or "use_deepspeed" in options:
+        engine = _zero_stage(options, config)
+    elif kind not in ("NO", "MULTI_GPU", "MULTI_CPU") or "use_fsdp" in options:
+        engine = "fsdp" if "use_fsdp" in options else kind.lower()  # none of ours: check_world refuses it
+    elif (kind.startswith("MULTI_") or "multi_gpu" in options) and processes not in (None, 1):
+        engine = "ddp"
+    elif _is_ours(options.get("config_file")):  # a device that is missing would be replaced by another
+        engine = Path(options["config_file"]).stem
+    return Claim("the command `accelerate launch`", processes, engine)
+
+
+def _accelerate_options(command: list[str]) -> dict[str, str] | None:
+    names = [Path(part).name for part in command]
+    if "accelerate" in names and "launch" in names[names.index("accelerate") :]:
+        rest = command[names.index("launch", names.index("accelerate")) + 1 :]
+    elif "accelerate.commands.launch" in names or "accelerate-launch" in names:
+        name = "accelerate-launch" if "accelerate-launch" in names else "accelerate.commands.launch"
+        rest = command[names.index(name) + 1 :]
+    else:
+        return None
+    options: dict[str, str] = {}
+    i = 0
+    while i < len(rest) and rest[i].startswith("--") and rest[i] not in ("--module",):
+        name, _, value = rest[i].removeprefix("--").partition("=")
+        if not value and i + 1 < len(rest) and not rest[i + 1].startswith("-") and name not in _SWITCHES:
+            i += 1
+            value = rest[i]
+        options[name.replace("-", "_")] = value
+        i += 1
+    return options
+
+
+_SWITCHES = ("cpu", "multi_gpu", "use_deepspeed", "use_fsdp", "quiet", "debug", "same_network", "no_python", "tpu")
+
+
+def _launch_yaml(path: str | None) -> dict:
+    """The accelerate YAML, or the user's default one where no file was named; {} where there is none."""
+    if path is None:
+        home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+        path = str(home / "accelerate" / "default_config.yaml")
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return {}  # accelerate itself reports an unreadable file
+    return values if isinstance(values, dict) else {}
+
+
+def _is_ours(yaml_file: str | None) -> bool:
+    """Whether it is the accelerate YAML of one of our engines of one process."""
+    if yaml_file is None or Path(yaml_file).stem not in ONE_PROCESS:
+        return False
+    return Path(yaml_file).resolve().parent == config_folder("accelerate_configs")
+
+
+def _zero_stage(options: Mapping[str, str], config: Mapping) -> str | None:
+    section = config.get("deepspeed_config") or {}
+    name = options.get("deepspeed_config_file") or section.get("deepspeed_config_file")
+    if name:
+        try:
+            values = read_ds_json(name)
+        except BadInput:
+            return None  # the runtime reports it with its own words
+        return zero_engine(values.get("zero_optimization", {}))
+    stage = options.get("zero_stage") or section.get("zero_stage")
+    return f"zero{stage}" if stage else None
+
+
+class OtherWorld(BadInput):
+    """The world is not the planned one; every rank finds out for itself, with the same words."""
+
+    on_every_rank = True
+
+
+def check_world(actual_processes: int, actual_engine: str, planned: list[Claim], run_file: str) -> None:
+    """Raises BadInput, naming what to run instead, unless the world that came up is the planned one."""
+    problems = []
+    for claim in planned:
+        if claim.processes and claim.processes != actual_processes:
+            problems.append(f"{claim.by} asked for {claim.processes} process(es), the world has {actual_processes}")
+        alone = claim.engine == "ddp" and claim.processes == 1 == actual_processes  # data parallelism of one
+        if claim.engine and claim.engine != actual_engine and not alone:
+            problems.append(f"{claim.by} asked for engine {claim.engine}, the engine is {actual_engine}")
+    if not problems:
+        return
+    processes = max((c.processes for c in planned if c.processes), default=actual_processes)
+    default = "ddp" if processes > 1 else "auto"
+    engine = next((c.engine for c in planned if c.engine in ENGINES), default)
+    if engine in ONE_PROCESS and processes > 1:  # asked for both, which cannot be: keep the number
+        engine = "ddp"
+    count = f" --processes {processes}" if processes > 1 else ""
+    raise OtherWorld(
+        "the world that came up is not the one that was planned: "
+        + "; ".join(problems)
+        + ". Nothing was trained. "
+        + _why(actual_processes, actual_engine, engine)
+        + f"Run instead: python -m launch run --config {run_file} --engine {engine}{count}"
+    )
+
+
+def _why(processes: int, actual: str, engine: str) -> str:
+    if engine in ZERO and actual not in ZERO:
+        return "Accelerate drops DeepSpeed silently where it is told to use the CPU (--cpu, use_cpu or its variable). "
+    if processes == 1:
+        return (
+            "Processes without a common process group each train alone: the tasks of srun or mpirun (on SLURM: python "
+            "-m launch slurm), and the one that accelerate starts for MULTI_CPU or --cpu without an MPI hostfile. "
+        )
+    return ""

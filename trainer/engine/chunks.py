@@ -1,0 +1,42 @@
+"""Definitions of this subject."""
+
+import torch
+from torch import Tensor
+
+CHUNK_TOKENS = {"cpu": 2048, "mps": 8192, "cuda": 32768}  # per forward pass: what the caches like
+
+
+def make_chunks(lengths: list[int], budget: int, packed: bool) -> list[list[int]]:
+    """Indices of texts, longest first, in chunks that cost at most `budget` tokens (one text may cost more alone)."""
+    chunks: list[list[int]] = []
+    cost = 0
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        width = lengths[i] if packed or not chunks else lengths[chunks[-1][0]]  # sorted: the first is the longest
+        if not chunks or cost + width > budget:
+            chunks.append([])
+            cost, width = 0, lengths[i]
+        chunks[-1].append(i)
+        cost += width
+    return chunks
+
+
+def cost_of(chunk: list[int], lengths: list[int], packed: bool) -> int:
+    """Tokens that a chunk is run with: those of its texts, and where it is not packed the padding."""
+    return sum(lengths[i] for i in chunk) if packed else len(chunk) * lengths[chunk[0]]
+
+
+def kept_chunks(costs: list[int], budget: int) -> int:
+    """How many chunks, counted from the last (shortest texts), keep their activations within `budget` tokens."""
+    kept, used = 0, 0
+    for cost in reversed(costs):
+        used += cost
+        if used > budget:
+            break
+        kept += 1
+    return kept
+
+
+def lay(chunk: list[int], tokens: list[list[int]]) -> tuple[Tensor, list[int]]:
+    """Token ids of a chunk's texts end to end, and their lengths; an empty chunk is one token."""
+    texts = [tokens[i] for i in chunk] or [[0]]
+    return torch.tensor([token for text in texts for token in text]), [len(text) for text in texts]

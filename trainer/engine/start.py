@@ -1,0 +1,191 @@
+"""From a run file and the launcher's environment to the engine that was planned, or a clear refusal."""
+
+import os
+import socket
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+
+from data_prep.common.errors import BadInput
+from trainer.config.sections import OptimConfig, RunConfig
+from trainer.distributed.collectives import World
+from trainer.distributed.deepspeed_json import zero_engine
+from trainer.distributed.device import pick_device
+from trainer.distributed.engines import ENGINES, LONE, ZERO
+from trainer.distributed.launcher_claims import Claim, check_world, claims
+from trainer.distributed.stop import Stopped
+from trainer.engine.torch_engine import TorchEngine
+from trainer.model.embedder import Embedder
+
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Runtime:
+    """One rank's view of the run. engine: one of topology.ENGINES."""
+
+    accelerator: object  # None in a lone process
+    world: World
+    device: torch.device
+    engine: str
+    dtype: torch.dtype | None
+
+    @property
+    def is_main(self) -> bool:
+        return self.world.rank == 0
+
+    def build(self, embedder: Embedder, optim: OptimConfig):
+        """The engine around the model: TorchEngine or ZeroEngine."""
+        if self.engine in ZERO:
+            from trainer.engine.zero_engine import ZeroEngine
+
+            return ZeroEngine(self.accelerator, embedder, optim, self.world, self.dtype)
+        return TorchEngine(embedder, optim, self.world, self.device, self.dtype)
+
+
+def start(config: RunConfig, run_file: str, engine: str | None = None, processes: int | None = None) -> Runtime:
+    """Joins the process group and checks that the world is the one that was planned, before anything is loaded.
+
+    engine, processes: the trainer's flags. The launcher's own environment and command line are held against the world
+    that came up as well. Raises BadInput with what to run instead.
+    """
+    planned = claims(engine, processes)
+    if any(claim.engine and claim.engine not in ENGINES for claim in planned):  # accelerate itself may fail of it
+        check_world(int(os.environ.get("WORLD_SIZE", "1")), "ddp", planned, run_file)
+    ds_json = _deepspeed_json(engine, planned, run_file)
+    _check_environment(config)
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1 or ds_json is not None
+    kind = pick_device(config.train.device, engine, several)
+    if kind == "cpu":  # DeepSpeed, which other libraries import where it is installed, would look for a GPU and warn
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if "WORLD_SIZE" not in os.environ and not ds_json:
+        return _lone_process(config, kind, planned, run_file)
+    _share_cores()
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
+
+    if kind != "cuda":  # one device for accelerate, DeepSpeed and us, whatever else is in the machine
+        os.environ["ACCELERATE_TORCH_DEVICE"] = kind
+    deepspeed_plugin = None
+    if ds_json:
+        from trainer.engine.zero_engine import plugin
+
+        deepspeed_plugin = plugin(ds_json, config.optim.max_grad_norm, torch.device(kind))
+        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+        _describe_lone_process()
+    # Without an explicit backend each CPU rank under DeepSpeed would silently train alone.
+    backend = "nccl" if kind == "cuda" else "gloo"
+    timeout = timedelta(minutes=config.train.timeout_minutes)  # a cut link is noticed by this alone
+    handlers = [InitProcessGroupKwargs(backend=backend, timeout=timeout)] if "WORLD_SIZE" in os.environ else []
+    accelerator = Accelerator(
+        cpu=kind == "cpu" and not ds_json,
+        mixed_precision="no",  # the model autocasts by itself, the same on every engine
+        deepspeed_plugin=deepspeed_plugin,
+        kwargs_handlers=handlers,
+    )
+    if ds_json:
+        from trainer.engine.zero_engine import load_models_whole
+
+        load_models_whole()
+    world = World(accelerator.process_index, accelerator.num_processes)
+    actual = _actual_engine(accelerator, world)
+    if actual not in ENGINES:
+        planned.append(Claim("embedfleet", engine="ddp"))
+    check_world(world.size, actual, planned, run_file)
+    return Runtime(accelerator, world, accelerator.device, actual, DTYPES[config.train.precision])
+
+
+def _lone_process(config: RunConfig, kind: str, planned: list[Claim], run_file: str) -> Runtime:
+    """One process without a launcher: no group to join, and Accelerate's import stays out of the time to start."""
+    check_world(1, LONE[kind], planned, run_file)
+    device = torch.device(kind, 0) if kind == "cuda" else torch.device(kind)
+    return Runtime(None, World(), device, LONE[kind], DTYPES[config.train.precision])
+
+
+@contextmanager
+def process_group(runtime: Runtime):
+    """Leaves the group in order: without the last barrier some ranks abort while others are still at work."""
+    failed = True
+    try:
+        yield
+        failed = False
+    except Stopped:  # on every rank, after the same step
+        failed = False
+        raise
+    except RuntimeError as error:
+        lost = runtime.world.lost(error)
+        if lost is None:
+            raise
+        raise lost from error
+    finally:
+        # After a failure other ranks may sit in a collective: leaving the group would wait for them. The process ends.
+        if torch.distributed.is_initialized() and not failed:
+            runtime.world.barrier()
+            torch.distributed.destroy_process_group()
+
+
+def _deepspeed_json(engine: str | None, planned: list[Claim], run_file: str) -> str | None:
+    """Which DeepSpeed JSON to use: the launcher's, or the one of --engine zeroN under torchrun."""
+    by_launcher = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    under_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("true", "1")
+    if under_deepspeed and by_launcher == "none":
+        raise BadInput(
+            "the accelerate YAML describes ZeRO inline; name a deepspeed_config_file instead "
+            f"(ours: accelerate_configs/{', '.join(f'{name}.yaml' for name in ZERO)})"
+        )
+    name = by_launcher if under_deepspeed else (f"{engine}.json" if engine in ZERO else None)
+    if name and os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1", "yes"):
+        # Accelerate would drop DeepSpeed here without a word.
+        asked = next((c.engine for c in planned if c.engine), None) or "the DeepSpeed engine"
+        raise BadInput(
+            f"ACCELERATE_USE_CPU makes accelerate drop DeepSpeed, but {asked} was asked for. Nothing was trained. "
+            f"Run instead: env -u ACCELERATE_USE_CPU python -m launch run --config {run_file} --engine {asked}"
+        )
+    return name
+
+
+def _check_environment(config: RunConfig) -> None:
+    stated = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if stated not in ("no", config.train.precision):
+        raise BadInput(
+            f"mixed_precision: {stated} in the accelerate YAML, train.precision: {config.train.precision} in the run "
+            "file; the run file owns the precision: remove it from the YAML"
+        )
+    steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if steps not in ("1", "auto"):
+        raise BadInput(
+            f"gradient_accumulation_steps: {steps} in the accelerate YAML; raise train.batch_size in the run file "
+            "instead (accumulation there adds no negatives)"
+        )
+
+
+def _share_cores() -> None:
+    """Ranks of one machine share its cores. torchrun sets OMP_NUM_THREADS=1 for each where it is not given."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if ranks > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // ranks))
+
+
+def _describe_lone_process() -> None:
+    """DeepSpeed wants a process group even for one process: without a launcher, this is a world of one."""
+    if "WORLD_SIZE" in os.environ:
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    lone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ.update(lone)
+
+
+def _actual_engine(accelerator, world: World) -> str:
+    kind = accelerator.distributed_type.value
+    if kind == "DEEPSPEED":
+        return zero_engine(accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"])
+    if kind not in ("NO", "MULTI_GPU", "MULTI_CPU"):
+        return kind.lower()  # none of ours
+    if world.size > 1:
+        return "ddp"
+    return LONE[accelerator.device.type]

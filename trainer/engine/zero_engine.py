@@ -1,0 +1,234 @@
+"""ZeRO 1, 2, 3 (Rajbhandari et al. 2020, arXiv:1910.02054) through Accelerate. Only this file imports DeepSpeed."""
+
+import logging
+import os
+import sys
+import warnings
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from data_prep.common.console import say
+from data_prep.common.errors import BadInput
+from trainer.config.sections import OptimConfig
+from trainer.distributed.collectives import World
+from trainer.distributed.compile_lock import compiling_alone
+from trainer.distributed.deepspeed_json import OFFLOAD, check_deepspeed, read_ds_json, zero_engine
+from trainer.distributed.engines import ZERO
+from trainer.engine.optimizer import LossScale, adamw
+from trainer.engine.torch_engine import MOMENTS, Applied
+from trainer.engine.weight_average import Average, whole_average
+from trainer.model.embedder import Embedder
+
+
+def plugin(ds_json: str, max_grad_norm: float | None, device: torch.device):
+    """Accelerate's DeepSpeedPlugin for one of our JSONs (or a user's), every "auto" resolved from the run file.
+
+    Raises BadInput for a missing package, a version that loses gradients, a missing compiler, or a JSON that states a
+    fact the run file owns.
+    """
+    check_deepspeed(device.type)
+    values = read_ds_json(ds_json)
+    problems = _foreign_facts(values)
+    if problems:
+        raise BadInput([f"{ds_json}: {problem}" for problem in problems])
+    from accelerate.utils import DeepSpeedPlugin
+
+    if device.type == "cpu":
+        _load_operator()
+    # The engine never sees a batch: these sizes only satisfy its arithmetic. The global batch is the plan's.
+    values |= {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": max_grad_norm or 0.0,
+        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW also where the state is offloaded: one update rule
+    }
+    values.pop("train_batch_size", None)
+    return DeepSpeedPlugin(hf_ds_config=values, zero3_init_flag=False)
+
+
+def _load_operator() -> None:
+    """Compiles (the first time) and loads what DeepSpeed's CPU collectives need, before it would do so by itself."""
+    if sys.platform != "linux":
+        return  # DeepSpeed does without it elsewhere
+    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+    with compiling_alone() as folder:
+        builder = ShareMemCommBuilder()
+        if not (folder / builder.NAME).is_dir() and os.environ.get("RANK", "0") == "0":
+            say("DeepSpeed compiles a small operator the first time it runs on a CPU (up to a minute)")
+        builder.load(verbose=False)
+
+
+def load_models_whole() -> None:
+    """Undoes Accelerate's hook that makes transformers load (and save) partitioned tensors under ZeRO-3.
+
+    The engine partitions the weights itself; a model that is whole until then has the same code path on every engine.
+    """
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+
+
+def _foreign_facts(values: dict) -> list[str]:
+    """Facts of the run file that stand in a DeepSpeed JSON: a fact stated twice is an error."""
+    problems = []
+    for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_clipping"):
+        if values.get(key, "auto") != "auto":
+            problems.append(f'{key}={values[key]}: the run file owns this; write "auto" or leave it out')
+    if values.get("gradient_accumulation_steps", 1) not in (1, "auto"):
+        steps = values["gradient_accumulation_steps"]
+        problems.append(f"gradient_accumulation_steps={steps}: raise train.batch_size in the run file instead")
+    for key in ("optimizer", "scheduler"):
+        if key in values:
+            problems.append(f"{key}: the run file owns this (section optim); remove it")
+    for key in ("bf16", "fp16", "torch_autocast"):
+        if values.get(key, {}).get("enabled"):
+            problems.append(f"{key}: the run file owns the precision (train.precision); remove it")
+    zero = values.get("zero_optimization", {})
+    if zero.get("stage") not in (1, 2, 3):
+        problems.append("zero_optimization.stage must be 1, 2 or 3 (without ZeRO use --engine ddp)")
+    elif zero_engine(zero) not in ZERO:
+        problems.append("zero_optimization: offloading goes with stage 2 or 3 (stage 1 has no engine for it here)")
+    for key in OFFLOAD:
+        if zero.get(key, {}).get("device", "none") not in ("none", "cpu"):
+            problems.append(f'zero_optimization.{key}.device={zero[key]["device"]}: only "cpu" is supported')
+    return problems
+
+
+class ZeroEngine:
+    """Partitioned optimizer state (1), gradients (2), weights (3). Gradients are averaged over ranks, once per step."""
+
+    def __init__(self, accelerator, embedder: Embedder, optim: OptimConfig, world: World, dtype: torch.dtype | None):
+        import deepspeed
+
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # its own calls
+        self._zero = deepspeed.zero
+        self.world, self.device, self.dtype = world, accelerator.device, dtype
+        self.embedder = embedder
+        embedder.pack(self.device)
+        optimizer = adamw(embedder, optim, self.device)
+        self.engine, _ = accelerator.prepare(embedder, optimizer)
+        self.optimizer = self.engine.optimizer
+        self.stage = self.engine.zero_optimization_stage()
+        self.lockstep = self.stage == 3  # every forward pass gathers weights: all ranks make the same number
+        self.gradient_factor = float(world.size)  # the engine divides by the number of ranks
+        self.named = embedder.trained()
+        self.scale = LossScale(dtype == torch.float16)
+        self.average = Average(self.named, optim.ema, self._gather_small) if optim.ema else None
+
+    def _gather_small(self) -> None:
+        """ZeRO-3 keeps small parameters whole on every rank, beside their partitions."""
+        small = self.optimizer.persistent_parameters if self.stage == 3 else []
+        if small:
+            small[0].all_gather(small)
+
+    buckets = 0  # DeepSpeed's own collectives are not counted
+
+    def embed(self, tokens: Tensor, lengths: list[int], seed: int) -> Tensor:
+        """(texts, d) float32, see Embedder.forward."""
+        self.world.doing = "one of DeepSpeed's, in a forward pass"
+        return self.engine(tokens, lengths, seed, self.dtype)
+
+    def backward(self, surrogate: Tensor) -> None:
+        """Adds the scalar's gradients; the engine multiplies by the loss scale set in accumulate()."""
+        self.world.doing = "one of DeepSpeed's, in a backward pass"
+        self.engine.backward(surrogate)
+
+    @contextmanager
+    def accumulate(self):
+        """All backward passes of one optimizer step; leaving it reduces their gradients once."""
+        if self.scale.used:
+            self.optimizer.override_loss_scale(self.scale.value)
+        with self.engine.coalesce_grad_reduction():
+            yield
+
+    def gradients(self) -> dict[str, Tensor]:
+        """The global batch's gradient by parameter name, on the CPU, before clipping (collective)."""
+        from deepspeed.utils import safe_get_full_grad
+
+        return {name: safe_get_full_grad(p).detach().cpu().clone() / self.scale.value for name, p in self.named.items()}
+
+    def apply(self, lr: float) -> Applied:
+        """Clips and makes one AdamW update; leaves everything unchanged where the gradient is not finite."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.world.doing = "one of DeepSpeed's, in the update"
+        self.engine.step()
+        overflowed = bool(self.optimizer.overflow)
+        self.scale.update(overflowed)
+        if self.average and not overflowed:
+            self.average.update()
+        norm = float("inf") if overflowed else float(self.engine.get_global_grad_norm())
+        return Applied(norm, overflowed)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Full fp32 weights by name, on the CPU: of the model or of its adapter (rank 0; empty elsewhere;
+        collective).
+        """
+        stored, full = self.embedder.stored(), {}
+        if self.stage < 3:
+            return {} if self.world.rank else {name: t.detach().cpu() for name, t in stored.items()}
+        for name, tensor in stored.items():
+            parts = [tensor] if hasattr(tensor, "ds_id") else []  # buffers are whole on every rank
+            with self._zero.GatheredParameters(parts):  # one at a time: never the whole model at once
+                if self.world.rank == 0:
+                    full[name] = tensor.detach().cpu().clone()
+        return full
+
+    def moments(self) -> dict[str, Tensor]:
+        """AdamW's moments as `exp_avg.<parameter>` and `exp_avg_sq.<parameter>` (complete on rank 0; collective).
+
+        Beside them the average of the weights, where there is one.
+        """
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        if not self.optimizer.optimizer.state:
+            return {}  # before the first step
+        self._link_states()
+        full = whole_average(self)
+        for name, parameter in self.named.items():
+            for key in MOMENTS:
+                value = safe_get_full_optimizer_state(parameter, key)
+                if self.world.rank == 0:
+                    full[f"{key}.{name}"] = value.detach().cpu().clone()
+        return full
+
+    def load_moments(self, moments: dict[str, Tensor], updates: int) -> None:
+        """Takes full moments by name into this rank's partitions; updates: how many AdamW updates they have seen.
+
+        DeepSpeed's setter needs states that exist and, under ZeRO-3, sizes that divide by the ranks: so the states
+        are made here and filled fragment by fragment.
+        """
+        if self.average:
+            self.average.load(moments, self.world.rank)
+        zero, state = self.optimizer, self.optimizer.optimizer.state
+        flats = zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
+        for flat in flats:
+            step = torch.tensor(float(updates), device=flat.device)
+            state[flat] = {"step": step} | {key: torch.zeros_like(flat) for key in MOMENTS}
+        self._link_states()
+        for name, parameter in self.named.items():
+            for key in MOMENTS:
+                self._fill(parameter, key, moments[f"{key}.{name}"].flatten())
+
+    def _link_states(self) -> None:
+        if self.stage < 3:
+            # ZeRO-1/2 tie parameters to their states once, when the first parameter group has stepped and the later
+            # ones have no state yet: tie them again.
+            self.optimizer._hp_optimizer_states_linked = False
+            self.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _fill(self, parameter, key: str, value: Tensor) -> None:
+        if self.stage == 3:
+            part, _ = self.optimizer._get_fp32_opt_state_partition(parameter, False, key)
+            start = self.world.rank * part.numel()
+            mine = value[start : start + part.numel()]  # the last rank's partition may end in padding
+            part[: mine.numel()].copy_(mine)
+            return
+        mapping = parameter._hp_mapping
+        if mapping is not None:  # this rank owns a fragment of the parameter
+            where = mapping.lp_fragment_address
+            mapping.get_hp_fragment(key).copy_(value[where.start : where.start + where.numel])

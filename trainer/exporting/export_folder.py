@@ -1,0 +1,130 @@
+"""Definitions of this subject."""
+
+import json
+import shutil
+from pathlib import Path
+
+from data_prep.common.console import result, say
+from data_prep.common.errors import BadInput
+from data_prep.common.files import check
+from data_prep.texts.tokenizer_rules import is_hub_id, read_object
+from trainer.config.sections import ModelConfig
+from trainer.exporting.merging import add, check_base_of, check_output
+from trainer.exporting.onnx import check_onnx, write_onnx
+from trainer.exporting.proof import prove
+from trainer.inference.probe import Probe, read_probe
+from trainer.model_folder.files import ADAPTER_CONFIG, base_folder, fetch
+from trainer.model_folder.spec import TRUST, read_spec
+from trainer.reporting.model_card import model_card
+from trainer.run_dir.layout import MARKER, model_of_run
+
+# What a run keeps for itself: resume state, the proof of its bytes, and a run file with this machine's paths.
+LEFT = ("state", MARKER, "training_config.json", "README.md")
+
+
+def export(
+    source: Path, output: Path, *, base: str | None = None, merge: bool = False, onnx: bool = False, push: bool = False,
+    trust_remote_code: bool = False,
+) -> Probe:  # fmt: skip
+    """Writes the model of a run or checkpoint as a folder for sentence-transformers, transformers and servers, after
+    a fresh process has loaded it and made the embeddings that the trainer recorded; returns that record.
+
+    base: where the base of an adapter is now (folder or hub id), if not where it was trained. merge: an adapter is
+    added to its base. onnx: the transformer as ONNX as well. push: it will be uploaded, so an adapter must name a base
+    that others can load. trust_remote_code: the model's own code may run, here and in the fresh process.
+
+    Raises BadInput for a source that cannot be exported, Failed where the folder does not embed as the trainer did:
+    nothing is written then.
+    """
+    from trainer.run_dir import checkpoint_writer as checkpoint
+
+    folder = model_of_run(source)
+    probe, adapter = read_probe(folder), (folder / ADAPTER_CONFIG).is_file()
+    check_output(output, "--output")
+    check(_misplaced(folder, adapter, base, merge, onnx))
+    if push and adapter and not merge:
+        check(_only_here(folder, base))
+    config = ModelConfig(path=str(folder), trust_remote_code=trust_remote_code)
+    spec = read_spec(config, folder, _base(folder, base, trust_remote_code) if adapter else None)
+
+    def write(place: Path, _: dict) -> None:
+        if merge:
+            made = add(str(spec.base), folder, "float32", "dequantized", None, trust_remote_code)
+            say(f"merged and unmerged embeddings differ by at most {made.difference:.1e} in cosine")
+            made.write(place)
+            recorded = made.probe
+        else:
+            shutil.copytree(folder, place, ignore=_left_out(folder), dirs_exist_ok=True)
+            recorded = probe
+        if adapter and not merge and base is not None:
+            _point_to(place, base)
+        (place / "README.md").write_text(model_card(folder, spec, adapter and not merge, onnx), encoding="utf-8")
+        if onnx:
+            write_onnx(place, trust_remote_code)
+        for line in prove(place, recorded, trust_remote_code):
+            say(line)
+
+    checkpoint.write(output, {}, {}, None, write)
+    if adapter and not merge and Path(spec.base).is_dir():
+        say(f"{output} is an adapter: it loads where {spec.base} lies; --merge writes a whole model")
+    return read_probe(output)
+
+
+def _misplaced(folder: Path, adapter: bool, base: str | None, merge: bool, onnx: bool) -> list[str]:
+    found = check_onnx() if onnx else []
+    if not adapter:
+        found += ["--merge: " + _no_adapter(folder)] if merge else []
+        found += ["--base: " + _no_adapter(folder)] if base else []
+    elif onnx and not merge:
+        found.append(f"--onnx: {folder} is an adapter, and ONNX holds whole models only; add --merge")
+    return found
+
+
+def _no_adapter(folder: Path) -> str:
+    return f"{folder} is a whole model and has no adapter; leave it out"
+
+
+def _only_here(folder: Path, base: str | None) -> list[str]:
+    """What of an adapter that goes to a hub would load on this machine alone, and show its paths."""
+    named = base or _recorded_base(folder)
+    if is_hub_id(named):
+        return []
+    mend = "give --base HUB_ID, which the adapter will then name, or --merge"
+    return [f"--push: {folder} is an adapter of {named}, a folder of this machine; {mend}"]
+
+
+def _recorded_base(folder: Path) -> str:
+    return json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+
+
+def _base(folder: Path, asked: str | None, with_code: bool) -> str:
+    """The folder of an adapter's base. Raises BadInput where it is not there, or another than it was trained on."""
+    named = asked or _recorded_base(folder)
+    if not (Path(named) / "config.json").is_file() and (Path(named).exists() or Path(named).is_absolute()):
+        raise BadInput(
+            f"{folder}: is an adapter of {named}, which is no model folder here; say where it is now: --base FOLDER"
+        )
+    place = fetch(named, with_code)
+    check_base_of(folder, Path(place))
+    return place
+
+
+def _point_to(place: Path, base: str) -> None:
+    """Tells an exported adapter where its base is now."""
+    path = place / ADAPTER_CONFIG
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["base_model_name_or_path"] = str(Path(base).resolve()) if Path(base).exists() else base
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _left_out(folder: Path):
+    return lambda place, names: [name for name in names if Path(place) == folder and name in LEFT]
+
+
+def verify(source: Path, trust_remote_code: bool = False) -> None:
+    """Loads a folder again and holds it against what it records; writes nothing. Raises BadInput and Failed."""
+    folder = model_of_run(source)
+    if not trust_remote_code and "auto_map" in read_object(base_folder(folder) / "config.json"):
+        raise BadInput(f"{folder}: brings its own code, without which it cannot be loaded; {TRUST}")
+    for line in prove(folder, read_probe(folder), trust_remote_code):
+        result(f"{folder}: {line}")

@@ -1,0 +1,56 @@
+"""A model folder as a stranger loads it: python -m trainer.exporting.fresh_load FOLDER OUT.npz [--trust-remote-code].
+
+Writes `<way> query` and `<way> document` for every way of loading, and prints their names as a JSON list. See
+proof.load_elsewhere.
+"""
+
+import json
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from trainer.exporting.onnx import ONNX_FILE, onnx_embeddings
+from trainer.inference.probe import read_probe
+
+WITH_CODE = "--trust-remote-code"
+THEIRS, OURS, ONNX = "sentence-transformers", "trainer.inference", "onnxruntime"
+
+
+def main(argv: list[str]) -> int:
+    import numpy as np
+
+    found = embeddings(Path(argv[0]), WITH_CODE in argv[2:])
+    arrays = {f"{way} {side}": vectors for way, sides in found.items() for side, vectors in sides.items()}
+    np.savez(argv[1], **arrays)
+    print(json.dumps(list(found)))
+    return 0
+
+
+def embeddings(folder: Path, trust_remote_code: bool = False) -> dict[str, dict]:
+    """way of loading -> query or document -> (texts, d) float32 of the texts that the folder's probe names."""
+    texts = read_probe(folder).texts
+    way, load = (THEIRS, _theirs) if find_spec("sentence_transformers") else (OURS, _ours)
+    found = {way: load(folder, texts, trust_remote_code)}
+    if (folder / ONNX_FILE).is_file():
+        found[ONNX] = onnx_embeddings(folder, texts, trust_remote_code)
+    return found
+
+
+def _theirs(folder: Path, texts: list[str], trust_remote_code: bool) -> dict:
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(folder), device="cpu", trust_remote_code=trust_remote_code)
+    said = {"show_progress_bar": False}
+    return {"query": model.encode_query(texts, **said), "document": model.encode_document(texts, **said)}
+
+
+def _ours(folder: Path, texts: list[str], trust_remote_code: bool) -> dict:
+    from trainer.config.sections import ModelConfig
+    from trainer.inference.text_encoder import TextEncoder
+
+    encoder = TextEncoder(ModelConfig(path=str(folder), trust_remote_code=trust_remote_code), "cpu")
+    return {"query": encoder.queries(texts), "document": encoder.passages(texts)}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,40 @@
+"""An exported folder to a model hub, by huggingface_hub: HF_ENDPOINT says which, HF_TOKEN with whose rights."""
+
+import re
+from pathlib import Path
+
+from data_prep.common.errors import BadInput, Failed
+from data_prep.common.secrets import secret, without
+
+_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class Hub:
+    """A model repository to write to. Raises BadInput, before any work, for an id that is none or without a token."""
+
+    def __init__(self, repository: str):
+        self.repository, self.token = repository, secret("HF_TOKEN")
+        found = [] if _ID.fullmatch(repository) else [f"--push {repository}: is not of the form OWNER/NAME"]
+        if not self.token:
+            found.append("--push: HF_TOKEN is not set; put a token that may write into the environment or .env")
+        if found:
+            raise BadInput(found)
+
+    def push(self, folder: Path) -> str:
+        """Uploads the folder in one commit, into a new private repository where there is none; returns its address.
+
+        Raises Failed with what the hub said, without the token.
+        """
+        import httpx
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=self.token)
+        try:
+            api.create_repo(self.repository, private=True, exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=self.repository, folder_path=str(folder), commit_message="Export of embedfleet"
+            )
+        except (httpx.HTTPError, OSError, RuntimeError, ValueError) as error:  # whatever huggingface_hub makes of it
+            said = without(" ".join(str(error.__cause__ or error).split()), self.token)
+            raise Failed(f"--push {self.repository}: the hub did not take it ({said}); {folder} is whole") from None
+        return str(commit.commit_url)

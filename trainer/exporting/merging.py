@@ -1,0 +1,154 @@
+"""Definitions of this subject."""
+
+import copy
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from data_prep.common.console import say
+from data_prep.common.errors import BadInput, Failed
+from trainer.config.sections import ModelConfig
+from trainer.inference.probe import PROBE, Probe, probe_texts, read_probe, take_probe
+from trainer.model_folder.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, fetch, weights_sha256
+from trainer.model_folder.spec import ModelSpec, read_spec
+
+LIMIT = 1e-4  # of 1 - cosine between merged and unmerged embeddings, where both have the same base in fp32
+
+
+def merge(
+    base: str, adapter: Path, output: Path, precision: str = "float32", onto: str = "dequantized",
+    pooling: str | None = None, trust_remote_code: bool = False,
+) -> float:  # fmt: skip
+    """Writes the folder of a whole model; returns the largest 1 - cosine between its embeddings and the unmerged ones.
+
+    base: folder or hub id. adapter: folder, or the weights in it. precision: float32 or bfloat16, of what is written.
+    onto: for the adapter of a quantised base, "dequantized" (the weights it was trained on) or "full" (as the base is
+    stored). pooling: where neither folder states it. trust_remote_code: the base's own code may run.
+
+    Raises BadInput for a wrong base or a folder that is none, Failed where the embeddings differ too much.
+    """
+    from trainer.run_dir import checkpoint_writer as checkpoint
+
+    adapter = adapter_folder(adapter)
+    check_output(output, "--output_path")
+    made = add(base, adapter, precision, onto, pooling, trust_remote_code)
+
+    def write(place: Path, _: dict) -> None:
+        made.write(place)
+        if (adapter / "training_config.json").is_file():
+            shutil.copyfile(adapter / "training_config.json", place / "training_config.json")
+
+    checkpoint.write(output, {}, {}, None, write)
+    return made.difference
+
+
+@dataclass
+class Merged:
+    """A whole model in memory. difference: largest 1 - cosine to the unmerged embeddings. probe: the adapter's own,
+    where it records one, otherwise what the unmerged model makes of the texts (of `onto` "full": the merged).
+    """
+
+    embedder: object
+    tokenizer: object
+    spec: ModelSpec
+    weights: dict
+    probe: Probe
+    difference: float
+
+    def write(self, folder: Path) -> None:
+        from trainer.model.save import save_embedder
+
+        save_embedder(folder, self.weights, self.embedder, self.tokenizer, self.spec)
+        self.probe.write(folder)
+
+
+def add(
+    base: str, adapter: Path, precision: str, onto: str, pooling: str | None, trust_remote_code: bool = False
+) -> Merged:
+    """Adds the adapter in a folder to its base; see merge."""
+    import torch
+
+    from trainer.model.adapters import merged
+    from trainer.model.build import build_embedder
+    from trainer.model.quantization import dequantize
+    from trainer.model.tokenizer import load_tokenizer
+
+    folder = Path(fetch(base, trust_remote_code))
+    described = adapter if (adapter / "modules.json").is_file() else folder  # peft alone writes no such files
+    config = ModelConfig(path=str(described), pooling=pooling, trust_remote_code=trust_remote_code)
+    spec = replace(read_spec(config, described, folder), path=str(adapter))
+    check_base_of(adapter, folder)
+    tokenizer = load_tokenizer(config, str(described))
+
+    unmerged, _ = build_embedder(spec, config)
+    engine = _engine(unmerged)
+    expected = _embeddings(engine, tokenizer, spec)
+    probe = read_probe(adapter) if (adapter / PROBE).is_file() else take_probe(engine, copy.deepcopy(tokenizer), spec)
+    spec_of_output = replace(spec, bits=None)
+    whole, untrained = build_embedder(spec_of_output, config)
+    if spec.bits and onto == "dequantized":
+        dequantize(unmerged.quantised, whole.backbone)
+    whole.backbone, whole.adapter = merged(whole.adapter), None
+    whole.requires_grad_(True)
+    dtype = getattr(torch, precision)
+    whole.to(dtype).float()  # rounded as it will be written
+    engine = _engine(whole)
+    difference = float(
+        (1 - torch.nn.functional.cosine_similarity(_embeddings(engine, tokenizer, spec), expected)).max()
+    )
+    if precision == "float32" and (not spec.bits or onto == "dequantized") and not difference < LIMIT:
+        raise Failed(
+            f"merged and unmerged embeddings differ by up to {difference:.1e} in cosine (limit {LIMIT:.0e}): nothing "
+            "was written"
+        )
+    if spec.bits and onto == "full":
+        probe = replace(take_probe(engine, copy.deepcopy(tokenizer), spec), step=probe.step)
+    weights = {name: tensor.to(dtype) for name, tensor in (engine.weights() | untrained).items()}
+    zeros = sorted(name for name, tensor in weights.items() if not tensor.any())
+    whole.backbone.to(dtype)
+    probe = replace(probe, rounded=probe.rounded or precision != "float32", zeros=zeros)
+    return Merged(whole, tokenizer, spec_of_output, weights, probe, difference)
+
+
+def _engine(embedder):
+    """One process, on the CPU: merging is no work for a GPU, and fp32 is exact there."""
+    import torch
+
+    from trainer.config.sections import OptimConfig
+    from trainer.distributed.collectives import World
+    from trainer.engine.torch_engine import TorchEngine
+
+    return TorchEngine(embedder, OptimConfig(), World(), torch.device("cpu"), None)
+
+
+def _embeddings(engine, tokenizer, spec):
+    """(texts, d) of the probe."""
+    from trainer.inference.encode import encode
+
+    reader = copy.deepcopy(tokenizer)  # once used, it carries the length it cuts at
+    return encode(engine, reader, probe_texts(tokenizer), spec.passage_prompt, spec.passage_max_len)
+
+
+def check_base_of(adapter: Path, base: Path) -> None:
+    """Raises BadInput where the adapter records another base; says where it records none."""
+    from trainer.model.adapters import check_base, recorded_base
+
+    if recorded_base(adapter) is None:
+        say(f"{adapter} records no hash of its base: whether {base} is the right one was not checked")
+    else:
+        check_base(adapter, str(base), weights_sha256(base))
+
+
+def adapter_folder(path: Path) -> Path:
+    """The folder of an adapter, named by itself or by its weights. Raises BadInput."""
+    folder = path.parent if path.name == ADAPTER_WEIGHTS else path
+    missing = [name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if not (folder / name).is_file()]
+    if missing:
+        raise BadInput(f"--lora_adapter_path: {folder} is no adapter folder: it has no {' and no '.join(missing)}")
+    return folder
+
+
+def check_output(output: Path, flag: str) -> None:
+    """Raises BadInput for anything but a new folder."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise BadInput(f"{flag}: {output} exists and is not an empty folder; name a new one")

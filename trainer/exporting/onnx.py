@@ -1,0 +1,86 @@
+"""A transformer as ONNX, where sentence-transformers and text-embeddings-inference look for it. torch.onnx writes it.
+
+The graph ends in last_hidden_state; pooling and normalisation stay in the folder's own files, as those loaders expect.
+"""
+
+import contextlib
+import io
+import logging
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+
+from data_prep.common.errors import Failed
+
+ONNX_FILE = "onnx/model.onnx"
+INPUTS = ("input_ids", "attention_mask")
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+
+
+def check_onnx() -> list[str]:
+    """What is missing for --onnx."""
+    missing = [name for name in NEEDED if not find_spec(name)]
+    return [f"--onnx: {', '.join(missing)} not installed; pip install 'embedfleet[onnx]'"] if missing else []
+
+
+def write_onnx(folder: Path, trust_remote_code: bool = False) -> None:
+    """Adds onnx/model.onnx to a folder of a whole model. Raises Failed for a family that torch.onnx cannot trace."""
+    import torch
+
+    from trainer.config.sections import ModelConfig
+    from trainer.model.build import load_embedder
+
+    embedder, tokenizer, _, _ = load_embedder(ModelConfig(path=str(folder), trust_remote_code=trust_remote_code))
+    backbone = embedder.eval().backbone
+
+    class LastHidden(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = backbone
+
+        def forward(self, input_ids, attention_mask):
+            return self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+    example = tokenizer(["one text", "and another, longer text"], padding=True, return_tensors="pt")
+    free = {0: torch.export.Dim("texts"), 1: torch.export.Dim("tokens")}
+    (folder / ONNX_FILE).parent.mkdir()
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # of packages that are not there and not needed
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                LastHidden(), tuple(example[name] for name in INPUTS), input_names=list(INPUTS),
+                output_names=["last_hidden_state"], dynamic_shapes=dict.fromkeys(INPUTS, free), dynamo=True,
+            )  # fmt: skip
+            program.save(folder / ONNX_FILE)
+    except Exception as error:  # whatever the tracer makes of a family it does not know
+        kind = backbone.config.model_type
+        raise Failed(
+            f"--onnx: torch.onnx {torch.__version__} cannot write a {kind} as ONNX ({type(error).__name__}: "
+            f"{str(error).splitlines()[0]}); leave --onnx out"
+        ) from None
+
+
+def onnx_embeddings(folder: Path, texts: list[str], trust_remote_code: bool = False) -> dict:
+    """query and document -> (texts, d) float32, by onnxruntime and the folder's own tokenizer and pooling."""
+    import onnxruntime
+    import torch
+
+    from trainer.config.sections import ModelConfig
+    from trainer.model.embedder import finish, pool
+    from trainer.model.tokenizer import load_tokenizer, tokenize
+    from trainer.model_folder.dense import load as load_dense
+    from trainer.model_folder.spec import read_spec
+
+    config = ModelConfig(path=str(folder), trust_remote_code=trust_remote_code)
+    spec = read_spec(config, folder)
+    tokenizer, layers = load_tokenizer(config, str(folder)), load_dense(spec.dense)
+    session = onnxruntime.InferenceSession(folder / ONNX_FILE, providers=["CPUExecutionProvider"])
+    found = {}
+    for side, prompt in (("query", spec.query_prompt), ("document", spec.passage_prompt)):
+        ids, _ = tokenize(texts, prompt, max(spec.query_max_len, spec.passage_max_len), tokenizer)
+        batch = tokenizer.pad({"input_ids": ids}, return_tensors="np", return_attention_mask=True)
+        hidden = session.run(None, {name: batch[name].astype("int64") for name in INPUTS})[0]
+        pooled = pool(torch.tensor(hidden), torch.tensor(batch["attention_mask"]), spec.pooling)
+        found[side] = finish(pooled, layers, spec.normalize).detach().numpy()
+    return found

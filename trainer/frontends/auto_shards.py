@@ -1,0 +1,92 @@
+"""Straight from records: a run by flags, config.json or Python makes shards in its own run directory. No torch.
+
+Every rank comes here before there is a process group. The first of those that share the disk makes the shards, which
+depend on the records alone; the others wait for its lock and find them. On a disk of its own a node makes the same.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+from filelock import FileLock
+
+from data_prep.common.errors import BadInput
+from data_prep.common.files import check, sha256_of, whole_file
+from data_prep.common.workers import cores
+from data_prep.sharding.build import shard
+from trainer.config.sections import RunConfig
+from trainer.frontends.translation import Entry
+from trainer.preflight.output import check_place
+from trainer.run_dir.layout import LOCK, RUN_FILE, SHARDS, SHARDS_OF
+
+
+def prepare(entry: Entry, resume: bool) -> Path:
+    """Makes the shards of an entry, unless they are there, and writes the run file, whose path comes back.
+
+    Raises BadInput for records that cannot be trained on, and for others than an interrupted run began with.
+    """
+    out = Path(entry.config.output_dir)
+    check_place(out, resume)
+    out.mkdir(parents=True, exist_ok=True)
+    made_of = json.dumps({"inputs": _hashes(entry.datasets), "eval_fraction": entry.eval_fraction}, indent=2) + "\n"
+    with FileLock(out / LOCK):
+        if entry.needs_shards and _text_of(out / SHARDS_OF) != made_of:
+            if (out / "run.json").is_file():
+                raise BadInput(
+                    f"{', '.join(map(str, entry.datasets))}: not what the run in {out} began with; restore the records "
+                    "or train into another output_dir"
+                )
+            _shard(entry, out / SHARDS)
+            _write(out / SHARDS_OF, made_of)
+        text = as_yaml(entry.config)
+        if not (out / "run.json").is_file() and _text_of(out / RUN_FILE) != text:
+            _write(out / RUN_FILE, text)
+    return out / RUN_FILE
+
+
+@contextmanager
+def for_a_look(entry: Entry) -> Iterator[RunConfig]:
+    """The run file of an entry whose shards are gone again afterwards, for --dry-run."""
+    with tempfile.TemporaryDirectory() as folder:
+        if not entry.needs_shards:
+            yield entry.config
+            return
+        _shard(entry, Path(folder, SHARDS))
+        data = entry.config.data.model_copy(update={"train": str(Path(folder, SHARDS))})
+        yield entry.config.model_copy(update={"data": data})
+
+
+def as_yaml(config: RunConfig) -> str:
+    """A run file that is read as this config: what differs from the defaults."""
+    values = config.model_dump(mode="json", exclude_defaults=True)
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _shard(entry: Entry, output: Path) -> None:
+    shard(entry.datasets, output, eval_fraction=entry.eval_fraction, workers=cores(), overwrite=True)
+
+
+def _hashes(paths: list[Path]) -> dict[str, str]:
+    """sha256 of every input, of a folder that of its files' names and contents."""
+    check([f"{path}: no such file" for path in paths if not path.exists()])
+    return {str(path): sha256_of(path) if path.is_file() else _folder_hash(path) for path in paths}
+
+
+def _folder_hash(folder: Path) -> str:
+    found = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        found.update(f"{path.relative_to(folder)} {sha256_of(path)}\n".encode())
+    return found.hexdigest()
+
+
+def _text_of(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def _write(path: Path, text: str) -> None:
+    with whole_file(path) as file:
+        file.write(text)

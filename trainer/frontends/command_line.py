@@ -1,0 +1,62 @@
+"""Definitions of this subject."""
+
+import argparse
+import os
+import sys
+import time
+import traceback
+
+from data_prep.common.errors import report
+from trainer.distributed.engines import ENGINES
+from trainer.frontends.flags import add_help
+
+SPEAKS = 5.0  # seconds that rank 0 may need longer to say it for all: launchers end every rank once one is gone
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m trainer",
+        description="Fine-tune a text-embedding model. One process here; several under accelerate launch or torchrun "
+        "(python -m launch run prints and runs the right command).",
+        epilog="examples:\n  torchrun --nproc-per-node 2 -m trainer --config run.yaml optim.lr=1e-4\n"
+        "  python -m trainer --model_name_or_path MODEL --finetune_type lora --train_dataset F.jsonl --output_dir OUT",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--config", required=True, metavar="RUN.yaml", help="run file (.yaml or .json), or config.json")
+    made.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint, or from the start")
+    made.add_argument("--dry-run", action="store_true", help="print the plan and one batch as the model reads it")
+    made.add_argument("--engine", choices=ENGINES, help="the planned engine; any other is refused")
+    made.add_argument(
+        "--processes", type=int, metavar="N", help="the planned number of processes; any other is refused"
+    )
+    made.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the run file")
+    add_help(made)
+    return made
+
+
+def _hint(error: BaseException) -> str:
+    return "; add --resume to go on from the last checkpoint" if isinstance(error, KeyboardInterrupt) else ""
+
+
+def fail(error: BaseException, on_every_rank: bool) -> int:
+    """Prints what happened, from rank 0 where all ranks know and else from the one that does; the exit code."""
+    rank = int(os.environ.get("RANK", "0"))
+    if getattr(error, "signal_number", None):  # interrupts.Stopped: every rank is whole and leaves by itself
+        if rank == 0:
+            print(error, file=sys.stderr, flush=True)
+        return error.code
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        text, code = report(error)
+        print(text + _hint(error), file=sys.stderr)
+        return code
+    try:
+        text, code = report(error)
+        text += _hint(error)
+    except Exception:
+        text, code = traceback.format_exc(), 1
+    if rank == 0 or not on_every_rank:
+        print(text if rank == 0 else f"rank {rank}: {text}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(SPEAKS)
+    # Leaving in order would wait for ranks that sit in a collective; the launcher ends them when this one is gone.
+    os._exit(code)

@@ -1,0 +1,102 @@
+"""python -m trainer --config config.json, where that is the flat file of KEYS and not a run file. No torch."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from data_prep.common.errors import BadInput, nearest
+from trainer.config.loading import load_config
+from trainer.config.sections import RunConfig
+from trainer.config.yaml_reader import read_values
+from trainer.frontends.translation import PER_DEVICE, Entry, Translation
+
+KEYS = {  # of config.json -> those of the run file; () where translated by hand
+    "model_id": ("model.path",),
+    "tokenizer_id": ("model.tokenizer",),
+    "device": ("train.device",),
+    "dtype": (),
+    "train.batch_size": (),
+    "train.epochs": ("train.epochs",),
+    "train.max_length": ("model.query_max_len", "model.passage_max_len"),
+    "train.grad_accum_steps": (),
+    "train.steps_per_epoch": ("train.steps_per_epoch",),
+    "optim.name": (),
+    "optim.lr": ("optim.lr",),
+    "optim.weight_decay": ("optim.weight_decay",),
+    "optim.warmup_ratio": ("optim.warmup_ratio",),
+    "data.pairs_path": (),
+    "output.save_dir": (),
+    "output.save_name": (),
+    "output.save_metrics": (),
+}
+PRECISIONS = {"auto": "fp32", "float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+PAIRS = "data/pairs.jsonl"  # where config.json names none
+
+
+def is_flat(values: dict) -> bool:
+    """Whether a JSON file is a config.json of this module, not a run file."""
+    own = {key.partition(".")[0] for key in KEYS}
+    return bool(own - RunConfig.model_fields.keys() & values.keys()) and not {"output_dir", "loss"} & values.keys()
+
+
+def load_run_file(path: str, overrides: Iterable[str] = ()) -> RunConfig:
+    """As config.load_config, for commands that take no flat file: says how one becomes a run file. Raises BadInput."""
+    if path.endswith(".json") and Path(path).is_file() and is_flat(read_values(Path(path), RunConfig.model_fields)[0]):
+        raise BadInput(
+            f"{path}: is a flat config.json, which the trainer alone takes: torchrun --nproc-per-node N -m trainer "
+            f"--config {path}. Its run leaves a run file in its folder (run.yaml), which every command takes"
+        )
+    return load_config(path, list(overrides))
+
+
+def from_json(path: Path, overrides: Iterable[str] = ()) -> Entry | None:
+    """The run that a flat config.json describes; None for a run file. Raises BadInput with every problem of it."""
+    values, lines = read_values(path, [key.partition(".")[0] for key in KEYS])
+    if not is_flat(values):
+        return None
+    made = Translation(str(path))
+    given = _flatten(values, path, lines, made)
+    if "model_id" not in given:
+        made.problems.append(f"{path}: key 'model_id' is missing")
+
+    def place(key: str) -> str:
+        return f"{path}:{lines.get(tuple(key.split('.')), 1)}"
+
+    for key, value in given.items():
+        for ours in KEYS[key]:
+            made.put(ours, value, f"{place(key)}: {key}", key)
+    dtype = given.get("dtype", "auto")
+    if dtype not in PRECISIONS:
+        made.problems.append(f"{place('dtype')}: dtype: {dtype!r} is none of {', '.join(PRECISIONS)}")
+    made.put("train.precision", PRECISIONS.get(dtype, "fp32"), stated="dtype" if "dtype" in given else None)
+    if "optim.name" in given:
+        made.put("optim.name", str(given["optim.name"]).lower(), f"{place('optim.name')}: optim.name", "optim.name")
+    folder, name = Path(str(given.get("output.save_dir", "runs"))), str(given.get("output.save_name", "run"))
+    made.put("output_dir", str(folder / name), stated="output.save_dir")
+    if given.get("output.save_metrics") is False:
+        made.notes.append("output.save_metrics: false, but a run always writes its metrics")
+    sizes = ("train.batch_size", "train.grad_accum_steps")
+    numbers = [made.whole(f"{place(key)}: {key}", given.get(key, n), 1) for key, n in zip(sizes, (PER_DEVICE, 1))]
+    made.batch(*numbers, sizes, not given.keys().isdisjoint(sizes))
+    datasets = [Path(str(given.get("data.pairs_path", PAIRS)))]
+    if "data.pairs_path" not in given:
+        made.notes.append(f"no data.pairs_path: {PAIRS}")
+    made.dataset("data.pairs_path", datasets)
+    made.override(overrides)
+    return made.entry(datasets)
+
+
+def _flatten(values: dict, path: Path, lines: dict, made: Translation) -> dict[str, Any]:
+    """KEYS that the file gives, without those that are null; what is no key of it becomes a problem."""
+    sections = {key.partition(".")[0] for key in KEYS if "." in key}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if key in sections and isinstance(value, dict):
+            flat |= {f"{key}.{name}": inner for name, inner in value.items()}
+        else:
+            flat[key] = value
+    for key in [key for key in flat if key not in KEYS]:
+        line = lines.get(tuple(key.split(".")), 1)
+        text = "is a section" if key in sections else f"unknown key.{nearest(key, KEYS)} Known: {', '.join(KEYS)}"
+        made.problems.append(f"{path}:{line}: {key}: {text}")
+    return {key: value for key, value in flat.items() if key in KEYS and value not in (None, {})}

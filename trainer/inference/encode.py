@@ -1,0 +1,40 @@
+"""Texts -> embeddings, over all ranks."""
+
+import torch
+from torch import Tensor
+
+from data_prep.common.console import track
+from trainer.engine.chunks import CHUNK_TOKENS, lay, make_chunks
+from trainer.model.tokenizer import tokenize
+
+
+def encode(engine, tokenizer, texts: list[str], prompt: str, max_len: int) -> Tensor:
+    """(texts, d) float32 on the CPU, in the order of texts, on every rank. Collective.
+
+    Each rank embeds its share in chunks sorted by length; under ZeRO-3 all ranks make the same number of passes.
+    """
+    world = engine.world
+    mine = texts[world.rank :: world.size]
+    tokens, _ = tokenize(mine, prompt, max_len, tokenizer)
+    lengths = [len(ids) for ids in tokens]
+    chunks = make_chunks(lengths, CHUNK_TOKENS[engine.device.type], engine.embedder.packing is not None)
+    table = world.gather_ints([len(mine), len(chunks)]).tolist()
+    if engine.lockstep:
+        chunks += [[] for _ in range(max(row[1] for row in table) - len(chunks))]
+    was_training = engine.embedder.training
+    engine.embedder.eval()
+    out: Tensor | None = None
+    with torch.no_grad():
+        for chunk in chunks if world.rank else track(chunks, "embedding (chunks)", len(chunks)):
+            part = engine.embed(*lay(chunk, tokens), seed=0)
+            if out is None:
+                out = part.new_zeros((len(mine), part.shape[1]))
+            if chunk:
+                out[torch.tensor(chunk, device=part.device)] = part[: len(chunk)]
+    engine.embedder.train(was_training)
+    if out is None:
+        out = torch.zeros((0, engine.embedder.size), device=engine.device)
+    gathered = world.gather_rows(out, [row[0] for row in table]).cpu()
+    # ranks took every world.size-th text: put them back in order
+    order = torch.cat([torch.arange(rank, len(texts), world.size) for rank in range(world.size)])
+    return torch.empty_like(gathered).index_copy_(0, order, gathered)

@@ -1,0 +1,31 @@
+"""Definitions of this subject."""
+
+import argparse
+
+from trainer.config.sections import ModelConfig
+from trainer.model_folder.spec import POOLINGS
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The flags that say how a model folder reads texts, where its own word is not wanted; model_of reads them."""
+    parser.add_argument("--max-len", type=int, help="tokens of queries and passages; default: the model's own")
+    parser.add_argument("--pooling", choices=list(POOLINGS), help="default: the model folder's own")
+    parser.add_argument("--query-prompt", help="put before every query; default: the model folder's own")
+    parser.add_argument("--passage-prompt", help="put before every document; default: the model folder's own")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "mps", "cuda"])
+    add_trust(parser)
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    about = "run the code that a model folder brings (auto_map), if you have read it; default: refuse such a folder"
+    parser.add_argument("--trust-remote-code", action="store_true", help=about)
+
+
+def model_of(path: str, args: argparse.Namespace) -> ModelConfig:
+    """A model as the flags of add_model say. Raises BadInput."""
+    from trainer.config.loading import parse_section
+
+    values = {"path": path, "pooling": args.pooling, "query_max_len": args.max_len, "passage_max_len": args.max_len}
+    values |= {"query_prompt": args.query_prompt, "passage_prompt": args.passage_prompt}
+    values |= {"trust_remote_code": args.trust_remote_code}
+    return parse_section("model", values, "the command line")

@@ -1,0 +1,120 @@
+"""Texts to hold two loadings of a model against each other with: any model, any language, any vocabulary; and what a
+folder of ours records of them, so that whoever loads it can see whether it embeds as the trainer did.
+"""
+
+import base64
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_prep.common.errors import BadInput
+from data_prep.texts.tokenizer_rules import read_object
+
+if TYPE_CHECKING:
+    import numpy as np
+
+TEXTS = (
+    "How do I reset a forgotten password?",
+    "The reset link arrives by mail within a few minutes and is valid for one hour.",
+    "warranty",
+    "A returned device is checked, cleaned and tested again before it goes back into stock; its warranty starts anew.",
+    "Quels documents faut-il pour ouvrir un compte ?",
+    "Der Zug nach Wien fährt heute von Gleis 9 ab.",
+    "東京の天気は晴れです。",
+    "def area(radius): return 3.14159 * radius ** 2",
+    "In 1869 Mendeleev left gaps in his table for elements that nobody had seen, and said what they would weigh.",
+    "42",
+    "Ingredients: flour, water, salt, yeast. Bake at 230 degrees for 35 minutes, the first ten with steam.",
+    "Error 0x80070057: the parameter is incorrect.",
+)
+LENGTHS = (1, 5, 12, 30)  # tokens of the texts from the model's own vocabulary
+CUT_UP_TO = 1024  # tokens: a text that is cut at a longer limit would cost more than it proves
+PROBE = "probe.json"
+COSINE, ROUNDED_COSINE = 0.9999, 0.999  # that embeddings must keep; the second where bf16 or a quantised base round
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the trainer made of the texts when the folder was written. queries, passages: (texts, d) float32, with the
+    prompts, and cut at the longer of the two lengths, which is the only one that a folder states.
+
+    rounded: computed in bf16 or fp16, or on a quantised base. zeros: the tensors that were all zeros. step: how many
+    optimizer steps the weights have behind them; None where no trainer said so.
+    """
+
+    texts: list[str]
+    queries: "np.ndarray"
+    passages: "np.ndarray"
+    rounded: bool
+    zeros: list[str]
+    step: int | None = None
+
+    @property
+    def limit(self) -> float:
+        """The cosine below which embeddings are not the same."""
+        return ROUNDED_COSINE if self.rounded else COSINE
+
+    def write(self, folder: Path) -> None:
+        """The same bytes for the same embeddings."""
+        values = {
+            "step": self.step,
+            "texts": self.texts,
+            "size": self.queries.shape[1],
+            "rounded": self.rounded,
+            "zero_tensors": self.zeros,
+            "queries_float32": _pack(self.queries),
+            "passages_float32": _pack(self.passages),
+        }
+        (folder / PROBE).write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_probe(folder: Path) -> Probe:
+    """Raises BadInput where the folder records none."""
+    if not (folder / PROBE).is_file():
+        raise BadInput(
+            f"{folder}: records no embeddings of its training ({PROBE}), so nothing can be proved of it; checkpoints, "
+            "final/ and merged models of this version of embedfleet do"
+        )
+    values = read_object(folder / PROBE)
+    try:
+        sides = [_unpack(values[f"{side}_float32"], values["size"]) for side in ("queries", "passages")]
+        return Probe(values["texts"], *sides, values["rounded"], values["zero_tensors"], values.get("step"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"{folder / PROBE}: is no record of embeddings ({type(error).__name__}: {error})") from None
+
+
+def take_probe(engine, tokenizer, spec, zeros: list[str] = ()) -> Probe:
+    """The probe of the model that an engine holds. Collective. tokenizer: one that may be used up."""
+    from trainer.inference.encode import encode
+
+    longest = max(spec.query_max_len, spec.passage_max_len)
+    texts = [text.strip() for text in probe_texts(tokenizer)]
+    if longest <= CUT_UP_TO:
+        texts.append(" ".join(TEXTS * (longest // 50 + 1)))
+    queries = passages = encode(engine, tokenizer, texts, spec.query_prompt, longest).numpy()
+    if spec.passage_prompt != spec.query_prompt:
+        passages = encode(engine, tokenizer, texts, spec.passage_prompt, longest).numpy()
+    return Probe(texts, queries, passages, bool(spec.bits or engine.dtype), sorted(zeros))
+
+
+def probe_texts(tokenizer) -> list[str]:
+    """TEXTS, and for a vocabulary that knows none of their words some of its own, taken at equal distances."""
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    plain = [id_ for token, id_ in vocabulary if token not in tokenizer.all_special_tokens]
+    drawn = [plain[k * len(plain) // sum(LENGTHS)] for k in range(sum(LENGTHS))]
+    own = []
+    for length in LENGTHS:
+        own.append(tokenizer.decode(drawn[:length]))
+        drawn = drawn[length:]
+    return [*TEXTS, *own]
+
+
+def _pack(vectors: "np.ndarray") -> str:
+    return base64.b64encode(vectors.astype("<f4").tobytes()).decode()
+
+
+def _unpack(text: str, size: int) -> "np.ndarray":
+    import numpy as np
+
+    return np.frombuffer(base64.b64decode(text), dtype="<f4").reshape(-1, size)

@@ -1,0 +1,98 @@
+"""Definitions of this subject."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from data_prep.common.console import say
+from data_prep.common.errors import BadInput
+from data_prep.stores.base import Collection
+from trainer.inference.reindexing import DIM, FINGERPRINT, STATE, UNFINISHED
+from trainer.inference.text_encoder import TextEncoder
+
+PROBED = 8  # chunks embedded again to see whose vectors a collection holds
+SAME = 0.99  # cosine: the same model with another length or runtime stays above, other models far below
+
+
+@dataclass(frozen=True)
+class Hit:
+    """similarity: cosine of query and chunk, -1 to 1."""
+
+    id: str
+    text: str
+    similarity: float
+
+
+Searcher = Callable[[list[str], int], list[list[Hit]]]
+
+
+def in_memory(encoder: TextEncoder, ids: list[str], texts: list[str]) -> Searcher:
+    """Exact search over texts that are embedded now."""
+    documents = encoder.passages(texts)
+
+    def search(queries: list[str], k: int) -> list[list[Hit]]:
+        vectors = encoder.queries(queries)
+        found = []
+        for row, vector in zip(vectors @ documents.T, vectors):
+            best = np.argsort(-row, kind="stable")[:k]
+            found.append([Hit(ids[i], texts[i], _cosine(vector, documents[i])) for i in best])
+        return found
+
+    return search
+
+
+def in_store(encoder: TextEncoder, collection: Collection, where: dict | None) -> Searcher:
+    """The store's own search over the vectors that it holds."""
+
+    def search(queries: list[str], k: int) -> list[list[Hit]]:
+        vectors = encoder.queries(queries)
+        answers = collection.query(vectors, k, where)
+        return [
+            [Hit(chunk.id, chunk.text, _cosine(vector, chunk.embedding)) for chunk in answer]
+            for vector, answer in zip(vectors, answers)
+        ]
+
+    return search
+
+
+def over_collection(encoder: TextEncoder, collection: Collection, where: dict | None) -> Searcher:
+    """The store's search where its vectors are this model's; otherwise its texts are embedded here, and that is said.
+
+    Whose they are: reindex recorded the model, or a few chunks are embedded again and compared.
+    """
+    if collection.about.get(STATE) == UNFINISHED:
+        say(f"note: {collection.name} is unfinished: reindex was stopped before its end")
+    if holds(encoder, collection):
+        return in_store(encoder, collection, where)
+    chunks = [(chunk.id, chunk.text) for chunk in collection.chunks(where)]
+    if not chunks:
+        raise BadInput(f"--collection {collection.name}: no chunk" + (" fits --where" if where else ""))
+    say(
+        f"{collection.name} holds no vectors of {encoder.config.path}: "
+        f"embedding its {len(chunks):,} texts here (python -m trainer.reindex stores them)"
+    )
+    return in_memory(encoder, *map(list, zip(*chunks)))
+
+
+def holds(encoder: TextEncoder, collection: Collection) -> bool:
+    """Whether the collection's vectors are this model's; sets encoder.dim where only their first numbers are kept."""
+    size, about = collection.size, collection.about
+    if size is None:
+        return False
+    if FINGERPRINT in about:
+        if about[FINGERPRINT] != encoder.fingerprint:
+            return False
+        encoder.dim = about[DIM] if about[DIM] < encoder.size else None
+        return True
+    if size != encoder.size:
+        return False
+    stored = list(islice(collection.chunks(page=PROBED, embeddings=True), PROBED))
+    own = encoder.passages([chunk.text for chunk in stored])
+    return bool(stored) and min(_cosine(vector, chunk.embedding) for vector, chunk in zip(own, stored)) >= SAME
+
+
+def _cosine(one: np.ndarray, other: np.ndarray) -> float:
+    length = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return float(one @ other) / length if length else 0.0

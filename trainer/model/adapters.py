@@ -1,0 +1,182 @@
+"""Adapters on a frozen base: LoRA, rsLoRA and DoRA, as peft makes them. Only this file imports peft.
+
+The layers of the base are wrapped where they are, so the model stays what transformers made it: packing, pooling and
+the engines see a few more parameters, and all others frozen.
+"""
+
+import json
+import os
+import re
+import warnings
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from data_prep.common.errors import BadInput
+from trainer.config.sections import LoraConfig
+from trainer.model_folder.families import family_of
+from trainer.model_folder.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+
+BASE_HASH = "base_sha256"  # in the header of the weights: of the base's weights, see folder.weights_sha256
+_PREFIX = "base_model.model."  # of a parameter in peft's files
+_DROPOUT = ".lora_dropout."
+# peft writes a DoRA magnitude without ".weight", and reads it with or without; transformers 5.23 reads it with only.
+_FILE_NAME = re.compile(r"\.lora_magnitude_vector$")
+
+
+class Adapter:
+    """The adapter that a backbone carries. base: path or hub id of the base, as the adapter's files will name it."""
+
+    def __init__(self, model, base: str):
+        self.model, self.base = model, base
+        self.base_sha256: str | None = None
+
+    @property
+    def dropout(self) -> bool:
+        return self.model.peft_config["default"].lora_dropout > 0
+
+    def write(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        """adapter_model.safetensors and adapter_config.json, the same bytes for the same weights.
+
+        weights: CPU tensors by the backbone's parameter names.
+        """
+        named = {_PREFIX + name: tensor for name, tensor in weights.items()}
+        state = _peft().get_peft_model_state_dict(self.model, state_dict=named, save_embedding_layers=False)
+        state = {_FILE_NAME.sub(r"\g<0>.weight", name): t.contiguous() for name, t in state.items()}
+        facts = {"format": "pt"} | ({BASE_HASH: self.base_sha256} if self.base_sha256 else {})
+        save_file(state, folder / ADAPTER_WEIGHTS, metadata=facts)
+        _sort_header(folder / ADAPTER_WEIGHTS)
+        values = self.model.peft_config["default"].to_dict()
+        values |= {"inference_mode": True, "base_model_name_or_path": self.base}
+        plain = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
+        (folder / ADAPTER_CONFIG).write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    def read(self, folder: Path) -> None:
+        """Takes the weights of an adapter of the same shape."""
+        weights = load_file(folder / ADAPTER_WEIGHTS)
+        try:
+            found = _peft().set_peft_model_state_dict(self.model, weights)
+        except (RuntimeError, ValueError) as error:  # other sizes
+            raise BadInput(
+                f"{folder}: is an adapter of another shape ({str(error).splitlines()[-1].strip()})"
+            ) from None
+        odd = [name for name in found.unexpected_keys if "pooler." not in name]  # which is left out here
+        odd += [name for name in found.missing_keys if ".lora_" in name]
+        if odd:
+            raise BadInput(f"{folder}: is an adapter of other layers, {odd[0]} is on one side only")
+
+
+def _sort_header(path: Path) -> None:
+    """safetensors writes its facts in any order: sorted, the same file comes out every time."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.dumps(json.loads(file.read(size)), sort_keys=True, separators=(",", ":")).encode().ljust(size)
+        assert len(header) == size, "the same header in another order"
+        file.seek(8)
+        file.write(header)
+
+
+def attach(backbone: nn.Module, config: LoraConfig, base: str, seed: int) -> Adapter:
+    """Wraps layers of the backbone and freezes the rest. seed: of the adapter's first values, on every engine the same.
+
+    Raises BadInput for targets that are not there.
+    """
+    settings = settings_of(backbone, config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        adapter = Adapter(wrap(backbone, settings), base)
+    if config.start:
+        adapter.read(Path(config.start))
+    return adapter
+
+
+def settings_of(backbone: nn.Module, config: LoraConfig):
+    """peft's description of the adapter."""
+    if config.start:
+        settings = _peft().LoraConfig.from_pretrained(config.start)
+        settings.lora_dropout, settings.inference_mode = config.dropout, False
+    else:
+        settings = _peft().LoraConfig(
+            task_type="FEATURE_EXTRACTION", r=config.r, lora_alpha=config.alpha, lora_dropout=config.dropout,
+            target_modules=targets(backbone, config), use_rslora=config.rslora, use_dora=config.dora,
+        )  # fmt: skip
+    settings.base_model_name_or_path = backbone.name_or_path
+    return settings
+
+
+def load(backbone: nn.Module, folder: Path) -> Adapter:
+    """Wraps the backbone in the adapter of a folder. Raises BadInput where it is one of other layers."""
+    settings = _peft().LoraConfig.from_pretrained(str(folder))
+    settings.inference_mode = False
+    adapter = Adapter(wrap(backbone, settings), backbone.name_or_path)
+    adapter.read(folder)
+    return adapter
+
+
+def _peft():
+    if not torch.cuda.is_available():  # DeepSpeed, which peft imports where it is installed, would warn otherwise
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import peft
+
+    return peft
+
+
+def wrap(backbone: nn.Module, settings):
+    """peft's model of the backbone, whose layers it wraps where they are."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft's calls of transformers
+        return _peft().get_peft_model(backbone, settings)
+
+
+def targets(backbone: nn.Module, config: LoraConfig) -> list[str] | str:
+    """Names of the linear layers that take adapters, or all-linear."""
+    linear = [name for name, module in backbone.named_modules() if _is_linear(module)]
+    family = family_of(backbone)
+    if config.targets is None:
+        asked = family.targets if family else "all-linear"
+        return asked if isinstance(asked, str) else [n for n in asked if _among(n, linear)]
+    if config.targets == "all-linear":
+        return config.targets
+    missing = [target for target in config.targets if not _among(target, linear)]
+    if missing:
+        known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in linear))
+        raise BadInput(f"model.lora.targets: no linear layer is called {', '.join(missing)}; there are {known}")
+    return config.targets
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear)  # bitsandbytes' are as well
+
+
+def _among(target: str, names: list[str]) -> bool:
+    """peft's rule: a name, or its end after a dot."""
+    return any(name == target or name.endswith(f".{target}") for name in names)
+
+
+def is_dropout(name: str) -> bool:
+    """Whether a module of the backbone is the dropout of an adapter, by its name."""
+    return _DROPOUT in name
+
+
+def recorded_base(folder: Path) -> str | None:
+    """The hash of the base that an adapter was trained on; None where the adapter does not say."""
+    with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
+        return (file.metadata() or {}).get(BASE_HASH)
+
+
+def check_base(folder: Path, base: str, sha256: str) -> None:
+    """Raises BadInput where the adapter in `folder` was trained on another base than the one with this hash."""
+    recorded = recorded_base(folder)
+    if recorded not in (None, sha256):
+        raise BadInput(
+            f"{folder}: was trained on another base: the weights in {base} hash to {sha256[:16]}…, "
+            f"the adapter records {recorded[:16]}…"
+        )
+
+
+def merged(adapter: Adapter) -> nn.Module:
+    """The backbone with the adapter added to its weights, as a plain model."""
+    return adapter.model.merge_and_unload(safe_merge=True)

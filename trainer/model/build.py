@@ -1,0 +1,143 @@
+"""Definitions of this subject."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from data_prep.common.errors import BadInput
+from trainer.config.sections import FreezeConfig, ModelConfig
+from trainer.model import adapters
+from trainer.model import quantization as quantized
+from trainer.model.embedder import Embedder
+from trainer.model.tokenizer import _check_vocabulary, eos_notes, load_tokenizer
+from trainer.model_folder import dense
+from trainer.model_folder.families import FAMILIES, family_of
+from trainer.model_folder.files import fetch
+from trainer.model_folder.spec import TRUST, ModelSpec, read_spec
+
+
+def load_embedder(
+    config: ModelConfig,
+    checkpoint: Path | None = None,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+):
+    """(Embedder in fp32 on the CPU, tokenizer, ModelSpec, untrained) from a folder or hub id.
+
+    checkpoint: folder of ours to take the trained weights from instead (resume); everything else still comes from
+    `config`. device, dtype: where a quantised base is to lie (it cannot move), and what it computes in. seed: of a new
+    adapter. untrained: tensors of a pooler that no pooling here uses, by name; not trained, but exported again, so that
+    the exported folder is as whole as the one it came from. Raises BadInput for a folder that cannot be loaded.
+    """
+    folder = fetch(config.path, config.trust_remote_code)
+    spec = read_spec(config, folder)
+    tokenizer = load_tokenizer(config, folder)
+    spec.notes.extend(eos_notes(tokenizer, spec))
+    embedder, untrained = build_embedder(spec, config, checkpoint, device, dtype, seed)
+    if config.tokenizer:
+        _check_vocabulary(tokenizer, embedder.backbone, config)
+    return embedder, tokenizer, spec, untrained
+
+
+def build_embedder(
+    spec: ModelSpec,
+    config: ModelConfig,
+    checkpoint: Path | None = None,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+) -> tuple[Embedder, dict[str, Tensor]]:
+    """(Embedder, untrained) of what read_spec found; see load_embedder."""
+    adapted = spec.is_adapter or config.finetune != "full"
+    source = spec.base if adapted else checkpoint or spec.path
+    quantised = quantized.arguments(spec.bits, dtype, device or torch.device("cpu")) if spec.bits else {}
+    backbone = _load_backbone(source, spec, config, quantised)
+    pooler, untrained = getattr(backbone, "pooler", None), {}
+    if pooler is not None:
+        untrained = {} if spec.bits else {f"pooler.{name}": t.clone() for name, t in pooler.state_dict().items()}
+        backbone.pooler = None
+    layers = dense.load(spec.dense, None if adapted or not checkpoint else checkpoint).requires_grad_(not adapted)
+    embedder = Embedder(backbone, layers, spec.pooling, spec.normalize, config.dropout == "model")
+    if spec.bits:
+        layers.to(device or torch.device("cpu"))  # where the base lies
+        embedder.quantised = quantized.layers(backbone)
+    if spec.is_adapter:
+        embedder.adapter = adapters.load(backbone, Path(spec.path))
+    elif config.finetune != "full":
+        embedder.adapter = adapters.attach(backbone, config.lora, _lasting(config.path), seed)
+        if checkpoint:
+            embedder.adapter.read(checkpoint)
+    freeze(backbone, config.freeze)
+    return embedder.train(), untrained
+
+
+def _load_backbone(source, spec: ModelSpec, config: ModelConfig, quantised: dict) -> nn.Module:
+    """The transformer in fp32 (or quantised), with every tensor found. Raises BadInput."""
+    import transformers
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # one per rank, for seconds of work
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what is missing or left over is looked at here
+    try:
+        settings, kind, remote = read_settings(source, spec, config)
+        family = FAMILIES.get(settings.model_type)
+        code = {"trust_remote_code": config.trust_remote_code} if kind is transformers.AutoModel else {}
+        backbone, found = kind.from_pretrained(
+            source, config=settings, dtype=torch.float32, output_loading_info=True, **code, **quantised
+        )
+    except Exception as error:  # whatever a damaged folder makes the library raise is the folder's fault
+        raise BadInput(f"model.path: {source} cannot be loaded ({type(error).__name__}: {error})") from None
+    finally:
+        logging.set_verbosity(verbosity)
+    missing = sorted(k for k in [*found["missing_keys"], *map(str, found["mismatched_keys"])] if "pooler." not in k)
+    if missing:  # they would be random
+        raise BadInput(f"model.path: {source} lacks {len(missing)} tensors of the model, among them {missing[0]}")
+    strange = [k for k in found["unexpected_keys"] if remote and f"{family.blocks}." in k]
+    if strange:
+        raise BadInput(
+            f"model.path: {source} holds {len(strange)} tensors that the family {settings.model_type} does not know, "
+            f"among them {strange[0]}: its own code is needed: {TRUST}"
+        )
+    return backbone
+
+
+def read_settings(source, spec: ModelSpec, config: ModelConfig):
+    """(transformers' config of a folder, the class of its model, whether the folder's own code is left out)."""
+    import transformers
+
+    settings = transformers.AutoConfig.from_pretrained(source, trust_remote_code=config.trust_remote_code)
+    remote = bool(getattr(settings, "auto_map", None)) and not config.trust_remote_code
+    if remote:
+        del settings.auto_map  # the folder that we write holds no code
+    if spec.bidirectional is not None and spec.bidirectional != (not getattr(settings, "is_causal", True)):
+        settings.is_causal = not spec.bidirectional
+    family = None if spec.own_code else FAMILIES.get(settings.model_type)
+    return settings, getattr(transformers, family.model_class if family else "AutoModel"), remote
+
+
+def _lasting(path: str) -> str:
+    """What to call the base in an adapter's files: the hub id, or the whole path of a folder."""
+    return str(Path(path).resolve()) if Path(path).exists() else path
+
+
+def freeze(backbone: nn.Module, config: FreezeConfig) -> None:
+    """Excludes parts of the backbone from training; which ones there are was checked by read_spec."""
+    if config == FreezeConfig():
+        return
+    family = family_of(backbone)
+    parts = [backbone.get_submodule(name) for name in family.embeddings] if config.embeddings else []
+    for part in [*parts, *backbone.get_submodule(family.blocks)[: config.layers]]:
+        part.requires_grad_(False)
+
+
+def count_parameters(embedder: Embedder) -> tuple[int, int]:
+    """(trained, all) numbers in the model, whatever an engine or a quantisation did to their tensors."""
+    counts = {True: 0, False: 0}
+    for parameter in embedder.parameters():
+        state = getattr(parameter, "quant_state", None)  # 4-bit: two numbers in a byte
+        whole = state.shape.numel() if state is not None else getattr(parameter, "ds_numel", parameter.numel())
+        counts[parameter.requires_grad] += whole
+    return counts[True], counts[True] + counts[False]

@@ -1,0 +1,151 @@
+"""The embedder: transformer, pooling, dense layers, normalisation; from and to a sentence-transformers folder."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from trainer.model import adapters
+from trainer.model.packing import Packing, Run, register, runs_of
+from trainer.model.recompute import recompute
+
+
+def pool(hidden: Tensor, mask: Tensor, how: str) -> Tensor:
+    """(texts, tokens, d) hidden states and (texts, tokens) 0/1 mask -> (texts, d). Padding may stand on either side.
+
+    mean: over real tokens. cls: the first real token. last: the last real token. weighted_mean: over real tokens, the
+    n-th with weight n (Muennighoff 2022, arXiv:2202.08904, eq. 2).
+    """
+    if how in ("mean", "weighted_mean"):
+        weights = mask.to(hidden.dtype) if how == "mean" else (mask.cumsum(dim=1) * mask).to(hidden.dtype)
+        weights = weights.unsqueeze(-1)
+        return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+    positions = torch.arange(mask.shape[1], device=mask.device)
+    if how == "cls":
+        index = torch.where(mask.bool(), positions, mask.shape[1]).amin(dim=1)
+    elif how == "last":
+        index = torch.where(mask.bool(), positions, -1).amax(dim=1)
+    else:
+        raise AssertionError(how)
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), index]
+
+
+def pool_packed(hidden: Tensor, runs: list[Run], how: str) -> Tensor:
+    """As pool, for the (tokens, d) hidden states of texts that are laid end to end."""
+    pooled = []
+    for run, part in zip(runs, hidden.split([run.count * run.length for run in runs])):
+        texts = part.view(run.count, run.length, -1)
+        if how == "weighted_mean":
+            weights = torch.arange(1, run.length + 1, dtype=texts.dtype, device=texts.device)
+            pooled.append((texts * (weights / weights.sum())[:, None]).sum(dim=1))
+        else:
+            pooled.append(texts.mean(dim=1) if how == "mean" else texts[:, 0 if how == "cls" else -1])
+    return torch.cat(pooled)
+
+
+def finish(pooled: Tensor, dense_layers: nn.ModuleDict, normalize: bool) -> Tensor:
+    """(texts, pooled size) -> (texts, d): what stands behind the pooling, in fp32."""
+    for layer in dense_layers.values():
+        pooled = layer(pooled)
+    return F.normalize(pooled, dim=1) if normalize else pooled
+
+
+class Embedder(nn.Module):
+    """Token ids -> one fp32 embedding per text, of length 1 where the model normalises.
+
+    packing: texts run without padding where the device and the model's family allow it, see pack(). model_dropout:
+    whether training runs the model's own dropout. adapter: what is trained in place of the model's own weights.
+    dense: layers behind the pooling, see dense.py.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        dense_layers: nn.ModuleDict,
+        pooling: str,
+        normalize: bool,
+        model_dropout: bool = False,
+    ):
+        super().__init__()
+        self.backbone, self.dense = backbone, dense_layers
+        self.model_dropout = model_dropout
+        self.adapter: adapters.Adapter | None = None
+        self.quantised: dict[str, nn.Module] = {}
+        self.recomputed: list[nn.Module] = []
+        self.packing: Packing | None = None
+        # A decoder would keep keys and values of every layer for a generation that never comes.
+        self.own_use_cache = getattr(backbone.config, "use_cache", None)
+        backbone.config.use_cache = False
+        self.pooling, self.normalize = pooling, normalize
+
+    @property
+    def size(self) -> int:
+        """d, the length of an embedding."""
+        return list(self.dense.values())[-1].linear.out_features if self.dense else self.pooled_size
+
+    @property
+    def pooled_size(self) -> int:
+        return self.backbone.config.hidden_size
+
+    def train(self, mode: bool = True) -> "Embedder":
+        """Dropout on (where the run asks for any) or off; layers are recomputed in training only."""
+        self.training = mode
+        self.backbone.train(mode and self.model_dropout)
+        self.dense.train(mode)
+        for module in self.recomputed:
+            module.training = mode
+        for module in self.quantised.values():  # see quantized.layers
+            module.training = True
+        for name, module in self.backbone.named_modules():
+            if adapters.is_dropout(name):
+                module.training = mode
+        self.noisy = mode and (self.model_dropout or (self.adapter is not None and self.adapter.dropout))
+        return self
+
+    def recompute(self) -> None:
+        """From now on the blocks keep their inputs only, and make the rest again in the backward pass."""
+        self.recomputed = recompute(self)
+        self.train(self.training)
+
+    def stored(self) -> dict[str, Tensor]:
+        """What a checkpoint holds, by name: the adapter, or all weights."""
+        if self.adapter is None:
+            return self.backbone.state_dict(keep_vars=True) | self.dense.state_dict(keep_vars=True)
+        return self.trained()
+
+    def parameters_by_name(self) -> dict[str, nn.Parameter]:
+        """All parameters by the names that a checkpoint gives them."""
+        return dict([*self.backbone.named_parameters(), *self.dense.named_parameters()])
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.parameters_by_name().items() if p.requires_grad}
+
+    def pack(self, device: torch.device) -> None:
+        """Runs texts end to end from now on, if that is possible on this device."""
+        if Packing.fits(self.backbone, device):
+            register()
+            self.packing = Packing(self.backbone)
+
+    def forward(self, tokens: Tensor, lengths: list[int], seed: int, autocast: torch.dtype | None = None) -> Tensor:
+        """Texts end to end -> (texts, d) float32 on the model's device.
+
+        tokens: (sum of lengths,) ids on the CPU; equal lengths should stand side by side. seed: of dropout, the same
+        seed gives the same. autocast: dtype of the matrix products, or None for fp32.
+        """
+        device = next(self.backbone.parameters()).device
+        if self.noisy:  # with dropout off the modules stay in eval mode, which is exact for every family
+            torch.manual_seed(seed)
+        if self.packing:
+            self.packing.noise.reseed(seed)
+            runs = runs_of(lengths)
+            inputs, mask = self.packing.inputs(tokens.to(device), runs), None
+        else:
+            ids = pad_sequence(tokens.split(lengths), batch_first=True)
+            mask = (torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]).long().to(device)
+            inputs = {"input_ids": ids.to(device), "attention_mask": mask}
+        # The cast of a weight is used once per pass, so caching it would only hold a second copy (of a gathered
+        # shard, under ZeRO-3).
+        with torch.autocast(device.type, autocast, enabled=autocast is not None, cache_enabled=False):
+            hidden = self.backbone(**inputs).last_hidden_state.float()
+        pooled = pool_packed(hidden[0], runs, self.pooling) if mask is None else pool(hidden, mask, self.pooling)
+        return finish(pooled, self.dense, self.normalize)

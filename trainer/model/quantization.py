@@ -1,0 +1,88 @@
+"""A quantised base and 8-bit AdamW. Only this file imports bitsandbytes."""
+
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from trainer.config.sections import OptimConfig
+
+MOMENTS = ("state1", "state2", "absmax1", "absmax2")  # bitsandbytes' names: numbers, and the scales of their blocks
+
+
+def settings(bits: int, compute: torch.dtype | None) -> dict:
+    """transformers' quantisation config: NF4 with quantised constants (Dettmers et al. 2023, arXiv:2305.14314), or
+    LLM.int8 (Dettmers et al. 2022, arXiv:2208.07339). Plain values, so that a saved folder can hold it.
+    """
+    if bits == 8:
+        return {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    return {
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": str(compute or torch.float32).removeprefix("torch."),
+    }
+
+
+def arguments(bits: int, compute: torch.dtype | None, device: torch.device) -> dict:
+    """Of from_pretrained, to quantise each tensor as it is read."""
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig.from_dict(settings(bits, compute))
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
+def layers(backbone: nn.Module) -> dict[str, nn.Module]:
+    """The quantised linear layers by name, told to compute the same in training and in evaluation.
+
+    On a CPU with bf16 instructions a 4-bit layer would repack its weights, and compute in bf16, wherever no gradient is
+    wanted: the first pass over a chunk would not be the second.
+    """
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # a line for every product
+    found = {n: m for n, m in backbone.named_modules() if isinstance(m, (Linear4bit, Linear8bitLt))}
+    for module in found.values():
+        module.support_avx512bf16_for_cpu = False
+    return found
+
+
+def dequantize(quantised: dict[str, nn.Module], backbone: nn.Module) -> None:
+    """Gives the plain layers of another backbone the weights that quantised ones stand for.
+
+    quantised: by their names before there was an adapter; the other backbone may carry one.
+    """
+    for name, layer in quantised.items():
+        plain = backbone.get_submodule(name)
+        getattr(plain, "base_layer", plain).weight.data.copy_(_weights_of(layer))
+
+
+def _weights_of(layer: nn.Module) -> Tensor:
+    """(out, in) float32."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    if hasattr(layer.weight, "quant_state"):
+        return dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+    held = layer.weight if layer.weight.CB is not None else layer.state  # the layer takes them in its first pass
+    return held.CB.float() * (held.SCB.float() / 127.0).unsqueeze(1)
+
+
+def adamw_8bit(groups: list[dict], optim: OptimConfig):
+    """AdamW whose moments are 8-bit in blocks of 256; vectors and small matrices keep 32 bits, as bitsandbytes does."""
+    from bitsandbytes.optim import AdamW8bit
+
+    return AdamW8bit(groups, lr=optim.lr, betas=tuple(optim.betas), eps=optim.eps)
+
+
+def load_moments(optimizer, named: dict[str, nn.Parameter], moments: dict[str, Tensor], updates: int) -> None:
+    """Takes moments as `<key>.<parameter>`; updates: how many AdamW updates they have seen."""
+    names = {parameter: name for name, parameter in named.items()}
+    for g, group in enumerate(optimizer.param_groups):
+        for p, parameter in enumerate(group["params"]):
+            optimizer.init_state(group, parameter, g, p)
+            state = optimizer.state[parameter]
+            state["step"] = updates
+            for key in MOMENTS:
+                if key in state:
+                    state[key].copy_(moments[f"{key}.{names[parameter]}"])

@@ -1,0 +1,63 @@
+"""Definitions of this subject."""
+
+import json
+from pathlib import Path
+
+from torch import Tensor
+
+from trainer.model import quantization as quantized
+from trainer.model.embedder import Embedder
+from trainer.model_folder import dense
+from trainer.model_folder.spec import POOLINGS, ModelSpec
+
+
+def save_embedder(folder: Path, weights: dict[str, Tensor], embedder: Embedder, tokenizer, spec: ModelSpec) -> None:
+    """Writes a folder that sentence-transformers and transformers load. weights: fp32 CPU tensors by their names here,
+    of the whole model or of its adapter.
+    """
+    backbone = embedder.backbone
+    dense.write(folder, spec.dense, weights)
+    weights = {name: tensor for name, tensor in weights.items() if not dense.is_of(name, spec.dense)}
+    if embedder.adapter:
+        embedder.adapter.write(folder, weights)
+    else:
+        # Today's tensor names, not those of the file that was once loaded: the same on every engine.
+        backbone.config.use_cache = embedder.own_use_cache
+        backbone.save_pretrained(folder, state_dict=weights, save_original_format=False)
+        backbone.config.use_cache = False
+    tokenizer.save_pretrained(folder)
+    kinds = ["Transformer", "Pooling", *("Dense" for _ in spec.dense)] + (["Normalize"] if spec.normalize else [])
+    modules = [
+        {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"}
+        for i, kind in enumerate(kinds)
+    ]
+    pooling = {"word_embedding_dimension": embedder.pooled_size} | {
+        key: name == spec.pooling for name, key in POOLINGS.items()
+    }
+    prompts = {"query": spec.query_prompt, "document": spec.passage_prompt}
+    for module in modules[1:]:
+        (folder / module["path"]).mkdir(exist_ok=True)
+    files = {
+        "modules.json": modules,
+        "1_Pooling/config.json": pooling,
+        # one length for both sides is all that this file can say: the longer, so that nothing is cut silently
+        "sentence_bert_config.json": {"max_seq_length": max(spec.query_max_len, spec.passage_max_len)}
+        | (_of_base(embedder, spec) if embedder.adapter else {}),
+        "config_sentence_transformers.json": {
+            "prompts": prompts,
+            "default_prompt_name": None,
+            "similarity_fn_name": "cosine" if spec.normalize else "dot",
+        },
+    }
+    for name, values in files.items():
+        (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _of_base(embedder: Embedder, spec: ModelSpec) -> dict:
+    """How sentence-transformers (and folder.read_spec) must load an adapter's base, where its own files do not say."""
+    arguments: dict = {}
+    if spec.bidirectional is not None:
+        arguments["config_kwargs"] = {"is_causal": not spec.bidirectional}
+    if spec.bits:
+        arguments["model_kwargs"] = {"quantization_config": quantized.settings(spec.bits, None)}
+    return arguments

@@ -1,0 +1,88 @@
+"""Definitions of this subject."""
+
+from pathlib import Path
+
+from torch import nn
+
+from data_prep.common.errors import BadInput
+from data_prep.texts.tokenizer_rules import read_object
+from trainer.config.sections import ModelConfig
+from trainer.model_folder.files import fetch
+from trainer.model_folder.spec import ModelSpec
+
+
+def load_tokenizer(config: ModelConfig, folder: str):
+    """The fast tokenizer (slow ones cannot say what they cut) of the folder, or of model.tokenizer. Raises BadInput."""
+    from transformers import AutoTokenizer
+
+    key, source = ("model.tokenizer", fetch(config.tokenizer)) if config.tokenizer else ("model.path", folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code)
+    except Exception as error:
+        raise BadInput(f"{key}: {source} has no usable tokenizer ({type(error).__name__}: {error})") from None
+    if not tokenizer.is_fast:
+        raise BadInput(f"{key}: {source} has no fast tokenizer (tokenizer.json); convert it with transformers")
+    if read_object(Path(folder) / "sentence_bert_config.json").get("do_lower_case"):
+        _lower(tokenizer)
+    if config.append_eos:
+        _append_eos(tokenizer, f"{key}: {source}")
+    return tokenizer
+
+
+def _lower(tokenizer) -> None:
+    """As sentence-transformers does where the folder says so; an exported tokenizer does it everywhere."""
+    from tokenizers.normalizers import Lowercase, Sequence
+
+    own = tokenizer.backend_tokenizer.normalizer
+    tokenizer.backend_tokenizer.normalizer = Sequence([Lowercase(), own]) if own else Lowercase()
+
+
+def _append_eos(tokenizer, where: str) -> None:
+    """Makes the tokenizer itself end every text in EOS, so that an exported folder does so everywhere."""
+    from tokenizers.processors import Sequence, TemplateProcessing
+
+    eos = tokenizer.eos_token
+    if eos is None:
+        raise BadInput(f"model.append_eos: the tokenizer of {where} has no EOS token")
+    if _ends_in_eos(tokenizer):
+        return
+    own = tokenizer.backend_tokenizer.post_processor
+    added = TemplateProcessing(single=f"$A {eos}", special_tokens=[(eos, tokenizer.eos_token_id)])
+    tokenizer.backend_tokenizer.post_processor = Sequence([own, added]) if own else added
+
+
+def _ends_in_eos(tokenizer) -> bool:
+    return tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]
+
+
+def eos_notes(tokenizer, spec: ModelSpec) -> list[str]:
+    """A line where the last token is pooled and is not an EOS."""
+    if spec.pooling != "last" or _ends_in_eos(tokenizer):
+        return []
+    return ["pooling last: the tokenizer ends no text in EOS, so the text's own last token is taken (model.append_eos)"]
+
+
+def _check_vocabulary(tokenizer, backbone: nn.Module, config: ModelConfig) -> None:
+    largest, rows = max(tokenizer.get_vocab().values()), backbone.get_input_embeddings().num_embeddings
+    if largest >= rows:
+        raise BadInput(
+            f"model.tokenizer: {config.tokenizer} has token ids up to {largest}, but {config.path} knows {rows} tokens"
+        )
+
+
+def tokenize(texts: list[str], prompt: str, max_len: int, tokenizer) -> tuple[list[list[int]], int]:
+    """Token ids of prompt + text, cut at max_len tokens, and how many texts were cut."""
+    if not texts:
+        return [], 0
+    encoded = tokenizer(
+        [prompt + text for text in texts],
+        truncation=True,
+        max_length=max_len,
+        padding=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        return_overflowing_tokens=False,
+    )
+    # the fast tokenizer keeps what it cut off beside each encoding
+    cut = sum(bool(e.overflowing) for e in encoded.encodings)
+    return encoded["input_ids"], cut

@@ -1,0 +1,140 @@
+"""The dense layers that some models have behind the pooling (LaBSE, sentence-t5, gtr-t5, EmbeddingGemma): a linear
+layer and an activation each, as sentence-transformers' Dense. Imports torch only to build them.
+"""
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError, safe_open
+
+from data_prep.common.errors import BadInput
+from data_prep.texts.tokenizer_rules import read_object
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+WEIGHTS = "model.safetensors"
+ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")  # of torch.nn, all without arguments
+_INPUT = "sentence_embedding"  # sentence-transformers' name of what pooling gives
+
+
+@dataclass(frozen=True)
+class DenseSpec:
+    """One layer. folder: where its weights lie. name: of its folder in a model folder of ours, and before the names of
+    its tensors in a checkpoint. inputs, outputs: numbers of an embedding before and behind it.
+    """
+
+    folder: str
+    name: str
+    inputs: int
+    outputs: int
+    bias: bool
+    activation: str
+
+
+def read_dense(folder: Path, paths: Iterable[str], size: int | None) -> tuple[DenseSpec, ...]:
+    """The layers that lie in these sub-folders, in their order. size: of what pooling gives, where it is known.
+
+    Raises BadInput for what would not be done as sentence-transformers does it, or that it lacks.
+    """
+    specs, problems = [], []
+    for index, path in enumerate(paths, start=2):  # behind the transformer and the pooling
+        place = folder / path
+        values = read_object(place / "config.json")
+        problems += [f"{place}: {text}" for text in _problems(place, values, size)]
+        inputs, size = (values.get(key, 0) for key in ("in_features", "out_features"))
+        bias, activation = values.get("bias", True), _activation(values)
+        specs.append(DenseSpec(str(place), f"{index}_Dense", inputs, size, bias, activation))
+    if problems:
+        raise BadInput(problems)
+    return tuple(specs)
+
+
+def _activation(values: dict) -> str:
+    return str(values.get("activation_function", "torch.nn.modules.activation.Tanh"))
+
+
+def _problems(place: Path, values: dict, size: int | None) -> list[str]:
+    found = []
+    if not all(isinstance(values.get(key), int) for key in ("in_features", "out_features")):
+        found.append("config.json does not say in_features and out_features")
+    elif size and values["in_features"] != size:
+        found.append(f"takes {values['in_features']} numbers, but is given {size}")
+    name = _activation(values)
+    if not name.startswith("torch.nn.") or name.rpartition(".")[2] not in ACTIVATIONS:
+        found.append(f"its activation {name} is none of torch.nn's {', '.join(ACTIVATIONS)}; not supported")
+    for key in ("module_input_name", "module_output_name"):
+        if values.get(key, _INPUT) not in (_INPUT, None):
+            found.append(f"its {key} is {values[key]}, not {_INPUT}; not supported")
+    if values.get("use_residual"):
+        found.append("its input is added to its output (use_residual); not supported")
+    return found or _weights_problems(place, values)
+
+
+def _weights_problems(place: Path, values: dict) -> list[str]:
+    expected = {"linear.weight": [values["out_features"], values["in_features"]]}
+    expected |= {"linear.bias": [values["out_features"]]} if values.get("bias", True) else {}
+    if not (place / WEIGHTS).is_file():
+        mend = "pickled weights (*.bin) are not loaded: load and save the model with sentence-transformers"
+        return [f"holds no {WEIGHTS}; {mend}"]
+    try:
+        with safe_open(place / WEIGHTS, framework="numpy") as file:
+            found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        return [f"{WEIGHTS} is damaged ({error})"]
+    return [] if found == expected else [f"{WEIGHTS} holds {found}, config.json asks for {expected}"]
+
+
+def build(specs: Iterable[DenseSpec]) -> "nn.ModuleDict":
+    """name -> layer, with weights that nobody has set."""
+    from torch import nn
+
+    def layer(spec: DenseSpec) -> nn.Sequential:
+        linear = nn.Linear(spec.inputs, spec.outputs, bias=spec.bias)
+        activation = getattr(nn, spec.activation.rpartition(".")[2])()
+        return nn.Sequential(OrderedDict(linear=linear, activation=activation))
+
+    return nn.ModuleDict({spec.name: layer(spec) for spec in specs})
+
+
+def load(specs: Iterable[DenseSpec], checkpoint: Path | None = None) -> "nn.ModuleDict":
+    """As build, with the weights of their folders, or of a checkpoint of ours."""
+    from safetensors.torch import load_file
+
+    made = build(specs)
+    for spec in specs:
+        place = checkpoint / spec.name if checkpoint else Path(spec.folder)
+        made[spec.name].load_state_dict({name: t.float() for name, t in load_file(place / WEIGHTS).items()})
+    return made
+
+
+def write(folder: Path, specs: Iterable[DenseSpec], weights: "dict[str, Tensor]") -> None:
+    """The sub-folders of a model folder. weights: by name, as in a checkpoint; a layer that has none there was not
+    trained, and is written as it was read.
+    """
+    from safetensors.torch import load_file, save_file
+
+    for spec in specs:
+        place = folder / spec.name
+        place.mkdir(exist_ok=True)
+        own = {n.removeprefix(f"{spec.name}."): t for n, t in weights.items() if n.startswith(f"{spec.name}.")}
+        save_file(own or load_file(Path(spec.folder) / WEIGHTS), place / WEIGHTS, metadata={"format": "pt"})
+        values = {"in_features": spec.inputs, "out_features": spec.outputs, "bias": spec.bias}
+        values |= {"activation_function": spec.activation}
+        (place / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def shape_of(specs: tuple[DenseSpec, ...]) -> str:
+    """As 768 -> 3072 -> 768 (Identity, Identity)."""
+    sizes = (specs[0].inputs, *(spec.outputs for spec in specs))
+    kinds = (spec.activation.rpartition(".")[2] for spec in specs)
+    return f"{' -> '.join(map(str, sizes))} ({', '.join(kinds)})"
+
+
+def is_of(name: str, specs: Iterable[DenseSpec]) -> bool:
+    """Whether a tensor of a checkpoint belongs to one of the layers."""
+    return any(name.startswith(f"{spec.name}.") for spec in specs)

@@ -1,0 +1,108 @@
+"""Definitions of this subject."""
+
+import hashlib
+import json
+import math
+import mmap
+from contextlib import suppress
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from data_prep.common.errors import BadInput
+from data_prep.texts import tokenizer_rules as model_folder
+from data_prep.texts.tokenizer_rules import TOKENIZER_FILES, read_json, read_object
+from trainer.model_folder.dense import WEIGHTS
+
+MODULES = ("Transformer", "Pooling", "Dense", "Normalize")  # of sentence-transformers, in this order
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def fetch(path: str, with_code: bool = False) -> str:
+    """The local folder of a model: `path` itself, or the hub snapshot of an id (downloaded once, then cached)."""
+    patterns = (*TOKENIZER_FILES, "*.safetensors", *(["*.py"] if with_code else []))
+    return model_folder.fetch(path, patterns, "model.path")
+
+
+def base_folder(folder: Path, with_code: bool = False) -> Path:
+    """Where the transformer's weights are: `folder`, or for an adapter folder the one that it was trained on."""
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return folder
+    return Path(fetch(str(read_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")), with_code))
+
+
+def weight_files(folder: Path) -> list[tuple[str, Path]]:
+    """(what a checkpoint puts before its tensors' names, file) for all that the model of a folder is made of."""
+    layers = [(f"{index}_Dense.", folder / path / WEIGHTS) for index, path in enumerate(dense_paths(folder), start=2)]
+    return [*(("", path) for path in sorted(folder.glob("*.safetensors"))), *layers]
+
+
+def dense_paths(folder: Path) -> list[str]:
+    """Sub-folders of the dense layers behind the pooling, in their order."""
+    return [module["path"] for module in _modules(folder) if module["kind"] == "Dense"]
+
+
+def weights_sha256(folder: Path) -> str:
+    """Of a model's weights as they are stored: names, types, shapes and bytes of all tensors, however they are spread
+    over safetensors files.
+    """
+    tensors = {}
+    for before, path in weight_files(folder):
+        if path.name == ADAPTER_WEIGHTS:
+            continue
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+        header.pop("__metadata__", None)
+        tensors |= {before + name: (path, 8 + size, facts) for name, facts in header.items()}
+    found = hashlib.sha256()
+    for name, (path, first, facts) in sorted(tensors.items()):
+        found.update(json.dumps([name, facts["dtype"], facts["shape"]]).encode())
+        start, stop = (first + offset for offset in facts["data_offsets"])
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            found.update(memoryview(data)[start:stop])
+    return found.hexdigest()
+
+
+def fp32_bytes(folder: Path) -> int:
+    """Bytes of a model folder's parameters in fp32, whatever they are stored in (0 where it cannot be read)."""
+    count = 0
+    with suppress(SafetensorError, OSError):
+        for _, file in weight_files(folder):
+            with safe_open(file, framework="numpy") as tensors:
+                count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return 4 * count
+
+
+def _modules(folder: Path) -> list[dict]:
+    """Each with its `kind`, one of MODULES. Raises BadInput for others: leaving one out would give other embeddings."""
+    path = folder / "modules.json"
+    modules = read_json(path) if path.is_file() else []
+    if not isinstance(modules, list) or not all(isinstance(m, dict) and {"type", "path"} <= m.keys() for m in modules):
+        raise BadInput(f"{path}: not a list of modules with type and path")
+    for module in modules:
+        package, _, module["kind"] = module["type"].rpartition(".")
+        if module["kind"] not in MODULES or not package.startswith("sentence_transformers."):
+            named = ", ".join(MODULES)
+            raise BadInput(
+                f"{path}: module {module['type']} is none of sentence-transformers' {named}; not supported, and with "
+                "model.trust_remote_code neither"
+            )
+    kinds = [module["kind"] for module in modules]
+    if kinds != sorted(kinds, key=MODULES.index) or kinds.count("Pooling") > 1 or kinds.count("Transformer") > 1:
+        raise BadInput(f"{path}: modules {', '.join(kinds)}; supported are {', '.join(MODULES)} in this order")
+    return modules
+
+
+def zero_tensors(folder: Path) -> list[str]:
+    """Names of the stored tensors without a number other than zero (biases of a new model, an unused token type)."""
+    return [name for name, tensor in _tensors(folder) if not tensor.any()]
+
+
+def _tensors(folder: Path):
+    from safetensors import safe_open
+
+    for before, path in weight_files(folder):
+        with safe_open(path, framework="pt") as file:
+            for name in sorted(file.keys()):
+                yield before + name, file.get_tensor(name)

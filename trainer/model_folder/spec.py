@@ -1,0 +1,260 @@
+"""What a model folder says about itself: pooling, normalisation, prompts, length, remote code. Never imports torch."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_prep.common.errors import BadInput
+from data_prep.texts.tokenizer_rules import read_json, read_object, read_text_rules
+from trainer.config.sections import FreezeConfig, ModelConfig
+from trainer.model_folder.dense import DenseSpec, read_dense, shape_of
+from trainer.model_folder.families import FAMILIES, Family
+from trainer.model_folder.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, _modules, base_folder, dense_paths
+
+POOLINGS = {  # ours -> sentence-transformers' key in 1_Pooling/config.json
+    "mean": "pooling_mode_mean_tokens",
+    "cls": "pooling_mode_cls_token",
+    "last": "pooling_mode_lasttoken",
+    "weighted_mean": "pooling_mode_weightedmean_tokens",
+}
+_NEW_NAMES = {"mean": "mean", "cls": "cls", "lasttoken": "last", "last": "last", "weightedmean": "weighted_mean"}
+TRUST = "set model.trust_remote_code=true (commands: --trust-remote-code) only if you have read it"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """How texts become embeddings. Lengths are tokens, prompt and special tokens included.
+
+    base: the folder of the transformer's weights, which for an adapter folder is another one than `path`.
+    dense: the layers between pooling and normalisation.
+    bidirectional: whether a decoder's tokens also see those behind them; None for encoders, where they always do.
+    bits: what the base is quantised to; None: not at all. own_code: the transformer is that of code which the folder
+    brings, and is run.
+    """
+
+    path: str
+    base: str
+    pooling: str
+    normalize: bool
+    query_prompt: str
+    passage_prompt: str
+    query_max_len: int
+    passage_max_len: int
+    dense: tuple[DenseSpec, ...] = ()
+    bidirectional: bool | None = None
+    bits: int | None = None
+    own_code: bool = False
+    notes: list[str] = field(default_factory=list)  # lines to say once: what was chosen for want of a statement
+
+    @property
+    def is_adapter(self) -> bool:
+        return self.base != self.path
+
+
+def read_spec(config: ModelConfig, folder: str | Path, base: str | Path | None = None) -> ModelSpec:
+    """Joins what the run file asks with what the folder says. base: of an adapter folder, where it is not where the
+    adapter's files say.
+
+    Raises BadInput with every problem: not a model folder, remote code, no statement of the pooling, lengths that the
+    model cannot hold. There is no default pooling: a wrong one is a large and silent loss.
+    """
+    folder = Path(folder)
+    base = Path(base) if base else base_folder(folder, config.trust_remote_code)
+    problems = _folder_problems(config, folder, base)
+    if problems:
+        raise BadInput(problems)
+    settings = read_json(base / "config.json")
+    own_code = config.trust_remote_code and "AutoModel" in settings.get("auto_map", {})
+    family = None if own_code else FAMILIES.get(settings["model_type"])
+    notes: list[str] = []
+    modules = _modules(folder)
+    stated = _stated_pooling(folder, modules)
+    pooling = config.pooling or stated
+    if pooling is None:
+        raise BadInput(
+            f"model.pooling: {folder} does not say how its tokens are pooled (no modules.json with a pooling folder); "
+            f"set model.pooling to {', '.join(POOLINGS)}"
+        )
+    if stated and stated != pooling:
+        notes.append(f"pooling: the run file asks for {pooling}, the model folder was trained with {stated}")
+    if "auto_map" in settings and not config.trust_remote_code:
+        notes.append(f"the folder's own code is not run: loaded as the family {settings['model_type']}")
+    if (folder / "training_args.bin").is_file():
+        notes.append(
+            "training_args.bin is a pickle and is not read: docs/migrate.md says how to state its arguments here"
+        )
+    try:
+        rules = read_text_rules(
+            folder,
+            config.query_prompt,
+            config.passage_prompt,
+            config.query_max_len,
+            config.passage_max_len,
+            named="model.{}".format,
+            base=base,
+        )
+    except BadInput as error:
+        problems += error.problems
+    try:
+        dense = _dense(config, folder, settings, notes)
+    except BadInput as error:
+        problems += error.problems
+    problems += _own_code_problems(config) if own_code else _freeze_problems(config, folder, settings, family)
+    problems += _start_problems(config) if config.lora.start else []
+    if problems:
+        raise BadInput(problems)
+    return ModelSpec(
+        path=str(folder),
+        base=str(base),
+        pooling=pooling,
+        normalize=_normalize(config, folder, modules, notes),
+        query_prompt=rules.query_prompt,
+        passage_prompt=rules.passage_prompt,
+        query_max_len=rules.query_max_len,
+        passage_max_len=rules.passage_max_len,
+        dense=dense,
+        bidirectional=_bidirectional(config, folder, settings, family),
+        bits=config.bits or _stated_bits(folder),
+        own_code=own_code,
+        notes=[*notes, *rules.notes],
+    )
+
+
+def _folder_problems(config: ModelConfig, folder: Path, base: Path) -> list[str]:
+    if not folder.is_dir():
+        return [f"model.path: {folder} is not a folder"]
+    if base != folder and not (base / "config.json").is_file():
+        return [
+            f"model.path: {folder} is an adapter of {base}, which is no model folder here; put it there, or merge: "
+            f"python -m trainer.merge --base_model_path BASE --lora_adapter_path {folder / ADAPTER_WEIGHTS}"
+        ]
+    if not (base / "config.json").is_file():
+        hint = f"; did you mean {folder / 'final'}?" if (folder / "final" / "config.json").is_file() else ""
+        return [f"model.path: {folder} is not a model folder: it has no config.json{hint}"]
+    problems = []
+    for place in dict.fromkeys((folder, base)):
+        if not any(place.glob("*.safetensors")):
+            mend = " (pickled weights are not loaded: convert them to safetensors)" if any(place.glob("*.bin")) else ""
+            problems.append(f"model.path: {place} holds no *.safetensors weights{mend}")
+    names = ("tokenizer.json", "vocab.txt", "tokenizer.model", "vocab.json", "spiece.model")
+    if not config.tokenizer and not any((folder / name).is_file() for name in names):
+        problems.append(f"model.path: {folder} holds no tokenizer (tokenizer.json); name one in model.tokenizer")
+    settings = read_json(base / "config.json")
+    if not isinstance(settings, dict) or "model_type" not in settings:
+        problems.append(f"model.path: {base}/config.json has no model_type")
+    elif "auto_map" in settings and not config.trust_remote_code:
+        problems += _remote_code_problems(config, base, settings)
+    return problems
+
+
+def _remote_code_problems(config: ModelConfig, base: Path, settings: dict) -> list[str]:
+    """Why a folder that brings code cannot be loaded without it; a family we know can, if its attention is stated."""
+    family, kind = FAMILIES.get(settings["model_type"]), settings["model_type"]
+    if family is None or settings.get("position_embedding_type", "absolute") != "absolute":
+        return [f"model.path: {base} brings its own code (auto_map in config.json), which is not run; {TRUST}"]
+    if family.causal and config.bidirectional is None and "is_causal" not in settings:
+        return [
+            f"model.path: {base} brings its own code (auto_map in config.json), which is not run; its family {kind} is "
+            "supported without it, but that code may let tokens see those behind them: set model.bidirectional to true "
+            "or false, as the model's description says"
+        ]
+    return []
+
+
+def _own_code_problems(config: ModelConfig) -> list[str]:
+    about = "the folder's own code is run, whose"
+    found = [f"model.freeze: {about} parts are not known; leave it out"] if config.freeze != FreezeConfig() else []
+    if config.bidirectional is not None:
+        found.append(f"model.bidirectional: {about} attention is its own; leave it out")
+    return found
+
+
+def _freeze_problems(config: ModelConfig, folder: Path, settings: dict, family: Family | None) -> list[str]:
+    if config.freeze == FreezeConfig():
+        return []
+    if family is None:
+        return [f"model.freeze: which parts of a {settings['model_type']} are what is not known; leave it out"]
+    blocks = settings.get("num_hidden_layers", settings.get("num_layers", 0))
+    if config.freeze.layers >= blocks:
+        return [f"model.freeze.layers: {config.freeze.layers}, but {folder} has {blocks}, and one must be trained"]
+    return []
+
+
+def _start_problems(config: ModelConfig) -> list[str]:
+    """The adapter to go on from: whether it is one, and what the run file says otherwise than it."""
+    start, asked = Path(config.lora.start), config.lora
+    if not (start / ADAPTER_CONFIG).is_file() or not (start / ADAPTER_WEIGHTS).is_file():
+        return [f"model.lora.start: {start} is no adapter folder ({ADAPTER_CONFIG} and {ADAPTER_WEIGHTS})"]
+    values = read_object(start / ADAPTER_CONFIG)
+    if values.get("peft_type") != "LORA":
+        return [f"model.lora.start: {start} is an adapter of the kind {values.get('peft_type')}, not LORA"]
+    if values.get("use_dora") and config.bits == 8:
+        return [f"model.lora.start: {start} is a DoRA, which does not go with 8 bits (docs/modes.md)"]
+    names = {"r": "r", "alpha": "lora_alpha", "rslora": "use_rslora", "dora": "use_dora", "targets": "target_modules"}
+    found = []
+    for ours, theirs in names.items():
+        one, other = getattr(asked, ours), values.get(theirs)
+        if isinstance(one, list) and isinstance(other, list):
+            one, other = sorted(one), sorted(other)
+        if ours in asked.model_fields_set and one != other:
+            found.append(f"model.lora.{ours}: {one}, but the adapter {start} has {other}; leave it out")
+    return found
+
+
+def _bidirectional(config: ModelConfig, folder: Path, settings: dict, family: Family | None) -> bool | None:
+    if family is None or not family.causal:
+        if config.bidirectional is not None:
+            kind = settings["model_type"]
+            raise BadInput(f"model.bidirectional: only a decoder has the choice; {folder} is of the family {kind}")
+        return None
+    if config.bidirectional is not None:
+        return config.bidirectional
+    stated = read_object(folder / "sentence_bert_config.json").get("config_kwargs", {})  # of an adapter folder
+    return not {**settings, **stated}.get("is_causal", True)
+
+
+def _stated_bits(folder: Path) -> int | None:
+    """What the base of an adapter folder was quantised to when the adapter was trained."""
+    arguments = read_object(folder / "sentence_bert_config.json").get("model_kwargs", {})
+    asked = arguments.get("quantization_config", {})
+    return 4 if asked.get("load_in_4bit") else 8 if asked.get("load_in_8bit") else None
+
+
+def _stated_pooling(folder: Path, modules: list[dict]) -> str | None:
+    for module in modules:
+        if module["kind"] == "Pooling":
+            values = read_object(folder / module["path"] / "config.json")
+            if "pooling_mode" in values:  # sentence-transformers 5.x and later name it
+                mode = values["pooling_mode"]
+                chosen = [_NEW_NAMES.get(name) for name in ([mode] if isinstance(mode, str) else mode)]
+            else:
+                on = [key for key, value in values.items() if key.startswith("pooling_mode_") and value is True]
+                chosen = [next((ours for ours, key in POOLINGS.items() if key == name), None) for name in on]
+            if len(chosen) != 1 or chosen[0] is None:
+                raise BadInput(f"{folder}: its pooling {values} is none of {', '.join(POOLINGS)}; not supported")
+            if values.get("include_prompt") is False:
+                raise BadInput(f"{folder}: its pooling leaves the prompt's tokens out (include_prompt); not supported")
+            return chosen[0]
+    return None
+
+
+def _normalize(config: ModelConfig, folder: Path, modules: list[dict], notes: list[str]) -> bool:
+    if config.normalize is not None:
+        return config.normalize
+    if not modules:
+        notes.append("normalize: true (cosine similarity; the folder does not say)")
+        return True
+    return any(module["kind"] == "Normalize" for module in modules)
+
+
+def hidden_size(settings: dict) -> int | None:
+    """What a transformer's config.json says of it (T5's own word is d_model)."""
+    return settings.get("hidden_size", settings.get("d_model"))
+
+
+def _dense(config: ModelConfig, folder: Path, settings: dict, notes: list[str]) -> tuple[DenseSpec, ...]:
+    found = read_dense(folder, dense_paths(folder), hidden_size(settings))
+    if found and config.finetune != "full":
+        notes.append(
+            f"the dense layers behind the pooling ({shape_of(found)}) stay as they are: adapters train the transformer"
+        )
+    return found

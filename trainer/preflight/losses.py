@@ -1,0 +1,89 @@
+"""Definitions of this subject."""
+
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
+
+from data_prep.common.errors import BadInput
+from data_prep.shards.folder import Rows, open_shards
+from data_prep.shards.shared_keys import SourceRows
+from trainer.config.imports import add_working_folder
+from trainer.config.sections import LOSSES, NEEDS_SCORES, NEEDS_TEACHER, RunConfig
+from trainer.planner.plan import BatchPlan
+
+
+def _check_losses(config: RunConfig) -> None:
+    """Whether the rows of every source carry what its loss is made of."""
+    shards = open_shards(config.data.train)
+    rows, problems = shards.split("train"), []
+    for source in shards.train_sources():
+        problems += _loss_problems(config, source, rows)
+    for key, loss in config.losses.items():
+        if "infonce" not in loss.terms and loss.directions != "query_to_doc":
+            problems.append(f"{key}.directions: {loss.directions} is about infonce, which is no term of this loss")
+    if problems:
+        raise BadInput(problems)
+
+
+def _loss_problems(config: RunConfig, source: SourceRows, rows: Rows) -> list[str]:
+    loss, count = config.loss_of(source.name), len(source.rows)
+    where, found = f"data.train: source {source.name!r}", []
+    scored, taught, hard = (rows.count(column, source.rows) for column in ("score", "teacher_scores", "negatives"))
+    for name in loss.terms:
+        if name in NEEDS_SCORES and scored < count:
+            found.append(f"{where}: {count - scored} of {count} rows have no score, of which loss {name} is made")
+        if name in NEEDS_TEACHER and taught < count:
+            found.append(f"{where}: {count - taught} of {count} rows have no teacher_scores, which loss {name} follows")
+        if name in NEEDS_TEACHER and not hard:
+            found.append(f"{where}: no row has hard negatives, so loss {name} has nothing to compare")
+        elif name in NEEDS_TEACHER and config.data.max_hard_negatives == 0:
+            found.append(f"data.max_hard_negatives: 0 leaves loss {name} of source {source.name!r} nothing to compare")
+    if scored and "infonce" in loss.terms:  # graded pairs would be trained as plain positives, the worst of them too
+        found.append(
+            f"{where}: {scored} rows carry a score, and InfoNCE would take each pair for a positive; "
+            "set loss.name to cosent or cosine, or keep the positive pairs only and leave their scores out"
+        )
+    return found
+
+
+def _check_functions(config: RunConfig) -> None:
+    """Whether the modules of users' losses exist; they are not imported, as they may import torch."""
+    add_working_folder()
+    problems = []
+    for key, loss in config.losses.items():
+        modules = [name.partition(":")[0] for name in loss.terms if name not in LOSSES]
+        problems += [
+            f"{key}.name: there is no module {module!r} to import; start the run in the folder that holds it"
+            for module in modules
+            if not _module_exists(module)
+        ]
+    if problems:
+        raise BadInput(problems)
+
+
+def _module_exists(name: str) -> bool:
+    """As importlib.util.find_spec, which would import the packages that a.b.c lies in."""
+    first, *rest = name.split(".")
+    try:
+        spec = find_spec(first)
+    except (ImportError, ValueError):
+        return False
+    for depth in range(len(rest)):
+        if spec is None or spec.submodule_search_locations is None:
+            return False
+        spec = PathFinder.find_spec(".".join([first, *rest[: depth + 1]]), spec.submodule_search_locations)
+    return spec is not None
+
+
+def unused_teachers(config: RunConfig, plan: BatchPlan, rows: Rows) -> list[str]:
+    """A line for each source whose teacher scores its loss does not use."""
+    lines = []
+    for part in plan.parts:
+        loss = config.loss_of(part.name)
+        if any(term in NEEDS_TEACHER or term not in LOSSES for term in loss.terms):
+            continue
+        taught = rows.count("teacher_scores", part.rows)
+        if taught:
+            lines.append(
+                f"{taught} rows of source {part.name!r} carry teacher_scores, which {', '.join(loss.terms)} ignores"
+            )
+    return lines

@@ -1,0 +1,67 @@
+"""Definitions of this subject."""
+
+import os
+import shutil
+from pathlib import Path
+
+from data_prep.common.errors import BadInput
+from data_prep.common.files import existing_parent
+from trainer.config.sections import RunConfig
+from trainer.model_folder.files import fp32_bytes
+from trainer.model_folder.spec import ModelSpec
+from trainer.run_dir.layout import MADE_AHEAD
+from trainer.run_dir.record import check_resumable
+
+
+def _check_output(config: RunConfig, resume: bool, fingerprint: str | None, spec: ModelSpec | None) -> None:
+    out = Path(config.output_dir)
+    check_place(out, resume)
+    if fingerprint and (out / "run.json").is_file():
+        check_resumable(out, config, fingerprint)
+    if spec:
+        _check_space(config, out, resume, Path(spec.base))
+
+
+def check_place(out: Path, resume: bool) -> None:
+    """Whether a run may begin, or with resume go on, in this folder. Raises BadInput."""
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"output_dir: {out} is a file")
+    if (out / "run.json").is_file():
+        if not resume:
+            raise BadInput(
+                f"output_dir: {out} holds a run already; add --resume to go on with it, or name another folder"
+            )
+    elif out.is_dir() and any(path.name not in MADE_AHEAD for path in out.iterdir()):
+        raise BadInput(f"output_dir: {out} is not empty and holds no run of ours; name a new folder")
+    _check_writable(out)
+
+
+def _check_writable(out: Path) -> None:
+    parent = existing_parent(out)
+    if not parent.is_dir():
+        raise BadInput(f"output_dir: {parent} is a file, so {out} cannot be made below it")
+    probe = parent / f".embedfleet-probe-{os.getpid()}"  # os.access says yes to root on a read-only mount
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise BadInput(f"output_dir: cannot write below {parent} ({error.strerror}); name another folder") from None
+
+
+def _check_space(config: RunConfig, out: Path, resume: bool, model: Path) -> None:
+    """model: the folder of the weights, which for a hub id is not model.path."""
+    # adapters are small beside what they are trained on
+    weights = fp32_bytes(model) if config.model.finetune == "full" else 0
+    there = len(list(out.glob("checkpoint-*"))) if resume else 0
+    asked = config.checkpoint
+    epochs = min(config.train.epochs, asked.keep_epochs + 1 if asked.keep_epochs else config.train.epochs)
+    between = (asked.keep_steps or 1) + 1 if asked.every_steps or asked.every_minutes else 0
+    checkpoints = max(0, epochs + between - there)
+    # a checkpoint holds the weights and two moments, final the weights
+    needed = weights * (3 * checkpoints + (0 if (out / "final").is_dir() else 1) + config.watch.keep_best)
+    free = shutil.disk_usage(existing_parent(out)).free
+    if free < needed:
+        raise BadInput(
+            f"output_dir: {free / 2**30:.1f} GiB free below {out}, but {checkpoints} checkpoints and the final model "
+            f"need about {needed / 2**30:.1f} GiB; free some, name another disk, or set checkpoint.keep_epochs"
+        )

@@ -1,0 +1,177 @@
+"""The model card of an export: how to load it, and the data, settings and measured metrics of the run's own files."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.texts.tokenizer_rules import is_hub_id, read_object
+from trainer.inference.probe import read_probe
+from trainer.model_folder.dense import shape_of
+from trainer.model_folder.spec import ModelSpec
+from trainer.run_dir.layout import read_state
+from trainer.run_dir.log import read_events
+from trainer.run_dir.record import versions
+
+SETTINGS = (  # keys of the run file that say how the model was made; paths of this machine stay out
+    "model.finetune", "model.quantization_bits", "loss.name", "loss.temperature", "train.batch_size", "train.epochs",
+    "train.max_steps", "train.precision", "train.seed", "optim.name", "optim.lr", "optim.weight_decay", "optim.ema",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Story:
+    """What a run's files say of a model folder in it. before, after: mean metrics on the evaluation set of the run;
+    empty where it has none. unread: what could not be found out, a line each."""
+
+    config: dict
+    fingerprint: str | None
+    step: int | None
+    before: dict[str, float]
+    after: dict[str, float]
+    unread: tuple[str, ...] = ()
+
+
+def story_of(folder: Path) -> Story:
+    """Of final/, best/ or a checkpoint; of what lies in it where the run's directory is not there any more."""
+    config, run = read_object(folder / "training_config.json"), read_object(folder.parent / "run.json")
+    if not run:
+        return Story(config, None, read_probe(folder).step, {}, {})
+    events, unread = read_events(folder.parent)
+    step = _step_of(folder, events)
+    if step is None:
+        unread.append("which step this model is of was not recorded")
+    found = {e["step"]: _metrics(e) for e in events if e["event"] == "evaluation" and not e.get("source")}
+    after = found.get(step, {})
+    if after and (folder / "state").is_dir() and config.get("optim", {}).get("ema"):
+        after = {}
+        unread.append("metrics of these weights: their average was evaluated, which final/ and best/ hold (optim.ema)")
+    return Story(config, run.get("data_fingerprint"), step, found.get(0, {}), after, tuple(unread))
+
+
+def _step_of(folder: Path, events: list[dict]) -> int | None:
+    """Every model folder records it; of those that an earlier version wrote, best/ alone cannot be told."""
+    recorded = read_probe(folder).step
+    if recorded is not None:
+        return recorded
+    if (folder / "state").is_dir():
+        return read_state(folder).step
+    return max((e["step"] for e in events if e["event"] == "step"), default=None) if folder.name == "final" else None
+
+
+def _metrics(event: dict) -> dict[str, float]:
+    return {name: value for name, value in event.items() if "@" in name or name == "MAP"}
+
+
+def model_card(folder: Path, spec: ModelSpec, is_adapter: bool, onnx: bool) -> str:
+    """README.md. folder: final/ or a checkpoint."""
+    story = story_of(folder)
+    base = _base_name(story)
+    parts = [_head(base), _title(folder, story), _use(spec, is_adapter, onnx), _model(spec, base, is_adapter)]
+    return "\n".join([*parts, _training(story), _measured(story), _made()])
+
+
+def _base_name(story: Story) -> str | None:
+    """The hub id of the base, or the last part of its folder: the rest is this machine's."""
+    path = story.config.get("model", {}).get("path")
+    return None if path is None else path if is_hub_id(path) else Path(path).name
+
+
+def _head(base: str | None) -> str:
+    lines = ["library_name: sentence-transformers", "pipeline_tag: sentence-similarity"]
+    lines += [f"base_model: {base}"] if base and is_hub_id(base) and "/" in base else []
+    lines += ["tags:", "- sentence-transformers", "- sentence-similarity", "- feature-extraction", "- embedfleet"]
+    return "\n".join(["---", *lines, "---", ""])
+
+
+def _title(folder: Path, story: Story) -> str:
+    run = Path(story.config["output_dir"]).name if "output_dir" in story.config else folder.name
+    return f"# {run}\n\nA text-embedding model for retrieval, fine-tuned with embedfleet.\n"
+
+
+def _use(spec: ModelSpec, is_adapter: bool, onnx: bool) -> str:
+    lines = [
+        "## Use",
+        "",
+        "```python",
+        "from sentence_transformers import SentenceTransformer",
+        "",
+        f'model = SentenceTransformer("THIS_FOLDER_OR_ID"{", trust_remote_code=True" if spec.own_code else ""})',
+        'queries = model.encode_query(["what to look for"])',
+        'documents = model.encode_document(["what to look in"])',
+        "scores = model.similarity(queries, documents)",
+        "```",
+        "",
+    ]
+    if spec.query_prompt or spec.passage_prompt:
+        lines += [
+            f"Queries are read with the prompt {spec.query_prompt!r}, documents with {spec.passage_prompt!r}. What "
+            "knows no prompts (plain transformers, LangChain's HuggingFaceEmbeddings by default) must put them before "
+            "each text; text-embeddings-inference takes `prompt_name`.",
+            "",
+        ]
+    if is_adapter:
+        lines += ["This is an adapter: sentence-transformers loads it with its base; embedding servers do not.", ""]
+    if spec.own_code:
+        place = "beside its base" if is_adapter else "`*.py`"
+        lines += [f"The model is defined by code of its own ({place}): read it before you let it run.", ""]
+    if onnx:
+        lines += ["`onnx/model.onnx` gives last_hidden_state; what stands behind it is as below.", ""]
+    return "\n".join(lines)
+
+
+def _model(spec: ModelSpec, base: str | None, is_adapter: bool) -> str:
+    rows = {
+        "base model": base or "not known",
+        "kind": "adapter" if is_adapter else "whole model",
+        "pooling": spec.pooling,
+        **({"dense layers behind it": shape_of(spec.dense)} if spec.dense else {}),
+        "normalised": "yes, compare by cosine" if spec.normalize else "no, compare by inner product",
+        "maximum length": f"{max(spec.query_max_len, spec.passage_max_len)} tokens",
+        "query prompt": f"`{spec.query_prompt}`" if spec.query_prompt else "none",
+        "document prompt": f"`{spec.passage_prompt}`" if spec.passage_prompt else "none",
+    }
+    if spec.bidirectional is not None:
+        rows["attention"] = "both directions" if spec.bidirectional else "causal"
+    return f"## Model\n\n{_table(('', ''), rows.items())}"
+
+
+def _training(story: Story) -> str:
+    rows = {}
+    data = story.config.get("data", {}).get("train")
+    if data:
+        names = data if isinstance(data, list) else [data]
+        rows["data"] = ", ".join(Path(str(name)).name for name in names)
+    if story.fingerprint:
+        rows["data fingerprint"] = f"`{story.fingerprint}`"
+    if story.step is not None:
+        rows["optimizer steps"] = story.step
+    for key in SETTINGS:
+        section, _, name = key.partition(".")
+        value = story.config.get(section, {}).get(name)
+        if value not in (None, ""):
+            rows[key] = f"`{json.dumps(value) if isinstance(value, dict) else value}`"
+    if not rows:
+        return "## Training\n\nThe run's files did not lie beside the model when it was exported.\n"
+    return f"## Training\n\n{_table(('', ''), rows.items())}"
+
+
+def _measured(story: Story) -> str:
+    if not story.after:
+        unknown = f"Not known: {'; '.join(story.unread)}." if story.unread else ""
+        return f"## Metrics\n\n{unknown or 'None were measured on this model during its training.'}\n"
+    rows = [
+        (name, f"{story.before[name]:.4f}" if name in story.before else "", f"{value:.4f}")
+        for name, value in story.after.items()
+    ]
+    table = _table(("metric", "before", "after"), rows)
+    return f"## Metrics\n\nOn the evaluation set of the run, held out from its training data.\n\n{table}"
+
+
+def _made() -> str:
+    said = ", ".join(f"{name} {version}" for name, version in versions().items() if name in ("torch", "transformers"))
+    return f"Exported with {said}; before it was finished, a fresh process loaded it and embedded as the trainer did.\n"
+
+
+def _table(head: tuple[str, ...], rows) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"

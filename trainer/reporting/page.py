@@ -1,0 +1,210 @@
+"""Definitions of this subject."""
+
+import json
+import shlex
+from html import escape
+from pathlib import Path
+
+from data_prep.common import svg
+from data_prep.common.html_page import page, section, table, tiles
+from trainer.reporting.comparison import METRIC, Comparison, Query, Shown
+from trainer.reporting.facts import Facts
+
+LINES = (  # title, what it says, name of the curve -> key of the log's steps
+    ("Loss", "Of every step, on its global batch.", {"loss": "loss"}),
+    ("Similarity in training", "Mean cosine of a query and its positive, and of a query and its negatives, of every "
+     "step's batch.", {"positive": "positive_similarity", "negative": "negative_similarity"}),
+    ("Learning rate", "", {"learning rate": "lr"}),
+    ("Gradient norm", "Before clipping.", {"gradient norm": "grad_norm"}),
+    ("Temperature", "", {"temperature": "temperature"}),
+    ("Pairs per second", "Of every step, evaluation and checkpoints left out.", {"pairs/s": "pairs_per_second"}),
+)  # fmt: skip
+METRICS = ("nDCG@10", "MRR@10", "recall@10")
+TEXT = 220  # characters of a document that are shown
+
+
+def write_report(facts: Facts) -> str:
+    """The whole page."""
+    plots = [*_curves(facts), _metrics(facts), _similarities(facts.comparison), _data(facts), _lengths(facts)]
+    plots += [_speed(facts)]
+    parts = [_tiles(facts), _missing(facts), _before_and_after(facts.comparison)]
+    parts += [f'<div class="plots">{"".join(filter(None, plots))}</div>']
+    parts += [_queries(facts.comparison, "gained"), _queries(facts.comparison, "lost"), _again(facts)]
+    return page(facts.run.resolve().name, _about(facts), "".join(filter(None, parts)))
+
+
+def _about(facts: Facts) -> str:
+    topology, config = facts.record["topology"], facts.config
+    about = f"{Path(config.model.path).name}, {config.model.finetune} fine-tuning, begun {_date(facts)} on "
+    about += f"{topology['processes']} process(es) of {topology['device']} ({topology['engine']})."
+    return f"{escape(about)} Made by <code>python -m trainer.report</code>."
+
+
+def _date(facts: Facts) -> str:
+    return facts.record["started"][:16].replace("T", " ")
+
+
+def _tiles(facts: Facts) -> str:
+    steps = facts.events["step"]
+    shown = [(f"{len(steps):,}", f"steps of {facts.config.train.batch_size:,} rows", "")]
+    shown += [(f"{steps[-1]['loss']:.4g}", "last loss", "")] if steps[-1]["loss"] is not None else []
+    if facts.comparison:
+        row = facts.comparison.table[METRIC]
+        sure = "good" if row["interval_95"][0] > 0 else "error" if row["interval_95"][1] < 0 else ""
+        shown += [(f"{row['base']:.4f}", f"{METRIC} before", ""), (f"{row['tuned']:.4f}", f"{METRIC} after", sure)]
+    skipped = sum(bool(event.get("skipped")) for event in steps)
+    shown += [(f"{skipped:,}", "steps skipped (gradient not finite)", "error")] if skipped else []
+    return tiles(shown)
+
+
+def _missing(facts: Facts) -> str:
+    items = "".join(f'<li class="warning"><b>left out</b> {escape(line)}</li>' for line in facts.missing)
+    return f'<section><h2>What is not shown</h2><ul class="found">{items}</ul></section>' if items else ""
+
+
+def _before_and_after(comparison: Comparison | None) -> str:
+    if comparison is None:
+        return ""
+    rows = []
+    for name, row in comparison.table.items():
+        low, high = row["interval_95"]
+        interval = f"<small>{low:+.4f} … {high:+.4f}</small>"
+        change = f"{row['difference']:+.4f}<br>{interval}"
+        rows.append((name, f"{row['base']:.4f}", f"{row['tuned']:.4f}", change))
+    about = f"{escape(comparison.name)}: {comparison.queries:,} held-out queries, {comparison.documents:,} documents. "
+    about += "The interval is of the change, by paired bootstrap over queries."
+    return section("Before and after", about, table(("", "before", "after", "change, 95 % interval"), rows))
+
+
+def _curves(facts: Facts) -> list[str]:
+    made = []
+    for title, about, keys in LINES:
+        series = {name: points for name, key in keys.items() if (points := facts.series(key))}
+        constant = title == "Temperature" and len({value for _, value in series.get("temperature", [])}) < 2
+        if series and not constant:
+            steps = len(next(iter(series.values())))
+            about += f" The lowest and highest of each stretch of {steps:,} steps." if steps > svg.MOST_POINTS else ""
+            made.append(section(title, about.strip(), svg.lines(series, title)))
+    return made
+
+
+def _metrics(facts: Facts) -> str:
+    made = ""
+    for source in dict.fromkeys(event.get("source", "") for event in facts.events["evaluation"]):
+        events = [event for event in facts.events["evaluation"] if event.get("source", "") == source]
+        series = {name: [(event["step"], event[name]) for event in events if name in event] for name in METRICS}
+        about = "On the evaluation set during training" + (f", source {escape(source)}." if source else ".")
+        made += section("Metrics", about, svg.lines({k: v for k, v in series.items() if v}, "metrics"))
+    return made
+
+
+def _similarities(comparison: Comparison | None) -> str:
+    if comparison is None:
+        return ""
+    names = {"base": "before", "tuned": "after"}
+    body = ""
+    for side, shares in comparison.shares.items():
+        plot = svg.densities(shares, comparison.edges, f"similarities {names[side]}")
+        body += f"<h3>{names[side]}</h3>{plot}"
+    about = "Cosine of the held-out queries with their relevant documents, and with all others: share of the pairs."
+    return section("Similarities", about, body)
+
+
+def _queries(comparison: Comparison | None, kind: str) -> str:
+    queries = comparison.changed[kind] if comparison else []
+    if not queries:
+        return ""
+    title = "Queries that gained most" if kind == "gained" else "Queries that lost most"
+    items = "".join(f"<li><b>{escape(query.text)}</b>{_found(query)}</li>" for query in queries)
+    return section(
+        title, f"By {METRIC}; relevant documents in green, with a check mark.", f'<ul class="found">{items}</ul>'
+    )
+
+
+def _found(query: Query) -> str:
+    sides = ""
+    for side, name in (("base", f"before: {query.base:.3f}"), ("tuned", f"after: {query.tuned:.3f}")):
+        hits = "".join(map(_hit, query.found[side]))
+        sides += f"<div><h4>{name}</h4><ol>{hits}</ol></div>"
+    return f'<div class="sides">{sides}</div>'
+
+
+def _hit(hit: Shown) -> str:
+    kind, mark = (" class=right", " ✓") if hit.right else ("", "")
+    return f"<li{kind}>{100 * hit.similarity:.0f} %{mark} {escape(_short(hit.text))}</li>"
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= TEXT else f"{line[: TEXT - 1]}…"
+
+
+def _data(facts: Facts) -> str:
+    if not facts.manifest:
+        return ""
+    splits, total = facts.manifest["rows"], sum(facts.manifest["rows"].values()) or 1
+    rows = [
+        (f"{source}: {split}", count / total, f"{count:,} · {100 * count / total:.1f} %")
+        for source, counts in facts.manifest["sources"].items()
+        for split, count in counts.items()
+    ]
+    counted = ", ".join(f"{count:,} rows of {name}" for name, count in splits.items())
+    about = f"{escape(str(facts.config.data.train))}: {counted}; "
+    about += f"{facts.manifest['duplicates_removed']:,} duplicates were removed."
+    return section("Data", about, svg.bars(rows, "rows by source and split"))
+
+
+def _lengths(facts: Facts) -> str:
+    plots = ""
+    for number, (name, of) in enumerate((facts.manifest.get("lengths") or {}).items()):
+        if of and of.get("words"):
+            plots += f"<h3>{escape(name)}</h3>" + svg.histogram(of["words"]["histogram"], number, f"words of {name}")
+    about = "Share of texts with up to this many words (and more than the bound before)."
+    return section("Lengths", about, plots) if plots else ""
+
+
+def _speed(facts: Facts) -> str:
+    steps = facts.events["step"]
+
+    def mean(key: str) -> float:
+        values = [event[key] for event in steps if event.get(key) is not None]
+        return sum(values) / len(values) if values else 0.0
+
+    seconds = [event["texts"] and event["tokens"] / event["tokens_per_second"] for event in steps]
+    evaluation = sum(event.get("seconds", 0) for event in facts.events["evaluation"])
+    rows = [
+        ("pairs per second, mean", f"{mean('pairs_per_second'):.1f}"),
+        ("tokens per second, mean", f"{mean('tokens_per_second'):,.0f}"),
+        ("padding share, mean", f"{mean('padding_share'):.1%}"),
+        ("texts cut", f"{sum(event['truncated_texts'] for event in steps):,} of {sum(e['texts'] for e in steps):,}"),
+        ("memory, peak", f"{max(event['memory_gib'] for event in steps):.2f} GiB"),
+        ("training steps", f"{sum(seconds):,.0f} s"),
+        ("evaluation", f"{evaluation:,.0f} s"),
+    ]
+    return section("Speed", "Of the first process.", table(("", ""), rows))
+
+
+def _again(facts: Facts) -> str:
+    """The commands that make the same run: run.json holds every key with its value, defaults included."""
+    topology, place = facts.record["topology"], escape(str(facts.run / "run.json"))
+    world = ""
+    if topology["processes"] > 1 or topology["engine"].startswith("zero"):
+        world = f" --engine {topology['engine']} --processes {topology['processes']}"
+    start = f"python -m launch run --config again.json{world}" if world else "python -m trainer --config again.json"
+    commands = (
+        f"python -c \"import json; json.dump(json.load(open('{place}'))['config'], open('again.json', 'w'))\"\n"
+        f"{start} {escape(shlex.quote(f'output_dir={facts.run}-again'))}"
+    )
+    git = facts.record.get("git") or {}
+    known = {
+        "data fingerprint": facts.record["data_fingerprint"],
+        "commit": git.get("commit"),
+        **facts.record["versions"],
+    }
+    rows = [(escape(name), f"<code>{escape(str(value))}</code>") for name, value in known.items() if value]
+    config = escape(json.dumps(facts.record["config"], indent=2, ensure_ascii=False))
+    body = (
+        f"<pre>{commands}</pre>{table(('', ''), rows)}<details><summary>run file</summary><pre>{config}</pre></details>"
+    )
+    about = "The same data (by fingerprint), versions and topology give the same losses."
+    return section("The same run again", about, body)

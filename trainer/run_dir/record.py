@@ -1,0 +1,102 @@
+"""Definitions of this subject."""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from data_prep.common.errors import BadInput
+from trainer.config.loading import parse_config
+from trainer.config.sections import RunConfig
+from trainer.planner.plan import PLAN_VERSION
+
+PACKAGES = (
+    "embedfleet", "torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes", "datasets", "pyarrow",
+    "safetensors",
+)  # fmt: skip
+# Facts that may change between a run and its resumption: they change speed and memory, never the mathematics.
+# (Where the data lie may change as well: what they are is in the fingerprint.)
+FREE = (
+    "output_dir", "run_name", "data.train", "data.allow", "train.micro_batch_tokens",
+    "train.gradient_checkpointing", "train.device", "train.log_every",
+    "train.timeout_minutes", "train.max_skipped_steps", "checkpoint.every_steps", "checkpoint.every_minutes",
+    "checkpoint.keep_steps", "checkpoint.keep_epochs", "watch.keep_best", "watch.tolerance",
+)  # fmt: skip
+
+
+def describe_run(config: RunConfig, topology: dict, fingerprint: str, plan: dict) -> dict:
+    """The content of run.json. Holds no environment: secrets live there."""
+    return {
+        "config": config.model_dump(mode="json"),
+        "topology": topology,
+        "plan": plan,
+        "data_fingerprint": fingerprint,
+        "versions": versions(),
+        "platform": platform.platform(),
+        "git": _git_state(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _git_state() -> dict | None:
+    def git(*args: str) -> str:
+        here = Path(__file__).resolve().parent
+        return subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed_files": len(git("status", "--porcelain").splitlines())}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _different(old: Any, new: Any, prefix: str) -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in sorted(old.keys() | new.keys()):
+            found += _different(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+        return found
+    return [] if old == new or prefix in FREE else [f"{prefix}: {old!r} in run.json, {new!r} now"]
+
+
+def check_resumable(run_dir: Path, config: RunConfig, fingerprint: str) -> None:
+    """Raises BadInput where the run in run_dir is another one than the config describes."""
+    try:
+        recorded = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+        began_with = parse_config(recorded["config"], str(run_dir / "run.json"))  # keys of later versions get defaults
+        began_fingerprint, began_plan = recorded["data_fingerprint"], recorded["plan"].get("version", 1)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{run_dir}/run.json: is no record of a run that can be resumed ({error})") from None
+    different = _different(began_with.model_dump(mode="json"), config.model_dump(mode="json"), "")
+    problems = [f"{run_dir}: cannot resume, {text}" for text in different]
+    if began_fingerprint != fingerprint:
+        problems.append(f"{run_dir}: cannot resume, data.train holds other data than the run began with")
+    if began_plan != PLAN_VERSION:
+        problems.append(
+            f"{run_dir}: cannot resume, the run began with version {began_plan} of the batch plan, "
+            f"this embedfleet has {PLAN_VERSION}"
+        )
+    if problems:
+        raise BadInput([*problems, "resume with the same run file, or train into another output_dir"])
+
+
+def chosen_budget(run_dir: Path, topology: dict) -> int | None:
+    """What micro_batch_tokens an interrupted run of the same topology had: with other chunks the sums round otherwise,
+    and the resumed run would not end in the same bytes. None for another topology, or no record of one."""
+    try:
+        recorded = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return recorded["plan"]["micro_batch_tokens"] if recorded["topology"] == topology else None

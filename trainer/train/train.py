@@ -1,0 +1,57 @@
+"""A training run, top to bottom: set up, fit, finish."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from data_prep.common.console import say
+from trainer.config.sections import RunConfig
+from trainer.distributed.stop import listening
+from trainer.engine.agreement import check_agreement, facts_of
+from trainer.engine.start import process_group, start
+from trainer.loss.user_functions import import_functions
+from trainer.preflight import check_run
+from trainer.run_dir.layout import damage
+from trainer.train.fit import finish, fit
+from trainer.train.setup import prepare
+
+
+def train(
+    config: RunConfig,
+    run_file: str,
+    resume: bool = False,
+    engine: str | None = None,
+    processes: int | None = None,
+    loss_fn: Callable | None = None,
+) -> Path:
+    """Trains as the run file says and returns the folder of the final model. Collective: one call per rank.
+
+    engine, processes: the planned world; the run refuses another one. loss_fn(query_embeds, positive_embeds, batch):
+    in place of the run file's loss, see objective.LossBatch. Raises BadInput and Failed.
+    """
+    runtime = start(config, run_file, engine, processes)
+    with process_group(runtime):
+        final = Path(config.output_dir) / "final"
+        check_agreement(runtime.world, facts_of(config))
+        warnings = runtime.world.on_first(lambda: check(config, resume, loss_fn, runtime.engine))
+        if resume and runtime.world.on_first(lambda: damage(final) is None):
+            if runtime.is_main:
+                say(f"{config.output_dir}: this run is finished; the model is in {final}")
+            return final
+        for line in warnings if runtime.is_main else ():
+            say(line)
+        job = prepare(runtime, config, resume, loss_fn)
+        try:
+            with listening() as request:
+                fit(job, request)
+            return finish(job)
+        finally:
+            job.writer.close()
+            job.log.close()
+
+
+def check(config: RunConfig, resume: bool, loss_fn: Callable | None, engine: str) -> list[str]:
+    """Raises BadInput for what would fail later, among it users' losses that cannot be imported; returns warnings."""
+    warnings = check_run(config, resume, loss_fn is not None, engine)
+    if loss_fn is None:
+        import_functions(config.losses.values())
+    return warnings
