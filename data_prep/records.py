@@ -1,4 +1,4 @@
-"""The one record type that every source becomes and every consumer reads."""
+"""The record: the one type that all sources become and all consumers read."""
 
 import hashlib
 import json
@@ -9,57 +9,51 @@ from typing import Any
 
 @dataclass(slots=True)
 class Record:
-    """One training row.
-
-    query: the text that searches. positives: texts it should find (at least one). negatives: hard negatives, ragged,
-    may be empty. score: graded similarity of query and positives[0] in 0..1, or None. teacher_scores: one score for
-    each positive, then for each negative, or None. doc_ids: ids of the positives' documents (same length as positives,
-    or empty), for splitting and masking. metadata: JSON values that no other field holds.
-    """
+    """One training row."""
 
     query: str
-    positives: list[str]
-    negatives: list[str] = field(default_factory=list)
-    score: float | None = None
-    teacher_scores: list[float] | None = None
+    positives: list[str]  # relevant texts, at least one
+    negatives: list[str] = field(default_factory=list)  # hard negatives, any number
+    score: float | None = None  # graded similarity of query and positives[0], in 0..1
+    teacher_scores: list[float] | None = None  # of each positive, then of each negative
     source: str = ""
     id: str = ""
-    doc_ids: list[str] = field(default_factory=list)
-    metadata: dict[str, Any] = field(default_factory=dict)
+    doc_ids: list[str] = field(default_factory=list)  # documents of the positives, for splitting and masking; or empty
+    metadata: dict[str, Any] = field(default_factory=dict)  # JSON values of all other keys
 
     def problems(self) -> list[str]:
-        """What is wrong with this record, in the words of its keys; empty when it can be trained on."""
-        found = []
+        """Lists the problems of this record by key; empty if it can be trained on."""
+        problems = []
         if not isinstance(self.query, str) or not self.query.strip():
-            found.append("query is empty")
+            problems.append("query is empty")
         if not self.positives:
-            found.append("positives is empty")
+            problems.append("positives is empty")
         for name, texts in (("positives", self.positives), ("negatives", self.negatives)):
-            bad = [i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
-            found += [f"{name}[{i}] is empty" for i in bad]
+            empty = [i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
+            problems += [f"{name}[{i}] is empty" for i in empty]
         if self.score is not None and not 0.0 <= self.score <= 1.0:
-            found.append(f"score {self.score} is outside 0..1")
+            problems.append(f"score {self.score} is outside 0..1")
         expected = len(self.positives) + len(self.negatives)
         if self.teacher_scores is not None and len(self.teacher_scores) != expected:
-            found.append(f"teacher_scores has {len(self.teacher_scores)} values for {expected} documents")
+            problems.append(f"teacher_scores has {len(self.teacher_scores)} values for {expected} documents")
         if self.doc_ids and len(self.doc_ids) != len(self.positives):
-            found.append(f"doc_ids has {len(self.doc_ids)} values for {len(self.positives)} positives")
-        return found
+            problems.append(f"doc_ids has {len(self.doc_ids)} values for {len(self.positives)} positives")
+        return problems
 
     def to_json(self) -> str:
-        """One JSONL line (without the newline); the inverse of Record(**json.loads(line))."""
+        """Returns a JSONL line without the newline; Record(**json.loads(line)) is the inverse."""
         return json.dumps({name: getattr(self, name) for name in self.__slots__}, ensure_ascii=False)
 
 
 def normalise(text: str) -> str:
-    """The form in which two texts count as the same: NFKC, case-folded, white space collapsed."""
+    """Normal form of a text, by which texts are compared: NFKC, case-folded, white space collapsed."""
     if _is_plain(text):
         return text.strip().lower()
     return " ".join(unicodedata.normalize("NFKC", text).split()).casefold()
 
 
 def count_words(text: str) -> int:
-    """len(text.split()), without making the words where that can be told."""
+    """Returns len(text.split()), mostly without making the words."""
     if _is_plain(text):
         trimmed = text.strip()
         return trimmed.count(" ") + 1 if trimmed else 0
@@ -67,7 +61,7 @@ def count_words(text: str) -> int:
 
 
 def _is_plain(text: str) -> bool:
-    """Printable ASCII with single spaces, as most texts are: only case and the ends can differ from its normal form."""
+    """Returns True for printable ASCII with single spaces: only case and ends differ from the normal form."""
     return text.isascii() and text.isprintable() and "  " not in text
 
 
@@ -77,7 +71,7 @@ def text_key(text: str) -> int:
 
 
 def document_text(title: str | None, text: str) -> str:
-    """What is searched and embedded of a document that has a title."""
+    """Joins title and text: the form in which a document is searched and embedded."""
     return f"{title}\n{text}" if title else text
 
 
@@ -90,6 +84,8 @@ def is_variant(record: Record) -> bool:
 
 
 def query_key(record: Record) -> int:
-    """Equal keys: the same question, so that a positive of one row is no negative of the other. It is the key of the
-    query's text, or, for a variant, of its parent's."""
+    """Key of a row's question: of its query, or for a variant of its parent's query.
+
+    Rows of an equal question must not have each other's positives as negatives.
+    """
     return text_key(record.metadata[PARENT_QUERY] if is_variant(record) else record.query)

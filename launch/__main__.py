@@ -25,28 +25,28 @@ def run_command(args: argparse.Namespace) -> int:
     machine = this_machine()
     engine, processes = choose(args.engine, args.processes, machine, config.train.device, args.nnodes)
     nodes = find_nodes(args.nnodes, args.node_rank, args.master)
-    # Node 0 may have made the output folder already; whether it may be written is for node 0 to say.
+    # Node 0 may have created the output folder already, and it alone checks that it may be written.
     warnings = check_run(config, args.resume or bool(nodes and nodes.rank), engine=engine)
     device = device_of(engine, machine, config.train.device)
     if engine in ZERO:
         check_deepspeed(device)
 
     def command_to(resume: bool):
-        what = (args.config, args.overrides, engine, processes, machine, device, resume)
-        return build(*what, port=free_port(), nodes=nodes)
+        arguments = (args.config, args.overrides, engine, processes, machine, device, resume)
+        return build(*arguments, port=free_port(), nodes=nodes)
 
     command = command_to(args.resume)
     of_several = f", node {nodes.rank} of {nodes.count}" if nodes else ""
     print(f"{engine}, {processes} process(es) on {device}{of_several}:\n{command}", file=sys.stderr, flush=True)
     if args.dry_run:
-        print("".join(f"{line}\n" for line in warnings), end="", file=sys.stderr)  # the run itself would say them
+        print("".join(f"{line}\n" for line in warnings), end="", file=sys.stderr)  # a real run prints them itself
         return 0
     if args.max_restarts or nodes:
         from launch.supervise import PAUSE, supervise
 
         pause = PAUSE if nodes else 0.0
         return supervise(command, lambda: command_to(True), Path(config.output_dir), args.max_restarts, pause)
-    # The launcher takes this process's place: signals reach it, and its exit code is ours.
+    # The launcher replaces this process: signals reach it, and its exit code is ours.
     os.execvpe(command.argv[0], command.argv, os.environ | command.environ)
 
 
@@ -66,12 +66,12 @@ def doctor_command(args: argparse.Namespace) -> int:
     if args.exactness:
         raise BadInput("doctor: --exactness has a case of its own; leave out --config")
     config, machine = load_run_file(args.config, args.overrides), this_machine()
-    asked = args.engine or "auto"
-    engine, processes = choose(asked, args.processes, machine, config.train.device, args.nnodes)
+    requested = args.engine or "auto"
+    engine, processes = choose(requested, args.processes, machine, config.train.device, args.nnodes)
     nodes = find_nodes(args.nnodes, args.node_rank, args.master)
     device = device_of(engine, machine, config.train.device)
-    what = (args.config, args.overrides, engine, processes, machine, device, False, free_port())
-    return examine(config, machine, build(*what, module="trainer.diagnosis.ranks", nodes=nodes))
+    arguments = (args.config, args.overrides, engine, processes, machine, device, False, free_port())
+    return examine(config, machine, build(*arguments, module="trainer.diagnosis.ranks", nodes=nodes))
 
 
 def slurm_command(args: argparse.Namespace) -> int:

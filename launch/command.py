@@ -1,4 +1,4 @@
-"""The exact command that starts a run on an engine. Pure: starts no process, looks at no machine."""
+"""Builds the exact command that starts a run on an engine. Pure: starts no process, reads nothing of the machine."""
 
 import sys
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from trainer.distributed.engines import ENGINES, ONE_PROCESS, ZERO
 
 @dataclass(frozen=True)
 class Command:
-    """argv and the environment variables it needs on top of the present ones."""
+    """A command line, and the environment variables to add to the present ones."""
 
     argv: list[str]
     environ: dict[str, str] = field(default_factory=dict)
@@ -24,38 +24,40 @@ class Command:
 
 @dataclass(frozen=True)
 class Machine:
-    """What this machine offers. gpus: CUDA devices; mps: an Apple GPU; cores: usable CPU cores."""
+    """The devices of one machine."""
 
-    gpus: int
-    mps: bool
-    cores: int
+    gpus: int  # CUDA devices
+    mps: bool  # has an Apple GPU
+    cores: int  # usable CPU cores
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """One node of several. address, port: where rank 0 listens, on node 0; interface: the network card that leads there
-    (empty: left to the libraries)."""
+    """One node of several."""
 
     count: int
     rank: int
-    address: str
+    address: str  # of node 0, where rank 0 listens
     port: int
-    interface: str = ""
+    interface: str = ""  # network card that leads there; empty: the libraries choose
 
 
-# torchrun, also inside `accelerate launch`, reads its flags from PET_<FLAG> as well. By itself it dies of SIGUSR1 and
+MASTER_PORT = 29500
+# torchrun, also inside `accelerate launch`, reads its flags from PET_<FLAG> as well. Without them SIGUSR1 ends it and
 # orphans its ranks, and it kills ranks that take more than 30 seconds to write a checkpoint.
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 SHUTDOWN_SECONDS = 600
 TORCHRUN = {"PET_SIGNALS_TO_HANDLE": SIGNALS, "PET_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS)}
+# flags of accelerate
+NO_DYNAMO = ("--dynamo_backend", "no")  # for ddp: stated, so that accelerate does not announce its default
+NO_SSH = ("--deepspeed_multinode_launcher", "standard")  # others start ranks over ssh, and write secrets to a file
 
 
 def choose(engine: str, processes: int | None, machine: Machine, device: str, nodes: int = 1) -> tuple[str, int]:
-    """Engine and number of processes per node for `auto` and for what was left open.
+    """Returns engine and processes per node; chooses them for `auto` and None.
 
-    device: train.device of the run file; nodes: machines like this one.
-
-    Raises BadInput where the machine cannot carry what was asked: never fewer ranks than asked.
+    device: train.device of the run file. nodes: machines like this one. Raises BadInput if the machine cannot run what
+    was requested; the ranks are never fewer.
     """
     if engine not in (*ENGINES, "auto"):
         known = ("auto", *ENGINES)
@@ -96,7 +98,7 @@ def _auto(processes: int | None, gpus: int, mps: bool) -> str:
 
 
 def device_of(engine: str, machine: Machine, asked: str) -> str:
-    """cuda, mps or cpu: what the ranks of this engine must find, so that none of them falls back to another."""
+    """Returns cuda, mps or cpu: the device that every rank must use, so that none falls back to another."""
     if engine in ("cpu", "mps"):
         return engine
     return "cuda" if machine.gpus and asked != "cpu" else "cpu"
@@ -114,11 +116,10 @@ def build(
     module: str = "trainer",
     nodes: Nodes | None = None,
 ) -> Command:
-    """`accelerate launch` for this machine. processes: on this machine; device: of every rank; port: a free one for the
-    ranks to meet at.
+    """Builds the command for this machine: `accelerate launch`, or plain Python for one process.
 
-    module: what every rank runs; it takes the trainer's flags. nodes: where several machines run it together; they meet
-    at its port.
+    processes: on this machine. device: of every rank. port: a free one, where ranks meet. module: run by every rank
+    with the trainer's flags. nodes: this node, if several run together; ranks then meet at its port.
     """
     total = processes * (nodes.count if nodes else 1)
     trainer = trainer_flags(run_file, overrides, engine, total, device, resume, module)
@@ -127,8 +128,7 @@ def build(
     yaml = config_folder("accelerate_configs") / f"{engine}.yaml"
     flags = ["--num_processes", str(total)]
     flags += nodes_flags(nodes, engine) if nodes else ["--main_process_port", str(port)]
-    if engine == "ddp":  # stated, so that accelerate does not announce its default
-        flags += ["--dynamo_backend", "no"]
+    flags += NO_DYNAMO if engine == "ddp" else ()
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(yaml), *flags]
     return Command([*launcher, *trainer], _environ(engine, processes, machine, device, nodes))
 
@@ -136,32 +136,30 @@ def build(
 def trainer_flags(
     run_file: str, overrides: list[str], engine: str, total: int, device: str, resume: bool, module: str = "trainer"
 ) -> list[str]:
-    """What every rank runs, after its interpreter or launcher. total: processes over all machines."""
+    """Arguments of every rank, after its interpreter or launcher. total: processes on all machines."""
     flags = ["-m", module, "--config", run_file, "--engine", engine, "--processes", str(total)]
     return [*flags, *(["--resume"] if resume else []), *overrides, f"train.device={device}"]
 
 
 def nodes_flags(nodes: Nodes, engine: str) -> list[str]:
-    """accelerate's flags for one machine of several."""
+    """Flags of accelerate for one machine of several."""
     flags = ["--num_machines", str(nodes.count), "--machine_rank", str(nodes.rank)]
     flags += ["--main_process_ip", nodes.address, "--main_process_port", str(nodes.port)]
-    if engine in ZERO:  # every other one starts ranks over ssh and writes the environment, secrets too, to a file
-        flags += ["--deepspeed_multinode_launcher", "standard"]
-    return flags
+    return [*flags, *(NO_SSH if engine in ZERO else ())]
 
 
 def _environ(engine: str, processes: int, machine: Machine, device: str, nodes: Nodes | None) -> dict[str, str]:
     variables = dict(TORCHRUN)
-    if nodes and nodes.interface:  # else gloo takes the one of the host's name, which need not resolve
+    if nodes and nodes.interface:  # else gloo takes the card of the host's name, which may not resolve
         variables["GLOO_SOCKET_IFNAME" if device == "cpu" else "NCCL_SOCKET_IFNAME"] = nodes.interface
     return variables | device_environ(engine, device, max(1, machine.cores // processes))
 
 
 def device_environ(engine: str, device: str, threads: int) -> dict[str, str]:
-    """What ranks on a CPU need in their environment. threads: of each."""
+    """Environment of ranks on a CPU; empty for cuda. threads: of each rank."""
     if device == "cuda":
         return {}
-    # Ranks share the cores; left alone, each would get one thread.
+    # Ranks share the cores; without this, each would get one thread.
     variables = {"OMP_NUM_THREADS": str(threads)}
     if engine == "ddp":
         variables["ACCELERATE_USE_CPU"] = "true"  # without it accelerate's ranks on a CPU each train alone

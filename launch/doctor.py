@@ -1,4 +1,4 @@
-"""python -m launch doctor: what this machine can run, and whether it trains exactly. Torch is left to processes."""
+"""python -m launch doctor: checks what this machine can run, and that it trains exactly. Only children import torch."""
 
 import json
 import os
@@ -19,40 +19,40 @@ from trainer.distributed.deepspeed_json import check_deepspeed
 from trainer.distributed.engines import OFFLOADED, ZERO
 from trainer.run_dir.record import versions
 
-LIMIT = 1e-5  # of a relative error in fp32
-TIMEOUT = 600  # seconds for an engine; DeepSpeed may have to compile its operator first
-SHOWN_LINES = 20  # of what an engine that failed had said
+LIMIT = 1e-5  # largest relative error in fp32
+TIMEOUT = 600  # seconds for an engine; DeepSpeed may compile its operator first
+SHOWN_LINES = 20  # of the output of an engine that failed
 WORKER = "trainer.diagnosis.exactness"
 TABLE = "{:8} {:>9} {:>15} {:>13}  {}"
 
 
 @dataclass(frozen=True)
 class Case:
-    """An engine to look at. problem: why it cannot run here, or an empty text."""
+    """An engine to examine."""
 
     engine: str
     processes: int
-    problem: str = ""
+    problem: str = ""  # the reason that it cannot run here
 
 
 def doctor(engine: str | None, processes: int | None) -> int:
-    """Prints what this machine has and which engines can run on it; the exit code, 1 where something is wrong.
+    """Prints this machine's findings and the engines that can run; returns the exit code, 1 after a FAIL.
 
-    Raises BadInput for an engine that was named and cannot run here.
+    Raises BadInput if the named engine cannot run here.
     """
     machine = this_machine()
     cases = cases_of(engine, processes, machine)
     _say_versions()
-    found = machine_findings(machine, None, "", os.environ)
-    for finding in found:
+    findings = machine_findings(machine, None, "", os.environ)
+    for finding in findings:
         result(shown(finding))
     for case in cases:
         result(f"{case.engine:8}  {'not available: ' + case.problem if case.problem else 'can run'}")
-    return _code(found)
+    return _code(findings)
 
 
 def exactness(engine: str | None, processes: int | None) -> int:
-    """Trains a tiny case on each engine and prints how far it is off; the exit code."""
+    """Trains a tiny case on each engine and prints its errors; returns the exit code."""
     machine = this_machine()
     cases = cases_of(engine, processes, machine)
     _say_versions()
@@ -61,37 +61,37 @@ def exactness(engine: str | None, processes: int | None) -> int:
 
 
 def examine(config: RunConfig, machine: Machine, command: Command) -> int:
-    """Prints what this machine has for a run, then starts the ranks of the run, which find out together what they can.
+    """Prints this machine's findings for a run, then starts its ranks, which check what takes all of them.
 
     command: starts trainer.diagnosis.ranks on the ranks of this machine. Returns the exit code.
     """
     _say_versions()
-    found = machine_findings(machine, Path(config.output_dir), config.model.path, os.environ)
-    for finding in found:
+    findings = machine_findings(machine, Path(config.output_dir), config.model.path, os.environ)
+    for finding in findings:
         result(shown(finding))
     code, output = execute(command, found_on_stdout=True)
     if code:
         say(_tail(output))
-    return code or _code(found)
+    return code or _code(findings)
 
 
 def _say_versions() -> None:
     result("versions  " + ", ".join(f"{name} {version}" for name, version in versions().items()))
 
 
-def _code(found: list[Finding]) -> int:
-    return 1 if any(finding.level == "FAIL" for finding in found) else 0
+def _code(findings: list[Finding]) -> int:
+    return 1 if any(finding.level == "FAIL" for finding in findings) else 0
 
 
 def cases_of(engine: str | None, processes: int | None, machine: Machine) -> list[Case]:
-    """What to look at: the engine that was named, or all that this machine has a device for."""
+    """Lists the engines to examine: the named one, or all that this machine has a device for."""
     if engine:
         return [_case(engine, processes, machine)]
     several = processes or (min(2, machine.gpus) if machine.gpus else 2)
     cases = [_case("auto", 1, machine)]
     for name in ("ddp", *ZERO):
         if name in OFFLOADED and not machine.gpus:
-            continue  # what would be moved to the host's memory lies there already
+            continue  # without a GPU everything is in the host's memory already
         try:
             cases.append(_case(name, several, machine))
         except BadInput as error:
@@ -99,9 +99,9 @@ def cases_of(engine: str | None, processes: int | None, machine: Machine) -> lis
     return cases
 
 
-def _case(asked: str, processes: int | None, machine: Machine) -> Case:
-    """Raises BadInput where the engine cannot run here."""
-    engine, processes = choose(asked, processes, machine, "auto")
+def _case(requested: str, processes: int | None, machine: Machine) -> Case:
+    """Raises BadInput if the engine cannot run here."""
+    engine, processes = choose(requested, processes, machine, "auto")
     if engine in ZERO:
         check_deepspeed(device_of(engine, machine, "auto"))
     return Case(engine, processes)
@@ -119,14 +119,14 @@ def _compare(cases: list[Case], machine: Machine, folder: Path) -> int:
 
 
 def _row(case: Case, machine: Machine, folder: Path) -> bool:
-    """Prints a case's line of the table; whether it is as it should be."""
+    """Prints a case's line of the table; returns True unless it failed."""
     if case.problem:
         result(TABLE.format(case.engine, case.processes, "-", "-", f"not available: {case.problem}"))
         return True
     out = folder / case.engine
     device = device_of(case.engine, machine, "auto")
-    where = [str(folder / "run.json"), [f"output_dir={out}"], case.engine, case.processes, machine, device]
-    code, output = execute(build(*where, resume=False, port=free_port(), module=WORKER))
+    arguments = [str(folder / "run.json"), [f"output_dir={out}"], case.engine, case.processes, machine, device]
+    code, output = execute(build(*arguments, resume=False, port=free_port(), module=WORKER))
     if code:
         say(_tail(output))
         result(TABLE.format(case.engine, case.processes, "-", "-", "FAIL: it did not run, see what it said"))
@@ -139,20 +139,20 @@ def _row(case: Case, machine: Machine, folder: Path) -> bool:
 
 
 def execute(command: Command, found_on_stdout: bool = False) -> tuple[int, str]:
-    """Runs a command to its end, or for TIMEOUT seconds; (exit code, what it said).
+    """Runs a command, for at most TIMEOUT seconds; returns exit code and output.
 
-    found_on_stdout: what it prints there goes straight to ours, and only the rest is returned.
+    found_on_stdout: its stdout goes to ours, and only stderr is returned.
     """
     out = {"stdout": None, "stderr": subprocess.PIPE} if found_on_stdout else {
         "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}  # fmt: skip
     started = subprocess.Popen(command.argv, env=os.environ | command.environ, text=True, **out)
     try:
-        said = started.communicate(timeout=TIMEOUT)
+        output = started.communicate(timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
         started.terminate()  # not killed: a launcher then ends its ranks
-        said = started.communicate()
-        return 1, f"{said[found_on_stdout]}\nno end after {TIMEOUT} seconds"
-    return started.returncode, said[found_on_stdout]
+        output = started.communicate()
+        return 1, f"{output[found_on_stdout]}\nno end after {TIMEOUT} seconds"
+    return started.returncode, output[found_on_stdout]
 
 
 def _tail(output: str) -> str:

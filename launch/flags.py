@@ -1,4 +1,4 @@
-"""The flags of `python -m launch`, and nothing that takes time to import: --help answers at once."""
+"""The flags of `python -m launch`. Imports nothing slow, so that --help answers at once."""
 
 import argparse
 from collections.abc import Callable
@@ -7,12 +7,12 @@ LAUNCHERS = ("torchrun", "accelerate")
 
 
 def parser(run: Callable, slurm: Callable, doctor: Callable, plan: Callable) -> argparse.ArgumentParser:
-    """Each command's work stands in `work` of what is parsed."""
-    made = argparse.ArgumentParser(prog="python -m launch", description="Start training runs.")
-    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    """Returns the parser; the namespace has the function of the command in `work`."""
+    arguments = argparse.ArgumentParser(prog="python -m launch", description="Start training runs.")
+    commands = arguments.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add, work in ((_add_run, run), (_add_slurm, slurm), (_add_doctor, doctor), (_add_plan, plan)):
         add(commands).set_defaults(work=work)
-    return made
+    return arguments
 
 
 def _add_run_file(command) -> None:
@@ -38,8 +38,8 @@ def _add_run(commands) -> argparse.ArgumentParser:
     run.add_argument("--processes", type=int, metavar="N", help="ranks on this machine")
     _add_nodes(run)
     run.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint, or from the start")
-    about = "start a run that failed again from its newest whole checkpoint, at most so often (default 0)"
-    run.add_argument("--max-restarts", type=int, default=0, metavar="N", help=about)
+    text = "start a run that failed again from its newest whole checkpoint, at most so often (default 0)"
+    run.add_argument("--max-restarts", type=int, default=0, metavar="N", help=text)
     run.add_argument("--dry-run", action="store_true", help="check and print the command, start nothing")
     return run
 
@@ -72,18 +72,18 @@ def _add_slurm(commands) -> argparse.ArgumentParser:
         "--time", required=True, metavar="T", help="the limit as sbatch takes it: 30, 04:00:00, 1-12:00:00"
     )
     slurm.add_argument("--partition", default="", metavar="P")
-    about = "go on by itself after the time limit and after a node failed"
-    slurm.add_argument("--requeue", action="store_true", help=about)
-    about = "seconds before the limit at which the run writes a checkpoint and ends (default 120)"
-    slurm.add_argument("--signal", type=int, default=120, metavar="S", help=about)
+    text = "go on by itself after the time limit and after a node failed"
+    slurm.add_argument("--requeue", action="store_true", help=text)
+    text = "seconds before the limit at which the run writes a checkpoint and ends (default 120)"
+    slurm.add_argument("--signal", type=int, default=120, metavar="S", help=text)
     slurm.add_argument("--container", default="", metavar="IMAGE", help="for pyxis, or a .sif file for apptainer")
-    about = "an array: one job for each value, and for each combination where given again"
-    slurm.add_argument("--sweep", action="append", default=[], metavar="section.key=A,B,…", help=about)
+    text = "an array: one job for each value, and for each combination where given again"
+    slurm.add_argument("--sweep", action="append", default=[], metavar="section.key=A,B,…", help=text)
     slurm.add_argument("--launcher", default="torchrun", choices=LAUNCHERS, help="what starts the ranks of a node")
-    about = "Python on the nodes (default: this one; in a container: python)"
-    slurm.add_argument("--python", metavar="PATH", help=about)
-    about = "a further line for sbatch, e.g. --sbatch=--account=lab; may be given again"
-    slurm.add_argument("--sbatch", action="append", default=[], metavar="FLAG", help=about)
+    text = "Python on the nodes (default: this one; in a container: python)"
+    slurm.add_argument("--python", metavar="PATH", help=text)
+    text = "a further line for sbatch, e.g. --sbatch=--account=lab; may be given again"
+    slurm.add_argument("--sbatch", action="append", default=[], metavar="FLAG", help=text)
     slurm.add_argument("--output", metavar="FILE", help="write the script here instead of showing it")
     slurm.add_argument("--submit", action="store_true", help="submit the script and follow the job")
     return slurm
@@ -118,12 +118,12 @@ def _add_plan(commands) -> argparse.ArgumentParser:
     )
     _add_run_file(plan)
     plan.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (default 1)")
-    about = "ranks of each machine (default: the GPUs here, or 1)"
-    plan.add_argument("--gpus-per-node", type=int, metavar="G", help=about)
+    text = "ranks of each machine (default: the GPUs here, or 1)"
+    plan.add_argument("--gpus-per-node", type=int, metavar="G", help=text)
     plan.add_argument("--gpu-memory", metavar="80GB", help="of a rank; without GPUs: its share of what is free here")
     plan.add_argument("--engine", default="auto", metavar="E", help="auto (default) or the one to take")
-    about = "tokens that one rank embeds per second, as logs.jsonl has them: adds times"
-    plan.add_argument("--throughput", type=float, metavar="TOKENS_PER_S", help=about)
+    text = "tokens that one rank embeds per second, as logs.jsonl has them: adds times"
+    plan.add_argument("--throughput", type=float, metavar="TOKENS_PER_S", help=text)
     plan.add_argument("--bandwidth", default="25GB", metavar="BYTES", help="per second and rank (default 25GB)")
     plan.add_argument("--latency", type=float, default=20e-6, metavar="S", help="of a message (default 20e-6)")
     plan.add_argument("--json", action="store_true", help="everything as one JSON object")

@@ -1,4 +1,4 @@
-"""What this machine offers, found out without importing torch."""
+"""Looks at this machine: GPUs, cores, a free port. Never imports torch."""
 
 import os
 import platform
@@ -6,17 +6,17 @@ import shutil
 import socket
 import subprocess
 
+from data_prep.common.workers import cores
 from launch.command import Machine
 
 
 def this_machine() -> Machine:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     mps = platform.system() == "Darwin" and platform.machine() == "arm64"
-    return Machine(gpus=_gpus(), mps=mps, cores=cores)
+    return Machine(gpus=_gpus(), mps=mps, cores=cores())
 
 
 def _gpus() -> int:
-    """CUDA devices that the ranks may use: CUDA_VISIBLE_DEVICES where it is set, else what nvidia-smi lists."""
+    """Counts the CUDA devices that ranks may use: those of CUDA_VISIBLE_DEVICES if set, else of nvidia-smi."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([name for name in visible.split(",") if name.strip() and name.strip() != "-1"])

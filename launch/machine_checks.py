@@ -1,4 +1,4 @@
-"""What can be wrong with one machine before any rank is started. Never imports torch."""
+"""Checks of one machine, before any rank is started. Never imports torch."""
 
 import os
 import shutil
@@ -13,14 +13,15 @@ from data_prep.common.errors import BadInput
 from launch.command import Machine
 from trainer.diagnosis.findings import Finding, disk
 from trainer.distributed.deepspeed_json import check_deepspeed
+from trainer.distributed.launcher_claims import accelerate_default
 
 LEFT_BY_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def machine_findings(machine: Machine, run_dir: Path | None, model: str, environ: Mapping[str, str]) -> list[Finding]:
-    """Of this machine and this shell; run_dir, model: of a run file, where one was given."""
-    found = [_devices(machine), _memory(), disk(run_dir or Path.cwd(), model), _compiler(machine), _name()]
-    return [*found, *environment_findings(environ), *_accelerate_default(environ), *_left_secrets()]
+    """Checks this machine and this shell. run_dir, model: of the run file, if there is one."""
+    findings = [_devices(machine), _memory(), disk(run_dir or Path.cwd(), model), _compiler(machine), _name()]
+    return [*findings, *environment_findings(environ), *_accelerate_default(environ), *_left_secrets()]
 
 
 def _devices(machine: Machine) -> Finding:
@@ -56,27 +57,26 @@ def _name() -> Finding:
 
 
 def environment_findings(environ: Mapping[str, str]) -> list[Finding]:
-    """Variables of a shell with which runs become other runs without a word."""
-    found = []
+    """Checks for variables of a shell that silently change runs."""
+    findings = []
     if environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1", "yes"):
         text = "ACCELERATE_USE_CPU is set: with it accelerate drops DeepSpeed and runs plain data parallelism"
-        found.append(Finding("warn", "environment", text, "unset it; `launch run` sets it where it belongs"))
-    left = [name for name in LEFT_BY_LAUNCHERS if name in environ]
-    if left:
+        findings.append(Finding("warn", "environment", text, "unset it; `launch run` sets it where it belongs"))
+    stale = [name for name in LEFT_BY_LAUNCHERS if name in environ]
+    if stale:
         text = (
-            f"{', '.join(left)} set in this shell: a plain `python -m trainer` would wait for ranks that nobody starts"
+            f"{', '.join(stale)} set in this shell: a plain `python -m trainer` would wait for ranks that nobody starts"
         )
-        found.append(Finding("FAIL", "environment", text, f"unset {' '.join(left)}"))
+        findings.append(Finding("FAIL", "environment", text, f"unset {' '.join(stale)}"))
     if environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
         text = f"ACCELERATE_MIXED_PRECISION is {environ['ACCELERATE_MIXED_PRECISION']}"
-        found.append(Finding("warn", "environment", text, "unset it: train.precision of the run file says it"))
-    return found
+        findings.append(Finding("warn", "environment", text, "unset it: train.precision of the run file says it"))
+    return findings
 
 
 def _accelerate_default(environ: Mapping[str, str]) -> list[Finding]:
-    """The user's default accelerate config, which `accelerate launch` reads where it is given none."""
-    home = Path(environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    path = home / "accelerate" / "default_config.yaml"
+    """Checks the user's default accelerate config, which `accelerate launch` reads if no file is named."""
+    path = accelerate_default(environ)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
@@ -95,7 +95,7 @@ def _accelerate_default(environ: Mapping[str, str]) -> list[Finding]:
 
 
 def _left_secrets() -> list[Finding]:
-    """DeepSpeed's launchers over ssh append the whole environment to this file."""
+    """Checks for files to which DeepSpeed's ssh launchers append the whole environment."""
     files = [path for path in (Path.cwd() / ".deepspeed_env", Path.home() / ".deepspeed_env") if path.is_file()]
     mend = "delete it; on several nodes use `launch run`, which names the launcher that writes none"
     text = "holds the environment of an earlier start, keys and tokens with it"

@@ -1,4 +1,4 @@
-"""One node of several: which it is, where all of them meet, and over which network card. Never imports torch."""
+"""Describes one node of several: its rank, the address where all meet, its network card. Never imports torch."""
 
 import ipaddress
 import os
@@ -8,14 +8,13 @@ from urllib.parse import urlsplit
 import psutil
 
 from data_prep.common.errors import BadInput
-from launch.command import Nodes
+from launch.command import MASTER_PORT, Nodes
 
-PORT = 29500
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 def find_nodes(count: int, rank: int | None, master: str | None) -> Nodes | None:
-    """What --nnodes, --node-rank and --master say, checked on this machine; None for a single node. Raises BadInput."""
+    """Checks --nnodes, --node-rank and --master on this machine; None for a single node. Raises BadInput."""
     if count < 1:
         raise BadInput(f"--nnodes: must be at least 1 (given: {count})")
     flags = {"--node-rank": rank, "--master": master}
@@ -35,12 +34,12 @@ def find_nodes(count: int, rank: int | None, master: str | None) -> Nodes | None
     address = resolve(host)
     if rank == 0:
         _check_master(host, address, port)
-    given = any(os.environ.get(name) for name in INTERFACES)
-    return Nodes(count, rank, host, port, "" if given else interface_to(address))
+    interface_set = any(os.environ.get(name) for name in INTERFACES)
+    return Nodes(count, rank, host, port, "" if interface_set else interface_to(address))
 
 
 def parse_master(master: str) -> tuple[str, int]:
-    """(host, port) of HOST, HOST:PORT or [IPv6]:PORT. Raises BadInput."""
+    """Parses HOST, HOST:PORT or [IPv6]:PORT to (host, port). Raises BadInput."""
     try:
         parts = urlsplit(f"//{master}")
         host, port = parts.hostname, parts.port
@@ -48,11 +47,11 @@ def parse_master(master: str) -> tuple[str, int]:
         raise BadInput(f"--master: {master} is not HOST[:PORT] ({error})") from None
     if not host or parts.netloc != master or "@" in master:
         raise BadInput(f"--master: {master} is not HOST[:PORT]")
-    return host, port or PORT
+    return host, port or MASTER_PORT
 
 
 def resolve(host: str) -> str:
-    """Its address as this machine knows it. Raises BadInput."""
+    """Returns the address of a host, as this machine resolves it. Raises BadInput."""
     try:
         return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0]
     except OSError as error:
@@ -62,7 +61,7 @@ def resolve(host: str) -> str:
 
 
 def own_addresses() -> dict[str, str]:
-    """address -> network card, of this machine."""
+    """Maps the addresses of this machine to its network cards."""
     return {
         entry.address.partition("%")[0]: name
         for name, entries in psutil.net_if_addrs().items()
@@ -72,7 +71,7 @@ def own_addresses() -> dict[str, str]:
 
 
 def interface_to(address: str) -> str:
-    """The network card over which this machine reaches an address; empty where it cannot be told."""
+    """Returns the network card over which this machine reaches an address; empty if unknown."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
@@ -84,7 +83,7 @@ def interface_to(address: str) -> str:
 
 
 def _check_master(host: str, address: str, port: int) -> None:
-    """Node 0 is where --master points, by a name that leads there from other nodes too, and its port is free."""
+    """Checks on node 0 that --master is this node, by a name that other nodes can reach, and that its port is free."""
     own = own_addresses()
     if ipaddress.ip_address(address).is_loopback:
         if host != "localhost" and host != address:

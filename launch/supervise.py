@@ -1,4 +1,4 @@
-"""Starting a run again after a failure, as long as it gets further. Never imports torch."""
+"""Restarts a run after a failure, as long as it makes progress. Never imports torch."""
 
 import os
 import signal
@@ -15,31 +15,31 @@ from launch.command import Command
 from trainer.distributed.stop import EXIT_CODE, SIGNALS, marker_written
 from trainer.run_dir.layout import newest, read_state
 
-IN_VAIN = 2  # restarts in a row without a newer checkpoint: the cause is not a passing one
-PAUSE = 10.0  # seconds before a restart on several nodes: the launchers of the others have to be gone
-LINGER = 30.0  # seconds that a launcher may outlive its ranks; cut off from the other nodes it waits for 15 minutes
+IN_VAIN = 2  # restarts in a row without a newer checkpoint: the cause will not pass
+PAUSE = 10.0  # seconds before a restart on several nodes: the other nodes' launchers must have ended
+LINGER = 30.0  # seconds that a launcher may outlive its ranks; without the other nodes it would wait 15 minutes
 LOOK = 2.0  # seconds between two looks at the ranks
 
-MARK = "EMBEDFLEET_ATTEMPT"  # in the environment of a launcher and all that it starts
+MARK = "EMBEDFLEET_ATTEMPT"  # environment variable of a launcher and its descendants
 
 
 def supervise(first: Command, again: Callable[[], Command], run_dir: Path, restarts: int, pause: float = 0.0) -> int:
-    """Runs `first`, and after a failure again() from the newest whole checkpoint; returns the exit code.
+    """Runs `first`, and after a failure again(), from the newest whole checkpoint; returns the exit code.
 
-    again: the command that resumes. restarts: at most so many, each after `pause` seconds. A signal goes on to the
-    ranks, which write a checkpoint; a run that was asked to stop, by us or past us, is not started again.
+    again: returns the command that resumes. restarts: the most, each after `pause` seconds. Signals are passed to the
+    ranks, which write a checkpoint. A run that was stopped, by a signal to us or to its ranks, is not restarted.
     """
-    asked: list[int] = []
+    signals: list[int] = []
     child: subprocess.Popen | None = None
 
     def pass_on(number: int, _) -> None:
-        asked.append(number)
+        signals.append(number)
         if child and not (number == signal.SIGINT and _in_foreground()):  # Ctrl-C reaches the whole terminal by itself
             for rank in _ranks(child):
                 rank.send_signal(number)
 
     before = {number: signal.signal(number, pass_on) for number in SIGNALS}
-    earlier = marker_written(run_dir)  # by an earlier run in this folder, which removes it only once it has loaded
+    earlier = marker_written(run_dir)  # by an earlier run; this run removes the file only after loading
     try:
         command, vain, reached = first, 0, _step(run_dir)
         for attempt in range(restarts + 1):
@@ -49,8 +49,8 @@ def supervise(first: Command, again: Callable[[], Command], run_dir: Path, resta
             _end_orphans(mark)
             if code == 0:
                 return 0
-            if asked or marker_written(run_dir) not in (None, earlier):
-                return 130 if signal.SIGINT in asked else EXIT_CODE
+            if signals or marker_written(run_dir) not in (None, earlier):
+                return 130 if signal.SIGINT in signals else EXIT_CODE
             step = _step(run_dir)
             vain, reached = (0 if step > reached else vain + 1), step
             if attempt == restarts:
@@ -63,8 +63,8 @@ def supervise(first: Command, again: Callable[[], Command], run_dir: Path, resta
                 return 1
             say(f"failed with exit code {code}: restart {attempt + 1} of {restarts}, from step {step}")
             time.sleep(pause)
-            if asked:
-                return 130 if signal.SIGINT in asked else EXIT_CODE
+            if signals:
+                return 130 if signal.SIGINT in signals else EXIT_CODE
             command = again()
     finally:
         for number, handler in before.items():
@@ -73,7 +73,7 @@ def supervise(first: Command, again: Callable[[], Command], run_dir: Path, resta
 
 
 def _in_foreground() -> bool:
-    """Whether a terminal would send Ctrl-C to us, and so to all that we started."""
+    """Returns True if the terminal sends Ctrl-C to us, and so to all our children."""
     try:
         with open("/dev/tty") as terminal:
             return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
@@ -82,13 +82,13 @@ def _in_foreground() -> bool:
 
 
 def _step(run_dir: Path) -> int:
-    """Steps that are safe on disk."""
+    """Returns the step of the newest checkpoint."""
     folder, _ = newest(run_dir)
     return read_state(folder).step if folder else 0
 
 
 def _end_of(child: subprocess.Popen) -> int:
-    """Its exit code. A launcher that outlives its ranks is killed: waiting for other nodes, it ignores SIGTERM."""
+    """Waits for the exit code; kills a launcher that outlives its ranks, waits for other nodes and ignores SIGTERM."""
     had_ranks, since = False, 0.0
     while True:
         try:
@@ -103,33 +103,33 @@ def _end_of(child: subprocess.Popen) -> int:
 
 
 def _end_orphans(mark: str) -> None:
-    """Ranks whose launcher was killed train on: with those that are started now there would be two of each."""
-    left = []
+    """Kills ranks that outlived their launcher: they would go on to train beside the restarted ones."""
+    killed = []
     for process in psutil.process_iter():
         try:
             if process.environ().get(MARK) == mark:
                 process.kill()
-                left.append(process)
-        except psutil.Error:  # another user's, or gone meanwhile
+                killed.append(process)
+        except psutil.Error:  # another user's, or ended meanwhile
             continue
-    psutil.wait_procs(left, timeout=LINGER)
+    psutil.wait_procs(killed, timeout=LINGER)
 
 
 def _ranks(child: subprocess.Popen) -> list[psutil.Process]:
-    """The trainers below a launcher, or the one process that there is."""
+    """Lists the trainers below a launcher, or the only process."""
     try:
         return _launched(child) or [psutil.Process(child.pid)]
-    except psutil.Error:  # gone meanwhile
+    except psutil.Error:  # ended meanwhile
         return []
 
 
 def _launched(child: subprocess.Popen) -> list[psutil.Process]:
-    """The trainers below a launcher."""
-    found = []
+    """Lists the trainers below a launcher."""
+    trainers = []
     try:
         for process in psutil.Process(child.pid).children(recursive=True):
             if "RANK" in process.environ():
-                found.append(process)
-    except psutil.Error:  # gone meanwhile
+                trainers.append(process)
+    except psutil.Error:  # ended meanwhile
         pass
-    return found
+    return trainers

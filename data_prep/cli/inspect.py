@@ -7,15 +7,15 @@ from data_prep.cli import add_positive, command
 
 
 def add(commands) -> None:
-    about = "Show what is in an input or shard folder: counts, lengths, languages, duplicates, leakage, problems."
-    parser = command(commands, "inspect", run, about, "inspect shards --tokenizer MODEL_FOLDER --html report.html")
+    text = "Show what is in an input or shard folder: counts, lengths, languages, duplicates, leakage, problems."
+    parser = command(commands, "inspect", run, text, "inspect shards --tokenizer MODEL_FOLDER --html report.html")
     parser.add_argument("path", type=Path, metavar="PATH")
     parser.add_argument("--json", action="store_true", help="only JSON on stdout")
     parser.add_argument("--html", type=Path, metavar="F.html", help="write it as one page with plots, too")
-    about = "model folder or hub id: lengths in tokens, what is cut, texts that hold its prompts already"
-    parser.add_argument("--tokenizer", metavar="M", help=about)
-    about = "evaluation set (or shard folder) whose queries and relevant documents must not be here; may be repeated"
-    parser.add_argument("--exclude", type=Path, action="append", metavar="SETDIR", help=about)
+    text = "model folder or hub id: lengths in tokens, what is cut, texts that hold its prompts already"
+    parser.add_argument("--tokenizer", metavar="M", help=text)
+    text = "evaluation set (or shard folder) whose queries and relevant documents must not be here; may be repeated"
+    parser.add_argument("--exclude", type=Path, action="append", metavar="SETDIR", help=text)
     add_positive(parser)
 
 

@@ -8,7 +8,7 @@ from data_prep.cli import add_positive, command
 from data_prep.common.files import check, check_output_file
 from data_prep.mining.dense_search import EXACT_UP_TO
 from data_prep.mining.miner import DEPTH, METHODS, Choice
-from data_prep.stores.flags import add_store, store_of, where_of
+from data_prep.stores.flags import add_store, store_flags, store_of, where_of
 
 
 def add(commands) -> None:
@@ -30,45 +30,45 @@ def add(commands) -> None:
 
 
 def _add_corpus(parser: argparse.ArgumentParser) -> None:
-    about = "rows with id, text and perhaps title, or a retrieval set, to choose from (default: the inputs' positives)"
-    parser.add_argument("--corpus", type=Path, metavar="FILE|SET", help=about)
-    about = "metadata field; texts whose value is the row's are of the same document"
-    parser.add_argument("--same-document", metavar="FIELD", help=about)
+    text = "rows with id, text and perhaps title, or a retrieval set, to choose from (default: the inputs' positives)"
+    parser.add_argument("--corpus", type=Path, metavar="FILE|SET", help=text)
+    text = "metadata field; texts whose value is the row's are of the same document"
+    parser.add_argument("--same-document", metavar="FIELD", help=text)
 
 
 def _add_choice(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("choice")
     group.add_argument("--k", type=int, default=2, metavar="N", help="hard negatives for each row (default 2)")
-    about = f"leave out the N best candidates and look at the {DEPTH} after them (default 0)"
-    group.add_argument("--skip", type=int, metavar="N", help=about)
-    about = "look at the candidates of ranks A to B-1 only; 0 is the best"
-    group.add_argument("--range", type=_ranks, metavar="A:B", help=about)
-    about = "only candidates whose score is at most the positive's less X"
-    group.add_argument("--margin", type=float, metavar="X", help=about)
-    about = "only candidates whose score is at most the positive's less this share of it (0.05: 95 %%)"
-    group.add_argument("--relative-margin", type=float, metavar="R", help=about)
+    text = f"leave out the N best candidates and look at the {DEPTH} after them (default 0)"
+    group.add_argument("--skip", type=int, metavar="N", help=text)
+    text = "look at the candidates of ranks A to B-1 only; 0 is the best"
+    group.add_argument("--range", type=_ranks, metavar="A:B", help=text)
+    text = "only candidates whose score is at most the positive's less X"
+    group.add_argument("--margin", type=float, metavar="X", help=text)
+    text = "only candidates whose score is at most the positive's less this share of it (0.05: 95 %%)"
+    group.add_argument("--relative-margin", type=float, metavar="R", help=text)
 
 
 def _add_models(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("models", "folders or hub ids")
-    about = "how texts are ranked (default: dense with --model, otherwise bm25); both: in turns, judged by the model"
-    group.add_argument("--method", choices=METHODS, help=about)
+    text = "how texts are ranked (default: dense with --model, otherwise bm25); both: in turns, judged by the model"
+    group.add_argument("--method", choices=METHODS, help=text)
     group.add_argument("--model", metavar="M", help="sentence-transformers model that embeds queries and texts")
     group.add_argument("--max-len", type=int, metavar="N", help="tokens of a text (default: the model's own)")
     group.add_argument("--query-prompt", metavar="TEXT", help="put before every query (default: the model's own)")
     group.add_argument("--passage-prompt", metavar="TEXT", help="put before every text (default: the model's own)")
-    about = "cross-encoder that scores the candidates anew; its scores become teacher_scores"
-    group.add_argument("--rescore", metavar="CROSS_ENCODER", help=about)
+    text = "cross-encoder that scores the candidates anew; its scores become teacher_scores"
+    group.add_argument("--rescore", metavar="CROSS_ENCODER", help=text)
     group.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: the best there is")
-    about = "run the code that these models bring, if you have read it; default: refuse them"
-    group.add_argument("--trust-remote-code", action="store_true", help=about)
+    text = "run the code that these models bring, if you have read it; default: refuse them"
+    group.add_argument("--trust-remote-code", action="store_true", help=text)
     group.add_argument(
         "--stored-vectors", action="store_true", help="take the store's embeddings, made by this --model"
     )
-    about = f"texts from which on an index searches them approximately (default {EXACT_UP_TO:,})"
-    group.add_argument("--approximate-above", type=int, default=EXACT_UP_TO, metavar="N", help=about)
-    about = "keep embeddings and scores here (default: beside the output until it is whole)"
-    group.add_argument("--cache", type=Path, metavar="DIR", help=about)
+    text = f"texts from which on an index searches them approximately (default {EXACT_UP_TO:,})"
+    group.add_argument("--approximate-above", type=int, default=EXACT_UP_TO, metavar="N", help=text)
+    text = "keep embeddings and scores here (default: beside the output until it is whole)"
+    group.add_argument("--cache", type=Path, metavar="DIR", help=text)
 
 
 def _ranks(text: str) -> tuple[int, int]:
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _corpus(args: argparse.Namespace, stack: ExitStack):
-    """The texts to choose from, or None for the inputs' own. What is not there is told before a model is loaded."""
+    """Opens the corpus, or returns None for the inputs' own positives. A missing one fails before a model is loaded."""
     if args.corpus:
         from data_prep.reading.corpus import read_corpus
 
@@ -134,31 +134,29 @@ def _scorer(args: argparse.Namespace):
 
 
 def _contradictions(args: argparse.Namespace, method: str) -> list[str]:
-    found = []
+    problems = []
     if args.skip is not None and args.range is not None:
-        found.append(f"--skip {args.skip}: also said by --range; give one of them")
+        problems.append(f"--skip {args.skip}: also said by --range; give one of them")
     if args.skip is not None and args.skip < 0:
-        found.append(f"--skip {args.skip}: must be 0 or more")
+        problems.append(f"--skip {args.skip}: must be 0 or more")
     if method != "bm25" and not args.model:
-        found.append(f"--method {method}: needs --model")
+        problems.append(f"--method {method}: needs --model")
     if method == "bm25" and args.model:
-        found.append("--method bm25: takes no --model; choose dense or both, or leave --model out")
+        problems.append("--method bm25: takes no --model; choose dense or both, or leave --model out")
     if not args.model:
         flags = ("max_len", "query_prompt", "passage_prompt", "stored_vectors")
-        given = [name.replace("_", "-") for name in flags if getattr(args, name) not in (None, False)]
-        found += [f"--{name}: needs --model" for name in given]
+        ignored = [name.replace("_", "-") for name in flags if getattr(args, name) not in (None, False)]
+        problems += [f"--{name}: needs --model" for name in ignored]
     if args.trust_remote_code and not (args.model or args.rescore):
-        found.append("--trust-remote-code: needs --model or --rescore")
+        problems.append("--trust-remote-code: needs --model or --rescore")
     if args.max_len is not None and args.max_len < 1:
-        found.append(f"--max-len {args.max_len}: must be 1 or more")
+        problems.append(f"--max-len {args.max_len}: must be 1 or more")
     if args.approximate_above < 0:
-        found.append(f"--approximate-above {args.approximate_above}: must be 0 or more")
+        problems.append(f"--approximate-above {args.approximate_above}: must be 0 or more")
     if args.corpus and args.collection:
-        found.append("--corpus and --collection: choose one of them")
+        problems.append("--corpus and --collection: choose one of them")
     if args.stored_vectors and not args.collection:
-        found.append("--stored-vectors: needs a store (--collection)")
+        problems.append("--stored-vectors: needs a store (--collection)")
     if not args.collection:
-        flags = ("path", "host", "port", "ssl", "url", "text_field", "vector_name", "where")
-        given = [name.replace("_", "-") for name in flags if getattr(args, name)]
-        found += [f"--{name}: needs --collection" for name in given]
-    return found
+        problems += store_flags(args)
+    return problems

@@ -131,10 +131,3 @@ def write_json(path: Path, values: Any) -> None:
     with whole_file(path) as file:
         json.dump(values, file, indent=2, ensure_ascii=False)
         file.write("\n")
-
-
-def sha256_of(path: Path) -> str:
-    import hashlib
-
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -166,8 +166,8 @@ def _embedding_scores(texts: list[str], encoder: Encoder) -> Callable[[list[str]
 
 
 class _NearDuplicates:
-    """The questions that stay, by the bands of their MinHash signatures (see data_prep.texts.near_duplicates); what shares a
-    band is compared exactly."""
+    """The questions that stay, by the bands of their MinHash signatures (see data_prep.texts.near_duplicates); what
+    shares a band is compared exactly."""
 
     def __init__(self, similarity: float):
         self.similarity, self.bands = similarity, Bands(similarity, sides=1)

@@ -1,1 +1,1 @@
-"""mining"""
+"""Mining hard negatives: the texts to choose from, the rankers, the models and their caches."""

@@ -13,15 +13,16 @@ from data_prep.common.errors import Failed
 if TYPE_CHECKING:
     import numpy as np
 
-ADDED_AT_ONCE = 16_384
-TRAINED_PER_CELL = 64
-RECALL = 0.98  # of the candidates that exact search finds, for a sample of queries
+ADDED_AT_ONCE = 16_384  # embeddings
+TRAINED_PER_CELL = 64  # embeddings
+RECALL = 0.98  # share of the exact candidates that a sample of queries must return
 
 
 class ApproximateIndex:
-    """The embeddings(first, last) of `size` places, (last - first, d) float32 each, for search by inner product.
+    """An index for search by inner product over `size` embeddings.
 
-    Memory: 2 d + 8 bytes per embedding, and 256 sqrt(size) of them, 4 d bytes each, while it is built.
+    embeddings(first, last) returns (last - first, d) float32. Memory: 2 d + 8 bytes per embedding; while it is built,
+    4 d bytes more for each of 256 sqrt(size) embeddings.
     """
 
     def __init__(self, embeddings: "Callable[[int, int], np.ndarray]", size: int, d: int):
@@ -43,12 +44,12 @@ class ApproximateIndex:
             self.index.add(np.ascontiguousarray(embeddings(first, min(size, first + ADDED_AT_ONCE))))
 
     def tune(self, queries: "np.ndarray", expected: "list[np.ndarray]", count: int) -> None:
-        """Makes searches look into as many cells as it takes to find, among `count` places, RECALL of the expected."""
+        """Sets the number of cells per query so that `count` results contain RECALL of the expected ones."""
         probes = 8
         while True:
             self.index.nprobe = min(probes, self.cells)
-            found = self.search(queries, count)
-            hits = sum(len(set(a.tolist()).intersection(b.tolist())) for a, b in zip(found, expected))
+            results = self.search(queries, count)
+            hits = sum(len(set(a.tolist()).intersection(b.tolist())) for a, b in zip(results, expected))
             recall = hits / max(1, sum(map(len, expected)))
             if recall >= RECALL or probes >= self.cells:
                 break
@@ -59,6 +60,6 @@ class ApproximateIndex:
         )
 
     def search(self, queries: "np.ndarray", count: int) -> "list[np.ndarray]":
-        """For each of (q, d) float32 queries the places of about the `count` nearest."""
+        """Returns the numbers of about the `count` nearest embeddings. queries: (q, d) float32."""
         _, places = self.index.search(queries, count)
         return [row[row >= 0] for row in places]

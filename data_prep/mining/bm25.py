@@ -29,20 +29,20 @@ class Bm25:
             self.index.index(words, show_progress=False)
 
     def rank(self, queries: list[str], banned: "list[np.ndarray]", stop: int) -> list[Ranked]:
-        """As Ranker; only texts that share a word with the query count."""
+        """Returns the best candidates (see Ranker.rank); a text that shares no word with the query is none."""
         import numpy as np
 
-        found = []
-        for row, places in zip(self._scores(queries), banned):
-            row = row[: self.candidates]
+        ranked = []
+        for scores, places in zip(self._scores(queries), banned):
+            scores = scores[: self.candidates]
             places = places[places < self.candidates]
-            hit = row[places]
-            row[places] = 0.0
-            sharing = np.flatnonzero(row)
-            top = sharing[best(row[sharing], stop)]
-            last = row[top[-1]] if len(top) == stop else 0.0
-            found.append(Ranked(top, int((hit > last).sum())))
-        return found
+            banned_scores = scores[places]
+            scores[places] = 0.0
+            sharing = np.flatnonzero(scores)
+            top = sharing[best(scores[sharing], stop)]
+            last = scores[top[-1]] if len(top) == stop else 0.0
+            ranked.append(Ranked(top, int((banned_scores > last).sum())))
+        return ranked
 
     def scores(self, queries: list[str], places: "list[np.ndarray]") -> "list[np.ndarray]":
         return [row[some] for row, some in zip(self._scores(queries), places)]

@@ -12,31 +12,30 @@ from data_prep.mining.vector_cache import VectorCache
 if TYPE_CHECKING:
     import numpy as np
 
-EXACT_UP_TO = 200_000  # candidates, by default
-GATHERED = 16_384  # embeddings of passages read from the disk at a time
-SAMPLED = 64  # queries that are searched both ways, to know the recall of the index
-SCORES_AT_ONCE = 1 << 26  # float32 scores held at a time: 256 MiB
+EXACT_UP_TO = 200_000  # candidates: default for exact search
+GATHERED = 16_384  # embeddings of passages read from disk at a time
+SAMPLED = 64  # queries searched both ways, to measure the recall of the index
+SCORES_AT_ONCE = 1 << 26  # float32 scores in memory at a time: 256 MiB
 
 
 class Encoder(Protocol):
-    """An embedding model, as mining sees it. digest: of everything that changes an embedding. size: of an embedding.
-    unit: whether embeddings have length 1. max_len: tokens that it reads of a text, its prompt included."""
+    """An embedding model, as mining sees it."""
 
-    digest: str
-    size: int
-    unit: bool
-    max_len: int
+    digest: str  # of everything that changes an embedding
+    size: int  # numbers of an embedding
+    unit: bool  # embeddings have length 1
+    max_len: int  # tokens of a text, its prompt included
 
     def queries(self, texts: list[str]) -> "tuple[np.ndarray, np.ndarray]":
-        """(n, size) float32 whose inner products are the similarities, and (n,) bool: whether the text was cut."""
+        """Returns (n, size) float32, whose inner products are similarities, and (n,) bool: the text was truncated."""
 
     def passages(self, texts: list[str]) -> "tuple[np.ndarray, np.ndarray]": ...
 
 
 class Dense:
-    """Exact search up to `approximate_above` candidates, by an index above. passages, queries: embeddings on disk.
+    """Search by inner product: exact up to `approximate_above` candidates, by an index above.
 
-    Memory: 256 MiB for a block of scores, 8 bytes per text for its place on disk, and the index where there is one.
+    passages, queries: embeddings on disk. Memory: 256 MiB for a block of scores, 8 bytes per text, and the index.
     """
 
     name = "embeddings"
@@ -45,7 +44,7 @@ class Dense:
         import numpy as np
 
         self.corpus, self.passages, self.queries = corpus, passages, queries
-        self.rows = np.full(len(corpus.texts), -1)  # where the embedding of each text is; -1: not needed so far
+        self.rows = np.full(len(corpus.texts), -1)  # row of each text in `passages`; -1: not computed yet
         chosen = corpus.texts[: corpus.candidates]
         self.rows[: corpus.candidates] = passages.rows(chosen, "embedding passages")
         self.cut_queries: set[int] = set()
@@ -69,38 +68,40 @@ class Dense:
 
     def rank(self, queries: list[str], banned: "list[np.ndarray]", stop: int) -> list[Ranked]:
         banned = [places[places < self.corpus.candidates] for places in banned]
-        asked = self._queries(queries)
+        vectors = self._queries(queries)
         if not self.index:
-            return self._exact(asked, banned, stop)
+            return self._exact(vectors, banned, stop)
         count = stop + max(map(len, banned))
         if not self.tuned:
-            exact = self._exact(asked[:SAMPLED], banned[:SAMPLED], stop)
-            self.index.tune(asked[:SAMPLED], [ranked.places for ranked in exact], count)
+            exact = self._exact(vectors[:SAMPLED], banned[:SAMPLED], stop)
+            self.index.tune(vectors[:SAMPLED], [ranked.places for ranked in exact], count)
             self.tuned = True
-        return self._approximate(asked, banned, stop, count)
+        return self._approximate(vectors, banned, stop, count)
 
     def _exact(self, queries: "np.ndarray", banned: "list[np.ndarray]", stop: int) -> list[Ranked]:
         import numpy as np
 
-        found, size = [], self.corpus.candidates
+        ranked, size = [], self.corpus.candidates
         at_once = max(1, SCORES_AT_ONCE // size)
         for start in range(0, len(queries), at_once):
-            some = queries[start : start + at_once]
-            scores = np.empty((len(some), size), np.float32)
+            block = queries[start : start + at_once]
+            scores = np.empty((len(block), size), np.float32)
             for first in range(0, size, GATHERED):
                 last = min(size, first + GATHERED)
-                np.matmul(some, self._embeddings(first, last).T, out=scores[:, first:last])
-            found += [_ranked(row, places, stop) for row, places in zip(scores, banned[start:])]
-        return found
+                np.matmul(block, self._embeddings(first, last).T, out=scores[:, first:last])
+            ranked += [_ranked(row, row_banned, stop) for row, row_banned in zip(scores, banned[start:])]
+        return ranked
 
     def _approximate(self, queries: "np.ndarray", banned: "list[np.ndarray]", stop: int, count: int) -> list[Ranked]:
         import numpy as np
 
-        found = []
-        for query, near, places in zip(queries, self.index.search(queries, count), banned):
-            ranked = _ranked(self.passages.all[self.rows[near]] @ query, np.flatnonzero(np.isin(near, places)), stop)
-            found.append(Ranked(near[ranked.places], ranked.banned))
-        return found
+        results = []
+        for query, near, row_banned in zip(queries, self.index.search(queries, count), banned):
+            ranked = _ranked(
+                self.passages.all[self.rows[near]] @ query, np.flatnonzero(np.isin(near, row_banned)), stop
+            )
+            results.append(Ranked(near[ranked.places], ranked.banned))
+        return results
 
     def scores(self, queries: list[str], places: "list[np.ndarray]") -> "list[np.ndarray]":
         import numpy as np
@@ -116,7 +117,7 @@ class Dense:
         return self.queries.all[rows]
 
     def _embeddings(self, first: int, last: int) -> "np.ndarray":
-        """Those of the texts at places first … last-1; without a copy where they stand on disk in this order."""
+        """Embeddings of texts first … last-1; not copied if they are in this order on disk."""
         import numpy as np
 
         rows = self.rows[first:last]
@@ -134,7 +135,7 @@ class Dense:
 
 
 def _ranked(scores: "np.ndarray", banned: "np.ndarray", stop: int) -> Ranked:
-    """scores: (n,), changed. banned: places that may not be chosen."""
+    """Returns the `stop` best texts. scores: (n,), overwritten. banned: numbers of texts to skip."""
     hit = scores[banned]
     scores[banned] = -float("inf")
     top = best(scores, stop)

@@ -1,4 +1,4 @@
-"""The words that tell a text from the others of its collection, as people type them into a search box."""
+"""Keywords: the words that distinguish a text in its collection, as people type them into a search box."""
 
 import math
 import re
@@ -25,8 +25,10 @@ class Keywords:
             self.texts_with.update({normalise(word) for word in _WORDS.findall(text)})
 
     def of(self, text: str, most: int) -> list[str]:
-        """Up to `most` different words of the text, the most telling ones, in the order and spelling of the text. A
-        word that every text has tells nothing."""
+        """Up to `most` distinct words of highest weight, in the order and spelling of the text.
+
+        A word that every text contains has weight 0 and is skipped.
+        """
         spelled: dict[str, str] = {}
         counts: Counter[str] = Counter()
         for word in _WORDS.findall(text):

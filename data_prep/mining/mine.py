@@ -26,19 +26,18 @@ from data_prep.stores.base import Chunk
 TEXTS_AT_ONCE = 512  # embedded at a time
 PAIRS_AT_ONCE = 256  # scored by a cross-encoder at a time
 ROWS_AT_ONCE = 256
-ROWS_RESCORED_AT_ONCE = 16  # each brings its positives and up to a hundred candidates
-SAMPLED, ALIKE = 8, 0.99  # vectors of a store that are compared with the model's, and their least cosine
+ROWS_RESCORED_AT_ONCE = 16  # a row has its positives and up to a hundred candidates to score
+SAMPLED, ALIKE = 8, 0.99  # stored vectors that are compared with the model's; the lowest cosine allowed
 
 
 @dataclass(frozen=True)
 class Mining:
-    """How negatives are found. method: "bm25", "dense" (by an embedding model) or "both", in turns. same_document: a
-    metadata field whose equal values mean the same document. approximate_above: candidates of an exact search."""
+    """The rule that picks negatives."""
 
-    method: str = "bm25"
+    method: str = "bm25"  # "bm25", "dense" (an embedding model) or "both", in turns
     choice: Choice = field(default_factory=Choice)
-    same_document: str | None = None
-    approximate_above: int = EXACT_UP_TO
+    same_document: str | None = None  # metadata field; equal values mean the same document
+    approximate_above: int = EXACT_UP_TO  # candidates; an index searches more than these
 
 
 def mine(
@@ -55,30 +54,19 @@ def mine(
 ) -> int:
     """Writes the rows of all inputs, in order, with their hard negatives to `output`; returns the number of negatives.
 
-    corpus: the texts to choose from; None: the positives of all inputs. stored_vectors: they bring their embeddings,
-    which must be the encoder's. encoder: the embedding model of methods "dense" and "both". scorer: a cross-encoder,
-    whose scores decide instead and become teacher_scores. cache: where embeddings and scores are kept; None: in a
-    hidden folder beside the output, which goes when the output is whole, so that a killed run goes on.
+    corpus: texts to choose from (default: the positives of all inputs). stored_vectors: the corpus brings embeddings,
+    which must be the encoder's. encoder: the embedding model of methods "dense" and "both". scorer: a cross-encoder;
+    its scores rank the candidates and become teacher_scores. cache: folder for embeddings and scores (default: a hidden
+    one beside the output, deleted when the output is whole). A killed run resumes from it.
 
-    Memory: the texts to choose from, about 100 bytes for each, and what data_prep.mining.bm25 and data_prep.mining.dense_search state; the
-    rows wait on disk. BadInput: bad rows, all of them; rows with teacher_scores but no scorer; a store's vectors that
-    are of another model.
+    Memory: the corpus, about 100 bytes a text, and what bm25.py and dense_search.py state; rows wait on disk. BadInput:
+    all bad rows; rows with teacher_scores but no scorer; stored vectors of another model.
     """
     assert (encoder is None) == (mining.method == "bm25")
     names = source_names(inputs)
-    kept = cache or output.with_name(f".{output.name}.mining")
+    folder = cache or output.with_name(f".{output.name}.mining")
     with ExitStack() as stack:
-
-        def opened(made, name: str, size: int, compute, block: int) -> VectorCache:
-            return stack.enter_context(closing(VectorCache(kept / made.digest, name, size, compute, block)))
-
-        passages = queries = pairs = None
-        if encoder:
-            name = "stored-passages" if stored_vectors else "passages"
-            passages = opened(encoder, name, encoder.size, encoder.passages, TEXTS_AT_ONCE)
-            queries = opened(encoder, "queries", encoder.size, encoder.queries, TEXTS_AT_ONCE)
-        if scorer:
-            pairs = opened(scorer, "pairs", 1, scorer.scores, PAIRS_AT_ONCE)
+        passages, queries, pairs = _open_caches(stack, folder, encoder, scorer, stored_vectors)
         texts = Corpus(mining.same_document)
         if corpus is not None:
             _read_corpus(corpus, texts, encoder, passages if stored_vectors else None)
@@ -100,29 +88,47 @@ def mine(
             for records in _blocks(track(_records(waiting), "mining", count), at_once):
                 miner.add(records)
                 lines.writelines(record.to_json() + "\n" for record in records)
-        _say_what_happened(miner, rankers, encoder, scorer)
+        _print_summary(miner, rankers, encoder, scorer)
     if cache is None:
-        shutil.rmtree(kept, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
     result(f"{output}: {count:,} records with {miner.counts.mined:,} mined hard negatives")
     return miner.counts.mined
 
 
+def _open_caches(
+    stack: ExitStack, folder: Path, encoder: Encoder | None, scorer: PairScorer | None, stored_vectors: bool
+) -> tuple[VectorCache | None, VectorCache | None, VectorCache | None]:
+    """Opens the embeddings of passages and queries, and the scores of pairs; None without their model."""
+
+    def open_cache(model, name: str, size: int, compute, block: int) -> VectorCache:
+        return stack.enter_context(closing(VectorCache(folder / model.digest, name, size, compute, block)))
+
+    passages = queries = pairs = None
+    if encoder:
+        name = "stored-passages" if stored_vectors else "passages"
+        passages = open_cache(encoder, name, encoder.size, encoder.passages, TEXTS_AT_ONCE)
+        queries = open_cache(encoder, "queries", encoder.size, encoder.queries, TEXTS_AT_ONCE)
+    if scorer:
+        pairs = open_cache(scorer, "pairs", 1, scorer.scores, PAIRS_AT_ONCE)
+    return passages, queries, pairs
+
+
 def _read_corpus(chunks: Iterable[Chunk], texts: Corpus, encoder: Encoder | None, vectors: VectorCache | None) -> None:
-    """vectors: where those that the chunks bring are put, or None where they bring none."""
+    """Adds the chunks to the corpus. vectors: receives the embeddings that the chunks bring; None: they bring none."""
     compared = False
-    for some in _blocks(track(chunks, "reading the corpus"), TEXTS_AT_ONCE):
-        for chunk in some:
+    for block in _blocks(track(chunks, "reading the corpus"), TEXTS_AT_ONCE):
+        for chunk in block:
             texts.add(chunk.text, chunk.id, chunk.metadata)
         if vectors is not None:
-            made = _stored(some, encoder)
+            stored = _stored(block, encoder)
             if not compared:
-                _compare(some[:SAMPLED], made[:SAMPLED], encoder)
-            vectors.put([chunk.text for chunk in some], made)
+                _compare(block[:SAMPLED], stored[:SAMPLED], encoder)
+            vectors.put([chunk.text for chunk in block], stored)
             compared = True
 
 
 def _stored(chunks: list[Chunk], encoder: Encoder):
-    """(n, d) float32: the vectors of a store, of length 1 where the model's are."""
+    """Returns the vectors of a store, (n, d) float32, normalised if the model's are."""
     import numpy as np
 
     if sizes := {len(chunk.embedding) for chunk in chunks} - {encoder.size}:
@@ -132,11 +138,12 @@ def _stored(chunks: list[Chunk], encoder: Encoder):
 
 
 def _compare(chunks: list[Chunk], stored, encoder: Encoder) -> None:
+    """Raises BadInput if the stored vectors are not the encoder's."""
     import numpy as np
 
-    own, _ = encoder.passages([chunk.text for chunk in chunks])
-    lengths = np.linalg.norm(own, axis=1) * np.linalg.norm(stored, axis=1)
-    if (least := float(((own * stored).sum(axis=1) / lengths.clip(1e-12)).min())) < ALIKE:
+    computed, _ = encoder.passages([chunk.text for chunk in chunks])
+    lengths = np.linalg.norm(computed, axis=1) * np.linalg.norm(stored, axis=1)
+    if (least := float(((computed * stored).sum(axis=1) / lengths.clip(1e-12)).min())) < ALIKE:
         raise BadInput(
             f"--stored-vectors: the store's are not what --model gives (cosine {least:.3f} among {len(chunks)} sampled "
             "texts): another model, prompt or length; leave the flag out to embed the texts anew"
@@ -154,21 +161,21 @@ def _read_rows(
 ) -> int:
     """Reads the rows into `waiting`, as JSON lines, and their positives into the corpus; returns their number."""
     problems = Problems()
-    count = taught = 0
+    count = with_teacher = 0
     for path in inputs:
         rows = read_records(path, positive=positive, source=names[path], problems=problems)
         for record in track(rows, f"reading {path.name}"):
             texts.add_row(record, choose)
             waiting.write(record.to_json() + "\n")
             count += 1
-            taught += record.teacher_scores is not None
-    if taught and not scored:
+            with_teacher += record.teacher_scores is not None
+    if with_teacher and not scored:
         problems.file(
-            f"{taught:,} rows have teacher_scores, which mined texts would lack; add --rescore, or leave them out"
+            f"{with_teacher:,} rows have teacher_scores, which mined texts would lack; add --rescore, or leave them out"
         )
     problems.check()
-    if taught:
-        say(f"{taught:,} rows had teacher_scores; those of the cross-encoder replace them")
+    if with_teacher:
+        say(f"{with_teacher:,} rows had teacher_scores; those of the cross-encoder replace them")
     return count
 
 
@@ -184,7 +191,7 @@ def _blocks(items: Iterable, size: int) -> Iterator[list]:
         yield block
 
 
-def _say_what_happened(miner: Miner, rankers: list[Ranker], encoder: Encoder | None, scorer: PairScorer | None) -> None:
+def _print_summary(miner: Miner, rankers: list[Ranker], encoder: Encoder | None, scorer: PairScorer | None) -> None:
     for note in miner.notes():
         say(note)
     cut = [(count, what, encoder) for ranker in rankers for what, count in ranker.cut().items()]

@@ -26,12 +26,11 @@ def _library():
 
 
 class SentenceEncoder:
-    """A model folder or hub id as mining asks for it (data_prep.mining.dense_search.Encoder): pooling, prompts, length and similarity
-    as the folder says, unless other prompts or a shorter max_len (tokens) are given.
+    """An embedding model from a folder or the hub, as a dense_search.Encoder.
 
-    A model with a cosine similarity gives embeddings of length 1, so that inner products are cosines. BadInput: no
-    model there, one that does not state its pooling, brings its own code (unless trust_remote_code), or has another
-    similarity.
+    Pooling, prompts, maximum length and similarity are the folder's; the arguments override prompts and shorten
+    max_len (tokens). With cosine similarity embeddings are normalised, so that inner products are cosines. BadInput: no
+    model, no stated pooling, another similarity, or its own code without trust_remote_code.
     """
 
     def __init__(
@@ -54,7 +53,7 @@ class SentenceEncoder:
             )
         try:
             self.model = library.SentenceTransformer(path, device=device, trust_remote_code=trust_remote_code)
-        except Exception as error:  # whatever a damaged folder makes the library raise is the folder's fault
+        except Exception as error:  # a damaged folder makes the library raise anything
             raise _unloadable("--model", path, error) from None
         _check("--model", path, self.model, trust_remote_code)
         limit = self.model.max_seq_length
@@ -91,11 +90,10 @@ class SentenceEncoder:
 
 
 class CrossEncoderScorer:
-    """A cross-encoder, folder or hub id, as mining asks for it (data_prep.mining.miner.PairScorer): one score for a query and
-    a text, with the activation that the folder states.
+    """A cross-encoder from a folder or the hub, as a miner.PairScorer, with the activation that the folder states.
 
-    BadInput: no cross-encoder there (its classifier would be random numbers), more than one score, its own code (unless
-    trust_remote_code).
+    BadInput: no cross-encoder (its classifier would be random numbers), more than one score, or its own code without
+    trust_remote_code.
     """
 
     def __init__(self, path: str, *, device: str | None = None, trust_remote_code: bool = False):
@@ -114,7 +112,7 @@ class CrossEncoderScorer:
         self.digest = _digest(self.model, (self.max_len, str(self.model.activation_fn)))
 
     def scores(self, pairs: list[tuple[str, str]]) -> "tuple[np.ndarray, np.ndarray]":
-        """(n, 1) float32 scores, and (n,) bool: whether the pair was cut."""
+        """Returns (n, 1) float32 scores, and (n,) bool: the pair was truncated."""
         import numpy as np
 
         cut = _cut(self.model.tokenizer, self.max_len, [query for query, _ in pairs], [text for _, text in pairs])
@@ -140,25 +138,27 @@ def _unloadable(flag: str, path: str, error: Exception) -> BadInput:
 
 
 def _check(flag: str, path: str, model, trust_remote_code: bool) -> None:
-    """Refuses a folder whose own code was not run: the library's class in its place may be another one, a silent and
-    large loss. And a slow tokenizer, which cannot say what it cuts."""
-    brings = any(getattr(getattr(module, "config", None), "auto_map", None) for module in model.modules())
-    if brings and not trust_remote_code:
+    """Raises BadInput if a folder's own code was not run, or its tokenizer is slow and cannot report truncation.
+
+    Without the folder's code the library may load another class: a silent and large loss.
+    """
+    has_own_code = any(getattr(getattr(module, "config", None), "auto_map", None) for module in model.modules())
+    if has_own_code and not trust_remote_code:
         raise BadInput(f"{flag} {path}: brings its own code (auto_map in config.json), which is not run; {TRUST}")
     if not getattr(model.tokenizer, "is_fast", False):
         raise BadInput(f"{flag} {path}: has no fast tokenizer (tokenizer.json)")
 
 
 def _cut(tokenizer, max_len: int, *texts: list[str]) -> "np.ndarray":
-    """(n,) bool: whether a text, or a pair of texts, is longer than max_len tokens."""
+    """Returns (n,) bool: the text, or pair of texts, is longer than max_len tokens."""
     import numpy as np
 
-    made = tokenizer(*texts, truncation=True, max_length=max_len, return_attention_mask=False)
-    return np.array([bool(encoding.overflowing) for encoding in made.encodings])
+    encoded = tokenizer(*texts, truncation=True, max_length=max_len, return_attention_mask=False)
+    return np.array([bool(encoding.overflowing) for encoding in encoded.encodings])
 
 
 def _digest(model, facts: tuple) -> str:
-    """Names a model by its modules, their code where it is the folder's own, tokenizer, weights and the given facts."""
+    """Hashes a model: modules, the folder's own code, tokenizer, weights and the given facts."""
     import torch
 
     digest = hashlib.blake2b(repr((str(model), facts)).encode(), digest_size=8)

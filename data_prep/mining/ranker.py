@@ -1,4 +1,4 @@
-"""What the ways to rank texts share."""
+"""The interface of a ranker, which orders the texts of a corpus for a query."""
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -7,10 +7,10 @@ if TYPE_CHECKING:
 
 
 class Ranked(NamedTuple):
-    """places: (n,) int64 in a corpus, best first. banned: how many texts that may not be chosen ranked among them."""
+    """The best texts of a corpus for one query."""
 
-    places: "np.ndarray"
-    banned: int
+    places: "np.ndarray"  # (n,) int64 numbers of texts, best first
+    banned: int  # texts that may not be chosen and ranked among them
 
 
 class Ranker(Protocol):
@@ -19,17 +19,17 @@ class Ranker(Protocol):
     name: str
 
     def rank(self, queries: list[str], banned: "list[np.ndarray]", stop: int) -> list[Ranked]:
-        """For each query the `stop` best texts that may be chosen and are not among its banned places."""
+        """Returns for each query its `stop` best candidates. banned: for each query the numbers to skip."""
 
     def scores(self, queries: list[str], places: "list[np.ndarray]") -> "list[np.ndarray]":
-        """For each query the scores of the texts at these places, float32."""
+        """Returns for each query the scores of the texts with these numbers, float32."""
 
     def cut(self) -> dict[str, int]:
-        """How many texts were longer than what is read of them, by what they are."""
+        """Counts the truncated texts, by kind."""
 
 
 def best(scores: "np.ndarray", count: int) -> "np.ndarray":
-    """Places of the `count` highest of (n,) scores, highest first, equal ones by place; -inf stands for none."""
+    """Indices of the `count` highest of (n,) scores, highest first, ties by index; -inf is never returned."""
     import numpy as np
 
     if count < len(scores):

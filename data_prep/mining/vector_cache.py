@@ -1,4 +1,4 @@
-"""Vectors of texts on disk: what a killed run has computed, the next one does not compute again."""
+"""Vectors of texts on disk, so that a run that was killed resumes without computing them again."""
 
 import hashlib
 import os
@@ -18,11 +18,11 @@ Text = str | tuple[str, str]  # a text, or the two that a cross-encoder reads to
 
 
 class VectorCache:
-    """One float32 vector for each text, appended to two files as they are made and read memory-mapped.
+    """One float32 vector per text, appended to two files and read memory-mapped.
 
-    NAME.f32 holds the vectors, NAME.keys a 64-bit key of each exact text and whether it was truncated. compute: texts
-    -> ((n, size) float32, (n,) bool: truncated), asked for `block` texts at a time. About 100 bytes of memory per text.
-    One process at a time may hold them open (Failed).
+    NAME.f32 holds the vectors; NAME.keys a 64-bit key of each exact text and a flag, truncated. compute: texts ->
+    ((n, size) float32, (n,) bool: truncated), called with `block` texts at a time. About 100 bytes of memory per text.
+    Failed: another process has the files open.
     """
 
     def __init__(self, folder: Path, name: str, size: int, compute: "Compute", block: int):
@@ -40,7 +40,7 @@ class VectorCache:
         self.keys = open(folder / f"{name}.keys", "a+b")  # noqa: SIM115  open as long as the cache is
         self.vectors = open(folder / f"{name}.f32", "a+b")  # noqa: SIM115
         whole = min(_length(self.keys) // self.entry.itemsize, _length(self.vectors) // (4 * size))
-        self.keys.truncate(whole * self.entry.itemsize)  # what a kill left half-written
+        self.keys.truncate(whole * self.entry.itemsize)  # half-written by a run that was killed
         self.vectors.truncate(whole * 4 * size)
         self.keys.seek(0)
         entries = np.frombuffer(self.keys.read(), self.entry)
@@ -58,7 +58,7 @@ class VectorCache:
         self.all = np.memmap(self.vectors, np.float32, "r", shape=shape) if len(self) else np.empty(shape, np.float32)
 
     def rows(self, texts: Sequence[Text], label: str = "") -> "np.ndarray":
-        """(n,) int64: the row of each text in `all`; computes those that are not there. label: of the progress."""
+        """Rows of the texts in `all`, (n,) int64; computes missing ones. label: of the progress bar."""
         import numpy as np
 
         keys = [_key(text) for text in texts]
@@ -68,12 +68,12 @@ class VectorCache:
         starts = range(0, len(missing), self.block)
         order = list(missing.values())
         for start in track(starts, f"{label} (blocks of {self.block:,})", len(starts)) if label else starts:
-            some = order[start : start + self.block]
-            self.put([texts[i] for i in some], *self.compute([texts[i] for i in some]))
+            block = order[start : start + self.block]
+            self.put([texts[i] for i in block], *self.compute([texts[i] for i in block]))
         return np.array([self.row_of[key] for key in keys], np.int64)
 
     def put(self, texts: Sequence[Text], vectors: "np.ndarray", truncated: "np.ndarray | None" = None) -> None:
-        """Keeps the vectors of those of the texts that are not there yet."""
+        """Appends the vectors of the texts that are missing."""
         import numpy as np
 
         new = list({key: i for i, text in enumerate(texts) if (key := _key(text)) not in self.row_of}.values())
@@ -88,7 +88,7 @@ class VectorCache:
         entries = np.empty(len(texts), self.entry)
         entries["key"], entries["truncated"] = [_key(text) for text in texts], truncated
         for handle, data in ((self.vectors, np.ascontiguousarray(vectors, np.float32)), (self.keys, entries)):
-            handle.write(data.tobytes())  # the vectors first: a key without one would be believed
+            handle.write(data.tobytes())  # vectors first: a key claims that its vector exists
             handle.flush()
             os.fsync(handle.fileno())
         self.row_of.update(zip(entries["key"].tolist(), range(len(self), len(self) + len(texts))))

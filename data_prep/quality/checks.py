@@ -1,7 +1,7 @@
-"""What can be wrong with rows that are each well-formed: one function per check, for gate.py and inspect.py.
+"""Checks of rows that are well-formed one by one: a function per check, for gate.py and inspect.py.
 
-A check gives findings, and some a table for people as well. Those over Keys are exact for the rows that were read;
-those over records are as good as the sample they are given.
+A check returns findings; some return a table as well. Checks over Keys are exact for the rows that were read; checks
+over records are estimates from a sample.
 """
 
 import re
@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from data_prep.common.console import track
 from data_prep.quality.decontaminate import HeldOut
@@ -19,32 +21,30 @@ from data_prep.texts.near_duplicates import NearDuplicates
 
 NO_TRAINING = ("leakage", "positives_as_negatives")  # findings that refuse a run unless `data.allow` lists them
 SHOWN = 3  # ids of a finding
-AT_ONCE = 1000  # rows that are held at a time
+AT_ONCE = 1000  # rows in memory at a time
 NOT_A_LANGUAGE = "zxx"
-OTHER_LANGUAGE = 0.01  # share of a source's texts of known language from which other languages are told
-SMALL_SOURCE = 0.01  # share of all rows below which a source is told
-COMMON_START, FEW = 0.5, 20  # share of a source's texts, and their number, from which a common start may be a prompt
-Take = Callable[[list[int]], list[Record]]  # rows by number, as Rows.take
+OTHER_LANGUAGE = 0.01  # least share of a source's texts of known language that makes other languages a finding
+SMALL_SOURCE = 0.01  # share of all rows; a smaller source is a finding
+COMMON_START, FEW = 0.5, 20  # least share and number of a source's texts whose common start may be a prompt
+Take = Callable[[list[int]], list[Record]]  # rows by number, like Rows.take
 _START = re.compile(r"[^\n:]{1,40}:\s")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong with `count` of `of` rows (or texts). severity: "error" (training is refused) or "warning".
-    about: the key of the run file or the flag that it concerns. text: one line. mend: what to do, "" if nothing is
-    wrong in itself. ids: some of the rows."""
+    """A problem of some rows or texts."""
 
     name: str
-    severity: str
-    count: int
-    of: int
-    text: str
-    mend: str = ""
-    about: str = ""
-    ids: tuple[str, ...] = ()
+    severity: str  # "error": training is refused; or "warning"
+    count: int  # rows (or texts) with the problem
+    of: int  # rows (or texts) that were checked
+    text: str  # one line
+    mend: str = ""  # what to do; "" if there may be nothing to do
+    about: str = ""  # the key of the run file, or the flag, that it concerns
+    ids: tuple[str, ...] = ()  # some of the rows
 
     def line(self) -> str:
-        """For people: what, examples, mend."""
+        """Line for people: problem, examples, mend."""
         ids = [one if len(one) <= 40 else f"…{one[-39:]}" for one in self.ids]
         shown = f" ({', '.join(ids)}{' …' if self.count > len(ids) else ''})" if ids else ""
         return f"{self.name}: {self.text}{shown}" + (f"; {self.mend}" if self.mend else "")
@@ -58,7 +58,7 @@ class Finding:
 
 
 def _finding(name: str, keys: Keys, rows: Any, of: int, text: str, mend: str, about: str = "") -> list[Finding]:
-    """A finding about these rows; none where there are none."""
+    """Returns a finding about the given rows, or [] without rows."""
     if not len(rows):
         return []
     severity = "error" if name in NO_TRAINING else "warning"
@@ -66,9 +66,7 @@ def _finding(name: str, keys: Keys, rows: Any, of: int, text: str, mend: str, ab
 
 
 def leakage(keys: Keys, train: int, held: Any, name: str, about: str, mend: str) -> list[Finding]:
-    """Rows, among the first `train` ones, that hold a text of an evaluation set. held: the keys of its texts, int64."""
-    import numpy as np
-
+    """Finds rows, among the first `train` ones, with a text of an evaluation set. held: int64 keys of its texts."""
     queries, positives = (rows[rows < train] for rows in keys.holding(held))
     rows = np.union1d(queries, positives)
     sides = f"{len(queries):,} by their query, {len(positives):,} by a positive"
@@ -77,21 +75,21 @@ def leakage(keys: Keys, train: int, held: Any, name: str, about: str, mend: str)
 
 
 def leave_out(name: str, near: float | None = None) -> str:
-    """The mend of leakage from a set."""
+    """Mend of leakage from a set."""
     return (
         f"python -m data_prep shard … --exclude {name}{f' --near-duplicates {near:g}' if near else ''} leaves them out"
     )
 
 
 def texts_of_rows(keys: Keys) -> list[Finding]:
-    """Positives listed as negatives, and queries that are their own positive."""
-    both = keys.positives_as_negatives(), keys.equal_texts()
-    negative, equal = (f"{len(rows):,} of {len(keys):,} rows have" for rows in both)
+    """Finds positives listed as negatives, and queries equal to one of their positives."""
+    rows_of = keys.positives_as_negatives(), keys.equal_texts()
+    negative, equal = (f"{len(rows):,} of {len(keys):,} rows have" for rows in rows_of)
     negative += " a negative that is a positive of their query"
     equal += " a query that is one of their positives"
     return [
-        *_finding("positives_as_negatives", keys, both[0], len(keys), negative, "take it out of their negatives"),
-        *_finding("equal_texts", keys, both[1], len(keys), equal, "they teach nothing but to copy"),
+        *_finding("positives_as_negatives", keys, rows_of[0], len(keys), negative, "take it out of their negatives"),
+        *_finding("equal_texts", keys, rows_of[1], len(keys), equal, "they teach nothing but to copy"),
     ]
 
 
@@ -102,25 +100,25 @@ def duplicates(keys: Keys) -> list[Finding]:
 
 
 def near_duplicates(take: Take, rows: list[int], similarity: float) -> tuple[list[Finding], dict[str, Any]]:
-    """rows: numbers of rows, ascending, without exact duplicates among them."""
+    """Finds near duplicates. rows: ascending numbers of rows without exact duplicates."""
     index = NearDuplicates(similarity)
     for start in track(range(0, len(rows), AT_ONCE), "near duplicates, 1,000 rows each", -(-len(rows) // AT_ONCE)):
         for record in take(rows[start : start + AT_ONCE]):
             index.add(record)
-    found = index.find(lambda places: take([rows[place] for place in places])).nonzero()[0].tolist()
-    table = {"similarity": similarity, "rows": len(found), "of": len(rows), "unsure": index.unsure}
-    if not found:
+    near = index.find(lambda numbers: take([rows[number] for number in numbers])).nonzero()[0].tolist()
+    table = {"similarity": similarity, "rows": len(near), "of": len(rows), "unsure": index.unsure}
+    if not near:
         return [], table
-    text = f"{len(found):,} of {len(rows):,} rows are near duplicates of another one (Jaccard {similarity:g} or more)"
+    text = f"{len(near):,} of {len(rows):,} rows are near duplicates of another one (Jaccard {similarity:g} or more)"
     mend = f"shard --near-duplicates {similarity:g} leaves them out"
-    ids = tuple(record.id for record in take([rows[place] for place in found[:SHOWN]]))
-    return [Finding("near_duplicates", "warning", len(found), len(rows), text, mend, ids=ids)], table
+    ids = tuple(record.id for record in take([rows[number] for number in near[:SHOWN]]))
+    return [Finding("near_duplicates", "warning", len(near), len(rows), text, mend, ids=ids)], table
 
 
 def near_leakage(records: list[Record], held: HeldOut, name: str, about: str, mend: str) -> list[Finding]:
-    """Rows that hold nearly a text of an evaluation set; those that hold it exactly are another finding."""
-    found = [(record, match) for record, match in zip(records, held.matches(records)) if match]
-    near = [record.id for record, match in found if match.similarity < 1]
+    """Finds rows with a near duplicate of a text of an evaluation set; equal texts are another finding."""
+    matched = [(record, match) for record, match in zip(records, held.matches(records)) if match]
+    near = [record.id for record, match in matched if match.similarity < 1]
     if not near:
         return []
     text = f"{len(near):,} of {len(records):,} rows nearly hold (Jaccard {held.near:g} or more) a text of {name}"
@@ -128,9 +126,11 @@ def near_leakage(records: list[Record], held: HeldOut, name: str, about: str, me
 
 
 def languages(records: dict[str, list[Record]]) -> tuple[list[Finding], dict[str, Any]]:
-    """records: of each source. The table: {source: {"query": {language: texts}, "positive": …, "differ": rows}};
-    differ: query and positive are of different languages."""
-    found, table = [], {}
+    """Finds mixed languages. records: those of each source.
+
+    The table: {source: {"query": {language: texts}, "positive": …, "differ": rows whose query and positive differ}}.
+    """
+    findings, table = [], {}
     for source, rows in records.items():
         both = ((language(row.query), language(row.positives[0])) for row in track(rows, "languages", len(rows)))
         queries, positives = zip(*both)
@@ -141,16 +141,16 @@ def languages(records: dict[str, list[Record]]) -> tuple[list[Finding], dict[str
             "positive": dict(Counter(positives).most_common()),
             "differ": len(differ),
         }
-        found += _other_languages(source, rows, positives)
+        findings += _other_languages(source, rows, positives)
         if len(differ) >= OTHER_LANGUAGE * sum(known) > 0:
             text = f"{len(differ):,} of {len(rows):,} rows of {source!r} have query and positive in different languages"
             ids = tuple(record.id for record in differ[:SHOWN])
-            found.append(Finding("languages_differ", "warning", len(differ), len(rows), text, ids=ids))
-    return found, table
+            findings.append(Finding("languages_differ", "warning", len(differ), len(rows), text, ids=ids))
+    return findings, table
 
 
 def _other_languages(source: str, rows: list[Record], positives: tuple[str, ...]) -> list[Finding]:
-    counts = Counter(found for found in positives if found not in (UNSURE, NOT_A_LANGUAGE))
+    counts = Counter(code for code in positives if code not in (UNSURE, NOT_A_LANGUAGE))
     if not counts:
         return []
     most = counts.most_common(1)[0][0]
@@ -159,17 +159,17 @@ def _other_languages(source: str, rows: list[Record], positives: tuple[str, ...]
         return []
     shares = ", ".join(f"{name} {count:,}" for name, count in counts.most_common(5))
     text = f"{others:,} of {len(rows):,} positives of {source!r} are not in its main language ({shares})"
-    ids = [row.id for row, found in zip(rows, positives) if found not in (UNSURE, NOT_A_LANGUAGE, most)]
+    ids = [row.id for row, code in zip(rows, positives) if code not in (UNSURE, NOT_A_LANGUAGE, most)]
     return [Finding("languages", "warning", others, len(rows), text, ids=tuple(ids[:SHOWN]))]
 
 
 def prompts(records: dict[str, list[Record]], query_prompt: str, passage_prompt: str) -> list[Finding]:
-    """Texts that begin with the prompt that will be put before them, and sources whose texts share a start like one."""
-    found = []
+    """Finds texts that begin with their prompt already, and sources whose texts share a start like a prompt."""
+    findings = []
     for source, rows in records.items():
-        found += _prompts_of("query", query_prompt, [row.query for row in rows], source)
-        found += _prompts_of("passage", passage_prompt, [text for row in rows for text in row.positives], source)
-    return found
+        findings += _prompts_of("query", query_prompt, [row.query for row in rows], source)
+        findings += _prompts_of("passage", passage_prompt, [text for row in rows for text in row.positives], source)
+    return findings
 
 
 def _prompts_of(side: str, prompt: str, texts: list[str], source: str) -> list[Finding]:
@@ -188,16 +188,16 @@ def _prompts_of(side: str, prompt: str, texts: list[str], source: str) -> list[F
 
 
 def truncation(table: dict[str, Any]) -> list[Finding]:
-    """table: see token_lengths.py."""
-    found = []
-    for field, of in table.items():
-        tail = f" (median {of['p50']:,}, 99 % up to {of['p99']:,}, longest {of['max']:,})"
-        found += cut_texts(field, of["cut"], of["texts"], of["limit"], tail)
-    return found
+    """Finds truncated texts. table: see token_lengths.py."""
+    findings = []
+    for field, lengths in table.items():
+        tail = f" (median {lengths['p50']:,}, 99 % up to {lengths['p99']:,}, longest {lengths['max']:,})"
+        findings += cut_texts(field, lengths["cut"], lengths["texts"], lengths["limit"], tail)
+    return findings
 
 
 def cut_texts(field: str, cut: int, texts: int, limit: int, tail: str = "") -> list[Finding]:
-    """How many texts of a field are longer than `limit` tokens; tail: of the lengths, if they are known."""
+    """Reports the texts of a field that are longer than `limit` tokens. tail: describes the lengths, if known."""
     if not cut:
         return []
     text = f"{cut:,} of {texts:,} {field} texts are cut at {limit:,} tokens{tail}"
@@ -206,7 +206,7 @@ def cut_texts(field: str, cut: int, texts: int, limit: int, tail: str = "") -> l
 
 
 def imbalance(sources: dict[str, int], mend: str) -> list[Finding]:
-    """sources: rows of each."""
+    """Finds small sources. sources: {name: rows}."""
     total = sum(sources.values())
     small = {name: rows for name, rows in sources.items() if rows < SMALL_SOURCE * total}
     if not small:
@@ -217,7 +217,7 @@ def imbalance(sources: dict[str, int], mend: str) -> list[Finding]:
 
 
 def unreadable(empty: int, other: int, rows: int) -> list[Finding]:
-    """Rows of an input that cannot be read as records."""
+    """Reports rows of an input that cannot be read as records."""
     named = (("empty_texts", empty, "have an empty text"), ("unreadable_rows", other, "cannot be read as records"))
     return [
         Finding(name, "error", count, rows, f"{count:,} of {rows:,} rows {what}", "compose --skip-bad sets them aside")
@@ -226,13 +226,14 @@ def unreadable(empty: int, other: int, rows: int) -> list[Finding]:
     ]
 
 
-def of_sample(found: list[Finding], looked_at: int, rows: int) -> list[Finding]:
-    """The findings, which say that they were counted on `looked_at` of `rows` rows where that is not all of them."""
+def of_sample(findings: list[Finding], looked_at: int, rows: int) -> list[Finding]:
+    """Adds to findings of a sample that they were counted on `looked_at` of `rows` rows."""
     if looked_at >= rows:
-        return found
-    return [replace(one, text=f"{one.text}, in a sample of {looked_at:,} of {rows:,} rows") for one in found]
+        return findings
+    sampled = f", in a sample of {looked_at:,} of {rows:,} rows"
+    return [replace(finding, text=finding.text + sampled) for finding in findings]
 
 
-def sorted_findings(found: Iterable[Finding]) -> list[Finding]:
-    """Errors first, otherwise as they came."""
-    return sorted(found, key=lambda one: one.severity != "error")
+def sorted_findings(findings: Iterable[Finding]) -> list[Finding]:
+    """Sorts errors before warnings, otherwise stable."""
+    return sorted(findings, key=lambda finding: finding.severity != "error")

@@ -1,4 +1,4 @@
-"""What is in an input or a shard folder: counts, lengths, languages, and what is wrong with it (checks.py)."""
+"""The report on an input or a shard folder: counts, lengths, languages, and findings (checks.py)."""
 
 import json
 from array import array
@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from data_prep.common.console import result, say, track
 from data_prep.common.files import check, check_output_file, whole_file
@@ -24,7 +26,7 @@ from data_prep.texts.near_duplicates import SIMILARITY
 from data_prep.texts.token_lengths import Reader, reader_of, token_lengths
 
 SAMPLE = 20_000  # rows for languages, prompts, tokens and near leakage
-NEAR_ROWS = 200_000  # rows among which near duplicates are looked for
+NEAR_ROWS = 200_000  # rows that are compared for near duplicates
 
 COUNTS = {
     "exact_duplicates": "rows with the query and positives of an earlier row",
@@ -37,16 +39,15 @@ COUNTS = {
 
 @dataclass
 class _Rows:
-    """All rows, read once. take: rows by number, to look at some again. train: how many rows are not of an eval split.
-    problems: of rows that are none; empty: how many of these have an empty text."""
+    """All rows, read once."""
 
     keys: Keys = field(default_factory=Keys)
     splits: Counter = field(default_factory=Counter)
     sources: dict[str, array] = field(default_factory=dict)
     lengths: Lengths = field(default_factory=Lengths)
-    take: Take | None = None
-    problems: int = 0
-    empty: int = 0
+    take: Take | None = None  # reads rows again, by number
+    problems: int = 0  # rows that cannot be read as records
+    empty: int = 0  # of them, those with an empty text
     shown: list[Problem] = field(default_factory=list)
 
     def add(self, record: Record, split: str = "") -> None:
@@ -63,6 +64,7 @@ class _Rows:
 
     @property
     def train(self) -> int:
+        """Rows outside the eval split."""
         return len(self.keys) - self.splits["eval"]
 
 
@@ -80,14 +82,14 @@ def inspect(
     path, rows, splits {name: rows}, sources {name: rows}, lengths (see lengths.py), COUNTS {name: rows},
     near_duplicates, languages (see checks.py), tokens (see token_lengths.py; null without a tokenizer), sample {what:
     rows it was counted on}, findings [checks.Finding], problems {"count", "shown": [{file, line, reason}]}.
-    tokenizer: model folder or hub id whose tokenizer measures the texts. exclude: evaluation sets whose texts must not
-    be here. html: where to write the same as a page. Bad rows are content; an unreadable input is BadInput.
+    tokenizer: model folder or hub id; its tokenizer measures the texts. exclude: evaluation sets whose texts are
+    leakage. html: file for the same content as a page. Bad rows are content; an unreadable input is BadInput.
     """
     check(check_output_file(html, [path], suffix=".html", flag="--html") if html else [])
     reader = reader_of(tokenizer, "--tokenizer") if tokenizer else None
-    held = {str(folder): held_out([folder]) for folder in exclude or []}
+    excluded = {str(folder): held_out([folder]) for folder in exclude or []}
     rows = _read(path, positive)
-    report = _report(path, rows, reader, held)
+    report = _report(path, rows, reader, excluded)
     result(json.dumps(report, ensure_ascii=False, indent=2)) if as_json else _show(report)
     if html:
         from data_prep.quality.inspect_page import page
@@ -119,23 +121,23 @@ def _read(path: Path, positive: str | None) -> _Rows:
 
 
 def _take(splits: list, numbers: list[int]) -> list[Record]:
-    """Rows of all splits by number, the second split's following the first's; numbers ascend."""
-    found, before = [], 0
+    """Reads rows of all splits by ascending number; numbers go on from split to split."""
+    records, before = [], 0
     for split in splits:
-        found += split.take([n - before for n in numbers if before <= n < before + len(split)])
+        records += split.take([n - before for n in numbers if before <= n < before + len(split)])
         before += len(split)
-    return found
+    return records
 
 
-def _report(path: Path, rows: _Rows, reader: Reader | None, held: dict[str, HeldOut]) -> dict[str, Any]:
-    import numpy as np
-
+def _report(path: Path, rows: _Rows, reader: Reader | None, excluded: dict[str, HeldOut]) -> dict[str, Any]:
     keys = rows.keys
     by_source = {name: np.frombuffer(numbers, np.int64) for name, numbers in rows.sources.items()}
     numbers = {name: some.tolist() for name, some in spread(by_source, SAMPLE).items()}
     sample = {name: rows.take(some) for name, some in numbers.items()}
     records = [record for some in sample.values() for record in some]
-    of_train = [record for name, some in numbers.items() for n, record in zip(some, sample[name]) if n < rows.train]
+    train_records = [
+        record for name, some in numbers.items() for n, record in zip(some, sample[name]) if n < rows.train
+    ]
     different = np.setdiff1d(np.arange(len(keys)), keys.duplicates())
     chosen = spread({"": different}, NEAR_ROWS)[""].tolist()
     near, near_table = checks.near_duplicates(rows.take, chosen, SIMILARITY)
@@ -143,10 +145,10 @@ def _report(path: Path, rows: _Rows, reader: Reader | None, held: dict[str, Held
     tokens, measured = token_lengths(reader, records) if reader else (None, 0)
     prompts = (reader.rules.query_prompt, reader.rules.passage_prompt) if reader else ("", "")
     sources = {name: len(numbers) for name, numbers in by_source.items()}
-    estimated = [*_near_leakage(held, of_train), *languages, *checks.prompts(sample, *prompts)]
-    found = [
+    estimated = [*_near_leakage(excluded, train_records), *languages, *checks.prompts(sample, *prompts)]
+    findings = [
         *checks.unreadable(rows.empty, rows.problems - rows.empty, len(keys) + rows.problems),
-        *_leakage(path, rows, held),
+        *_leakage(path, rows, excluded),
         *checks.texts_of_rows(keys),
         *checks.duplicates(keys),
         *checks.of_sample(near, len(chosen), len(different)),
@@ -159,7 +161,7 @@ def _report(path: Path, rows: _Rows, reader: Reader | None, held: dict[str, Held
         "rows": len(keys),
         "splits": {name: count for name, count in rows.splits.items() if name},
         "sources": dict(sorted(sources.items(), key=lambda one: -one[1])),
-        "lengths": rows.lengths.summary(histogram=True),
+        "lengths": rows.lengths.summary(),
         "exact_duplicates": len(keys.duplicates()),
         "duplicate_queries": len(keys.repeated_queries()),
         "shared_positives": len(keys.shared_positives()),
@@ -169,7 +171,7 @@ def _report(path: Path, rows: _Rows, reader: Reader | None, held: dict[str, Held
         "languages": language_table,
         "tokens": tokens,
         "sample": {"languages": len(records), "near_duplicates": len(chosen), "tokens": measured},
-        "findings": [one.to_json() | {"line": one.line()} for one in checks.sorted_findings(found)],
+        "findings": [one.to_json() | {"line": one.line()} for one in checks.sorted_findings(findings)],
         "problems": {
             "count": rows.problems,
             "shown": [{"file": row.file, "line": row.line, "reason": row.reason} for row in rows.shown],
@@ -177,26 +179,24 @@ def _report(path: Path, rows: _Rows, reader: Reader | None, held: dict[str, Held
     }
 
 
-def _leakage(path: Path, rows: _Rows, held: dict[str, HeldOut]) -> list[Finding]:
-    """Of the folder's own eval split, and of the sets that were named."""
-    import numpy as np
-
-    found = []
+def _leakage(path: Path, rows: _Rows, excluded: dict[str, HeldOut]) -> list[Finding]:
+    """Checks leakage from the folder's own eval split and from the named sets."""
+    findings = []
     if rows.splits["eval"]:
         own = rows.keys.texts(rows.train)
-        found += checks.leakage(rows.keys, rows.train, own, f"{path}/eval", "", "run shard again")
-    for name, texts in held.items():
+        findings += checks.leakage(rows.keys, rows.train, own, f"{path}/eval", "", "run shard again")
+    for name, texts in excluded.items():
         numbers = np.fromiter(texts.keys, np.int64)
-        found += checks.leakage(rows.keys, rows.train, numbers, name, "--exclude", checks.leave_out(name))
-    return found
+        findings += checks.leakage(rows.keys, rows.train, numbers, name, "--exclude", checks.leave_out(name))
+    return findings
 
 
-def _near_leakage(held: dict[str, HeldOut], records: list[Record]) -> list[Finding]:
-    found = []
-    for name, texts in held.items():
+def _near_leakage(excluded: dict[str, HeldOut], records: list[Record]) -> list[Finding]:
+    findings = []
+    for name, texts in excluded.items():
         mend = checks.leave_out(name, SIMILARITY)
-        found += checks.near_leakage(records, nearly(texts), name, "--exclude", mend)
-    return found
+        findings += checks.near_leakage(records, nearly(texts), name, "--exclude", mend)
+    return findings
 
 
 def _show(report: dict[str, Any]) -> None:
@@ -249,7 +249,7 @@ def _tables(report: dict[str, Any]):
 
 
 def _mix(counts: dict[str, int], most: int = 4) -> str:
-    """`en 95 %, fr 4 %, und 1 %`."""
+    """Formats shares: `en 95 %, fr 4 %, und 1 %`."""
     total = sum(counts.values())
     shown = [f"{name} {100 * count / total:.0f} %" for name, count in list(counts.items())[:most]]
     return ", ".join(shown) + (" …" if len(counts) > most else "")

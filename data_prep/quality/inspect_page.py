@@ -62,30 +62,30 @@ def _sources(report: dict[str, Any]) -> str:
 def _repeats(report: dict[str, Any]) -> str:
     near, total = report["near_duplicates"], report["rows"] or 1
     rows = [(meaning, report[name] / total, f"{report[name]:,}") for name, meaning in SHARES.items()]
-    about = f"near duplicates (Jaccard {near['similarity']:g})"
-    rows.insert(1, (about, near["rows"] / max(1, near["of"]), f"{near['rows']:,}"))
+    intro = f"near duplicates (Jaccard {near['similarity']:g})"
+    rows.insert(1, (intro, near["rows"] / max(1, near["of"]), f"{near['rows']:,}"))
     rows = [(name, share, f"{shown} · {100 * share:.1f} %") for name, share, shown in rows]
-    about = "Share of the rows."
+    intro = "Share of the rows."
     if near["of"] < report["rows"] - report["exact_duplicates"]:
-        about += f" Near duplicates were looked for among {near['of']:,} rows."
-    return section("Duplicates and repeats", about, svg.bars(rows, "duplicates and repeated texts"))
+        intro += f" Near duplicates were looked for among {near['of']:,} rows."
+    return section("Duplicates and repeats", intro, svg.bars(rows, "duplicates and repeated texts"))
 
 
 def _lengths(report: dict[str, Any]) -> list[str]:
     units = [("characters", report["lengths"])]
     if report["tokens"]:
         units.append(("tokens", report["tokens"]))
-    made = []
-    for unit, of in units:
+    sections = []
+    for unit, lengths in units:
         plots = []
         for number, field in enumerate(FIELDS):
-            stats = of.get(field)
+            stats = lengths.get(field)
             if stats:
                 counts = stats["histogram"] if unit == "tokens" else stats[unit]["histogram"]
                 plots.append(f"<h3>{field}</h3>" + svg.histogram(counts, number, f"{unit} of each {field}"))
-        about = f"Share of texts with up to this many {unit} (and more than the bound before)."
-        made.append(section(f"Lengths in {unit}", about, "".join(plots)))
-    return made
+        intro = f"Share of texts with up to this many {unit} (and more than the bound before)."
+        sections.append(section(f"Lengths in {unit}", intro, "".join(plots)))
+    return sections
 
 
 def _cut(report: dict[str, Any]) -> str:
@@ -100,20 +100,20 @@ def _cut(report: dict[str, Any]) -> str:
     marks = {of["limit"] for of in report["tokens"].values()}
     last = max(2 * longest, 64, *marks)
     series = {name: [point for point in points if point[0] <= last] for name, points in series.items()}
-    about = "Share of texts that a maximum length (in tokens, prompts included) cuts."
-    return section("Truncation by maximum length", about, svg.curves(series, marks, "share of texts cut"))
+    intro = "Share of texts that a maximum length (in tokens, prompts included) cuts."
+    return section("Truncation by maximum length", intro, svg.curves(series, marks, "share of texts cut"))
 
 
 def _languages(report: dict[str, Any]) -> str:
     listed = [name for name in report["sources"] if name in report["languages"]][:SHOWN_SOURCES]
     rows = []
     for name in listed:
-        of = report["languages"][name]
-        rows += [(f"{name}: queries", of["query"]), (f"{name}: positives", of["positive"])]
-    sampled, about = report["sample"]["languages"], "und: too short or too mixed to tell; zxx: no language."
+        shares = report["languages"][name]
+        rows += [(f"{name}: queries", shares["query"]), (f"{name}: positives", shares["positive"])]
+    sampled, intro = report["sample"]["languages"], "und: too short or too mixed to tell; zxx: no language."
     if sampled < report["rows"]:
-        about += f" Counted on {sampled:,} rows, evenly spaced."
-    return section("Languages", about, svg.stacked(rows, UNSURE, "languages by source"))
+        intro += f" Counted on {sampled:,} rows, evenly spaced."
+    return section("Languages", intro, svg.stacked(rows, UNSURE, "languages by source"))
 
 
 def _table(report: dict[str, Any]) -> str:

@@ -1,17 +1,19 @@
-"""What one pass over rows remembers of them: 64-bit keys of their texts, and which of them stand for the others."""
+"""64-bit keys of the texts of rows, gathered in one pass, and the repetitions among them."""
 
 import hashlib
 from array import array
 from typing import Any
 
+import numpy as np
+
 from data_prep.records import Record, is_variant, query_key, text_key
 
 
 class Keys:
-    """The keys (records.text_key) of every text of the rows that were added, 8 bytes each and 8 more for its row.
+    """The keys (records.text_key) of all texts of the added rows: 8 bytes each, and 8 more for the row.
 
-    rows are numbered from 0 in the order of `add`; methods return ascending int64 numpy arrays of such numbers.
-    ids: the record ids, by row.
+    Rows are numbered from 0 in the order of `add`; methods return ascending int64 arrays of row numbers. ids: the
+    record ids, by row.
     """
 
     def __init__(self):
@@ -25,7 +27,7 @@ class Keys:
         return len(self._query)
 
     def add(self, record: Record) -> None:
-        """Takes the next row."""
+        """Adds the next row."""
         row = len(self._query)
         query = text_key(record.query)
         positives = [text_key(text) for text in record.positives]
@@ -51,60 +53,44 @@ class Keys:
 
     def shared_positives(self) -> Any:
         """Rows with a positive that an earlier row has."""
-        import numpy as np
-
         keys, rows = _numbers(self._positive), _numbers(self._positive_row)
-        _, first, place = np.unique(keys, return_index=True, return_inverse=True)
-        return np.unique(rows[rows > rows[first][place]])
+        _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+        return np.unique(rows[rows > rows[first][group]])
 
     def equal_texts(self) -> Any:
         """Rows whose query is one of their positives."""
-        import numpy as np
-
         rows = _numbers(self._positive_row)
         return np.unique(rows[_numbers(self._positive) == _numbers(self._query)[rows]])
 
     def positives_as_negatives(self) -> Any:
         """Rows with a negative that is a positive of their query, in this row or in another one of the same query."""
-        import numpy as np
-
         query, rows = _numbers(self._question), _numbers(self._negative_row)
         known = _pairs(query[_numbers(self._positive_row)], _numbers(self._positive))
         return np.unique(rows[np.isin(_pairs(query[rows], _numbers(self._negative)), known)])
 
     def holding(self, keys: Any) -> tuple[Any, Any]:
         """Rows whose query, and rows of which a positive, is one of these keys (an int64 array)."""
-        import numpy as np
-
         positives = np.isin(_numbers(self._positive), keys)
         queries = np.flatnonzero(np.isin(_numbers(self._query), keys))
         return queries, np.unique(_numbers(self._positive_row)[positives])
 
     def texts(self, first: int = 0) -> Any:
         """The keys of all queries and positives from this row on, int64."""
-        import numpy as np
-
         start = np.searchsorted(_numbers(self._positive_row), first)
         return np.concatenate((_numbers(self._query)[first:], _numbers(self._positive)[start:]))
 
 
 def _numbers(values: array) -> Any:
-    import numpy as np
-
     return np.frombuffer(values, values.typecode) if values else np.empty(0, values.typecode)
 
 
 def _again(keys: Any) -> Any:
-    """Places of keys that stand at an earlier place, too."""
-    import numpy as np
-
+    """Returns the positions of keys that occur at an earlier position."""
     first = np.zeros(len(keys), bool)
     first[np.unique(keys, return_index=True)[1]] = True
     return np.flatnonzero(~first)
 
 
 def _pairs(one: Any, other: Any) -> Any:
-    """One 64-bit key for each pair of keys."""
-    import numpy as np
-
+    """Combines pairs of keys into one 64-bit key each."""
     return (one.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) ^ other.view(np.uint64)

@@ -1,15 +1,17 @@
-"""Definitions of this subject."""
+"""Rows on disk that can be read again by number, and evenly spaced samples of rows."""
 
 import json
 import tempfile
 from array import array
 from typing import Any
 
+import numpy as np
+
 from data_prep.records import Record
 
 
 class Spool:
-    """Rows in a temporary file that goes with this object, to be read again by number; 8 bytes of memory each."""
+    """Rows in a temporary file, readable by number; 8 bytes of memory each. The file lives as long as the object."""
 
     def __init__(self):
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the object)
@@ -23,7 +25,7 @@ class Spool:
         self._ends.append(self._ends[-1] + len(line))
 
     def take(self, rows: list[int]) -> list[Record]:
-        """The records of these rows, as Rows.take."""
+        """Returns the records of these rows, like Rows.take."""
         return [self._read(row) for row in rows]
 
     def _read(self, row: int) -> Record:
@@ -32,14 +34,14 @@ class Spool:
 
 
 def spread(rows_of: dict[str, Any], size: int, least: int = 200) -> dict[str, Any]:
-    """About `size` rows, evenly spaced within each source, whose shares they keep but that each has at least `least`
-    (or all of its rows). rows_of: source -> its row numbers, ascending int64 arrays; all rows where they are not more
-    than `size`. A pure function: the same rows give the same sample."""
-    import numpy as np
+    """Samples about `size` rows, evenly spaced within each source; all rows if there are no more.
 
+    Sources keep their shares, but each has at least `least` rows (or all of its rows). rows_of: source -> its row
+    numbers, ascending int64. A pure function: the same rows give the same sample.
+    """
     total = sum(map(len, rows_of.values()))
-    found = {}
+    sample = {}
     for name, rows in rows_of.items():
         wanted = min(len(rows), max(least, size * len(rows) // max(1, total))) if total > size else len(rows)
-        found[name] = rows[np.arange(wanted) * len(rows) // max(1, wanted)]
-    return found
+        sample[name] = rows[np.arange(wanted) * len(rows) // max(1, wanted)]
+    return sample

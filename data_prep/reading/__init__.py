@@ -1,1 +1,1 @@
-"""reading"""
+"""Reading every accepted input format, and what is wrong with a row."""

@@ -1,4 +1,4 @@
-"""Texts to search in, from a file or a retrieval set."""
+"""Reads the documents of a corpus from a file or a retrieval set."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +14,11 @@ EXPECTED = '{"id", "title"?, "text"}'
 
 
 def read_corpus(path: Path) -> Iterator[Chunk]:
-    """The documents of a corpus file (rows of id or _id, text and, if there is one, title; JSONL, JSON, CSV, TSV,
-    Parquet), or of a retrieval set's corpus.jsonl; other keys become metadata. Raises BadInput with every bad row."""
+    """Streams the documents of a corpus file, or of a retrieval set's corpus.jsonl.
+
+    A row has id or _id, text and perhaps title (JSONL, JSON, CSV, TSV, Parquet); other keys become metadata. Raises
+    BadInput with every bad row.
+    """
     path = Path(path)
     if path.is_dir() and (path / "corpus.jsonl").is_file():
         path = path / "corpus.jsonl"
@@ -25,11 +28,11 @@ def read_corpus(path: Path) -> Iterator[Chunk]:
         if isinstance(item, Blank):
             continue
         rows += 1
-        found = item if isinstance(item, Problem) else _chunk(path, item)
-        if isinstance(found, Problem):
-            problems.row(found)
+        document = item if isinstance(item, Problem) else _chunk(path, item)
+        if isinstance(document, Problem):
+            problems.row(document)
         else:
-            yield found
+            yield document
     if not rows:
         problems.file(f"{path}: has no rows; it needs at least one")
     problems.check()

@@ -1,4 +1,4 @@
-"""Files to rows: JSON, JSONL, CSV, TSV, Parquet and `datasets` folders, as a stream with the place of each row."""
+"""Reads files as a stream of rows with their line numbers: JSON, JSONL, CSV, TSV, Parquet and `datasets` folders."""
 
 import codecs
 import contextlib
@@ -19,33 +19,34 @@ TABLE_BATCH = 1000
 
 
 class Item(NamedTuple):
-    """A row as it was read. table: from a source whose cells may be empty (CSV, Parquet), where null means absent.
-    part: the split's name where one input holds several."""
+    """A row as it was read."""
 
     line: int
     value: Any
     raw: str
-    table: bool = False
-    part: str = ""
+    table: bool = False  # cells may be empty (CSV, Parquet): null means absent
+    part: str = ""  # split, if the input has several
 
 
 class Blank(NamedTuple):
-    """A line without content: no row, but counted."""
+    """A line without content; counted, not a row."""
 
     line: int
 
 
 class Span(NamedTuple):
-    """Whole lines of a JSONL file: the bytes from start to stop, and the number of the first line."""
+    """Whole lines of a JSONL file."""
 
-    start: int
+    start: int  # byte offsets
     stop: int
-    line: int
+    line: int  # number of the first line
 
 
 def read_items(path: Path, span: Span | None = None) -> Iterator[Item | Problem | Blank]:
-    """The rows of one input, or of some lines of a JSONL file. A bad row comes as a Problem; a file that cannot be read
-    on raises BadInput."""
+    """Streams the rows of an input, or of some lines of a JSONL file.
+
+    A bad row is yielded as a Problem. Raises BadInput if the rest of a file cannot be read.
+    """
     check_readable(path)
     if path.is_dir():
         yield from _read_datasets_folder(path)
@@ -57,7 +58,7 @@ def read_items(path: Path, span: Span | None = None) -> Iterator[Item | Problem 
 
 
 def check_readable(path: Path) -> None:
-    """Raises BadInput for a file that no reader here could open."""
+    """Raises BadInput for a file that no reader can open."""
     if not path.exists():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise BadInput(f"{path}: no such file or folder.{nearest(path.name, siblings)}")
@@ -81,7 +82,7 @@ def check_readable(path: Path) -> None:
 
 
 def _text_lines(path: Path) -> Iterator[str]:
-    """Lines with their ends. Bytes that are no UTF-8 become lone surrogates, so that one bad row hides no other."""
+    """Streams lines with their ends. Bytes outside UTF-8 become lone surrogates, so that reading goes on after them."""
     with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as handle:
         first = True
         for line in handle:
@@ -90,7 +91,7 @@ def _text_lines(path: Path) -> Iterator[str]:
 
 
 def _no_utf8(text: str) -> str | None:
-    """The reason if this text came from bytes that are no UTF-8."""
+    """Returns the problem if this text came from bytes outside UTF-8."""
     bad = next((i for i, char in enumerate(text) if "\udc80" <= char <= "\udcff"), None)
     if bad is None:
         return None
@@ -151,10 +152,10 @@ def _json_row(path: Path, number: int, line: bytes) -> Item | Problem | Blank:
 
 
 def decode_fast(line: bytes) -> Any:
-    """The value that DECODER finds in this JSON, in a fraction of the time; ValueError for what only DECODER can tell.
+    """Decodes JSON like DECODER, several times as fast. Raises ValueError if only DECODER can decide.
 
-    orjson keeps the last of two equal keys and turns integers beyond 64 bits into floats, both silently. A key that it
-    left out shows in the number of quotation marks: two for each text it kept, and those within texts.
+    orjson silently keeps the last of two equal keys, and turns integers beyond 64 bits into floats. A dropped key shows
+    in the number of quotation marks: two for each text that was kept, and those within texts.
     """
     value = orjson.loads(line)
     texts = quotes = 0
@@ -177,7 +178,7 @@ def decode_fast(line: bytes) -> Any:
 
 
 def _read_json(path: Path) -> Iterator[Item]:
-    """An array of rows. The text is held in memory (an array has no line to stop at); JSONL streams."""
+    """Streams an array of rows. The whole text is in memory, unlike JSONL."""
     text = "".join(_text_lines(path))
     if reason := (_no_utf8(text) if not text.isascii() else None):
         raise BadInput(f"{path}: {reason}")
@@ -205,7 +206,7 @@ def _read_json(path: Path) -> Iterator[Item]:
 
 
 def _skip(text: str, at: int, line: int) -> tuple[int, int]:
-    """The next character that is no white space, and its line."""
+    """Returns position and line of the next character that is not white space."""
     while at < len(text) and text[at] in " \t\r\n":
         line += text[at] == "\n"
         at += 1
@@ -259,7 +260,7 @@ def _header(path: Path, line: int, cells: list[str], comma: str) -> list[str]:
 
 
 def _csv_row(header: list[str], cells: list[str]) -> dict[str, Any]:
-    """Empty cells are null; `score` becomes a number where it is one (otherwise the row check names it)."""
+    """Builds a row: empty cells become null, and `score` a number if it is one (else the row check reports it)."""
     row: dict[str, Any] = {name: cell if cell.strip() else None for name, cell in zip(header, cells)}
     if row.get("score") is not None:
         with contextlib.suppress(ValueError):

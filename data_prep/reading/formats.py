@@ -1,4 +1,4 @@
-"""Every accepted shape of a row to the one Record, recognised by its keys and never guessed."""
+"""Turns every accepted shape of a row, recognised by its keys, into a Record."""
 
 import datetime
 import decimal
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from data_prep.common.console import say
 from data_prep.common.errors import BadInput, nearest
 from data_prep.reading.files import Blank, Item, Span, read_items
-from data_prep.reading.row_problems import BadRow, Problem, Problems, UnknownShape
+from data_prep.reading.row_problems import BadRow, Problem, Problems
 from data_prep.records import Record
 
 # Names that other tools give to negatives and scores: as metadata they would be lost to training without a word.
@@ -23,12 +23,12 @@ MISSING = object()
 
 
 class Row:
-    """The keys of one row, taken one by one; collects every problem, and what is left goes to the metadata."""
+    """The keys of one row, taken one by one; the keys that remain become metadata."""
 
     def __init__(self, values: dict[str, Any], table: bool):
         self.values, self.table = dict(values), table
-        self.found: list[str] = []
-        self.extra: list[str] = []
+        self.found: list[str] = []  # problems
+        self.extra: list[str] = []  # keys that became metadata
 
     def take(self, key: str, required: bool) -> Any:
         value = self.values.pop(key, MISSING)
@@ -64,11 +64,11 @@ class Row:
         return [self._text(f"{key}[{i}]", text) for i, text in enumerate(value)]
 
     def name(self, key: str, required: bool = False) -> str:
-        """An id: a text, or a whole number that becomes one."""
+        """Takes an id: a text, or a whole number that becomes a text."""
         value = self.take(key, required)
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
-        if value == "" and not required:  # our own records may hold no id yet
+        if value == "" and not required:  # our own records may have no id yet
             return ""
         return "" if value is None else self._text(key, value)
 
@@ -91,7 +91,7 @@ class Row:
         return score
 
     def metadata(self) -> dict[str, Any]:
-        """The row's own metadata and every key that is left."""
+        """Returns the row's own metadata with every key that remains."""
         own = self.take("metadata", required=False)
         if isinstance(own, str) and self.table:  # a table holds it as JSON
             try:
@@ -117,7 +117,7 @@ class Row:
         return self._plain(merged) if self.table else merged
 
     def _plain(self, value: dict[str, Any]) -> dict[str, Any]:
-        """Dates and decimals of tables as texts, as JSON has neither."""
+        """Turns dates and decimals of tables, which JSON lacks, into texts."""
 
         def text(item: Any) -> str:
             if isinstance(item, datetime.date | datetime.time):
@@ -134,7 +134,7 @@ class Row:
 
 
 def kind(value: Any) -> str:
-    """What a value is, in words for people."""
+    """Describes the type of a value for people."""
     names = {bool: "true/false", str: "a text", int: "a number", float: "a number", list: "a list", dict: "an object"}
     if value is None:
         return "null"
@@ -162,19 +162,19 @@ def _chunk(row: Row, positive: str | None) -> Record:
     has_context = row.values.get("context") is not None
     if has_context and positive is None:
         row.found.append("has both 'answer' and 'context': choose with --positive answer or --positive context")
-    # the text that was not chosen stays in the metadata, under its own name
+    # the other text stays in the metadata, under its own name
     chosen = row.text("context" if positive == "context" else "answer")
     return Record(question, [chosen], doc_ids=[chunk_id])
 
 
 def _pair(query: str, positive: str) -> Callable[[Row, str | None], Record]:
-    """A query and its positive under these names, with hard negatives as a list or as one text (a triplet)."""
+    """Builds records from these two keys; hard negatives are a list, or one text (a triplet)."""
 
     def build(row: Row, _: str | None) -> Record:
-        found = Record(row.text(query), [row.text(positive)], row.texts("hard_negatives"))
+        record = Record(row.text(query), [row.text(positive)], row.texts("hard_negatives"))
         if row.values.get("negative") is not None:
-            found.negatives.append(row.text("negative"))
-        return found
+            record.negatives.append(row.text("negative"))
+        return record
 
     return build
 
@@ -210,16 +210,22 @@ SHAPES = (
 ACCEPTED = " | ".join(shape.example for shape in SHAPES) + ". CSV, TSV and Parquet name the same keys as columns."
 
 
+class UnknownShape(BadRow):
+    """A row whose keys are none of the accepted shapes."""
+
+    hint = f"accepted rows: {ACCEPTED}"
+
+
 def recognise(values: dict[str, Any]) -> Shape:
-    """The one shape whose keys this row has; raises UnknownShape with the nearest one otherwise."""
-    found = _fitting(tuple(values))
-    if len(found) > 1:  # a table has the columns of all its rows: empty ones do not count
+    """Returns the only shape whose keys this row has. Raises UnknownShape, naming the nearest one."""
+    fitting = _fitting(tuple(values))
+    if len(fitting) > 1:  # a table has the columns of all its rows: null ones do not count
         filled = {key for key, value in values.items() if value is not None}
-        found = [shape for shape in found if set(shape.required) <= filled] or found
-    if len(found) == 1:
-        return found[0]
-    if found:
-        both = " and ".join(shape.example for shape in found)
+        fitting = [shape for shape in fitting if set(shape.required) <= filled] or fitting
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        both = " and ".join(shape.example for shape in fitting)
         raise UnknownShape(f"the keys fit two shapes, {both}; remove the keys of one")
     keys = list(values)
     if not keys:
@@ -237,19 +243,19 @@ def recognise(values: dict[str, Any]) -> Shape:
 
 @lru_cache
 def _fitting(keys: tuple[str, ...]) -> list[Shape]:
-    """The shapes all of whose keys are there, without those that another one goes beyond."""
-    found = [shape for shape in SHAPES if set(shape.required) <= set(keys)]
-    return [s for s in found if not any(set(s.required) < set(other.required) for other in found)]
+    """Returns the shapes whose keys are all present, without those whose keys are a part of another one's."""
+    fitting = [shape for shape in SHAPES if set(shape.required) <= set(keys)]
+    return [s for s in fitting if not any(set(s.required) < set(other.required) for other in fitting)]
 
 
 def _likeness(shape: Shape, keys: list[str]) -> float:
-    """Share of the shape's keys that the row has; a near miss counts half."""
+    """Returns the share of the shape's keys that the row has; a near miss counts half."""
     hits = sum(1.0 if key in keys else 0.5 if nearest(key, keys) else 0.0 for key in shape.required)
     return hits / len(shape.required)
 
 
 def to_record(item: Item, positive: str | None = None) -> tuple[Record, list[str]]:
-    """The record of one row and its extra keys. Raises BadRow with every reason."""
+    """Returns the record of one row and its extra keys. Raises BadRow with every reason."""
     value = item.value
     if isinstance(value, list):
         if len(value) != 3:
@@ -261,14 +267,14 @@ def to_record(item: Item, positive: str | None = None) -> tuple[Record, list[str
     record = shape.build(row, positive)
     record.id = row.name("id")
     record.metadata = row.metadata()
-    found = row.found or record.problems() or (_no_text(record) if "\\u" in item.raw else [])
-    if found:
-        raise BadRow("; ".join(found))
+    problems = row.found or record.problems() or (_no_text(record) if "\\u" in item.raw else [])
+    if problems:
+        raise BadRow("; ".join(problems))
     return record, row.extra
 
 
 def _no_text(record: Record) -> list[str]:
-    """A lone half of a surrogate pair cannot be written as UTF-8; it comes in as an escape ("\\ud83d") only."""
+    """Reports half of a surrogate pair, which UTF-8 cannot hold; only an escape ("\\ud83d") can produce one."""
     try:
         record.to_json().encode()
     except UnicodeEncodeError:
@@ -277,7 +283,7 @@ def _no_text(record: Record) -> list[str]:
 
 
 def source_names(paths: list[Path]) -> dict[Path, str]:
-    """A name for each input: its stem, with the folder's name where two stems are equal."""
+    """Names each input by its stem, or by folder and file if stems are equal."""
     stems = [path.resolve().stem for path in paths]
     names = {}
     for path, stem in zip(paths, stems):
@@ -294,16 +300,16 @@ def source_names(paths: list[Path]) -> dict[Path, str]:
 
 @dataclass
 class Notes:
-    """What is to be said of an input when all of it was read."""
+    """Counts of one input, reported when it was read to the end."""
 
     rows: int = 0
-    blank: int = 0
-    extra: dict[str, None] = field(default_factory=dict)  # keys that went to the metadata, in order
+    blank: int = 0  # lines without content
+    extra: dict[str, None] = field(default_factory=dict)  # keys that became metadata, in order
     parts: dict[str, int] = field(default_factory=dict)  # rows by split
-    whole: bool = True  # nothing kept it from being read to the end
+    whole: bool = True  # False: an error ended the reading
 
     def merge(self, later: "Notes") -> None:
-        """Adds what was noted of later rows of the same input."""
+        """Adds the counts of later rows of the same input."""
         self.rows += later.rows
         self.blank += later.blank
         self.extra.update(later.extra)
@@ -312,7 +318,7 @@ class Notes:
         self.whole &= later.whole
 
     def close(self, path: Path, problems: Problems) -> None:
-        """Says it on stderr; an input without rows is a problem."""
+        """Prints the notes on stderr; an input without rows is a problem."""
         if self.whole and not self.rows:
             problems.file(f"{path}: has no rows; it needs at least one")
         if self.parts:
@@ -328,22 +334,22 @@ def read_records(
 ) -> Iterator[Record]:
     """Streams the records of one input: .jsonl, .json (an array), .csv, .tsv, .parquet, or a `datasets` folder.
 
-    positive: "answer" or "context" for chunk rows that have both. source: the name of rows that state none (default:
-    the file's stem); an id defaults to "<source>:<line>". Extra keys go to the metadata and are named once on stderr.
-    Bad rows and unreadable files go to `problems`; without it, BadInput naming all of them is raised at the end.
+    positive: "answer" or "context", for chunk rows that have both. source: default of the rows' source (default: the
+    file's stem); an id defaults to "<source>:<line>". Extra keys become metadata and are listed once on stderr. Bad
+    rows and unreadable files go to `problems`; without it, BadInput with all of them is raised at the end.
     """
     path, notes = Path(path), Notes()
-    own = problems if problems is not None else Problems()
-    yield from read_span(path, None, positive, source or path.resolve().stem, own, notes)
-    notes.close(path, own)
+    collected = problems if problems is not None else Problems()
+    yield from read_span(path, None, positive, source or path.resolve().stem, collected, notes)
+    notes.close(path, collected)
     if problems is None:
-        own.check()
+        collected.check()
 
 
 def read_span(
     path: Path, span: Span | None, positive: str | None, source: str, problems: Problems, notes: Notes
 ) -> Iterator[Record]:
-    """As read_records, of some lines of the input (None: all of it); what is to be said of it goes to `notes`."""
+    """Streams the records of some lines (None: all) of an input, like read_records; `notes` counts its rows."""
     try:
         for item in read_items(path, span):
             if isinstance(item, Blank):
@@ -356,7 +362,7 @@ def read_span(
             try:
                 record, more = to_record(item, positive)
             except BadRow as error:
-                problems.row(Problem(str(path), item.line, str(error), item.raw), isinstance(error, UnknownShape))
+                problems.row(Problem(str(path), item.line, str(error), item.raw), error.hint)
                 continue
             if more:
                 notes.extra.update(dict.fromkeys(more))

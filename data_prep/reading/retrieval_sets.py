@@ -1,8 +1,10 @@
-"""Retrieval sets: queries, documents and which of them are relevant.
+"""Retrieval sets: queries, documents and relevance judgements.
 
-A set is a folder with corpus.jsonl, queries.jsonl and judgements (qrels.tsv: query id, document id, grade, no header;
-or BEIR's qrels/test.tsv with a header), or the eval split of a shard folder, or a store's collection with pairs that
-name its chunks.
+A set is one of these:
+- a folder with corpus.jsonl, queries.jsonl and qrels.tsv (query id, document id, grade; no header) or BEIR's
+  qrels/test.tsv (with a header),
+- the eval split of a shard folder,
+- a collection of a store, and a file of pairs that name its chunks.
 """
 
 import json
@@ -21,29 +23,26 @@ from data_prep.stores.open import open_collection
 
 @dataclass
 class RetrievalSet:
-    """doc_texts[i] belongs to doc_ids[i], query_texts[i] to query_ids[i]; qrels: query id -> document id -> grade.
-
-    left_out: graded pairs of a shard folder's eval split, which do not say what is relevant.
-    """
+    """A retrieval set in memory."""
 
     name: str
     doc_ids: list[str]
-    doc_texts: list[str]
+    doc_texts: list[str]  # in the order of doc_ids
     query_ids: list[str]
-    query_texts: list[str]
-    qrels: dict[str, dict[str, int]]
-    left_out: int = 0
+    query_texts: list[str]  # in the order of query_ids
+    qrels: dict[str, dict[str, int]]  # query id -> document id -> grade
+    left_out: int = 0  # graded pairs of an eval split, skipped: a score does not say what is relevant
 
     @property
     def notes(self) -> list[str]:
-        """Lines to say once."""
+        """Lines to print once."""
         if not self.left_out:
             return []
         return [f"{self.name}: {self.left_out} graded pairs are not evaluated, as they do not say what is relevant"]
 
 
 def load_set(path: str | Path) -> RetrievalSet:
-    """Reads a retrieval set or a shard folder's eval split. Raises BadInput with every problem found."""
+    """Reads a retrieval set or a shard folder's eval split. Raises BadInput with every problem."""
     path = Path(path)
     if not path.is_dir():
         state = "is a file" if path.exists() else "no such folder"
@@ -131,8 +130,11 @@ def _qrels(path: Path, docs: dict, queries: dict, problems: list[str]) -> dict[s
 
 
 def _from_shards(path: Path) -> RetrievalSet:
-    """Corpus: every distinct positive and negative of the eval split; relevant, grade 1: a query's positives, also
-    those that other rows of the same query, its parent or a variant of it have."""
+    """Makes a set of an eval split.
+
+    Corpus: its distinct positives and negatives. Relevant, with grade 1: the positives of a query, of equal queries,
+    and of its parent and variants.
+    """
     shards = open_shards(path)
     if "eval" not in shards.splits:
         raise BadInput(f"{path}: has no eval split; make one with: python -m data_prep shard … --eval-fraction 0.1")
@@ -162,8 +164,11 @@ def _from_shards(path: Path) -> RetrievalSet:
 
 
 def load_collection(config: StoreConfig, pairs: Path, where: dict[str, Any] | None = None) -> RetrievalSet:
-    """Corpus: the chunks of a collection; queries: those of a pairs file, relevant: the chunks that a pair names
-    (`chunk_id`, or a record's `doc_ids`), grade 1. Raises BadInput: no such collection, bad rows, chunks not there."""
+    """Makes a set of a collection (its chunks are the corpus) and a file of pairs (their queries).
+
+    Relevant, with grade 1: the chunks that a pair names by `chunk_id`, or a record by `doc_ids`. Raises BadInput: no
+    such collection, bad rows, unknown chunks.
+    """
     from data_prep.reading.formats import read_records
 
     with open_collection(config) as collection:
@@ -181,8 +186,8 @@ def load_collection(config: StoreConfig, pairs: Path, where: dict[str, Any] | No
     if unnamed:
         problems.append(f"{pairs}: {unnamed:,} rows name no chunk (chunk_id): which chunk answers them?")
     if missing:
-        place = f"in {config.collection}" + (", where --where fits" if where else "")
-        problems.append(f"{pairs}: {len(missing):,} rows name chunks that are not {place}, such as {missing[0]}")
+        where_looked = f"in {config.collection}" + (", where --where fits" if where else "")
+        problems.append(f"{pairs}: {len(missing):,} rows name chunks that are not {where_looked}, such as {missing[0]}")
     if not queries:
         problems.append(f"{pairs}: holds no pair")
     if problems:

@@ -1,4 +1,4 @@
-"""Collecting the problems of many rows of many files, so that one run names them all without holding them all."""
+"""The problems of many rows in many files: one run reports them all, and keeps the first ones in memory."""
 
 import json
 from collections.abc import Callable
@@ -11,19 +11,17 @@ SHOWN = 50
 
 
 class BadRow(ValueError):
-    """One row that cannot be a record; the text holds every reason."""
+    """A row that cannot be a record; the text holds every reason. hint: the last line of the error."""
 
-
-class UnknownShape(BadRow):
-    """A row whose keys are none of the accepted shapes."""
+    hint = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One rejected row. line is 1-based: the line of a text file, the row of a table (Parquet, datasets)."""
+    """A rejected row."""
 
     file: str
-    line: int
+    line: int  # from 1: the line of a text file, the row of a table (Parquet, datasets)
     reason: str
     raw: str = ""
 
@@ -36,18 +34,20 @@ class Problem:
 
 
 class Problems:
-    """Keeps the first SHOWN problems and counts the rest. With a `sink` bad rows go there and count as skipped;
-    problems of whole files are errors either way, because nothing of such a file can be kept."""
+    """Keeps the first SHOWN problems and counts the rest.
+
+    With a `sink` bad rows go there and count as skipped. Problems of whole files are always errors.
+    """
 
     def __init__(self, sink: Callable[[Problem], None] | None = None):
         self.sink = sink
         self.listed: list[str] = []
         self.count = self.skipped = self.files = 0  # files: problems of whole files
         self.rows: list[Problem] = []
-        self.unknown_shape = False
+        self.hint = ""  # the last line of the error, after all problems
 
-    def row(self, problem: Problem, unknown_shape: bool = False) -> None:
-        self.unknown_shape |= unknown_shape
+    def row(self, problem: Problem, hint: str = "") -> None:
+        self.hint = self.hint or hint
         if self.sink:
             self.sink(problem)
             self.skipped += 1
@@ -66,30 +66,28 @@ class Problems:
             self.listed.append(message)
 
     def merge(self, later: "Problems") -> None:
-        """Adds what was found in later rows."""
+        """Adds the problems of later rows."""
         self.count += later.count
         self.skipped += later.skipped
         self.files += later.files
         self.listed += later.listed[: SHOWN - len(self.listed)]
         self.rows += later.rows[: SHOWN - len(self.rows)]
-        self.unknown_shape |= later.unknown_shape
+        self.hint = self.hint or later.hint
 
     def check(self) -> None:
-        """Raises one BadInput with everything found."""
+        """Raises one BadInput with all problems, if there are any."""
         if not self.count:
             return
         lines = list(self.listed)
         if self.count > len(lines):
             lines.append(f"… and {self.count - len(lines):,} more")
-        if self.unknown_shape:
-            from data_prep.reading.formats import ACCEPTED
-
-            lines.append(f"accepted rows: {ACCEPTED}")
+        if self.hint:
+            lines.append(self.hint)
         raise BadInput(lines)
 
 
 def field_value(record: Record, field: str, flag: str, problems: Problems) -> str | int | float | None:
-    """The value of the metadata field that a flag names; without a text or number there, a problem and None."""
+    """Returns the metadata field that a flag names; records a problem and returns None if it is no text or number."""
     value = record.metadata.get(field)
     if isinstance(value, str | int | float) and value != "":
         return value

@@ -1,1 +1,1 @@
-"""sharding"""
+"""Writing a shard folder: spool, split, exclusions, Arrow files, manifest."""

@@ -1,15 +1,9 @@
-"""Writing shard folders: records to Arrow files split by document, the manifest last.
+"""shard: inputs to a folder of Arrow files, split by document; the manifest is written last.
 
-Two passes, each shared among processes: every input is read once into a spool (spool.py); its keys alone decide which
-rows are kept and where they go (splits.py); then the spool's rows are written, and tokenised, in their order.
-
-manifest.json: schema_version; rows {split: n}; files [{path, bytes, sha256, rows?}]; sources {name: {split: n}};
-shared_keys {source: n} (see sharing.py); split {by, fraction, seed, groups larger than half kept in train, on_leakage,
-dropped}; duplicates_removed; near_duplicates {similarity, removed, unsure} and excluded {rows {set: {"query" or
-"document": n}}, unsure}, null where not asked for; tokenizer (null: texts are not tokenised; see tokens.py); lengths
-(see lengths.py); findings {version, found} (see gate.of_rows); fingerprint (sha256 over the sorted paths and hashes of
-the files but for the tokens, which follow from the rows). No time, version of a package or number of workers stands in
-it: the same input and seed give the same bytes.
+- Every input is read once into a spool (spool.py), by several processes.
+- The keys in the spool alone decide which rows are kept and in which split (split.py).
+- The spool's rows are written and tokenised in their order (write.py, tokenise.py), by several processes.
+- The folder is built under a temporary name and moved in place (manifest.py lists its content).
 """
 
 import os
@@ -26,12 +20,12 @@ from data_prep.common.workers import Workers
 from data_prep.reading.formats import Notes, source_names
 from data_prep.reading.row_problems import Problems
 from data_prep.sharding import tokenise
-from data_prep.sharding.exclusions import Asked, write_held
-from data_prep.sharding.manifest import CODES, LeftOut, _findings, _manifest, _sources, _summary, _write_sharing
+from data_prep.sharding.exclusions import Exclusions, write_held
+from data_prep.sharding.manifest import CODES, LeftOut, print_summary, write_manifest
 from data_prep.sharding.split import EVAL, TRAIN, Leaks, SplitPlan
 from data_prep.sharding.spool import SPAN_BYTES, Part, ReadTask, arrow_files, choose, read_part, read_tasks
-from data_prep.sharding.write import write_json, write_splits
-from data_prep.shards.folder import MANIFEST, SPOOL, Rows, ShardFolder, looks_unfinished
+from data_prep.sharding.write import write_splits
+from data_prep.shards.folder import MANIFEST, SPOOL, Rows, looks_unfinished
 from data_prep.texts.near_duplicates import check_similarity
 
 ON_LEAKAGE = ("refuse", "drop-train", "drop-eval")
@@ -57,76 +51,76 @@ def shard(
 
     num_shards: Arrow files of the train split (default: about 500 MB each). eval_fraction: expected share of groups in
     eval; 0 writes no eval split. split_by: a metadata field whose values are the groups (default: rows that share a
-    document, positive or query text). on_leakage: what happens to a text in both splits, possible with split_by only.
-    near_duplicates: Jaccard similarity from which a row is left out for an earlier one's sake (default: none is).
-    exclude: evaluation sets whose texts no train row may hold, nor nearly so with near_duplicates.
-    tokens: how the train rows are tokenised (default: not at all). workers: processes at most; with 1 all is done in
-    this one. Rows wait on disk beside the output; what memory holds of them is said in splits.py. BadInput: everything
-    wrong, listed.
+    document, positive or query text). on_leakage: the answer to a text in both splits, which only split_by can cause.
+    near_duplicates: Jaccard similarity from which the later of two rows is left out (default: none is). exclude:
+    evaluation sets whose texts, or with near_duplicates near duplicates of them, no train row may hold. tokens: the
+    tokenizer of the train rows (default: none). workers: most processes; 1: this one only.
+
+    Rows wait on disk beside the output; split.py states the memory. BadInput lists every problem.
     """
     assert on_leakage in ON_LEAKAGE
-    found = _bad_options(inputs, output, num_shards, eval_fraction, workers, overwrite)
+    problems = _bad_options(inputs, output, num_shards, eval_fraction, workers, overwrite)
     if near_duplicates is not None:
-        found += check_similarity(near_duplicates, "--near-duplicates")
-    check(found + tokenise.check_options(tokens))
+        problems += check_similarity(near_duplicates, "--near-duplicates")
+    check(problems + tokenise.check_options(tokens))
     names, source = source_names(inputs), _tokenizer(tokens)
-    build = unfinished_name(output)
-    if build.exists():
-        say(f"removing what an interrupted run left: {build}")
-        shutil.rmtree(build)
+    build = _empty_build(output)
     spool = build / SPOOL
-    spool.mkdir(parents=True)
     try:
         with Workers(min(workers, _useful_workers(inputs))) as pool:
             tokenizer = pool.aside(tokenise.load, source) if source else None
-            asked = Asked(near_duplicates, write_held(exclude, near_duplicates, spool))
-            parts = _read(pool, read_tasks(names, spool, positive, split_by, asked), names)
+            exclusions = Exclusions(near_duplicates, write_held(exclude, near_duplicates, spool))
+            parts = _read(pool, read_tasks(names, spool, positive, split_by, exclusions), names)
             plan = SplitPlan(spool, parts, bool(split_by), eval_fraction, seed)
-            splits, left_out = _decide(plan, asked, on_leakage)
+            splits, left_out = _decide(plan, exclusions, on_leakage)
             counts = _checked_counts(plan, splits, num_shards)
-            held = choose(spool, parts, splits, {name: CODES[name] for name in counts})
-            made = write_splits(pool, build, parts, held, num_shards, tokenizer() if tokenizer else None)
-        sources, source_of = _sources(plan, splits, list(counts))
-        shared_keys, sharing_files = _write_sharing(build, plan, splits, sources, source_of)
-        shutil.rmtree(spool)
-        split = {"by": f"metadata.{split_by}" if split_by else "documents", "fraction": eval_fraction, "seed": seed}
-        split |= {"large_group_kept_in_train": plan.kept_in_train, "on_leakage": on_leakage}
-        manifest = _manifest(made, counts, sources, split, left_out, shared_keys, sharing_files)
-        manifest["findings"] = _findings(ShardFolder(build, manifest))
-        write_json(build / MANIFEST, manifest, build)
-        fsync_folder(build)
+            rows_of = choose(spool, parts, splits, {name: CODES[name] for name in counts})
+            written = write_splits(pool, build, parts, rows_of, num_shards, tokenizer() if tokenizer else None)
+        rule = {"by": f"metadata.{split_by}" if split_by else "documents", "fraction": eval_fraction, "seed": seed}
+        rule |= {"large_group_kept_in_train": plan.kept_in_train, "on_leakage": on_leakage}
+        manifest = write_manifest(build, plan, splits, counts, written, rule, left_out)
         _put_in_place(build, output)
     except BaseException:
         shutil.rmtree(build, ignore_errors=True)
         raise
-    _summary(output, manifest)
+    print_summary(output, manifest)
     return manifest
 
 
 def _bad_options(
     inputs: list[Path], output: Path, num_shards: int | None, fraction: float, workers: int, overwrite: bool
 ) -> list[str]:
-    found = []
+    problems = []
     if workers < 1:
-        found.append(f"--workers {workers}: must be 1 or more")
+        problems.append(f"--workers {workers}: must be 1 or more")
     if num_shards is not None and num_shards < 1:
-        found.append(f"--num-shards {num_shards}: must be 1 or more")
+        problems.append(f"--num-shards {num_shards}: must be 1 or more")
     if not 0 <= fraction < 1:
-        found.append(f"--eval-fraction {fraction:g}: must be in 0..1, below 1")
+        problems.append(f"--eval-fraction {fraction:g}: must be in 0..1, below 1")
     for path in inputs:
         if same_path(path, output) or output.resolve() in path.resolve().parents:
-            found.append(f"--output {output}: holds the input {path}; choose another folder")
+            problems.append(f"--output {output}: holds the input {path}; choose another folder")
     blocked = next((folder for folder in (output, *output.parents) if folder.exists() and not folder.is_dir()), None)
     if blocked:
-        found.append(f"--output {output}: {blocked} is a file, not a folder")
+        problems.append(f"--output {output}: {blocked} is a file, not a folder")
     elif (output / MANIFEST).exists() and not overwrite:
-        found.append(f"--output {output}: is a finished shard folder; choose another folder or add --overwrite")
+        problems.append(f"--output {output}: is a finished shard folder; choose another folder or add --overwrite")
     elif output.is_dir() and any(output.iterdir()) and not (output / MANIFEST).exists():
         if looks_unfinished(output):
             say(f"{output} is unfinished (no {MANIFEST}) and will be replaced")
         else:
-            found.append(f"--output {output}: holds other files; choose another folder")
-    return found
+            problems.append(f"--output {output}: holds other files; choose another folder")
+    return problems
+
+
+def _empty_build(output: Path) -> Path:
+    """Makes the folder of an unfinished build, with an empty spool."""
+    build = unfinished_name(output)
+    if build.exists():
+        say(f"removing what an interrupted run left: {build}")
+        shutil.rmtree(build)
+    (build / SPOOL).mkdir(parents=True)
+    return build
 
 
 def _tokenizer(tokens: tokenise.TokenOptions | None) -> tokenise.Source | None:
@@ -139,20 +133,20 @@ def _tokenizer(tokens: tokenise.TokenOptions | None) -> tokenise.Source | None:
 
 
 def _useful_workers(inputs: list[Path]) -> int:
-    """More would wait: starting one takes longer than what a task of this size does."""
+    """Returns one worker per task of SPAN_BYTES: starting more takes longer than their work."""
     files = [file for path in inputs for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
     return max(1, -(-sum(file.stat().st_size for file in files) // SPAN_BYTES))
 
 
 def _read(pool: Workers, tasks: Iterable[ReadTask], names: dict[Path, str]) -> list[Part]:
-    """Reads every input once. What is said of an input, and every problem, comes in the order of the rows."""
+    """Reads every input once; notes and problems are reported in the order of the rows."""
     parts, problems = [], Problems()
     label = f"reading {next(iter(names)).name if len(names) == 1 else f'{len(names)} inputs'}"
-    for path, of_input in groupby(
+    for path, input_parts in groupby(
         track(pool.map(read_part, tasks), label, size=lambda part: part.rows), lambda part: part.path
     ):
         notes = Notes()
-        for part in of_input:
+        for part in input_parts:
             parts.append(part)
             notes.merge(part.notes)
             problems.merge(part.problems)
@@ -161,14 +155,14 @@ def _read(pool: Workers, tasks: Iterable[ReadTask], names: dict[Path, str]) -> l
     return parts
 
 
-def _decide(plan: SplitPlan, asked: Asked, on_leakage: str) -> tuple[Any, LeftOut]:
-    """The split of every row, (rows,) uint8, and what is left out of them."""
+def _decide(plan: SplitPlan, exclusions: Exclusions, on_leakage: str) -> tuple[Any, LeftOut]:
+    """Decides on all rows: returns the split of each, (rows,) uint8, and the counts of those left out."""
     near = excluded = None
-    if asked.similarity is not None:
-        removed, unsure = plan.leave_out_near(asked.similarity)
-        near = {"similarity": asked.similarity, "removed": removed, "unsure": unsure}
+    if exclusions.similarity is not None:
+        removed, unsure = plan.leave_out_near(exclusions.similarity)
+        near = {"similarity": exclusions.similarity, "removed": removed, "unsure": unsure}
     splits = plan.assign()
-    if asked.held:
+    if exclusions.held:
         excluded = {"rows": plan.leave_out_held(splits), "unsure": sum(part.unsure for part in plan.parts)}
     leaks, leaking = plan.leaks(splits), 0
     if len(leaks.keys) and on_leakage == "refuse":
@@ -179,30 +173,32 @@ def _decide(plan: SplitPlan, asked: Asked, on_leakage: str) -> tuple[Any, LeftOu
 
 
 def _describe(leaks: Leaks, rows: Rows, shown: int = 3) -> list[str]:
+    """Describes the leakage between splits, with examples."""
     texts, train_rows = len(leaks.keys), len(set(leaks.train_rows.tolist()))
     lines = [f"leakage: {texts:,} texts or documents of eval are in train too (at least {train_rows:,} train rows)"]
     for pair in zip(leaks.train_rows[:shown].tolist(), leaks.eval_rows[:shown].tolist()):
-        train, held = rows.take(pair)
-        lines.append(f"train row {train.id} and eval row {held.id} share a text; eval query: {held.query[:80]!r}")
+        train, other = rows.take(pair)
+        lines.append(f"train row {train.id} and eval row {other.id} share a text; eval query: {other.query[:80]!r}")
     lines.append("add --on-leakage drop-train or drop-eval to leave those rows out, or split without --split-by")
     return lines
 
 
 def _checked_counts(plan: SplitPlan, splits: Any, num_shards: int | None) -> dict[str, int]:
+    """Counts the rows of each split. Raises BadInput for a split without rows."""
     counts = {name: int((splits == code).sum()) for name, code in CODES.items() if name == "train" or plan.fraction}
     mend = "change --eval-fraction or --seed, or give more documents"
-    found = [f"no row is left for the {split} split: {mend}" for split, rows in counts.items() if not rows]
-    if not found and num_shards and num_shards > counts["train"]:
-        found.append(f"--num-shards {num_shards}: more than the {counts['train']} rows of train")
-    if found and plan.kept_in_train:
+    problems = [f"no row is left for the {split} split: {mend}" for split, rows in counts.items() if not rows]
+    if not problems and num_shards and num_shards > counts["train"]:
+        problems.append(f"--num-shards {num_shards}: more than the {counts['train']} rows of train")
+    if problems and plan.kept_in_train:
         share = f"{plan.kept_in_train:,} of {int(plan.kept.sum()):,} rows share texts or documents"
-        found.append(f"{share}, so they stay in one split; --split-by FIELD splits them by a metadata field")
-    check(found)
+        problems.append(f"{share}, so they stay in one split; --split-by FIELD splits them by a metadata field")
+    check(problems)
     return counts
 
 
 def _put_in_place(build: Path, output: Path) -> None:
-    """The old folder moves aside, the new one in, and only then the old one goes."""
+    """Moves the build to `output`; an old folder is moved aside first and deleted last."""
     old = output.with_name(f".{output.name}.replaced")
     if old.exists():
         shutil.rmtree(old)

@@ -1,19 +1,18 @@
-"""Rows that wait on disk between reading and writing, because the split is known only after the last row.
+"""The spool: rows on disk between reading and writing, because the splits are known only after the last row.
 
-A part holds the n rows of one task. NNNNNN.arrow: the records as they will be written. NNNNNN.npz: what decides on
-them, in arrays.
+- A part holds the n rows of one task. NNNNNN.arrow: the records as they will be written. NNNNNN.npz: the facts that
+  decide on them (table below).
+- After the split, NNNNNN.train.npy and NNNNNN.eval.npy list the rows of each split (int32, ascending).
 
-| array | of what |
+| array | content |
 | --- | --- |
 | same (n, 2) uint64 | equal for exact duplicates |
-| keys int64, keys_of (n,) int32 | keys of query, positives and documents, row after row; how many each row has |
-| group (n,) int64 | with a field to split by: the key of its value |
-| source (n,) int32 | which of the part's `sources` |
-| positives, negatives (n,) int32 | how many the row has |
+| keys int64, keys_of (n,) int32 | keys of query, positives and documents, row after row; their number per row |
+| group (n,) int64 | only with a field to split by: key of its value |
+| source (n,) int32 | index into the part's `sources` |
+| positives, negatives (n,) int32 | number of each |
 | characters, words uint32 | of each text: query, positives, negatives, row after row |
-| near_keys, near_sizes, excluded | where they are asked for, see left_out.py |
-
-Once the split is known, NNNNNN.train.npy and NNNNNN.eval.npy say which rows are of it (int32, ascending).
+| near_keys, near_sizes, excluded | by option, see exclusions.py |
 """
 
 import hashlib
@@ -24,64 +23,65 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from data_prep.common.errors import BadInput
 from data_prep.reading.files import Span, check_readable
 from data_prep.reading.formats import Notes, read_span
 from data_prep.reading.row_problems import Problems, field_value
 from data_prep.records import Record, count_words, is_variant, query_key, text_key
-from data_prep.sharding.exclusions import ALL_STAY, Asked, Marks
+from data_prep.sharding.exclusions import ALL_STAY, Exclusions, Marks
 from data_prep.shards.columns import arrow_schema, to_batch
 from data_prep.texts.lengths import FIELDS, Lengths
 
-SPAN_BYTES = 4 << 20  # of a JSONL file: what one task reads
+SPAN_BYTES = 4 << 20  # of a JSONL file: read by one task
 BATCH_ROWS = 1000
 BATCH_BYTES = 64 << 20  # a batch of long texts stays far below Arrow's 2 GiB per column
 
 
 class ReadTask(NamedTuple):
-    """What one task reads: an input, or some lines of it; the part it fills; and how."""
+    """An input, or some lines of it, to read into one part."""
 
     part: int
     path: Path
-    span: Span | None
+    span: Span | None  # None: the whole input
     source: str
-    folder: Path
+    folder: Path  # the spool
     positive: str | None
     split_by: str | None
-    asked: Asked
+    exclusions: Exclusions
 
 
 @dataclass
 class Part:
-    """What a task read. sources: the names that its rows' `source` numbers stand for. bytes: of its Arrow file.
-    sets, unsure: see left_out.Marks."""
+    """The result of one task."""
 
     number: int
     path: Path
     rows: int = 0
-    bytes: int = 0
-    sources: list[str] = field(default_factory=list)
-    sets: list[tuple[str, str]] = field(default_factory=list)
+    bytes: int = 0  # of its Arrow file
+    sources: list[str] = field(default_factory=list)  # names, by the numbers in the array `source`
+    sets: list[tuple[str, str]] = field(default_factory=list)  # see exclusions.Marks
     unsure: int = 0
     problems: Problems = field(default_factory=Problems)
     notes: Notes = field(default_factory=Notes)
 
 
 def read_tasks(
-    names: dict[Path, str], folder: Path, positive: str | None, split_by: str | None, asked: Asked = ALL_STAY
+    names: dict[Path, str], folder: Path, positive: str | None, split_by: str | None, exclusions: Exclusions = ALL_STAY
 ) -> Iterator[ReadTask]:
-    """The tasks of all inputs, in order: a JSONL file is cut at line ends, every other input is one task."""
+    """Yields the tasks of all inputs, in order. A JSONL file is cut at line ends; another input is one task."""
     number = 0
     for path, name in names.items():
         for span in _spans(path):
-            yield ReadTask(number, path, span, name, folder, positive, split_by, asked)
+            yield ReadTask(number, path, span, name, folder, positive, split_by, exclusions)
             number += 1
 
 
 def _spans(path: Path) -> Iterator[Span | None]:
     try:
         check_readable(path)
-    except BadInput:  # the task will say so
+    except BadInput:  # the task reports it
         yield None
         return
     if path.is_dir() or path.suffix != ".jsonl":
@@ -97,11 +97,11 @@ def _spans(path: Path) -> Iterator[Span | None]:
 
 
 def read_part(task: ReadTask) -> Part:
-    """Reads the rows of a task into its part. Bad rows, and an input that cannot be read, are in its `problems`."""
-    import numpy as np
+    """Reads the rows of a task into its part. Its `problems` list bad rows, or an unreadable input."""
     import pyarrow as pa
 
-    part, facts, marks, schema = Part(task.part, task.path), _Facts(task.split_by), Marks(task.asked), arrow_schema()
+    part, schema = Part(task.part, task.path), arrow_schema()
+    facts, marks = _Facts(task.split_by), Marks(task.exclusions)
     with pa.OSFile(_file(task.folder, task.part, "arrow"), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
 
         def write(rows: list[Record]) -> None:
@@ -127,14 +127,12 @@ def read_part(task: ReadTask) -> Part:
 
 
 def facts_of(folder: Path, part: int) -> Any:
-    """The arrays of a part by name; each is read when it is asked for. To be closed."""
-    import numpy as np
-
+    """Opens the arrays of a part, by name; each is read on access. The caller closes it."""
     return np.load(_file(folder, part, "npz"))
 
 
 class Piece(NamedTuple):
-    """Some rows of a part: `count` of those that a split holds, from its `first` one on."""
+    """`count` of the rows of a part in one split, from the `first` of them on."""
 
     part: int
     first: int
@@ -142,16 +140,16 @@ class Piece(NamedTuple):
 
 
 def choose(folder: Path, parts: list[Part], splits: Any, codes: dict[str, int]) -> dict[str, list[int]]:
-    """Writes down which rows of each part a split holds. splits: (rows of all parts,) the code of each row's split.
-    Returns how many rows of each part every split holds."""
-    import numpy as np
+    """Writes the list of rows of each part and split; returns for each split its number of rows by part.
 
+    splits: the code of each row's split, (rows of all parts,). codes: {split: code}.
+    """
     counts: dict[str, list[int]] = {name: [] for name in codes}
     start = 0
     for part in parts:
-        own = splits[start : start + part.rows]
+        part_splits = splits[start : start + part.rows]
         for name, code in codes.items():
-            rows = np.flatnonzero(own == code).astype(np.int32)
+            rows = np.flatnonzero(part_splits == code).astype(np.int32)
             np.save(_file(folder, part.number, f"{name}.npy"), rows)
             counts[name].append(len(rows))
         start += part.rows
@@ -159,20 +157,19 @@ def choose(folder: Path, parts: list[Part], splits: Any, codes: dict[str, int]) 
 
 
 def pieces_of(counts: list[int], first: int, count: int) -> list[Piece]:
-    """Where the rows first..first+count-1 of a split lie. counts: how many of its rows each part holds."""
-    found, start = [], 0
-    for part, held in enumerate(counts):
+    """Locates the rows first..first+count-1 of a split. counts: its rows by part."""
+    pieces, start = [], 0
+    for part, rows in enumerate(counts):
         skipped = max(0, first - start)
-        taken = min(held - skipped, first + count - start - skipped)
-        if skipped < held and taken > 0:
-            found.append(Piece(part, skipped, taken))
-        start += held
-    return found
+        size = min(rows - skipped, first + count - start - skipped)
+        if skipped < rows and size > 0:
+            pieces.append(Piece(part, skipped, size))
+        start += rows
+    return pieces
 
 
 def batches_of(folder: Path, split: str, pieces: list[Piece]) -> Iterator[tuple[Any, Any]]:
-    """The rows of these pieces as pyarrow record batches, each with the characters of its rows' texts (rows,) int64."""
-    import numpy as np
+    """Yields the rows of these pieces as pyarrow record batches, with the characters of each row, (rows,) int64."""
     import pyarrow as pa
 
     for piece in pieces:
@@ -192,9 +189,7 @@ def batches_of(folder: Path, split: str, pieces: list[Piece]) -> Iterator[tuple[
 
 
 def add_lengths(lengths: Lengths, folder: Path, split: str, pieces: list[Piece]) -> None:
-    """Gathers the lengths of the texts of these pieces' rows."""
-    import numpy as np
-
+    """Adds the lengths of the texts of these pieces' rows."""
     for piece in pieces:
         with facts_of(folder, piece.part) as facts:
             counts = np.stack([np.ones_like(facts["positives"]), facts["positives"], facts["negatives"]], axis=1)
@@ -208,13 +203,11 @@ def add_lengths(lengths: Lengths, folder: Path, split: str, pieces: list[Piece])
 
 
 def _rows_of(folder: Path, split: str, piece: Piece) -> Any:
-    import numpy as np
-
     return np.load(_file(folder, piece.part, f"{split}.npy"))[piece.first : piece.first + piece.count]
 
 
 def arrow_files(folder: Path, parts: list[Part]) -> list[Path]:
-    """All rows, part after part."""
+    """Lists the Arrow files of all parts, in order."""
     return [Path(_file(folder, part.number, "arrow")) for part in parts]
 
 
@@ -223,7 +216,7 @@ def _file(folder: Path, part: int, kind: str) -> str:
 
 
 class _Facts:
-    """What is kept of the rows of a part beside their texts."""
+    """The facts of the rows of a part, beside their texts."""
 
     def __init__(self, split_by: str | None):
         self.split_by = split_by
@@ -234,11 +227,11 @@ class _Facts:
         self.characters, self.words = array("I"), array("I")
 
     def add(self, record: Record, problems: Problems) -> int:
-        """Takes the next row; returns the characters of its texts."""
+        """Adds the next row; returns the characters of its texts."""
         variant = is_variant(record)
         texts = [text_key(record.query), *map(text_key, record.positives)]
-        asked = record.query if variant else texts[0]
-        same = repr((asked, sorted(texts[1:]), record.score)).encode()
+        query = record.query if variant else texts[0]
+        same = repr((query, sorted(texts[1:]), record.score)).encode()
         self.same += hashlib.blake2b(same, digest_size=16).digest()
         documents = [_key("document", doc) for doc in record.doc_ids]
         keys = dict.fromkeys([query_key(record), *texts, *documents] if variant else texts + documents)
@@ -258,10 +251,8 @@ class _Facts:
         return size
 
     def arrays(self) -> dict[str, Any]:
-        import numpy as np
-
-        found = {name: np.asarray(values) for name, values in vars(self).items() if isinstance(values, array)}
-        return found | {"same": np.frombuffer(self.same, np.uint64).reshape(-1, 2)}
+        arrays = {name: np.asarray(values) for name, values in vars(self).items() if isinstance(values, array)}
+        return arrays | {"same": np.frombuffer(self.same, np.uint64).reshape(-1, 2)}
 
 
 def _key(kind: str, value: str) -> int:

@@ -1,4 +1,4 @@
-"""The second pass of `shard`: rows of the spool become the files of the splits, and token arrays beside them."""
+"""The second pass of `shard`: writes rows of the spool to the files of the splits, and their token arrays."""
 
 import json
 from pathlib import Path
@@ -16,16 +16,13 @@ from data_prep.texts.lengths import Lengths
 SHARD_BYTES = 500 << 20  # as `datasets` cuts by default
 
 
-class Made(NamedTuple):
-    """What the pass wrote: entries of the manifest, scored rows, lengths of texts.
+class WrittenSplits(NamedTuple):
+    """The result of the pass, for the manifest."""
 
-    tokens: what the manifest says of the tokens, or None.
-    """
-
-    files: list[dict[str, Any]]
-    token_files: list[dict[str, Any]]
-    tokens: dict[str, Any] | None
-    scored: int
+    files: list[dict[str, Any]]  # entries
+    token_files: list[dict[str, Any]]  # entries
+    tokens: dict[str, Any] | None  # the key `tokenizer`
+    scored: int  # rows with a score
     lengths: Lengths
 
 
@@ -33,38 +30,38 @@ def write_splits(
     pool: Workers,
     build: Path,
     parts: list[Part],
-    held: dict[str, list[int]],
+    rows_of: dict[str, list[int]],
     num_shards: int | None,
     tokenizer: tokenise.Loaded | None,
-) -> Made:
-    """Writes the splits as `datasets` does, and the tokens of train. held: how many rows of each part a split holds."""
+) -> WrittenSplits:
+    """Writes the splits as `datasets` does, and the tokens of train. rows_of: {split: rows by part}."""
     mean_bytes = sum(part.bytes for part in parts) / sum(part.rows for part in parts)
     tasks: list[WriteTask | tokenise.TokenTask] = []
-    for split, counts in held.items():
+    for split, counts in rows_of.items():
         (build / split).mkdir()
         rows = sum(counts)
         by_size = min(rows, int(rows * mean_bytes / SHARD_BYTES) + 1)
         tasks += _write_tasks(build, split, counts, num_shards if split == "train" and num_shards else by_size)
     if tokenizer:
-        tasks += tokenise.token_tasks(build / SPOOL, held["train"], tokenizer)
-    total = sum(map(sum, held.values())) + (sum(held["train"]) if tokenizer else 0)
+        tasks += tokenise.token_tasks(build / SPOOL, rows_of["train"], tokenizer)
+    total = sum(map(sum, rows_of.values())) + (sum(rows_of["train"]) if tokenizer else 0)
     label = "writing and tokenising rows" if tokenizer else "writing shards"
-    done = list(track(pool.map(_work, tasks), label, total, size=lambda made: made.rows))
-    written = [made for made in done if isinstance(made, WrittenFile)]
-    files, lengths = [made.entry for made in written], Lengths()
-    for made in written:
-        lengths.merge(made.lengths)
-    for split in held:
+    done = list(track(pool.map(_work, tasks), label, total, size=lambda one: one.rows))
+    written = [one for one in done if isinstance(one, WrittenFile)]
+    files, lengths = [one.entry for one in written], Lengths()
+    for one in written:
+        lengths.merge(one.lengths)
+    for split in rows_of:
         files += _describe_split(build / split, [entry for entry in files if entry["path"].startswith(f"{split}/")])
-    files.append(write_json(build / "dataset_dict.json", {"splits": list(held)}, build))
+    files.append(write_json(build / "dataset_dict.json", {"splits": list(rows_of)}, build))
     tokens, token_files = None, []
     if tokenizer:
         tokens, token_files = tokenise.join_tokens(build / SPOOL, done[len(written) :], tokenizer, build)
-    return Made(files, token_files, tokens, sum(made.scored for made in written), lengths)
+    return WrittenSplits(files, token_files, tokens, sum(one.scored for one in written), lengths)
 
 
 class WriteTask(NamedTuple):
-    """One Arrow file of a split, and which rows of the spool it holds."""
+    """An Arrow file of a split to write, and its rows in the spool."""
 
     spool: Path
     split: str
@@ -73,16 +70,16 @@ class WriteTask(NamedTuple):
 
 
 class WrittenFile(NamedTuple):
-    """entry: of the manifest. scored: rows with a score."""
+    """An Arrow file of a split."""
 
-    entry: dict[str, Any]
+    entry: dict[str, Any]  # of the manifest
     rows: int
-    scored: int
+    scored: int  # rows with a score
     lengths: Lengths
 
 
 def _write_tasks(build: Path, split: str, counts: list[int], shards: int) -> list[WriteTask]:
-    """Contiguous shards, the first ones a row longer, as `datasets` cuts them."""
+    """Cuts a split into contiguous shards, the first ones a row longer, as `datasets` does."""
     share, more = divmod(sum(counts), shards)
     tasks, first = [], 0
     for number in range(shards):
@@ -94,7 +91,7 @@ def _write_tasks(build: Path, split: str, counts: list[int], shards: int) -> lis
 
 
 def _work(task: WriteTask | tokenise.TokenTask) -> WrittenFile | tokenise.TokenPart:
-    """What processes share."""
+    """Does one task of either kind, in a worker."""
     return _write_file(task) if isinstance(task, WriteTask) else tokenise.make_tokens(task)
 
 
@@ -118,7 +115,7 @@ class SplitWriter:
         self.waiting_rows = self.waiting_characters = self.rows = self.scored = 0
 
     def add(self, batch: Any, sizes: Any) -> None:
-        """Takes more rows. sizes: (rows,) characters of each one's texts."""
+        """Adds rows. sizes: characters of each one's texts, (rows,)."""
         while batch.num_rows:
             to_full = int(sizes.cumsum().searchsorted(BATCH_BYTES - self.waiting_characters)) + 1
             taken = min(batch.num_rows, BATCH_ROWS - self.waiting_rows, to_full)
@@ -160,9 +157,9 @@ def _describe_split(folder: Path, entries: list[dict[str, Any]]) -> list[dict[st
     }
     info = {"citation": "", "description": "", "features": features(), "homepage": "", "license": ""}
     named = (("state.json", state), ("dataset_info.json", info))
-    made = [write_json(folder / name, content, folder.parent) for name, content in named]
+    entries_written = [write_json(folder / name, content, folder.parent) for name, content in named]
     fsync_folder(folder)
-    return made
+    return entries_written
 
 
 def fingerprint_of(entries: list[dict[str, Any]]) -> str:

@@ -1,1 +1,1 @@
-"""shards"""
+"""Opening a shard folder: manifest, columns, rows and the keys that rows share."""

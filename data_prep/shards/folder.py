@@ -1,7 +1,8 @@
-"""Reading shard folders: memory-mapped Arrow files behind a manifest that was written last.
+"""Opens shard folders: memory-mapped Arrow files, and a manifest that was written last.
 
-DIR/train/data-00000-of-0000N.arrow (and eval/): what `datasets.DatasetDict.save_to_disk` writes, so
-`datasets.load_from_disk(DIR)` opens the folder too. DIR/manifest.json: see shard_writer.py.
+- DIR/train/data-00000-of-0000N.arrow (and eval/) have the format of `datasets.DatasetDict.save_to_disk`, so that
+  `datasets.load_from_disk(DIR)` opens the folder too.
+- DIR/manifest.json: see sharding/manifest.py. A folder without it is unfinished and refused.
 """
 
 import json
@@ -11,8 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from data_prep.common.errors import BadInput, nearest
-from data_prep.common.files import sha256_of
 from data_prep.records import Record
 from data_prep.shards.shared_keys import FILES as SHARING_FILES
 from data_prep.shards.shared_keys import SourceRows, read
@@ -22,7 +24,7 @@ from data_prep.shards.tokens import TokenArrays, TokenFacts
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 SPLITS = ("train", "eval")
-SPOOL = "spool"  # a folder of a build that is not finished
+SPOOL = "spool"  # folder in an unfinished build
 # One Arrow row is one Record; metadata is JSON text, as its keys differ from row to row.
 COLUMNS = {
     "query": "string",
@@ -38,7 +40,7 @@ COLUMNS = {
 
 
 def looks_unfinished(path: Path) -> bool:
-    """Whether the folder holds our columns without a manifest: a partial copy, or a build that was killed."""
+    """Returns True for a folder with our columns and no manifest: a partial copy, or a build that was killed."""
     if not path.is_dir() or (path / MANIFEST).exists():
         return False
     known = {*SPLITS, *SHARING_FILES, *TOKEN_FILES, "dataset_dict.json", SPOOL}
@@ -55,14 +57,14 @@ def looks_unfinished(path: Path) -> bool:
 
 
 class Texts(NamedTuple):
-    """Of some rows: how many texts each holds, and bytes of all of them, int64 numpy arrays."""
+    """Sizes of a column in some rows."""
 
-    count: Any
-    total: Any
+    count: Any  # (rows,) int64 texts
+    total: Any  # (rows,) int64 bytes of all texts
 
 
 class Rows:
-    """The rows of one split as Records. The files are memory-mapped: memory does not grow with the number of rows."""
+    """The rows of one split as Records. Files are memory-mapped: memory does not grow with the number of rows."""
 
     def __init__(self, files: Sequence[Path]):
         import pyarrow as pa
@@ -81,7 +83,7 @@ class Rows:
         return self._length
 
     def __getitem__(self, row: int) -> Record:
-        """The record of one row, 0 <= row < len; IndexError otherwise."""
+        """Returns the record of one row. IndexError unless 0 <= row < len."""
         return self.take([row])[0]
 
     def __iter__(self) -> Iterator[Record]:
@@ -90,60 +92,56 @@ class Rows:
                 yield from (_record(row) for row in batch.slice(start, 256).to_pylist())
 
     def count(self, column: str, ids: Any = None) -> int:
-        """How many rows (of these ids only, an ascending numpy array) hold something (not null, not an empty list)."""
-        found = 0
+        """Counts the rows, or those of the ascending ids, whose value is neither null nor an empty list."""
+        count = 0
         for start, batch in zip(self._starts, self._batches):
-            there = _filled(batch.column(column))
+            filled = _filled(batch.column(column))
             if ids is not None:
                 first, stop = ids.searchsorted([start, start + batch.num_rows])
-                there = there[ids[first:stop] - start]
-            found += int(there.sum())
-        return found
+                filled = filled[ids[first:stop] - start]
+            count += int(filled.sum())
+        return count
 
     def bytes_of(self, column: str, ids: Any) -> Texts:
-        """How many texts a string or list column holds in these rows, and their bytes; the texts are not read."""
-        import numpy as np
-
+        """Returns the number of texts, and their bytes, of a string or list column; texts are not read."""
         ids = np.asarray(ids)
-        found = Texts(np.ones(len(ids), np.int64), np.zeros(len(ids), np.int64))
-        where = np.searchsorted(self._starts, ids, side="right") - 1
-        for number in np.unique(where):
-            mine = where == number
+        texts = Texts(np.ones(len(ids), np.int64), np.zeros(len(ids), np.int64))
+        batch_of = np.searchsorted(self._starts, ids, side="right") - 1
+        for number in np.unique(batch_of):
+            in_batch = batch_of == number
             values = self._batches[number].column(column)
-            first = ids[mine] - self._starts[number] + values.offset
+            first = ids[in_batch] - self._starts[number] + values.offset
             last = first + 1
             if hasattr(values, "offsets"):
                 offsets = np.frombuffer(values.buffers()[1], np.int32)
                 first, last = offsets[first], offsets[last]
-                found.count[mine] = last - first
+                texts.count[in_batch] = last - first
                 values = values.values
                 first, last = first + values.offset, last + values.offset
             ends = np.frombuffer(values.buffers()[1], np.int32)
-            found.total[mine] = ends[last] - ends[first]
-        return found
+            texts.total[in_batch] = ends[last] - ends[first]
+        return texts
 
     def take(self, ids: Sequence[int]) -> list[Record]:
-        """The records of these rows, in the order asked for; a row may be asked for more than once."""
+        """Returns the records of these rows, in this order; a row may occur more than once."""
         import pyarrow as pa
 
         by_batch: dict[int, list[int]] = {}
-        for place, row in enumerate(ids):
+        for index, row in enumerate(ids):
             if not 0 <= row < self._length:
                 raise IndexError(f"row {row} of {self._length}")
-            by_batch.setdefault(bisect_right(self._starts, row) - 1, []).append(place)
-        found: dict[int, Record] = {}
-        for batch, places in by_batch.items():
-            local = array("q", [int(ids[place]) - self._starts[batch] for place in places])
-            # from a buffer: pa.array would import pandas, half a second of every start
+            by_batch.setdefault(bisect_right(self._starts, row) - 1, []).append(index)
+        records: dict[int, Record] = {}
+        for batch, indices in by_batch.items():
+            local = array("q", [int(ids[index]) - self._starts[batch] for index in indices])
+            # from a buffer: pa.array would import pandas, half a second at every start
             local = pa.Array.from_buffers(pa.int64(), len(local), [None, pa.py_buffer(local)])
-            found.update(zip(places, map(_record, self._batches[batch].take(local).to_pylist())))
-        return [found[place] for place in range(len(ids))]
+            records.update(zip(indices, map(_record, self._batches[batch].take(local).to_pylist())))
+        return [records[index] for index in range(len(ids))]
 
 
 def _filled(values: Any) -> Any:
-    """Which values of a column are something, as a numpy bool array. (Not with pyarrow.compute: it imports pandas.)"""
-    import numpy as np
-
+    """Returns bool for each value of a column: neither null nor empty. (pyarrow.compute would import pandas.)"""
     if hasattr(values, "offsets"):  # lists; a null one is empty too
         offsets = np.frombuffer(values.buffers()[1], np.int32)[values.offset : values.offset + len(values) + 1]
         return np.diff(offsets) > 0
@@ -157,21 +155,20 @@ def _record(row: dict[str, Any]) -> Record:
 
 
 class ShardFolder:
-    """An open shard folder. manifest: the parsed manifest.json. fingerprint: sha256 of the data, the same for the same
-    rows in the same order. splits: names of the splits, train first."""
+    """An open shard folder. manifest: the parsed manifest.json."""
 
     def __init__(self, path: Path, manifest: dict[str, Any]):
         self.path, self.manifest = path, manifest
-        self.fingerprint: str = manifest["fingerprint"]
-        self.splits: list[str] = [name for name in SPLITS if name in manifest["rows"]]
+        self.fingerprint: str = manifest["fingerprint"]  # sha256; equal for equal rows in the same order
+        self.splits: list[str] = [name for name in SPLITS if name in manifest["rows"]]  # train first
 
     def rows(self, split: str) -> int:
-        """The number of rows of a split."""
+        """Returns the number of rows of a split."""
         self._known(split)
         return self.manifest["rows"][split]
 
     def split(self, name: str) -> Rows:
-        """The rows of a split; BadInput names the splits there are."""
+        """Opens the rows of a split. Raises BadInput for an unknown split."""
         self._known(name)
         files = [entry["path"] for entry in self.manifest["files"] if entry["path"].startswith(f"{name}/data-")]
         rows = Rows([self.path / file for file in files])
@@ -187,30 +184,31 @@ class ShardFolder:
             raise BadInput(f"{self.path}: has no split {split!r}; it has {', '.join(self.splits)}.{hint}")
 
     def train_sources(self) -> list[SourceRows]:
-        """The train rows by source, and which of them share a text or document: memory-mapped, see sharing.py."""
+        """Opens the train rows by source and the keys that they share, memory-mapped; see shared_keys.py."""
         counts = {name: of["train"] for name, of in self.manifest["sources"].items() if of["train"]}
         return read(self.path, counts, self.manifest["shared_keys"])
 
     @property
     def token_facts(self) -> TokenFacts | None:
-        """What made the tokens of the train rows; None where they are not tokenised."""
-        made = self.manifest.get("tokenizer")
-        return TokenFacts.of_manifest(made) if made else None
+        """Tokenizer of the train rows' tokens; None if they are not tokenised."""
+        recorded = self.manifest.get("tokenizer")
+        return TokenFacts.of_manifest(recorded) if recorded else None
 
     def train_tokens(self) -> TokenArrays | None:
-        """The memory-mapped tokens of the train rows; None where they are not tokenised."""
+        """Opens the memory-mapped tokens of the train rows; None if they are not tokenised."""
         facts = self.token_facts
         return TokenArrays(self.path, facts) if facts else None
 
-    def verify_hashes(self) -> None:
-        """Reads every file and compares its sha256 with the manifest; BadInput lists the files that differ."""
-        bad = [e["path"] for e in self.manifest["files"] if sha256_of(self.path / e["path"]) != e["sha256"]]
-        if bad:
-            raise BadInput([f"{self.path / name}: was changed after it was written; run shard again" for name in bad])
+
+def sha256_of(path: Path) -> str:
+    import hashlib
+
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def open_shards(path: str | Path) -> ShardFolder:
-    """Opens a shard folder. BadInput: no folder, no manifest (unfinished), newer schema, files missing or cut short."""
+    """Opens a shard folder. BadInput: no folder or manifest (unfinished), another schema, missing or cut files."""
     path = Path(path)
     if not path.exists():
         raise BadInput(f"{path}: no such folder; make one with: python -m data_prep shard INPUT… --output {path}")
@@ -221,16 +219,16 @@ def open_shards(path: str | Path) -> ShardFolder:
     if not (path / MANIFEST).is_file():
         raise BadInput(f"{path}: has no {MANIFEST}, so it is unfinished or no shard folder; run shard again")
     manifest = _read_manifest(path / MANIFEST)
-    found = []
+    problems = []
     for entry in manifest["files"]:
         file = path / entry["path"]
         size = file.stat().st_size if file.is_file() else None
         if size is None:
-            found.append(f"{file}: is missing, but listed in the manifest; run shard again")
+            problems.append(f"{file}: is missing, but listed in the manifest; run shard again")
         elif size != entry["bytes"]:
-            found.append(f"{file}: has {size} bytes, its manifest says {entry['bytes']}; run shard again")
-    if found:
-        raise BadInput(found)
+            problems.append(f"{file}: has {size} bytes, its manifest says {entry['bytes']}; run shard again")
+    if problems:
+        raise BadInput(problems)
     return ShardFolder(path, manifest)
 
 

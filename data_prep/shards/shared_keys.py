@@ -1,56 +1,49 @@
-"""What a batch plan needs to know of the train rows: the source of each, and which share a text or document.
+"""The sources of train rows, and the keys (texts and documents) that rows of a source share; for the batch plan.
 
-Five little-endian int64 files beside the shards, read memory-mapped, so that opening them costs no memory. train.rows:
-row ids, sorted by source, ascending within each. The others hold, for one source after the other, the keys that stand
-in more than one row of that source; rows are named by their index within the source, keys are 0, 1, … there.
-train.key_starts and train.key_rows: by key. train.sharing_rows and train.sharing_keys: the same pairs, by row. The
-manifest says how many rows (`sources`) and shared keys (`shared_keys`) each source has, in the order of their names.
+- Five little-endian int64 files beside the shards, read memory-mapped, so that opening them costs no memory.
+- train.rows: row ids, sorted by source, ascending within each.
+- The other files hold, source after source, the keys of more than one row. Rows are numbered within the source; keys
+  are 0, 1, … there. train.key_starts and train.key_rows: sorted by key. train.sharing_rows and train.sharing_keys: the
+  same pairs, sorted by row.
+- The manifest has the number of rows (`sources`) and shared keys (`shared_keys`) of each source, in the same order.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # numpy is loaded where it is needed only: `data_prep --help` answers at once
-    import numpy as np
+import numpy as np
 
 FILES = ("train.rows", "train.key_starts", "train.key_rows", "train.sharing_rows", "train.sharing_keys")
 
 
 @dataclass(frozen=True)
 class Shared:
-    """Keys that more than one row of a source holds; rows by their index within the source. int64 all.
+    """The k keys that more than one row of a source holds, as m pairs; int64. Rows are indices within the source."""
 
-    starts: (k + 1,); rows: (m,): those of key i are rows[starts[i]:starts[i + 1]], ascending.
-    sharing_rows, sharing_keys: (m,) each, the same pairs sorted by row, then key.
-    """
-
-    starts: np.ndarray
-    rows: np.ndarray
-    sharing_rows: np.ndarray
-    sharing_keys: np.ndarray
+    starts: np.ndarray  # (k + 1,): the rows of key i are rows[starts[i]:starts[i + 1]]
+    rows: np.ndarray  # (m,) ascending within each key
+    sharing_rows: np.ndarray  # (m,) the same pairs, sorted by row, then key
+    sharing_keys: np.ndarray  # (m,)
 
     def __len__(self) -> int:
         return len(self.starts) - 1
 
     def members(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """All rows of the given keys: (row, place of its key among the given ones), each key's rows together."""
+        """Returns all rows of the given keys, key by key: (rows, index of each row's key in `keys`)."""
         places, number = _ranges(self.starts[keys], self.starts[keys + 1])
         return self.rows[places], number
 
     def keys_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """All shared keys of the given rows: (place of the row among the given ones, key)."""
+        """Returns all shared keys of the given rows: (index of the row in `rows`, keys)."""
         first = self.sharing_rows.searchsorted(rows, "left")
         places, number = _ranges(first, self.sharing_rows.searchsorted(rows, "right"))
         return number, self.sharing_keys[places]
 
 
 def _ranges(starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All integers of the ranges starts[i]..stops[i]-1, one range after the other, and which range each is of."""
-    import numpy as np
-
+    """Returns the integers of all ranges starts[i]..stops[i]-1, range after range, and the range i of each."""
     sizes = stops - starts
     number = np.repeat(np.arange(len(sizes)), sizes)
     return np.arange(len(number)) + (starts - sizes.cumsum() + sizes)[number], number
@@ -58,32 +51,30 @@ def _ranges(starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 @dataclass(frozen=True)
 class SourceRows:
-    """The train rows of one source: rows (n,) int64 row ids, ascending."""
+    """The train rows of one source."""
 
     name: str
-    rows: np.ndarray
+    rows: np.ndarray  # (n,) int64 row ids, ascending
     shared: Shared = field(compare=False)
 
     def ids(self, index: np.ndarray) -> np.ndarray:
-        """Row ids of some of this source's rows by their index within it."""
+        """Returns the row ids of rows, by their index within this source."""
         first, last = int(self.rows[0]), int(self.rows[-1])
-        if last - first == len(self.rows) - 1:  # one run, as of an input file: nothing to read
+        if last - first == len(self.rows) - 1:  # consecutive ids, as of one input file: nothing to read
             return first + index
         return self.rows[index]
 
 
 def shared_keys(rows: np.ndarray, keys: np.ndarray) -> Shared:
-    """From pairs (row, key), (p,) int64 each, in any order, repeated or not: the keys that more than one row holds."""
-    import numpy as np
-
-    again = _stands_again(keys)  # most keys are of one row: they leave before the sort by two columns
+    """Finds the keys of more than one row. rows, keys: pairs, (p,) int64 each, in any order, perhaps repeated."""
+    again = _stands_again(keys)  # most keys have one row: drop them before the sort by two columns
     rows, keys = rows[again], keys[again]
     order = np.lexsort((rows, keys))
     rows, keys = rows[order], keys[order]
     repeated = (rows[1:] == rows[:-1]) & (keys[1:] == keys[:-1])
     once = np.concatenate((np.ones(min(1, len(rows)), bool), ~repeated))
     rows, keys = rows[once], keys[once]
-    again = _stands_again(keys)  # a pair given twice is no sharing
+    again = _stands_again(keys)  # a repeated pair is no sharing
     rows, keys = rows[again], keys[again]
     starts = np.concatenate(([0], np.flatnonzero(keys[1:] != keys[:-1]) + 1, [len(keys)])) if len(keys) else np.zeros(1)
     starts = starts.astype(np.int64)
@@ -93,9 +84,7 @@ def shared_keys(rows: np.ndarray, keys: np.ndarray) -> Shared:
 
 
 def _stands_again(keys: np.ndarray) -> np.ndarray:
-    """(p,) bool: whether the key stands elsewhere too."""
-    import numpy as np
-
+    """Returns (p,) bool: the key occurs more than once."""
     order = np.argsort(keys)
     same = keys[order[1:]] == keys[order[:-1]]
     again = np.zeros(len(keys), bool)
@@ -105,10 +94,11 @@ def _stands_again(keys: np.ndarray) -> np.ndarray:
 
 
 def by_source(names: list[str], source_of: np.ndarray, rows: np.ndarray, keys: np.ndarray) -> list[SourceRows]:
-    """names: the sources, sorted. source_of: (n,) place in names of every train row. rows, keys: (p,) pairs (train row,
-    key of one of its texts or documents)."""
-    import numpy as np
+    """Groups train rows and their keys by source.
 
+    names: the sources, sorted. source_of: (n,) index into names of every train row. rows, keys: (p,) pairs of a train
+    row and the key of one of its texts or documents.
+    """
     order = np.argsort(source_of, kind="stable")
     ends = np.bincount(source_of, minlength=len(names)).cumsum()
     within = np.empty(len(order), np.int64)  # index of each row within its source
@@ -118,13 +108,11 @@ def by_source(names: list[str], source_of: np.ndarray, rows: np.ndarray, keys: n
     pairs = np.argsort(source_of[rows], kind="stable")
     pair_ends = np.bincount(source_of[rows], minlength=len(names)).cumsum()
     split = zip(names, np.split(order, ends[:-1]), np.split(pairs, pair_ends[:-1]), strict=True)
-    return [SourceRows(name, own, shared_keys(within[rows[mine]], keys[mine])) for name, own, mine in split]
+    return [SourceRows(name, own, shared_keys(within[rows[pair]], keys[pair])) for name, own, pair in split]
 
 
 def write(folder: Path, sources: list[SourceRows]) -> None:
     """Writes the five files of all sources."""
-    import numpy as np
-
     shared = [source.shared for source in sources]
     columns = (
         [source.rows for source in sources],
@@ -138,22 +126,20 @@ def write(folder: Path, sources: list[SourceRows]) -> None:
 
 
 def read(folder: Path, rows: dict[str, int], keys: dict[str, int]) -> list[SourceRows]:
-    """The memory-mapped sources. rows, keys: how many rows and shared keys each source has, in the files' order."""
+    """Opens the memory-mapped sources. rows, keys: number of rows and shared keys by source, in the files' order."""
     row_ids, key_starts, *members = (_mapped(folder / name) for name in FILES)
     sources = []
     first_row = first_key = first_member = 0
     for name, count in rows.items():
         starts = key_starts[first_key : first_key + keys[name] + 1]
-        mine = slice(first_member, first_member + int(starts[-1]))
-        shared = Shared(starts, *(column[mine] for column in members))
+        members_of = slice(first_member, first_member + int(starts[-1]))
+        shared = Shared(starts, *(column[members_of] for column in members))
         sources.append(SourceRows(name, row_ids[first_row : first_row + count], shared))
-        first_row, first_key, first_member = first_row + count, first_key + len(starts), mine.stop
+        first_row, first_key, first_member = first_row + count, first_key + len(starts), members_of.stop
     return sources
 
 
 def _mapped(path: Path) -> np.ndarray:
-    import numpy as np
-
     if not path.stat().st_size:  # an empty file cannot be mapped
         return np.empty(0, np.int64)
     return np.asarray(np.memmap(path, dtype="<i8", mode="r"))

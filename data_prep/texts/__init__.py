@@ -1,1 +1,1 @@
-"""texts"""
+"""Texts by themselves: language, length and near duplicates."""

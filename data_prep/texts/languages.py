@@ -1,15 +1,14 @@
-"""In which language a text is written (py3langid, a naive Bayes classifier over byte n-grams; Lui and Baldwin 2011)."""
+"""Language of a text (py3langid, a naive Bayes classifier over byte n-grams; Lui and Baldwin 2011)."""
 
 from functools import cache
 
 UNSURE = "und"  # ISO 639-2 for undetermined
-CONFIDENCE = 0.5  # below it a text is UNSURE: short texts mostly
-CHARACTERS = 500  # of a text that are looked at
+CONFIDENCE = 0.5  # lowest probability of a language; short texts often stay below it
+CHARACTERS = 500  # read of a text
 
 
 def language(text: str) -> str:
-    """The ISO 639 code of the language, UNSURE where no language has the stated probability, zxx for what is none
-    (numbers, markup)."""
+    """Returns the ISO 639 code; UNSURE below CONFIDENCE, zxx for no language (numbers, markup)."""
     return _identifier().classify(text[:CHARACTERS])[0]
 
 

@@ -1,67 +1,69 @@
 """Near duplicates: texts whose sets of character shingles are almost the same (Broder 1997), found by MinHash LSH.
 
-The similarity of two texts is the Jaccard similarity |A & B| / |A | B| of their shingles: every run of SHINGLE
-characters of the normalised text (records.normalise), so that scripts without spaces work like any other. Signatures
-come from rensa; banding proposes pairs (Indyk and Motwani 1998), and each proposed pair is verified on the texts
-themselves: nothing below the stated similarity is ever called a near duplicate, and of the pairs at it at most 2 % are
-expected to be missed, of closer ones fewer.
+- A shingle is a run of SHINGLE characters of the normalised text (records.normalise), so that scripts without spaces
+  work too. The similarity of two texts is the Jaccard similarity |A & B| / |A | B| of their sets of shingles.
+- rensa makes signatures; texts that agree in a band of them are proposed as a pair (Indyk and Motwani 1998).
+- Each proposed pair is verified on the texts: no pair below the stated similarity is ever returned. Of the pairs at
+  exactly that similarity at most 2 % are expected to be missed, of closer pairs fewer.
 """
 
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
 from data_prep.records import Record, is_variant, normalise
 
 SHINGLE = 4  # characters
 SIMILARITY = 0.85
 LOWEST = 0.7
-MISSED = 0.02  # expected share of the pairs at exactly the stated similarity that no band proposes
-CANDIDATES = 64  # proposed partners of a row that are looked at, those of the most common bands first
-BATCH_ROWS, BATCH_CHARACTERS = 1000, 1 << 20  # what is hashed in one call
-BLOCK = 4096  # rows whose candidates are held at once
+MISSED = 0.02  # expected share of pairs at exactly the stated similarity that no band proposes
+CANDIDATES = 64  # partners of a row that are compared, those with most common bands first
+BATCH_ROWS, BATCH_CHARACTERS = 1000, 1 << 20  # hashed in one call
+BLOCK = 4096  # rows whose candidates are in memory at once
 
 
 def check_similarity(similarity: float, where: str) -> list[str]:
-    """What is wrong with a stated similarity; `where` names the option."""
+    """Returns the problem of a similarity out of range, if any; `where` names the option."""
     if LOWEST <= similarity <= 1:
         return []
     return [f"{where} {similarity:g}: a Jaccard similarity of {LOWEST} to 1"]
 
 
 def shingles(text: str) -> set[str]:
-    """Every run of SHINGLE characters of a normalised text; a shorter text is its own only shingle."""
+    """Returns the shingles of a normalised text; a shorter text is its only shingle."""
     return {text[i : i + SHINGLE] for i in range(max(1, len(text) - SHINGLE + 1))}
 
 
 def shingles_of(texts: list[str]) -> set[str]:
-    """The shingles of all texts of one side of a row."""
+    """Returns the shingles of all texts of one side of a row."""
     return set().union(*(shingles(normalise(text)) for text in texts))
 
 
 def jaccard(one: set[str], other: set[str]) -> float:
-    """|A & B| / |A | B|; neither is empty."""
+    """Returns |A & B| / |A | B|; neither is empty."""
     common = len(one & other)
     return common / (len(one) + len(other) - common)
 
 
 class Bands:
-    """The band keys of sets of texts: sets at the stated similarity agree in at least one band but for MISSED of them.
+    """Band keys of sets of texts. Sets at the stated similarity share a key in at least one band, except for MISSED.
 
-    sides: how many sets of texts a row has, each of which must be similar: query and positives are 2.
+    sides: sets of texts of a row that must all be similar; 2 for query and positives.
     """
 
     def __init__(self, similarity: float, sides: int):
-        self.rows = 6 if similarity >= 0.8 else 4  # signature values of each side in a band: more is more selective
+        self.rows = 6 if similarity >= 0.8 else 4  # signature values per side and band; more are more selective
         agree = similarity ** (self.rows * sides)
         self.count = 1 if agree == 1 else math.ceil(math.log(MISSED) / math.log1p(-agree))
         self.sides = sides
 
     def keys(self, sides: list[list[list[str]]]) -> tuple[Any, Any]:
-        """sides[s][row]: the normalised texts of one side of a row. Returns (n, count) uint32 keys, and (n, sides)
-        int32 numbers of different shingles."""
-        import numpy as np
+        """Returns (n, count) uint32 keys, and (n, sides) int32 numbers of distinct shingles.
 
+        sides[s][row]: the normalised texts of one side of a row.
+        """
         assert len(sides) == self.sides
         keys = np.zeros((len(sides[0]), self.count), np.uint64)
         sizes = np.empty((len(sides[0]), self.sides), np.int32)
@@ -69,45 +71,40 @@ class Bands:
             hashes, ends = _hashes(rows)
             sizes[:, side] = _distinct(hashes, ends)
             values = self._signatures(hashes, ends, side).reshape(len(rows), self.count, self.rows)
-            for place in range(self.rows):
-                keys = _mix(keys ^ values[:, :, place])
+            for number in range(self.rows):
+                keys = _mix(keys ^ values[:, :, number])
         return (keys >> np.uint64(32)).astype(np.uint32), sizes
 
     def _signatures(self, hashes: Any, ends: Any, seed: int) -> Any:
-        """(n, count * rows) uint64: rensa's MinHash of each row's hashes."""
-        import numpy as np
+        """Returns rensa's MinHash of each row's hashes, (n, count * rows) uint64."""
         from rensa import RMinHash
 
         offsets = np.concatenate(([0], ends)).astype(np.uint64)
-        made = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, self.count * self.rows, seed)
-        return np.array(made.to_rows(), np.uint64)
+        signatures = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, self.count * self.rows, seed)
+        return np.array(signatures.to_rows(), np.uint64)
 
 
 def _hashes(rows: list[list[str]]) -> tuple[Any, Any]:
-    """64-bit hashes of the shingles of each row's texts, one row after the other (uint64), and where each row ends."""
-    import numpy as np
-
-    # a text shorter than a shingle is padded; these hashes only propose, so a text that ends in NUL does no harm
+    """Returns 64-bit hashes of the shingles of all rows, uint64, one row after the other, and the end of each row."""
+    # a text shorter than a shingle is padded; hashes only propose pairs, so a text that ends in NUL does no harm
     texts = [text.ljust(SHINGLE, "\0") for row in rows for text in row]
     points = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
     hashes = np.zeros(len(points) - SHINGLE + 1, np.uint64)
-    for place in range(SHINGLE):
+    for offset in range(SHINGLE):
         hashes *= np.uint64(0xD1342543DE82EF95)
-        hashes += points[place : place + len(hashes)]
+        hashes += points[offset : offset + len(hashes)]
     hashes = _mix(hashes)
     lengths = np.array([len(text) for text in texts])
     starts = lengths.cumsum() - lengths
-    within = np.ones(len(hashes), bool)  # but for those that reach from one text into the next
-    for place in range(1, SHINGLE):
-        within[starts[1:] - place] = False
+    within = np.ones(len(hashes), bool)  # False: reaches from one text into the next
+    for offset in range(1, SHINGLE):
+        within[starts[1:] - offset] = False
     per_row = np.array([sum(max(len(text), SHINGLE) - SHINGLE + 1 for text in row) for row in rows])
     return hashes[within], per_row.cumsum()
 
 
 def _distinct(hashes: Any, ends: Any) -> Any:
-    """(n,) how many different values each row holds; sorts the rows in place."""
-    import numpy as np
-
+    """Counts the distinct values of each row, (n,); sorts the rows in place."""
     starts = np.concatenate(([0], ends[:-1]))
     for start, end in zip(starts.tolist(), ends.tolist()):
         hashes[start:end].sort()
@@ -117,9 +114,7 @@ def _distinct(hashes: Any, ends: Any) -> Any:
 
 
 def _mix(values: Any) -> Any:
-    """A bijection of 64-bit integers whose every bit depends on all bits (the finaliser of splitmix64)."""
-    import numpy as np
-
+    """Mixes the bits of 64-bit integers by a bijection (the finaliser of splitmix64)."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         values ^= values >> np.uint64(shift)
@@ -129,10 +124,7 @@ def _mix(values: Any) -> Any:
 
 
 def signatures(records: list[Record], similarity: float) -> tuple[Any, Any]:
-    """What NearDuplicates keeps of rows (about BATCH_ROWS): (n, bands) uint32 band keys, and (n, 2) int32 numbers
-    of different shingles of query and positives."""
-    import numpy as np
-
+    """Returns band keys, (n, bands) uint32, and numbers of distinct shingles of query and positives, (n, 2) int32."""
     queries = [[normalise(record.query)] for record in records]
     positives = [[normalise(text) for text in record.positives] for record in records]
     keys, sizes = Bands(similarity, sides=2).keys([queries, positives])
@@ -141,15 +133,14 @@ def signatures(records: list[Record], similarity: float) -> tuple[Any, Any]:
 
 
 class NearDuplicates:
-    """Which rows are near duplicates of an earlier row that stays: both their queries and their positives (taken
-    together) are at least `similarity` alike, and their `score`, if any, is the same. Variants (augment.py) are alike
-    on purpose: they stay.
+    """Finds rows that are near duplicates of an earlier row that stays. Deterministic for rows in the same order.
 
-    Memory: 4 bytes per row and band, and 8 more: 112 bytes a row at 0.85, 228 at 0.8, 56 at 0.9; while `find` runs, as
-    much again for those rows only that share a band with another. No text is held. Deterministic: the same rows in the
-    same order give the same answer.
-    unsure: rows that stayed although they had more than CANDIDATES partners to be compared with (texts made of one
-    template), so that a near duplicate may have been missed. Known after `find`.
+    Rows are near duplicates if their queries, and all their positives together, reach the similarity, and their `score`
+    is equal. Variants (augment.py) are alike on purpose and always stay.
+
+    Memory: 4 bytes per row and band, and 8 more: 112 bytes a row at 0.85, 228 at 0.8, 56 at 0.9; in `find` as much
+    again for the rows that share a band. No text is in memory. unsure, set by `find`: rows that stayed although they
+    had more than CANDIDATES partners (texts made of one template), so that a near duplicate may have been missed.
     """
 
     def __init__(self, similarity: float = SIMILARITY):
@@ -162,14 +153,14 @@ class NearDuplicates:
         self._sizes: list[Any] = []  # (n, 2) int32
 
     def add(self, record: Record) -> None:
-        """Takes the next row."""
+        """Adds the next row."""
         self._waiting.append(record)
         self._characters += len(record.query) + sum(map(len, record.positives))
         if len(self._waiting) >= BATCH_ROWS or self._characters >= BATCH_CHARACTERS:
             self._hash()
 
     def add_signatures(self, keys: Any, sizes: Any) -> None:
-        """Takes the next rows as `signatures` gave them, in another process perhaps."""
+        """Adds the next rows by their `signatures`, perhaps of another process."""
         self._hash()
         self._keys.append(keys)
         self._sizes.append(sizes)
@@ -180,13 +171,11 @@ class NearDuplicates:
             self.add_signatures(*signatures(records, self.similarity))
 
     def find(self, fetch: Callable[[list[int]], list[Record]]) -> Any:
-        """(n,) bool numpy array: the rows to leave out, n rows having been added.
+        """Returns the rows to leave out, (n,) bool for n added rows.
 
-        fetch: the records of these rows (counted from 0 in the order of `add`), as Rows.take gives them; only rows
-        that share a band with another are asked for.
+        fetch: returns records by row number, from 0 in the order of `add`, like Rows.take; called only for rows that
+        share a band.
         """
-        import numpy as np
-
         self._hash()
         if not self._sizes:
             return np.zeros(0, bool)
@@ -200,7 +189,7 @@ class NearDuplicates:
         return removed
 
     def _verify(self, rows: Any, partners: Any, fetch: Callable[[list[int]], list[Record]], removed: Any) -> None:
-        """rows ascending; partners: an earlier row for each. Marks in `removed`."""
+        """Compares pairs and marks duplicates in `removed`. rows: ascending; partners: an earlier row for each."""
         for start in range(0, len(rows), CANDIDATES * 16):
             part = slice(start, start + CANDIDATES * 16)
             needed = sorted({*rows[part].tolist(), *partners[part].tolist()})
@@ -218,19 +207,17 @@ class NearDuplicates:
 
 
 def _grade(record: Record) -> float:
-    """The record's score, -1 where it has none: rows of different grades contradict each other, they are no copies."""
+    """Returns the record's score, or -1. Rows of different scores contradict each other and are no duplicates."""
     return -1.0 if record.score is None else record.score
 
 
 class _Buckets:
-    """Rows by band and key. Rows that are alone under all of their keys are let go at once."""
+    """Rows by band and key, without rows that share no key."""
 
     def __init__(self, keys: list[Any], rows: int):
         """keys: (n, bands) uint32 of one batch of rows after the other."""
-        import numpy as np
-
         self.rows = rows
-        self.bands: list[tuple[Any, Any]] = []  # of each band: members, one bucket after the other; each one's start
+        self.bands: list[tuple[Any, Any]] = []  # per band: members, bucket after bucket; start of each one's bucket
         for band in range(keys[0].shape[1]):
             column = np.concatenate([batch[:, band] for batch in keys])
             order = np.argsort(column, kind="stable").astype(np.uint32)
@@ -242,11 +229,11 @@ class _Buckets:
             self.bands.append((members, start))
 
     def candidates(self, sizes: Any, similarity: float) -> Iterator[tuple[Any, Any, Any]]:
-        """(rows, partners, cut) in ascending order of rows: pairs to compare, at most CANDIDATES for each row, those
-        of the most common bands first; cut: rows that had more. sizes: see Bands.keys; sets whose sizes differ by more
-        than the similarity allows cannot be similar and are left out."""
-        import numpy as np
+        """Yields (rows, partners, cut) by ascending rows: pairs to compare, and the rows that had more than CANDIDATES.
 
+        Pairs with most common bands come first. sizes: see Bands.keys; a pair whose sizes differ by more than the
+        similarity allows is skipped.
+        """
         by_row = [np.argsort(members, kind="stable") for members, _ in self.bands]
         sorted_rows = [members[order] for (members, _), order in zip(self.bands, by_row)]
         for first in range(0, self.rows, BLOCK):

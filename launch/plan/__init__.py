@@ -1,1 +1,1 @@
-"""plan"""
+"""`launch plan`: memory, time and traffic of a run, estimated before it starts."""

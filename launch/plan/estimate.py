@@ -1,6 +1,6 @@
-"""What a run would take on ranks that need not be there: memory, steps, traffic and time of every engine.
+"""Estimates a run on stated ranks: memory, steps, traffic and time of every engine.
 
-Torch is imported inside: the model is built of tensors without data (trainer/diagnosis/footprint.py), no weights are read.
+Torch is imported inside functions: the model is built of tensors without data (trainer/diagnosis/footprint.py).
 """
 
 import math
@@ -18,23 +18,23 @@ from trainer.model_folder.spec import ModelSpec, read_spec
 from trainer.planner.from_config import make_plan
 from trainer.planner.plan import BatchPlan, total_steps
 
-SAMPLED_STEPS = 4  # whose texts are read and tokenised
-PERSISTENT = 100_000  # numbers in a tensor that ZeRO-3 keeps whole
-DEFAULTS = {
+SAMPLED_STEPS = 4  # steps whose texts are read and tokenised
+PERSISTENT = 100_000  # numbers in the largest tensor that ZeRO-3 keeps whole
+DEFAULTS = {  # of DeepSpeed
     "reduce_bucket_size": 500_000_000,
     "stage3_max_live_parameters": 1_000_000_000,
     "stage3_prefetch_bucket_size": 50_000_000,
-}  # of DeepSpeed, as that is
+}
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """nodes x per_node processes on cpu, mps or cuda. memory: bytes that one of them may take."""
+    """nodes x per_node processes."""
 
     nodes: int
     per_node: int
-    device: str
-    memory: int
+    device: str  # cpu, mps or cuda
+    memory: int  # bytes that one process may use
 
     @property
     def count(self) -> int:
@@ -43,29 +43,24 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Estimate:
-    """One engine. refused: why it does not go with the run; the rest is then None.
-
-    largest: the most micro_batch_tokens that fit (None: not even one chunk of one text); calls: of trainer.distributed.collectives
-    in a step; sent: bytes that a rank sends in a step, at least, with DeepSpeed's own; again: share of a step's tokens
-    that are embedded twice; seconds: of an epoch, where a throughput is stated.
-    """
+    """The estimate of one engine."""
 
     engine: str
-    refused: str = ""
+    refused: str = ""  # the reason that the engine cannot run this; all else is then None
     need: Need | None = None
     fits: bool = False
-    budget: int | None = None
-    largest: int | None = None
-    calls: int | None = None
-    sent: int | None = None
-    again: float | None = None
-    step_seconds: float | None = None
+    budget: int | None = None  # micro_batch_tokens
+    largest: int | None = None  # micro_batch_tokens that fit at most; None: not even one chunk of one text
+    calls: int | None = None  # of trainer.distributed.collectives in a step
+    sent: int | None = None  # least bytes that a rank sends in a step, with DeepSpeed's own
+    again: float | None = None  # share of a step's tokens that are embedded twice
+    step_seconds: float | None = None  # with a stated throughput only
     epoch_seconds: float | None = None
 
 
 @dataclass
 class Outlook:
-    """A run as the plan of its batches and the footprint of its model have it."""
+    """A run: the plan of its batches, and the footprint of its model."""
 
     config: RunConfig
     spec: ModelSpec
@@ -80,23 +75,23 @@ class Outlook:
 
     @property
     def shares(self) -> list[list[Share]]:
-        """Of every rank, in each of the sampled batches."""
+        """Shares of all ranks, in each of the sampled batches."""
         return [[Share(*share) for share in batch.shares(self.ranks.count)] for batch in self.batches]
 
     @property
     def tokens(self) -> int:
-        """Of the busiest rank in the largest of the sampled batches."""
+        """Tokens of the busiest rank in the largest of the sampled batches."""
         return max(share.tokens for shares in self.shares for share in shares)
 
     @property
     def negatives(self) -> list[int]:
-        """Documents that a query is held against in each sampled batch, its own left out; masks take some away."""
-        found = []
+        """Negatives of a query in each sampled batch, before masks."""
+        counts = []
         for batch, shares in zip(self.batches, self.shares):
             whole = self.config.loss_of(batch.source).negatives == "batch"
             per_rank = [share.documents for share in shares if share.rows]
-            found.append(sum(per_rank) - 1 if whole else max(per_rank) - 1)
-        return found
+            counts.append(sum(per_rank) - 1 if whole else max(per_rank) - 1)
+        return counts
 
     def model(self) -> Model:
         parameters, bits = self.footprint.parameters, self.spec.bits
@@ -115,7 +110,7 @@ class Outlook:
 
 
 def look(config: RunConfig, ranks: Ranks) -> Outlook:
-    """Reads the model folder's description and a few batches. Raises BadInput as a run would."""
+    """Reads the model folder's config and a few batches. Raises BadInput as a run would."""
     from trainer.diagnosis.footprint import footprint
     from trainer.diagnosis.forecast import sample
     from trainer.engine.chunks import CHUNK_TOKENS
@@ -128,8 +123,8 @@ def look(config: RunConfig, ranks: Ranks) -> Outlook:
     outlook = Outlook(config, spec, plan, ranks, sample(config, spec, plan, steps), None)
     texts = max((share for shares in outlook.shares for share in shares), key=lambda share: share.tokens)
     length = max(1, round(texts.tokens / max(1, texts.texts)))
-    asked = config.train.micro_batch_tokens
-    budget = outlook.tokens if asked == "auto" else min(asked, outlook.tokens)
+    requested = config.train.micro_batch_tokens
+    budget = outlook.tokens if requested == "auto" else min(requested, outlook.tokens)
     chunk = min(budget, CHUNK_TOKENS[ranks.device])
     outlook.footprint = footprint(config, spec, ranks.device, chunk, length)
     return outlook
@@ -141,28 +136,28 @@ def engines_for(ranks: Ranks) -> list[str]:
 
 
 def estimate(outlook: Outlook, engine: str, throughput: float | None, link: Link) -> Estimate:
-    """throughput: tokens per second that one rank embeds forward and backward."""
+    """Estimates one engine. throughput: tokens per second of one rank, forward and backward."""
     try:
         check_modes(outlook.config, engine)
     except BadInput as error:
         return Estimate(engine, refused="; ".join(error.problems))
-    asked, memory = outlook.config.train.micro_batch_tokens, HEADROOM * outlook.ranks.memory
+    requested, memory = outlook.config.train.micro_batch_tokens, HEADROOM * outlook.ranks.memory
     largest = _largest(outlook, engine, memory)
-    budget = (largest or outlook.footprint.chunk.tokens) if asked == "auto" else asked
+    budget = (largest or outlook.footprint.chunk.tokens) if requested == "auto" else requested
     needed = needed_with(outlook, engine, budget)
     calls, sent = _traffic(outlook, engine, budget)
     more = kept_and_more(outlook.tokens, budget)[1] / outlook.tokens
-    made = Estimate(engine, "", needed, needed.total <= memory, budget, largest, calls, sent, more)
+    without_times = Estimate(engine, "", needed, needed.total <= memory, budget, largest, calls, sent, more)
     if throughput is None:
-        return made
+        return without_times
     busiest = [max(share.tokens for share in shares) for shares in outlook.shares]
-    # a text that is embedded twice costs a third more: its forward pass
+    # a text that is embedded twice costs a third more: another forward pass
     seconds = sum(busiest) / len(busiest) * (1 + more / 3) / throughput + link.seconds(outlook.ranks.count, sent, calls)
-    return replace(made, step_seconds=seconds, epoch_seconds=seconds * outlook.plan.steps_per_epoch)
+    return replace(without_times, step_seconds=seconds, epoch_seconds=seconds * outlook.plan.steps_per_epoch)
 
 
 def needed_with(outlook: Outlook, engine: str, budget: int) -> Need:
-    """Bytes of the busiest rank with so many micro_batch_tokens."""
+    """Returns the memory of the busiest rank. budget: micro_batch_tokens."""
     kept, more = kept_and_more(outlook.tokens, budget)
     chunk = outlook.footprint.chunk
     part = min(1.0, kept / chunk.tokens)
@@ -178,21 +173,21 @@ def needed_with(outlook: Outlook, engine: str, budget: int) -> Need:
 
 
 def _loss_bytes(outlook: Outlook) -> int:
-    """Embeddings as parts, whole and in order, all documents, their gradients, and a tile of similarities."""
+    """Bytes of the loss: embeddings as parts, whole and in order, all documents, their gradients, and one tile."""
     from trainer.loss.info_nce import TILE_ELEMENTS
 
-    size, most = outlook.footprint.size, 0
+    size, largest = outlook.footprint.size, 0
     for batch, shares in zip(outlook.batches, outlook.shares):
-        mine = max(shares, key=lambda share: share.documents)
+        busiest = max(shares, key=lambda share: share.documents)
         whole = outlook.config.loss_of(batch.source).negatives == "batch"
-        documents = sum(share.documents for share in shares) if whole else mine.documents
-        rows = 4 * size * (4 * mine.texts + 3 * documents)
-        most = max(most, rows + 4 * min(TILE_ELEMENTS, mine.rows * documents) + documents * 7 * 8)
-    return most
+        documents = sum(share.documents for share in shares) if whole else busiest.documents
+        rows = 4 * size * (4 * busiest.texts + 3 * documents)
+        largest = max(largest, rows + 4 * min(TILE_ELEMENTS, busiest.rows * documents) + documents * 7 * 8)
+    return largest
 
 
 def _largest(outlook: Outlook, engine: str, memory: float) -> int | None:
-    """By bisection; all tokens of the busiest rank where all fit."""
+    """Finds by bisection the most micro_batch_tokens that fit; all tokens of the busiest rank if all fit."""
     low, high = 0, outlook.tokens
     if needed_with(outlook, engine, high).total <= memory:
         return high
@@ -200,11 +195,11 @@ def _largest(outlook: Outlook, engine: str, memory: float) -> int | None:
         middle = (low + high) // 2
         fits = needed_with(outlook, engine, middle).total <= memory
         low, high = (middle, high) if fits else (low, middle)
-    return low if low >= 64 else None  # the least that a run file may ask for
+    return low if low >= 64 else None  # the least that a run file may set
 
 
 def _traffic(outlook: Outlook, engine: str, budget: int) -> tuple[int, int]:
-    """(collectives of the trainer in a step, bytes that a rank sends): the largest of the sampled batches."""
+    """Returns collectives of the trainer in a step, and bytes that a rank sends: maxima of the sampled batches."""
     from trainer.diagnosis.forecast import exchange
 
     ranks, model = outlook.ranks.count, outlook.model()
@@ -217,28 +212,29 @@ def _traffic(outlook: Outlook, engine: str, budget: int) -> tuple[int, int]:
         traffic = Traffic(facts.gathers, facts.gathers_queries, facts.gathers_all, outlook.footprint.size, facts.logged)
         kept, more = kept_and_more(max(share.tokens for share in shares), budget)
         passes = math.ceil(kept / outlook.footprint.chunk.tokens) + 2 * math.ceil(more / outlook.footprint.chunk.tokens)
-        every = model.trained + model.frozen
-        both = 2 * passes - math.ceil(more / outlook.footprint.chunk.tokens)  # backward passes gather again
-        gradients = gradient_bytes(engine, ranks, model.trained, every, both)
+        parameters = model.trained + model.frozen
+        chunk_passes = 2 * passes - math.ceil(more / outlook.footprint.chunk.tokens)  # backward passes gather again
+        gradients = gradient_bytes(engine, ranks, model.trained, parameters, chunk_passes)
         calls, sent = max(calls, facts.calls), max(sent, traffic.embeddings(shares) + gradients)
     return calls, sent
 
 
-def choose_engine(found: list[Estimate], asked: str) -> tuple[Estimate | None, str]:
-    """The engine to take and why; None where none fits. They stand in the order of what they send."""
+def choose_engine(estimates: list[Estimate], asked: str) -> tuple[Estimate | None, str]:
+    """Returns the engine to use and the reason; None if none fits. estimates: in the order of bytes sent."""
     if asked != "auto":
-        one = next((e for e in found if e.engine == asked), None)
-        if one is None:
-            raise BadInput(f"--engine: {asked} is no engine for these ranks; {', '.join(e.engine for e in found)} are")
-        if one.refused:
-            raise BadInput(f"--engine: {one.refused}")
-        return (one, "asked for") if one.fits else (None, f"{asked} was asked for and does not fit")
-    before = []
-    for one in found:
-        if one.fits and one.again == min(e.again for e in found if e.fits):
-            passed = f"; {', '.join(before)} would not fit or would embed more texts twice" if before else ""
-            return one, f"of those that fit, it sends least and embeds fewest texts twice{passed}"
-        before.append(one.engine)
+        candidate = next((e for e in estimates if e.engine == asked), None)
+        if candidate is None:
+            known = ", ".join(e.engine for e in estimates)
+            raise BadInput(f"--engine: {asked} is no engine for these ranks; {known} are")
+        if candidate.refused:
+            raise BadInput(f"--engine: {candidate.refused}")
+        return (candidate, "asked for") if candidate.fits else (None, f"{asked} was asked for and does not fit")
+    skipped = []
+    for candidate in estimates:
+        if candidate.fits and candidate.again == min(e.again for e in estimates if e.fits):
+            passed = f"; {', '.join(skipped)} would not fit or would embed more texts twice" if skipped else ""
+            return candidate, f"of those that fit, it sends least and embeds fewest texts twice{passed}"
+        skipped.append(candidate.engine)
     return (
         None,
         "no engine fits: lower train.micro_batch_tokens, take more ranks, or fine-tune adapters (model.finetune)",

@@ -1,4 +1,4 @@
-"""python -m launch plan: whether a run fits, what it costs, and how to start it, before anything is spent."""
+"""python -m launch plan: memory, cost and commands of a run, before anything is spent."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from data_prep.common.console import result
 from data_prep.common.errors import BadInput, Failed
-from launch.command import TORCHRUN, Command
+from launch.command import MASTER_PORT, TORCHRUN, Command
 from launch.machine import this_machine
 from launch.plan.estimate import Estimate, Outlook, Ranks, choose_engine, engines_for, estimate, look
 from launch.plan.memory import NEED, read_bytes, shown
@@ -22,8 +22,7 @@ PLACEHOLDERS = {
     "RANK": "0 on the first machine, 1 on the second, …",
     "TIME": "limit of the job, as SLURM takes it: 04:00:00",
 }
-NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-PORT = 29500
+NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)  # of the scaling table
 
 
 def show_plan(args: argparse.Namespace) -> int:
@@ -33,11 +32,11 @@ def show_plan(args: argparse.Namespace) -> int:
     config = load_run_file(args.config, args.overrides)
     link = Link(read_bytes(args.bandwidth, "--bandwidth"), args.latency)
     outlook = look(config, ranks_of(args, config))
-    found = [estimate(outlook, engine, args.throughput, link) for engine in engines_for(outlook.ranks)]
-    chosen, reason = choose_engine(found, args.engine)
+    estimates = [estimate(outlook, engine, args.throughput, link) for engine in engines_for(outlook.ranks)]
+    chosen, reason = choose_engine(estimates, args.engine)
     commands = commands_for(args, outlook.ranks, chosen.engine) if chosen else {}
     table = scaling_of(outlook, chosen, args.throughput, link) if chosen and args.throughput else []
-    facts = describe(outlook, found, chosen, reason, commands, table)
+    facts = describe(outlook, estimates, chosen, reason, commands, table)
     result(json.dumps(facts, indent=2) if args.json else render(facts))
     if chosen is None:
         raise Failed(reason)
@@ -45,7 +44,7 @@ def show_plan(args: argparse.Namespace) -> int:
 
 
 def ranks_of(args: argparse.Namespace, config: RunConfig) -> Ranks:
-    """The ranks that are asked for; what is left open is this machine's. Raises BadInput."""
+    """Returns the ranks of the flags; missing flags take this machine's values. Raises BadInput."""
     problems = []
     for flag, value in (("--nodes", args.nodes), ("--gpus-per-node", args.gpus_per_node)):
         if value is not None and value < 1:
@@ -55,9 +54,10 @@ def ranks_of(args: argparse.Namespace, config: RunConfig) -> Ranks:
             problems.append(f"{flag}: must be above 0 (given: {value})")
     if problems:
         raise BadInput(problems)
-    machine, asked = this_machine(), config.train.device
+    machine, device = this_machine(), config.train.device
     gpus = machine.gpus or args.gpu_memory is not None
-    device = asked if asked != "auto" else "cuda" if gpus else "mps" if machine.mps else "cpu"
+    if device == "auto":
+        device = "cuda" if gpus else "mps" if machine.mps else "cpu"
     per_node = args.gpus_per_node or (machine.gpus if device == "cuda" else 0) or 1
     if args.gpu_memory:
         return Ranks(args.nodes, per_node, device, read_bytes(args.gpu_memory, "--gpu-memory"))
@@ -69,33 +69,33 @@ def ranks_of(args: argparse.Namespace, config: RunConfig) -> Ranks:
 
 
 def commands_for(args: argparse.Namespace, ranks: Ranks, engine: str) -> dict[str, str]:
-    """How to start the run, by launcher, with PLACEHOLDERS."""
+    """Returns the commands that start the run, by launcher, with PLACEHOLDERS."""
     run = ["-m", "trainer", "--config", args.config, "--engine", engine, "--processes", str(ranks.count)]
     run += args.overrides
     slurm = ["python", "-m", "launch", "slurm", "--config", args.config, "--engine", engine]
     slurm += ["--nodes", str(ranks.nodes), "--time", "TIME"]
     slurm += ["--gpus-per-node", str(ranks.per_node)] if ranks.device == "cuda" else []
     slurm += ["--ranks-per-node", str(ranks.per_node)] if ranks.device != "cuda" else []
-    found = {"sbatch": shlex.join([*slurm, "--submit", *args.overrides])}
+    sbatch = {"sbatch": shlex.join([*slurm, "--submit", *args.overrides])}
     if engine in ONE_PROCESS:
-        return {"python": shlex.join(["python", *run])} | (found if ranks.device != "mps" else {})
+        return {"python": shlex.join(["python", *run])} | (sbatch if ranks.device != "mps" else {})
     accelerate = ["accelerate", "launch", "--config_file", str(config_folder("accelerate_configs") / f"{engine}.yaml")]
     accelerate += ["--num_processes", str(ranks.count)]
     torchrun = ["torchrun", "--nproc-per-node", str(ranks.per_node)]
     if ranks.nodes > 1:
         accelerate += ["--num_machines", str(ranks.nodes), "--machine_rank", "RANK"]
-        accelerate += ["--main_process_ip", "HEAD", "--main_process_port", str(PORT)]
-        torchrun += ["--nnodes", str(ranks.nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", f"HEAD:{PORT}"]
+        accelerate += ["--main_process_ip", "HEAD", "--main_process_port", str(MASTER_PORT)]
+        torchrun += ["--nnodes", str(ranks.nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", f"HEAD:{MASTER_PORT}"]
     on_cpu = {"ACCELERATE_USE_CPU": "true"} if ranks.device == "cpu" and engine not in ZERO else {}
     return {
         "accelerate launch": str(Command([*accelerate, *run], TORCHRUN | on_cpu)),
         "torchrun": str(Command([*torchrun, *run], TORCHRUN)),
-        **found,
+        **sbatch,
     }
 
 
 def scaling_of(outlook: Outlook, chosen: Estimate, throughput: float, link: Link) -> list[dict]:
-    """Efficiency over nodes, from the stated cost of a rank and the stated link."""
+    """Computes efficiency over nodes, from the stated throughput of a rank and the stated link."""
     batch = max(outlook.batches, key=lambda batch: batch.tokens.sum())
     model = outlook.model()
     rows, documents = len(batch.tokens), int(batch.documents.sum())
@@ -111,8 +111,10 @@ def scaling_of(outlook: Outlook, chosen: Estimate, throughput: float, link: Link
     return scaling(cost, outlook.ranks.per_node, link, outlook.plan.batch_size, list(NODES))
 
 
-def describe(outlook: Outlook, found: list[Estimate], chosen: Estimate | None, reason: str, commands, table) -> dict:
-    """Everything the plan says, as plain values."""
+def describe(
+    outlook: Outlook, estimates: list[Estimate], chosen: Estimate | None, reason: str, commands, table
+) -> dict:
+    """Collects the whole plan as plain values."""
     plan, model, ranks = outlook.plan, outlook.model(), outlook.ranks
     return {
         "ranks": asdict(ranks) | {"count": ranks.count},
@@ -130,7 +132,7 @@ def describe(outlook: Outlook, found: list[Estimate], chosen: Estimate | None, r
             "negatives_per_query": outlook.negatives,
             "tokens_of_the_busiest_rank": outlook.tokens,
         },
-        "engines": [_values(one) for one in found],
+        "engines": [_values(each) for each in estimates],
         "chosen": chosen.engine if chosen else None,
         "reason": reason,
         "commands": commands,
@@ -138,12 +140,12 @@ def describe(outlook: Outlook, found: list[Estimate], chosen: Estimate | None, r
     }
 
 
-def _values(one: Estimate) -> dict:
-    return asdict(one) | {"need": one.need.shown() if one.need else None}
+def _values(engine: Estimate) -> dict:
+    return asdict(engine) | {"need": engine.need.shown() if engine.need else None}
 
 
 def render(facts: dict) -> str:
-    """For people."""
+    """Formats the plan for people."""
     ranks, model, steps = facts["ranks"], facts["model"], facts["steps"]
     negatives = sorted(set(steps["negatives_per_query"]))
     span = f"{negatives[0]}" if len(negatives) == 1 else f"{negatives[0]} to {negatives[-1]}"
@@ -162,8 +164,10 @@ def render(facts: dict) -> str:
         f"engine: {facts['chosen'] or 'none'} ({facts['reason']})",
     ]
     lines += [f"{name}:\n  {command}" for name, command in facts["commands"].items()]
-    said = " ".join(facts["commands"].values()).split()
-    lines += [f"{word}: {about}" for word, about in PLACEHOLDERS.items() if {word, f"{word}:{PORT}"} & set(said)]
+    words = " ".join(facts["commands"].values()).split()
+    lines += [
+        f"{word}: {meaning}" for word, meaning in PLACEHOLDERS.items() if {word, f"{word}:{MASTER_PORT}"} & set(words)
+    ]
     return "\n".join([*lines, *_scaling_table(facts["scaling"])])
 
 

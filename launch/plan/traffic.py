@@ -1,4 +1,4 @@
-"""What a step sends, and how long it takes on ranks that are stated, not present. Pure arithmetic."""
+"""Computes the bytes that a step sends, and its time on stated ranks. Pure arithmetic."""
 
 import math
 from dataclasses import dataclass
@@ -22,18 +22,16 @@ class Share:
 
 @dataclass(frozen=True)
 class Traffic:
-    """A loss's exchange of embeddings. gathers…: see trainer.loss.objective.Objective. size: of an embedding; logged:
-    numbers that are summed for the log.
-    """
+    """The exchange of embeddings of a loss."""
 
-    gathers: bool
+    gathers: bool  # gathers…: see trainer.loss.objective.Objective
     gathers_queries: bool
     gathers_all: bool
-    size: int
-    logged: int
+    size: int  # numbers of an embedding
+    logged: int  # numbers that are summed for the log
 
     def embeddings(self, shares: list[Share]) -> int:
-        """Bytes that a rank sends in a step before the gradients, around a ring; as trainer.distributed.collectives counts them."""
+        """Bytes that a rank sends in a step before the gradients, on a ring; counted like trainer.distributed.collectives."""
         ranks = len(shares)
         others, ring = ranks - 1, 2 * (ranks - 1) / ranks
         sent = others * NUMBERS * INT64 + int(ring * self.logged * INT64)
@@ -48,21 +46,21 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Link:
-    """bandwidth: bytes per second that a rank sends; latency: seconds of one message."""
+    """The network of a rank."""
 
-    bandwidth: float
-    latency: float
+    bandwidth: float  # bytes per second that a rank sends
+    latency: float  # seconds of one message
 
     def seconds(self, ranks: int, sent: float, calls: int) -> float:
-        """Of `calls` collectives: a tree's messages for each, and the bytes of a ring."""
+        """Seconds of `calls` collectives: the messages of a tree for each, and the bytes of a ring."""
         return 0.0 if ranks == 1 else calls * 2 * math.ceil(math.log2(ranks)) * self.latency + sent / self.bandwidth
 
 
 def gradient_bytes(engine: str, ranks: int, trained: int, every: int, forward_passes: int) -> int:
-    """Bytes of gradients and weights that a rank sends in a step, at least, around a ring.
+    """Least bytes of gradients and weights that a rank sends in a step, on a ring.
 
-    trained, every: numbers in the trained parameters and in all. forward_passes: of chunks; under ZeRO-3 each of them
-    gathers the weights, and each backward pass does so again.
+    trained, every: numbers in the trained parameters and in all. forward_passes: of chunks, backward ones added; under
+    ZeRO-3 each pass gathers the weights.
     """
     once = FP32 * (ranks - 1) / ranks
     if engine.startswith("zero3"):
@@ -72,19 +70,16 @@ def gradient_bytes(engine: str, ranks: int, trained: int, every: int, forward_pa
 
 @dataclass(frozen=True)
 class Cost:
-    """One step of a run. compute: seconds of a rank that embeds the whole batch alone; pairs_seconds: of one that
-    compares all its rows and documents alone; sent: bytes of what is summed over ranks once; calls: collectives;
-    embeddings: bytes of the batch's documents.
-    """
+    """The cost of one step."""
 
-    compute: float
-    pairs_seconds: float
-    sent: float
-    calls: int
-    embeddings: float
+    compute: float  # seconds of one rank that embeds the whole batch
+    pairs_seconds: float  # seconds of one rank that compares all rows and documents
+    sent: float  # bytes that are summed over ranks once
+    calls: int  # collectives
+    embeddings: float  # bytes of the batch's documents
 
     def seconds(self, ranks: int, batches: float, link: Link) -> float:
-        """Of a step of `batches` times the batch on so many ranks."""
+        """Seconds of a step with `batches` times the batch."""
         share = (ranks - 1) / ranks
         work = (self.compute * batches + self.pairs_seconds * batches * batches) / ranks
         sent = 2 * share * self.sent + 3 * share * self.embeddings * batches
@@ -92,17 +87,16 @@ class Cost:
 
 
 def scaling(cost: Cost, per_node: int, link: Link, rows: int, nodes: list[int]) -> list[dict]:
-    """A line for every number of nodes, against one rank: with the same batch, and with one that grows with them.
+    """Compares numbers of nodes with one rank: for the same batch, and for a batch that grows with the ranks.
 
-    Efficiency is the share of the time that the ranks would need if nothing were sent and nothing waited. None where a
-    rank would have no row.
+    Efficiency is the ideal time, without sending and waiting, as a share of the time. None if a rank has no row.
     """
-    alone, found = cost.seconds(1, 1, link), []
+    alone, table = cost.seconds(1, 1, link), []
     for count in nodes:
         ranks = count * per_node
         same = cost.seconds(ranks, 1, link)
         grown = cost.seconds(ranks, ranks, link)
-        found.append(
+        table.append(
             {
                 "nodes": count,
                 "ranks": ranks,
@@ -113,4 +107,4 @@ def scaling(cost: Cost, per_node: int, link: Link, rows: int, nodes: list[int]) 
                 "grown_batch_efficiency": cost.seconds(1, ranks, link) / ranks / grown,
             }
         )
-    return found
+    return table

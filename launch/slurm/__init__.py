@@ -1,1 +1,1 @@
-"""slurm"""
+"""`launch slurm`: rendering and submitting an sbatch script."""

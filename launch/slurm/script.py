@@ -1,17 +1,17 @@
-"""python -m launch slurm: a readable sbatch script for a run. Rendering is pure; launch/slurm/submit.py checks and submits.
+"""python -m launch slurm: renders a readable sbatch script for a run; the script explains its lines.
 
-What each line is for stands above it in the script itself. Never imports torch.
+Rendering is pure; submit.py checks and submits. Never imports torch.
 """
 
 import shlex
 from dataclasses import dataclass
 
-from launch.command import SHUTDOWN_SECONDS, SIGNALS, device_environ, trainer_flags
-from trainer.distributed.engines import ONE_PROCESS
+from launch.command import NO_DYNAMO, NO_SSH, TORCHRUN, device_environ, trainer_flags
+from trainer.distributed.engines import ONE_PROCESS, ZERO
 from trainer.distributed.stop import MARKER as REQUEUE
 from trainer.run_dir.layout import MARKER as COMPLETE
 
-# asked of the node's own interpreter: another environment, or a container, has them in another place
+# run by the node's own interpreter: another environment, or a container, has another path
 _CONFIGS = (
     r"from trainer.distributed.launcher_claims import config_folder; print(config_folder(\"accelerate_configs\"))"
 )
@@ -20,7 +20,7 @@ FIRST_PORT, PORTS = 20000, 20000  # below Linux's ephemeral ones
 
 @dataclass(frozen=True)
 class Task:
-    """One run of the job: its own overrides and output folder. Several make an array."""
+    """One run of the job, with its own overrides and output folder. Several runs are an array."""
 
     overrides: tuple[str, ...]
     output_dir: str
@@ -28,11 +28,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that the script says. gpus: of a node, 0 for ranks on CPUs; signal: seconds before the time limit.
-
-    sbatch: further lines for sbatch as they are; container: an image for pyxis, or a .sif file for apptainer;
-    rendered_by: the command that the script names as its own.
-    """
+    """The content of the script."""
 
     name: str
     run_file: str
@@ -41,17 +37,17 @@ class Job:
     overrides: tuple[str, ...] = ()
     nodes: int = 1
     ranks: int = 1
-    gpus: int = 0
+    gpus: int = 0  # of a node; 0: ranks on CPUs
     cpus_per_rank: int = 4
     time: str = "01:00:00"
-    signal: int = 120
+    signal: int = 120  # seconds before the time limit
     requeue: bool = False
     partition: str = ""
-    container: str = ""
-    sbatch: tuple[str, ...] = ()
+    container: str = ""  # image for pyxis, or .sif file for apptainer
+    sbatch: tuple[str, ...] = ()  # further lines for sbatch
     launcher: str = "torchrun"
     python: str = "python"
-    rendered_by: str = ""
+    rendered_by: str = ""  # command, named in the script
 
     @property
     def device(self) -> str:
@@ -59,8 +55,8 @@ class Job:
 
 
 def render(job: Job) -> str:
-    """The script. It holds nothing of the environment it was rendered in."""
-    parts = [_directives(job), _place(job), _environment(job), _run(job), _WAIT, _end(job)]
+    """Returns the script. It does not depend on the environment in which it is rendered."""
+    parts = [_directives(job), _variables(job), _environment(job), _run(job), _WAIT, _end(job)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -90,7 +86,7 @@ def _directives(job: Job) -> str:
     return "\n".join(lines)
 
 
-def _place(job: Job) -> str:
+def _variables(job: Job) -> str:
     lines = ["set -uo pipefail", f"python={shlex.quote(job.python)}"]
     if len(job.tasks) > 1:
         lines.append('case "$SLURM_ARRAY_TASK_ID" in')
@@ -127,8 +123,7 @@ def _environment(job: Job) -> str:
         lines += [
             "# torchrun (in accelerate too) reads its flags from PET_*: it hands SIGUSR1 on instead of dying of it,",
             "# and leaves the ranks the time to write a checkpoint",
-            f"export PET_SIGNALS_TO_HANDLE={SIGNALS}",
-            f"export PET_SHUTDOWN_TIMEOUT={SHUTDOWN_SECONDS}",
+            *(f"export {name}={value}" for name, value in TORCHRUN.items()),
             "# what a rank says goes to the node's log, with the rank before it, and to a file of its own",
             "export PET_TEE=3",
             "# shellcheck disable=SC2016  # torchrun fills it in",
@@ -174,7 +169,7 @@ def _run(job: Job) -> str:
 
 
 def _launcher(job: Job) -> tuple[str, str]:
-    """(what a node runs, with the flags that follow as its arguments; the launcher's flags)."""
+    """Returns the shell line of a node, which takes flags as arguments, and the launcher's flags."""
     start = 'logs=$1; shift; export PET_LOG_DIR="$logs/node-$SLURM_NODEID"; mkdir -p "$PET_LOG_DIR"; '
     if job.engine in ONE_PROCESS:
         return 'shift; exec "$0" "$@"', ""
@@ -187,12 +182,11 @@ def _launcher(job: Job) -> tuple[str, str]:
     start += f'configs=$("$0" -c "{_CONFIGS}"); set -- --config_file "$configs/{job.engine}.yaml" '
     start += '--tee 3 --log_dir "$PET_LOG_DIR" "$@"; '  # accelerate has these two itself, and sets them to nothing
     flags = f"--num_processes {job.nodes * job.ranks}"
-    flags += " --dynamo_backend no" if job.engine == "ddp" else ""
+    flags += f" {shlex.join(NO_DYNAMO)}" if job.engine == "ddp" else ""
     if job.nodes == 1:
         return f'{start}exec "$0" -m accelerate.commands.launch "$@"', f"{flags} --main_process_port 0"
     flags += f' --num_machines {job.nodes} --main_process_ip "$head_node" --main_process_port "$port"'
-    if job.engine != "ddp":  # every other one starts ranks over ssh, and writes the environment to a file
-        flags += " --deepspeed_multinode_launcher standard"
+    flags += f" {shlex.join(NO_SSH)}" if job.engine in ZERO else ""
     return f'{start}exec "$0" -m accelerate.commands.launch --machine_rank "$SLURM_NODEID" "$@"', flags
 
 

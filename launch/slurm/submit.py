@@ -1,4 +1,4 @@
-"""python -m launch slurm: from its flags to a checked Job, the script on disk or submitted, and following it."""
+"""python -m launch slurm: turns flags into a checked Job, writes or submits its script, and follows it."""
 
 import argparse
 import itertools
@@ -35,7 +35,7 @@ def render_or_submit(args: argparse.Namespace) -> int:
     if args.submit:
         if shutil.which("sbatch") is None:
             raise BadInput("--submit: there is no sbatch on this machine; render the script with --output FILE")
-        for config in configs:  # what is in the output folder is resumed, so that it may be there
+        for config in configs:  # resume: the output folder may exist
             check_run(config, resume=True, engine=job.engine)
     if path is None:
         result(script.rstrip("\n"))
@@ -47,7 +47,7 @@ def render_or_submit(args: argparse.Namespace) -> int:
 
 
 def make_job(args: argparse.Namespace) -> tuple[Job, list[RunConfig]]:
-    """The job that the flags describe and the config of each of its runs. Raises BadInput with every problem."""
+    """Returns the job of the flags, and the config of each of its runs. Raises BadInput with every problem."""
     problems = []
     for flag in ("nodes", "cpus_per_rank", "signal"):
         if getattr(args, flag) < 1:
@@ -68,8 +68,8 @@ def make_job(args: argparse.Namespace) -> tuple[Job, list[RunConfig]]:
     engine, ranks = choose(args.engine, args.ranks_per_node, machine, config.train.device, args.nodes)
     combinations = list(itertools.product(*sweeps))
     tasks = [
-        Task(one, f"{config.output_dir.rstrip('/')}/{number}" if args.sweep else config.output_dir)
-        for number, one in enumerate(combinations)
+        Task(overrides, f"{config.output_dir.rstrip('/')}/{number}" if args.sweep else config.output_dir)
+        for number, overrides in enumerate(combinations)
     ]
     configs = [
         load_config(args.config, [*args.overrides, *task.overrides, f"output_dir={task.output_dir}"]) for task in tasks
@@ -89,18 +89,18 @@ def _name(output_dir: str) -> str:
 
 
 def _sweep(text: str, problems: list[str]) -> list[str]:
-    """section.key=A,B -> [section.key=A, section.key=B]"""
+    """Expands section.key=A,B to [section.key=A, section.key=B]."""
     key, _, values = text.partition("=")
-    found = [value.strip() for value in _COMMA.split(values)]
-    if not key or not all(found):
+    parts = [value.strip() for value in _COMMA.split(values)]
+    if not key or not all(parts):
         problems.append(f"--sweep: {text} is not section.key=A,B")
     if key == "output_dir":
         problems.append("--sweep: each run of an array gets an output_dir of its own; sweep over something else")
-    return [f"{key}={value}" for value in found]
+    return [f"{key}={value}" for value in parts]
 
 
 def seconds(limit: str) -> int:
-    """Of a time limit as sbatch takes it: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S. Raises BadInput."""
+    """Converts sbatch's time limit to seconds: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S. Raises BadInput."""
     match = _TIME.fullmatch(limit)
     if not match:
         raise BadInput(f"--time: {limit} is none of minutes, minutes:seconds, hours:minutes:seconds, days-hours:…")
@@ -115,7 +115,7 @@ def seconds(limit: str) -> int:
 
 
 def submit(script: Path) -> str:
-    """The number of the job. Raises Failed with what sbatch said."""
+    """Submits the script; returns the number of the job. Raises Failed with sbatch's error."""
     done = subprocess.run(["sbatch", "--parsable", str(script)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise Failed(f"sbatch {shlex.quote(str(script))}: {done.stderr.strip()}")
@@ -125,8 +125,10 @@ def submit(script: Path) -> str:
 
 
 def follow(number: str, job: Job) -> int:
-    """Shows the states of a job, and of a single one what node 0 says, until it has left the queue; 0 where every run
-    is finished."""
+    """Prints the states of a job, and for a single run the log of node 0, until the job has left the queue.
+
+    Returns 0 if every run is finished.
+    """
     shown, log = "", _Tail(Path(f"{job.tasks[0].output_dir.rstrip('/')}-logs") / number / "node-0.out")
     try:
         while (state := _state(number)) is not None:
@@ -141,16 +143,16 @@ def follow(number: str, job: Job) -> int:
         return 130
     if len(job.tasks) == 1:
         log.show()
-    left = [task.output_dir for task in job.tasks if not (Path(task.output_dir) / "final" / MARKER).is_file()]
-    if left:
-        say(f"job {number} ended, but these runs are not finished: {', '.join(left)}; see their -logs folders")
+    missing = [task.output_dir for task in job.tasks if not (Path(task.output_dir) / "final" / MARKER).is_file()]
+    if missing:
+        say(f"job {number} ended, but these runs are not finished: {', '.join(missing)}; see their -logs folders")
         return 1
     say(f"job {number}: finished, {', '.join(task.output_dir for task in job.tasks)}")
     return 0
 
 
 def _state(number: str) -> str | None:
-    """How many tasks are in which state, or None where the job is in the queue no longer."""
+    """Counts the tasks by state; None if the job has left the queue."""
     done = subprocess.run(["squeue", "-h", "-r", "-j", number, "-o", "%T"], capture_output=True, text=True, check=False)
     if done.returncode:
         return None if "Invalid job id" in done.stderr else f"squeue: {done.stderr.strip()}"
@@ -162,7 +164,7 @@ def _state(number: str) -> str | None:
 
 
 class _Tail:
-    """Shows what is new in a file, which need not be there yet."""
+    """Prints what is new in a file, which may not exist yet."""
 
     def __init__(self, path: Path):
         self.path, self.offset = path, 0

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from data_prep.__main__ import main
 from data_prep.records import Record
+from data_prep.shards.folder import ShardFolder, sha256_of
 from data_prep.stores.base import Chunk, StoreConfig
 from data_prep.stores.open import open_collection
 
@@ -52,3 +53,9 @@ def read_chunks(folder: Path, collection: str, **options) -> list[Chunk]:
     """All chunks of an embedded Chroma collection."""
     with open_collection(StoreConfig("chroma", collection, path=folder)) as store:
         return list(store.chunks(**options))
+
+
+def changed_files(folder: ShardFolder) -> list[str]:
+    """Paths of the files whose bytes differ from the manifest's hashes."""
+    entries = folder.manifest["files"]
+    return [entry["path"] for entry in entries if sha256_of(folder.path / entry["path"]) != entry["sha256"]]

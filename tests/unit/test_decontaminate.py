@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 
 import pytest
 
@@ -29,6 +30,10 @@ def write_set(folder, records: list[Record], beir: bool = False):
     return folder
 
 
+def uncontaminated(texts: HeldOut, records: list[Record]) -> list[Record]:
+    return [record for record, match in zip(records, texts.matches(records)) if match is None]
+
+
 @pytest.fixture
 def held():
     return planted.rows(60, seed=7)
@@ -51,9 +56,10 @@ def test_rows_that_hold_a_query_or_a_relevant_document_are_left_out_and_counted(
         Record("new question 5", ["new answer 3"], [held[4].positives[0]]),  # a hard negative
         Record("new question 6", ["Title 5"]),
     ]
-    assert list(found.without([*leaks[:2], *clean, *leaks[2:], *harmless])) == [*clean, *harmless]
+    assert uncontaminated(found, [*leaks[:2], *clean, *leaks[2:], *harmless]) == [*clean, *harmless]
     name = str(tmp_path / "set")
-    assert found.counts == {(name, "query"): 2, (name, "document"): 3}
+    counts = Counter((match.held.name, match.held.kind) for match in found.matches(leaks))
+    assert counts == {(name, "query"): 2, (name, "document"): 3}
     sides = [(match.side, match.held.kind, match.similarity) for match in found.matches(leaks)]
     assert sides == [("query", "query", 1.0), ("positive", "document", 1.0)] + [
         ("positive", "document", 1.0),
@@ -87,11 +93,11 @@ def test_a_shard_folder_holds_out_its_eval_split(tmp_path, capsys):
     shard([path], tmp_path / "whole", eval_fraction=0)
     rows = documents(100)
     found = held_out([tmp_path / "split"])
-    kept = list(found.without(rows))
+    kept = uncontaminated(found, rows)
     manifest = json.loads((tmp_path / "split/manifest.json").read_text())
-    assert len(kept) == manifest["rows"]["train"] == 300 - sum(found.counts.values())
+    assert len(kept) == manifest["rows"]["train"] < 300
     capsys.readouterr()
-    assert list(held_out([tmp_path / "whole"]).without(rows)) == []
+    assert uncontaminated(held_out([tmp_path / "whole"]), rows) == []
     assert "has no eval split, so every row of it counts as held out" in capsys.readouterr().err
 
 
@@ -109,6 +115,6 @@ def test_a_real_set_split_by_page_holds_none_of_its_train_rows(real_data):
     folder = real_data / "retrieval" / "k8s_docs"
     rows = [json.loads(line) for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()]
     records = [Record(row["query"], row["pos"]) for row in rows]
-    assert list(held_out([folder]).without(records)) == records
+    assert uncontaminated(held_out([folder]), records) == records
     queries = [json.loads(line)["text"] for line in (folder / "queries.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert list(held_out([folder]).without(Record(query, ["an answer"]) for query in queries)) == []
+    assert uncontaminated(held_out([folder]), [Record(query, ["an answer"]) for query in queries]) == []

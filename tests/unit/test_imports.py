@@ -7,9 +7,9 @@ import pytest
 from tests.launching import ROOT, run
 
 LIGHT = (
-    "launch.command, launch.doctor, launch.nodes, launch.plan, launch.slurm.submit, launch.machine, trainer.config, "
-    "trainer.planner, trainer.preflight, trainer.config.compatibility, trainer.model_folder.families, trainer.frontends.python_api, trainer.frontends.flat_json, "
-    "trainer.train.early_stopping, data_prep.shards"
+    "launch.command, launch.doctor, launch.nodes, launch.plan.plan, launch.slurm.submit, launch.machine, "
+    "trainer.config, trainer.planner, trainer.preflight, trainer.config.compatibility, trainer.model_folder.families, trainer.frontends.python_api, "
+    "trainer.frontends.flat_json, trainer.train.early_stopping, data_prep.shards.folder"
 )
 HEAVY = {"torch", "transformers", "datasets"}
 

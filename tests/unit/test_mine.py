@@ -361,7 +361,7 @@ def test_a_model_that_gives_no_numbers_is_told(tmp_path):
 KILLED = """
 import sys
 from pathlib import Path
-from data_prep.mine import Mining, mine
+from data_prep.mining.mine import Mining, mine
 from tests.unit.mining_helpers import Planted
 mine([Path(sys.argv[1])], Path(sys.argv[2]), Mining("dense"), encoder=Planted())
 """

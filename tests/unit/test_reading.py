@@ -136,7 +136,7 @@ def test_percentiles_are_places_among_the_sorted_lengths(sizes):
     for i, size in enumerate(sizes):
         (one if i % 2 else other).add(Record("x" * size, ["p"]))
     one.merge(other)
-    found = one.summary(histogram=True)["query"]["characters"]
+    found = one.summary()["query"]["characters"]
     for share in (50, 90, 99):
         assert found[f"p{share}"] == sorted(sizes)[-(-len(sizes) * share // 100) - 1]
     assert found["max"] == max(sizes)
@@ -152,4 +152,4 @@ def test_lengths_of_many_texts_are_those_of_each(text):
 
     for field, some in (("query", [text]), ("positive", ["p q", "r"]), ("negative", ["n"])):
         other.add_all(field, np.array([len(t) for t in some]), np.array([len(t.split()) for t in some]))
-    assert other.summary(histogram=True) == one.summary(histogram=True)
+    assert other.summary() == one.summary()

@@ -5,14 +5,14 @@ import random
 
 import pytest
 
-from data_prep.quality.decontaminate import held_out
+from data_prep.quality.decontaminate import HeldOut, held_out
 from data_prep.records import Record
 from data_prep.shards.folder import open_shards
 from data_prep.texts.near_duplicates import NearDuplicates
 from tests import planted
 from tests.unit.data_prep_helpers import run, write_records
 from tests.unit.test_data_prep_shards import contents
-from tests.unit.test_decontaminate import write_set
+from tests.unit.test_decontaminate import uncontaminated, write_set
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,9 @@ def test_train_rows_that_hold_a_text_of_an_evaluation_set_are_left_out(tmp_path,
     flags += ["--near-duplicates", similarity] if similarity else []
     code, out, _ = run(capsys, "shard", path, "--output", tmp_path / "s", "--eval-fraction", "0", *flags)
     assert code == 0
-    assert queries(tmp_path / "s") == [record.query for record in held_out(sets, similarity).without(some)]
+    texts = HeldOut(similarity)
+    texts.keys = held_out(sets).keys
+    assert queries(tmp_path / "s") == [record.query for record in uncontaminated(texts, some)]
     one, two = map(str, sets)
     documents = {"document": 5} if similarity else {}
     excluded = open_shards(tmp_path / "s").manifest["excluded"]

@@ -134,14 +134,17 @@ _SWITCHES = ("cpu", "multi_gpu", "use_deepspeed", "use_fsdp", "quiet", "debug", 
 
 def _launch_yaml(path: str | None) -> dict:
     """The accelerate YAML, or the user's default one where no file was named; {} where there is none."""
-    if path is None:
-        home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-        path = str(home / "accelerate" / "default_config.yaml")
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.safe_load(Path(path or accelerate_default()).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
         return {}  # accelerate itself reports an unreadable file
     return values if isinstance(values, dict) else {}
+
+
+def accelerate_default(environ: Mapping[str, str] = os.environ) -> Path:
+    """The user's default YAML, which `accelerate launch` reads if no file is named."""
+    home = Path(environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    return home / "accelerate" / "default_config.yaml"
 
 
 def _is_ours(yaml_file: str | None) -> bool:
