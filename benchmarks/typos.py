@@ -57,7 +57,7 @@ def misspell(query: str, listed: Phrases | None, draw: random.Random) -> str:
 
 
 def _other_keys(word: str, draw: random.Random) -> str:
-    """A word with one slip that data_prep.augmentation.typos does not make; words of digits or fewer than four letters stay."""
+    """A word with one slip that the product does not make; words of digits or fewer than four letters stay."""
     if len(word) < 4 or any(char.isdigit() for char in word):
         return word
     at = draw.randrange(1, len(word))

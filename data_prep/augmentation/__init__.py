@@ -1,1 +1,1 @@
-"""augmentation"""
+"""Variants of queries: typos, synonyms, case, punctuation, transliteration."""

@@ -1,9 +1,9 @@
-"""Variants of records whose query is written as other people would write it: typos, synonyms, case, signs, script.
+"""Variants of records with a query as other people would write it: typos, synonyms, case, signs, script.
 
-A variant has the positives, negatives and metadata of its parent, a changed query, an id of its own, and in its
-metadata `parent` (the parent's id), `parent_query` (its query) and `augmented` (what was changed). It shares its
-positives and its parent's query with the parent: so `shard` puts both into one split, the batch plan keeps them apart,
-and what is a positive of the one is never a negative of the other (records.query_key).
+- A variant has the positives, negatives and metadata of its parent, a changed query, and an id of its own.
+- Its metadata has `parent` (the parent's id), `parent_query` (its query) and `augmented` (the kinds of changes).
+- It shares positives and query_key (records.py) with its parent. So `shard` puts both into one split, the batch plan
+  keeps them apart, and a positive of the one is never a negative of the other.
 """
 
 import hashlib
@@ -43,67 +43,67 @@ def augment(
     """Writes every record of the inputs, each followed by up to `variants` variants; returns the number of variants.
 
     score_scale: a variant's score is its parent's times this. Draws depend on the seed and the parent's query and
-    positives alone. A variant is never a query or variant of a record with another query, nor one of its own positives:
-    where TRIES draws give no other text the row gets fewer. That and rows that are variants already, which are copied,
-    is counted. Rows wait on disk; a key for each query and variant (100 bytes) is held in memory. BadInput: everything
-    wrong, listed.
+    positives alone. A variant never equals one of its positives, or a query or variant of a record with another query:
+    a row gets fewer variants where TRIES draws give no other text. Rows that are variants already are copied. Both are
+    counted. Rows wait on disk; memory holds a key for each query and variant (100 bytes). Raises BadInput with every
+    problem.
     """
-    found = check_output_file(output, inputs) + changes.problems()
+    problems = check_output_file(output, inputs) + changes.problems()
     if variants < 1:
-        found.append(f"--variants {variants}: must be 1 or more")
+        problems.append(f"--variants {variants}: must be 1 or more")
     if not 0 <= score_scale <= 1:
-        found.append(f"--score-scale {score_scale:g}: must be in 0..1")
-    found += _idle(changes, misspellings, synonyms)
-    listed, alike = _lists(misspellings, synonyms, found)
-    check(found)
-    writer = Writer(changes, listed, alike)
+        problems.append(f"--score-scale {score_scale:g}: must be in 0..1")
+    problems += _idle(changes, misspellings, synonyms)
+    writer = Writer(changes, *_lists(misspellings, synonyms, problems))
+    check(problems)
     with spool_beside(output) as spool, whole_file(output) as lines:
         queries, rows, scored = _spool(inputs, spool, positive)
-        made = _Made(variants)
+        counts = _Counts(variants)
         for record in track(_spooled(spool), "variants", total=rows):
             lines.write(record.to_json() + "\n")
             if is_variant(record):
-                made.copied += 1
+                counts.copied += 1
                 continue
-            for variant in _variants_of(record, variants, writer, queries, seed, made):
+            for variant in _variants_of(record, variants, writer, queries, seed, counts):
                 if variant.score is not None:
                     variant.score *= score_scale
                 lines.write(variant.to_json() + "\n")
-        if not made.kinds:
-            state = f"{made.copied:,} are variants already, the others hold nothing to change"
+        if not counts.kinds:
+            state = f"{counts.copied:,} are variants already, the others hold nothing to change"
             raise BadInput(f"no variant from {rows:,} rows: {state}")
     if score_scale != 1 and not scored:
         say("note: no row has a score, so --score-scale changed nothing")
-    made.tell(output, rows)
-    return made.count
+    counts.report(output, rows)
+    return counts.variants
 
 
 def _idle(changes: Changes, misspellings: Path | None, synonyms: Path | None) -> list[str]:
-    """Flags that would change nothing."""
-    found = []
+    """Returns the problems with flags that would change nothing."""
+    problems = []
     if misspellings and not changes.typo_rate:
-        found.append("--misspellings is given, but --typo-rate is 0, so none would be used")
+        problems.append("--misspellings is given, but --typo-rate is 0, so none would be used")
     if synonyms and not changes.synonym_rate:
-        found.append("--synonyms is given, but --synonym-rate is 0, so none would be used")
+        problems.append("--synonyms is given, but --synonym-rate is 0, so none would be used")
     rates = (changes.typo_rate, changes.case_rate, changes.punctuation_rate, changes.transliteration_rate)
     if not any(rates) and not synonyms:
-        found.append("nothing to change: every rate is 0")
-    return found
+        problems.append("nothing to change: every rate is 0")
+    return problems
 
 
-def _lists(misspellings: Path | None, synonyms: Path | None, found: list[str]) -> list[Phrases | None]:
+def _lists(misspellings: Path | None, synonyms: Path | None, problems: list[str]) -> list[Phrases | None]:
+    """Reads both lists; None for one that is not given, or bad."""
     lists = []
     for path, read in ((misspellings, read_misspellings), (synonyms, read_synonyms)):
         try:
             lists.append(read(path) if path else None)
         except BadInput as error:
-            found += error.problems
+            problems += error.problems
             lists.append(None)
     return lists
 
 
 def _spool(inputs: list[Path], spool: IO[str], positive: str | None) -> tuple[dict[int, int], int, int]:
-    """Writes all records to the spool: (key of every query -> query_key of its row, rows, rows with a score)."""
+    """Writes all records to the spool. Returns (key of each query -> its row's query_key, rows, rows with a score)."""
     problems = Problems()
     queries: dict[int, int] = {}
     rows = scored = 0
@@ -111,10 +111,10 @@ def _spool(inputs: list[Path], spool: IO[str], positive: str | None) -> tuple[di
         for record in track(
             read_records(path, positive=positive, source=name, problems=problems), f"reading {path.name}"
         ):
-            taken = [key for key in (PARENT, PARENT_QUERY, AUGMENTED) if key in record.metadata]
-            if taken and not is_variant(record):
+            used = [key for key in (PARENT, PARENT_QUERY, AUGMENTED) if key in record.metadata]
+            if used and not is_variant(record):
                 problems.file(
-                    f"{path}: record {record.id}: its metadata has {', '.join(map(repr, taken))}, names that variants "
+                    f"{path}: record {record.id}: its metadata has {', '.join(map(repr, used))}, names that variants "
                     "need; rename the field"
                 )
             queries.setdefault(text_key(record.query), query_key(record))
@@ -131,17 +131,17 @@ def _spooled(spool: IO[str]) -> Iterator[Record]:
 
 
 @dataclass
-class _Made:
+class _Counts:
     """Counts for the last line."""
 
-    wanted: int
-    count: int = 0
-    copied: int = 0
+    wanted: int  # variants of each row
+    variants: int = 0
+    copied: int = 0  # rows that are variants already
     fewer: int = 0  # rows with fewer variants than wanted
     none: int = 0  # of these, rows without any
-    kinds: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)  # kind of change -> times
 
-    def tell(self, output: Path, rows: int) -> None:
+    def report(self, output: Path, rows: int) -> None:
         if self.copied:
             say(f"{self.copied:,} rows are variants already: copied as they are")
         if self.fewer:
@@ -150,12 +150,13 @@ class _Made:
                 "found that is no other row's query"
             )
         each = ", ".join(f"{kind} {count:,}" for kind, count in self.kinds.most_common())
-        result(f"{output}: {rows:,} rows and {self.count:,} variants ({each})")
+        result(f"{output}: {rows:,} rows and {self.variants:,} variants ({each})")
 
 
 def _variants_of(
-    record: Record, wanted: int, writer: Writer, queries: dict[int, int], seed: int, made: _Made
+    record: Record, wanted: int, writer: Writer, queries: dict[int, int], seed: int, counts: _Counts
 ) -> Iterator[Record]:
+    """Yields the record's variants. queries: text key -> query_key of the row it belongs to; new texts are added."""
     own = query_key(record)
     positives = {text_key(text) for text in record.positives}
     texts = {record.query}
@@ -168,12 +169,12 @@ def _variants_of(
         if not kinds or text in texts or key in positives or queries.setdefault(key, own) != own:
             continue
         texts.add(text)
-        made.kinds.update(kinds)
+        counts.kinds.update(kinds)
         marks = {PARENT: record.id, PARENT_QUERY: record.query, AUGMENTED: sorted(set(kinds))}
         yield replace(record, query=text, id=f"{record.id}~{len(texts) - 1}", metadata=record.metadata | marks)
         if len(texts) > wanted:
             break
-    count = len(texts) - 1
-    made.count += count
-    made.fewer += count < wanted
-    made.none += not count
+    variants = len(texts) - 1
+    counts.variants += variants
+    counts.fewer += variants < wanted
+    counts.none += not variants

@@ -1,4 +1,4 @@
-"""Keyboard layouts as data, which keys lie beside each other, and what Korean keystrokes become on the screen."""
+"""Keyboard layouts, their neighbouring keys, and the text of Korean keystrokes."""
 
 import re
 from functools import cache
@@ -19,14 +19,14 @@ REACH, ROW_HEIGHT = 1.05, 0.7
 
 @cache
 def neighbours() -> dict[str, str]:
-    """key -> the keys beside it on its own keyboard, over all layouts. A letter without a key is absent."""
-    found = {}
+    """Returns key -> the keys beside it on its own keyboard, over all layouts. A letter without a key is absent."""
+    beside = {}
     for rows in LAYOUTS.values():
-        places = {key: (STAGGER[y] + x, y) for y, row in enumerate(rows) for x, key in enumerate(row)}
-        for key, (x, y) in places.items():
-            near = [other for other, (u, v) in places.items() if hypot(u - x, (v - y) * ROW_HEIGHT) < REACH]
-            found[key] = "".join(other for other in near if other != key)
-    return found | {shifted: plain + found[plain] for shifted, plain in SHIFTED.items()}
+        centres = {key: (STAGGER[y] + x, y) for y, row in enumerate(rows) for x, key in enumerate(row)}
+        for key, (x, y) in centres.items():
+            near = [other for other, (u, v) in centres.items() if hypot(u - x, (v - y) * ROW_HEIGHT) < REACH]
+            beside[key] = "".join(other for other in near if other != key)
+    return beside | {shifted: plain + beside[plain] for shifted, plain in SHIFTED.items()}
 
 
 LEADS = "ㄱㄲㄴㄷㄸㄹㅁㅂㅃㅅㅆㅇㅈㅉㅊㅋㅌㅍㅎ"
@@ -42,7 +42,7 @@ FIRST, LAST = "가", "힣"  # the block of composed syllables: (lead * 21 + vowe
 
 
 def _syllable_of_keys() -> re.Pattern:
-    """lead, vowel, and a tail that no vowel follows: a consonant before a vowel begins the next syllable."""
+    """Matches lead, vowel, and a tail that no vowel follows: a consonant before a vowel begins the next syllable."""
 
     def any_of(letters: str) -> str:
         return "|".join(sorted((TWO_KEYS.get(letter, letter) for letter in letters), key=len, reverse=True))
@@ -55,7 +55,7 @@ _SYLLABLE = _syllable_of_keys()
 
 
 def hangul_keys(syllables: str) -> str:
-    """The keystrokes of composed syllables (가 to 힣 only) on the 2-set keyboard, as compatibility jamo."""
+    """Returns the keystrokes of composed syllables (가 to 힣 only) on the 2-set keyboard, as compatibility jamo."""
     keys = []
     for syllable in syllables:
         rest, tail = divmod(ord(syllable) - ord(FIRST), len(TAILS))
@@ -65,12 +65,14 @@ def hangul_keys(syllables: str) -> str:
 
 
 def hangul_text(keys: str) -> str:
-    """What keystrokes become, as an input method composes them: hangul_text(hangul_keys(text)) == text. A consonant or
-    vowel that fits nowhere stays alone, as it does on the screen."""
+    """Composes keystrokes as an input method does: hangul_text(hangul_keys(text)) == text.
+
+    A consonant or vowel that fits nowhere stays alone, as it does on the screen.
+    """
 
     def composed(match: re.Match) -> str:
         lead, vowel, tail = (ONE_LETTER.get(part, part) if part else " " for part in match.groups())
-        place = (LEADS.index(lead) * len(VOWELS) + VOWELS.index(vowel)) * len(TAILS) + TAILS.index(tail)
-        return chr(ord(FIRST) + place)
+        number = (LEADS.index(lead) * len(VOWELS) + VOWELS.index(vowel)) * len(TAILS) + TAILS.index(tail)
+        return chr(ord(FIRST) + number)
 
     return _SYLLABLE.sub(composed, keys)

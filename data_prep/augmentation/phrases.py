@@ -1,4 +1,4 @@
-"""A user's lists of misspellings and synonyms: which words of a text they hold, and what may stand there instead."""
+"""A user's lists of misspellings and synonyms: phrases and their alternatives, found in a text."""
 
 import re
 from collections import defaultdict
@@ -14,10 +14,10 @@ WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 
 
 class Phrases:
-    """Alternatives of words and phrases, found whatever their case and inner white space."""
+    """Alternatives of words and phrases. Lookups ignore case and inner white space."""
 
     def __init__(self, pairs: Iterable[tuple[str, str]]):
-        """pairs: (phrase, what may replace it)."""
+        """pairs: (phrase, an alternative)."""
         self._of: dict[str, list[str]] = defaultdict(list)
         for phrase, other in pairs:
             known = self._of[normalise(phrase)]
@@ -26,16 +26,16 @@ class Phrases:
         self._longest = max((len(WORD.findall(phrase)) for phrase in self._of), default=0)
 
     def at(self, text: str, words: list[re.Match], first: int) -> tuple[int, list[str]]:
-        """(how many of the text's words, from `first` on, the longest listed phrase takes; its alternatives), or 0."""
+        """Returns (length in words, alternatives) of the longest listed phrase from the word `first` on, or (0, [])."""
         for count in range(min(self._longest, len(words) - first), 0, -1):
-            found = self._of.get(normalise(text[words[first].start() : words[first + count - 1].end()]))
-            if found:
-                return count, found
+            others = self._of.get(normalise(text[words[first].start() : words[first + count - 1].end()]))
+            if others:
+                return count, others
         return 0, []
 
 
 def in_case_of(model: str, text: str) -> str:
-    """The text in capitals, or with a first capital, where the model is."""
+    """Returns the text in capitals, or with a first capital, where the model is."""
     letters = [char for char in model if char.isalpha()]
     if len(letters) > 1 and all(char.isupper() for char in letters):
         return text.upper()
@@ -45,8 +45,10 @@ def in_case_of(model: str, text: str) -> str:
 
 
 def read_misspellings(path: Path) -> Phrases:
-    """A TSV of misspelling, tab, correction; empty lines and those that begin with # are passed over. Phrases from the
-    correction to its misspellings. BadInput lists every line that is none."""
+    """Reads a TSV of misspelling, tab, correction into phrases from the correction to its misspellings.
+
+    Empty lines and comments (#) are skipped. Raises BadInput with every bad line.
+    """
     pairs = []
     problems = Problems()
     for number, line in _lines(path):
@@ -61,8 +63,11 @@ def read_misspellings(path: Path) -> Phrases:
 
 
 def read_synonyms(path: Path) -> Phrases:
-    """The synonym format of Solr and Elasticsearch: `a, b, c` may each stand for another, `a, b => c` only c for a and
-    b; empty lines and those that begin with # are passed over. BadInput lists every line that is none."""
+    """Reads the synonym format of Solr and Elasticsearch.
+
+    In `a, b, c` each may replace another; in `a, b => c` only c may replace a and b. Empty lines and comments (#) are
+    skipped. Raises BadInput with every bad line.
+    """
     pairs = []
     problems = Problems()
     for number, line in _lines(path):
@@ -77,6 +82,7 @@ def read_synonyms(path: Path) -> Phrases:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yields (line number, line) without comments and empty lines. Raises BadInput."""
     try:
         with open(path, encoding="utf-8-sig") as handle:
             for number, line in enumerate(handle, 1):

@@ -12,48 +12,49 @@ from data_prep.common.errors import nearest
 
 @dataclass(frozen=True)
 class Changes:
-    """What may be changed, and how often, 0..1. typos: share of the words that get one. synonym_rate: share of the
-    listed phrases that are replaced. case, punctuation, transliteration: share of the variants."""
+    """Rates of changes, each in 0..1."""
 
-    typo_rate: float = 0.2
-    typo_kinds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 1.0))
-    synonym_rate: float = 0.3
-    case_rate: float = 0.0
+    typo_rate: float = 0.2  # share of the words that get a typo
+    typo_kinds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 1.0))  # kind -> weight
+    synonym_rate: float = 0.3  # share of the listed phrases that are replaced
+    case_rate: float = 0.0  # share of the variants, as of the next two
     punctuation_rate: float = 0.0
     transliteration_rate: float = 0.0
 
     def problems(self) -> list[str]:
-        """What is wrong with these values, in the words of their flags."""
+        """Returns the problems with these values, named by their flags."""
         rates = ("typo", "synonym", "case", "punctuation", "transliteration")
         values = {f"--{name}-rate": getattr(self, f"{name}_rate") for name in rates}
-        found = [f"{flag} {value:g}: must be in 0..1" for flag, value in values.items() if not 0 <= value <= 1]
+        problems = [f"{flag} {value:g}: must be in 0..1" for flag, value in values.items() if not 0 <= value <= 1]
         unknown = [kind for kind in self.typo_kinds if kind not in KINDS]
-        found += [f"--typos {kind}: no kind; there are {', '.join(KINDS)}.{nearest(kind, KINDS)}" for kind in unknown]
-        found += [
+        problems += [
+            f"--typos {kind}: no kind; there are {', '.join(KINDS)}.{nearest(kind, KINDS)}" for kind in unknown
+        ]
+        problems += [
             f"--typos {kind}={weight:g}: a weight must be more than 0"
             for kind, weight in self.typo_kinds.items()
             if not 0 < weight < float("inf")
         ]
-        return found
+        return problems
 
 
 @dataclass(frozen=True)
 class Writer:
-    """Writes a text as another person would. listed: misspellings; alike: synonyms."""
+    """Writes a text as another person would."""
 
     changes: Changes
-    listed: Phrases | None
-    alike: Phrases | None
+    misspellings: Phrases | None
+    synonyms: Phrases | None
 
     def rewrite(self, text: str, draw: random.Random) -> tuple[str, list[str]]:
-        """The changed text and the kinds of changes; they may be none."""
-        text, done = unicodedata.normalize("NFC", text), []
+        """Returns the changed text and the kind of each change, maybe none."""
+        text, kinds = unicodedata.normalize("NFC", text), []
         rates = self.changes
-        if self.alike:
-            text, count = _with_synonyms(text, self.alike, rates.synonym_rate, draw)
-            done += ["synonym"] * count
-        text, typos = Typist(rates.typo_rate, rates.typo_kinds, self.listed).type(text, draw)
-        done += typos
+        if self.synonyms:
+            text, count = _with_synonyms(text, self.synonyms, rates.synonym_rate, draw)
+            kinds += ["synonym"] * count
+        text, typos = Typist(rates.typo_rate, rates.typo_kinds, self.misspellings).type(text, draw)
+        kinds += typos
         for kind, rate, change in (
             ("transliteration", rates.transliteration_rate, transliterate),
             ("punctuation", rates.punctuation_rate, _with_other_signs),
@@ -61,33 +62,36 @@ class Writer:
         ):
             if rate and draw.random() < rate:
                 before, text = text, change(text, draw)
-                done += [kind] if text != before else []
-        return text, done
+                kinds += [kind] if text != before else []
+        return text, kinds
 
 
-def _with_synonyms(text: str, alike: Phrases, rate: float, draw: random.Random) -> tuple[str, int]:
+def _with_synonyms(text: str, synonyms: Phrases, rate: float, draw: random.Random) -> tuple[str, int]:
+    """Returns the text with synonyms, and their number."""
     words = list(WORD.finditer(text))
-    parts, end, at, count = [], 0, 0, 0
-    while at < len(words):
-        taken, others = alike.at(text, words, at)
-        stop = words[at + max(taken, 1) - 1].end()
-        written = text[words[at].start() : stop]
+    parts, end, first, count = [], 0, 0, 0
+    while first < len(words):
+        length, others = synonyms.at(text, words, first)
+        stop = words[first + max(length, 1) - 1].end()
+        phrase = text[words[first].start() : stop]
         if others and draw.random() < rate:
-            written, count = in_case_of(written, draw.choice(others)), count + 1
-        parts += [text[end : words[at].start()], written]
-        at, end = at + max(taken, 1), stop
+            phrase, count = in_case_of(phrase, draw.choice(others)), count + 1
+        parts += [text[end : words[first].start()], phrase]
+        first, end = first + max(length, 1), stop
     return "".join([*parts, text[end:]]), count
 
 
 def _in_other_case(text: str, draw: random.Random) -> str:
-    """All small, all capitals, or a first capital; nothing where the text has no case."""
+    """Returns the text in small letters, in capitals, or with a first capital. A text without case stays."""
     ways = [way for way in (text.lower(), text.upper(), text[:1].upper() + text[1:].lower()) if way != text]
     return draw.choice(ways) if ways else text
 
 
 def _with_other_signs(text: str, draw: random.Random) -> str:
-    """Without punctuation, without that at the end, with spaces or nothing for hyphens; where there is none, with a
-    mark at the end. Signs between digits (2.5, 10-12) stay."""
+    """Returns the text without punctuation, without that at the end, or with spaces or nothing for hyphens.
+
+    A text without punctuation gets a mark at its end. Signs between digits (2.5, 10-12) stay.
+    """
     marks = [i for i, char in enumerate(text) if unicodedata.category(char).startswith("P") and not _in_number(text, i)]
     if not marks:
         return text + draw.choice("?.!")
@@ -106,12 +110,13 @@ def _in_number(text: str, at: int) -> bool:
     return text[at - 1 : at].isdigit() and text[at + 1 : at + 2].isdigit()
 
 
-def _replaced(text: str, places: list[int], by: str) -> str:
-    chosen = set(places)
+def _replaced(text: str, positions: list[int], by: str) -> str:
+    chosen = set(positions)
     return " ".join("".join(by if i in chosen else char for i, char in enumerate(text)).split())
 
 
 def _trailing(text: str, marks: list[int]) -> int:
+    """Returns the number of marks at the end of the text."""
     count = 0
     while len(text) - count - 1 in marks:
         count += 1

@@ -13,8 +13,11 @@ SCHEMAS = ("wikipedia", "telegram", "icao_doc_9303")
 
 
 def transliterate(text: str, draw: random.Random) -> str:
-    """All Russian words in Latin letters (iuliia, one of SCHEMAS), or all Latin words in Cyrillic ones (cyrtranslit);
-    a text that has both gets either. Latin words without a full Cyrillic spelling stay. Failed: no library."""
+    """Writes all Russian words in Latin letters (iuliia, one of SCHEMAS), or all Latin words in Cyrillic (cyrtranslit).
+
+    A text with both kinds of words gets either. Latin words without a full Cyrillic spelling stay. Raises Failed
+    without the libraries.
+    """
     try:
         import cyrtranslit
         import iuliia
@@ -28,7 +31,7 @@ def transliterate(text: str, draw: random.Random) -> str:
         return CYRILLIC.sub(lambda word: in_case_of(word[0], schema.translate(word[0].lower())), text)
 
     def in_cyrillic(word: re.Match) -> str:
-        written = cyrtranslit.to_cyrillic(word[0].lower(), "ru")
-        return word[0] if LATIN.search(written) else in_case_of(word[0], written)
+        cyrillic = cyrtranslit.to_cyrillic(word[0].lower(), "ru")
+        return word[0] if LATIN.search(cyrillic) else in_case_of(word[0], cyrillic)
 
     return LATIN.sub(in_cyrillic, text)

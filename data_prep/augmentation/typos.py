@@ -13,7 +13,7 @@ from data_prep.augmentation.keyboards import hangul_keys, hangul_text, neighbour
 from data_prep.augmentation.phrases import WORD, Phrases, in_case_of
 
 LISTED = "listed"  # the kind of a misspelling from the user's list
-MIN_KEYS = 4  # shorter words are left: one wrong key makes another word of them
+MIN_KEYS = 4  # shorter words stay: one wrong key makes another word of them
 MIN_PART = 2  # letters on each side of a wrong space; of Korean syllables one
 HANGUL = re.compile("[가-힣]+")
 # A wrong digit is another product or version; Chinese and Japanese are not typed key by letter.
@@ -53,43 +53,44 @@ KINDS = (*KEY_EDITS, "split", "join")
 
 @dataclass(frozen=True)
 class Typist:
-    """Makes typos. rate: the share of words that get one, 0..1. kinds: kind -> weight, > 0, of KINDS. listed: a user's
-    misspellings; a drawn word or phrase that stands there gets one of its own instead."""
+    """Makes typos."""
 
-    rate: float
-    kinds: dict[str, float]
-    listed: Phrases | None = None
+    rate: float  # share of the words that get a typo, 0..1
+    kinds: dict[str, float]  # kind, of KINDS -> weight, > 0
+    listed: Phrases | None = None  # the user's misspellings; a drawn word or phrase with some gets one of them
 
     def type(self, text: str, draw: random.Random) -> tuple[str, list[str]]:
-        """The text with typos, and the kind of each. Words of fewer than MIN_KEYS keys, with digits or in Chinese or
-        Japanese are only changed as the list says."""
+        """Returns the text with typos, and the kind of each.
+
+        Words of fewer than MIN_KEYS keys, with digits, or in Chinese or Japanese only get listed misspellings.
+        """
         words = list(WORD.finditer(text))
         parts: list[str] = []  # of the new text
         kinds: list[str] = []
-        at = end = 0  # the next word; where the last one ended
-        while at < len(words):
-            parts.append(text[end : words[at].start()])
-            count, listed = self.listed.at(text, words, at) if self.listed else (0, [])
+        following = end = 0  # the next word; where the last one ended
+        while following < len(words):
+            parts.append(text[end : words[following].start()])
+            count, listed = self.listed.at(text, words, following) if self.listed else (0, [])
             count = count or 1
-            written = text[words[at].start() : words[at + count - 1].end()]
-            end = words[at + count - 1].end()
-            at += count
-            gap = text[end : words[at].start()] if at < len(words) else ""
+            phrase = text[words[following].start() : words[following + count - 1].end()]
+            end = words[following + count - 1].end()
+            following += count
+            gap = text[end : words[following].start()] if following < len(words) else ""
             kind = ""
             if draw.random() < self.rate:
                 if listed:
-                    kind, written = LISTED, in_case_of(written, draw.choice(listed))
+                    kind, phrase = LISTED, in_case_of(phrase, draw.choice(listed))
                 else:
-                    kind, written = self._mistype(written, gap.isspace(), draw)
-            parts.append(written)
+                    kind, phrase = self._mistype(phrase, gap.isspace(), draw)
+            parts.append(phrase)
             if kind == "join":
-                end = words[at].start()
+                end = words[following].start()
             if kind:
                 kinds.append(kind)
         return "".join([*parts, text[end:]]), kinds
 
     def _mistype(self, word: str, space_follows: bool, draw: random.Random) -> tuple[str, str]:
-        """(kind, the word with one typo of it), or ("", word) where no kind fits."""
+        """Returns (kind, the word with one typo of it), or ("", word) where no kind fits."""
         keys = hangul_keys(word) if HANGUL.fullmatch(word) else word
         if len(keys) < MIN_KEYS or UNTYPED.search(word):
             return "", word
@@ -98,16 +99,15 @@ class Typist:
                 return kind, word
             least = MIN_PART if keys is word else 1
             if kind == "split" and len(word) >= 2 * least:
-                place = draw.randint(least, len(word) - least)
-                return kind, f"{word[:place]} {word[place:]}"
+                cut = draw.randint(least, len(word) - least)
+                return kind, f"{word[:cut]} {word[cut:]}"
             if kind in KEY_EDITS:
                 typed = KEY_EDITS[kind](list(keys), draw.randrange(1, len(keys)), draw)
                 if typed:
-                    made = "".join(typed)
-                    return kind, hangul_text(made) if keys is not word else made
+                    return kind, hangul_text("".join(typed)) if keys is not word else "".join(typed)
         return "", word
 
 
 def _in_random_order(kinds: dict[str, float], draw: random.Random) -> list[str]:
-    """The kinds, the first one drawn by weight, and so on (Efraimidis and Spirakis 2006: the largest u ** (1 / w))."""
+    """Returns the kinds in an order drawn by weight (Efraimidis and Spirakis 2006: the largest u ** (1 / w) first)."""
     return sorted(kinds, key=lambda kind: draw.random() ** (1 / kinds[kind]), reverse=True)

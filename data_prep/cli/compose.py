@@ -16,19 +16,19 @@ def add(commands) -> None:
         "compose pairs.jsonl glossary.csv --output records.jsonl --hard-k 2 --skip-bad",
     )
     parser.add_argument("inputs", nargs="*", type=Path, metavar="INPUT")
-    about = "the same as INPUT, for those who name it"
-    parser.add_argument("--input", nargs="+", action="extend", default=[], type=Path, metavar="INPUT", help=about)
+    help_text = "the same as INPUT, for those who name it"
+    parser.add_argument("--input", nargs="+", action="extend", default=[], type=Path, metavar="INPUT", help=help_text)
     parser.add_argument("--output", type=Path, required=True, metavar="F.jsonl")
-    about = "add K hard negatives per row by BM25 from the same input (default 0)"
-    parser.add_argument("--hard-k", type=int, default=0, metavar="K", help=about)
-    about = "draw equally many rows of each value of this metadata field (after --hard-k)"
-    parser.add_argument("--balance", metavar="FIELD", help=about)
-    about = "rows of each value for --balance, at most (default: as many as the rarest value has)"
-    parser.add_argument("--per-value", type=int, metavar="N", help=about)
+    help_text = "add K hard negatives per row by BM25 from the same input (default 0)"
+    parser.add_argument("--hard-k", type=int, default=0, metavar="K", help=help_text)
+    help_text = "draw equally many rows of each value of this metadata field (after --hard-k)"
+    parser.add_argument("--balance", metavar="FIELD", help=help_text)
+    help_text = "rows of each value for --balance, at most (default: as many as the rarest value has)"
+    parser.add_argument("--per-value", type=int, metavar="N", help=help_text)
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the draw for --balance (default 0)")
     add_positive(parser)
-    about = "put bad rows into F.rejected.jsonl with their reasons instead of stopping"
-    parser.add_argument("--skip-bad", action="store_true", help=about)
+    help_text = "put bad rows into F.rejected.jsonl with their reasons instead of stopping"
+    parser.add_argument("--skip-bad", action="store_true", help=help_text)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from data_prep.cli import command
 from data_prep.common.errors import Failed
 
-NEEDED = ("scrapy", "lxml", "selectolax", "markdown_it", "mdit_py_plugins", "charset_normalizer")  # extra `crawl`
+# extra `crawl`
+NEEDED = ("httpx", "protego", "w3lib", "lxml", "selectolax", "markdown_it", "mdit_py_plugins", "charset_normalizer")
 
 
 def add(commands) -> None:
@@ -18,30 +19,30 @@ def add(commands) -> None:
         "Crawl glossaries (MediaWiki, HTML, Markdown) to one file of terms and definitions.",
         "crawl --dry-run --output glossary.csv",
     )
-    about = (
+    help_text = (
         "what to crawl: wikipedia_glossary (all glossaries of the Wikipedia in --lang), wikipedia_glossary:TITLE (a "
         "page or category), an http(s) address, a saved page (.html, .md), or a .txt that lists such sources"
     )
     names = {"nargs": "+", "action": "extend", "default": [], "dest": "sources", "metavar": "SOURCE"}
-    parser.add_argument("--source", "--sources", help=about, **names)
-    about = ".csv: term, definition, url, source; .jsonl: pairs"
-    parser.add_argument("--output", type=Path, required=True, metavar="F.csv|F.jsonl", help=about)
-    about = "terms to take from each source, at most"
-    parser.add_argument("--limit-per-source", "--limit_per_source", type=int, metavar="N", help=about)
-    about = "language of the Wikipedia, and the one to ask pages for (default en)"
-    parser.add_argument("--lang", default="en", metavar="xx", help=about)
-    about = "check the sources without asking for them, and crawl the pages that come with the package"
-    parser.add_argument("--dry-run", action="store_true", help=about)
-    about = "seconds between two requests to one host (default 1)"
-    parser.add_argument("--delay", type=float, default=1.0, metavar="S", help=about)
-    about = "seconds for one whole answer (default 30)"
-    parser.add_argument("--timeout", type=float, default=30.0, metavar="S", help=about)
-    about = "an address or page where the sites can reach you; it is sent in the User-Agent"
-    parser.add_argument("--contact", default="", metavar="C", help=about)
-    about = "folder where answers are kept, so that a stopped crawl goes on (default: in the user's cache folder)"
-    parser.add_argument("--cache", type=Path, metavar="DIR", help=about)
-    about = "seconds for which a kept answer is used instead of asking again (default 86400; 0: never)"
-    parser.add_argument("--max-age", type=float, default=86_400.0, metavar="S", help=about)
+    parser.add_argument("--source", "--sources", help=help_text, **names)
+    help_text = ".csv: term, definition, url, source; .jsonl: pairs"
+    parser.add_argument("--output", type=Path, required=True, metavar="F.csv|F.jsonl", help=help_text)
+    help_text = "terms to take from each source, at most"
+    parser.add_argument("--limit-per-source", "--limit_per_source", type=int, metavar="N", help=help_text)
+    help_text = "language of the Wikipedia, and the one to ask pages for (default en)"
+    parser.add_argument("--lang", default="en", metavar="xx", help=help_text)
+    help_text = "check the sources without asking for them, and crawl the pages that come with the package"
+    parser.add_argument("--dry-run", action="store_true", help=help_text)
+    help_text = "seconds between two requests to one host (default 1)"
+    parser.add_argument("--delay", type=float, default=1.0, metavar="S", help=help_text)
+    help_text = "seconds for one whole answer (default 30)"
+    parser.add_argument("--timeout", type=float, default=30.0, metavar="S", help=help_text)
+    help_text = "an address or page where the sites can reach you; it is sent in the User-Agent"
+    parser.add_argument("--contact", default="", metavar="C", help=help_text)
+    help_text = "folder where answers are kept, so that a stopped crawl goes on (default: in the user's cache folder)"
+    parser.add_argument("--cache", type=Path, metavar="DIR", help=help_text)
+    help_text = "seconds for which a kept answer is used instead of asking again (default 86400; 0: never)"
+    parser.add_argument("--max-age", type=float, default=86_400.0, metavar="S", help=help_text)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -16,18 +16,18 @@ def add(commands) -> None:
     )
     parser.add_argument("inputs", nargs="+", type=Path, metavar="LOG")
     parser.add_argument("--output", type=Path, required=True, metavar="F.jsonl")
-    about = "catalogue with columns id, text, maybe title, where the log names items by id"
-    parser.add_argument("--items", type=Path, metavar="FILE", help=about)
-    about = "pairs: a score for each query and item; lists: positives and never clicked negatives (default pairs)"
-    parser.add_argument("--rows", choices=("pairs", "lists"), default="pairs", help=about)
-    about = "how fast attention falls with the position, as position^-X; 0: no correction (default 1)"
-    parser.add_argument("--eta", type=float, default=1.0, metavar="X", help=about)
-    about = "leave out queries with fewer clicks (default 2)"
-    parser.add_argument("--min-clicks", type=int, default=2, metavar="N", help=about)
-    about = "with impressions: leave out items that were looked at less often in expectation (default 3)"
-    parser.add_argument("--min-examined", type=float, default=3.0, metavar="X", help=about)
-    about = "least score of a positive in lists (default 0.5)"
-    parser.add_argument("--positive-score", type=float, default=0.5, metavar="X", help=about)
+    help_text = "catalogue with columns id, text, maybe title, where the log names items by id"
+    parser.add_argument("--items", type=Path, metavar="FILE", help=help_text)
+    help_text = "pairs: a score for each query and item; lists: positives and never clicked negatives (default pairs)"
+    parser.add_argument("--rows", choices=("pairs", "lists"), default="pairs", help=help_text)
+    help_text = "how fast attention falls with the position, as position^-X; 0: no correction (default 1)"
+    parser.add_argument("--eta", type=float, default=1.0, metavar="X", help=help_text)
+    help_text = "leave out queries with fewer clicks (default 2)"
+    parser.add_argument("--min-clicks", type=int, default=2, metavar="N", help=help_text)
+    help_text = "with impressions: leave out items that were looked at less often in expectation (default 3)"
+    parser.add_argument("--min-examined", type=float, default=3.0, metavar="X", help=help_text)
+    help_text = "least score of a positive in lists (default 0.5)"
+    parser.add_argument("--positive-score", type=float, default=0.5, metavar="X", help=help_text)
 
 
 def run(args: argparse.Namespace) -> None:

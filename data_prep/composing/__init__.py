@@ -1,1 +1,1 @@
-"""composing"""
+"""Inputs to one file of records: mixing, balance, search logs, the quickstart's sample."""

@@ -1,4 +1,4 @@
-"""Balanced sampling: as many rows of every value of a metadata field, the same rows whatever their order."""
+"""Balanced sampling: equally many rows of every value of a metadata field, independent of their order."""
 
 import hashlib
 from array import array
@@ -9,17 +9,17 @@ from data_prep.records import Record
 
 
 class Balance:
-    """Which rows to keep. field: a metadata field. per_value: rows of each value at most (None: as many as the rarest
-    value has). seed: of the draw. Keeps 24 bytes a row, no text."""
+    """Draws the rows to keep. Holds 24 bytes a row, no text."""
 
     def __init__(self, field: str, per_value: int | None, seed: int):
+        """field: a metadata field. per_value: rows of each value at most; None: as many as the rarest value has."""
         self.field, self.per_value, self.seed = field, per_value, seed
         self.counts: Counter[str | int | float] = Counter()
-        self._number: dict[str | int | float, int] = {}  # of each value, in the order of coming
+        self._number: dict[str | int | float, int] = {}  # value -> its index, by first appearance
         self._values, self._ranks = array("q"), array("q")
 
     def add(self, record: Record, problems: Problems) -> None:
-        """Takes the next record; one without the field is a problem."""
+        """Adds the next record; one without the field is a problem."""
         value = field_value(record, self.field, "--balance", problems)
         if value is None:
             return
@@ -30,11 +30,11 @@ class Balance:
 
     @property
     def quota(self) -> int:
-        """Rows of each value at most."""
+        """Maximum of rows of each value."""
         return self.per_value or min(self.counts.values())
 
     def kept(self) -> bytearray:
-        """1 for each row that stays: of every value the `quota` rows of the lowest hash, which is a fair draw."""
+        """Returns 1 for each row to keep: the `quota` rows of the lowest hash of every value, which is a fair draw."""
         kept = bytearray(len(self._values))
         left = [self.quota] * len(self._number)
         for row in sorted(range(len(self._values)), key=self._ranks.__getitem__):
@@ -44,7 +44,7 @@ class Balance:
         return kept
 
     def summary(self) -> list[str]:
-        """What was left out, and which values have fewer rows, in a line each."""
+        """Returns lines on the rows that were left out and the values with fewer rows."""
         quota = self.quota
         out = {value: count - quota for value, count in self.counts.most_common() if count > quota}
         few = {value: count for value, count in self.counts.items() if count < quota}

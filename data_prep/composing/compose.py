@@ -1,4 +1,4 @@
-"""All inputs to one JSONL of records."""
+"""Mixing: all inputs to one JSONL of records."""
 
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -10,7 +10,7 @@ from data_prep.common.files import check, check_output_file, rejected_name, spoo
 from data_prep.composing.balance import Balance
 from data_prep.mining.miner import add_hard_negatives
 from data_prep.reading.formats import read_records, source_names
-from data_prep.reading.row_problems import Problem, Problems
+from data_prep.reading.row_problems import Problems
 from data_prep.records import Record
 
 
@@ -25,26 +25,27 @@ def compose(
     per_value: int | None = None,
     seed: int = 0,
 ) -> int:
-    """Writes the records of all inputs, in order, to `output`; returns their number. hard_k: hard negatives per row.
-    balance: a metadata field, of each of whose values at most per_value rows are drawn (see balance.py) by the seed.
+    """Writes the records of all inputs, in order, to `output`; returns their number.
 
-    Every bad row of every input is listed in one BadInput and the output stays as it was. With skip_bad they go to
-    "<output stem>.rejected.jsonl" (file, line, reason, raw) instead. With hard_k an input's rows are held in memory,
-    with balance all rows wait on disk.
+    hard_k: hard negatives per row; an input's rows are in memory then. balance: a metadata field; the seed draws at
+    most per_value rows of each of its values (see Balance), and all rows wait on disk. skip_bad: bad rows go to
+    "<output stem>.rejected.jsonl" (file, line, reason, raw).
+
+    Raises BadInput with every bad row of every input, unless skip_bad; the output stays as it was.
     """
-    found = check_output_file(output, inputs)
+    mistakes = check_output_file(output, inputs)
     if hard_k < 0:
-        found.append(f"--hard-k {hard_k}: must be 0 or more")
+        mistakes.append(f"--hard-k {hard_k}: must be 0 or more")
     if per_value is not None and per_value < 1:
-        found.append(f"--per-value {per_value}: must be 1 or more")
+        mistakes.append(f"--per-value {per_value}: must be 1 or more")
     if per_value is not None and not balance:
-        found.append(f"--per-value {per_value}: belongs to --balance FIELD, which is not given")
-    check(found)
+        mistakes.append(f"--per-value {per_value}: belongs to --balance FIELD, which is not given")
+    check(mistakes)
     names = source_names(inputs)
     even = Balance(balance, per_value, seed) if balance else None
     with ExitStack() as stack:
         rejects = stack.enter_context(whole_file(rejected_name(output))) if skip_bad else None
-        problems = Problems(sink=_line_writer(rejects) if rejects else None)
+        problems = Problems(sink=(lambda problem: rejects.write(problem.to_json() + "\n")) if rejects else None)
         lines = stack.enter_context(whole_file(output))
         waiting = stack.enter_context(spool_beside(output)) if even else lines
         counts = {}
@@ -79,18 +80,11 @@ def compose(
 
 
 def _copy_kept(waiting: IO[str], lines: IO[str], kept: bytearray, counts: dict[str, int]) -> dict[str, int]:
-    """Writes those of the waiting lines that are kept. counts: lines of each input, in order; returns the kept ones."""
+    """Copies the kept ones of the waiting lines. counts: lines of each input, in order. Returns the kept counts."""
     waiting.seek(0)
     lines.writelines(line for line, stays in zip(waiting, kept, strict=True) if stays)
-    found, start = {}, 0
+    kept_counts, start = {}, 0
     for name, count in counts.items():
-        found[name] = kept.count(1, start, start + count)
+        kept_counts[name] = kept.count(1, start, start + count)
         start += count
-    return found
-
-
-def _line_writer(handle):
-    def write(problem: Problem) -> None:
-        handle.write(problem.to_json() + "\n")
-
-    return write
+    return kept_counts

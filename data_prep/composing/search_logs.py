@@ -1,4 +1,4 @@
-"""Search logs to training rows: how relevant each clicked item is, corrected for the place where it was shown.
+"""Search logs to training rows: the relevance of each clicked item, corrected for the position it was shown at.
 
 A click needs an examined and a relevant item, and whether an item is examined depends on its position k alone, with
 probability theta(k): the position-based model (Craswell et al. 2008, doi:10.1145/1341531.1341545). theta(k) is taken as
@@ -35,26 +35,25 @@ ROWS = ("pairs", "lists")
 
 
 @dataclass(slots=True)
-class Shown:
-    """What the log says of one item for one query. weighted: sum of clicks / theta; examined: sum of impressions x
-    theta, None without impressions; top: the highest place it was shown at."""
+class LoggedItem:
+    """The rows of one item for one query, added up."""
 
     name: str
-    extra: dict[str, Any]
+    extra: dict[str, Any]  # column -> value of the first row
     clicks: int = 0
     impressions: int = 0
-    weighted: float = 0.0
-    examined: float | None = None
-    top: int = 1 << 60
+    weighted: float = 0.0  # sum of clicks / theta
+    examined: float | None = None  # sum of impressions x theta; None without impressions
+    top: int = 1 << 60  # the highest position it was shown at
 
 
 @dataclass(slots=True)
-class Asked:
-    """One query, its items by the key of their text or id, and the lowest place of a click."""
+class LoggedQuery:
+    """The rows of one query."""
 
     text: str
-    items: dict[int, Shown] = field(default_factory=dict)
-    deepest_click: int = 0
+    items: dict[int, LoggedItem] = field(default_factory=dict)  # by the key of their text or id
+    deepest_click: int = 0  # the lowest position of a click
 
     @property
     def clicks(self) -> int:
@@ -63,40 +62,39 @@ class Asked:
 
 @dataclass(frozen=True)
 class Rule:
-    """eta: of theta. min_clicks: queries with fewer are left out. min_examined: items that were examined less often in
-    expectation are left out (logs with impressions only). positive_score: the least score of a positive in lists."""
+    """Thresholds, and the attention model."""
 
-    eta: float = 1.0
-    min_clicks: int = 2
-    min_examined: float = 3.0
-    positive_score: float = 0.5
+    eta: float = 1.0  # of theta
+    min_clicks: int = 2  # queries with fewer are left out
+    min_examined: float = 3.0  # items examined less often in expectation are left out (logs with impressions only)
+    positive_score: float = 0.5  # least score of a positive in lists
 
     def problems(self) -> list[str]:
-        """What is wrong with these values, in the words of their flags."""
-        found = []
+        """Returns the problems with these values, named by their flags."""
+        problems = []
         if not 0 <= self.eta < float("inf"):
-            found.append(f"--eta {self.eta:g}: must be 0 (no correction) or more")
+            problems.append(f"--eta {self.eta:g}: must be 0 (no correction) or more")
         if self.min_clicks < 1:
-            found.append(f"--min-clicks {self.min_clicks}: must be 1 or more")
+            problems.append(f"--min-clicks {self.min_clicks}: must be 1 or more")
         if not 0 <= self.min_examined < float("inf"):
-            found.append(f"--min-examined {self.min_examined:g}: must be 0 or more")
+            problems.append(f"--min-examined {self.min_examined:g}: must be 0 or more")
         if not 0 < self.positive_score <= 1:
-            found.append(f"--positive-score {self.positive_score:g}: must be above 0, and 1 at most")
-        return found
+            problems.append(f"--positive-score {self.positive_score:g}: must be above 0, and 1 at most")
+        return problems
 
     def theta(self, position: int) -> float:
-        """The probability that the item at a position, from 1 on, is looked at."""
+        """Returns the probability that the item at a position, from 1 on, is examined."""
         return max(position**-self.eta, LEAST_THETA)
 
 
 def logs(inputs: list[Path], output: Path, *, rule: Rule, rows: str = "pairs", items: Path | None = None) -> int:
-    """Writes scored records of search logs (columns query, item, position, count, maybe impressions); returns their
-    number. Rows of one query and item, of any input, are added up.
+    """Writes scored records of search logs and returns their number.
 
-    rows: "pairs", a record with a score for each query and item (losses cosine and cosent); "lists", a record for each
-    query whose positives score at least rule.positive_score and whose negatives were never clicked (InfoNCE). items: a
-    catalogue with columns id, text, maybe title: the log's items are its ids then. All that is left out is counted.
-    In memory: one entry for each query and item, and the catalogue. BadInput: everything wrong, listed.
+    Columns of a log: query, item, position, count, maybe impressions. Rows of one query and item, of any input, are
+    added up. rows: "pairs", a record with a score for each query and item (losses cosine and cosent); "lists", a record
+    for each query, whose positives score at least rule.positive_score and whose negatives were never clicked (InfoNCE).
+    items: a catalogue with columns id, text, maybe title; the log's items are its ids then. Everything left out is
+    counted. Memory holds an entry for each query and item, and the catalogue. Raises BadInput with every problem.
     """
     assert rows in ROWS
     check([*check_output_file(output, [*inputs, *([items] if items else [])]), *rule.problems()])
@@ -111,7 +109,8 @@ def logs(inputs: list[Path], output: Path, *, rule: Rule, rows: str = "pairs", i
         fate = "kept in metadata, of each pair's first row" if rows == "pairs" else "left out, as a list has many items"
         say(f"note: columns that logs have no use for are {fate}: {', '.join(log.extra)}")
     how = "impressions x theta" if log.with_impressions else "no impressions: clicks / theta"
-    say(f"{log.rows:,} rows of {len(log.asked):,} queries ({how}, theta = max(position^-{rule.eta:g}, {LEAST_THETA}))")
+    theta = f"theta = max(position^-{rule.eta:g}, {LEAST_THETA})"
+    say(f"{log.rows:,} rows of {len(log.queries):,} queries ({how}, {theta})")
     left_out: Counter[str] = Counter()
     with whole_file(output) as lines:
         positives = negatives = count = 0
@@ -120,10 +119,10 @@ def logs(inputs: list[Path], output: Path, *, rule: Rule, rows: str = "pairs", i
             positives += len(record.positives) if record.score != 0 else 0
             negatives += len(record.negatives) + (record.score == 0)
             lines.write(record.to_json() + "\n")
-        why = [f"left out: {number:,} {reason}" for reason, number in left_out.items()]
+        notes = [f"left out: {number:,} {reason}" for reason, number in left_out.items()]
         if not count:
-            raise BadInput([f"{', '.join(map(str, inputs))}: no record can be made", *why])
-    for line in why:
+            raise BadInput([f"{', '.join(map(str, inputs))}: no record can be made", *notes])
+    for line in notes:
         say(line)
     result(f"{output}: {count:,} records: {positives:,} clicked items, {negatives:,} shown without a click")
     return count
@@ -131,8 +130,8 @@ def logs(inputs: list[Path], output: Path, *, rule: Rule, rows: str = "pairs", i
 
 def _records(log: "_Log", rows: str, catalogue: dict | None, rule: Rule, left_out: Counter[str]) -> Iterator[Record]:
     make = _pairs if rows == "pairs" else _lists
-    for asked in log.asked.values():
-        yield from make(asked, _scores(asked, rule, left_out), catalogue, rule, left_out)
+    for query in log.queries.values():
+        yield from make(query, _scores(query, rule, left_out), catalogue, rule, left_out)
 
 
 class _Log:
@@ -140,24 +139,18 @@ class _Log:
 
     def __init__(self, rule: Rule):
         self.rule = rule
-        self.asked: dict[int, Asked] = {}
+        self.queries: dict[int, LoggedQuery] = {}
         self.rows = 0
         self.with_impressions: bool | None = None  # the first row decides
-        self.extra: dict[str, None] = {}
+        self.extra: dict[str, None] = {}  # columns that logs have no use for, in order
 
     def read(self, path: Path, problems: Problems) -> None:
-        try:
-            for item in track(read_items(path), f"reading {path.name}"):
-                if isinstance(item, Problem):
-                    problems.row(item)
-                elif not isinstance(item, Blank) and (found := self._add(item)):
-                    problems.row(Problem(str(path), item.line, "; ".join(found), item.raw))
-        except BadInput as error:
-            for message in error.problems:
-                problems.file(message)
+        for item in _items(path, problems):
+            if faults := self._add(item):
+                problems.row(Problem(str(path), item.line, "; ".join(faults), item.raw))
 
     def _add(self, item: Item) -> list[str]:
-        """Takes a row; what is wrong with it."""
+        """Adds a row, or returns the problems with it."""
         if not isinstance(item.value, dict):
             return [f"a row of a log must be an object, not {kind(item.value)}"]
         row = Row({NAMES.get(key, key): value for key, value in item.value.items()}, item.table)
@@ -172,11 +165,11 @@ class _Log:
             return row.found
         self.rows += 1
         self.extra.update(dict.fromkeys(row.values))
-        asked = self.asked.setdefault(text_key(query), Asked(query))
-        shown = asked.items.get(text_key(name))
+        logged = self.queries.setdefault(text_key(query), LoggedQuery(query))
+        shown = logged.items.get(text_key(name))
         if shown is None:
             extra = {key: value for key, value in row.values.items() if value is not None}
-            shown = asked.items[text_key(name)] = Shown(name, extra)
+            shown = logged.items[text_key(name)] = LoggedItem(name, extra)
         theta = self.rule.theta(position)
         shown.clicks += clicks
         shown.weighted += clicks / theta
@@ -185,12 +178,25 @@ class _Log:
             shown.impressions += impressions
             shown.examined = (shown.examined or 0.0) + impressions * theta
         if clicks:
-            asked.deepest_click = max(asked.deepest_click, position)
+            logged.deepest_click = max(logged.deepest_click, position)
         return []
 
 
+def _items(path: Path, problems: Problems) -> Iterator[Item]:
+    """Yields the rows of a file that can be read, and adds the problems with the others."""
+    try:
+        for item in track(read_items(path), f"reading {path.name}"):
+            if isinstance(item, Problem):
+                problems.row(item)
+            elif not isinstance(item, Blank):
+                yield item
+    except BadInput as error:
+        for message in error.problems:
+            problems.file(message)
+
+
 def _whole(row: Row, key: str, least: int) -> int:
-    """A whole number; of a table, a text that is one."""
+    """Returns the whole number of a key; in a table it may be a text."""
     value = row.take(key, required=True)
     if isinstance(value, str) and row.table:
         with contextlib.suppress(ValueError):
@@ -210,46 +216,35 @@ def _whole(row: Row, key: str, least: int) -> int:
 
 
 def _catalogue(path: Path, problems: Problems) -> dict[int, tuple[str, str]]:
-    """key of an id -> (id, title and text)."""
-    found = {}
-    try:
-        for item in track(read_items(path), f"reading {path.name}"):
-            if isinstance(item, Blank):
-                continue
-            if isinstance(item, Problem):
-                problems.row(item)
-                continue
-            if not isinstance(item.value, dict):
-                problems.row(
-                    Problem(str(path), item.line, f"must be an object with id and text, not {kind(item.value)}")
-                )
-                continue
-            row = Row(item.value, item.table)
-            name, title, text = row.name("id", required=True), row.text("title", required=False), row.text("text")
-            if not row.found and text_key(name) in found:
-                row.found.append(f"id {name!r} stands twice")
-            if row.found:
-                problems.row(Problem(str(path), item.line, "; ".join(row.found), item.raw))
-            else:
-                found[text_key(name)] = (name, f"{title}\n{text}" if title else text)
-    except BadInput as error:
-        for message in error.problems:
-            problems.file(message)
-    return found
+    """Returns key of an id -> (id, title and text)."""
+    catalogue = {}
+    for item in _items(path, problems):
+        if not isinstance(item.value, dict):
+            problems.row(Problem(str(path), item.line, f"must be an object with id and text, not {kind(item.value)}"))
+            continue
+        row = Row(item.value, item.table)
+        name, title, text = row.name("id", required=True), row.text("title", required=False), row.text("text")
+        if not row.found and text_key(name) in catalogue:
+            row.found.append(f"id {name!r} stands twice")
+        if row.found:
+            problems.row(Problem(str(path), item.line, "; ".join(row.found), item.raw))
+        else:
+            catalogue[text_key(name)] = (name, f"{title}\n{text}" if title else text)
+    return catalogue
 
 
-def _scores(asked: Asked, rule: Rule, left_out: Counter[str]) -> dict[int, float]:
-    """item key -> score in 0..1; 0 for items that count as shown and not wanted. Empty where the query is left out."""
-    if asked.clicks < rule.min_clicks:
+def _scores(query: LoggedQuery, rule: Rule, left_out: Counter[str]) -> dict[int, float]:
+    """Returns item key -> score in 0..1, 0 for negatives. Empty if the query is left out."""
+    if query.clicks < rule.min_clicks:
         left_out[f"queries with fewer than {rule.min_clicks} clicks (--min-clicks)"] += 1
         return {}
     relevance = {}
-    for key, item in asked.items.items():
+    for key, item in query.items.items():
         if item.examined is not None and (item.examined < rule.min_examined or not item.examined):
             left_out[f"items examined less than {rule.min_examined:g} times in expectation (--min-examined)"] += 1
         elif item.clicks:
             relevance[key] = item.weighted if item.examined is None else min(1.0, item.clicks / item.examined)
-        elif item.examined is not None or item.top < asked.deepest_click:
+        elif item.examined is not None or item.top < query.deepest_click:
             relevance[key] = 0.0
         else:
             left_out["items without a click that stood below every clicked one"] += 1
@@ -261,34 +256,37 @@ def _scores(asked: Asked, rule: Rule, left_out: Counter[str]) -> dict[int, float
 
 
 def _pairs(
-    asked: Asked, scores: dict[int, float], catalogue: dict | None, rule: Rule, left_out: Counter[str]
+    query: LoggedQuery, scores: dict[int, float], catalogue: dict | None, rule: Rule, left_out: Counter[str]
 ) -> Iterator[Record]:
+    """Yields a record with a score for each item."""
     for key, score in scores.items():
-        item = asked.items[key]
+        item = query.items[key]
         if text := _text(key, item, catalogue, left_out):
             counts = {"clicks": item.clicks} | ({} if item.examined is None else {"impressions": item.impressions})
             documents = [] if catalogue is None else [item.name]
-            yield Record(asked.text, [text], score=score, doc_ids=documents, metadata=item.extra | counts)
+            yield Record(query.text, [text], score=score, doc_ids=documents, metadata=item.extra | counts)
 
 
 def _lists(
-    asked: Asked, scores: dict[int, float], catalogue: dict | None, rule: Rule, left_out: Counter[str]
+    query: LoggedQuery, scores: dict[int, float], catalogue: dict | None, rule: Rule, left_out: Counter[str]
 ) -> Iterator[Record]:
-    texts = {key: _text(key, asked.items[key], catalogue, left_out) for key in scores}
+    """Yields one record of positives and negatives, if the query has a positive."""
+    texts = {key: _text(key, query.items[key], catalogue, left_out) for key in scores}
     kept = {key: score for key, score in scores.items() if texts[key]}
     positives = sorted((key for key in kept if kept[key] >= rule.positive_score), key=lambda key: -kept[key])
     between = sum(0 < score < rule.positive_score for score in kept.values())
     if between:
         left_out[f"clicked items that score below {rule.positive_score:g} (--positive-score)"] += between
     if positives:
-        documents = [] if catalogue is None else [asked.items[key].name for key in positives]
+        documents = [] if catalogue is None else [query.items[key].name for key in positives]
         negatives = [texts[key] for key in kept if not kept[key]]
-        yield Record(asked.text, [texts[key] for key in positives], negatives, doc_ids=documents)
+        yield Record(query.text, [texts[key] for key in positives], negatives, doc_ids=documents)
     elif kept:
         left_out["queries without a positive that the catalogue has"] += 1
 
 
-def _text(key: int, item: Shown, catalogue: dict | None, left_out: Counter[str]) -> str:
+def _text(key: int, item: LoggedItem, catalogue: dict | None, left_out: Counter[str]) -> str:
+    """Returns the text of an item, or "" for one that the catalogue lacks."""
     if catalogue is None:
         return item.name
     if key not in catalogue:

@@ -1,4 +1,4 @@
-"""Real text that every machine has: the docstrings of the installed standard library, as chunks of a vector store."""
+"""Docstrings of the installed standard library as chunks of a vector store: real text that every machine has."""
 
 import ast
 import hashlib
@@ -27,8 +27,8 @@ def sample(path: Path, collection: str, *, limit: int | None = None) -> int:
     """Writes the standard library's docstrings to an embedded Chroma collection and returns their number.
 
     Sources are parsed, never imported. A chunk: id "module:qualname", text the cleaned docstring, metadata module (the
-    top-level module, for splitting), name, qualname, kind (module, class, function, method, topic), signature.
-    limit: the first so many, modules in a shuffled but fixed order. Running again with the same Python changes nothing.
+    top-level module, for splitting), name, qualname, kind (module, class, function, method, topic), signature. Modules
+    come in a shuffled but fixed order. limit: only the first chunks. A repeated run changes nothing.
     """
     if limit is not None and limit < 1:
         raise BadInput(f"--limit {limit}: must be 1 or more")
@@ -90,37 +90,30 @@ def _docstrings(skipped: Counter[str]) -> Iterator[Chunk]:
 
 
 def _files(top: str) -> list[Path]:
-    """The public source files of a top-level module, in order."""
+    """Returns the public source files of a top-level module, in order."""
     single, package = _library() / f"{top}.py", _library() / top
     if single.is_file():
         return [single]
     if not (package / "__init__.py").is_file():
         return []
-    found = []
+    files = []
     for file in sorted(package.rglob("*.py")):
         parts = file.relative_to(package).with_suffix("").parts
         private = any(part.startswith("_") and part != "__init__" for part in parts)
         if not private and SKIPPED_PARTS.isdisjoint(parts):
-            found.append(file)
-    return found
+            files.append(file)
+    return files
 
 
 def _walk(node: ast.AST, module: str, top: str, outer: tuple[str, ...]) -> Iterator[Chunk]:
-    """The docstring of a module, class or function, then those of the public names in it (not inside functions)."""
+    """Yields the docstring of a module, class or function, then those of its public names (not inside functions)."""
     documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
     if documented and (text := (ast.get_docstring(node) or "").strip()):
-        kind = "module" if not outer else "class" if isinstance(node, ast.ClassDef) else "function"
-        yield Chunk(
-            f"{module}:{'.'.join(outer) or '__doc__'}",
-            text,
-            {
-                "module": top,
-                "name": outer[-1] if outer else module.rpartition(".")[2],
-                "qualname": ".".join((module, *outer)),
-                "kind": "method" if kind == "function" and len(outer) > 1 else kind,
-                "signature": _signature(node),
-            },
-        )
+        function = "method" if len(outer) > 1 else "function"
+        kind = "module" if not outer else "class" if isinstance(node, ast.ClassDef) else function
+        name, qualname = outer[-1] if outer else module.rpartition(".")[2], ".".join((module, *outer))
+        metadata = {"module": top, "name": name, "qualname": qualname, "kind": kind, "signature": _signature(node)}
+        yield Chunk(f"{module}:{'.'.join(outer) or '__doc__'}", text, metadata)
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         return
     for child in ast.iter_child_nodes(node):
@@ -138,9 +131,9 @@ def _signature(node: ast.AST) -> str:
 
 
 def _topics(tree: ast.Module, module: str) -> Iterator[Chunk]:
-    """The language reference that `help('TOPIC')` shows: a dict literal of texts."""
+    """Yields the texts that `help('TOPIC')` shows: a dict literal in the source."""
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
             for name, text in ast.literal_eval(node.value).items():
-                about = {"module": "pydoc_data", "name": name, "qualname": name, "kind": "topic", "signature": ""}
-                yield Chunk(f"{module}:{name}", inspect.cleandoc(text), about)
+                metadata = {"module": "pydoc_data", "name": name, "qualname": name, "kind": "topic", "signature": ""}
+                yield Chunk(f"{module}:{name}", inspect.cleandoc(text), metadata)

@@ -1,1 +1,1 @@
-"""crawling"""
+"""Glossary pages from the web, wikis and saved files: sources, polite fetching, HTTP cache, charsets, output."""

@@ -1,14 +1,14 @@
-"""Bytes of a page to text: byte order mark, HTTP header, `meta`, and what the bytes themselves say against them."""
+"""Bytes of a page to text, by byte order mark, HTTP header and `meta`, each validated against the bytes."""
 
 import codecs
 import re
 from dataclasses import dataclass
 
-UTF8_SURE = 4  # sequences of several bytes that are valid UTF-8: by then it is no accident
+UTF8_SURE = 4  # valid UTF-8 sequences of several bytes: so many are no accident
 # By how much a declared charset may be worse than the likeliest one (charset_normalizer's measures, both 0..1):
 MESS_MARGIN = 0.08  # share of unlikely characters
 LANGUAGE_MARGIN = 0.3  # likeness of the letters' frequencies to those of a language
-SAMPLE = 20_000  # bytes of words beyond ASCII that are looked at
+SAMPLE = 20_000  # bytes of words beyond ASCII to measure
 NO_CHARSET = "windows-1252"  # what browsers take for a page that names none, and that is no UTF-8
 
 _SEVERAL = re.compile(rb"[\xc2-\xf4][\x80-\xbf]+")
@@ -21,23 +21,26 @@ _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codec
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A page's text, the charset it was read in, and what people should know about that (empty: nothing)."""
+    """A page's text."""
 
     text: str
-    charset: str
-    note: str = ""
+    charset: str  # that the text was read in
+    note: str = ""  # for people, on a charset that was contradicted or guessed, and on lost bytes
 
 
 def decode(body: bytes, content_type: str = "") -> Decoded:
-    """The text of a page. A declared charset that the bytes contradict is not used, and the note says so; bytes that
-    the charset does not have become U+FFFD and are counted in the note."""
+    """Returns the text of a page.
+
+    A declared charset that the bytes contradict is not used, and the note says so. Bytes that the charset lacks become
+    U+FFFD, and the note counts them.
+    """
     declared, notes = _declared(body, content_type)
     for mark, charset in _MARKS:
         if body.startswith(mark):
             notes += [
-                f"{place} says {said}, the byte order mark {charset}"
-                for place, said in declared
-                if not _same(said, charset)
+                f"{origin} says {name}, the byte order mark {charset}"
+                for origin, name in declared
+                if not _same(name, charset)
             ]
             return Decoded(body[len(mark) :].decode(charset, "replace"), charset, "; ".join(notes))
     charset, why = _choose(body, declared)
@@ -49,13 +52,13 @@ def decode(body: bytes, content_type: str = "") -> Decoded:
 
 
 def _declared(body: bytes, content_type: str) -> tuple[list[tuple[str, str]], list[str]]:
-    """(place, charset), that of the HTTP header first as it outweighs the page's own; and notes on unknown names."""
+    """Returns [(origin, charset)], the HTTP header first as it outweighs the page, and notes on unknown charsets."""
     from w3lib.encoding import html_body_declared_encoding, http_content_type_encoding
 
     header, page = http_content_type_encoding(content_type), html_body_declared_encoding(body)
     label = content_type.partition("charset=")[2].strip("\"' ;")
     notes = [f"the HTTP header names an unknown charset, {label!r}"] if label and not header else []
-    return [(place, name) for place, name in ((f"HTTP header ({label})", header), ("page", page)) if name], notes
+    return [(origin, name) for origin, name in ((f"HTTP header ({label})", header), ("page", page)) if name], notes
 
 
 def _same(one: str, other: str) -> bool:
@@ -63,23 +66,23 @@ def _same(one: str, other: str) -> bool:
 
 
 def _choose(body: bytes, declared: list[tuple[str, str]]) -> tuple[str, str]:
-    """The charset to read a page without byte order mark in, and why it is not the one that was declared."""
+    """Returns the charset of a page without byte order mark, and why it is not the declared one ("": it is)."""
     names = [name for _, name in declared]
     if body.isascii():  # then the charset makes no difference, but for those that switch by ASCII sequences
         return _switching(body, names)
     if b"\0" not in body:  # a page that calls itself UTF-16 in ASCII letters is not
-        declared = [(place, name) for place, name in declared if not name.startswith(("utf-16", "utf-32"))]
+        declared = [(origin, name) for origin, name in declared if not name.startswith(("utf-16", "utf-32"))]
     several = len(_SEVERAL.findall(body))
     if _decodes(body, "utf-8") and (several >= UTF8_SURE or names[:1] in ([], ["utf-8"])):
         return "utf-8", _contradicted(declared[:1], "the bytes are UTF-8") if names[:1] not in ([], ["utf-8"]) else ""
     sample = b" ".join(word for word in _TAGS.sub(b" ", body).split() if not word.isascii())[:SAMPLE]
     guess, best = _guess(sample)
     contradicted = []
-    for place, name in declared:
+    for origin, name in declared:
         if _decodes(body, name) and _as_good(_fit(sample, name), best):
-            others = contradicted or [said for said in declared if said[1] != name]
-            return name, _contradicted(others, f"read as {name}, as the {place} says") if others else ""
-        contradicted.append((place, name))
+            others = contradicted or [other for other in declared if other[1] != name]
+            return name, _contradicted(others, f"read as {name}, as the {origin} says") if others else ""
+        contradicted.append((origin, name))
     if "utf-8" in names and several > 9 * len(re.findall("\ufffd", body.decode("utf-8", "replace"))):
         return "utf-8", ""  # some broken bytes in a page that is UTF-8
     if _decodes(body, NO_CHARSET) and _as_good(_fit(sample, NO_CHARSET), best, MESS_MARGIN / 8):
@@ -88,6 +91,7 @@ def _choose(body: bytes, declared: list[tuple[str, str]]) -> tuple[str, str]:
 
 
 def _switching(body: bytes, names: list[str]) -> tuple[str, str]:
+    """Returns the charset of an ASCII page, one that switches by escape sequences or UTF-8, and why."""
     declared = next((name for name in names if name.startswith(("iso2022", "hz"))), None)
     if not declared and b"\x1b$" in body and _decodes(body, "iso2022_jp"):
         return "iso2022_jp", "the bytes are ISO-2022-JP"
@@ -95,8 +99,8 @@ def _switching(body: bytes, names: list[str]) -> tuple[str, str]:
 
 
 def _contradicted(declared: list[tuple[str, str]], conclusion: str) -> str:
-    said = " and ".join(f"{place} says {name}" for place, name in declared)
-    return f"{said or 'no charset is declared'}; {conclusion}"
+    declarations = " and ".join(f"{origin} says {name}" for origin, name in declared)
+    return f"{declarations or 'no charset is declared'}; {conclusion}"
 
 
 def _decodes(body: bytes, charset: str) -> bool:
@@ -108,7 +112,7 @@ def _decodes(body: bytes, charset: str) -> bool:
 
 
 def _guess(sample: bytes) -> tuple[str, tuple[float, float]]:
-    """The most likely charset of these words, with its fit."""
+    """Returns the most likely charset of these words, with its fit."""
     from charset_normalizer import from_bytes
 
     best = from_bytes(sample).best()
@@ -116,7 +120,7 @@ def _guess(sample: bytes) -> tuple[str, tuple[float, float]]:
 
 
 def _fit(sample: bytes, charset: str) -> tuple[float, float]:
-    """Share of unlikely characters, and likeness to a language, of these words in this charset."""
+    """Returns (share of unlikely characters, likeness to a language) of these words in this charset, each in 0..1."""
     from charset_normalizer import from_bytes
 
     # in steps that cover the whole sample; the threshold drops nothing

@@ -2,7 +2,7 @@
 
 import asyncio
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,6 +13,8 @@ from data_prep.common.errors import BadInput
 from data_prep.common.files import check, check_output_file
 from data_prep.crawling import mediawiki
 from data_prep.crawling.charsets import decode
+from data_prep.crawling.dry_run import serve
+from data_prep.crawling.fetch import AGENT, Fetcher, NotFetched, Politeness
 from data_prep.crawling.http_cache import default_folder
 from data_prep.crawling.output import report, write
 from data_prep.crawling.sources import GLOSSARIES, MARKDOWN, WIKIPEDIA, Source, read_sources
@@ -28,16 +30,23 @@ MARKDOWN_TYPES = ("text/markdown", "text/x-markdown")
 
 @dataclass(slots=True)
 class Crawled:
-    """What one source gave. failed: what could not be had and why. entries: with references resolved, up to the limit;
-    unresolved: those that refer to a term that is not here and keep their text; beyond: left out by the limit."""
+    """The pages and terms of one source."""
 
     source: Source
     pages: list[glossary.Page] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-    entries: list[glossary.Entry] = field(default_factory=list)
-    resolved: int = 0
-    unresolved: int = 0
-    beyond: int = 0
+    failed: list[str] = field(default_factory=list)  # "PLACE: REASON" of what could not be fetched or read
+    entries: list[glossary.Entry] = field(default_factory=list)  # with references resolved, up to the limit
+    resolved: int = 0  # entries that refer to another one and have its definition
+    unresolved: int = 0  # entries that refer to a missing term and keep their text
+    beyond: int = 0  # entries left out by the limit
+
+    def keep(self, page: glossary.Page) -> None:
+        self.pages.append(page)
+        say(page.summary())
+
+    def fail(self, place: object, reason: object) -> None:
+        self.failed.append(f"{place}: {reason}")
+        say(f"failed: {place}: {reason}")
 
 
 def crawl(
@@ -53,35 +62,30 @@ def crawl(
     max_age: float = DAY,
     dry_run: bool = False,
 ) -> None:
-    """Crawls the sources and writes their terms to `output`: .csv (term, definition, url, source) or .jsonl (pairs);
-    `compose` and `shard` read both. limit: terms per source. delay, timeout, max_age: seconds. dry_run: the sources are
-    only checked, and pages that come with the package are crawled instead, from this process.
+    """Crawls the sources and writes their terms to `output`: .csv (term, definition, url, source) or .jsonl (pairs).
 
-    Raises BadInput before anything is fetched; Failed when sources could not be had, after writing what others gave.
+    limit: terms per source. delay, timeout, max_age: seconds. dry_run: only checks the sources, and crawls pages that
+    come with the package. Raises BadInput before anything is fetched. Raises Failed for sources that could not be
+    fetched, after writing the terms of the others.
     """
     sources = _check(names, output, language, limit, delay, timeout, max_age, dry_run)
     with ExitStack() as stack:
         if dry_run:
-            from data_prep.crawling.dry_run import serve
-
             say(f"dry run: {len(sources)} sources are well-formed and not asked; the package's own pages are crawled")
             sources = read_sources(stack.enter_context(serve()), language)
             delay, cache = 0.0, Path(stack.enter_context(tempfile.TemporaryDirectory()))
         crawled = [Crawled(source) for source in sources]
+        how = None
         if any(not source.file for source in sources):
-            from data_prep.crawling.fetch import AGENT, Politeness, run
-
             agent = f"{AGENT}/{_version()} (glossary crawler; {contact or 'no contact given'})"
-            folder = cache or default_folder()
-            how = Politeness(agent, language, delay, timeout, folder, max_age, proxies=not dry_run)
+            how = Politeness(agent, language, delay, timeout, cache or default_folder(), max_age, proxies=not dry_run)
             _announce(sources, how, contact)
-            try:
-                run(lambda fetcher: _visit_all(crawled, fetcher, language, limit), how)
-            except KeyboardInterrupt:
+        try:
+            asyncio.run(_visit_all(crawled, how, language, limit))
+        except KeyboardInterrupt:
+            if how:
                 say(f"stopped; what was fetched is in {how.cache}, and the same command goes on from there")
-                raise
-        else:
-            asyncio.run(_visit_all(crawled, None, language, limit))
+            raise
     for one in crawled:
         _settle(one, limit)
     write(crawled, output)
@@ -116,31 +120,30 @@ def _announce(sources: list[Source], how, contact: str) -> None:
         say("note: Wikimedia asks crawlers to name a contact: --contact you@example.org")
 
 
-async def _visit_all(crawled: list[Crawled], fetcher, language: str, limit: int | None) -> None:
-    """Every source to its end, some at once; a line on each page as it is read."""
+async def _visit_all(crawled: list[Crawled], how: Politeness | None, language: str, limit: int | None) -> None:
+    """Visits every source, AT_ONCE at a time. how: None where every source is a saved page."""
     places, done = asyncio.Semaphore(AT_ONCE), 0
 
-    async def visit(one: Crawled) -> None:
+    async def visit(one: Crawled, fetcher: Fetcher | None) -> None:
         nonlocal done
         async with places:
             try:
                 await _visit(one, fetcher, language, limit)
-            except Exception as error:  # of one source; what the others give is not lost for it
-                _fail(
-                    one, one.source.name, f"{type(error).__name__}: {error} (a fault of the crawler: please report it)"
-                )
+            except Exception as error:  # of one source; the others keep their terms
+                fault = f"{type(error).__name__}: {error} (a fault of the crawler: please report it)"
+                one.fail(one.source.name, fault)
         done += 1
         if len(crawled) > 1:
             say(f"{done} of {len(crawled)} sources done")
 
-    await asyncio.gather(*(visit(one) for one in crawled))
+    async with Fetcher(how) if how else nullcontext() as fetcher:
+        await asyncio.gather(*(visit(one, fetcher) for one in crawled))
 
 
-async def _visit(one: Crawled, fetcher, language: str, limit: int | None) -> None:
-    source = one.source
-    if source.file:
+async def _visit(one: Crawled, fetcher: Fetcher | None, language: str, limit: int | None) -> None:
+    if one.source.file:
         _visit_file(one, language)
-    elif source.url:
+    elif one.source.url:
         await _visit_page(one, fetcher, language)
     else:
         await _visit_wiki(one, fetcher, limit)
@@ -151,31 +154,30 @@ def _visit_file(one: Crawled, language: str) -> None:
     try:
         body = path.read_bytes()
     except OSError as error:
-        _fail(one, path, error.strerror)
+        one.fail(path, error.strerror)
         return
     _read(one, body, "", path.resolve().as_uri(), path.suffix.lower() in MARKDOWN, language)
 
 
-async def _visit_page(one: Crawled, fetcher, language: str) -> None:
-    from data_prep.crawling.fetch import NotFetched
-
+async def _visit_page(one: Crawled, fetcher: Fetcher, language: str) -> None:
     try:
-        fetched = await fetcher.page(one.source.url)
+        answer = await fetcher.page(one.source.url)
     except NotFetched as error:
-        _fail(one, one.source.url, error)
+        one.fail(one.source.url, error)
         return
-    kind = fetched.content_type.partition(";")[0].strip().lower()
+    content_type = answer.headers.get("content-type", "")
+    kind = content_type.partition(";")[0].strip().lower()
     markdown = kind in MARKDOWN_TYPES or (
-        kind in ("", "text/plain") and urlsplit(fetched.url).path.lower().endswith(MARKDOWN)
+        kind in ("", "text/plain") and urlsplit(answer.url).path.lower().endswith(MARKDOWN)
     )
     if not markdown and kind not in ("", *HTML_TYPES):
-        _fail(one, fetched.url, f"is {kind}; only HTML and Markdown pages are read")
+        one.fail(answer.url, f"is {kind}; only HTML and Markdown pages are read")
         return
-    _read(one, fetched.body, fetched.content_type, fetched.url, markdown, language, fetched.cached)
+    _read(one, answer.body, content_type, answer.url, markdown, language, answer.cached)
 
 
-async def _visit_wiki(one: Crawled, fetcher, limit: int | None) -> None:
-    """The pages that the source's title stands for, in turn, until there are as many terms as wanted."""
+async def _visit_wiki(one: Crawled, fetcher: Fetcher, limit: int | None) -> None:
+    """Reads the pages of the source's title in turn, until there are as many terms as wanted."""
     source = one.source
     wiki = mediawiki.Wiki(source.api, _api(fetcher), lambda note: say(f"{source.name}: {note}"))
     leads = glossary.Page(f"{source.name} (the leads of its articles)")
@@ -183,7 +185,7 @@ async def _visit_wiki(one: Crawled, fetcher, limit: int | None) -> None:
         title = source.title or await _own_category(source, fetcher)
         async for page in wiki.pages(title):
             if page.html:
-                _keep(one, glossary.from_html(page.html, page.url, about_terms=True))
+                one.keep(glossary.from_html(page.html, page.url, about_terms=True))
             else:
                 leads.entries.append(glossary.Entry(page.title, tidy(page.lead), page.url))
             if limit and len(leads.entries) + sum(len(page.entries) for page in one.pages) >= limit:
@@ -192,17 +194,15 @@ async def _visit_wiki(one: Crawled, fetcher, limit: int | None) -> None:
     except mediawiki.ApiError as error:
         wiki.failed.append((source.title or source.name, str(error)))
     if leads.entries:
-        leads.found["lead of an article"] = len(leads.entries)
-        _keep(one, leads)
-    for place, reason in wiki.failed:
-        _fail(one, f"{source.name}: {place}", reason)
+        leads.by_structure["lead of an article"] = len(leads.entries)
+        one.keep(leads)
+    for title, reason in wiki.failed:
+        one.fail(f"{source.name}: {title}", reason)
     for reason, count in wiki.left.items():
         say(f"{source.name}: {reason}: {count:,}")
 
 
-def _api(fetcher) -> mediawiki.Get:
-    from data_prep.crawling.fetch import NotFetched
-
+def _api(fetcher: Fetcher) -> mediawiki.Get:
     async def get(url: str) -> dict:
         try:
             return await fetcher.json(url)
@@ -212,8 +212,8 @@ def _api(fetcher) -> mediawiki.Get:
     return get
 
 
-async def _own_category(source: Source, fetcher) -> str:
-    """The category of glossaries of the source's wiki; the English Wikipedia knows what the others call theirs."""
+async def _own_category(source: Source, fetcher: Fetcher) -> str:
+    """Returns the category of glossaries of the source's wiki, by the language links of the English Wikipedia."""
     if source.language == "en":
         return GLOSSARIES
     english = mediawiki.Wiki(WIKIPEDIA.format(lang="en"), _api(fetcher), say)
@@ -227,21 +227,11 @@ def _read(
     read = glossary.from_markdown if markdown else glossary.from_html
     page = read(decoded.text, url, language)
     page.notes = ([decoded.note] if decoded.note else []) + page.notes + (["from the cache"] if cached else [])
-    _keep(one, page)
-
-
-def _keep(one: Crawled, page: glossary.Page) -> None:
-    one.pages.append(page)
-    say(page.summary())
-
-
-def _fail(one: Crawled, place, reason) -> None:
-    one.failed.append(f"{place}: {reason}")
-    say(f"failed: {place}: {reason}")
+    one.keep(page)
 
 
 def _settle(one: Crawled, limit: int | None) -> None:
-    """References over all pages of the source, then the limit."""
+    """Resolves references over all pages of the source, then applies the limit."""
     entries = [entry for page in one.pages for entry in page.entries]
     one.resolved, lost, circles = resolve(entries)
     one.unresolved = len(lost)

@@ -1,4 +1,4 @@
-"""The pages of `crawl --dry-run`: they come with the package and are served to the crawler from within its process."""
+"""Pages of `crawl --dry-run`. They come with the package; a thread of the crawler's own process serves them."""
 
 import threading
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ WIKI = "/w/api.php"
 
 @contextmanager
 def serve() -> Iterator[list[str]]:
-    """The addresses to crawl, on a free port of the loopback interface, for as long as the block runs."""
+    """Serves the pages on a free loopback port while the block runs; yields the addresses to crawl."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Pages)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -52,15 +52,15 @@ class _Pages(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *args) -> None:
-        """Requests are reported by the crawler."""
+        """Prints nothing: the crawler reports its requests."""
 
 
-def _answer(asked: dict[str, list[str]]) -> str:
-    """The file with the wiki's answer to this request."""
-    if asked.get("action") == ["parse"]:
+def _answer(parameters: dict[str, list[str]]) -> str:
+    """Returns the file with the wiki's answer to this request."""
+    if parameters.get("action") == ["parse"]:
         return "parse.json"
-    if asked.get("prop") == ["extracts"]:
+    if parameters.get("prop") == ["extracts"]:
         return "leads.json"
-    if "list" in asked:
-        return "members-2.json" if "cmcontinue" in asked else "members-1.json"
+    if "list" in parameters:
+        return "members-2.json" if "cmcontinue" in parameters else "members-1.json"
     return "info.json"

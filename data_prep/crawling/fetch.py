@@ -1,298 +1,298 @@
-"""Scrapy behind one function: pages fetched politely (robots.txt, pace, retries, limits) inside this one process."""
+"""Pages fetched politely: robots.txt, one request at a time to a host, pace, retries, limits, cache.
+
+- `Fetcher._follow` goes along a page's redirects. Each hop asks robots.txt, then the cache, then the server.
+- A hop holds the lock of its host through all its retries, so a host never sees two requests at once.
+- `_exchange` is one request. It raises `_Retryable` for a failure that may pass.
+"""
 
 import asyncio
+import contextlib
 import json
-import re
+import socket
 import time
-from collections import defaultdict
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
-from http import HTTPStatus
+from http.client import responses
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
-import scrapy
+import httpx
 from protego import Protego
-from scrapy import exceptions
-from scrapy.crawler import CrawlerProcess
-from scrapy.downloadermiddlewares.redirect import MetaRefreshMiddleware, RedirectMiddleware
-from scrapy.downloadermiddlewares.retry import RetryMiddleware, get_retry_request
-from scrapy.exceptions import IgnoreRequest
-from scrapy.http import HtmlResponse
-from scrapy.utils.response import get_meta_refresh
-from twisted.internet.error import ReactorNotRestartable
-from twisted.logger import formatEvent, globalLogBeginner
+from w3lib.html import get_meta_refresh
 
-from data_prep.common.console import say
-from data_prep.common.errors import Failed
+from data_prep.crawling.http_cache import Answer, HttpCache
 
 AGENT = "embedfleet"  # the name by which robots.txt may address this crawler
 MAX_PAGE = 10 * 2**20  # bytes, unpacked
 REDIRECTS = 5
+REDIRECTED = frozenset((301, 302, 303, 307, 308))
+LOCATION = "redirects-to"  # see _hide_location
+LONGEST_REFRESH = 100.0  # seconds; a page that reloads itself later than that is a page
 RETRIES = 3
+RETRIED = frozenset((408, 429, 500, 502, 503, 504, 522, 524))
 LONGEST_WAIT = 120.0  # seconds that a server may ask us to wait before we give up on the page
-_ASK_TO_WAIT = (b"maxlag", b"ratelimited")  # MediaWiki-API-Error, with HTTP status 200
+_ASK_TO_WAIT = ("maxlag", "ratelimited")  # MediaWiki-API-Error, with HTTP status 200
 
 
 @dataclass(frozen=True, slots=True)
 class Politeness:
-    """How pages are asked for. delay: seconds between two requests to one host (a longer Crawl-delay of its robots.txt
-    counts); timeout: seconds for a whole answer; max_age: seconds for which an answer in the cache is used."""
+    """Headers, pace and limits of requests."""
 
     user_agent: str
     language: str
-    delay: float
-    timeout: float
+    delay: float  # seconds between two requests to one host; a longer Crawl-delay of its robots.txt counts
+    timeout: float  # seconds for a whole answer
     cache: Path
-    max_age: float
+    max_age: float  # seconds for which an answer in the cache is used
     proxies: bool = True  # those of the environment
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """An answer. url: after redirects."""
-
-    url: str
-    body: bytes
-    content_type: str
-    cached: bool
-
-
 class NotFetched(Exception):
-    """A page that could not be had, and why, in one line."""
+    """A page could not be fetched; the message says why, in one line."""
+
+
+class _BadRedirect(NotFetched):
+    """A redirect that is not followed."""
+
+
+class _Retryable(NotFetched):
+    """A failure that may pass."""
+
+
+class _Host:
+    """The pace of requests to one host."""
+
+    def __init__(self, delay: float):
+        self.lock = asyncio.Lock()  # held during a request and its retries
+        self.delay = delay  # seconds
+        self._last = float("-inf")  # when the last request began
+
+    async def wait(self) -> None:
+        """Sleeps until the next request may begin."""
+        await asyncio.sleep(max(0.0, self._last + self.delay - time.monotonic()))
+        self._last = time.monotonic()
 
 
 class Fetcher:
-    """What `run` hands to its work: asks for one page, through Scrapy's middlewares and the cache. Pages of one host
-    are asked for in turn, and all of them wait while one waits for its retry."""
+    """Fetches pages. An asynchronous context manager, to be entered once."""
 
-    def __init__(self, spider: scrapy.Spider):
-        self._engine = spider.crawler.engine
-        # not left to CONCURRENT_REQUESTS_PER_DOMAIN: without a delay, Scrapy 2.19 exceeds it for requests made at once
-        self._turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+    def __init__(self, how: Politeness):
+        self._how = how
+        self._hosts: dict[str, _Host] = {}
+        self._robots: dict[str, asyncio.Task[tuple[Protego, str]]] = {}  # by the address of robots.txt
 
-    async def page(self, url: str, obey_robots: bool = True) -> Fetched:
-        """Raises NotFetched."""
-        try:
-            request = scrapy.Request(url, meta={"dont_obey_robotstxt": not obey_robots})
-            async with self._turns[urlsplit(request.url).hostname or ""]:
-                response = await self._engine.download_async(request)
-        except Exception as error:
-            if (reason := _reason(error)) is None:
-                raise
-            raise NotFetched(reason) from None
-        if response.status != 200:
-            tries = response.request.meta.get("retry_times", 0) + 1
-            asked = response.request.meta.get("asked_to_wait")
-            said = f"{_status(response.status)}" + (f", {tries} times" if tries > 1 else "")
-            raise NotFetched(f"{said}; {asked}" if asked else said)
-        content_type = response.headers.get("Content-Type", b"").decode("latin-1")
-        return Fetched(response.url, response.body, content_type, "cached" in response.flags)
-
-    async def json(self, url: str) -> dict:
-        """The answer of an API. A robots.txt is for pages: interfaces made for programs are not asked whether they may
-        be used by one. Raises NotFetched."""
-        fetched = await self.page(url, obey_robots=False)
-        try:
-            return json.loads(fetched.body.decode("utf-8-sig"))
-        except ValueError:
-            raise NotFetched(f"the answer is no JSON but {fetched.content_type or 'of no stated type'}") from None
-
-
-def _reason(error: Exception) -> str | None:
-    """Why a download failed, in words for people; None for an error that is ours."""
-    if isinstance(error, exceptions.DownloadCancelledError) or "DOWNLOAD_MAXSIZE" in str(error):
-        return f"is larger than {MAX_PAGE // 2**20} MiB; it was not read further"
-    if isinstance(error, IgnoreRequest):
-        return str(error)
-    if isinstance(error, exceptions.DownloadTimeoutError):
-        return f"no whole answer in time, {RETRIES + 1} times (--timeout)"
-    if isinstance(error, exceptions.CannotResolveHostError):
-        return "its host name is not known"
-    if isinstance(error, exceptions.DownloadConnectionRefusedError):
-        return "its server refuses the connection"
-    if isinstance(error, exceptions.ResponseDataLossError):
-        return "the answer was cut short"
-    if isinstance(error, exceptions.DownloadFailedError | exceptions.UnsupportedURLSchemeError | OSError):
-        inner = re.search(r"Failure [\w.]*?(\w+: .*?)>", str(error))  # of Twisted, in brackets
-        return f"the connection failed: {inner[1] if inner else str(error).strip() or type(error).__name__}"
-    return None
-
-
-def _status(code: int) -> str:
-    try:
-        return f"HTTP {code} {HTTPStatus(code).phrase}"
-    except ValueError:
-        return f"HTTP {code}"
-
-
-def run(work: Callable[[Fetcher], Awaitable[None]], how: Politeness) -> None:
-    """Runs the work with a Fetcher until it is done. Raises what the work raises, and KeyboardInterrupt after Ctrl-C.
-
-    Once per process: a Twisted reactor cannot be started again.
-    """
-    # Twisted's own observer would write tracebacks to stderr
-    globalLogBeginner.beginLoggingTo([_say_fault], redirectStandardIO=False, discardBuffer=True)
-    process = CrawlerProcess(_settings(how))
-    crawler = process.create_crawler(_Spider)
-    process.crawl(crawler, work=work, how=how)
-    try:
-        process.start()
-    except ReactorNotRestartable:
-        raise Failed("a process can crawl only once; start another one") from None
-    if crawler.spider is None:
-        raise Failed("the crawler did not start")
-    if crawler.spider.failure is not None:
-        raise crawler.spider.failure
-    if not crawler.spider.done:
-        raise KeyboardInterrupt
-
-
-def _say_fault(event: dict) -> None:
-    """A failure that Twisted only logs (such as a certificate that is none), in one line."""
-    if (failure := event.get("log_failure")) is not None:
-        say(f"note: {formatEvent(event)}: {failure.type.__name__}: {failure.getErrorMessage()}")
-
-
-def _settings(how: Politeness) -> dict:
-    return {
-        "USER_AGENT": how.user_agent,
-        "DEFAULT_REQUEST_HEADERS": {
+    async def __aenter__(self) -> "Fetcher":
+        how = self._how
+        headers = {
+            "User-Agent": how.user_agent.encode(),  # httpx would refuse a contact beyond ASCII
             "Accept": "text/html,application/xhtml+xml,text/markdown;q=0.9,text/plain;q=0.8",
             "Accept-Language": f"{how.language},en;q=0.5" if how.language != "en" else "en",
-        },
-        "CONCURRENT_REQUESTS_PER_DOMAIN": 1,
-        "DOWNLOAD_DELAY": how.delay,
-        "DOWNLOAD_DELAY_JITTER": 0,
-        "DOWNLOAD_TIMEOUT": how.timeout,
-        "DOWNLOAD_MAXSIZE": MAX_PAGE,
-        "DOWNLOAD_WARNSIZE": 0,
-        "DOWNLOAD_VERIFY_CERTIFICATES": True,
-        "DOWNLOAD_HANDLERS": {"data": None, "file": None, "ftp": None, "s3": None},  # http and https only
-        "REDIRECT_MAX_TIMES": REDIRECTS,
-        "RETRY_TIMES": RETRIES,
-        "DOWNLOADER_MIDDLEWARES": {
-            Robots: 100,
-            "scrapy.downloadermiddlewares.retry.RetryMiddleware": None,
-            PatientRetry: 550,
-            "scrapy.downloadermiddlewares.redirect.MetaRefreshMiddleware": None,
-            WebRefreshes: 580,
-            "scrapy.downloadermiddlewares.redirect.RedirectMiddleware": None,
-            WebRedirects: 600,
-        },
-        "HTTPCACHE_ENABLED": True,
-        "HTTPCACHE_DIR": str(how.cache),
-        "HTTPCACHE_EXPIRATION_SECS": how.max_age,
-        "HTTPCACHE_STORAGE": "data_prep.crawling.http_cache.AnswerCache",
-        "HTTPPROXY_ENABLED": how.proxies,
-        "COOKIES_ENABLED": False,
-        "REFERER_ENABLED": False,
-        "TELNETCONSOLE_ENABLED": False,
-        "REMOTE_CONTROL_ENABLED": False,
-        "LOG_ENABLED": False,
-    }
+            "Accept-Encoding": "gzip, deflate",  # those that `_unpack` knows
+        }
+        trusted = httpx.create_ssl_context()
+        trusted.load_default_certs()  # the system's, beside those of httpx
+        self._client = httpx.AsyncClient(
+            headers=headers,
+            verify=trusted,
+            trust_env=how.proxies,
+            timeout=None,  # `_exchange` has one for the whole answer
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # stores none
+            event_hooks={"response": [_hide_location]},
+            limits=httpx.Limits(max_keepalive_connections=0),  # one that the server closed meanwhile would cost a try
+        )
+        self._cache = HttpCache(how.cache, headers["Accept-Language"], how.max_age)
+        return self
 
+    async def __aexit__(self, *_) -> None:
+        await self._client.aclose()
+        self._cache.close()
 
-class _Spider(scrapy.Spider):
-    """Runs the work as its start; the pages are fetched from within it."""
-
-    name = "glossary"
-    failure: Exception | None = None
-    done = False
-
-    async def start(self):
+    async def page(self, url: str, obey_robots: bool = True) -> Answer:
+        """Returns the page at this address, or the one it redirects to. Raises NotFetched."""
         try:
-            await self.work(Fetcher(self))
-            self.done = True
-        except Exception as error:  # Scrapy would only log it
-            self.failure = error
-        return
-        yield  # an async generator that yields nothing
+            answer = await self._follow(_normalized(url), obey_robots)
+        except httpx.InvalidURL as error:
+            raise NotFetched(f"is no valid address: {error}") from None
+        if answer.status != 200:
+            raise NotFetched(_status(answer.status) + answer.retries)
+        return answer
 
+    async def json(self, url: str) -> dict:
+        """Returns the answer of an API. Raises NotFetched.
 
-class Robots:
-    """robots.txt by RFC 9309, where Scrapy's own middleware takes a server that fails for one that allows everything;
-    and its Crawl-delay. In the place of Scrapy's RobotsTxtMiddleware."""
+        A robots.txt is for pages: interfaces made for programs are not asked whether they may be used by one.
+        """
+        answer = await self.page(url, obey_robots=False)
+        try:
+            return json.loads(answer.body.decode("utf-8-sig"))
+        except ValueError:
+            kind = answer.headers.get("content-type") or "of no stated type"
+            raise NotFetched(f"the answer is no JSON but {kind}") from None
 
-    def __init__(self, crawler):
-        self._crawler, self._rules = crawler, {}
+    async def _follow(self, url: str, obey_robots: bool) -> Answer:
+        """Returns the first answer that is no redirect. Raises NotFetched."""
+        passed: list[str] = []
+        while True:
+            if obey_robots:
+                await self._check_robots(url, redirected=bool(passed))
+            passed.append(url)
+            host = self._host(url)
+            async with host.lock:
+                answer = self._cache.get(url) or await self._request(url, host)
+            target = _redirect(answer)
+            if not target:
+                return answer
+            if len(passed) > REDIRECTS:
+                raise _BadRedirect(f"redirects more than {REDIRECTS} times: {' -> '.join(passed)}")
+            url = target
 
-    @classmethod
-    def from_crawler(cls, crawler):
-        return cls(crawler)
+    def _host(self, url: str) -> _Host:
+        return self._hosts.setdefault(urlsplit(url).hostname or "", _Host(self._how.delay))
 
-    async def process_request(self, request):
-        if request.meta.get("dont_obey_robotstxt"):
-            return
-        root = urlsplit(request.url)._replace(path="/robots.txt", query="", fragment="").geturl()
-        if root not in self._rules:
-            self._rules[root] = asyncio.ensure_future(self._read(root))
-        rules, unreadable = await self._rules[root]
-        here = f"redirects to {request.url}: " if "redirect_urls" in request.meta else ""
+    async def _check_robots(self, url: str, redirected: bool) -> None:
+        """Raises NotFetched where robots.txt forbids this page (RFC 9309)."""
+        address = urlsplit(url)._replace(path="/robots.txt", query="").geturl()
+        if address not in self._robots:
+            self._robots[address] = asyncio.create_task(self._read_robots(address))
+        rules, unreadable = await self._robots[address]
+        hop = f"redirects to {url}: " if redirected else ""
         if unreadable:
-            raise IgnoreRequest(f"{here}robots.txt cannot be read ({unreadable}), so nothing of the host is fetched")
-        if not rules.can_fetch(request.url, AGENT):
-            raise IgnoreRequest(f"{here}robots.txt forbids it")
+            raise NotFetched(f"{hop}robots.txt cannot be read ({unreadable}), so nothing of the host is fetched")
+        if not rules.can_fetch(url, AGENT):
+            raise NotFetched(f"{hop}robots.txt forbids it")
 
-    async def _read(self, address: str) -> tuple[Protego, str]:
-        """The rules of a host, and why there are none for sure: then all is forbidden (RFC 9309, 2.3.1.4)."""
-        everything = Protego.parse("")
+    async def _read_robots(self, address: str) -> tuple[Protego, str]:
+        """Returns the rules of a host, and why they are unknown: then all is forbidden (RFC 9309, 2.3.1.4)."""
+        no_rules = Protego.parse("")
         try:
-            request = scrapy.Request(address, meta={"dont_obey_robotstxt": True})
-            response = await self._crawler.engine.download_async(request)
-        except IgnoreRequest:  # it redirects too often: as if there were none (2.3.1.2)
-            return everything, ""
-        except Exception as error:
-            if (reason := _reason(error)) is None:
-                raise
-            return everything, reason
-        if response.status == 429 or response.status >= 500:
-            return everything, f"{_status(response.status)}"
-        if response.status != 200:
-            return everything, ""
-        rules = Protego.parse(response.body.decode("utf-8-sig", "replace"))
-        if delay := rules.crawl_delay(AGENT):
-            self._slow_down(urlsplit(address).hostname, delay)
+            answer = await self._follow(address, obey_robots=False)
+        except _BadRedirect:  # as if there were none (2.3.1.2)
+            return no_rules, ""
+        except NotFetched as error:
+            return no_rules, str(error)
+        if answer.status == 429 or answer.status >= 500:
+            return no_rules, _status(answer.status)
+        if answer.status != 200:
+            return no_rules, ""
+        rules = Protego.parse(answer.body.decode("utf-8-sig", "replace"))
+        host = self._host(address)
+        host.delay = max(host.delay, rules.crawl_delay(AGENT) or 0.0)
         return rules, ""
 
-    def _slow_down(self, host: str, delay: float) -> None:
-        downloader = self._crawler.engine.downloader
-        delay = max(delay, self._crawler.settings.getfloat("DOWNLOAD_DELAY"))
-        downloader.per_slot_settings[host] = {"delay": delay}  # for a slot that is made later
-        if host in downloader.slots:
-            downloader.slots[host].delay = delay
+    async def _request(self, url: str, host: _Host) -> Answer:
+        """Requests until there is an answer to keep, at most 1 + RETRIES times. Raises NotFetched.
+
+        The wait before a retry is what the server asks for (Retry-After), else twice the last one.
+        """
+        for tries in range(1, RETRIES + 2):
+            await host.wait()
+            wait = self._how.delay * 2 ** (tries - 1)
+            times = f", {tries} times" if tries > 1 else ""
+            try:
+                answer = await self._exchange(url)
+            except _Retryable:
+                if tries > RETRIES:
+                    raise
+            else:
+                lagging = answer.headers.get("mediawiki-api-error") in _ASK_TO_WAIT
+                if answer.status not in RETRIED and not lagging:
+                    break
+                asked = _retry_after(answer.headers.get("retry-after", ""))
+                if asked is not None and asked > LONGEST_WAIT:
+                    return replace(answer, retries=f"{times}; it asks to wait {asked:,.0f} s; try again later")
+                wait = wait if asked is None else asked
+            if tries <= RETRIES:
+                await asyncio.sleep(wait)
+        return replace(answer, retries=times)
+
+    async def _exchange(self, url: str) -> Answer:
+        """Returns the answer to one request and stores it. Raises NotFetched, _Retryable."""
+        response = None
+        try:
+            async with asyncio.timeout(self._how.timeout), self._client.stream("GET", url) as response:
+                body = await _read(response)
+        except TimeoutError:
+            raise _Retryable(f"no whole answer in time, {RETRIES + 1} times (--timeout)") from None
+        except (httpx.TransportError, OSError) as error:
+            raise _Retryable("the answer was cut short" if response else _reason(error)) from None
+        answer = Answer(url, response.status_code, dict(response.headers.multi_items()), body)
+        self._cache.put(answer)
+        return answer
 
 
-class PatientRetry(RetryMiddleware):
-    """Scrapy's, waiting before each retry: as long as the server asks (Retry-After), else twice as long each time."""
+async def _hide_location(response: httpx.Response) -> None:
+    """Renames the header Location, which httpx would parse even where it follows nothing, and fail for a bad one."""
+    if "location" in response.headers:
+        response.headers[LOCATION] = response.headers.pop("location")
 
-    async def process_response(self, request, response):
-        lagging = response.headers.get("MediaWiki-API-Error") in _ASK_TO_WAIT
-        if response.status not in self.retry_http_codes and not lagging:
-            return response
-        asked = _retry_after(response.headers.get("Retry-After", b"").decode("latin-1"))
-        if asked is not None and asked > LONGEST_WAIT:
-            request.meta["asked_to_wait"] = f"it asks to wait {asked:,.0f} s; try again later"
-            return response
-        return await self._later(request, _status(response.status), asked) or response
 
-    async def process_exception(self, request, exception):
-        if isinstance(exception, self.exceptions_to_retry):
-            return await self._later(request, exception, None)
-        return None
+async def _read(response: httpx.Response) -> bytes:
+    """Returns the unpacked body. Raises NotFetched for one larger than MAX_PAGE, without reading further."""
+    length = response.headers.get("content-length", "")
+    _check_size(int(length) if length.isdecimal() else 0)
+    body = bytearray()
+    async for chunk in response.aiter_raw():
+        body += chunk
+        _check_size(len(body))
+    return _unpack(bytes(body), response.headers.get("content-encoding", "").strip().lower())
 
-    async def _later(self, request, reason, asked: float | None):
-        retry = get_retry_request(request, reason=reason, spider=self.crawler.spider)
-        if retry is not None:
-            delay = self.crawler.settings.getfloat("DOWNLOAD_DELAY")
-            backoff = delay * 2 ** (retry.meta["retry_times"] - 1)
-            await asyncio.sleep(backoff if asked is None else asked)
-        return retry
+
+def _unpack(body: bytes, coding: str) -> bytes:
+    """Returns the body without its Content-Encoding.
+
+    httpx would unpack a small chunk to any size, so that a few kilobytes could fill the memory.
+    """
+    if coding in ("", "identity"):
+        return body
+    if coding not in ("gzip", "x-gzip", "deflate"):
+        raise NotFetched(f"is packed as {coding}, which was not asked for")
+    for window in (zlib.MAX_WBITS | 32, -zlib.MAX_WBITS):  # with a header of gzip or zlib; "deflate" without any
+        with contextlib.suppress(zlib.error):
+            unpacked = zlib.decompressobj(window).decompress(body, MAX_PAGE + 1)
+            _check_size(len(unpacked))
+            return unpacked
+    raise NotFetched(f"its {coding} is broken")
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_PAGE:
+        raise NotFetched(f"is larger than {MAX_PAGE // 2**20} MiB; it was not read further")
+
+
+def _redirect(answer: Answer) -> str:
+    """Returns the address this answer redirects to, by Location or `<meta http-equiv="refresh">`, or "".
+
+    Raises _BadRedirect for one that is not followed.
+    """
+    target, kind = "", answer.headers.get("content-type", "")
+    if answer.status in REDIRECTED:
+        target = answer.headers.get(LOCATION, "")
+    elif answer.status == 200 and ("html" in kind.lower() or not kind):
+        seconds, refresh = get_meta_refresh(answer.body[:4096].decode("utf-8", "replace"), answer.url)
+        target = refresh if refresh and seconds < LONGEST_REFRESH else ""
+    if not target:
+        return ""
+    try:
+        to = urlsplit(urljoin(answer.url, target))
+        if to.scheme in ("http", "https") and "@" not in to.netloc:
+            return _normalized(to.geturl())
+    except (ValueError, httpx.InvalidURL):
+        raise _BadRedirect(f"redirects to {target!r}, which is no address") from None
+    if to.scheme not in ("http", "https"):
+        raise _BadRedirect(f"redirects to {target}; only http and https are fetched")
+    raise _BadRedirect("redirects to an address with a user name; only open pages are crawled")
+
+
+def _normalized(url: str) -> str:
+    """Returns the address as it is sent, without its fragment. Raises httpx.InvalidURL."""
+    return str(httpx.URL(url).copy_with(fragment=None))
 
 
 def _retry_after(value: str) -> float | None:
-    """Seconds: the header holds their number, or a date (RFC 9110, 10.2.3)."""
+    """Returns seconds. The header holds their number, or a date (RFC 9110, 10.2.3)."""
     if value.strip().isdecimal():
         return float(value)
     try:
@@ -301,39 +301,24 @@ def _retry_after(value: str) -> float | None:
         return None
 
 
-class WebRedirects(RedirectMiddleware):
-    """Scrapy's, saying where a redirect leads that is not followed."""
-
-    def process_response(self, request, response):
-        location = response.headers.get("Location", b"").decode("latin-1")
-        if location and response.status in (301, 302, 303, 307, 308):
-            _refuse_other_schemes(request.url, location)
-        return _said_if_too_many(super().process_response, request, response)
+def _status(code: int) -> str:
+    return f"HTTP {code} {responses.get(code, '')}".rstrip()
 
 
-class WebRefreshes(MetaRefreshMiddleware):
-    """The same for `<meta http-equiv="refresh">`."""
-
-    def process_response(self, request, response):
-        if isinstance(response, HtmlResponse) and (target := get_meta_refresh(response)[1]):
-            _refuse_other_schemes(request.url, target)
-        return _said_if_too_many(super().process_response, request, response)
-
-
-def _refuse_other_schemes(url: str, target: str) -> None:
-    try:
-        to = urlsplit(urljoin(url, target))
-    except ValueError:
-        raise IgnoreRequest(f"redirects to {target!r}, which is no address") from None
-    if to.scheme not in ("http", "https"):
-        raise IgnoreRequest(f"redirects to {target}; only http and https are fetched")
-    if "@" in to.netloc:
-        raise IgnoreRequest("redirects to an address with a user name; only open pages are crawled")
+def _reason(error: Exception) -> str:
+    """Returns why a connection failed, in words for people."""
+    causes = list(_causes(error))
+    if any(isinstance(cause, socket.gaierror) for cause in causes):
+        return "its host name is not known"
+    if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
+        return "its server refuses the connection"
+    return f"the connection failed: {str(causes[-1]).strip() or type(causes[-1]).__name__}"
 
 
-def _said_if_too_many(follow: Callable, request, response):
-    try:
-        return follow(request, response)
-    except IgnoreRequest:
-        passed = " -> ".join([*request.meta.get("redirect_urls", []), request.url])
-        raise IgnoreRequest(f"redirects more than {REDIRECTS} times: {passed}") from None
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yields the error and all that led to it."""
+    while error is not None:
+        yield error
+        for other in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
+            yield from _causes(other)
+        error = error.__cause__ or error.__context__

@@ -1,4 +1,4 @@
-"""What a crawl writes: the terms as CSV or as pairs, what was skipped beside them, and the summary."""
+"""Output of a crawl: the terms as CSV or as pairs, the skipped items, and the summary."""
 
 import csv
 import json
@@ -14,8 +14,10 @@ COLUMNS = ("term", "definition", "url", "source")
 
 
 def write(crawled: list, output: Path) -> None:
-    """The entries of all sources, in the order of the sources, of their pages, and of the entries on them; and what the
-    pages' structures held that is no entry, in F.rejected.jsonl. Without any entry, nothing is written."""
+    """Writes the entries of all sources in order, and the items that were skipped on their pages to F.rejected.jsonl.
+
+    crawled: list of crawl.Crawled. Without any entry, nothing is written.
+    """
     rows = [(entry.term, entry.definition, entry.url, one.source.name) for one in crawled for entry in one.entries]
     if not rows:
         return
@@ -37,12 +39,13 @@ def write(crawled: list, output: Path) -> None:
 
 
 def report(crawled: list, output: Path) -> None:
-    """The summary. Raises Failed with every source that could not be had or gave nothing."""
-    bad: list[str] = []
+    """Prints the summary. Raises Failed with every source that could not be fetched or has no term."""
+    failures: list[str] = []
     for one in crawled:
-        bad += one.failed
+        failures += one.failed
         if not one.entries and not one.failed:
-            bad.append(f"{one.source.name}: no term found ({'; '.join(n for page in one.pages for n in page.notes)})")
+            notes = "; ".join(note for page in one.pages for note in page.notes)
+            failures.append(f"{one.source.name}: no term found ({notes})")
     entries = [entry for one in crawled for entry in one.entries]
     skipped = Counter(item.reason for one in crawled for page in one.pages for item in page.skipped)
     resolved, unresolved = sum(one.resolved for one in crawled), sum(one.unresolved for one in crawled)
@@ -63,7 +66,7 @@ def report(crawled: list, output: Path) -> None:
             f"{output}: {len(entries):,} terms with {definitions:,} different definitions from {pages:,} pages of "
             f"{sum(bool(one.entries) for one in crawled):,} sources"
         )
-    if bad:
+    if failures:
         kept = f"{output} holds what the others gave" if entries else "nothing was written"
         again = "run the same command again: what was fetched is not asked for again"
-        raise Failed(f"{len(bad)} problems with the sources; {kept}; {again}\n  - " + "\n  - ".join(bad))
+        raise Failed(f"{len(failures)} problems with the sources; {kept}; {again}\n  - " + "\n  - ".join(failures))

@@ -1,4 +1,4 @@
-"""What `crawl` is asked for: glossaries of Wikipedia, addresses, saved pages, lists of these; every mistake at once."""
+"""Sources of `crawl`: glossaries of Wikipedia, addresses, saved pages, and lists of these."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from data_prep.common.errors import BadInput, nearest
 
 WIKIPEDIA = "https://{lang}.wikipedia.org/w/api.php"
-GLOSSARIES = "Category:Wikipedia glossaries"  # of the English Wikipedia; its language links name that of the others
+GLOSSARIES = "Category:Wikipedia glossaries"  # of the English Wikipedia; its language links name those of the others
 HTML, MARKDOWN, LIST = (".html", ".htm", ".xhtml"), (".md", ".markdown"), (".txt",)
 FORMS = "wikipedia_glossary, wikipedia_glossary:TITLE, an http(s) address, a saved page (.html, .md) or a list (.txt)"
 
@@ -22,35 +22,34 @@ _LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z0-9]+)*")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One thing to crawl. name: as the user gave it. Exactly one of the others is set: file, url (a page), or api (the
-    api.php of a MediaWiki) with title; a title of None is the wiki's own category of glossaries in `language`."""
+    """One thing to crawl: a page, a saved page, or a title of a wiki (exactly one of url, file and api is set)."""
 
-    name: str
+    name: str  # as the user wrote it
     url: str = ""
     file: Path | None = None
-    api: str = ""
-    title: str | None = None
+    api: str = ""  # address of the api.php of a MediaWiki
+    title: str | None = None  # a page or category of the wiki; None: the wiki's category of glossaries in `language`
     language: str = ""
 
     @property
-    def place(self) -> tuple:
-        """Equal for two sources that lead to the same pages."""
+    def target(self) -> tuple:
+        """A key that is equal for two sources of the same pages."""
         return (self.url, self.file and self.file.resolve(), self.api, self.title, self.language)
 
 
 def read_sources(names: Iterable[str], language: str) -> list[Source]:
-    """The sources in the order given. Raises BadInput with every name that is none, and with those given twice."""
+    """Returns the sources in order. Raises BadInput with every name that is no source, or is repeated."""
     problems, sources = [], []
     if not _LANGUAGE.fullmatch(language):
         problems.append(f"--lang {language}: is no language code such as en, de or zh-yue")
-    for name, place in _listed(list(names), problems):
-        found = _source(name, language)
-        if isinstance(found, str):
-            problems.append(f"{place}{found}")
-        elif any(found.place == other.place for other in sources):
-            problems.append(f"{place}{name}: is given twice; name it once")
+    for name, position in _listed(list(names), problems):
+        source = _source(name, language)
+        if isinstance(source, str):
+            problems.append(f"{position}{source}")
+        elif any(source.target == other.target for other in sources):
+            problems.append(f"{position}{name}: is given twice; name it once")
         else:
-            sources.append(found)
+            sources.append(source)
     if not sources and not problems:
         problems.append(f"--source: nothing to crawl; name {FORMS}")
     if problems:
@@ -59,7 +58,7 @@ def read_sources(names: Iterable[str], language: str) -> list[Source]:
 
 
 def _listed(names: list[str], problems: list[str]) -> Iterator[tuple[str, str]]:
-    """(name, "FILE:LINE: " where it comes from a list); one name per line, # begins a comment."""
+    """Yields (name, "FILE:LINE: " if it comes from a list). A list has one name per line; # begins a comment."""
     for name in names:
         path = Path(name)
         if path.suffix.lower() not in LIST or not path.is_file():
@@ -81,7 +80,7 @@ def _listed(names: list[str], problems: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _source(name: str, language: str) -> Source | str:
-    """The source of this name, or what is wrong with it."""
+    """Returns the source of this name, or what is wrong with it."""
     if name == "wikipedia_glossary" or name.startswith("wikipedia_glossary:"):
         title = name.partition(":")[2].strip() or None
         if title is None and ":" in name:
@@ -128,6 +127,7 @@ def _file(name: str) -> Source | str:
 
 
 def _meant(path: Path) -> str:
+    """Returns a hint for a file that does not exist, or ""."""
     siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
     if hint := nearest(path.name, ["wikipedia_glossary", *siblings]):
         return f".{hint}"

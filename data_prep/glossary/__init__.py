@@ -1,1 +1,1 @@
-"""glossary"""
+"""Terms and definitions of one page, and the references between them."""

@@ -18,37 +18,37 @@ _TEXT_AFTER = re.compile(rf"[「『]?(.+?)[」』]?\s*(?:{SEE_AFTER})\s*[.。]?"
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What an entry refers to instead of saying it: another term's text, and its anchor on the page where it is."""
+    """The target of an entry that refers to another one."""
 
     term: str
     anchor: str = ""  # URL with fragment, or empty
 
 
 def reference(text: str, links: list[tuple[str, str]]) -> Reference | None:
-    """The reference that this definition is, or None for a definition. links: (text, URL) of each link in it."""
+    """Returns the reference in place of a definition, or None for a definition. links: (text, URL) of those in it."""
     if len(text) > LONGEST or "\n\n" in text:
         return None
     if len(links) == 1 and links[0][0] in text:
         label, url = links[0]
         before, after = (part.strip(" .。:：\"'“”‘’") for part in text.split(label, 1))
         alone = not before and not after and "#" in url
-        if alone or (_said(_BEFORE_LINK, before) and not after) or (not before and _said(_AFTER_LINK, after)):
+        if alone or (_matches(_BEFORE_LINK, before) and not after) or (not before and _matches(_AFTER_LINK, after)):
             return Reference(label, url)
         return None
-    found = _TEXT.fullmatch(text) or _TEXT_AFTER.fullmatch(text)
-    return Reference(found[1].strip()) if found and not links else None
+    match = _TEXT.fullmatch(text) or _TEXT_AFTER.fullmatch(text)
+    return Reference(match[1].strip()) if match and not links else None
 
 
-def _said(words: re.Pattern, text: str) -> bool:
-    """Whether the text is one of the words; their full stop may be missing."""
+def _matches(words: re.Pattern, text: str) -> bool:
+    """Returns True if the text is one of the words. Their full stop may be missing."""
     return bool(words.fullmatch(text) or words.fullmatch(f"{text}."))
 
 
 def resolve(entries: list) -> tuple[int, list, list]:
     """Gives each entry that refers to another one its definition, over all pages of one source.
 
-    entries: glossary.Entry, changed in place. Returns the number resolved, the entries whose target is not there
-    (they keep their text as written), and those that refer in a circle (they have no definition).
+    entries: page.Entry, changed in place. Returns the number resolved, the entries whose target is missing (they keep
+    their text), and those that refer in a circle (they have no definition).
     """
     by_anchor = {unquote(f"{entry.url}#{anchor}"): entry for entry in entries for anchor in entry.anchors}
     by_term: dict[tuple[str, str], object] = {}
@@ -60,7 +60,7 @@ def resolve(entries: list) -> tuple[int, list, list]:
         name = normalise(entry.see.term)
         return by_anchor.get(unquote(entry.see.anchor)) or by_term.get((entry.url, name)) or by_term.get(("", name))
 
-    ends: dict[int, object] = {}  # id of an entry -> the entry that defines it; None: not there; itself: a circle
+    ends: dict[int, object] = {}  # id of an entry -> the entry that defines it; None: missing; itself: a circle
     for entry in entries:
         passed, last = {}, entry
         while last is not None and last.see and id(last) not in passed and id(last) not in ends:

@@ -1,4 +1,4 @@
-"""HTML to plain text: what is furniture (edit links, footnote marks, anchors) goes, paragraphs and lines stay."""
+"""HTML to plain text: furniture (edit links, footnote marks, anchors) is dropped, paragraphs and lines stay."""
 
 import re
 import unicodedata
@@ -42,10 +42,10 @@ _LINE, _PARAGRAPH = "\x1e", "\x1f"  # separators while a text is put together; `
 
 
 def parse(text: str) -> tuple[html.HtmlElement | None, str]:
-    """The document, and where it could not be read to its end, why. None for a page without any text or element.
+    """Returns the document (None for an empty page), and why it was not read to its end ("": it was).
 
-    Two parsers: Lexbor mends broken HTML as browsers do (HTML Living Standard, 13.2), where lxml alone puts the rest
-    of a page into an element that was left open; lxml then gives the tree.
+    Two parsers: Lexbor mends broken HTML as browsers do (HTML Living Standard, 13.2). lxml alone would put the rest of
+    a page into an element that was left open; here it only builds the tree.
     """
     text = _CONTROLS.sub(" ", text)
     if not text.strip():
@@ -60,7 +60,7 @@ def parse(text: str) -> tuple[html.HtmlElement | None, str]:
 
 
 def _too_deep(text: str) -> int | None:
-    """Where more elements are open than browsers let be; parsers take quadratic time and memory for such pages."""
+    """Returns the offset where more than DEEPEST elements are open: parsers take quadratic time beyond it."""
     depth = 0
     for tag in _OPENED.finditer(text):
         depth = max(0, depth - 1) if tag[1] else depth + 1
@@ -70,7 +70,7 @@ def _too_deep(text: str) -> int | None:
 
 
 def prune(document: html.HtmlElement) -> None:
-    """Empties the furniture of the document, in place; what stands behind it stays.
+    """Empties the furniture of the document, in place. Text behind it stays.
 
     In Python and not in XPath, whose unions take quadratic time in libxml2.
     """
@@ -96,7 +96,7 @@ def _is_furniture(node: html.HtmlElement) -> bool:
 
 
 def _is_mark(node: html.HtmlElement) -> bool:
-    """A permalink or a footnote mark: a link within the page whose text is a sign or a number."""
+    """Returns True for a permalink or footnote mark: a link within the page whose text is a sign or a number."""
     if not any("#" in link.get("href", "") for link in node.iter("a")):
         return False
     content = node.text_content().strip()
@@ -105,25 +105,27 @@ def _is_mark(node: html.HtmlElement) -> bool:
 
 
 def text_of(element: html.HtmlElement, skip: Collection[html.HtmlElement] = ()) -> str:
-    """The text of one element without that of the elements in skip: paragraphs parted by an empty line, lines kept,
-    other white space collapsed."""
+    """Returns the text of one element without that of the elements in skip.
+
+    An empty line parts paragraphs; lines are kept; other white space is collapsed.
+    """
     return tidy("".join(piece for piece in _pieces(element, skip) if isinstance(piece, str)))
 
 
 def sections(element: html.HtmlElement) -> list[tuple[html.HtmlElement, str]]:
-    """Every heading with the text between it and the next heading of any level, in order."""
+    """Returns every heading with the text up to the next heading of any level, in order."""
     headings = set(element.iter(*HEADINGS))
-    found: list[tuple[html.HtmlElement, list[str]]] = []
+    parts: list[tuple[html.HtmlElement, list[str]]] = []
     for piece in _pieces(element, headings):
         if not isinstance(piece, str):
-            found.append((piece, []))
-        elif found:
-            found[-1][1].append(piece)
-    return [(heading, tidy("".join(pieces))) for heading, pieces in found]
+            parts.append((piece, []))
+        elif parts:
+            parts[-1][1].append(piece)
+    return [(heading, tidy("".join(pieces))) for heading, pieces in parts]
 
 
 def _pieces(element: html.HtmlElement, skip: Collection[html.HtmlElement]) -> Iterator[str | html.HtmlElement]:
-    """The texts and breaks of an element in order; an element of skip in the place of its content."""
+    """Yields the texts and breaks of an element in order, and each element of skip in place of its content."""
     skipped = 0
     for event, node in etree.iterwalk(element, events=("start", "end", "comment", "pi")):
         tag = node.tag if isinstance(node.tag, str) else ""
@@ -156,22 +158,22 @@ def _after(tag: str, node: html.HtmlElement) -> str:
 
 
 def tidy(text: str) -> str:
-    """White space, invisible characters and composed letters (NFC) as people write them."""
+    """Returns the text in NFC without invisible characters, repeated spaces and stray breaks."""
     text = unicodedata.normalize("NFC", _INVISIBLE.sub("", text.replace("\r", "")))
     text = re.sub(" {2,}", " ", text)  # first, or the next expression takes quadratic time for a row of spaces
     return re.sub(rf" ?[{_LINE}{_PARAGRAPH}][ {_LINE}{_PARAGRAPH}]*", _break, text).strip()
 
 
-def _break(found: re.Match) -> str:
-    return "\n\n" if _PARAGRAPH in found[0] else "\n"
+def _break(match: re.Match) -> str:
+    return "\n\n" if _PARAGRAPH in match[0] else "\n"
 
 
 def clean_term(text: str) -> str:
-    """One line, without what editors leave around a term: a colon or dash behind it, a pilcrow, empty brackets."""
+    """Returns the term as one line, without a colon, dash or pilcrow behind it and without empty brackets."""
     text = _LEFT_OF_EDIT.sub("", _SPACE.sub(" ", text))
     return re.sub(r"\s*[:：¶–—]\s*$", "", text.strip()).strip()
 
 
 def clean_definition(text: str) -> str:
-    """The definition without the separator that stood between it and its term."""
+    """Returns the definition without the separator between it and its term."""
     return re.sub(r"^(?:[:–—=-]\s+|：)", "", text).strip()

@@ -1,4 +1,4 @@
-"""The ways in which a page holds terms and definitions. Each function finds one of them in a pruned document."""
+"""Structures that hold terms and definitions. Each function finds one kind in a pruned document."""
 
 import re
 from collections.abc import Iterator
@@ -9,39 +9,39 @@ from lxml import etree, html
 from data_prep.glossary import markup
 from data_prep.glossary.words import ABOUT_TERMS, DEFINITION_HEADS, LETTER, NO_TERM, OTHER_LISTS, TERM_HEADS
 
-FEWEST = 3  # of a structure that any page may have (a plain list, headings, bold words): fewer are no glossary
+FEWEST = 3  # plain list items, headings or bold words: any page may have fewer
 
-WIDEST = 64  # columns of a table that are looked at
+WIDEST = 64  # columns of a table that are read
 BOLD = ("b", "strong", "dfn")
 _SEPARATED = re.compile(r"\s*(?:[:：–—]|-\s)")
 
 
 @dataclass(slots=True)
 class Group:
-    """Terms that share definitions, each an element or plain text. links: the `a` elements of the definitions."""
+    """Terms that share definitions."""
 
-    terms: list
-    definitions: list
-    links: list = field(default_factory=list)
+    terms: list  # each an element or plain text
+    definitions: list  # each an element or plain text
+    links: list = field(default_factory=list)  # the `a` elements of the definitions
 
     def __post_init__(self) -> None:
         self.links = self.links or [link for e in self.definitions if not isinstance(e, str) for link in e.iter("a")]
 
     @property
     def line(self) -> int:
-        """Line of the page's source, 1-based; 0 where plain text is all there is."""
+        """Line of the page's source, from 1; 0 for plain text."""
         return next((e.sourceline or 0 for e in self.terms + self.definitions if not isinstance(e, str)), 0)
 
 
 def about_terms(document: html.HtmlElement, url: str) -> bool:
-    """Whether title, first heading or address say that the page is a glossary (before pruning)."""
+    """Returns True if title, first heading or address call the page a glossary. To be called before pruning."""
     heads = [head for head in (next(document.iter(tag), None) for tag in ("title", "h1", "h2")) if head is not None]
-    said = [url.rstrip("/").rpartition("/")[2], *(head.text_content() for head in heads)]
-    return bool(ABOUT_TERMS.search(" ".join(said)))
+    names = [url.rstrip("/").rpartition("/")[2], *(head.text_content() for head in heads)]
+    return bool(ABOUT_TERMS.search(" ".join(names)))
 
 
 def defined_terms(document: html.HtmlElement) -> list[Group]:
-    """schema.org DefinedTerm as microdata: name and alternateName with description."""
+    """Finds schema.org DefinedTerm as microdata: name and alternateName with description."""
     groups = []
     for scope in document.xpath("//*[@itemscope][contains(@itemtype, 'schema.org/DefinedTerm')]"):
         if "DefinedTermSet" in scope.get("itemtype"):
@@ -58,19 +58,19 @@ def _scopes(element: html.HtmlElement) -> Iterator[html.HtmlElement]:
 
 
 def lists(document: html.HtmlElement, glossary: bool) -> list[Group]:
-    """Definition lists: those with the class "glossary", or the others that no documentation tool made for code."""
+    """Finds definition lists: those with the class "glossary", or all others but those of documentation tools."""
     groups = []
-    for found in document.xpath("//dl[not(ancestor::dl)]"):
-        classes = set((found.get("class") or "").split())
+    for dl in document.xpath("//dl[not(ancestor::dl)]"):
+        classes = set((dl.get("class") or "").split())
         if ("glossary" in classes) == glossary and (glossary or not classes & OTHER_LISTS):
-            groups += [group for group in _pairs(found) if group.terms]
+            groups += [group for group in _pairs(dl) if group.terms]
     return groups
 
 
-def _pairs(found: html.HtmlElement) -> Iterator[Group]:
-    """dt dt dd dd -> two terms with two definitions, also where `div` wraps each group or something else is between."""
+def _pairs(dl: html.HtmlElement) -> Iterator[Group]:
+    """Yields a group of two terms and two definitions for dt dt dd dd, also where a `div` wraps each group."""
     terms, definitions = [], []
-    for child in _items(found):
+    for child in _items(dl):
         if child.tag == "dt" and definitions:
             yield Group(terms, definitions)
             terms, definitions = [], []
@@ -83,8 +83,8 @@ def _pairs(found: html.HtmlElement) -> Iterator[Group]:
         yield Group(terms, definitions)
 
 
-def _items(found: html.HtmlElement) -> Iterator[html.HtmlElement]:
-    for child in found.iterchildren("dt", "dd", "div"):
+def _items(dl: html.HtmlElement) -> Iterator[html.HtmlElement]:
+    for child in dl.iterchildren("dt", "dd", "div"):
         if child.tag == "div":
             yield from child.iterchildren("dt", "dd")
         else:
@@ -92,7 +92,7 @@ def _items(found: html.HtmlElement) -> Iterator[html.HtmlElement]:
 
 
 def tables(document: html.HtmlElement, headed: bool) -> list[Group]:
-    """Tables whose headings name a term and a definition column; or the others that have two columns."""
+    """Finds tables whose headings name a term and a definition column, or else the other tables of two columns."""
     groups = []
     for table in document.xpath("//table[not(ancestor::table) and not(.//table) and not(.//dl) and not(ancestor::dl)]"):
         rows = _grid(table)
@@ -106,7 +106,7 @@ def tables(document: html.HtmlElement, headed: bool) -> list[Group]:
 
 
 def _grid(table: html.HtmlElement) -> list[list[html.HtmlElement]]:
-    """Rows of cells; a cell that spans stands at each of its places."""
+    """Returns rows of cells. A cell that spans several columns or rows stands in each of them."""
     rows: list[list[html.HtmlElement]] = []
     open_cells: dict[int, tuple[html.HtmlElement, int]] = {}  # column -> cell that reaches down, rows left
     for line in table.iter("tr"):
@@ -143,10 +143,10 @@ def _is_head(row: list[html.HtmlElement]) -> bool:
 
 
 def _columns(head: list[html.HtmlElement]) -> tuple[list[int], int] | None:
-    """The term columns and the definition column that these headings name."""
+    """Returns the term columns and the definition column that these headings name, or None."""
     words = [set(re.findall(r"\w+", markup.text_of(cell).casefold())) for cell in head]
-    definition = next((i for i, said in enumerate(words) if said & DEFINITION_HEADS), None)
-    terms = [i for i, said in enumerate(words) if said & TERM_HEADS and i != definition]
+    definition = next((i for i, heading in enumerate(words) if heading & DEFINITION_HEADS), None)
+    terms = [i for i, heading in enumerate(words) if heading & TERM_HEADS and i != definition]
     return (terms, definition) if terms and definition is not None else None
 
 
@@ -157,24 +157,26 @@ def _row(row: list[html.HtmlElement], terms: list[int], definition: int) -> Grou
 
 
 def _divides(row: list[html.HtmlElement], head: list[html.HtmlElement]) -> bool:
-    """A row that holds no entry: one cell over all columns (a letter), a repeated head, or nothing."""
+    """Returns True for a row without an entry: one cell over all columns (a letter), a repeated head, or empty."""
     texts = [markup.text_of(cell) for cell in row]
     repeated = [markup.text_of(cell) for cell in head] == texts
     return not any(texts) or repeated or (len(row) > 1 and all(cell is row[0] for cell in row))
 
 
 def headings(document: html.HtmlElement) -> tuple[list[Group], list[tuple[int, str, str]]]:
-    """Headings of the level that most terms have, each with the text below it, deeper headings included.
-    Also gives what was passed over: (line, reason, text)."""
+    """Finds headings of the most common level, each with the text below it, deeper headings included.
+
+    Returns the groups, and the sections that were passed over: (line, reason, text).
+    """
     root = main_content(document)
     links = _links_by_heading(root)
-    found = [(int(h.tag[1]), h, markup.clean_term(markup.text_of(h)), text) for h, text in markup.sections(root)]
-    own = [level for level, _, title, text in found if text and level > 1 and not _no_term(title)]
+    sections = [(int(h.tag[1]), h, markup.clean_term(markup.text_of(h)), text) for h, text in markup.sections(root)]
+    own = [level for level, _, title, text in sections if text and level > 1 and not _no_term(title)]
     if not own:
         return [], []
     best = max(sorted(set(own), reverse=True), key=own.count)
     groups, passed, current = [], [], None
-    for level, heading, title, text in found:
+    for level, heading, title, text in sections:
         if level > best:
             if current:
                 current.definitions += [title, text]
@@ -195,18 +197,18 @@ def _no_term(title: str) -> bool:
 
 
 def _links_by_heading(root: html.HtmlElement) -> dict[html.HtmlElement, list[html.HtmlElement]]:
-    found: dict = {}
+    links: dict = {}
     current = None
     for element in root.iter(*markup.HEADINGS, "a"):
         if element.tag != "a":
-            current = found[element] = []
+            current = links[element] = []
         elif current is not None and next(element.iterancestors(*markup.HEADINGS), None) is None:
             current.append(element)
-    return found
+    return links
 
 
 def main_content(document: html.HtmlElement) -> html.HtmlElement:
-    """The element that holds the page's own text."""
+    """Returns the element that holds the page's own text."""
     for element in document.iter(etree.Element):
         is_main = element.tag in ("main", "article") or element.get("role") == "main"
         if is_main or "mw-parser-output" in element.get("class", "").split():
@@ -215,8 +217,10 @@ def main_content(document: html.HtmlElement) -> html.HtmlElement:
 
 
 def bold_words(document: html.HtmlElement) -> list[Group]:
-    """List items and paragraphs that begin with a bold word and a colon or dash; a paragraph's definition reaches to
-    the next such paragraph or heading."""
+    """Finds list items and paragraphs that begin with a bold word and a colon or dash.
+
+    The definition of a paragraph reaches to the next such paragraph or heading.
+    """
     groups = []
     for block in main_content(document).iter("li", "p"):
         lead = _lead(block)
@@ -235,7 +239,7 @@ def bold_words(document: html.HtmlElement) -> list[Group]:
 
 
 def _lead(block: html.HtmlElement) -> html.HtmlElement | None:
-    """The bold word that this block begins with, if a separator follows it."""
+    """Returns the bold word that this block begins with, if a separator follows it."""
     if not isinstance(block.tag, str) or (block.text or "").strip():
         return None
     first = next(block.iterchildren(tag=etree.Element), None)

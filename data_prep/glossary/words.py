@@ -1,4 +1,4 @@
-"""The words by which pages of many languages tell that they hold terms, and which of their parts are none."""
+"""Words of many languages that mark a glossary, its columns, its references, and the parts that hold no terms."""
 
 import re
 
@@ -8,7 +8,7 @@ def _words(text: str) -> frozenset[str]:
 
 
 def _any_of(text: str) -> str:
-    """A regular expression for the alternatives, which stand one per | or line."""
+    """Returns a regular expression for the alternatives, which | or a new line parts."""
     return "|".join(part.strip() for part in text.replace("\n", "|").split("|") if part.strip())
 
 

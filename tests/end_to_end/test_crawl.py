@@ -21,9 +21,9 @@ import pytest
 from tests.launching import ROOT, environment, free_port, run
 from tests.web import GLOSSARY, page, serving
 
-for needed in ("scrapy", "lxml", "selectolax", "mdit_py_plugins"):
+for needed in ("httpx", "protego", "w3lib", "lxml", "selectolax", "mdit_py_plugins", "cryptography"):
     pytest.importorskip(needed)
-from cryptography import x509  # noqa: E402 - comes with Scrapy
+from cryptography import x509  # noqa: E402
 from cryptography.hazmat.primitives import hashes, serialization  # noqa: E402
 from cryptography.hazmat.primitives.asymmetric import ec  # noqa: E402
 
@@ -306,7 +306,9 @@ def _trickle(request, stop: threading.Event) -> None:
 
 def test_manners(tmp_path):
     """Requests are apart by the delay or the longer Crawl-delay of robots.txt, and say who asks for what language."""
-    routes = {f"/{i}": page(str(i)) for i in range(3)}
+    routes = {
+        f"/{i}": lambda request, i=i: request.send(GLOSSARY.format(i), Set_Cookie="a=b; path=/") for i in range(3)
+    }
     routes["/robots.txt"] = lambda request: request.send("User-agent: embedfleet\nCrawl-delay: 0.5\n", "text/plain")
     with serving(routes) as web:
         sources = [f"{web.address}/{i}" for i in range(3)]
@@ -378,8 +380,8 @@ def test_wikipedia_in_another_language_by_its_api(tmp_path):
     }
     with serving(routes) as web:
         code = (
-            "import sys; from data_prep import __main__, crawl, crawl_sources\n"
-            f"crawl.WIKIPEDIA = crawl_sources.WIKIPEDIA = '{web.address}/{{lang}}/w/api.php'\n"
+            "import sys; from data_prep import __main__; from data_prep.crawling import crawl, sources\n"
+            f"crawl.WIKIPEDIA = sources.WIKIPEDIA = '{web.address}/{{lang}}/w/api.php'\n"
             "sys.exit(__main__.main(sys.argv[1:]))"
         )
         argv = command(tmp_path, ["wikipedia_glossary"], "--lang", "de", "--delay", "0", output="out.jsonl")[2:]

@@ -142,4 +142,4 @@ def test_pages_shipped_for_the_dry_run_are_package_data():
     from data_prep.crawling.dry_run import PAGES, TYPES
 
     assert {f"/{path.name}" for path in PAGES.iterdir() if path.is_file()} == set(TYPES)
-    assert "data_prep = dry_run_pages/*, dry_run_pages/api/*" in Path("setup.cfg").read_text(encoding="utf-8")
+    assert "data_prep.crawling = dry_run_pages/*, dry_run_pages/api/*" in Path("setup.cfg").read_text(encoding="utf-8")

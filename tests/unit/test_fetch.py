@@ -1,0 +1,55 @@
+"""Parts of the crawler's fetching that need no server; the rest is in end_to_end/test_crawl.py."""
+
+import gzip
+import zlib
+
+import pytest
+
+pytest.importorskip("httpx")
+pytest.importorskip("protego")
+pytest.importorskip("w3lib")
+
+from data_prep.crawling.fetch import MAX_PAGE, NotFetched, _redirect, _retry_after, _unpack
+from data_prep.crawling.http_cache import Answer
+
+TEXT = b"<p>text" * 100
+
+
+@pytest.mark.parametrize(
+    ("coding", "packed"),
+    [("", TEXT), ("gzip", gzip.compress(TEXT)), ("deflate", zlib.compress(TEXT)), ("deflate", zlib.compress(TEXT)[2:])],
+)
+def test_packed_bodies_are_unpacked(coding, packed):
+    assert _unpack(packed, coding) == TEXT
+
+
+@pytest.mark.parametrize(
+    ("coding", "packed", "reason"),
+    [
+        ("br", b"", "is packed as br, which was not asked for"),
+        ("gzip", b"no gzip", "its gzip is broken"),
+        ("gzip", gzip.compress(bytes(MAX_PAGE + 1)), "is larger than 10 MiB; it was not read further"),
+    ],
+)
+def test_bodies_that_are_not_unpacked(coding, packed, reason):
+    with pytest.raises(NotFetched) as error:
+        _unpack(packed, coding)
+    assert str(error.value) == reason
+
+
+def test_retry_after_is_seconds_or_a_date():
+    assert _retry_after("7") == 7 and _retry_after("soon") is None and _retry_after("") is None
+    assert _retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert _retry_after("Wed, 21 Oct 2115 07:28:00 GMT") > 1e9
+
+
+@pytest.mark.parametrize(
+    ("body", "target"),
+    [
+        (b"<meta http-equiv=refresh content='0;url=../b?q=\xc3\xa9#part'>", "http://x.org/b?q=%C3%A9"),
+        (b"<meta http-equiv=refresh content='600;url=/b'>", ""),
+        (b"<p>text", ""),
+    ],
+)
+def test_pages_that_refresh_soon_redirect(body, target):
+    assert _redirect(Answer("http://x.org/a/", 200, {"content-type": "text/html"}, body)) == target
