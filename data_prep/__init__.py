@@ -4,7 +4,7 @@ _EXPORTED = ("QuestionGenerationConfig", "QuestionGenerator")
 
 
 def __getattr__(name: str):
-    """`from data_prep import QuestionGenerator` loads data_prep.generation.questions only then."""
+    """`from data_prep import QuestionGenerator` loads data_prep.generation only then."""
     if name in _EXPORTED:
         from data_prep.generation import questions
 

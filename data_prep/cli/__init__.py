@@ -1,22 +1,15 @@
 """The command line of data preparation, one module per command. Each has `add(commands)`; nothing heavy is imported."""
 
 import argparse
-import json
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
-from data_prep.common.errors import BadInput
-from data_prep.common.files import check
-from data_prep.stores.base import CHROMA_PORT, KINDS, StoreConfig
 
 
-def command(commands, name: str, run: Callable, about: str, example: str) -> argparse.ArgumentParser:
-    """A subcommand that calls run(arguments); its help ends in an example that was run."""
+def command(commands, name: str, run: Callable, summary: str, example: str) -> argparse.ArgumentParser:
+    """Adds a subcommand that calls run(arguments); its help ends in an example, which a test runs."""
     parser = commands.add_parser(
         name,
-        help=about,
-        description=about,
+        help=summary,
+        description=summary,
         epilog=f"example:\n  python -m data_prep {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -25,5 +18,5 @@ def command(commands, name: str, run: Callable, about: str, example: str) -> arg
 
 
 def add_positive(parser: argparse.ArgumentParser) -> None:
-    about = "which text of a chunk row that has both becomes the positive"
-    parser.add_argument("--positive", choices=("answer", "context"), help=about)
+    text = "which text of a chunk row that has both becomes the positive"
+    parser.add_argument("--positive", choices=("answer", "context"), help=text)

@@ -8,7 +8,7 @@ from data_prep.common.errors import BadInput
 from data_prep.common.files import check
 from data_prep.stores.flags import add_store, store_of, where_of
 
-# What belongs to one way of generating only; the other refuses it.
+# Flags of one way of generating only; the other way refuses them.
 OFFLINE = ("hide", "min_words", "keywords")
 MODEL = ("model", "base_url", "prompt", "system_prompt", "var", "sample", "concurrency", "temperature", "timeout")
 MODEL += ("price_in", "price_out", "cache")
@@ -32,45 +32,45 @@ def add(commands) -> None:
     _add_filters(parser.add_argument_group("filters of a model's pairs", "what one leaves out is kept and counted"))
     group = parser.add_argument_group("without a language model")
     group.add_argument("--offline", action="store_true", help="titles, inverse cloze, keywords")
-    about = "remove the value of this metadata field from questions (may be repeated)"
-    group.add_argument("--hide", action="append", metavar="FIELD", help=about)
+    text = "remove the value of this metadata field from questions (may be repeated)"
+    group.add_argument("--hide", action="append", metavar="FIELD", help=text)
     group.add_argument("--min-words", type=int, metavar="N", help="words that an answer needs (default 8)")
-    about = "chunks without another pair get one of their N most telling words (tf-idf) and their whole text"
-    group.add_argument("--keywords", type=int, metavar="N", help=about)
+    text = "chunks without another pair get one of their N most telling words (tf-idf) and their whole text"
+    group.add_argument("--keywords", type=int, metavar="N", help=text)
 
 
 def _add_model(group) -> None:
     group.add_argument("--model", metavar="M", help="the model's name, as its server knows it")
-    about = (
+    text = (
         "an OpenAI-compatible server (default: OPENAI_BASE_URL, YC_OPENAI_API_BASE or OpenAI's own); the key comes from"
     )
-    group.add_argument("--base-url", metavar="URL", help=f"{about} OPENAI_API_KEY or YC_OPENAI_API_KEY, or .env")
-    about = "what is asked, with {context} for the chunk's text (default: the prompt shipped with the package)"
-    group.add_argument("--prompt", type=Path, metavar="FILE", help=about)
+    group.add_argument("--base-url", metavar="URL", help=f"{text} OPENAI_API_KEY or YC_OPENAI_API_KEY, or .env")
+    text = "what is asked, with {context} for the chunk's text (default: the prompt shipped with the package)"
+    group.add_argument("--prompt", type=Path, metavar="FILE", help=text)
     group.add_argument("--system-prompt", metavar="TEXT")
-    about = "text for {NAME} in the prompt (may be repeated)"
-    group.add_argument("--var", action="append", metavar="NAME=TEXT", help=about)
-    about = "ask about N chunks drawn by --seed; a larger N draws the same ones and more"
-    group.add_argument("--sample", type=int, metavar="N", help=about)
+    text = "text for {NAME} in the prompt (may be repeated)"
+    group.add_argument("--var", action="append", metavar="NAME=TEXT", help=text)
+    text = "ask about N chunks drawn by --seed; a larger N draws the same ones and more"
+    group.add_argument("--sample", type=int, metavar="N", help=text)
     group.add_argument("--concurrency", type=int, metavar="N", help="calls at a time (default 8)")
     group.add_argument("--temperature", type=float, metavar="T", help="default: the server's")
     group.add_argument("--timeout", type=float, metavar="S", help="seconds for one answer (default 120)")
     group.add_argument("--price-in", type=float, metavar="X", help="of a million prompt tokens, to show the cost")
     group.add_argument("--price-out", type=float, metavar="X", help="of a million answer tokens")
-    about = "where answers are kept, so that none is asked for twice (default: embedfleet/answers in the user's cache)"
-    group.add_argument("--cache", type=Path, metavar="DIR", help=about)
+    text = "where answers are kept, so that none is asked for twice (default: embedfleet/answers in the user's cache)"
+    group.add_argument("--cache", type=Path, metavar="DIR", help=text)
 
 
 def _add_filters(group) -> None:
     for name in ("question", "answer"):
         group.add_argument(f"--{name}-words", metavar="MIN-MAX", help=f"words of the {name}")
     group.add_argument("--same-language", action="store_true", help="question and answer in the chunk's language")
-    about = "least share of the answer (its runs of 4 characters) that stands in the chunk, such as 0.5"
-    group.add_argument("--grounded", type=float, metavar="X", help=about)
-    about = "the question finds its chunk among the K best of the collection by BM25"
-    group.add_argument("--round-trip", type=int, metavar="K", help=about)
-    about = "of questions at least this alike (Jaccard similarity, 0.7 to 1) only the first stays"
-    group.add_argument("--near-duplicates", type=float, metavar="X", help=about)
+    text = "least share of the answer (its runs of 4 characters) that stands in the chunk, such as 0.5"
+    group.add_argument("--grounded", type=float, metavar="X", help=text)
+    text = "the question finds its chunk among the K best of the collection by BM25"
+    group.add_argument("--round-trip", type=int, metavar="K", help=text)
+    text = "of questions at least this alike (Jaccard similarity, 0.7 to 1) only the first stays"
+    group.add_argument("--near-duplicates", type=float, metavar="X", help=text)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -80,12 +80,12 @@ def run(args: argparse.Namespace) -> None:
 
 def _check_way(args: argparse.Namespace) -> None:
     wrong, mend = (MODEL + FILTERS, "leave out --offline or this") if args.offline else (OFFLINE, "add --offline")
-    given = [name for name in wrong if getattr(args, name, None) not in (None, False)]
+    misplaced = [name for name in wrong if getattr(args, name, None) not in (None, False)]
     way = "a language model" if args.offline else "generation without one"
-    found = [f"--{name.replace('_', '-')}: belongs to {way}; {mend}" for name in given]
+    problems = [f"--{name.replace('_', '-')}: belongs to {way}; {mend}" for name in misplaced]
     if not args.offline and args.model is None:
-        found.append("--model: name the language model to ask, or add --offline for pairs without one")
-    check(found)
+        problems.append("--model: name the language model to ask, or add --offline for pairs without one")
+    check(problems)
 
 
 def _run_offline(args: argparse.Namespace) -> None:
@@ -98,7 +98,7 @@ def _run_offline(args: argparse.Namespace) -> None:
         hide=args.hide or (),
         limit=args.limit,
         seed=args.seed,
-        **_given(args, ("min_words", "keywords")),
+        **_set_flags(args, ("min_words", "keywords")),
     )
 
 
@@ -109,37 +109,37 @@ def _run_model(args: argparse.Namespace) -> None:
 
     names = {"prompt": "prompt_path", "store": "db_type", "collection": "collection_name", "output": "output_path"}
     same = ("path", "host", "port", "ssl", "url", "text_field", "vector_name", "limit", "seed", *MODEL)
-    given = _given(args, tuple(name for name in (*same, *names) if name != "var"))
+    flags = _set_flags(args, tuple(name for name in (*same, *names) if name != "var"))
     config = QuestionGenerationConfig(
-        **{names.get(name, name): value for name, value in given.items()},
+        **{names.get(name, name): value for name, value in flags.items()},
         where=where_of(args),
         prompt_variables=_variables(args.var or []),
-        filters=Filters(**_given(args, FILTERS) | _ranges(args)),
+        filters=Filters(**_set_flags(args, FILTERS) | _ranges(args)),
     )
     QuestionGenerator(config).generate()
 
 
-def _given(args: argparse.Namespace, names: tuple[str, ...]) -> dict[str, object]:
-    """What stands on the command line; the rest keeps the defaults of what it configures."""
+def _set_flags(args: argparse.Namespace, names: tuple[str, ...]) -> dict[str, object]:
+    """Returns the flags that are on the command line; the others keep the defaults of their config."""
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 
 def _variables(texts: list[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    variables: dict[str, str] = {}
     problems = []
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
             problems.append(f"--var {text}: must be NAME=TEXT")
-        elif name in found:
+        elif name in variables:
             problems.append(f"--var {name}: is given twice")
-        found[name] = value
+        variables[name] = value
     check(problems)
-    return found
+    return variables
 
 
 def _ranges(args: argparse.Namespace) -> dict[str, tuple[int, int]]:
-    found = {}
+    ranges = {}
     for name in ("question_words", "answer_words"):
         text = getattr(args, name)
         if text is None:
@@ -147,5 +147,5 @@ def _ranges(args: argparse.Namespace) -> dict[str, tuple[int, int]]:
         least, _, most = text.partition("-")
         if not (least.isdecimal() and most.isdecimal()):
             raise BadInput(f"--{name.replace('_', '-')} {text}: must be MIN-MAX, such as 3-40")
-        found[name] = (int(least), int(most))
-    return found
+        ranges[name] = (int(least), int(most))
+    return ranges

@@ -1,1 +1,1 @@
-"""common"""
+"""Parts that every package shares: errors, console, files, workers, secrets, HTML page and plots."""

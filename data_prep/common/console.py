@@ -1,9 +1,9 @@
-"""What a command says while it works: notes and progress on stderr, results on stdout."""
+"""Console output of a command: notes and progress on stderr, results on stdout."""
 
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 EVERY_SECONDS = 5.0
@@ -11,13 +11,13 @@ _showing = False
 
 
 def say(line: str) -> None:
-    """A note for people, on stderr, so that stdout holds results only."""
+    """Writes a note for people to stderr, so that stdout holds results only."""
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
 
 
 def result(line: str) -> None:
-    """A result, on stdout."""
+    """Writes a result to stdout."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
@@ -25,10 +25,10 @@ def result(line: str) -> None:
 def track(
     iterable: Iterable[T], label: str, total: int | None = None, size: Callable[[T], int] = lambda _: 1
 ) -> Iterator[T]:
-    """Yields the items; shows a bar on a terminal, elsewhere (a log file) a plain line about every five seconds.
+    """Yields the items and shows progress: a bar on a terminal, elsewhere a plain line about every five seconds.
 
-    size: what an item adds to the count that is shown, of which `total` is all. Only the outermost of several at a time
-    shows anything: two bars would write over each other.
+    size: how much an item adds to the shown count, which ends at `total`. Of nested calls only the outermost shows
+    progress: two bars would overwrite each other.
     """
     global _showing
     if _showing:
@@ -56,14 +56,19 @@ def _shown(iterable: Iterable[T], label: str, total: int | None, size: Callable[
 
 
 def _bar(iterable: Iterable[T], label: str, total: int | None, size: Callable[[T], int]) -> Iterator[T]:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with live_bar() as progress:
         task = progress.add_task(label, total=total)
         for item in iterable:
             yield item
             progress.advance(task, size(item))
+
+
+def live_bar(*columns: Any, transient: bool = True) -> Any:
+    """Returns a rich Progress on stderr. columns: default rich's own. transient: erased at its end."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    return Progress(*columns, console=Console(stderr=True), transient=transient)
 
 
 class Meter:
@@ -76,13 +81,10 @@ class Meter:
     def __enter__(self) -> "Meter":
         self._began = self._last = time.monotonic()
         if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
             label, note = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
-            self._bar = Progress(
-                label, BarColumn(), MofNCompleteColumn(), note, console=Console(stderr=True), transient=True
-            )
+            self._bar = live_bar(label, BarColumn(), MofNCompleteColumn(), note)
             self._task = self._bar.add_task(self.label, total=self.total, note="")
             self._bar.start()
         return self
@@ -92,7 +94,7 @@ class Meter:
             self._bar.stop()
 
     def show(self, done: int, worked: int, note: str) -> None:
-        """done of `total`, of which `worked` took this run's time (the rest was there already)."""
+        """Shows `done` of `total` and the time left. worked: items done in this run; it sets the speed."""
         now = time.monotonic()
         if worked:
             left = (now - self._began) / worked * (self.total - done)
@@ -105,7 +107,7 @@ class Meter:
 
 
 def duration(seconds: float) -> str:
-    """A length of time for people: 40 s, 12 min, 3 h 20 min."""
+    """Returns a duration for people: 40 s, 12 min, 3 h 20 min."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

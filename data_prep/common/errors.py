@@ -1,11 +1,11 @@
-"""Errors a user can mend, collected so that one run shows all of them."""
+"""Errors that the user can fix, collected so that one run reports all of them."""
 
 import sys
 from collections.abc import Callable, Iterable
 
 
 class BadInput(ValueError):
-    """Bad input: every problem found, each naming file, line, key and the mend. Entry points exit with code 2."""
+    """Bad input: every problem, each with file, line, key and what to do. Entry points exit with code 2."""
 
     def __init__(self, problems: str | Iterable[str]):
         self.problems = [problems] if isinstance(problems, str) else list(problems)
@@ -17,11 +17,11 @@ class BadInput(ValueError):
 
 
 class Failed(RuntimeError):
-    """The work could not be finished for a reason outside the input (a full disk, a lost rank). Exit code 1."""
+    """Work that could not finish for a reason outside the input (a full disk, a lost rank). Exit code 1."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """` Did you mean 'x'?` for the nearest known word, or an empty string."""
+    """Returns ` Did you mean 'x'?` for the nearest known word, or an empty string."""
     import difflib
 
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
@@ -29,7 +29,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def guarded(work: Callable[[], int | None]) -> int:
-    """Runs a command; a user's error becomes its text on stderr and its exit code, a bug of ours a traceback."""
+    """Runs a command and returns its exit code. A user's error goes to stderr as text; a bug keeps its traceback."""
     try:
         return work() or 0
     except (Exception, KeyboardInterrupt) as error:
@@ -39,7 +39,7 @@ def guarded(work: Callable[[], int | None]) -> int:
 
 
 def report(error: BaseException) -> tuple[str, int]:
-    """The text to print and the exit code for an error that reached an entry point; re-raises what is a bug of ours."""
+    """Returns the text to print and the exit code for an error at an entry point. Re-raises a bug of ours."""
     if isinstance(error, BadInput):
         head = "error: " if len(error.problems) == 1 else f"error: {len(error.problems)} problems\n  - "
         return head + "\n  - ".join(error.problems), 2

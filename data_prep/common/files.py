@@ -1,4 +1,4 @@
-"""Output that is whole or absent: a temporary name, fsync, then one rename."""
+"""Files: output that is whole or absent (temporary name, fsync, one rename), cache folders, hashes, path checks."""
 
 import hashlib
 import io
@@ -14,12 +14,12 @@ from data_prep.common.errors import BadInput
 
 
 def unfinished_name(path: Path) -> Path:
-    """The hidden sibling that holds an output until it is whole; the same each time, so a killed run leaves one."""
+    """Returns the hidden sibling that holds an output until it is whole: always the same name."""
     return path.with_name(f".{path.name}.unfinished")
 
 
 def fsync_folder(folder: Path) -> None:
-    """Makes renames and new names in the folder survive a power cut (where folders can be opened: not on Windows)."""
+    """Makes renames and new names in the folder survive a power cut. No effect on Windows, which opens no folders."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -31,7 +31,7 @@ def fsync_folder(folder: Path) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[str]]:
-    """A UTF-8 text file that appears under `path` only when the block ends well; its parent folder is created."""
+    """Yields a UTF-8 text file that appears under `path` only if the block succeeds. Creates the parent folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = unfinished_name(path)
     try:
@@ -48,8 +48,7 @@ def whole_file(path: Path) -> Iterator[IO[str]]:
 
 @contextmanager
 def spool_beside(path: Path) -> Iterator[IO[str]]:
-    """A nameless text file on the disk of `path`, for rows that wait until all are read; gone when the block ends, or
-    the process."""
+    """Yields a nameless temporary text file on the disk of `path`, for rows that wait until all are read."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile("w+", encoding="utf-8", newline="\n", dir=path.parent) as handle:
         yield handle
@@ -58,33 +57,37 @@ def spool_beside(path: Path) -> Iterator[IO[str]]:
 def check_output_file(
     output: Path, inputs: Iterable[Path] = (), suffix: str | tuple[str, ...] = ".jsonl", flag: str = "--output"
 ) -> list[str]:
-    """What is wrong with this output path, before any work is done. suffix: of the format, or formats, to write; flag:
-    what named the path."""
-    found, suffixes = [], (suffix,) if isinstance(suffix, str) else suffix
+    """Returns the problems of an output path, before any work is done.
+
+    suffix: of the format, or formats, to write. flag: named in the problems.
+    """
+    problems, suffixes = [], (suffix,) if isinstance(suffix, str) else suffix
     if output.suffix not in suffixes:
-        found.append(f"{flag} {output}: must end in {' or '.join(suffixes)}, the format that is written")
+        problems.append(f"{flag} {output}: must end in {' or '.join(suffixes)}, the format that is written")
     if output.is_dir():
-        found.append(f"{flag} {output}: is a folder; name a file in it")
+        problems.append(f"{flag} {output}: is a folder; name a file in it")
     blocked = next((folder for folder in output.parents if folder.exists() and not folder.is_dir()), None)
     if blocked:
-        found.append(f"{flag} {output}: {blocked} is a file, not a folder")
+        problems.append(f"{flag} {output}: {blocked} is a file, not a folder")
     rejected = rejected_name(output)
     for path in inputs:
         if same_path(path, output):
-            found.append(f"{flag} {output}: is also an input; choose another name")
+            problems.append(f"{flag} {output}: is also an input; choose another name")
         if same_path(path, rejected):
-            found.append(f"--output {output}: its rejected lines would replace the input {path}; choose another name")
-    return found
+            problems.append(
+                f"--output {output}: its rejected lines would replace the input {path}; choose another name"
+            )
+    return problems
 
 
 def existing_parent(path: Path) -> Path:
-    """The path itself or the nearest one above it that exists."""
+    """Returns the path itself or its nearest parent that exists."""
     path = path.absolute()
-    return next(place for place in (path, *path.parents) if place.exists())
+    return next(parent for parent in (path, *path.parents) if parent.exists())
 
 
 def rejected_name(output: Path) -> Path:
-    """Where the rejected lines of `--skip-bad` go: beside the output."""
+    """Returns the file for rejected lines: beside the output."""
     return output.with_name(f"{output.stem}.rejected.jsonl")
 
 
@@ -92,13 +95,19 @@ def same_path(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve()
 
 
-def check(found: list[str]) -> None:
-    if found:
-        raise BadInput(found)
+def check(problems: list[str]) -> None:
+    if problems:
+        raise BadInput(problems)
+
+
+def cache_folder(name: str) -> Path:
+    """Returns the folder of one cache: below EMBEDFLEET_CACHE, else below embedfleet/ in XDG_CACHE_HOME or ~/.cache."""
+    own, shared = os.environ.get("EMBEDFLEET_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return Path(own or Path(shared or Path.home() / ".cache", "embedfleet"), name)
 
 
 class HashedFile(io.BufferedIOBase):
-    """A new file whose bytes are hashed as they are written; on the disk when it is closed."""
+    """A new file whose bytes are hashed as they are written. `close` fsyncs it."""
 
     def __init__(self, path: Path):
         self.path, self.size = path, 0
@@ -122,12 +131,17 @@ class HashedFile(io.BufferedIOBase):
             self._handle.close()
 
     def entry(self, root: Path) -> dict[str, Any]:
-        """What a manifest says of the closed file."""
+        """Returns the manifest entry of the closed file."""
         return {"path": self.path.relative_to(root).as_posix(), "bytes": self.size, "sha256": self._hash.hexdigest()}
 
 
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
 def write_json(path: Path, values: Any) -> None:
-    """Whole or not at all, so that a reader never sees half a file."""
+    """Writes the file whole or not at all, so that a reader never sees half of it."""
     with whole_file(path) as file:
         json.dump(values, file, indent=2, ensure_ascii=False)
         file.write("\n")

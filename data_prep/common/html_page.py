@@ -1,5 +1,4 @@
-"""The parts that the project's pages are made of: no script, nothing from elsewhere, readable on a phone, light and
-dark. Plots are in svg.py."""
+"""Parts of HTML pages: no script, no external resource, readable on a phone, light and dark. Plots are in svg.py."""
 
 from collections.abc import Iterable
 from html import escape
@@ -63,30 +62,30 @@ details pre { margin-top: 10px; }
 """
 
 
-def page(title: str, about: str, body: str) -> str:
-    """A whole page. title: plain text; about: HTML of the line below it."""
+def page(title: str, subtitle: str, body: str) -> str:
+    """Returns a whole page. title: plain text; subtitle: HTML of the line below it."""
     title = escape(title)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{title}</title><style>{STYLE}</style></head><body><main>"
-        f'<h1>{title}</h1><p class="soft">{about}</p>{body}</main></body></html>\n'
+        f'<h1>{title}</h1><p class="soft">{subtitle}</p>{body}</main></body></html>\n'
     )
 
 
 def tiles(shown: Iterable[tuple[str, str, str]]) -> str:
-    """Large figures. shown: (figure, what it is, error, good or nothing)."""
-    made = (f'<div class="tile {kind}"><b>{value}</b><span>{what}</span></div>' for value, what, kind in shown)
-    return f'<div class="tiles">{"".join(made)}</div>'
+    """Returns large figures. shown: (figure, its name, CSS class: error, good or empty)."""
+    boxes = (f'<div class="tile {kind}"><b>{value}</b><span>{name}</span></div>' for value, name, kind in shown)
+    return f'<div class="tiles">{"".join(boxes)}</div>'
 
 
-def section(title: str, about: str, body: str) -> str:
-    """HTML in a card of its own, with a line below its title."""
-    return f'<section><h2>{title}</h2><p class="soft">{about}</p>{body}</section>'
+def section(title: str, subtitle: str, body: str) -> str:
+    """Returns a card with a title and a line below it."""
+    return f'<section><h2>{title}</h2><p class="soft">{subtitle}</p>{body}</section>'
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Cells are HTML; the first column is aligned to the left, as text."""
+    """Returns a table. Cells are HTML; the first column is left-aligned."""
     top = "".join(f"<th>{name}</th>" for name in head)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"

@@ -1,6 +1,7 @@
-"""Secrets: from the environment or a `.env` file, and out of every message."""
+"""Secrets: read from the environment or a `.env` file, and removed from every message."""
 
 import os
+from urllib.parse import urlsplit
 
 from data_prep.common.errors import BadInput
 
@@ -8,7 +9,7 @@ HIDDEN = "[hidden]"
 
 
 def secret(name: str) -> str | None:
-    """The value of an environment variable, else of the nearest `.env` from the working folder upwards; None if unset.
+    """Returns an environment variable, else its value in the nearest `.env` from the working folder up, else None.
 
     The environment is not changed, so a child process does not inherit what only `.env` holds.
     """
@@ -35,8 +36,20 @@ def _usable(name: str, value: str) -> str:
 
 
 def without(text: str, *secrets: str | None) -> str:
-    """The text with every secret in it replaced; for what a server or library says about a request that held one."""
+    """Returns the text with every secret replaced. For messages of servers and libraries about our requests."""
     for value in secrets:
         if value:
             text = text.replace(value, HIDDEN)
     return text
+
+
+def url_problem(url: str, flag: str, example: str, refusal: str, query: bool = True) -> str | None:
+    """Returns what is wrong with a server's URL. refusal: said of a user or password in it; query: may it have one."""
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018  raises for an invalid port
+    except ValueError as error:
+        return f"{flag}: {error}"
+    if parts.username or parts.password or (parts.query and not query):
+        return f"{flag}: {refusal}"
+    return None if parts.scheme in ("http", "https") and parts.hostname else f"{flag} {url}: must look like {example}"

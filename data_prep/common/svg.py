@@ -1,6 +1,6 @@
-"""Plots as SVG texts, to stand in a page: as wide as their place, coloured by the page's CSS variables, no script.
+"""Plots as SVG for a page: as wide as their container, coloured by the page's CSS variables, no script.
 
-Every plot is WIDTH units wide, so that its letters are readable on a phone and not huge on a desk.
+Every plot is WIDTH units wide, so that its letters are readable on a phone and not huge on a desktop.
 """
 
 import math
@@ -14,10 +14,10 @@ COLOURS = 7  # --c0 … --c6 of the page; the last is grey
 
 
 def bars(rows: list[tuple[str, float, str]], label: str) -> str:
-    """Horizontal bars; a share of 1 goes across the whole place. rows: (name, share, what stands at the end)."""
+    """Horizontal bars; a share of 1 spans the whole width. rows: (name, share, text at the end)."""
     parts = []
-    for place, (name, share, shown) in enumerate(rows):
-        y = place * BAR
+    for row, (name, share, shown) in enumerate(rows):
+        y = row * BAR
         parts += [_text(0, y + 12, _cut(name, 40)), _text(WIDTH, y + 12, shown, "end")]
         parts.append(_rect(0, y + 17, WIDTH, 10, "var(--rail)"))
         if share:
@@ -26,7 +26,7 @@ def bars(rows: list[tuple[str, float, str]], label: str) -> str:
 
 
 def histogram(counts: dict[str, int], colour: int, label: str) -> str:
-    """Upright bars over upper bounds (powers of two), with the share of each. counts: {upper bound: texts}."""
+    """Vertical bars over upper bounds (powers of two), with their shares. counts: {upper bound: texts}."""
     tall, base = 110, 130
     by_bits = {int(bound).bit_length(): count for bound, count in counts.items()}
     first, last = min(by_bits), max(by_bits)
@@ -36,18 +36,16 @@ def histogram(counts: dict[str, int], colour: int, label: str) -> str:
     for bits in range(first, last + 1):
         count, bound = by_bits.get(bits, 0), 1 << (bits - 1)
         x, height = (bits - first) * step, tall * count / most
-        about = f"{_range(bound)}: {count:,} texts ({_percent(count, total)})"
-        parts.append(_rect(x + 1.5, base - height, step - 3, height, f"var(--c{colour})", about))
+        title = f"{_range(bound)}: {count:,} texts ({_percent(count, total)})"
+        parts.append(_rect(x + 1.5, base - height, step - 3, height, f"var(--c{colour})", title))
         parts.append(_text(x + step / 2, base + 14, _short(bound), "mid small"))
-        if 200 * count >= total:  # smaller ones would stand in each other's way
+        if 200 * count >= total:  # smaller ones would overlap
             parts.append(_text(x + step / 2, base - height - 4, _percent(count, total), "mid small"))
     return _svg(parts, base + 20, label)
 
 
 def curves(series: dict[str, list[tuple[int, float]]], marks: set[int], label: str) -> str:
-    """Shares (0..1) over lengths on a scale of powers of two, with an upright line at every mark.
-
-    series: {name: [(length, share)]}."""
+    """Shares (0..1) over lengths on a log2 scale, a vertical line per mark. series: {name: [(length, share)]}."""
     left, right, top, base = 42, WIDTH - 12, 12, 150
     lengths = [length for points in series.values() for length, _ in points]
     low, high = math.log2(min(lengths)), math.log2(max(lengths))
@@ -66,20 +64,13 @@ def curves(series: dict[str, list[tuple[int, float]]], marks: set[int], label: s
         x, _ = at(mark, 0)
         parts += [_line(x, top, x, base, "mark"), _text(x + 3, top + 8, f"cut at {mark:,}", "small")]
     for number, points in enumerate(series.values()):
-        places = [at(*point) for point in points]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="var(--c{number})" stroke-width="2.5"/>')
-        for (x, y), (length, share) in zip(places, points):
-            about = f"<title>{share:.1%} are longer than {length:,}</title>"
-            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="var(--c{number})">{about}</circle>')
+        titles = [f"{share:.1%} are longer than {length:,}" for length, share in points]
+        parts += _line_chart(number, [at(*point) for point in points], titles, digits=1, stroke=2.5, radius=3)
     return _svg(parts, base + 22, label) + _legend(enumerate(series))
 
 
 def lines(series: dict[str, list[tuple[float, float]]], label: str) -> str:
-    """Values over steps, both on linear scales; where there are few points each is marked. series: {name: [(x, y)]}.
-
-    Of more than MOST_POINTS the highest and the lowest of every stretch are drawn: all that is drawn was measured.
-    """
+    """Values over steps on linear scales; up to FEW_POINTS points are marked. series: {name: [(x, y)]}."""
     left, right, top, base = 46, WIDTH - 12, 12, 150
     values = [y for points in series.values() for _, y in points]
     last = max(x for points in series.values() for x, _ in points) or 1
@@ -96,19 +87,13 @@ def lines(series: dict[str, list[tuple[float, float]]], label: str) -> str:
         parts.append(_text(at(mark, marks[0])[0], base + 15, f"{mark:,}", "mid small x"))
     for number, points in enumerate(series.values()):
         drawn = _thin(points)
-        places = [at(*point) for point in drawn]
-        path = " ".join(f"{x:.2f},{y:.2f}" for x, y in places)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="var(--c{number})" stroke-width="2"/>')
-        for (x, y), (step, value) in zip(places, drawn) if len(drawn) <= FEW_POINTS else ():
-            about = f"<title>step {step:,}: {value:.6g}</title>"
-            parts.append(f'<circle cx="{x:.2f}" cy="{y:.2f}" r="2.5" fill="var(--c{number})">{about}</circle>')
+        titles = [f"step {x:,}: {y:.6g}" for x, y in drawn] if len(drawn) <= FEW_POINTS else []
+        parts += _line_chart(number, [at(*point) for point in drawn], titles, digits=2, stroke=2, radius=2.5)
     return _svg(parts, base + 22, label) + (_legend(enumerate(series)) if len(series) > 1 else "")
 
 
 def densities(series: dict[str, list[float]], edges: list[float], label: str) -> str:
-    """Shares in bins of equal width, one filled outline for each name, drawn over each other.
-
-    series: {name: [share of each bin]}; edges: one more than bins."""
+    """Overlaid histograms with bins of equal width. series: {name: [share per bin]}; edges: one more than bins."""
     left, right, top, base = 8, WIDTH - 8, 8, 110
     most = max(share for shares in series.values() for share in shares) or 1.0
     width = edges[-1] - edges[0]
@@ -130,7 +115,7 @@ def densities(series: dict[str, list[float]], edges: list[float], label: str) ->
 
 
 def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most about MOST_POINTS of them: the lowest and the highest of every stretch, in order."""
+    """Returns about MOST_POINTS of the points: the lowest and the highest of every stretch, in order."""
     if len(points) <= MOST_POINTS:
         return points
     size = math.ceil(2 * len(points) / MOST_POINTS)
@@ -142,7 +127,7 @@ def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Three to seven round numbers, of which the first and the last hold all values between them."""
+    """Returns three to seven round numbers that enclose both values."""
     if high - low <= 1e-12 * max(abs(low), abs(high)):
         low, high = low - (abs(low) / 10 or 1), high + (abs(high) / 10 or 1)
     rough = (high - low) / 4
@@ -153,8 +138,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def stacked(rows: list[tuple[str, dict[str, int]]], grey: str, label: str) -> str:
-    """Bars of full width, cut into shares. rows: (name, {part: count}); a part has the same colour in all of them, and
-    the one named `grey` that of no interest."""
+    """Bars of full width, divided into shares. rows: (name, {part: count}). grey: the part that is drawn in grey."""
     totals: dict[str, int] = {}
     for _, counts in rows:
         for part, count in counts.items():
@@ -164,8 +148,8 @@ def stacked(rows: list[tuple[str, dict[str, int]]], grey: str, label: str) -> st
     colour = {part: number for number, part in enumerate(common)} | {"other": COLOURS - 2, grey: COLOURS - 1}
     shown = common + ["other"] * (len(totals) > len(common)) + [grey] * (rest > 0)
     parts = []
-    for place, (name, counts) in enumerate(rows):
-        y, x, total = place * BAR, 0.0, sum(counts.values()) or 1
+    for row, (name, counts) in enumerate(rows):
+        y, x, total = row * BAR, 0.0, sum(counts.values()) or 1
         parts.append(_text(0, y + 12, _cut(name, 46)))
         of = {part: counts.get(part, 0) for part in common}
         unknown = counts.get(grey, 0)
@@ -173,10 +157,23 @@ def stacked(rows: list[tuple[str, dict[str, int]]], grey: str, label: str) -> st
         for part, count in of.items():
             width = WIDTH * count / total
             if count:
-                about = f"{part}: {count:,} ({_percent(count, total)})"
-                parts.append(_rect(x, y + 17, width, 10, f"var(--c{colour[part]})", about))
+                title = f"{part}: {count:,} ({_percent(count, total)})"
+                parts.append(_rect(x, y + 17, width, 10, f"var(--c{colour[part]})", title))
             x += width
     return _svg(parts, len(rows) * BAR, label) + _legend((colour[part], part) for part in shown)
+
+
+def _line_chart(
+    number: int, points: list[tuple[float, float]], titles: list[str], digits: int, stroke: float, radius: float
+) -> list[str]:
+    """Returns a line in colour `number`, with a circle per title."""
+    colour, points_text = f"var(--c{number})", [(f"{x:.{digits}f}", f"{y:.{digits}f}") for x, y in points]
+    path = " ".join(f"{x},{y}" for x, y in points_text)
+    circles = [
+        f'<circle cx="{x}" cy="{y}" r="{radius}" fill="{colour}"><title>{title}</title></circle>'
+        for (x, y), title in zip(points_text, titles)
+    ]
+    return [f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{stroke}"/>', *circles]
 
 
 def _legend(named) -> str:
@@ -186,12 +183,12 @@ def _legend(named) -> str:
 
 
 def _svg(parts: list[str], height: float, label: str) -> str:
-    about = escape(label, quote=True)
-    return f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{about}">{"".join(parts)}</svg>'
+    label = escape(label, quote=True)
+    return f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
-def _rect(x: float, y: float, width: float, height: float, fill: str, about: str = "") -> str:
-    title = f"<title>{escape(about)}</title>" if about else ""
+def _rect(x: float, y: float, width: float, height: float, fill: str, title: str = "") -> str:
+    title = f"<title>{escape(title)}</title>" if title else ""
     return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{fill}">{title}</rect>'
 
 
@@ -213,15 +210,15 @@ def _percent(count: int, total: int) -> str:
 
 
 def _range(bound: int) -> str:
-    """The lengths that an upper bound holds."""
+    """Returns the lengths below an upper bound."""
     return f"{bound // 2 + 1:,} to {bound:,}" if bound > 2 else str(bound)
 
 
 def _short(number: int) -> str:
-    """1024 as 1k."""
+    """Returns 1024 as 1k."""
     return f"{number // 1024}k" if number >= 1024 else str(number)
 
 
 def _round_up(share: float) -> float:
-    """A share whose quarters are readable."""
+    """Returns the next larger share whose quarters are readable."""
     return next(value for value in (0.01, 0.02, 0.04, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0) if value >= share)

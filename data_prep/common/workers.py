@@ -1,4 +1,4 @@
-"""The same work on one core or on many: results come in the order of the tasks, whatever the number of processes."""
+"""Work on one core or many. Results come in the order of the tasks, for any number of processes."""
 
 import os
 import signal
@@ -17,15 +17,15 @@ AHEAD = 2  # tasks that wait for each worker: the next one is there when one end
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Workers:
-    """Processes that live as long as the block. With a count of 1 there are none: the work is done in this process.
+    """Processes that live as long as the block. With a count of 1 this process does the work.
 
-    Functions, tasks and results travel by pickle. An exception of a task is raised where its result is due; what is
-    left is given up. Failed: a worker was killed from outside.
+    Functions, tasks and results are pickled. A task's exception is raised where its result is due, and the remaining
+    tasks are cancelled. Failed: a worker was killed from outside.
     """
 
     def __init__(self, count: int):
@@ -43,7 +43,7 @@ class Workers:
             self._pool.shutdown(cancel_futures=True)
 
     def map(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
-        """The result of every task, in their order. Tasks are taken from their iterable as workers become free."""
+        """Yields the result of every task, in order. Takes tasks from their iterable as workers become free."""
         if self._pool is None:
             yield from map(function, tasks)
             return
@@ -59,11 +59,11 @@ class Workers:
             raise _killed() from None
 
     def aside(self, function: Callable[..., Result], *arguments: Any) -> Callable[[], Result]:
-        """Starts one piece of work in a process of its own, whose memory is free again when it ends; what is returned
-        waits for the result. With a count of 1 it is done then and there."""
+        """Starts one task in a process of its own, so that its memory is freed at its end. Returns a function that
+        waits for the result. With a count of 1 the task runs here, before this returns."""
         if self._pool is None:
-            made = function(*arguments)
-            return lambda: made
+            result = function(*arguments)
+            return lambda: result
         pool = _pool(1)
         future = pool.submit(function, *arguments)
         pool.shutdown(wait=False)
@@ -85,7 +85,7 @@ def _pool(count: int) -> ProcessPoolExecutor:
 
 
 def _begin() -> None:
-    """Ctrl-C reaches the main process only, and no worker outlives it, however it ends."""
+    """Sets up a worker: it ignores Ctrl-C, and ends with the main process, however that ends."""
     import multiprocessing
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)

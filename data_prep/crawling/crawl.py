@@ -10,12 +10,11 @@ from urllib.parse import urlsplit
 
 from data_prep.common.console import say
 from data_prep.common.errors import BadInput
-from data_prep.common.files import check, check_output_file
+from data_prep.common.files import cache_folder, check, check_output_file
 from data_prep.crawling import mediawiki
 from data_prep.crawling.charsets import decode
 from data_prep.crawling.dry_run import serve
 from data_prep.crawling.fetch import AGENT, Fetcher, NotFetched, Politeness
-from data_prep.crawling.http_cache import default_folder
 from data_prep.crawling.output import report, write
 from data_prep.crawling.sources import GLOSSARIES, MARKDOWN, WIKIPEDIA, Source, read_sources
 from data_prep.glossary import page as glossary
@@ -78,7 +77,8 @@ def crawl(
         how = None
         if any(not source.file for source in sources):
             agent = f"{AGENT}/{_version()} (glossary crawler; {contact or 'no contact given'})"
-            how = Politeness(agent, language, delay, timeout, cache or default_folder(), max_age, proxies=not dry_run)
+            folder = cache or cache_folder("crawl")
+            how = Politeness(agent, language, delay, timeout, folder, max_age, proxies=not dry_run)
             _announce(sources, how, contact)
         try:
             asyncio.run(_visit_all(crawled, how, language, limit))

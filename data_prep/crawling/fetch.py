@@ -13,7 +13,6 @@ import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from email.utils import parsedate_to_datetime
 from http.client import responses
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
@@ -23,6 +22,7 @@ import httpx
 from protego import Protego
 from w3lib.html import get_meta_refresh
 
+from data_prep.common.retry_after import retry_after
 from data_prep.crawling.http_cache import Answer, HttpCache
 
 AGENT = "embedfleet"  # the name by which robots.txt may address this crawler
@@ -200,7 +200,7 @@ class Fetcher:
                 lagging = answer.headers.get("mediawiki-api-error") in _ASK_TO_WAIT
                 if answer.status not in RETRIED and not lagging:
                     break
-                asked = _retry_after(answer.headers.get("retry-after", ""))
+                asked = retry_after(answer.headers.get("retry-after", ""))
                 if asked is not None and asked > LONGEST_WAIT:
                     return replace(answer, retries=f"{times}; it asks to wait {asked:,.0f} s; try again later")
                 wait = wait if asked is None else asked
@@ -289,16 +289,6 @@ def _redirect(answer: Answer) -> str:
 def _normalized(url: str) -> str:
     """Returns the address as it is sent, without its fragment. Raises httpx.InvalidURL."""
     return str(httpx.URL(url).copy_with(fragment=None))
-
-
-def _retry_after(value: str) -> float | None:
-    """Returns seconds. The header holds their number, or a date (RFC 9110, 10.2.3)."""
-    if value.strip().isdecimal():
-        return float(value)
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
 
 
 def _status(code: int) -> str:

@@ -1,7 +1,6 @@
 """Answers of servers on disk, so that a killed crawl continues without requesting any page twice."""
 
 import json
-import os
 import sqlite3
 import time
 import zlib
@@ -28,11 +27,6 @@ class Answer:
     body: bytes  # unpacked
     cached: bool = False
     retries: str = ""  # how often and with what end it was tried again, for the error message
-
-
-def default_folder() -> Path:
-    """Returns the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embedfleet" / "crawl"
 
 
 class HttpCache:

@@ -1,1 +1,1 @@
-"""generation"""
+"""Question-answer pairs from a store: client, concurrency, answer cache, answer parser, filters, prompt, offline."""

@@ -1,4 +1,4 @@
-"""A model's answers, kept on disk so that none is paid for twice: an append-only file per model, prompt, parameters."""
+"""Answers of a model on disk, so that none is paid for twice: an append-only file per model, prompt and parameters."""
 
 import asyncio
 import contextlib
@@ -14,48 +14,42 @@ from data_prep.common.console import say
 from data_prep.common.errors import Failed
 from data_prep.common.files import fsync_folder
 
-FORMAT = 1  # part of every file's name: raise it when what is asked, or how a line is read, changes
-
-
-def default_cache() -> Path:
-    """The user's cache folder: $XDG_CACHE_HOME/embedfleet/answers, ~/.cache/embedfleet/answers where that is unset."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embedfleet" / "answers"
+FORMAT = 1  # part of every file's name: raise it when the request or the reading of a line changes
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a model said about one chunk. finish: the server's finish_reason. tokens: None where the server does not
-    count. url: who answered."""
+    """A model's answer about one chunk."""
 
     text: str
     refusal: str = ""
-    finish: str = ""
-    tokens_in: int | None = None
+    finish: str = ""  # the server's finish_reason
+    tokens_in: int | None = None  # None: the server does not count
     tokens_out: int | None = None
-    url: str = ""
+    url: str = ""  # of the server
 
     @property
     def cut(self) -> bool:
-        """Whether the server stopped at a limit of tokens."""
+        """True if the server stopped at a limit of tokens."""
         return self.finish == "length"
 
 
 class AnswerCache:
-    """Answers by the text of the chunk that was asked about.
+    """Answers by the text of the chunk.
 
-    The file is CACHE/<hash of the request>.jsonl: a first line that says the request in plain words, then one answer
-    per line. An answer counts (`in`, `get`) once it is fsynced. One process at a time: Failed otherwise. A last line
-    torn by a crash is cut away, damaged lines are skipped; both are said, their chunks are asked again.
+    The file is CACHE/<hash of the request>.jsonl. Its first line holds the request in plain words, then follows one
+    answer per line. An answer counts (`in`, `get`) once it is fsynced. Only one process may use it: Failed otherwise.
+    A last line torn by a crash is removed and damaged lines are skipped; both are reported and asked again.
     """
 
     def __init__(self, folder: Path, request: dict[str, Any]):
-        """request: all that decides the answer but the chunk: model, prompt, parameters. JSON values, no secret."""
+        """request: all that decides the answer except the chunk: model, prompt, parameters. JSON values, no secret."""
         from filelock import FileLock, Timeout
 
         described = json.dumps({"format": FORMAT, **request}, sort_keys=True)
         self.path = folder / f"{hashlib.sha256(described.encode()).hexdigest()[:32]}.jsonl"
         self.urls: Counter[str] = Counter()
-        self._at: dict[bytes, tuple[int, int]] = {}  # chunk -> offset and length of its line
+        self._at: dict[bytes, tuple[int, int]] = {}  # key -> offset and length of its line
         self._waiting: list[tuple[bytes, bytes]] = []
         self._writing = asyncio.Lock()
         self._failure: OSError | None = None
@@ -84,21 +78,21 @@ class AnswerCache:
         return len(self._at)
 
     def __contains__(self, text: str) -> bool:
-        return _key(text) in self._at
+        return key_of(text) in self._at
 
     def get(self, text: str) -> Answer | None:
-        """The answer about a chunk of this text."""
-        place = self._at.get(_key(text))
-        if place is None:
+        """Returns the answer about a chunk of this text."""
+        position = self._at.get(key_of(text))
+        if position is None:
             return None
-        offset, length = place
+        offset, length = position
         line = json.loads(os.pread(self._file, length, offset))
         return Answer(**{name: line[name] for name in Answer.__slots__})
 
     async def put(self, text: str, answer: Answer) -> None:
         """Returns when the answer is on disk. Answers that arrive during a write share the next one."""
-        key = _key(text)
-        line = json.dumps({"chunk": key.hex(), **asdict(answer)}).encode() + b"\n"  # ASCII: holds what no UTF-8 can
+        key = key_of(text)
+        line = json.dumps({"chunk": key.hex(), **asdict(answer)}).encode() + b"\n"  # ASCII: lone surrogates survive
         self._waiting.append((key, line))
         async with self._writing:
             if key in self._at:
@@ -111,14 +105,14 @@ class AnswerCache:
                     self._failure = error
                 else:
                     self._index(batch)
-            if self._failure is not None:  # also of those whose line was in that batch
+            if self._failure is not None:  # also for callers whose line was in that batch
                 raise self._failure
 
     def _index(self, batch: list[tuple[bytes, bytes]]) -> None:
-        at = self._end - sum(len(line) for _, line in batch)
+        offset = self._end - sum(len(line) for _, line in batch)
         for key, line in batch:
-            self._at[key] = at, len(line)
-            at += len(line)
+            self._at[key] = offset, len(line)
+            offset += len(line)
 
     def _append(self, data: bytes) -> None:
         try:
@@ -127,38 +121,39 @@ class AnswerCache:
                 left = left[os.write(self._file, left) :]
             os.fsync(self._file)
         except OSError:
-            with contextlib.suppress(OSError):  # a full disk: half a line must not stand before the next answer
+            with contextlib.suppress(OSError):  # a full disk: no half line may precede the next answer
                 os.ftruncate(self._file, self._end)
             raise
         self._end += len(data)
 
     def _read(self) -> int:
-        """Fills the index; returns the length of what is whole."""
-        at = damaged = 0
+        """Fills the index and returns the length of the whole lines."""
+        offset = damaged = 0
         with open(self.path, "rb") as lines:
             for number, line in enumerate(lines):
                 if not line.endswith(b"\n"):
-                    os.ftruncate(self._file, at)
+                    os.ftruncate(self._file, offset)
                     say(f"note: {self.path}: its last line was cut off by a crash; that answer is asked for again")
                     break
                 if number:
-                    damaged += not self._read_line(line, at)
-                at += len(line)
+                    damaged += not self._read_line(line, offset)
+                offset += len(line)
         if damaged:
             say(f"note: {self.path}: {damaged:,} damaged lines are skipped; their chunks are asked about again")
-        return at
+        return offset
 
-    def _read_line(self, line: bytes, at: int) -> bool:
+    def _read_line(self, line: bytes, offset: int) -> bool:
         try:
             value = json.loads(line)
             key = bytes.fromhex(value["chunk"])
             Answer(**{name: value[name] for name in Answer.__slots__})
         except (ValueError, KeyError, TypeError):
             return False
-        self._at[key] = at, len(line)
+        self._at[key] = offset, len(line)
         self.urls[value["url"]] += 1
         return True
 
 
-def _key(text: str) -> bytes:
+def key_of(text: str) -> bytes:
+    """Returns the key of a chunk's text in the cache: its sha256."""
     return hashlib.sha256(text.encode(errors="surrogatepass")).digest()

@@ -1,46 +1,46 @@
-"""A model behind an OpenAI-compatible server: a call, its retries, when to give up. Only this file imports openai.
+"""A model behind an OpenAI-compatible server: calls, retries, limits. Only this file imports openai.
 
-The client's own retries are off, so that every repeated call is one of ours: counted, and stopped by Ctrl-C.
+The client's own retries are off, so that every repeated call is counted here and stopped by Ctrl-C.
 """
 
 import asyncio
 import contextlib
-import email.utils
 import json
-import math
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from data_prep.common.console import EVERY_SECONDS, say
 from data_prep.common.errors import BadInput, Failed, nearest
+from data_prep.common.retry_after import retry_after
 from data_prep.common.secrets import without
 from data_prep.generation.answer_cache import Answer
 from data_prep.generation.endpoint import Endpoint
 
 CONNECT_SECONDS = 10.0
 REASON_CHARACTERS = 300
-# Chunks whose request the server called bad, or that got no answer whatever we tried, with no answer between them: then
-# it is not the chunks' fault.
+# After so many refused, or unanswered, chunks without any answer between them, the fault is not the chunks'.
 REFUSED_IN_A_ROW, SILENT_IN_A_ROW = 10, 3
 
 
 @dataclass(frozen=True)
 class Retry:
-    """How often and how patiently. The n-th pause is between half and all of first * 2^n seconds, at most `longest`;
-    where the server says how long to wait, that long. patience: a longer wait than this ends the run."""
+    """Limits of repeated calls.
+
+    The n-th pause is drawn between half and all of first * 2^n seconds, at most `longest`. A wait that the server asks
+    for replaces it.
+    """
 
     attempts: int = 10
-    first: float = 0.5
-    longest: float = 60.0
-    patience: float = 600.0
+    first: float = 0.5  # seconds
+    longest: float = 60.0  # seconds
+    patience: float = 600.0  # seconds; if the server asks for a longer wait, the run ends
 
 
 class Unanswered(Exception):
-    """This chunk got no answer. again: asking once more, later, may help."""
+    """A chunk got no answer. again: a later call may succeed."""
 
     def __init__(self, reason: str, again: bool):
         super().__init__(reason)
@@ -48,11 +48,11 @@ class Unanswered(Exception):
 
 
 class Stopped(Exception):
-    """No further call is made."""
+    """The run stops: no further call is made."""
 
 
 class _Fault(Exception):
-    """A call that may be repeated. kind: for counting. wait: seconds that the server asked for."""
+    """A failed call that may be repeated. kind: for counting. wait: seconds that the server asked for."""
 
     def __init__(self, kind: str, reason: str, wait: float | None = None):
         super().__init__(reason)
@@ -60,14 +60,14 @@ class _Fault(Exception):
 
 
 class _BadRequest(Exception):
-    """The server calls the request itself bad."""
+    """The server rejects the request itself."""
 
 
 class Model:
-    """One model of one server, asked by many tasks of one event loop.
+    """One model of one server, called by many tasks of one event loop.
 
-    Structured output (response_format json_schema) is asked for until the server refuses it where it answers without:
-    said once. retries: calls that had to be repeated, by kind.
+    Calls ask for structured output (response_format json_schema) until the server refuses it and answers without it;
+    this is reported once.
     """
 
     def __init__(
@@ -93,15 +93,15 @@ class Model:
             timeout=openai.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout)),
         )
         self._more = {} if temperature is None else {"temperature": temperature}
-        self._structured: bool | None = None  # None: not known yet
+        self._structured: bool | None = None  # None: unknown
         self._stopping = asyncio.Event()
-        self._not_before = 0.0  # time.monotonic() until which the server wants no call
+        self._not_before = 0.0  # time.monotonic(): the server wants no call before
         self._in_a_row: Counter[str] = Counter()
-        self.retries: Counter[str] = Counter()
-        self.heard = False  # whether the server has answered at all
+        self.retries: Counter[str] = Counter()  # repeated calls, by kind
+        self.heard = False  # True once the server has answered
 
     def stop(self) -> None:
-        """Calls that are on their way finish; no other is made: `ask` raises Stopped."""
+        """Lets pending calls finish; further ones raise Stopped."""
         self._stopping.set()
 
     @property
@@ -112,7 +112,7 @@ class Model:
         await self._client.close()
 
     async def ask(self, messages: list[dict[str, str]]) -> Answer:
-        """The model's answer. Unanswered: not for this chunk. Stopped. BadInput, Failed: asking on is pointless."""
+        """Returns the model's answer. Unanswered, Stopped; BadInput, Failed: no call would succeed."""
         last = ""
         for attempt in range(self.retry.attempts):
             await self._wait_turn()
@@ -160,7 +160,7 @@ class Model:
             raise Stopped
 
     async def _fitting(self, messages: list[dict[str, str]]) -> Answer:
-        """One call, with structured output where the server has it."""
+        """Makes one call, with structured output if the server supports it."""
         if self._structured is not False:
             try:
                 answer = await self._call(messages, self._format)
@@ -200,26 +200,26 @@ class Model:
         return _Fault("connection", f"the connection broke: {reason}")
 
     async def _of_status(self, error: Any) -> Exception:
-        """What an HTTP status of 300 or more means."""
-        status, reason = error.status_code, self._clean(_said(error))
-        told = f"{status}{f': {reason}' if reason else ''}"
+        """Returns the exception for an HTTP status of 300 or more."""
+        status, reason = error.status_code, self._clean(_reason(error))
+        reply = f"{status}{f': {reason}' if reason else ''}"
         if status in (400, 413, 415, 422, 501):
-            return _BadRequest(told)
+            return _BadRequest(reply)
         if status == 429 and error.code == "insufficient_quota":
-            return Failed(f"{self.server.url} answers {told}; the account has no quota left")
+            return Failed(f"{self.server.url} answers {reply}; the account has no quota left")
         if status in (408, 409, 425, 429) or (status >= 500):
-            return _Fault(str(status), f"the server answers {told}", _retry_after(error.response.headers))
+            return _Fault(str(status), f"the server answers {reply}", _wait_of(error.response.headers))
         if status == 401:
             key = f"{self.server.key_name} is not accepted" if self.server.key else "it wants a key: set OPENAI_API_KEY"
-            return BadInput(f"{self.server.url} answers {told}; {key}")
+            return BadInput(f"{self.server.url} answers {reply}; {key}")
         if status == 403:
-            return BadInput(f"{self.server.url} answers {told}; the key may not use {self.name!r}, or not from here")
+            return BadInput(f"{self.server.url} answers {reply}; the key may not use {self.name!r}, or not from here")
         if status == 404:
-            return BadInput(f"{self.server.url} answers {told}; {await self._models()}")
-        return Failed(f"{self.server.url} answers {told}")
+            return BadInput(f"{self.server.url} answers {reply}; {await self._models()}")
+        return Failed(f"{self.server.url} answers {reply}")
 
     async def _models(self) -> str:
-        """What to do about a 404: the models that the server lists, where it does."""
+        """Returns the hint for a 404: the server's models, if it lists them."""
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 names = [str(model.id) for model in (await self._client.models.list()).data]
@@ -246,8 +246,10 @@ class Model:
             message = choice["message"]
             content, refusal = _text(message.get("content")), _text(message.get("refusal"))
         except (KeyError, IndexError, TypeError, AttributeError):
-            said = self._clean(str(body.get("error", "")) if isinstance(body, dict) else "")
-            raise _Fault("no choices", f"the server's answer holds no message{f': {said}' if said else ''}") from None
+            reason = self._clean(str(body.get("error", "")) if isinstance(body, dict) else "")
+            raise _Fault(
+                "no choices", f"the server's answer holds no message{f': {reason}' if reason else ''}"
+            ) from None
         usage = body.get("usage") if isinstance(body.get("usage"), dict) else {}
         return Answer(
             self._no_key(content),
@@ -258,8 +260,8 @@ class Model:
         )
 
     def _no_key(self, text: str) -> str:
-        """A server that echoes the key does not get it into the cache. A short one ("none", "EMPTY") is no secret, and
-        taking it out would damage the text."""
+        """Removes the key if the server echoes it. A short key ("none", "EMPTY") is no secret and may be a word of the
+        text."""
         return without(text, self.server.key) if self.server.key and len(self.server.key) >= 16 else text
 
     def _clean(self, reason: object) -> str:
@@ -267,8 +269,8 @@ class Model:
         return text if len(text) <= REASON_CHARACTERS else text[:REASON_CHARACTERS] + " …"
 
 
-def _said(error: Any) -> str:
-    """The server's own words: {"error": {"message": …}}, {"error": …}, {"detail": …}, or the body as it is."""
+def _reason(error: Any) -> str:
+    """Returns the server's message: {"error": {"message": …}}, {"error": …}, {"detail": …}, or the whole body."""
     body = error.body
     for key in ("message", "detail", "error"):
         if isinstance(body, dict) and body.get(key):
@@ -277,7 +279,7 @@ def _said(error: Any) -> str:
 
 
 def _text(content: Any) -> str:
-    """A message's content: a text, a list of parts with texts, or nothing."""
+    """Returns the text of a message's content: a text, a list of parts with texts, or nothing."""
     if content is None:
         return ""
     if isinstance(content, list):
@@ -289,25 +291,18 @@ def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _retry_after(headers: Any) -> float | None:
-    """Seconds to wait that a response asks for: Retry-After as a number or a date (RFC 9110, 10.2.3), or in ms."""
+def _wait_of(headers: Any) -> float | None:
+    """Returns the seconds that a response asks to wait: retry-after-ms or Retry-After."""
     with contextlib.suppress(KeyError, ValueError):
         return max(0.0, float(headers["retry-after-ms"]) / 1000)
-    value = headers.get("retry-after")
-    if value is None:
-        return None
-    with contextlib.suppress(ValueError):
-        return max(0.0, float(value)) if math.isfinite(float(value)) else None
-    with contextlib.suppress(ValueError, TypeError):
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    return None
+    return retry_after(headers.get("retry-after", ""))
 
 
 def messages(system: str | None, prompt: str) -> list[dict[str, str]]:
-    """What is sent for one chunk."""
+    """Returns the messages to send for one chunk."""
     return ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": prompt}]
 
 
-def told(retries: Counter[str] | Iterable[tuple[str, int]]) -> str:
-    """Repeated calls in words: `429 x 12, timeout x 3`."""
-    return ", ".join(f"{kind} x {count:,}" for kind, count in sorted(dict(retries).items()))
+def list_retries(retries: Counter[str]) -> str:
+    """Returns repeated calls in words: `429 x 12, timeout x 3`."""
+    return ", ".join(f"{kind} x {count:,}" for kind, count in sorted(retries.items()))

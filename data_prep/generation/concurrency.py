@@ -1,4 +1,4 @@
-"""Many chunks asked about at once: bounded concurrency, answers on disk before they count, a stop that loses none."""
+"""Asks about many chunks at once: bounded concurrency, answers fsynced before they count, a stop that loses none."""
 
 import asyncio
 import signal
@@ -13,11 +13,13 @@ from data_prep.generation.client import Model, Stopped, Unanswered
 
 
 class Asking:
-    """Asks about each text of `wanted`, once, and puts the answers into the cache.
+    """Asks about each text of `wanted` once and puts the answers into the cache.
 
-    wanted: (the chunk's text, the messages to send), or None where other tasks may run meanwhile. The first is asked
-    alone: what is wrong with the server, the key or the model shows once. on_answer: called with each answer that is on
-    disk, and what is in it. unanswered: what became of the texts that got none, known after `run`.
+    The first text is asked about alone, so that a wrong server, key or model shows at one call.
+
+    wanted: (the chunk's text, the messages to send), or None to let other tasks run.
+    on_answer: called with text, answer and parsed answer, once the answer is on disk.
+    unanswered: text -> why it has no answer; complete after `run`.
     """
 
     def __init__(
@@ -26,7 +28,7 @@ class Asking:
         cache: AnswerCache,
         wanted: Iterator[tuple[str, list[dict[str, str]]] | None],
         concurrency: int,
-        on_answer: Callable[[Answer, Parsed], None],
+        on_answer: Callable[[str, Answer, Parsed], None],
     ):
         self.model, self.cache, self.wanted = model, cache, wanted
         self.concurrency, self.on_answer = concurrency, on_answer
@@ -38,8 +40,11 @@ class Asking:
         self._workers: list[asyncio.Task] = []
 
     def run(self) -> None:
-        """Returns when all is asked. KeyboardInterrupt after Ctrl-C: calls on their way are waited for, their answers
-        kept; a second Ctrl-C gives them up. BadInput, Failed, OSError: asking on was pointless; answers are kept."""
+        """Returns when every text was asked about.
+
+        KeyboardInterrupt: after Ctrl-C, once the pending calls ended and their answers are kept; a second Ctrl-C
+        cancels them. BadInput, Failed, OSError: no further call would help; answers are kept.
+        """
         if _a_loop_runs():
             self._run_beside()
         else:
@@ -53,7 +58,7 @@ class Asking:
             raise KeyboardInterrupt
 
     def _run_beside(self) -> None:
-        """In a thread of its own: a notebook's loop runs in this one."""
+        """Runs in a thread of its own, since a notebook's loop runs in this one."""
         with ThreadPoolExecutor(1) as pool:
             done = pool.submit(asyncio.run, self._run())
             try:
@@ -86,7 +91,7 @@ class Asking:
             continue
 
     async def _one(self) -> bool:
-        """Asks about the next text; False when there is none or all stops."""
+        """Asks about the next text. Returns False if there is none or the run stops."""
         try:
             while not self.model.stopping:
                 want = next(self.wanted, ())
@@ -118,8 +123,8 @@ class Asking:
             return
         finally:
             self._under_way.discard(text)
-        parsed = await asyncio.to_thread(parse, answer.text, answer.cut)  # mending a broken one may take seconds
-        self.on_answer(answer, parsed)
+        parsed = await asyncio.to_thread(parse, answer.text, answer.cut)  # json-repair may take seconds
+        self.on_answer(text, answer, parsed)
 
 
 def _in_main_thread() -> bool:

@@ -1,4 +1,4 @@
-"""Definitions of this subject."""
+"""Settings of question generation with a language model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,18 +15,12 @@ from data_prep.stores.base import StoreConfig
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionGenerationConfig:
-    """What to ask about, whom, and where the pairs go. No secret: the key comes from the environment or .env.
-
-    collection_name, db_type, path, host, port, ssl, url, text_field, vector_name, where: the store, as in StoreConfig;
-    a Qdrant server may also be given by host and port. limit: only the first so many chunks; sample: so many drawn by
-    the seed, a larger sample containing the smaller. prompt_path: a file with {context} and the names of
-    prompt_variables. temperature: None leaves it to the server. timeout: seconds for one answer. price_in, price_out:
-    of a million tokens. cache: folder of the answers (default: the user's cache folder).
-    """
+    """Store, model and output of one generation. No secret: the key comes from the environment or .env."""
 
     collection_name: str
     output_path: Path | str
     model: str
+    # the store, as in StoreConfig; a Qdrant server may also be given by host and port
     db_type: str = "chroma"
     path: Path | str | None = None
     host: str | None = None
@@ -36,20 +30,20 @@ class QuestionGenerationConfig:
     text_field: str | None = None
     vector_name: str | None = None
     where: dict[str, Any] | None = None
-    limit: int | None = None
-    sample: int | None = None
+    limit: int | None = None  # only the first chunks
+    sample: int | None = None  # chunks drawn by the seed; a larger sample contains a smaller one
     seed: int = 0
-    prompt_path: Path | str = EXAMPLE
+    prompt_path: Path | str = EXAMPLE  # a file with {context} and the names of prompt_variables
     prompt_variables: Mapping[str, str] = field(default_factory=dict)
     system_prompt: str | None = None
     base_url: str | None = None
-    temperature: float | None = None
-    timeout: float = 120.0
+    temperature: float | None = None  # None: the server's default
+    timeout: float = 120.0  # seconds for one answer
     concurrency: int = 8
     retry: Retry = field(default_factory=Retry)
-    price_in: float | None = None
+    price_in: float | None = None  # of a million tokens, as price_out
     price_out: float | None = None
-    cache: Path | str | None = None
+    cache: Path | str | None = None  # folder of the answers; None: in the user's cache folder
     filters: Filters = field(default_factory=Filters)
 
     @property
@@ -67,28 +61,28 @@ class QuestionGenerationConfig:
         )
 
     def prompt(self) -> Prompt:
-        """The prompt file, read. BadInput lists its problems and every other of this config."""
-        found = self.store().problems() + check_output_file(self.output)
+        """Reads the prompt file. BadInput lists its problems and all others of this config."""
+        problems = self.store().problems() + check_output_file(self.output)
         for name in ("limit", "sample", "concurrency"):
             if (value := getattr(self, name)) is not None and value < 1:
-                found.append(f"--{name} {value}: must be 1 or more")
+                problems.append(f"--{name} {value}: must be 1 or more")
         if self.limit is not None and self.sample is not None:
-            found.append("--limit and --sample: choose one")
+            problems.append("--limit and --sample: choose one")
         if not self.timeout > 0:
-            found.append(f"--timeout {self.timeout:g}: must be above 0")
+            problems.append(f"--timeout {self.timeout:g}: must be above 0")
         if self.temperature is not None and not self.temperature >= 0:
-            found.append(f"--temperature {self.temperature:g}: must be 0 or more")
+            problems.append(f"--temperature {self.temperature:g}: must be 0 or more")
         if (self.price_in is None) != (self.price_out is None):
-            found.append("--price-in and --price-out: give both, for a million tokens each")
-        found += [
+            problems.append("--price-in and --price-out: give both, for a million tokens each")
+        problems += [
             f"--{name.replace('_', '-')} {value:g}: must be 0 or more"
             for name in ("price_in", "price_out")
             if (value := getattr(self, name)) is not None and not value >= 0
         ]
-        found += self.filters.problems()
+        problems += self.filters.problems()
         try:
             prompt = read_prompt(Path(self.prompt_path), self.prompt_variables)
         except BadInput as error:
-            found += error.problems
-        check(found)
+            problems += error.problems
+        check(problems)
         return prompt

@@ -1,4 +1,4 @@
-"""Filters of question-answer pairs by quality, all off by default; what one leaves out is kept aside and counted."""
+"""Quality filters of question-answer pairs, all off by default. What a filter drops is counted and kept aside."""
 
 import re
 from collections import defaultdict
@@ -32,38 +32,32 @@ class Pair:
 
 @dataclass(frozen=True)
 class Filters:
-    """Which filters run, in this order; None or False: off.
+    """The filters to run, in this order. None or False: off."""
 
-    question_words, answer_words: least and most words. same_language: question and answer are in the chunk's language.
-    grounded: least share (0..1) of the answer's runs of four characters that stand in the chunk. round_trip: the
-    question finds its own chunk among the k best of the collection (Promptagator, Dai et al. 2022, arXiv:2209.11755).
-    near_duplicates: Jaccard similarity of two questions from which on only the first stays.
-    """
-
-    question_words: tuple[int, int] | None = None
+    question_words: tuple[int, int] | None = None  # least, most
     answer_words: tuple[int, int] | None = None
-    same_language: bool = False
-    grounded: float | None = None
+    same_language: bool = False  # question and answer are in the chunk's language
+    grounded: float | None = None  # least share (0..1) of the answer's runs of four characters that the chunk holds
+    # The question finds its chunk among the k best of the collection (Promptagator, Dai et al. 2022, arXiv:2209.11755).
     round_trip: int | None = None
-    near_duplicates: float | None = None
+    near_duplicates: float | None = None  # from this Jaccard similarity on, only the first of two questions stays
 
     def problems(self) -> list[str]:
-        found = []
+        problems = []
         for name in ("question_words", "answer_words"):
             least, most = getattr(self, name) or (0, 0)
             if not 0 <= least <= most:
-                found.append(f"--{name.replace('_', '-')} {least}-{most}: must be MIN-MAX, with 0 <= MIN <= MAX")
+                problems.append(f"--{name.replace('_', '-')} {least}-{most}: must be MIN-MAX, with 0 <= MIN <= MAX")
         if self.grounded is not None and not 0 < self.grounded <= 1:
-            found.append(f"--grounded {self.grounded:g}: must be a share above 0, at most 1")
+            problems.append(f"--grounded {self.grounded:g}: must be a share above 0, at most 1")
         if self.round_trip is not None and self.round_trip < 1:
-            found.append(f"--round-trip {self.round_trip}: must be 1 or more")
+            problems.append(f"--round-trip {self.round_trip}: must be 1 or more")
         if self.near_duplicates is not None:
-            found += check_similarity(self.near_duplicates, "--near-duplicates")
-        return found
+            problems += check_similarity(self.near_duplicates, "--near-duplicates")
+        return problems
 
     def build(self, collection: Callable[[], Iterator[Chunk]], encoder: Encoder | None) -> list["Filter"]:
-        """The filters, ready. collection: reads every chunk among which a question must find its own; called for
-        round_trip only, which holds their index (BM25, or the encoder's embeddings) in memory."""
+        """Returns the filters. collection: reads every chunk of the round trip, which holds their index in memory."""
         built: list[Filter] = []
         for name in ("question", "answer"):
             if limits := getattr(self, f"{name}_words"):
@@ -79,7 +73,7 @@ class Filters:
         return built
 
 
-# Reasons for some pairs, in order: None keeps a pair. A reason starts with the filter's name and a colon.
+# Returns a reason per pair, or None to keep it. A reason starts with the filter's name and a colon.
 Filter = Callable[[Sequence[Pair]], list[str | None]]
 
 
@@ -98,24 +92,24 @@ def _words_within(name: str, least: int, most: int) -> Callable[[Pair], str | No
 
 
 class _SameLanguage:
-    """A text whose language is uncertain, as that of many short questions, counts as the chunk's."""
+    """Drops other languages. An uncertain language, as of many short questions, counts as the chunk's."""
 
     def __init__(self):
-        self.last = ("", "")  # text and language of the last chunk: its pairs follow each other
+        self.last = ("", "")  # text and language of the last chunk, whose pairs are adjacent
 
     def __call__(self, pair: Pair) -> str | None:
         if self.last[0] != pair.chunk.text:
             self.last = (pair.chunk.text, language(pair.chunk.text))
         own = self.last[1]
         for name in ("question", "answer"):
-            found = language(getattr(pair, name))
-            if own not in NO_LANGUAGE and found not in (own, *NO_LANGUAGE):
-                return f"language: the {name} is in {found!r}, the chunk in {own!r}"
+            other = language(getattr(pair, name))
+            if own not in NO_LANGUAGE and other not in (own, *NO_LANGUAGE):
+                return f"language: the {name} is in {other!r}, the chunk in {own!r}"
         return None
 
 
 def _grounded(least: float) -> Callable[[Pair], str | None]:
-    """Lexical: an answer in other words than the chunk's is left out too. Runs of characters forgive endings."""
+    """Drops answers in other words than the chunk's. Runs of characters tolerate other word endings."""
 
     def reason(pair: Pair) -> str | None:
         answer, chunk = normalise(pair.answer), normalise(pair.chunk.text)
@@ -127,7 +121,7 @@ def _grounded(least: float) -> Callable[[Pair], str | None]:
 
 
 class _RoundTrip:
-    """The rank of a question's own chunk among the distinct texts: a copy of the chunk is as good as the chunk."""
+    """Ranks a question's own chunk among the distinct texts; a copy of the chunk counts as the chunk."""
 
     def __init__(self, k: int, chunks: Iterable[Chunk], encoder: Encoder | None):
         self.k, self.corpus = k, Corpus()
@@ -139,12 +133,9 @@ class _RoundTrip:
         return [self._reason(pair, row) for pair, row in zip(pairs, self.scores([pair.question for pair in pairs]))]
 
     def _reason(self, pair: Pair, scores: Any) -> str | None:
-        """scores: (n,) of the question with each text. Texts with the same score do not push the own one down, unless
-        the score is 0: nothing in common."""
-        places = self.corpus.places([pair.chunk.text])
-        if not places:
-            return "round-trip: its chunk came into the collection only now; run again"
-        own = scores[places[0]]
+        """scores: (n,) of the question with each text. Ties do not lower the rank, except at 0: nothing in common."""
+        (position,) = self.corpus.places([pair.chunk.text])
+        own = scores[position]
         rank = int((scores > own).sum()) + 1 if own else len(scores)
         if rank <= self.k:
             return None
@@ -166,8 +157,7 @@ def _embedding_scores(texts: list[str], encoder: Encoder) -> Callable[[list[str]
 
 
 class _NearDuplicates:
-    """The questions that stay, by the bands of their MinHash signatures (see data_prep.texts.near_duplicates); what
-    shares a band is compared exactly."""
+    """Compares questions exactly that share a band of their MinHash signatures (see near_duplicates.py)."""
 
     def __init__(self, similarity: float):
         self.similarity, self.bands = similarity, Bands(similarity, sides=1)

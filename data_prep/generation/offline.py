@@ -1,4 +1,4 @@
-"""Pairs from chunks without a language model: title -> body, otherwise the inverse cloze task."""
+"""Pairs from chunks without a language model: title and body, inverse cloze task, keywords."""
 
 import functools
 import hashlib
@@ -20,14 +20,14 @@ from data_prep.stores.open import open_collection
 
 TITLE_WORDS = 25
 QUESTION_WORDS = 3
-KEEP_SENTENCE = 0.1  # Lee et al. 2019, section 4: then the model also learns from words that both sides share
+KEEP_SENTENCE = 0.1  # share, by Lee et al. 2019, section 4: the model must also learn from words that both sides share
 _HEADING = re.compile(r"#{1,6}\s+(?P<title>\S.*?)\s*#*\s*(?:\n|$)")
 _UNDERLINED = re.compile(r"(?P<title>\S.*)\n(?P<line>([=*~^#-])\3{2,})\s*(?:\n|$)")
 _PARAGRAPHS = re.compile(r"\n[ \t]*\n")
 _SENTENCE_END = re.compile(
     r"(?:(?<=[.!?。！？])|(?<=[.!?][\"')\]]))\s+(?=[\"'(\[]*[^\W\d_a-z])|(?<=[。！？])(?=\S)|\n[ \t]*\n"
 )
-# Words as a length: scripts without spaces count by character, signs and single letters not at all.
+# Words as a measure of length. Scripts without spaces count by character; signs and single letters do not count.
 _WORDS = re.compile(TOKENS)
 
 
@@ -42,34 +42,34 @@ def generate_offline(
     min_words: int = 8,
     keywords: int | None = None,
 ) -> int:
-    """One pair per chunk of a collection to a JSONL file of {"chunk_id", "question", "answer", "metadata"}; returns
-    their number.
+    """Writes one pair per chunk to JSONL: {"chunk_id", "question", "answer", "metadata"}. Returns their number.
 
-    The metadata is the chunk's and "rule" (see make_pair). hide: metadata fields whose value is removed from the
-    question. limit: at most so many pairs. min_words: words that an answer needs. keywords: chunks without another pair
-    get one of so many keywords and their whole text. Chunks without a pair are counted.
+    The metadata is the chunk's plus "rule" (see make_pair). Chunks without a pair are counted.
+
+    hide: metadata fields whose value is removed from questions. limit: most pairs. min_words: of an answer.
+    keywords: chunks without another pair get one of this many keywords and their whole text.
     """
-    found = check_output_file(output)
-    found += [
+    problems = check_output_file(output)
+    problems += [
         f"--{name} {value}: must be 1 or more"
         for name, value in (("limit", limit), ("min-words", min_words))
         if value is not None and value < 1
     ]
     if keywords is not None and keywords < QUESTION_WORDS:
-        found.append(f"--keywords {keywords}: must be {QUESTION_WORDS} or more")
-    check(found)
+        problems.append(f"--keywords {keywords}: must be {QUESTION_WORDS} or more")
+    check(problems)
     hide, rules, skipped = tuple(hide), Counter(), Counter()
     fields: dict[str, None] = {}
     lacking = Counter()
     chunks = 0
     collection = config.collection
     with open_collection(config) as store, whole_file(output) as lines:
-        telling = _telling(store, where, keywords) if keywords else None
+        keywords_of = _keywords_of(store, where, keywords) if keywords else None
         for chunk in track(store.chunks(where), f"pairs from {collection}"):
             chunks += 1
             fields.update(dict.fromkeys(chunk.metadata))
             lacking.update(name for name in hide if chunk.metadata.get(name) in (None, ""))
-            pair = make_pair(chunk, hide, seed, min_words, telling)
+            pair = make_pair(chunk, hide, seed, min_words, keywords_of)
             if isinstance(pair, str):
                 skipped[pair] += 1
                 continue
@@ -87,7 +87,7 @@ def generate_offline(
     return rules.total()
 
 
-def _telling(store: Collection, where: dict[str, Any] | None, most: int) -> Callable[[str], str]:
+def _keywords_of(store: Collection, where: dict[str, Any] | None, most: int) -> Callable[[str], str]:
     words = Keywords(chunk.text for chunk in track(store.chunks(where), "counting words"))
     return lambda text: " ".join(words.of(text, most))
 
@@ -117,14 +117,15 @@ def make_pair(
     min_words: int = 8,
     keywords: Callable[[str], str] | None = None,
 ) -> dict[str, Any] | str:
-    """The pair of a chunk by the first rule whose question has three words or more once the values of the `hide` fields
-    are out of it, or the reason why it has none.
+    """Returns the pair of a chunk, or the reason why it has none.
 
-    rule "title": the chunk's metadata `title`, heading, or first paragraph of at most 25 words (a PEP 257 summary, a
-    signature) is the question, the rest the answer. rule "inverse_cloze" (Lee et al. 2019, arXiv:1906.00300): a drawn
-    sentence is the question and the rest the answer; in a tenth of the cases the sentence stays in the answer, as in
-    the paper (metadata "sentence_kept": true). Draws depend on the seed and the chunk's id only. rule "keyword":
-    keywords(text) is the question, the whole text the answer; without `keywords` there is no such rule.
+    The first rule applies whose question keeps three words or more after the values of the `hide` fields are removed:
+    - "title": the question is the metadata `title`, the heading, or a first paragraph of at most 25 words (a PEP 257
+      summary, a signature); the answer is the rest.
+    - "inverse_cloze" (Lee et al. 2019, arXiv:1906.00300): the question is a drawn sentence, the answer the rest. In a
+      tenth of the cases the sentence stays in the answer, as in the paper (metadata "sentence_kept": true).
+    - "keyword": the question is keywords(text), the answer the whole text. Off without `keywords`.
+    Draws depend only on the seed and the chunk's id.
     """
     digest = hashlib.blake2b(f"{seed}:{chunk.id}".encode(), digest_size=8).digest()
     draw = random.Random(int.from_bytes(digest, "big"))
@@ -153,12 +154,12 @@ def make_pair(
 
 
 def keyword_pair(text: str, min_words: int, keywords: Callable[[str], str]) -> tuple[str, str] | None:
-    """Its keywords and the text, or None for too short a text."""
+    """Returns the keywords and the text, or None for too short a text."""
     return (keywords(text), text.strip()) if _words(text) >= min_words else None
 
 
 def title_pair(chunk: Chunk, min_words: int) -> tuple[str, str] | None:
-    """The chunk's title and body, or None where it has no title or too short a body."""
+    """Returns the chunk's title and body, or None if it has no title or too short a body."""
     text = chunk.text.strip()
     title = str(chunk.metadata.get("title") or "").strip()
     if title:
@@ -182,10 +183,11 @@ def title_pair(chunk: Chunk, min_words: int) -> tuple[str, str] | None:
 def inverse_cloze(
     text: str, draw: random.Random, min_words: int, hidden: Callable[[str], str] = str
 ) -> tuple[str, str, bool] | None:
-    """A drawn sentence, the rest of the text, and whether the sentence stayed in it; None for too short a text.
-    hidden: what is left of a sentence that becomes a question; only sentences of which enough is left are drawn."""
-    spans = list(_sentences(text))
-    words = _words(text)
+    """Returns a drawn sentence, the rest of the text, and if the sentence stayed in it; None for too short a text.
+
+    hidden: removes names from a sentence; only sentences that keep enough words are drawn.
+    """
+    spans, words = list(_sentences(text)), _words(text)
     fit = [
         (start, end)
         for start, end in spans
@@ -202,7 +204,7 @@ def inverse_cloze(
 
 
 def _sentences(text: str) -> Iterator[tuple[int, int]]:
-    """Start and end of each sentence: up to . ! ? before an upper-case letter, or to the end of a paragraph."""
+    """Yields start and end of each sentence: up to . ! ? before an upper-case letter, or to the end of a paragraph."""
     start = 0
     for match in [*_SENTENCE_END.finditer(text), None]:
         end = match.start() if match else len(text)
@@ -220,7 +222,7 @@ def _squeeze(text: str) -> str:
 
 
 def name_pattern(name: str) -> re.Pattern[str] | None:
-    """Finds an identifier in every spelling: `ordered_dict`, `OrderedDict`, "ordered dict", `x.y.OrderedDict()`."""
+    """Pattern of a name in every spelling: `ordered_dict`, `OrderedDict`, "ordered dict", `x.y.OrderedDict()`."""
     parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^\W_A-Z]+|[A-Z]", name) or re.findall(r"\w+", name)
     if not parts:
         return None
@@ -229,7 +231,7 @@ def name_pattern(name: str) -> re.Pattern[str] | None:
 
 
 def hide_name(question: str, name: str) -> str:
-    """The question without the name, its module prefix and the quotes and brackets that stood around it."""
+    """Returns the question without the name, its module prefix and the quotes and brackets around it."""
     pattern = name_pattern(name)
     if pattern is None:
         return question

@@ -1,4 +1,4 @@
-"""Prompt files: text with {context} and variables of the user's; doubled braces are literal."""
+"""Prompt files: text with {context} and the user's variables. Doubled braces are literal."""
 
 import re
 from collections.abc import Mapping
@@ -14,24 +14,24 @@ _BRACES = re.compile(r"\{\{|\}\}|\{(?P<name>[^{}\n]*)\}|[{}]")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt with its variables filled in. parts: literal text, None where the chunk's text goes."""
+    """A prompt with its variables filled in."""
 
-    parts: tuple[str | None, ...]
+    parts: tuple[str | None, ...]  # literal texts; None stands for the chunk's text
 
     def render(self, context: str) -> str:
-        """The prompt for one chunk. Braces in the chunk's text mean nothing."""
+        """Returns the prompt for one chunk. Braces in the chunk's text are literal."""
         return "".join(context if part is None else part for part in self.parts)
 
 
 def read_prompt(path: Path, variables: Mapping[str, str]) -> Prompt:
-    """The prompt of a file. BadInput lists every unknown placeholder, lone brace and variable that is not used."""
+    """Reads a prompt file. BadInput lists every unknown placeholder, single brace and unused variable."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise BadInput(f"--prompt {path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise BadInput(f"--prompt {path}: is not valid UTF-8; save it as UTF-8") from None
-    found: list[str] = []
+    problems: list[str] = []
     used: set[str] = set()
     parts: list[str | None] = [""]
     at = 0
@@ -41,7 +41,7 @@ def read_prompt(path: Path, variables: Mapping[str, str]) -> Prompt:
         if name is None and len(match[0]) == 2:
             parts[-1] += match[0][0]
         elif name is None:
-            found.append(f"{path}:{line}: a single {match[0]!r}; write a literal brace twice: {match[0] * 2}")
+            problems.append(f"{path}:{line}: a single {match[0]!r}; write a literal brace twice: {match[0] * 2}")
         elif name == CONTEXT:
             used.add(name)
             parts += [None, ""]
@@ -49,19 +49,19 @@ def read_prompt(path: Path, variables: Mapping[str, str]) -> Prompt:
             used.add(name)
             parts[-1] += variables[name]
         else:
-            found.append(f"{path}:{line}: {_unknown(name, variables)}")
+            problems.append(f"{path}:{line}: {_unknown(name, variables)}")
     parts[-1] += text[at:]
     if CONTEXT not in used:
-        found.append(f"{path}: has no {{{CONTEXT}}}, the place of the chunk's text; put it in")
-    found += [
+        problems.append(f"{path}: has no {{{CONTEXT}}}, the place of the chunk's text; put it in")
+    problems += [
         f"--var {name}: {path} has no {{{name}}}; put it in or leave the variable out"
         for name in variables
         if name not in used and name != CONTEXT
     ]
     if CONTEXT in variables:
-        found.append(f"--var {CONTEXT}: is the chunk's text; choose another name")
-    if found:
-        raise BadInput(found)
+        problems.append(f"--var {CONTEXT}: is the chunk's text; choose another name")
+    if problems:
+        raise BadInput(problems)
     return Prompt(tuple(parts))
 
 

@@ -5,10 +5,10 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import IO
 
+from data_prep.common.batches import batches
 from data_prep.common.console import result, say, track
 from data_prep.common.errors import BadInput
 from data_prep.common.files import spool_beside, whole_file
@@ -85,7 +85,7 @@ def mine(
         miner = Miner(texts, mining.choice, rankers, pairs)
         with whole_file(output) as lines:
             at_once = ROWS_RESCORED_AT_ONCE if scorer else ROWS_AT_ONCE
-            for records in _blocks(track(_records(waiting), "mining", count), at_once):
+            for records in batches(track(_records(waiting), "mining", count), at_once):
                 miner.add(records)
                 lines.writelines(record.to_json() + "\n" for record in records)
         _print_summary(miner, rankers, encoder, scorer)
@@ -116,7 +116,7 @@ def _open_caches(
 def _read_corpus(chunks: Iterable[Chunk], texts: Corpus, encoder: Encoder | None, vectors: VectorCache | None) -> None:
     """Adds the chunks to the corpus. vectors: receives the embeddings that the chunks bring; None: they bring none."""
     compared = False
-    for block in _blocks(track(chunks, "reading the corpus"), TEXTS_AT_ONCE):
+    for block in batches(track(chunks, "reading the corpus"), TEXTS_AT_ONCE):
         for chunk in block:
             texts.add(chunk.text, chunk.id, chunk.metadata)
         if vectors is not None:
@@ -183,12 +183,6 @@ def _records(waiting: IO[str]) -> Iterator[Record]:
     waiting.seek(0)
     for line in waiting:
         yield Record(**json.loads(line))
-
-
-def _blocks(items: Iterable, size: int) -> Iterator[list]:
-    items = iter(items)
-    while block := list(islice(items, size)):
-        yield block
 
 
 def _print_summary(miner: Miner, rankers: list[Ranker], encoder: Encoder | None, scorer: PairScorer | None) -> None:

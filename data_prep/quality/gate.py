@@ -9,7 +9,6 @@
 
 import hashlib
 import json
-import os
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from itertools import chain
@@ -19,14 +18,14 @@ from typing import Any
 import numpy as np
 
 from data_prep.common.console import say, track
-from data_prep.common.files import whole_file
+from data_prep.common.files import cache_folder, sha256_of, whole_file
 from data_prep.quality import checks
 from data_prep.quality.checks import AT_ONCE, Finding
 from data_prep.quality.decontaminate import HeldOut, held_out, texts_of
 from data_prep.quality.row_keys import Keys
 from data_prep.quality.sampling import spread
 from data_prep.records import Record
-from data_prep.shards.folder import MANIFEST, Rows, ShardFolder, open_shards, sha256_of
+from data_prep.shards.folder import MANIFEST, Rows, ShardFolder, open_shards
 from data_prep.texts.near_duplicates import SIMILARITY
 from data_prep.texts.token_lengths import Reader, has_tokenizer, token_lengths
 
@@ -48,7 +47,7 @@ class Gate:
 
     def findings(self) -> list[Finding]:
         """Returns all findings, errors first; from the cache if nothing changed."""
-        stored = _cache_folder() / f"{self._key()}.json"
+        stored = cache_folder("gate") / f"{self._key()}.json"
         with suppress(OSError, ValueError, TypeError, KeyError):
             listed = json.loads(stored.read_text(encoding="utf-8"))["findings"]
             return [Finding.of_json(one) for one in listed]
@@ -177,9 +176,3 @@ def _content(path: Path) -> Any:
         return open_shards(path).fingerprint
     files = ("corpus.jsonl", "queries.jsonl", "qrels.tsv", "qrels/test.tsv")
     return {name: sha256_of(path / name) for name in files if (path / name).is_file()}
-
-
-def _cache_folder() -> Path:
-    """EMBEDFLEET_CACHE, else embedfleet/ in the user's cache folder (XDG_CACHE_HOME, else ~/.cache)."""
-    own, shared = os.environ.get("EMBEDFLEET_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    return Path(own or Path(shared or Path.home() / ".cache", "embedfleet"), "gate")

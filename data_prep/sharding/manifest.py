@@ -28,12 +28,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_prep.common.console import result
-from data_prep.common.files import fsync_folder
+from data_prep.common.files import fsync_folder, sha256_of
 from data_prep.quality import checks, gate
 from data_prep.sharding.split import EVAL, TRAIN, SplitPlan
 from data_prep.sharding.spool import facts_of
 from data_prep.sharding.write import WrittenSplits, fingerprint_of, write_json
-from data_prep.shards.folder import MANIFEST, SCHEMA_VERSION, ShardFolder, sha256_of
+from data_prep.shards.folder import MANIFEST, SCHEMA_VERSION, ShardFolder
 from data_prep.shards.shared_keys import FILES as SHARING_FILES
 from data_prep.shards.shared_keys import by_source, write
 

@@ -200,13 +200,6 @@ class ShardFolder:
         return TokenArrays(self.path, facts) if facts else None
 
 
-def sha256_of(path: Path) -> str:
-    import hashlib
-
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 def open_shards(path: str | Path) -> ShardFolder:
     """Opens a shard folder. BadInput: no folder or manifest (unfinished), another schema, missing or cut files."""
     path = Path(path)

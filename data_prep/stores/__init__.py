@@ -1,1 +1,1 @@
-"""stores"""
+"""Chroma and Qdrant behind one interface."""

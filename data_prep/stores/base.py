@@ -3,18 +3,19 @@
     with open_collection(StoreConfig("chroma", "docs", path=Path("chroma"))) as collection:
         for chunk in collection.chunks(): ...
 
-The stores' own sides are data_prep.stores.chroma and data_prep.stores.qdrant, loaded when they are needed.
+open.py opens them; chroma.py and qdrant.py implement them and are imported only when needed.
 """
 
 import gc
+import json
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
 
-from data_prep.common.errors import BadInput
+from data_prep.common.errors import BadInput, Failed, nearest
+from data_prep.common.secrets import url_problem, without
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,36 +28,31 @@ QUERIES = 100  # vectors asked at a time
 
 @dataclass(slots=True)
 class Chunk:
-    """One stored text. metadata: what the store holds beside it. embedding: (d,) float32 where it was asked for; it
-    takes no part in comparisons."""
+    """One stored text."""
 
     id: str
     text: str
     metadata: dict[str, Any] = field(default_factory=dict)
-    embedding: "np.ndarray | None" = field(default=None, compare=False)
+    embedding: "np.ndarray | None" = field(default=None, compare=False)  # (d,) float32 if it was read
 
 
 @dataclass(frozen=True)
 class StoreConfig:
-    """Where a collection is. Keys are no part of it: CHROMA_TOKEN and QDRANT_API_KEY come from the environment or .env.
-
-    path: folder of embedded Chroma or of Qdrant's local mode. host, port, ssl: a Chroma server. url: a Qdrant server.
-    text_field: the payload field that holds a Qdrant point's text. vector_name: which of its named vectors.
-    """
+    """Address of a collection. Its key comes from the environment or .env: CHROMA_TOKEN, QDRANT_API_KEY."""
 
     kind: str
     collection: str
-    path: Path | None = None
-    host: str | None = None
+    path: Path | None = None  # folder of embedded Chroma or of Qdrant's local mode
+    host: str | None = None  # of a Chroma server, as port and ssl
     port: int | None = None
     ssl: bool = False
-    url: str | None = None
-    text_field: str | None = None
-    vector_name: str | None = None
+    url: str | None = None  # of a Qdrant server
+    text_field: str | None = None  # payload field with a Qdrant point's text
+    vector_name: str | None = None  # of a Qdrant collection's named vectors
 
     @property
     def place(self) -> str:
-        """The flags that name the store, for messages."""
+        """Returns the flags that name the store, for messages."""
         if self.path is not None:
             return f"--path {self.path}"
         if self.url is not None:
@@ -64,75 +60,132 @@ class StoreConfig:
         return f"--host {self.host} --port {self.port or CHROMA_PORT}" + (" --ssl" if self.ssl else "")
 
     def problems(self) -> list[str]:
-        """What contradicts itself, with the flags that say it."""
+        """Returns contradictions, with their flags."""
         if self.kind not in KINDS:
             return [f"--store {self.kind}: must be one of {', '.join(KINDS)}"]
         server, other = ("host", "url") if self.kind == "chroma" else ("url", "host")
-        found = []
+        problems = []
         foreign = [other] + (["text_field", "vector_name"] if self.kind == "chroma" else ["port", "ssl"])
         for name in foreign:
             if getattr(self, name):
                 flag = name.replace("_", "-")
-                found.append(f"--{flag}: belongs to --store {'qdrant' if self.kind == 'chroma' else 'chroma'}")
+                problems.append(f"--{flag}: belongs to --store {'qdrant' if self.kind == 'chroma' else 'chroma'}")
         places = [self.path is not None, getattr(self, server) is not None]
         if sum(places) != 1:
-            found.append(
+            problems.append(
                 f"--store {self.kind}: needs --path DIR (a folder) or --{server} (a server)"
                 + (", not both" if sum(places) == 2 else "")
             )
         if self.kind == "chroma" and self.host is None:
-            found += [f"--{name}: needs --host" for name in ("port", "ssl") if getattr(self, name)]
+            problems += [f"--{name}: needs --host" for name in ("port", "ssl") if getattr(self, name)]
         if self.port is not None and not 1 <= self.port <= 65535:
-            found.append(f"--port {self.port}: must be 1 to 65535")
+            problems.append(f"--port {self.port}: must be 1 to 65535")
         if self.host is not None and ("/" in self.host or "@" in self.host):
-            found.append("--host: must be a host name or address alone; --port and --ssl say the rest")
+            problems.append("--host: must be a host name or address alone; --port and --ssl say the rest")
         if self.url is not None:
-            found += _url_problems(self.url)
-        return found
+            refusal = "holds a user or password; put the key into QDRANT_API_KEY (environment or .env)"
+            problems += filter(None, [url_problem(self.url, "--url", "http://localhost:6333", refusal)])
+        return problems
 
 
-def _url_problems(url: str) -> list[str]:
-    try:
-        parts = urlsplit(url)
-        parts.port  # noqa: B018  raises for what is no port
-    except ValueError as error:
-        return [f"--url: {error}"]
-    if parts.username or parts.password:
-        return ["--url: holds a user or password; put the key into QDRANT_API_KEY (environment or .env)"]
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        return [f"--url {url}: must look like http://localhost:6333"]
-    return []
+class Store(AbstractContextManager):
+    """An open store. Closing it closes its collections."""
+
+    kind: str  # its name in messages
+    client: Any
+    location: str  # "in FOLDER" or "at ADDRESS", for messages
+    secret: str | None = None  # token or key; removed from messages
+    served: bool  # a server, not a folder
+
+    def errors(self) -> tuple[type[Exception], ...]:
+        """Returns the exceptions of the store's library, besides ValueError and RuntimeError."""
+
+    @contextmanager
+    def failures(self) -> Iterator[None]:
+        """A block whose library errors (lost server, full disk, damaged database) become Failed, in one line."""
+        try:
+            yield
+        except BadInput:
+            raise
+        except (*self.errors(), ValueError, RuntimeError) as error:
+            raise self.failure(error) from None
+
+    def failure(self, error: Exception) -> Failed:
+        return Failed(f"{self.kind} failed {self.location}: {self.reason(error)}")
+
+    def reason(self, error: Exception) -> str:
+        """Returns the first line of an error, without the secret."""
+        return without(next(iter(self.message(error).splitlines()), "") or type(error).__name__, self.secret)
+
+    def message(self, error: Exception) -> str:
+        return str(error)
+
+    def names(self) -> list[str]: ...
+
+    def aliases(self) -> dict[str, str] | None:
+        """Returns alias -> collection; None if the store has no aliases."""
+        return None
+
+    def open(self, name: str, **layout: str) -> "Collection":
+        """Opens a collection. layout: Collection.layout. BadInput lists the collections if this one is missing."""
+
+    def create(
+        self, name: str, size: int | None, about: dict[str, Any], cosine: bool = True, **layout: str
+    ) -> "Collection":
+        """Returns a new, empty collection. BadInput if the name is taken or invalid.
+
+        size: d of its vectors; None (Chroma only): texts without vectors.
+        about: flat metadata, texts and numbers.
+        cosine: vectors are compared by cosine, otherwise by inner product.
+        layout: Collection.layout of a collection of the same form.
+        """
+
+    def check_new(self, name: str, problem: str | None) -> None:
+        """BadInput if a new collection cannot have this name. problem: what the store forbids in it."""
+        taken = name in self.names() or name in (self.aliases() or {})
+        if problem := problem or ("is there already" if taken else None):
+            raise BadInput(f"--collection {name}: {problem}")
+
+    def no_collection(self, name: str, counts: dict[str, int]) -> BadInput:
+        """Returns the error that lists the collections, with their numbers of chunks, and the aliases."""
+        aliases = self.aliases() or {}
+        listed = [f"{one} ({count:,} chunks)" for one, count in counts.items()]
+        listed += [f"{alias} (an alias of {of})" for alias, of in sorted(aliases.items())]
+        there, hint = ", ".join(listed) or "no collection", nearest(name, [*counts, *aliases])
+        return BadInput(f"--collection {name}: not {self.location}, which has {there}.{hint}")
+
+    def close(self) -> None:
+        self.client.close()
+
+    def __exit__(self, *_) -> None:
+        self.close()
 
 
-class Collection(AbstractContextManager, Protocol):
-    """One collection of a store that is open. Closing it closes the store.
+class Collection(AbstractContextManager):
+    """An open collection. Closing it closes the store."""
 
-    about: what the collection itself says, flat. size: d of its vectors, None where it holds none that can be read.
-    layout: what else `Store.create` and `Store.open` need to make or read a collection of the same form. not_copied:
-    what such a collection lacks nevertheless.
-    """
-
+    store: Store
     name: str
-    about: dict[str, Any]
-    size: int | None
-    layout: dict[str, str]
-    not_copied: list[str]
+    about: dict[str, Any]  # the collection's own metadata, flat
+    size: int | None  # d of its vectors; None if it has none that can be read
+    layout: dict[str, str]  # what Store.create and Store.open need besides, for a collection of the same form
+    not_copied: list[str]  # what such a collection lacks nevertheless
 
     def count(self, where: dict[str, Any] | None = None) -> int:
-        """Chunks that fit `where`, all without it. BadInput: a filter that the store does not understand."""
+        """Returns the number of chunks that match `where`. BadInput: a filter that the store does not understand."""
 
     def chunks(
         self, where: dict[str, Any] | None = None, page: int = PAGE, embeddings: bool = False
     ) -> Iterator[Chunk]:
-        """Every chunk that fits `where`, once, holding one page at a time, in an order that a second read repeats.
+        """Yields every chunk that matches `where` once, holding one page at a time, in a repeatable order.
 
-        Chroma: order of insertion. Qdrant: order of ids. embeddings: the store's own vectors are read along.
+        Chroma: order of insertion. Qdrant: order of ids. embeddings: read the store's own vectors too.
         BadInput: a filter that the store does not understand, chunks without text (ids and fields are listed).
-        Failed: the store fails, or chunks before the current page were deleted while it was read.
+        Failed: the store fails, or chunks before the current page were deleted meanwhile.
         """
 
     def stored(self, ids: Sequence[str]) -> dict[str, Chunk]:
-        """Those of these chunks that are here, by id, without embeddings."""
+        """Returns the chunks with these ids that exist, by id, without embeddings."""
 
     def upsert(self, chunks: Sequence[Chunk]) -> None:
         """Writes chunks with their embeddings, replacing those of the same id; on disk when it returns."""
@@ -143,51 +196,73 @@ class Collection(AbstractContextManager, Protocol):
     def query(self, vectors: "np.ndarray", k: int, where: dict[str, Any] | None = None) -> list[list[Chunk]]:
         """(q, d) vectors -> for each its k nearest chunks by the store's own search, best first, with embeddings.
 
-        BadInput: d is not that of the collection, a filter that the store does not understand.
+        BadInput: d is not the collection's, or a filter that the store does not understand.
         """
+        if (size := self.size) != vectors.shape[1]:
+            held = "no vectors that can be searched" if size is None else f"vectors of {size} numbers"
+            asked = f"the query has {vectors.shape[1]}: it is another model's"
+            raise BadInput(f"--collection {self.name}: holds {held}, {asked}")
+        hits = []
+        for start in range(0, len(vectors), QUERIES):
+            with self.filtered(where) as native:
+                hits += self.nearest(vectors[start : start + QUERIES], k, native)
+        return hits
 
-    def close(self) -> None: ...
+    def nearest(self, vectors: "np.ndarray", k: int, native: Any) -> list[list[Chunk]]:
+        """Answers at most QUERIES vectors of `query`. native: the filter in the store's own form."""
 
+    def native_filter(self, where: dict[str, Any]) -> Any:
+        """Returns a filter in the store's own form; default: as it is."""
+        return where
 
-class Store(AbstractContextManager, Protocol):
-    """A store that is open."""
+    @contextmanager
+    def filtered(self, where: dict[str, Any] | None) -> Iterator[Any]:
+        """Yields the filter in the store's own form. If there is one, a refused request becomes BadInput about it."""
+        native = None if where is None else self.native_filter(where)
+        with self.store.failures():
+            try:
+                yield native
+            except BadInput:
+                raise
+            except (*self.store.errors(), ValueError, TypeError) as error:
+                if where is None or not self.refused(error):
+                    raise
+                kind, reason = self.store.kind, self.store.reason(error)
+                raise BadInput(f"--where {json.dumps(where)}: {kind} does not accept it: {reason}") from None
 
-    def names(self) -> list[str]: ...
+    def refused(self, error: Exception) -> bool:
+        """Returns True for an error that says that the request is wrong."""
 
-    def aliases(self) -> dict[str, str] | None:
-        """alias -> collection; None where the store has no aliases."""
+    def with_text(self, chunks: list[Chunk], mend: str) -> list[Chunk]:
+        """Returns the chunks of a page. BadInput if some have no text. mend: what to do then."""
+        if bare := [chunk for chunk in chunks if not chunk.text.strip()]:
+            fields = ", ".join(sorted({key for chunk in bare for key in chunk.metadata})) or "none"
+            raise BadInput(
+                f"--collection {self.name}: at least {len(bare)} chunks have no text, such as "
+                f"{', '.join(chunk.id for chunk in bare[:5])} (metadata fields there: {fields}); {mend}"
+            )
+        return chunks
 
-    def open(self, name: str, **layout: str) -> Collection: ...
+    def free_page(self) -> None:
+        """Frees the last page of a server, before the next is read.
 
-    def create(
-        self, name: str, size: int | None, about: dict[str, Any], cosine: bool = True, **layout: str
-    ) -> Collection:
-        """A new, empty collection. BadInput where the name is taken or cannot be one.
-
-        size: d of its vectors; None (Chroma only): texts without vectors. about: flat, texts and numbers. cosine:
-        vectors are compared by cosine, otherwise by inner product. layout: Collection.layout of one like it.
+        httpx leaves every answer, megabytes with embeddings, in a reference cycle. Python's own collector would let
+        dozens of them pile up.
         """
+        if self.store.served:
+            gc.collect()
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        self.store.close()
 
-
-def with_text(name: str, chunks: list[Chunk], mend: str) -> list[Chunk]:
-    """The chunks of a page. BadInput where some have no text."""
-    if bare := [chunk for chunk in chunks if not chunk.text.strip()]:
-        fields = ", ".join(sorted({key for chunk in bare for key in chunk.metadata})) or "none"
-        raise BadInput(
-            f"--collection {name}: at least {len(bare)} chunks have no text, such as "
-            f"{', '.join(chunk.id for chunk in bare[:5])} (metadata fields there: {fields}); {mend}"
-        )
-    return chunks
+    def __exit__(self, *_) -> None:
+        self.close()
 
 
-def free_page() -> None:
-    """To be called before each page of a server: httpx leaves every answer, megabytes with embeddings, in a reference
-    cycle, and Python's own collector would let dozens of them pile up."""
-    gc.collect()
-
-
-def wrong_size(name: str, size: int | None, asked: int) -> BadInput:
-    held = "no vectors that can be searched" if size is None else f"vectors of {size} numbers"
-    return BadInput(f"--collection {name}: holds {held}, the query has {asked}: it is another model's")
+def check_folder(path: Path, file: str, kind: str, folder: str) -> None:
+    """BadInput if the path is no folder with the store's file. folder: what it should be, for the message."""
+    if not path.is_dir():
+        raise BadInput(f"--path {path}: {'is a file' if path.exists() else 'no such folder'}; name a {kind} folder")
+    if not (path / file).is_file():
+        inside = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
+        raise BadInput(f"--path {path}: is no {folder} (no {file}; it holds {inside})")

@@ -1,41 +1,41 @@
 """Chroma, embedded in this process or on a server.
 
-Chroma embeds documents itself unless it is told not to, and downloads a model for that. So collections are always
-opened with `embedding_function=None`, and those made without vectors carry a placeholder [0.0] per chunk, as Chroma
-stores no document without one; the collection's metadata says so (`vectors`). Query such a collection by id or
-metadata, or write real vectors into another collection first.
+- By default Chroma downloads a model and embeds documents. So collections are opened with `embedding_function=None`.
+- Chroma stores no document without a vector. So a collection without vectors holds the placeholder [0.0] per chunk, and
+  its metadata says so (`vectors`). Query it by id or metadata, or write real vectors into another collection first.
 """
 
-import json
 import re
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.common.errors import BadInput, Failed, nearest
+from data_prep.common.errors import BadInput, Failed
 from data_prep.common.secrets import secret, without
-from data_prep.stores.base import CHROMA_PORT, PAGE, QUERIES, Chunk, StoreConfig, free_page, with_text, wrong_size
+from data_prep.stores.base import CHROMA_PORT, PAGE, Chunk, Collection, Store, StoreConfig, check_folder
 
 if TYPE_CHECKING:
     import numpy as np
 
 PLACEHOLDER = "none: every vector is the placeholder [0.0]; only the texts and metadata are real"
 TOKEN = "CHROMA_TOKEN"
+FILE = "chroma.sqlite3"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,510}[A-Za-z0-9]")
 _ANSWER_SECONDS = 20.0
 
 
 def name_problem(name: str) -> str | None:
-    """Why no collection can be called so."""
+    """Returns why no collection can have this name, or None."""
     if _NAME.fullmatch(name):
         return None
     return "a Chroma name has 3 to 512 letters, digits, '.', '_' or '-', and starts and ends with a letter or digit"
 
 
-class ChromaStore:
+class ChromaStore(Store):
     """A Chroma folder or server. Telemetry is off."""
+
+    kind = "Chroma"
 
     def __init__(self, config: StoreConfig, create: bool = False):
         try:
@@ -43,37 +43,27 @@ class ChromaStore:
             from chromadb.config import Settings
         except ImportError:
             raise Failed("--store chroma: needs Chroma: pip install 'embedfleet[stores]'") from None
-        self.token, self.served = None, config.path is None
+        self.served = config.path is None
         settings = Settings(anonymized_telemetry=False)
         if config.path is not None:
-            self.said = f"in {config.path}"
+            self.location = f"in {config.path}"
             _check_folder(config.path, create)
             with self.failures():
                 self.client = chromadb.PersistentClient(str(config.path), settings=settings)
             return
-        self.token = secret(TOKEN)
-        self.said = f"at {config.host}:{config.port or CHROMA_PORT}"
-        headers = {"Authorization": f"Bearer {self.token}", "X-Chroma-Token": self.token} if self.token else {}
+        self.secret = secret(TOKEN)
+        self.location = f"at {config.host}:{config.port or CHROMA_PORT}"
+        headers = {"Authorization": f"Bearer {self.secret}", "X-Chroma-Token": self.secret} if self.secret else {}
         _check_server(config, headers)
         server = {"host": config.host, "port": config.port or CHROMA_PORT, "ssl": config.ssl, "headers": headers}
         with self.failures():
             self.client = chromadb.HttpClient(**server, settings=settings)
 
-    @contextmanager
-    def failures(self) -> Iterator[None]:
-        """A full disk, a lost server or a damaged database, which Chroma raises under many names, as one line."""
+    def errors(self) -> tuple[type[Exception], ...]:
         import httpx
         from chromadb.errors import ChromaError
 
-        try:
-            yield
-        except BadInput:
-            raise
-        except (ChromaError, httpx.HTTPError, ValueError, RuntimeError) as error:
-            raise Failed(f"Chroma failed {self.said}: {self.reason(error)}") from None
-
-    def reason(self, error: Exception) -> str:
-        return without(next(iter(str(error).splitlines()), "") or type(error).__name__, self.token)
+        return ChromaError, httpx.HTTPError
 
     def names(self) -> list[str]:
         with self.failures():
@@ -81,16 +71,13 @@ class ChromaStore:
 
     def open(self, name: str) -> "ChromaCollection":
         there = self.names()
-        if name in there:
-            return ChromaCollection(self, name)
-        counted = [f"{one} ({ChromaCollection(self, one).count():,} chunks)" for one in there]
-        listed = ", ".join(counted) or "no collection"
-        raise BadInput(f"--collection {name}: not {self.said}, which has {listed}.{nearest(name, there)}")
+        if name not in there:
+            raise self.no_collection(name, {one: ChromaCollection(self, one).count() for one in there})
+        return ChromaCollection(self, name)
 
     def create(self, name: str, size: int | None, about: dict[str, Any], cosine: bool = True) -> "ChromaCollection":
-        """See data_prep.stores.base.Store. Chroma learns d from the first vectors; without any (size None) each is [0.0]."""
-        if problem := name_problem(name) or ("is there already" if name in self.names() else None):
-            raise BadInput(f"--collection {name}: {problem}")
+        """Chroma learns d from the first vectors. Without any (size None) each is [0.0]."""
+        self.check_new(name, name_problem(name))
         if size is None:
             about = {"vectors": PLACEHOLDER, **about}
         # the approximate index looks at more candidates than Chroma's own 100 and 16: see docs/stores.md
@@ -101,22 +88,8 @@ class ChromaStore:
             )
         return ChromaCollection(self, name)
 
-    def aliases(self) -> None:
-        return None
 
-    def close(self) -> None:
-        self.client.close()
-
-    def __enter__(self) -> "ChromaStore":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
-
-
-class ChromaCollection:
-    """See data_prep.stores.base.Collection."""
-
+class ChromaCollection(Collection):
     def __init__(self, store: ChromaStore, name: str):
         self.store, self.name, self.layout, self.not_copied = store, name, {}, []
         with store.failures():
@@ -124,7 +97,6 @@ class ChromaCollection:
 
     @property
     def about(self) -> dict[str, Any]:
-        """The collection's own metadata."""
         return self.inner.metadata or {}
 
     @property
@@ -146,19 +118,18 @@ class ChromaCollection:
             raise BadInput(f"--collection {self.name}: has no embeddings to read: its vectors are placeholders")
         mend = "store the text as the document, or leave them out with --where"
         for got in self._pages(where, page, ["documents", "metadatas"] + ["embeddings"] * embeddings):
-            yield from with_text(self.name, _chunks(got), mend)
+            yield from self.with_text(_chunks(got), mend)
 
     def _pages(self, where: dict[str, Any] | None, page: int, include: list[str]) -> Iterator[dict[str, Any]]:
-        """Pages by offset: Chroma has no other way, orders by insertion, and takes longer the higher the offset.
+        """Yields pages by offset: Chroma's only way; it orders by insertion and slows down with the offset.
 
-        A chunk that was deleted before the offset would shift the rest unseen. So each page reads the last chunk of the
-        one before again, and no other may stand there.
+        A chunk deleted before the offset would shift the rest unnoticed. So each page starts with the last chunk of the
+        page before, and Failed is raised if another chunk is there.
         """
         offset, last = 0, None
         while True:
             overlap = 0 if last is None else 1
-            if self.store.served:
-                free_page()
+            self.free_page()
             got = self._get(where, page + overlap, offset - overlap, include)
             if overlap and got["ids"][:1] != [last]:
                 raise Failed(
@@ -174,22 +145,13 @@ class ChromaCollection:
             offset += page
 
     def _get(self, where: dict[str, Any] | None, limit: int, offset: int, include: list[str]) -> dict[str, Any]:
-        with self._asked(where):
+        with self.filtered(where):
             return self.inner.get(where=where, limit=limit, offset=offset, include=include)
 
-    @contextmanager
-    def _asked(self, where: dict[str, Any] | None) -> Iterator[None]:
-        """A block whose refusals are the filter's fault where there is one."""
+    def refused(self, error: Exception) -> bool:
         from chromadb.errors import InvalidArgumentError
 
-        with self.store.failures():
-            try:
-                yield
-            except (InvalidArgumentError, ValueError, TypeError) as error:
-                if where is None:
-                    raise
-                reason = self.store.reason(error)
-                raise BadInput(f"--where {json.dumps(where)}: Chroma does not accept it: {reason}") from None
+        return isinstance(error, (InvalidArgumentError, ValueError, TypeError))
 
     def stored(self, ids: Sequence[str]) -> dict[str, Chunk]:
         with self.store.failures():
@@ -200,17 +162,11 @@ class ChromaCollection:
         with self.store.failures():
             self.inner.modify(metadata={**self.about, **about})
 
-    def query(self, vectors: "np.ndarray", k: int, where: dict[str, Any] | None = None) -> list[list[Chunk]]:
-        if self.size != vectors.shape[1]:
-            raise wrong_size(self.name, self.size, vectors.shape[1])
-        include, found = ["documents", "metadatas", "embeddings"], []
-        for start in range(0, len(vectors), QUERIES):
-            asked = vectors[start : start + QUERIES]
-            with self._asked(where):
-                got = self.inner.query(query_embeddings=asked, n_results=k, where=where, include=include)
-            names = ("ids", *include)
-            found += [_chunks(dict(zip(names, answer))) for answer in zip(*(got[name] for name in names))]
-        return found
+    def nearest(self, vectors: "np.ndarray", k: int, native: dict[str, Any] | None) -> list[list[Chunk]]:
+        include = ["documents", "metadatas", "embeddings"]
+        got = self.inner.query(query_embeddings=vectors, n_results=k, where=native, include=include)
+        names = ("ids", *include)
+        return [_chunks(dict(zip(names, answer))) for answer in zip(*(got[name] for name in names))]
 
     def upsert(self, chunks: Sequence[Chunk]) -> None:
         with self.store.failures():
@@ -227,18 +183,9 @@ class ChromaCollection:
                     embeddings=[[0.0] if chunk.embedding is None else chunk.embedding for chunk in part],
                 )
 
-    def close(self) -> None:
-        self.store.close()
-
-    def __enter__(self) -> "ChromaCollection":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
-
 
 def _chunks(got: dict[str, Any]) -> list[Chunk]:
-    """The chunks of one of Chroma's answers. It returns the fields of a chunk in no fixed order."""
+    """Returns the chunks of an answer. Chroma returns the fields of a chunk in no fixed order, so they are sorted."""
     import numpy as np
 
     texts, fields = got["documents"], got["metadatas"]
@@ -251,16 +198,11 @@ def _chunks(got: dict[str, Any]) -> list[Chunk]:
 
 
 def _check_folder(path: Path, create: bool) -> None:
-    """BadInput for a path that is no store, which Chroma would make one, unless it is to be created."""
-    file = path / "chroma.sqlite3"
+    """BadInput for a path that is no store, unless it is to be created: Chroma would create one silently."""
     if not create:
-        if not path.is_dir():
-            raise BadInput(f"--path {path}: {'is a file' if path.exists() else 'no such folder'}; name a Chroma folder")
-        if not file.is_file():
-            inside = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
-            raise BadInput(f"--path {path}: is no Chroma folder (no chroma.sqlite3; it holds {inside})")
-    if file.is_file() and not _is_chroma(file):
-        raise BadInput(f"--path {path}: chroma.sqlite3 is damaged or no Chroma database")
+        check_folder(path, FILE, "Chroma", "Chroma folder")
+    if (path / FILE).is_file() and not _is_chroma(path / FILE):
+        raise BadInput(f"--path {path}: {FILE} is damaged or no Chroma database")
 
 
 def _is_chroma(file: Path) -> bool:
@@ -275,7 +217,7 @@ def _is_chroma(file: Path) -> bool:
 
 
 def _check_server(config: StoreConfig, headers: dict[str, str]) -> None:
-    """BadInput unless a Chroma server answers there and takes the token: the client's own errors do not tell."""
+    """BadInput unless a Chroma server answers and takes the token. The client's own errors do not say which it is."""
     import httpx
 
     host = f"[{config.host}]" if ":" in config.host else config.host

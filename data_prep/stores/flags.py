@@ -1,4 +1,4 @@
-"""Definitions of this subject."""
+"""The flags that name a collection and the part of it to read."""
 
 import argparse
 import json
@@ -11,10 +11,7 @@ from data_prep.stores.base import CHROMA_PORT, KINDS, StoreConfig
 
 
 def add_store(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """The flags that name a collection and the part of it to read; store_of and where_of read them.
-
-    required: of --collection; False where a command can do without a store.
-    """
+    """Adds the flags; store_of and where_of read them. required: --collection is."""
     group = parser.add_argument_group("store", "keys come from the environment or .env: CHROMA_TOKEN, QDRANT_API_KEY")
     group.add_argument("--store", choices=KINDS, default="chroma", help="default chroma")
     group.add_argument("--path", type=Path, metavar="DIR", help="folder of embedded Chroma or of Qdrant's local mode")
@@ -25,21 +22,21 @@ def add_store(parser: argparse.ArgumentParser, required: bool = True) -> None:
     group.add_argument("--collection", required=required, metavar="NAME")
     group.add_argument("--text-field", metavar="FIELD", help="payload field that holds a Qdrant point's text")
     group.add_argument("--vector-name", metavar="NAME", help="which of the named vectors of a Qdrant collection")
-    about = (
+    text = (
         "only these chunks: Chroma's filter, such as '{\"kind\": \"function\"}', or Qdrant's, such as "
         '\'{"must": [{"key": "year", "range": {"gte": 2020}}]}\'; {"field": value} serves both'
     )
-    group.add_argument("--where", metavar="JSON", help=about)
+    group.add_argument("--where", metavar="JSON", help=text)
 
 
 def store_flags(args: argparse.Namespace) -> list[str]:
-    """The flags of add_store that were given to a command that reads no store: problems, as they would be ignored."""
+    """Returns a problem for each store flag without --collection, as it would be ignored."""
     names = ("path", "host", "port", "ssl", "url", "text_field", "vector_name", "where")
     return [f"--{name.replace('_', '-')}: needs --collection" for name in names if getattr(args, name)]
 
 
 def store_of(args: argparse.Namespace) -> StoreConfig:
-    """The collection that the flags of add_store name. BadInput for flags that contradict each other."""
+    """Returns the collection that the flags name. BadInput for flags that contradict each other."""
     names = ("collection", "path", "host", "port", "ssl", "url", "text_field", "vector_name")
     config = StoreConfig(args.store, **{name: getattr(args, name) for name in names})
     check(config.problems())
@@ -47,7 +44,7 @@ def store_of(args: argparse.Namespace) -> StoreConfig:
 
 
 def where_of(args: argparse.Namespace) -> dict[str, Any] | None:
-    """The filter of --where, as it is. BadInput for what is no JSON object."""
+    """Returns the filter of --where as it is. BadInput unless it is a JSON object."""
     if args.where is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Definitions of this subject."""
+"""Opens a store of either kind, and writes a small one."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,10 +9,10 @@ from data_prep.stores.base import PAGE, Chunk, Collection, Store, StoreConfig
 
 
 def open_collection(config: StoreConfig) -> Collection:
-    """The collection, open for reading.
+    """Opens a collection for reading.
 
-    BadInput, each listing what is there instead: contradictory config, no store at that place, a refused key, no such
-    collection, no such text field or named vector. Failed: the store is locked by another process or fails.
+    BadInput, listing what exists instead: contradictory config, no store there, a refused key, no such collection, text
+    field or named vector. Failed: the store is locked by another process or fails.
     """
     store = open_store(config)
     try:
@@ -23,7 +23,7 @@ def open_collection(config: StoreConfig) -> Collection:
 
 
 def open_store(config: StoreConfig, create: bool = False) -> Store:
-    """The store itself. create: a folder that is no store yet becomes one. Raises as open_collection."""
+    """Opens a store. create: makes a new or empty folder a store. Raises as open_collection."""
     check(config.problems())
     if config.kind == "chroma":
         from data_prep.stores.chroma import ChromaStore
@@ -35,11 +35,11 @@ def open_store(config: StoreConfig, create: bool = False) -> Store:
 
 
 def write_chunks(path: str | Path, collection: str, chunks: Iterable[Chunk], digest: str) -> bool:
-    """Makes an embedded Chroma collection of these chunks, without vectors; False when it is there already, with the
-    same digest.
+    """Writes the chunks to an embedded Chroma collection without vectors. Returns False if it exists already.
 
-    digest: a hash of the chunks, kept in the collection's metadata. An interrupted write is completed; a collection
-    with another digest, or one that this function did not make, is left alone: BadInput.
+    An interrupted write is completed. BadInput: the collection has another digest or was made by something else.
+
+    digest: a hash of the chunks, kept in the collection's metadata.
     """
     config, chunks = StoreConfig("chroma", collection, path=Path(path)), list(chunks)
     check_target(config)
@@ -61,14 +61,14 @@ def write_chunks(path: str | Path, collection: str, chunks: Iterable[Chunk], dig
 
 
 def check_target(config: StoreConfig, flag: str = "--collection") -> None:
-    """BadInput when no collection of this name can be written there; for checking before long work."""
-    found = config.problems()
+    """BadInput if no collection of this name can be written there. For checks before long work."""
+    problems = config.problems()
     if config.path is not None and config.path.exists() and not config.path.is_dir():
-        found.append(f"--path {config.path}: is a file; name a folder")
+        problems.append(f"--path {config.path}: is a file; name a folder")
     if config.kind == "chroma":
         from data_prep.stores.chroma import name_problem
     else:
         from data_prep.stores.qdrant import name_problem
     if problem := name_problem(config.collection):
-        found.append(f"{flag} {config.collection!r}: {problem}")
-    check(found)
+        problems.append(f"{flag} {config.collection!r}: {problem}")
+    check(problems)

@@ -1,7 +1,7 @@
 """Qdrant: its local mode in this process, or a server.
 
-Local mode locks its folder and holds all of its collections in memory: of one folder there is one client at a time.
-Scrolling is by id, so pages cost the same wherever they lie and no deletion shifts them.
+- Local mode locks its folder, one client at a time, and holds all of its collections in memory.
+- Scrolling is by id, so every page costs the same and no deletion shifts the next.
 """
 
 import json
@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.common.console import say
 from data_prep.common.errors import BadInput, Failed, nearest
-from data_prep.common.secrets import secret, without
-from data_prep.stores.base import PAGE, QUERIES, Chunk, StoreConfig, free_page, with_text, wrong_size
+from data_prep.common.secrets import secret
+from data_prep.stores.base import PAGE, Chunk, Collection, Store, StoreConfig, check_folder
 
 if TYPE_CHECKING:
     import numpy as np
 
 KEY = "QDRANT_API_KEY"
-# What LangChain, fastembed and most hands call it; one of them has to be there alone to be taken.
+# Names by LangChain, fastembed and most others. Taken if exactly one of them is there.
 TEXT_FIELDS = ("text", "page_content", "document", "content")
 LOOKED_AT = 100  # points whose fields are listed
 _ANSWER_SECONDS = 60
@@ -29,100 +29,95 @@ _FILTER_KEYS = {"must", "should", "must_not", "min_should"}
 
 
 def name_problem(name: str) -> str | None:
-    """Why no collection can be called so."""
+    """Returns why no collection can have this name, or None."""
     if 0 < len(name) < 256 and not set(name) & set('<>:"/\\|?*\0\x1f'):
         return None
     return 'a Qdrant name has 1 to 255 characters, none of them < > : " / \\ | ? *'
 
 
-class QdrantStore:
+class QdrantStore(Store):
     """A folder of Qdrant's local mode, or a server."""
+
+    kind = "Qdrant"
 
     def __init__(self, config: StoreConfig, create: bool = False):
         try:
             from qdrant_client import QdrantClient
         except ImportError:
             raise Failed("--store qdrant: needs its client: pip install 'embedfleet[stores]'") from None
-        self.config, self.key = config, None
+        self.config, self.served = config, config.path is None
         if config.path is not None:
-            self.said = f"in {config.path}"
+            self.location = f"in {config.path}"
             _check_folder(config.path, create)
             with self.failures(), _quiet():
                 self.client = QdrantClient(path=str(config.path))
             return
-        self.key = secret(KEY)
-        self.said = f"at {config.url}"
-        if self.key and config.url.startswith("http:"):
+        self.secret = secret(KEY)
+        self.location = f"at {config.url}"
+        if self.secret and config.url.startswith("http:"):
             say(f"note: --url {config.url} is not https: {KEY} travels unencrypted")
         with _quiet():
-            options = {"api_key": self.key, "timeout": _ANSWER_SECONDS, "check_compatibility": False}
+            options = {"api_key": self.secret, "timeout": _ANSWER_SECONDS, "check_compatibility": False}
             self.client = QdrantClient(url=config.url, **options)
         self._check_server()
 
     def _check_server(self) -> None:
-        """BadInput unless a Qdrant server answers there and takes the key."""
+        """BadInput unless a Qdrant server answers and takes the key."""
         from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
-        place = self.config.place
+        flags = self.config.place
         try:
             self.client.get_collections()
         except UnexpectedResponse as error:
             if error.status_code in (401, 403):
-                state = f"refuses the key in {KEY}" if self.key else f"wants a key: set {KEY} (environment or .env)"
-                raise BadInput(f"{place}: the server {state} (HTTP {error.status_code})") from None
+                state = f"refuses the key in {KEY}" if self.secret else f"wants a key: set {KEY} (environment or .env)"
+                raise BadInput(f"{flags}: the server {state} (HTTP {error.status_code})") from None
             if error.status_code >= 500:
-                raise Failed(f"Qdrant failed {self.said}: {self.reason(error)}") from None
-            raise BadInput(f"{place}: what answers there is no Qdrant server (HTTP {error.status_code})") from None
+                raise self.failure(error) from None
+            raise BadInput(f"{flags}: what answers there is no Qdrant server (HTTP {error.status_code})") from None
         except ResponseHandlingException as error:
-            raise BadInput(f"{place}: no Qdrant server answers there ({self.reason(error)})") from None
+            raise BadInput(f"{flags}: no Qdrant server answers there ({self.reason(error)})") from None
         except ValueError:
-            raise BadInput(f"{place}: what answers there is no Qdrant server (its answer is not JSON)") from None
+            raise BadInput(f"{flags}: what answers there is no Qdrant server (its answer is not JSON)") from None
 
-    @contextmanager
-    def failures(self) -> Iterator[None]:
-        """A locked folder, a lost server, a full disk: one line."""
+    def errors(self) -> tuple[type[Exception], ...]:
         from qdrant_client.http.exceptions import ApiException
 
-        try:
-            yield
-        except BadInput:
-            raise
-        except (ApiException, ValueError, RuntimeError) as error:
-            if "already accessed by another instance" in str(error):
-                raise Failed(
-                    f"{self.config.place}: another process has this Qdrant folder open, and local mode allows one at a "
-                    "time; end it, or run a Qdrant server and use --url"
-                ) from None
-            raise Failed(f"Qdrant failed {self.said}: {self.reason(error)}") from None
+        return (ApiException,)
 
-    def reason(self, error: Exception) -> str:
-        content = getattr(error, "content", b"")
-        try:  # the server's own words, where it has some
-            text = json.loads(content)["status"]["error"]
+    def failure(self, error: Exception) -> Failed:
+        if "already accessed by another instance" in str(error):
+            return Failed(
+                f"{self.config.place}: another process has this Qdrant folder open, and local mode allows one at a "
+                "time; end it, or run a Qdrant server and use --url"
+            )
+        return super().failure(error)
+
+    def message(self, error: Exception) -> str:
+        """Returns the server's own message, if there is one."""
+        try:
+            return json.loads(getattr(error, "content", b"") or b"")["status"]["error"]
         except (ValueError, KeyError, TypeError):
-            text = str(error)
-        return without(next(iter(text.splitlines()), "") or type(error).__name__, self.key)
+            return str(error)
 
     def names(self) -> list[str]:
         with self.failures():
             return sorted(one.name for one in self.client.get_collections().collections)
 
     def aliases(self) -> dict[str, str]:
-        """alias -> collection."""
         with self.failures():
             return {one.alias_name: one.collection_name for one in self.client.get_aliases().aliases}
 
     def open(self, name: str, text_field: str | None = None, vector_name: str | None = None) -> "QdrantCollection":
-        """text_field, vector_name: of this collection; the config's where they are not given."""
-        there, aliases = self.names(), self.aliases()
-        if name in there or name in aliases:
-            layout = (text_field or self.config.text_field, vector_name or self.config.vector_name)
-            return QdrantCollection(self, name, *layout)
-        with self.failures():
-            counted = [f"{one} ({self.client.count(one).count:,} chunks)" for one in there]
-        counted += [f"{alias} (an alias of {of})" for alias, of in sorted(aliases.items())]
-        listed = ", ".join(counted) or "no collection"
-        raise BadInput(f"--collection {name}: not {self.said}, which has {listed}.{nearest(name, [*there, *aliases])}")
+        """text_field, vector_name: of this collection; default: the config's."""
+        there = self.names()
+        if name not in there and name not in self.aliases():
+            with self.failures():
+                counts = {one: self.client.count(one).count for one in there}
+            raise self.no_collection(name, counts)
+        return QdrantCollection(
+            self, name, text_field or self.config.text_field, vector_name or self.config.vector_name
+        )
 
     def create(
         self,
@@ -133,12 +128,10 @@ class QdrantStore:
         text_field: str | None = None,
         vector_name: str | None = None,
     ) -> "QdrantCollection":
-        """See data_prep.stores.base.Store. Its text field stands in its metadata, so that nobody has to name it again."""
+        """The collection's metadata names its text field, so that nobody has to give it again."""
         from qdrant_client import models
 
-        taken = name in self.names() or name in self.aliases()
-        if problem := name_problem(name) or ("is there already" if taken else None):
-            raise BadInput(f"--collection {name}: {problem}")
+        self.check_new(name, name_problem(name))
         assert size is not None, "Qdrant takes texts without vectors only in a collection that has none"
         about = {"text_field": text_field or self.config.text_field or TEXT_FIELDS[0], **about}
         vector_name = vector_name or self.config.vector_name
@@ -156,7 +149,7 @@ class QdrantStore:
         return QdrantCollection(self, name, None, vector_name)
 
     def swap_alias(self, alias: str, name: str) -> None:
-        """Points an alias, new or not, to a collection, in one step for whoever queries it meanwhile."""
+        """Points an alias, new or not, to a collection, atomically for its readers."""
         from qdrant_client import models
 
         create = models.CreateAlias(alias_name=alias, collection_name=name)
@@ -166,21 +159,9 @@ class QdrantStore:
         with self.failures():
             self.client.update_collection_aliases(steps)
 
-    def close(self) -> None:
-        self.client.close()
 
-    def __enter__(self) -> "QdrantStore":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
-
-
-class QdrantCollection:
-    """See data_prep.stores.base.Collection. Ids are whole numbers or UUIDs, here as text.
-
-    text_field: the payload field of the text; metadata is the rest of the payload, as it is.
-    """
+class QdrantCollection(Collection):
+    """Ids are whole numbers or UUIDs, here as text. A chunk's metadata is its payload without the text field."""
 
     def __init__(self, store: QdrantStore, name: str, text_field: str | None, vector_name: str | None):
         self.store, self.name = store, name
@@ -201,8 +182,8 @@ class QdrantCollection:
         vectors = self.params.vectors
         others = [name for name in vectors if name != self.vector_name] if isinstance(vectors, dict) else []
         others += list(self.params.sparse_vectors or {})
-        found = [f"the named vectors {', '.join(sorted(others))}"] if others else []
-        return found + ([f"the payload indexes of {', '.join(self.indexes)}"] if self.indexes else [])
+        lacking = [f"the named vectors {', '.join(sorted(others))}"] if others else []
+        return lacking + ([f"the payload indexes of {', '.join(self.indexes)}"] if self.indexes else [])
 
     @property
     def size(self) -> int | None:
@@ -212,8 +193,10 @@ class QdrantCollection:
         return vectors.size if vectors and vectors.multivector_config is None else None
 
     def _vector_name(self, asked: str | None) -> str | None:
-        """The asked named vector, or the only one; None for a collection whose vector has no name (or that has none,
-        or several to choose from: then reading embeddings is refused)."""
+        """Returns the named vector to read: the requested one or the only one.
+
+        None: the vector has no name, or there are several or none; then reading embeddings raises BadInput.
+        """
         vectors = self.params.vectors
         names = sorted(vectors) if isinstance(vectors, dict) else []
         if asked is not None and asked not in names:
@@ -228,8 +211,8 @@ class QdrantCollection:
         for point in points:
             for key, value in (point.payload or {}).items():
                 kinds.setdefault(key, set()).add("text" if isinstance(value, str) else type(value).__name__)
-        texts = [key for key, found in kinds.items() if "text" in found]
-        listed = ", ".join(f"{key} ({'/'.join(sorted(found))})" for key, found in sorted(kinds.items())) or "none"
+        texts = [key for key, types in kinds.items() if "text" in types]
+        listed = ", ".join(f"{key} ({'/'.join(sorted(types))})" for key, types in sorted(kinds.items())) or "none"
         if asked is not None:
             if points and asked not in texts:
                 raise BadInput(
@@ -246,8 +229,8 @@ class QdrantCollection:
         return known[0] if known else TEXT_FIELDS[0]
 
     def count(self, where: dict[str, Any] | None = None) -> int:
-        with self._asked(where) as asked:
-            return self.store.client.count(self.name, count_filter=asked, exact=True).count
+        with self.filtered(where) as native:
+            return self.store.client.count(self.name, count_filter=native, exact=True).count
 
     def chunks(
         self, where: dict[str, Any] | None = None, page: int = PAGE, embeddings: bool = False
@@ -256,12 +239,11 @@ class QdrantCollection:
         mend = f"their payload field {self.text_field!r} is empty; fill it, or leave them out with --where"
         offset = None
         while True:
-            if self.store.config.url:
-                free_page()
-            with self._asked(where) as asked:
+            self.free_page()
+            with self.filtered(where) as native:
                 options = {"limit": page, "offset": offset, "with_payload": True, "with_vectors": vectors}
-                points, offset = self.store.client.scroll(self.name, scroll_filter=asked, **options)
-            yield from with_text(self.name, [self._chunk(point, embeddings) for point in points], mend)
+                points, offset = self.store.client.scroll(self.name, scroll_filter=native, **options)
+            yield from self.with_text([self._chunk(point, embeddings) for point in points], mend)
             if offset is None:
                 return
 
@@ -301,25 +283,20 @@ class QdrantCollection:
         self.about = {**self.about, **about}
 
     def query(self, vectors: "np.ndarray", k: int, where: dict[str, Any] | None = None) -> list[list[Chunk]]:
+        self._vectors_read()  # before the size is compared: its message says more
+        return super().query(vectors, k, where)
+
+    def nearest(self, vectors: "np.ndarray", k: int, native: Any) -> list[list[Chunk]]:
         from qdrant_client import models
 
-        read = self._vectors_read()
-        if self.size != vectors.shape[1]:
-            raise wrong_size(self.name, self.size, vectors.shape[1])
-        found = []
-        for start in range(0, len(vectors), QUERIES):
-            with self._asked(where) as asked:
-                options = {"limit": k, "filter": asked, "using": self.vector_name, "with_payload": True}
-                requests = [
-                    models.QueryRequest(query=vector.tolist(), with_vector=read, **options)
-                    for vector in vectors[start : start + QUERIES]
-                ]
-                answers = self.store.client.query_batch_points(self.name, requests)
-            found += [[self._chunk(point, embedding=True) for point in answer.points] for answer in answers]
-        return found
+        options = {"limit": k, "filter": native, "using": self.vector_name}
+        options |= {"with_payload": True, "with_vector": self._vectors_read()}
+        requests = [models.QueryRequest(query=vector.tolist(), **options) for vector in vectors]
+        answers = self.store.client.query_batch_points(self.name, requests)
+        return [[self._chunk(point, embedding=True) for point in answer.points] for answer in answers]
 
     def _vectors_read(self) -> bool | list[str]:
-        """Qdrant's with_vectors for the one vector that is read."""
+        """Returns Qdrant's with_vectors for the vector to read. BadInput if there is none."""
         vectors = self.params.vectors
         if not vectors or (self.vector_name is None and isinstance(vectors, dict)):
             names = ", ".join(sorted(vectors or {}))
@@ -337,34 +314,21 @@ class QdrantCollection:
             raise BadInput(f"--collection {self.name}: the point {point.id} has no such vector; leave it out (--where)")
         return np.asarray(vector, dtype=np.float32)
 
-    @contextmanager
-    def _asked(self, where: dict[str, Any] | None) -> Iterator[Any]:
-        """The filter as Qdrant's own, in a block whose refusals are the filter's fault where there is one."""
+    def native_filter(self, where: dict[str, Any]) -> Any:
+        return parse_filter(where)
+
+    def refused(self, error: Exception) -> bool:
         from qdrant_client.http.exceptions import UnexpectedResponse
 
-        asked = None if where is None else parse_filter(where)
-        with self.store.failures():
-            try:
-                yield asked
-            except (UnexpectedResponse, ValueError) as error:
-                if where is None or getattr(error, "status_code", 400) not in (400, 422):
-                    raise
-                reason = self.store.reason(error)
-                raise BadInput(f"--where {json.dumps(where)}: Qdrant does not accept it: {reason}") from None
-
-    def close(self) -> None:
-        self.store.close()
-
-    def __enter__(self) -> "QdrantCollection":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
+        return isinstance(error, (UnexpectedResponse, ValueError)) and getattr(error, "status_code", 400) in (400, 422)
 
 
 def parse_filter(where: dict[str, Any]):
-    """Qdrant's filter of a JSON object: its own form (must, should, must_not, min_should), or {field: value, …} for
-    fields that all hold these texts, whole numbers or booleans. Raises BadInput."""
+    """Returns Qdrant's filter for a JSON object. Raises BadInput.
+
+    The object is in Qdrant's own form (must, should, must_not, min_should), or {field: value, …} for fields that all
+    hold these texts, whole numbers or booleans.
+    """
     from pydantic import ValidationError
     from qdrant_client import models
 
@@ -386,7 +350,7 @@ def parse_filter(where: dict[str, Any]):
 
 
 def _point_id(chunk_id: str) -> int | str:
-    """Qdrant's id of a chunk's. Raises BadInput for what is neither a whole number nor a UUID."""
+    """Returns Qdrant's id for a chunk's id. Raises BadInput unless it is a whole number or a UUID."""
     if chunk_id.isascii() and chunk_id.isdigit() and str(int(chunk_id)) == chunk_id:
         return int(chunk_id)
     try:
@@ -400,11 +364,7 @@ def _point_id(chunk_id: str) -> int | str:
 def _check_folder(path: Path, create: bool) -> None:
     file = path / "meta.json"
     if not create:
-        if not path.is_dir():
-            raise BadInput(f"--path {path}: {'is a file' if path.exists() else 'no such folder'}; name a Qdrant folder")
-        if not file.is_file():
-            inside = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
-            raise BadInput(f"--path {path}: is no folder of Qdrant's local mode (no meta.json; it holds {inside})")
+        check_folder(path, file.name, "Qdrant", "folder of Qdrant's local mode")
     if file.is_file():
         try:
             known = "collections" in json.loads(file.read_text(encoding="utf-8"))
@@ -416,7 +376,7 @@ def _check_folder(path: Path, create: bool) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the client's advice about keys and sizes, which is said here or in docs/stores.md."""
+    """Hides the client's warnings about keys and sizes; messages here or docs/stores.md cover them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.common.splitmix import splitmix
 from data_prep.records import Record, is_variant, normalise
 
 SHINGLE = 4  # characters
@@ -72,7 +73,7 @@ class Bands:
             sizes[:, side] = _distinct(hashes, ends)
             values = self._signatures(hashes, ends, side).reshape(len(rows), self.count, self.rows)
             for number in range(self.rows):
-                keys = _mix(keys ^ values[:, :, number])
+                keys = splitmix(keys ^ values[:, :, number])
         return (keys >> np.uint64(32)).astype(np.uint32), sizes
 
     def _signatures(self, hashes: Any, ends: Any, seed: int) -> Any:
@@ -93,7 +94,7 @@ def _hashes(rows: list[list[str]]) -> tuple[Any, Any]:
     for offset in range(SHINGLE):
         hashes *= np.uint64(0xD1342543DE82EF95)
         hashes += points[offset : offset + len(hashes)]
-    hashes = _mix(hashes)
+    hashes = splitmix(hashes)
     lengths = np.array([len(text) for text in texts])
     starts = lengths.cumsum() - lengths
     within = np.ones(len(hashes), bool)  # False: reaches from one text into the next
@@ -113,23 +114,13 @@ def _distinct(hashes: Any, ends: Any) -> Any:
     return np.add.reduceat(first, starts, dtype=np.int32)
 
 
-def _mix(values: Any) -> Any:
-    """Mixes the bits of 64-bit integers by a bijection (the finaliser of splitmix64)."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        values ^= values >> np.uint64(shift)
-        values *= np.uint64(factor)
-    values ^= values >> np.uint64(31)
-    return values
-
-
 def signatures(records: list[Record], similarity: float) -> tuple[Any, Any]:
     """Returns band keys, (n, bands) uint32, and numbers of distinct shingles of query and positives, (n, 2) int32."""
     queries = [[normalise(record.query)] for record in records]
     positives = [[normalise(text) for text in record.positives] for record in records]
     keys, sizes = Bands(similarity, sides=2).keys([queries, positives])
     apart = [-2.0 - row if is_variant(record) else _grade(record) for row, record in enumerate(records)]
-    return keys ^ _mix(np.array(apart).view(np.uint64)).astype(np.uint32)[:, None], sizes
+    return keys ^ splitmix(np.array(apart).view(np.uint64)).astype(np.uint32)[:, None], sizes
 
 
 class NearDuplicates:

@@ -37,6 +37,8 @@ def here(tmp_path, monkeypatch, tiny_bert):
     for name in ("MODEL", "MODEL_FOLDER"):
         (tmp_path / name).symlink_to(tiny_bert)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("EMBEDFLEET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     chunks = [replace(chunk(n), metadata={"name": f"valve {n}", "module": f"part {n % 8}"}) for n in range(40)]
     with open_store(StoreConfig("chroma", "docs", path=tmp_path / "chroma"), create=True) as store:
         store.create("docs", None, {}).upsert(chunks)
@@ -53,6 +55,7 @@ def test_every_example_of_help_runs(here, capsys):
                 if command == "sample":
                     argv += ["--limit", "120"]
                 assert main(argv) == 0, (argv, capsys.readouterr().err)
+    assert list((here / "cache" / "answers").glob("*.jsonl")) and not (here / "user" / "embedfleet").exists()
     for name in ("pairs.jsonl", "glossary.csv", "scored.jsonl", "records.jsonl", "augmented.jsonl", "mined.jsonl"):
         assert (here / name).stat().st_size, name
     assert (here / "shards" / "manifest.json").is_file() and (here / "report.html").is_file()

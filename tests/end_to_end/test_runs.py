@@ -331,7 +331,7 @@ def test_the_tokenizer_of_a_run_is_exported_as_the_folder_had_it(whole, tiny_ber
 ONE_RANK_FAILS = """
 import os, sys
 import trainer.train as train
-from data_prep.problems import BadInput
+from data_prep.common.errors import BadInput
 from trainer.__main__ import main
 
 load = train.load_embedder

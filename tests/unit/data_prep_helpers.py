@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 from data_prep.__main__ import main
+from data_prep.common.files import sha256_of
 from data_prep.records import Record
-from data_prep.shards.folder import ShardFolder, sha256_of
+from data_prep.shards.folder import ShardFolder
 from data_prep.stores.base import Chunk, StoreConfig
 from data_prep.stores.open import open_collection
 

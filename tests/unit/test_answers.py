@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.common.errors import Failed
-from data_prep.generation.answer_cache import Answer, AnswerCache, default_cache
+from data_prep.common.files import cache_folder
+from data_prep.generation.answer_cache import Answer, AnswerCache
 from tests.launching import environment
 
 REQUEST = {"model": "m", "system": "", "prompt": ["Ask: ", None], "temperature": None}
@@ -153,9 +154,12 @@ def test_a_second_process_is_refused(tmp_path):
     fill(tmp_path, {"one": "1"})
 
 
-def test_the_default_folder_is_the_users_cache(monkeypatch, tmp_path):
+def test_cache_folders_are_in_the_users_cache_unless_embedfleet_cache_is_set(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache() == tmp_path / "embedfleet" / "answers"
+    monkeypatch.setenv("EMBEDFLEET_CACHE", str(tmp_path / "own"))
+    assert cache_folder("answers") == tmp_path / "own" / "answers"
+    monkeypatch.delenv("EMBEDFLEET_CACHE")
+    assert cache_folder("answers") == tmp_path / "embedfleet" / "answers"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "me"))
-    assert default_cache() == tmp_path / "me" / ".cache" / "embedfleet" / "answers"
+    assert cache_folder("answers") == tmp_path / "me" / ".cache" / "embedfleet" / "answers"

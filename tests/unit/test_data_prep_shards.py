@@ -287,7 +287,7 @@ def test_a_damaged_folder_is_refused(made, break_it, message):
         open_shards(made)
 
 
-def test_changed_bytes_and_unknown_splits_are_noticed(made):
+def test_unknown_splits_are_noticed(made):
     folder = open_shards(made)
     with pytest.raises(BadInput, match=r"has no split 'evl'; it has train, eval\. Did you mean 'eval'"):
         folder.split("evl")

@@ -9,7 +9,7 @@ import pytest
 
 from data_prep.common.errors import BadInput, Failed
 from data_prep.generation.answer_parser import PAIRS_FORMAT
-from data_prep.generation.client import Model, Retry, Stopped, Unanswered, _retry_after, messages
+from data_prep.generation.client import Model, Retry, Stopped, Unanswered, _wait_of, messages
 from data_prep.generation.endpoint import endpoint
 from tests.language_model import FAULTS, KEY, MODEL, TOKENS_IN, TOKENS_OUT, LanguageModel, chunk, content, serving
 from tests.launching import free_port
@@ -245,11 +245,11 @@ def test_a_key_that_a_server_echoes_does_not_get_into_the_answer(monkeypatch):
     ],
 )
 def test_retry_after_as_seconds_or_date(headers, seconds):
-    assert _retry_after(headers) == seconds
+    assert _wait_of(headers) == seconds
 
 
 def test_retry_after_as_a_date_to_come():
-    assert 50 < _retry_after({"retry-after": formatdate(time.time() + 60, usegmt=True)}) <= 60
+    assert 50 < _wait_of({"retry-after": formatdate(time.time() + 60, usegmt=True)}) <= 60
 
 
 OURS, OPEN, YC = "http://ours:1/v1", "https://open.example/v1", "https://yc.example/v1"
@@ -309,4 +309,4 @@ def test_only_one_file_imports_openai():
     from tests.launching import ROOT
 
     files = [path for package in ("data_prep", "trainer", "launch") for path in (ROOT / package).rglob("*.py")]
-    assert [path.name for path in files if "import openai" in path.read_text()] == ["llm.py"]
+    assert [path.name for path in files if "import openai" in path.read_text()] == ["client.py"]

@@ -15,7 +15,7 @@ from trainer.reporting.model_card import _head
 PUSH = """
 import sys
 from pathlib import Path
-from data_prep.problems import guarded
+from data_prep.common.errors import guarded
 from trainer.push import Hub
 sys.exit(guarded(lambda: print("pushed to", Hub(sys.argv[1]).push(Path(sys.argv[2])))))
 """

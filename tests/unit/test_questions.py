@@ -1,19 +1,23 @@
 """Generation with a language model, by command and from Python, against a real server that fails on purpose."""
 
 import asyncio
+import hashlib
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from data_prep.common.console import duration
 from data_prep.common.errors import BadInput, Failed
+from data_prep.generation import concurrency, selection
 from data_prep.generation.client import Retry
 from data_prep.generation.config import QuestionGenerationConfig
 from data_prep.generation.filters import Filters
 from data_prep.generation.questions import QuestionGenerator
+from data_prep.stores.chroma import ChromaCollection
 from data_prep.stores.open import write_chunks
 from tests.language_model import (
     FAULTS,
@@ -49,7 +53,7 @@ def own_environment(monkeypatch, tmp_path):
     for name in ("OPENAI_BASE_URL", "YC_OPENAI_API_KEY", "YC_OPENAI_API_BASE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
+    monkeypatch.setenv("EMBEDFLEET_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -75,7 +79,7 @@ def triples(lines: list[dict]) -> list[tuple[str, str, str]]:
 
 
 def cache_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("user-cache/embedfleet/answers/*.jsonl"))
+    return sorted(folder.glob("cache/answers/*.jsonl"))
 
 
 @pytest.mark.parametrize("concurrency", [3, 16])
@@ -221,6 +225,69 @@ def test_progress_shows_pairs_tokens_cost_and_time_left(generate, capsys, monkey
 @pytest.mark.parametrize("seconds, words", [(0.4, "0 s"), (99, "99 s"), (700, "12 min"), (12_000, "3 h 20 min")])
 def test_durations_for_people(seconds, words):
     assert duration(seconds) == words
+
+
+@pytest.fixture
+def work(monkeypatch):
+    """Counts scans of the collection, of ids only too, and parsed answers."""
+    counts = Counter()
+
+    def counted(target, name):
+        original = getattr(target, name)
+
+        def call(*args, **more):
+            counts[name] += 1
+            return original(*args, **more)
+
+        monkeypatch.setattr(target, name, call)
+
+    counted(ChromaCollection, "_pages")
+    counted(concurrency, "parse")
+    counted(selection, "parse")
+    return counts
+
+
+@pytest.mark.parametrize(
+    "more, chunks",
+    [
+        ({}, COUNT),
+        ({"limit": 5}, 5),
+        ({"sample": 6}, 6),
+        ({"where": {"page": {"$lt": 9}}, "limit": 4, "filters": Filters(round_trip=5)}, 4),
+        ({"where": {"page": {"$lt": 9}}, "sample": 4, "filters": Filters(round_trip=5)}, 4),
+    ],
+)
+def test_the_collection_is_scanned_once_and_each_answer_parsed_once(generate, tmp_path, work, more, chunks):
+    server = LanguageModel(seed=3, forms=FORMS)
+    generate(server, **more)
+    assert work == {"_pages": 1, "parse": chunks}
+    work.clear()
+    generate(server, "again.jsonl", **more)  # from the cache
+    assert work == {"_pages": 1, "parse": chunks}
+    assert (tmp_path / "pairs.jsonl").read_bytes() == (tmp_path / "again.jsonl").read_bytes()
+    assert len(server.calls) == chunks
+    left = {path.name for path in tmp_path.iterdir()} - {"cache"}
+    assert left == {"pairs.jsonl", "pairs.rejected.jsonl", "again.jsonl", "again.rejected.jsonl"}
+
+
+def test_answers_of_an_earlier_run_and_of_equal_chunks_are_parsed_once(generate, tmp_path, work):
+    twins = [chunk(1), chunk(2), chunk(1)]
+    twins[2].id = "twin"
+    write_chunks(tmp_path / "twins", "docs", twins, "digest")
+    server = LanguageModel()
+    generate(server, path=tmp_path / "twins", limit=1)
+    work.clear()
+    assert len(generate(server, path=tmp_path / "twins")) == 6
+    assert work == {"_pages": 1, "parse": 2}
+    assert len(server.calls) == 2
+
+
+def test_a_sample_is_the_smallest_hashes(generate):
+    def draw(chunk_id):
+        return hashlib.blake2b(f"7:{chunk_id}".encode(), digest_size=16).digest()
+
+    lines = generate(LanguageModel(), sample=9, seed=7)
+    assert {line["chunk_id"] for line in lines} == set(sorted((f"doc-{n}" for n in range(COUNT)), key=draw)[:9])
 
 
 def test_where_narrows_what_is_asked_about(generate):

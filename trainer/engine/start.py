@@ -9,6 +9,7 @@ from datetime import timedelta
 import torch
 
 from data_prep.common.errors import BadInput
+from data_prep.common.workers import cores
 from trainer.config.sections import OptimConfig, RunConfig
 from trainer.distributed.collectives import World
 from trainer.distributed.deepspeed_json import zero_engine
@@ -165,8 +166,7 @@ def _share_cores() -> None:
     """Ranks of one machine share its cores. torchrun sets OMP_NUM_THREADS=1 for each where it is not given."""
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if ranks > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // ranks))
+        torch.set_num_threads(max(1, cores() // ranks))
 
 
 def _describe_lone_process() -> None:

@@ -15,10 +15,9 @@ import yaml
 from filelock import FileLock
 
 from data_prep.common.errors import BadInput
-from data_prep.common.files import check, whole_file
+from data_prep.common.files import check, sha256_of, whole_file
 from data_prep.common.workers import cores
 from data_prep.sharding.build import shard
-from data_prep.shards.folder import sha256_of
 from trainer.config.sections import RunConfig
 from trainer.frontends.translation import Entry
 from trainer.preflight.output import check_place

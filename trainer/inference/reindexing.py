@@ -4,9 +4,9 @@ import json
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
+from data_prep.common.batches import batches
 from data_prep.common.console import EVERY_SECONDS, result, say
 from data_prep.common.errors import BadInput
 from data_prep.common.files import check
@@ -14,7 +14,6 @@ from data_prep.stores.base import Chunk, Collection, Store, StoreConfig
 from data_prep.stores.open import check_target, open_store
 from trainer.inference.text_encoder import TextEncoder
 
-T = TypeVar("T")
 FINGERPRINT, DIM, STATE, SOURCE, MODEL = (
     f"embedfleet_{name}" for name in ("model_sha256", "dim", "state", "source", "model")
 )
@@ -63,12 +62,6 @@ def reindex(
         _report(filled, encoder, total, embedded, time.monotonic() - began)
         _switch(store, config.collection, target, alias)
     return embedded
-
-
-def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    items = iter(items)
-    while page := list(islice(items, size)):
-        yield page
 
 
 def _told(pages: Iterable[list[Chunk]], name: str, total: int) -> Iterator[list[Chunk]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from data_prep.common.console import say
 from data_prep.common.errors import BadInput
-from data_prep.shards.folder import sha256_of
+from data_prep.common.files import sha256_of
 from trainer.config.sections import ModelConfig
 from trainer.model_folder.dense import WEIGHTS
 from trainer.model_folder.files import fetch

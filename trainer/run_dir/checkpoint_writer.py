@@ -14,8 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from data_prep.common.errors import Failed
-from data_prep.common.files import fsync_folder
-from data_prep.shards.folder import sha256_of
+from data_prep.common.files import fsync_folder, sha256_of
 from trainer.config.sections import CheckpointConfig
 from trainer.run_dir.layout import MARKER, TrainState, numbered
 

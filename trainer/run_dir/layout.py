@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_prep.common.console import say
 from data_prep.common.errors import BadInput
-from data_prep.shards.folder import sha256_of
+from data_prep.common.files import sha256_of
 
 _NAME = re.compile(r"checkpoint-(epoch|step)-(\d+)")
 RUN_FILE, SHARDS, SHARDS_OF, LOCK = "run.yaml", "shards", "shards.json", ".shards.lock"  # see straight.py

@@ -8,7 +8,7 @@ import time
 from functools import cached_property
 from pathlib import Path
 
-from data_prep.common.console import say
+from data_prep.common.console import live_bar, say
 from data_prep.common.errors import Failed
 from data_prep.common.files import write_json
 from trainer.run_dir.trackers import TensorBoard, WeightsAndBiases
@@ -141,11 +141,10 @@ class _Bar:
     """A live line on the terminal, below whatever is said meanwhile."""
 
     def __init__(self):
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=Console(stderr=True))
+        self._progress = live_bar(*columns, transient=False)
         self._task = self._progress.add_task("starting", total=None)
         self._progress.start()
 

@@ -1,0 +1,23 @@
+"""The small parts that every package shares."""
+
+import numpy as np
+
+from data_prep.common.batches import batches
+from data_prep.common.splitmix import GOLDEN_GAMMA, splitmix
+
+
+def test_batches_hold_every_item_in_order():
+    assert list(batches(iter(range(7)), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert list(batches([], 3)) == []
+
+
+def test_splitmix64_gives_the_published_sequence_and_keeps_its_input():
+    """The first outputs of the reference implementation (prng.di.unimi.it/splitmix64.c) from state 0."""
+    states = np.arange(3, dtype=np.uint64) * GOLDEN_GAMMA
+    before = states.copy()
+    assert [hex(value) for value in splitmix(states).tolist()] == [
+        "0xe220a8397b1dcdaf",
+        "0x6e789e6aa1b965f4",
+        "0x6c45d188009454f",
+    ]
+    assert (states == before).all()
