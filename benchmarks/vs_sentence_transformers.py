@@ -83,11 +83,11 @@ def plan_work(args, shards: Path, rows: int) -> Work:
     records = in_plan_order(as_config(values), args.warmup + args.steps)
     model = ModelConfig(**values["model"])
     spec, tokenizer = read_spec(model, args.model), load_tokenizer(model, args.model)
-    queries, _ = tokenize([r.query for r in records], spec.query_prompt, args.max_len, tokenizer)
-    documents, _ = tokenize([r.positives[0] for r in records], spec.passage_prompt, args.max_len, tokenizer)
+    queries, _ = tokenize([r.query for r in records], spec.rules.query_prompt, args.max_len, tokenizer)
+    documents, _ = tokenize([r.positives[0] for r in records], spec.rules.passage_prompt, args.max_len, tokenizer)
     settings = json.loads((Path(args.model) / "config.json").read_text())
     return Work(
-        pairs=[(spec.query_prompt + r.query, spec.passage_prompt + r.positives[0]) for r in records],
+        pairs=[(spec.rules.query_prompt + r.query, spec.rules.passage_prompt + r.positives[0]) for r in records],
         lengths=[(len(q), len(d)) for q, d in zip(queries, documents)],
         rows=rows,
         layers=settings["num_hidden_layers"],

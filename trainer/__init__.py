@@ -5,7 +5,7 @@ _EXPORTED = ("EmbedderFineTuner", "FineTuningConfig")
 
 def __getattr__(name: str):
     if name in _EXPORTED:
-        from trainer.frontends import python_api as finetuner
+        from trainer.frontends import python_api
 
-        return getattr(finetuner, name)
+        return getattr(python_api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

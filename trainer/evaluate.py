@@ -13,14 +13,13 @@ from data_prep.common.errors import BadInput, guarded
 from data_prep.common.files import check, check_output_file, write_json
 from data_prep.reading.retrieval_sets import RetrievalSet, load_collection, load_set
 from data_prep.stores.flags import add_store, store_flags, store_of, where_of
-from trainer.inference.evaluation import compare, evaluate_folder
 from trainer.inference.flags import add_model, model_of
 from trainer.inference.metrics import means
 from trainer.inference.text_encoder import TextEncoder
 
 if TYPE_CHECKING:
     from trainer.config.sections import ModelConfig
-
+from trainer.inference.evaluation import compare, evaluate_folder
 
 FEW_QUERIES = 50
 
@@ -44,7 +43,7 @@ def _print(result: dict) -> None:
 
 
 def _model(path: str, args: argparse.Namespace) -> "ModelConfig":
-    """The model as the flags say, its folder read once: what cannot be evaluated is told before any work."""
+    """Returns the model of the flags, its folder read once, so that problems show before any work."""
     config = model_of(path, args)
     TextEncoder(config)
     return config

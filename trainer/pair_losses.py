@@ -1,1 +1,1 @@
-"""Losses of finetuner.py that the run file names as functions."""
+"""Losses of the Python API that the run file names as functions."""

@@ -127,7 +127,7 @@ def _tokenizer(tokens: tokenise.TokenOptions | None) -> tokenise.Source | None:
     if tokens is None:
         return None
     source = tokenise.find(tokens)
-    for note in source.rules.notes:
+    for note in source.notes:
         say(f"note: --tokenizer: {note}")
     return source
 

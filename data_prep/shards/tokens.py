@@ -1,10 +1,14 @@
 """Tokens of the train rows, made once by `shard --tokenizer` and memory-mapped by every run.
 
-Four little-endian files beside the shards. train.tokens: the ids of all texts end to end, special tokens included, cut
-at the maximum length (uint16, or uint32 where the vocabulary needs it). train.token_starts (texts + 1,) int64: where
-each text begins. train.token_lengths (texts,) int32: how many tokens it has before the cut. train.token_rows
-(rows + 1,) int64: the first text of each row; the texts of a row are its query, its positives and its negatives. The
-manifest's `tokenizer` says what made them (TokenFacts).
+Four little-endian files beside the shards:
+
+- train.tokens: the ids of all texts end to end, special tokens included, truncated to the maximum length. uint16, or
+  uint32 where the vocabulary needs it.
+- train.token_starts (texts + 1,) int64: the position of each text's first id.
+- train.token_lengths (texts,) int32: tokens of each text before truncation.
+- train.token_rows (rows + 1,) int64: the first text of each row. A row's texts are its query, positives, negatives.
+
+The manifest's `tokenizer` records what made them (TokenFacts).
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.common.errors import BadInput
+from data_prep.texts.tokenizer_rules import TextRules
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,23 +31,15 @@ TOKENIZER_FILE = "tokenizer.json"
 
 @dataclass(frozen=True)
 class TokenFacts:
-    """What decides on the ids of a text, as the manifest records it.
+    """Everything that decides the ids of a text, as the manifest records it."""
 
-    model: as it was named. sha256: of its tokenizer.json, see tokenizer_hash. Lengths are tokens, prompt and special
-    tokens included. leading, trailing: special tokens before and after every text. truncation_side: where a text that
-    is too long loses tokens. id_bytes: 2 or 4.
-    """
-
-    model: str
-    sha256: str
-    query_prompt: str
-    passage_prompt: str
-    query_max_len: int
-    passage_max_len: int
-    leading: int
-    trailing: int
-    truncation_side: str
-    id_bytes: int
+    model: str  # as the user named it
+    sha256: str  # of its tokenizer.json, see tokenizer_hash
+    rules: TextRules
+    leading: int  # special tokens before every text
+    trailing: int  # special tokens after every text
+    truncation_side: str  # "left" or "right": where a text that is too long loses tokens
+    id_bytes: int  # 2 or 4
 
     @property
     def dtype(self) -> str:
@@ -50,13 +47,23 @@ class TokenFacts:
 
     @classmethod
     def of_manifest(cls, values: dict[str, Any]) -> TokenFacts:
-        """From the manifest's `tokenizer`, which has counts beside these."""
-        return cls(**{name: values[name] for name in cls.__dataclass_fields__})
+        """Reads the manifest's `tokenizer`, which holds counts beside these."""
+        rules = TextRules(*(values[name] for name in TextRules.__dataclass_fields__))
+        return cls(rules=rules, **{name: values[name] for name in cls.__dataclass_fields__ if name != "rules"})
+
+    def for_manifest(self) -> dict[str, Any]:
+        """Returns the facts side by side, rules among them."""
+        values: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            values |= vars(value) if name == "rules" else {name: value}
+        return values
 
 
 def tokenizer_hash(folder: Path) -> str:
-    """sha256 of a folder's tokenizer.json without its truncation and padding, which say how it was used last and not
-    what it makes of a text. Raises BadInput."""
+    """Returns the sha256 of a folder's tokenizer.json. Raises BadInput.
+
+    Truncation and padding are left out: they record the tokenizer's last use and change no ids.
+    """
     path = folder / TOKENIZER_FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -80,20 +87,22 @@ class TokenArrays:
         self._ids, self._starts, self._lengths, self._rows = map(np.asarray, mapped)
 
     def first_texts(self, rows: list[int]) -> np.ndarray:
-        """The number of each row's query; its positives and negatives follow."""
+        """Returns the number of each row's query; its positives and negatives follow."""
         return self._rows[rows]
 
     def ids(self, texts: np.ndarray, max_len: int) -> tuple[list[list[int]], int]:
-        """Token ids of these texts, cut at max_len (at most the length they were cut at when they were made), and how
-        many were cut."""
-        found = [
+        """Returns the ids of these texts, truncated to max_len, and how many texts were truncated.
+
+        max_len: at most the length of the stored tokens.
+        """
+        ids = [
             self._cut(self._ids[start:stop].tolist(), max_len)
             for start, stop in zip(self._starts[texts].tolist(), self._starts[texts + 1].tolist())
         ]
-        return found, int((self._lengths[texts] > max_len).sum())
+        return ids, int((self._lengths[texts] > max_len).sum())
 
     def _cut(self, ids: list[int], max_len: int) -> list[int]:
-        """At most max_len of these ids, the special ones among them."""
+        """Truncates ids to max_len; the special ones are kept."""
         if len(ids) <= max_len:
             return ids
         before, after = self.facts.leading, len(ids) - self.facts.trailing

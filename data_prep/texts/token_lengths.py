@@ -1,4 +1,4 @@
-"""How long texts are for a tokenizer: read from tokenizer.json by the `tokenizers` library, without transformers."""
+"""Lengths of texts in tokens, by the `tokenizers` library and tokenizer.json, without transformers."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -11,27 +11,29 @@ from data_prep.records import Record
 from data_prep.texts.lengths import PERCENTILES, by_powers_of_two
 from data_prep.texts.tokenizer_rules import TOKENIZER_FILES, TextRules, fetch, read_text_rules
 
-CHARACTERS = 20_000_000  # of texts that are tokenised at most
+CHARACTERS = 20_000_000  # tokenised at most
 BATCH = 1000
 BOUNDS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)  # tokens, of "over"
 
 
 class Reader(NamedTuple):
-    """A tokenizer and how a run reads texts with it: prompts, and the tokens at which texts are cut."""
+    """A tokenizer's folder, with the prompts and lengths of its texts."""
 
     folder: str
     rules: TextRules
 
 
 def reader_of(model: str, where: str) -> Reader:
-    """The tokenizer of a model folder or hub id, with what the folder says of prompts and lengths. BadInput: no folder,
-    no tokenizer.json, no stated length; `where` names the flag."""
+    """Returns the tokenizer of a model folder or hub id, with the folder's prompts and lengths.
+
+    Raises BadInput: no folder, no tokenizer.json, no stated length. where: the flag, for messages.
+    """
     folder = fetch(model, TOKENIZER_FILES, where)
     if not Path(folder).is_dir():
         raise BadInput(f"{where}: {folder} is not a folder")
     if not has_tokenizer(folder):
         raise BadInput(f"{where}: {folder} has no tokenizer.json; save it with transformers' save_pretrained")
-    return Reader(folder, read_text_rules(Path(folder), None, None, None, None, named=lambda key: f"{where} ({key})"))
+    return Reader(folder, read_text_rules(Path(folder), None, lambda key: f"{where} ({key})")[0])
 
 
 def has_tokenizer(folder: str) -> bool:
@@ -39,12 +41,14 @@ def has_tokenizer(folder: str) -> bool:
 
 
 def token_lengths(reader: Reader, records: Iterable[Record]) -> tuple[dict[str, Any], int]:
-    """{field: {"texts", "limit", "cut", "p50", "p90", "p99", "max", "over": {bound: texts longer than it},
-    "histogram": see lengths.py}} of query, positive and negative, prompts included; fields without a text are left out.
-    Also how many rows were read: all, or as many as hold CHARACTERS together."""
+    """Returns lengths by field, prompts included, and the rows read: all, or as many as hold CHARACTERS together.
+
+    A field (query, positive, negative) with texts has "texts", "limit", "cut", "p50", "p90", "p99", "max", "over":
+    {bound: texts longer than it} and "histogram", see lengths.py.
+    """
     import numpy as np
 
-    found: dict[str, list[int]] = {"query": [], "positive": [], "negative": []}
+    lengths: dict[str, list[int]] = {"query": [], "positive": [], "negative": []}
     waiting: list[tuple[str, str]] = []
     tokenizer = tokenizer_of(reader.folder)
     prompts = {"query": reader.rules.query_prompt}
@@ -53,7 +57,7 @@ def token_lengths(reader: Reader, records: Iterable[Record]) -> tuple[dict[str, 
     def count() -> None:
         texts = [prompts.get(field, reader.rules.passage_prompt) + text for field, text in waiting]
         for (field, _), encoding in zip(waiting, tokenizer.encode_batch_fast(texts)):
-            found[field].append(len(encoding.ids))
+            lengths[field].append(len(encoding.ids))
         waiting.clear()
 
     for record in track(records, "tokens"):
@@ -69,9 +73,9 @@ def token_lengths(reader: Reader, records: Iterable[Record]) -> tuple[dict[str, 
     count()
     limits = {"query": reader.rules.query_max_len}
     return {
-        field: _summary(np.sort(lengths), limits.get(field, reader.rules.passage_max_len))
-        for field, lengths in found.items()
-        if lengths
+        field: _summary(np.sort(counts), limits.get(field, reader.rules.passage_max_len))
+        for field, counts in lengths.items()
+        if counts
     }, rows
 
 
@@ -90,13 +94,13 @@ def _summary(ordered: Any, limit: int) -> dict[str, Any]:
 
 
 def tokenizer_of(folder: str) -> Any:
-    """The `tokenizers` library's, which neither cuts nor pads. Raises BadInput."""
+    """Loads a tokenizer of the `tokenizers` library that neither truncates nor pads. Raises BadInput."""
     from tokenizers import Tokenizer
 
     try:
-        made = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+        tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
     except Exception as error:  # the library raises plain Exception
         raise BadInput(f"{folder}/tokenizer.json: is no tokenizer that can be read ({error})") from None
-    made.no_truncation()
-    made.no_padding()
-    return made
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer

@@ -1,30 +1,44 @@
-"""What a model folder says of the texts it reads: prompts and lengths. No torch."""
+"""Prompts and lengths of a model folder, and its small files. No torch."""
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from data_prep.common.errors import BadInput
 
 AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")  # position ids start behind the padding id
 _NO_LENGTH = 10**6  # tokenizers that know no limit state 1e30
+PROMPTS = {
+    "query_prompt": ("query",),
+    "passage_prompt": ("document", "passage", "corpus"),
+}  # their names
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*/config.json")
 
 
 @dataclass(frozen=True)
 class TextRules:
-    """How texts become tokens. Lengths are tokens, prompt and special tokens included.
-
-    notes: lines to say once: what was chosen for want of a statement.
-    """
+    """Prompts and lengths of texts: the same in shards, training, evaluation and export."""
 
     query_prompt: str
     passage_prompt: str
-    query_max_len: int
-    passage_max_len: int
-    notes: tuple[str, ...] = ()
+    query_max_len: int  # tokens, prompt and special tokens included
+    passage_max_len: int  # tokens, prompt and special tokens included
+
+    @property
+    def max_len(self) -> int:
+        """The longer of the two lengths, the only one that a model folder states."""
+        return max(self.query_max_len, self.passage_max_len)
+
+
+class AskedRules(Protocol):
+    """The rules that a run file or command line states. None: the model folder's."""
+
+    query_prompt: str | None
+    passage_prompt: str | None
+    query_max_len: int | None
+    passage_max_len: int | None
 
 
 def is_hub_id(path: str) -> bool:
@@ -32,9 +46,9 @@ def is_hub_id(path: str) -> bool:
 
 
 def fetch(path: str, patterns: tuple[str, ...], where: str) -> str:
-    """The local folder of a model: `path` itself, or the hub snapshot of an id (downloaded once, then cached).
+    """Returns the local folder of a model: `path` itself, or the hub snapshot of an id (downloaded once, then cached).
 
-    patterns: which files to download. where: the key or flag that named it, for messages.
+    patterns: the files to download. where: the key or flag that named the model, for messages.
     """
     if Path(path).exists() or not is_hub_id(path):
         return path
@@ -49,28 +63,22 @@ def fetch(path: str, patterns: tuple[str, ...], where: str) -> str:
 
 
 def read_text_rules(
-    folder: Path,
-    query_prompt: str | None,
-    passage_prompt: str | None,
-    query_max_len: int | None,
-    passage_max_len: int | None,
-    named: Callable[[str], str],
-    base: Path | None = None,
-) -> TextRules:
-    """Joins what is asked (None: not) with what the folder says. named: the key or flag of a field, for messages.
-    base: the folder of the transformer, where `folder` holds an adapter.
+    folder: Path, asked: AskedRules | None, named: Callable[[str], str], base: Path | None = None
+) -> tuple[TextRules, list[str]]:
+    """Joins what is asked with what the folder says; returns the rules and notes on what was chosen.
 
-    Raises BadInput: lengths that the model cannot hold, or that nobody states.
+    named: gives the key or flag of a field, for messages. base: the transformer's folder, where `folder` holds an
+    adapter. Raises BadInput for lengths that the model cannot hold, or that nobody states.
     """
-    asked = {"query_max_len": query_max_len, "passage_max_len": passage_max_len}
+    lengths = {name: getattr(asked, name, None) for name in ("query_max_len", "passage_max_len")}
     limit = position_limit(read_object((base or folder) / "config.json"))
     stated = _stated_length(folder)
     length = min(filter(None, (stated, limit)), default=None)
-    if length is None and None in asked.values():
-        both = " and ".join(map(named, asked))
+    if length is None and None in lengths.values():
+        both = " and ".join(map(named, lengths))
         raise BadInput(f"{both}: {folder} states no maximum length; set both")
     problems, notes = [], []
-    for name, value in asked.items():
+    for name, value in lengths.items():
         if value and limit and value > limit:
             problems.append(f"{named(name)}: {value} tokens, but the model has {limit} positions")
         if value is None and not stated:
@@ -78,20 +86,13 @@ def read_text_rules(
     if problems:
         raise BadInput(problems)
     prompts = read_object(folder / "config_sentence_transformers.json").get("prompts") or {}
-    own_query, own_passage = (_stated(prompts, names) for names in (("query",), ("document", "passage", "corpus")))
-    for name, value, own in (
-        ("query_prompt", query_prompt, own_query),
-        ("passage_prompt", passage_prompt, own_passage),
-    ):
+    chosen = {}
+    for name, keys in PROMPTS.items():
+        own, value = next((prompts[key] for key in keys if prompts.get(key)), ""), getattr(asked, name, None)
         if own and value is not None and value != own:
             notes.append(f"{name}: {value!r} is asked for, the model folder was trained with {own!r}")
-    return TextRules(
-        query_prompt=own_query if query_prompt is None else query_prompt,
-        passage_prompt=own_passage if passage_prompt is None else passage_prompt,
-        query_max_len=query_max_len or length,
-        passage_max_len=passage_max_len or length,
-        notes=tuple(notes),
-    )
+        chosen[name] = own if value is None else value
+    return TextRules(**chosen, **{name: value or length for name, value in lengths.items()}), notes
 
 
 def read_json(path: Path) -> Any:
@@ -102,7 +103,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path) -> dict:
-    """A JSON object, {} where there is no such file."""
+    """Reads a JSON object; returns {} if there is no such file."""
     values = read_json(path) if path.is_file() else {}
     if not isinstance(values, dict):
         raise BadInput(f"{path}: not a JSON object")
@@ -110,7 +111,7 @@ def read_object(path: Path) -> dict:
 
 
 def _stated_length(folder: Path) -> int | None:
-    """As sentence-transformers finds it: in its own file, or in the tokenizer's, as its version 6 writes it."""
+    """Reads sentence-transformers' own file, or the tokenizer's, to which its version 6 writes the length."""
     stated = read_object(folder / "sentence_bert_config.json").get("max_seq_length")
     if stated:
         return stated
@@ -119,9 +120,6 @@ def _stated_length(folder: Path) -> int | None:
 
 
 def position_limit(settings: dict) -> int | None:
+    """Returns the tokens that a transformer has positions for; None: no limit. settings: its config.json."""
     positions = settings.get("max_position_embeddings")
     return positions - 2 if positions and settings.get("model_type") in AFTER_PADDING else positions
-
-
-def _stated(prompts: dict[str, str], names: tuple[str, ...]) -> str:
-    return next((prompts[name] for name in names if prompts.get(name)), "")

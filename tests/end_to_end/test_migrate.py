@@ -104,12 +104,12 @@ def test_a_training_folder_of_sentence_transformers_is_a_model(places, tmp_path)
     config = load_config(write_run(tmp_path, folder, places["S"]))
     check_run(config, resume=False)
     spec = read_spec(config.model, folder)
-    assert (spec.pooling, spec.normalize, spec.query_max_len) == ("mean", True, 32)
+    assert (spec.pooling, spec.normalize, spec.rules.query_max_len) == ("mean", True, 32)
     assert any("training_args.bin" in note for note in spec.notes)
 
 
 def test_ranks_of_a_node_download_a_hub_model_once(tiny_bert, tmp_path):
-    code = "from trainer.model_folder.spec import fetch; print(fetch('org/tiny'))"
+    code = "from trainer.model_folder.files import fetch; print(fetch('org/tiny'))"
 
     def rank(address, **extra):
         where = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_DISABLE_XET": "1"}

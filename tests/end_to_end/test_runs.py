@@ -60,7 +60,7 @@ def test_sentence_transformers_gives_the_trainers_embeddings(whole, shards):
     texts = [row["query"] for row in tiny.rows(20)]
     embedder, tokenizer, spec, _ = load_embedder(ModelConfig(path=str(whole[1] / "final")))
     engine = TorchEngine(embedder, OptimConfig(), World(), torch.device("cpu"), None)
-    ours = encode(engine, tokenizer, texts, spec.query_prompt, spec.query_max_len)
+    ours = encode(engine, tokenizer, texts, spec.rules.query_prompt, spec.rules.query_max_len)
     theirs = torch.tensor(SentenceTransformer(str(whole[1] / "final"), device="cpu").encode(texts))
     assert torch.nn.functional.cosine_similarity(ours, theirs).min() > 0.9999
 

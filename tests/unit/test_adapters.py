@@ -31,7 +31,7 @@ def engine_of(embedder, **optim) -> TorchEngine:
 
 def embeddings(loaded) -> torch.Tensor:
     embedder, tokenizer, spec, _ = loaded
-    return encode(engine_of(embedder), tokenizer, TEXTS, spec.passage_prompt, spec.passage_max_len)
+    return encode(engine_of(embedder), tokenizer, TEXTS, spec.rules.passage_prompt, spec.rules.passage_max_len)
 
 
 def lora(folder, **settings) -> ModelConfig:

@@ -428,7 +428,7 @@ def test_a_hidden_package_is_named(tmp_path):
 
     (tmp_path / "launch").mkdir()
     (tmp_path / "launch" / "__init__.py").write_text("")
-    code = "import sys, trainer.config as c; sys.path.{} ; c.check_packages()"
+    code = "import sys, trainer.config.imports as c; sys.path.{} ; c.check_packages()"
     behind = start("-c", code.format(f"append({str(tmp_path)!r})"))
     assert behind.returncode == 0, behind.both
     hiding = start("-c", code.format(f"insert(0, {str(tmp_path)!r})"))

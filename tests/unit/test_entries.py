@@ -12,7 +12,8 @@ from tests import tiny
 from trainer.__main__ import main
 from trainer.config.loading import load_config
 from trainer.frontends.auto_shards import as_yaml
-from trainer.frontends.flags import are_flags, from_flags
+from trainer.frontends.command_line import parse
+from trainer.frontends.flags import from_flags
 from trainer.frontends.flat_json import from_json
 from trainer.frontends.python_api import EmbedderFineTuner, FineTuningConfig
 from trainer.model_folder.spec import read_spec
@@ -33,8 +34,13 @@ def flags(**changed: str) -> list[str]:
     return [token for name, value in asked.items() for token in (f"--{name}", value)]
 
 
+def run_of(argv: list[str]):
+    return from_flags(parse(argv))
+
+
 def test_the_defaults_of_the_flags(here):
-    entry, options = from_flags(flags())
+    args = parse(flags())
+    entry = from_flags(args)
     config = entry.config
     assert config.model.finetune == "qlora" and config.model.bits == 4
     assert (config.optim.lr, config.train.epochs, config.data.max_hard_negatives) == (1e-4, 2, 2)
@@ -42,11 +48,11 @@ def test_the_defaults_of_the_flags(here):
     assert (config.model.lora.r, config.model.lora.alpha, config.model.lora.dropout) == (8, 32, 0.1)
     assert (config.model.query_max_len, config.model.passage_max_len) == (64, 64)
     assert "the model has 64 positions: query_max_len 256 and passage_max_len 1024 is cut to 64" in entry.notes
-    assert not options.resume and config.data.train == "out/shards"
+    assert not args.resume and config.data.train == "out/shards"
 
 
 def test_lengths_that_fit_are_kept(here):
-    entry, _ = from_flags(flags(query_max_len="12", passage_max_len="20"))
+    entry = run_of(flags(query_max_len="12", passage_max_len="20"))
     assert (entry.config.model.query_max_len, entry.config.model.passage_max_len) == (12, 20)
     assert len(entry.notes) == 1
 
@@ -59,7 +65,7 @@ def test_the_global_batch_is_b_g_w(b, g, world, tiny_bert):
             model_name_or_path=str(tiny_bert), train_dataset=__file__,
             batch_size=str(b), gradient_accumulation_steps=str(g),
         )  # fmt: skip
-        entry, _ = from_flags(asked)
+        entry = run_of(asked)
     assert entry.config.train.batch_size == b * g * world
     assert f"global batch {b} x {g} x {world} = {b * g * world} rows" in entry.notes[0]
 
@@ -67,7 +73,7 @@ def test_the_global_batch_is_b_g_w(b, g, world, tiny_bert):
 def test_every_wrong_flag_is_in_one_error(here):
     wrong = flags(batch_size="two", lr="-1", epochs="3.5", train_dataset="nowhere.jsonl", eval_fraction="1")
     with pytest.raises(BadInput) as error:
-        from_flags([*wrong, "--finetune_typ", "lora", "--lr", "2", "optim.lr=3", "--neg_nums"])
+        run_of([*wrong, "--finetune_typ", "lora", "--lr", "2", "optim.lr=3", "--neg_nums"])
     text = "\n".join(error.value.problems)
     for part in (
         "--finetune_typ: no such flag. Did you mean 'finetune_type'?",
@@ -81,33 +87,34 @@ def test_every_wrong_flag_is_in_one_error(here):
     ):
         assert part in text
     with pytest.raises(BadInput, match="--lr: optim.lr: input should be greater than 0"):
-        from_flags(flags(lr="-1"))
+        run_of(flags(lr="-1"))
     with pytest.raises(BadInput) as error:
-        from_flags(["--lr", "1e-4"])
+        run_of(["--lr", "1e-4"])
     missing = [problem.partition(":")[0] for problem in error.value.problems if "is missing (" in problem]
     assert missing == ["--model_name_or_path", "--train_dataset", "--output_dir"]
 
 
 def test_overrides_change_what_has_no_flag_and_defaults_of_flags(here):
-    entry, options = from_flags([*flags(), "optim.lr=3e-4", "train.precision=bf16", "--resume", "train.batch_size=64"])
+    args = parse([*flags(), "optim.lr=3e-4", "train.precision=bf16", "--resume", "train.batch_size=64"])
+    entry = from_flags(args)
     assert (entry.config.optim.lr, entry.config.train.precision, entry.config.train.batch_size) == (3e-4, "bf16", 64)
-    assert options.resume and not any(note.startswith("global batch") for note in entry.notes)
+    assert args.resume and not any(note.startswith("global batch") for note in entry.notes)
 
 
 def test_lora_on_a_quantised_base_is_qlora(here):
-    entry, _ = from_flags(flags(finetune_type="lora", quantization_bits="4"))
+    entry = run_of(flags(finetune_type="lora", quantization_bits="4"))
     assert entry.config.model.finetune == "qlora" and entry.config.model.bits == 4
     assert "--finetune_type lora on a base of 4 bits is qlora" in entry.notes
     with pytest.raises(BadInput, match="quantization_bits: is set, but finetune is full"):
-        from_flags(flags(finetune_type="full", quantization_bits="4"))
+        run_of(flags(finetune_type="full", quantization_bits="4"))
     with pytest.raises(BadInput, match="lora: is set, but finetune is full"):
-        from_flags(flags(finetune_type="full", lora_r="4"))
-    assert from_flags(flags(finetune_type="full"))[0].config.model.finetune == "full"
+        run_of(flags(finetune_type="full", lora_r="4"))
+    assert run_of(flags(finetune_type="full")).config.model.finetune == "full"
 
 
 def test_an_adapter_to_go_on_from_takes_the_place_of_the_flags_defaults(here, tiny_bert):
     start = f"model.lora.start={tiny.adapter(here / 'A', tiny_bert, r=16)}"
-    entry, _ = from_flags([*flags(finetune_type="lora"), start])
+    entry = run_of([*flags(finetune_type="lora"), start])
     read_spec(entry.config.model, "model")
     assert entry.config.model.lora.dropout == 0.1, "which the adapter does not say"
     for own in (
@@ -115,12 +122,15 @@ def test_an_adapter_to_go_on_from_takes_the_place_of_the_flags_defaults(here, ti
         [*flags(finetune_type="lora"), start, "model.lora.r=8"],
     ):
         with pytest.raises(BadInput, match="model.lora.r: 8, but the adapter .* has 16; leave it out"):
-            read_spec(from_flags(own)[0].config.model, "model")
+            read_spec(run_of(own).config.model, "model")
 
 
-def test_which_command_lines_are_flags():
-    assert are_flags(["--model_name_or_path", "M"]) and are_flags(["--lr=1e-4"])
-    assert not are_flags(["--config", "run.yaml", "--lr", "1"]) and not are_flags(["--help"])
+def test_which_command_lines_are_flags(capsys):
+    assert parse(["--lr=1e-4"]).config is None and parse(["--config", "run.yaml", "--lr", "1"]).config == "run.yaml"
+    for argv, message in ((["optim.lr=1"], "required: --config"), (["--config", "run.yaml", "--lrr"], "--lrr")):
+        with pytest.raises(SystemExit) as stop:
+            parse(argv)
+        assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["run.json", "config.json"])
@@ -237,7 +247,7 @@ def test_the_launchers_commands_say_who_takes_a_config_json(here, capsys, comman
     assert "torchrun --nproc-per-node N -m trainer --config config.json" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("make", [lambda here: from_flags(flags())[0], lambda here: from_json(flat(here))])
+@pytest.mark.parametrize("make", [lambda here: run_of(flags()), lambda here: from_json(flat(here))])
 def test_the_run_file_beside_a_run_says_the_same(here, make):
     config = make(here).config
     (here / "run.yaml").write_text(as_yaml(config))

@@ -17,8 +17,7 @@ from trainer.distributed.collectives import World
 from trainer.engine.start import DTYPES
 from trainer.engine.torch_engine import TorchEngine
 from trainer.export import main
-from trainer.exporting import fresh_load as reload
-from trainer.exporting import proof
+from trainer.exporting import fresh_load, proof
 from trainer.exporting.export_folder import export
 from trainer.exporting.proof import prove
 from trainer.inference.probe import read_probe
@@ -75,7 +74,7 @@ def folders(tmp_path_factory, tiny_bert) -> dict[str, Path]:
 @pytest.fixture
 def here(monkeypatch):
     """Loads in this process: a fresh one does the same, and imports for seconds."""
-    monkeypatch.setattr(proof, "load_elsewhere", reload.embeddings)
+    monkeypatch.setattr(proof, "load_elsewhere", fresh_load.embeddings)
 
 
 def seal(folder: Path) -> None:
@@ -158,7 +157,7 @@ def _shard_deleted(folder: Path) -> None:
         save_file({name: weights[name] for name in held}, folder / file, metadata={"format": "pt"})
     places = {name: file for file, held in parts.items() for name in held}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
-    prove(folder, read_probe(folder), load=reload.embeddings)  # in two shards it is whole
+    prove(folder, read_probe(folder), load=fresh_load.embeddings)  # in two shards it is whole
     (folder / "model-00002-of-00002.safetensors").unlink()
 
 
@@ -206,7 +205,7 @@ def test_what_is_damaged_on_purpose_is_refused(tmp_path, folders, here, damaged,
 
 
 def test_damage_done_while_it_is_written_is_refused(tmp_path, folders, here, monkeypatch):
-    from trainer import export as module
+    from trainer.exporting import export_folder as module
 
     monkeypatch.setattr(module, "model_card", lambda *args: _prompts_swapped(next(tmp_path.glob(".writing*"))) or "")
     with pytest.raises(Failed, match="has cosine"):

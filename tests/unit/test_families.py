@@ -37,7 +37,7 @@ def engine_of(embedder) -> TorchEngine:
 
 def ours(config: ModelConfig, texts=TEXTS) -> tuple[torch.Tensor, tuple]:
     loaded = embedder, tokenizer, spec, _ = load_embedder(config)
-    return encode(engine_of(embedder), tokenizer, texts, spec.passage_prompt, spec.passage_max_len), loaded
+    return encode(engine_of(embedder), tokenizer, texts, spec.rules.passage_prompt, spec.rules.passage_max_len), loaded
 
 
 def theirs(folder) -> torch.Tensor:
@@ -236,7 +236,7 @@ def test_a_folder_that_sentence_transformers_wrote_is_read_as_it_reads_it(tmp_pa
     folder = tiny.model(tmp_path / "model", "qwen3", "weighted_mean")
     SentenceTransformer(str(folder), device="cpu").save(str(tmp_path / "theirs"))
     found, (_, _, spec, _) = ours(ModelConfig(path=str(tmp_path / "theirs")))
-    assert (spec.pooling, spec.normalize, spec.query_max_len) == ("weighted_mean", True, 32)
+    assert (spec.pooling, spec.normalize, spec.rules.query_max_len) == ("weighted_mean", True, 32)
     assert (found - theirs(tmp_path / "theirs")).abs().max() < 1e-5
 
 

@@ -9,7 +9,8 @@ pytest.importorskip("httpx")
 pytest.importorskip("protego")
 pytest.importorskip("w3lib")
 
-from data_prep.crawling.fetch import MAX_PAGE, NotFetched, _redirect, _retry_after, _unpack
+from data_prep.common.retry_after import retry_after
+from data_prep.crawling.fetch import MAX_PAGE, NotFetched, _redirect, _unpack
 from data_prep.crawling.http_cache import Answer
 
 TEXT = b"<p>text" * 100
@@ -37,10 +38,10 @@ def test_bodies_that_are_not_unpacked(coding, packed, reason):
     assert str(error.value) == reason
 
 
-def test_retry_after_is_seconds_or_a_date():
-    assert _retry_after("7") == 7 and _retry_after("soon") is None and _retry_after("") is None
-    assert _retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
-    assert _retry_after("Wed, 21 Oct 2115 07:28:00 GMT") > 1e9
+def testretry_after_is_seconds_or_a_date():
+    assert retry_after("7") == 7 and _retry_after("soon") is None and _retry_after("") is None
+    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert retry_after("Wed, 21 Oct 2115 07:28:00 GMT") > 1e9
 
 
 @pytest.mark.parametrize(

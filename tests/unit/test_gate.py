@@ -247,10 +247,10 @@ def test_tokens_in_the_shards_are_not_made_again(tmp_path, tiny_bert, monkeypatc
 
 
 def test_a_prompt_that_is_not_the_folders_is_told(prompted):
-    rules = read_text_rules(prompted, "search: ", None, None, None, str)
+    rules, notes = read_text_rules(prompted, TokenOptions("", "search: "), str)
     assert (rules.query_prompt, rules.passage_prompt) == ("search: ", "passage: ")
-    assert rules.notes == ("query_prompt: 'search: ' is asked for, the model folder was trained with 'query: '",)
-    assert read_text_rules(prompted, "query: ", None, None, None, str).notes == ()
+    assert notes == ["query_prompt: 'search: ' is asked for, the model folder was trained with 'query: '"]
+    assert read_text_rules(prompted, TokenOptions("", "query: "), str)[1] == []
 
 
 def test_more_rows_than_are_looked_at_are_sampled_and_it_is_said(tmp_path, tiny_bert, monkeypatch):

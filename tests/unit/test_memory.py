@@ -36,7 +36,7 @@ def test_auto_lies_between_a_chunk_and_the_most(tiny_bert, monkeypatch):
 
 def test_auto_shrinks_with_the_free_memory_after_the_optimizers_share(tiny_bert, monkeypatch):
     engine, spec = engine_of(tiny_bert)
-    per_token = activation_bytes_per_token(engine, spec.passage_max_len)
+    per_token = activation_bytes_per_token(engine, spec.rules.passage_max_len)
     for tokens in (100_000, 50_000):
         free = optimizer_bytes(engine) + tokens * per_token
         assert with_free(monkeypatch, free, engine, spec) == pytest.approx(memory.SHARE * tokens, rel=0.01)

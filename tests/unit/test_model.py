@@ -37,7 +37,7 @@ def embed(config: ModelConfig) -> tuple:
     embedder, tokenizer, spec, untrained = load_embedder(config)
     engine = TorchEngine(embedder, OptimConfig(), World(), torch.device("cpu"), None)
     return (
-        encode(engine, tokenizer, TEXTS, spec.passage_prompt, spec.passage_max_len),
+        encode(engine, tokenizer, TEXTS, spec.rules.passage_prompt, spec.rules.passage_max_len),
         engine,
         tokenizer,
         spec,
@@ -83,10 +83,10 @@ def test_prompts_and_separate_lengths_reach_the_tokens(tiny_bert):
     _, tokenizer, spec, _ = load_embedder(config)
     from trainer.model.tokenizer import tokenize
 
-    ids, cut = tokenize(["w6 w7 w8", "w6"], spec.query_prompt, spec.query_max_len, tokenizer)
+    ids, cut = tokenize(["w6 w7 w8", "w6"], spec.rules.query_prompt, spec.rules.query_max_len, tokenizer)
     assert [tokenizer.decode(i) for i in ids] == ["[CLS] w5 w6 [SEP]", "[CLS] w5 w6 [SEP]"]
     assert cut == 1  # the second text fits exactly and is not counted
-    assert len(tokenize([TEXTS[2]], "", spec.passage_max_len, tokenizer)[0][0]) == 9
+    assert len(tokenize([TEXTS[2]], "", spec.rules.passage_max_len, tokenizer)[0][0]) == 9
 
 
 def test_a_folder_that_does_not_state_its_pooling_is_refused_unless_told(tmp_path):

@@ -8,15 +8,15 @@ import pytest
 from tests.hub import TOKEN, Hub, serving_hub
 from tests.launching import run
 from tests.unit.test_export import write_checkpoint
-from trainer import export
 from trainer.export import main
+from trainer.exporting import export_folder
 from trainer.reporting.model_card import _head
 
 PUSH = """
 import sys
 from pathlib import Path
 from data_prep.common.errors import guarded
-from trainer.push import Hub
+from trainer.exporting.hub import Hub
 sys.exit(guarded(lambda: print("pushed to", Hub(sys.argv[1]).push(Path(sys.argv[2])))))
 """
 
@@ -93,15 +93,15 @@ def test_an_adapter_of_a_folder_here_is_pushed_under_the_id_of_its_base_or_not_a
     final, out = write_checkpoint(tmp_path / "run" / "final", tiny_bert, finetune="lora"), tmp_path / "out"
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     pushed = []
-    monkeypatch.setattr(export.Hub, "push", lambda hub, folder: pushed.append(folder))
+    monkeypatch.setattr("trainer.exporting.hub.Hub.push", lambda hub, folder: pushed.append(folder))
     argv = [str(final), "--output", str(out), "--push", "someone/adapter"]
     for base in ([], ["--base", str(tiny_bert)]):
         assert main([*argv, *base]) == 2
         said = capsys.readouterr().err
         assert f"an adapter of {tiny_bert}, a folder of this machine; give --base HUB_ID" in said and "--merge" in said
         assert not out.exists() and not pushed
-    monkeypatch.setattr(export, "fetch", lambda path, with_code=False: str(tiny_bert))  # what the hub would give
-    monkeypatch.setattr(export, "prove", lambda *args: [])
+    monkeypatch.setattr(export_folder, "fetch", lambda path, with_code=False: str(tiny_bert))  # what the hub would give
+    monkeypatch.setattr(export_folder, "prove", lambda *args: [])
     assert main([*argv, "--base", "someone/base"]) == 0
     assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == "someone/base"
     assert pushed == [out]

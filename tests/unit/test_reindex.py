@@ -16,6 +16,7 @@ from trainer import reindex as reindex_command
 from trainer import search as search_command
 from trainer.config.sections import ModelConfig
 from trainer.inference.reindexing import reindex
+from trainer.inference.searching import holds
 from trainer.inference.text_encoder import TextEncoder
 
 COUNT = 40
@@ -319,9 +320,9 @@ def test_vectors_of_the_same_model_are_recognised_without_a_record(source, tiny_
         filled = store.create("foreign", own.size, {}, **store.open("docs").layout)
         vectors = own.passages([chunk.text for chunk in chunks()])
         filled.upsert([replace(chunk, embedding=vector) for chunk, vector in zip(chunks(), vectors)])
-        assert search_command.holds(encoder(tiny_bert), filled)
-        assert not search_command.holds(encoder(other_model), filled)
-        assert not search_command.holds(encoder(tiny_bert), store.open("docs"))  # of 4 numbers
+        assert holds(encoder(tiny_bert), filled)
+        assert not holds(encoder(other_model), filled)
+        assert not holds(encoder(tiny_bert), store.open("docs"))  # of 4 numbers
 
 
 def test_search_in_a_matryoshka_collection_and_an_unfinished_one(source, tiny_bert, capsys):

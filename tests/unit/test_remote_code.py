@@ -13,8 +13,7 @@ from trainer.__main__ import main as train
 from trainer.config.sections import ModelConfig
 from trainer.evaluate import main as evaluate
 from trainer.export import main as export_main
-from trainer.exporting import fresh_load as reload
-from trainer.exporting import proof
+from trainer.exporting import fresh_load, proof
 from trainer.exporting.export_folder import export, verify
 from trainer.inference.text_encoder import TextEncoder
 from trainer.merge import main as merge
@@ -45,7 +44,7 @@ def run(tmp_path_factory, model):
 @pytest.fixture
 def here(monkeypatch):
     """Loads in this process: a fresh one does the same, and imports for seconds."""
-    monkeypatch.setattr(proof, "load_elsewhere", reload.embeddings)
+    monkeypatch.setattr(proof, "load_elsewhere", fresh_load.embeddings)
 
 
 def test_what_a_run_writes_carries_the_code_and_every_command_asks_for_trust(run, tmp_path, capsys):

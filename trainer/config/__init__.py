@@ -1,1 +1,1 @@
-"""config"""
+"""The run file: its sections, reading it, and which modes go together. No torch."""

@@ -1,4 +1,7 @@
-"""Which ways to fine-tune run on which engines: one table. `python -m trainer.config.compatibility` prints it. Never imports torch."""
+"""One table of what does not go together: modes, options and engines. No torch.
+
+`python -m trainer.config.compatibility` prints it.
+"""
 
 import importlib.metadata
 import sys
@@ -10,7 +13,7 @@ from trainer.distributed.engines import ENGINES, ZERO
 MODES = ("full", "lora", "qlora 4 bits", "qlora 8 bits")
 QLORA = MODES[2:]
 PARTED = ("zero3", "zero3_offload")  # weights are divided among the ranks
-OPTIONS = {  # name -> whether a run asks for it
+OPTIONS = {  # name -> True for a run that asks for it
     "model.lora.dora": lambda run: run.model.lora.dora,
     "model.freeze": lambda run: run.model.freeze != FreezeConfig(),
     "train.gradient_checkpointing": lambda run: run.train.gradient_checkpointing,
@@ -31,7 +34,7 @@ _WHOLE = (
 )
 _SCALES = "peft 0.21 loses the scales of int8 weights while it reads the norms that DoRA needs"
 _REPLACED = "peft 0.21 puts new parameters in the place of quantised ones while it reads the norms that DoRA needs"
-# What does not go together -> why. Whatever does not stand here runs.
+# Combinations that are refused -> the reason. All others run.
 REFUSED = {
     **{(mode, "mps"): _NO_MPS for mode in QLORA},
     **{("qlora 8 bits", engine): _WHOLE for engine in PARTED},
@@ -45,7 +48,7 @@ REFUSED = {
 
 
 def facts(config: RunConfig) -> list[str]:
-    """The mode of a run, then its options, as REFUSED calls them."""
+    """Returns the mode of a run, then its options, as REFUSED calls them."""
     bits = config.model.bits
     mode = f"qlora {bits} bits" if bits else config.model.finetune
     return [mode, *(name for name, used in OPTIONS.items() if used(config))]

@@ -1,4 +1,4 @@
-"""Definitions of this subject."""
+"""The packages that a run imports: ours, not shadowed, and the user's own modules."""
 
 import os
 import sys
@@ -11,10 +11,10 @@ def check_packages() -> None:
     """Raises BadInput where a folder named like one of our packages (in the working folder, say) hides it."""
     from importlib.util import find_spec
 
-    home = Path(__file__).resolve().parent.parent
+    home = Path(__file__).resolve().parent.parent.parent
     for name in ("launch", "trainer", "data_prep"):
-        found = find_spec(name)
-        where = Path(next(iter(found.submodule_search_locations or []), "nowhere")).resolve() if found else None
+        spec = find_spec(name)
+        where = Path(next(iter(spec.submodule_search_locations or []), "nowhere")).resolve() if spec else None
         if where != home / name:
             raise BadInput(f"package {name!r} of embedfleet is shadowed by {where}; run from another folder")
 

@@ -1,4 +1,4 @@
-"""Definitions of this subject."""
+"""Reads a run file into a validated RunConfig; every problem names file, line and key. No torch."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from trainer.config.yaml_reader import override, read_values
 
 
 def _known_path(loc: tuple) -> tuple[tuple, type[BaseModel]]:
-    """The part of a pydantic location that names keys (indices and union branches follow it), and its section."""
+    """Returns the part of a pydantic location that names keys, and its section. Indices follow it."""
     section: type[BaseModel] = RunConfig
     depth = 0
     while True:
@@ -25,14 +25,14 @@ def _known_path(loc: tuple) -> tuple[tuple, type[BaseModel]]:
 
 
 def _section_in(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
-    """The kind of section that a field holds, and whether it holds one under each of the names that a user chose."""
+    """Returns the section class that a field holds, and True if the field maps the user's names to such sections."""
     parts = [part for part in (annotation, *get_args(annotation)) if get_origin(part) is None]
     inner = next((part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)), None)
     return inner, inner is not None and get_origin(annotation) is dict
 
 
 def _problem(error: dict, where: str, lines: dict[tuple, int | str]) -> tuple[str, str]:
-    """(key, one line for people) of a pydantic error."""
+    """Returns (key, message) of a pydantic error."""
     path, section = _known_path(error["loc"])
     line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), None)
     place = line if isinstance(line, str) else f"{where}:{line}" if line else where
@@ -87,6 +87,6 @@ def parse_config(
 
 
 def parse_section(name: str, values: dict, where: str):
-    """One section of the run file from plain values, e.g. a command's flags. Raises BadInput like load_config."""
+    """Validates one section of the run file from plain values, e.g. flags. Raises BadInput like load_config."""
     whole = {"output_dir": "unused", "model": {"path": "unused"}, "data": {"train": "unused"}, name: values}
     return getattr(parse_config(whole, where), name)

@@ -1,5 +1,6 @@
-"""The run file: every fact that decides what is learnt. Topology is the launcher's. Never imports torch."""
+"""Sections of the run file: every fact that decides what is learnt. Topology is the launcher's. No torch."""
 
+import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -30,8 +31,8 @@ def _may_be_bool(annotation: Any) -> bool:
 class LoraConfig(Section):
     """Adapters (Hu et al. 2021, arXiv:2106.09685): W + s B A, with A (r, in), B (out, r) and s = alpha / r.
 
-    targets: linear layers by name; None takes those of the family, see families.py. rslora: s = alpha / sqrt(r)
-    (Kalajdzievski 2023, arXiv:2312.03732). dora: the norms of W's rows are trained apart (Liu et al. 2024,
+    targets: linear layers by name; None takes those of the family (model_folder/families.py). rslora: s = alpha /
+    sqrt(r) (Kalajdzievski 2023, arXiv:2312.03732). dora: the norms of W's rows are trained apart (Liu et al. 2024,
     arXiv:2402.09353). start: an adapter folder to go on from; it says r, alpha, targets, rslora and dora.
     """
 
@@ -45,7 +46,7 @@ class LoraConfig(Section):
 
     @model_serializer(mode="wrap")
     def _as_stated(self, plain):
-        """What the adapter decides is not recorded: defaults would contradict it when the record is run again."""
+        """Leaves out what the adapter to start from decides: defaults would contradict it when run again."""
         decided = ("r", "alpha", "targets", "rslora", "dora") if self.start else ()
         return {key: value for key, value in plain(self).items() if key not in decided}
 
@@ -58,7 +59,7 @@ class FreezeConfig(Section):
 
 
 class ModelConfig(Section):
-    """What embeds, and which part of it is trained. None means: what the model folder's own files say."""
+    """The model, and its trained part. None: what the model folder's own files say."""
 
     path: str = Field(min_length=1)
     tokenizer: str | None = None  # folder or hub id; None: that of `path`
@@ -79,7 +80,7 @@ class ModelConfig(Section):
 
     @property
     def bits(self) -> int | None:
-        """What the base is quantised to; None: not at all."""
+        """Bits of the quantised base; None: not quantised."""
         return (self.quantization_bits or 4) if self.finetune == "qlora" else None
 
     @model_validator(mode="after")
@@ -94,7 +95,7 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    """What is read. eval: a shard folder or a retrieval set; None takes the eval split of `train`, if there is one."""
+    """The data. eval: a shard folder or a retrieval set; None takes the eval split of `train`, if there is one."""
 
     train: str = Field(min_length=1)
     eval: str | None = None
@@ -111,9 +112,9 @@ NEEDS_SCORES, NEEDS_TEACHER = ("cosine", "cosent"), ("kl", "margin_mse")
 
 
 class LossConfig(Section):
-    """What is minimised, over the whole global batch: one loss, or several with weights. See trainer/loss/functions.py.
+    """The loss over the whole global batch: one, or several with weights. See trainer/loss/functions.py.
 
-    name: one of LOSSES or `package.module:function`, or {name: weight, …}. directions: what InfoNCE compares.
+    name: one of LOSSES or `package.module:function`, or {name: weight, …}. directions: the pairs InfoNCE compares.
     """
 
     name: str | dict[str, float] = "infonce"
@@ -192,7 +193,7 @@ class TrainConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When to write checkpoints beside those at the ends of epochs, and how many to keep (None: all)."""
+    """Checkpoints beside those at the ends of epochs, and how many to keep (None: all)."""
 
     every_steps: int | None = Field(None, ge=1)
     every_minutes: float | None = Field(None, gt=0)
@@ -201,8 +202,9 @@ class CheckpointConfig(Section):
 
 
 class WatchConfig(Section):
-    """What is looked at when epochs end. metric: of data.eval (nDCG@10 …), SOURCE/metric, general/metric or train_loss.
+    """Early stopping and warnings at the ends of epochs.
 
+    metric: of data.eval (nDCG@10 …), SOURCE/metric, general/metric or train_loss.
     patience: epochs without a value that is better by more than min_delta, after which the run ends. keep_best: the
     model of the best epoch stays in best/. tolerance: of a fall on data.general (by nDCG@10 beside train_loss),
     and of a rise of the train rows' similarities while the metric falls, before there is a warning.
@@ -216,7 +218,7 @@ class WatchConfig(Section):
 
 
 class SourceConfig(Section):
-    """What differs for the rows of one source. None: as the run file says for all."""
+    """Settings for the rows of one source. None: the run file's for all."""
 
     loss: LossConfig | None = None
     eval: str | None = None  # evaluated beside data.eval
@@ -244,6 +246,25 @@ class RunConfig(Section):
         """The loss of a source's rows."""
         own = self.sources.get(source)
         return own.loss if own and own.loss else self.loss
+
+
+def lr_factor(step: int, total: int, optim: OptimConfig) -> float:
+    """Learning rate of optimizer step `step` (0-based) of `total`, as a share of optim.lr.
+
+    Rises linearly over round(warmup_ratio * total) steps (the first step already learns), then falls to 0 after the
+    last step, linearly or along half a cosine. A pure function: there is no scheduler state to lose.
+    """
+    warmup = round(optim.warmup_ratio * total)
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, total - warmup)
+    match optim.schedule:
+        case "linear":
+            return 1.0 - done
+        case "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * done))
+        case _:
+            return 1.0
 
 
 TRAIN_LOSS = "train_loss"

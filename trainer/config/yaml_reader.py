@@ -1,4 +1,4 @@
-"""Reading a run file and its overrides: nested values, and the line that each key stands on. Never imports torch."""
+"""Reads a run file and its overrides: nested values, and the line of each key. No torch."""
 
 import json
 import re
@@ -34,17 +34,18 @@ Loader.add_implicit_resolver(
 
 
 def lines_of(node: yaml.Node | None, prefix: tuple = ()) -> dict[tuple, int | str]:
-    """Key path -> line of the run file, so that a problem can say where it stands."""
-    found: dict[tuple, int | str] = {}
+    """Returns key path -> line of the run file, for messages."""
+    lines: dict[tuple, int | str] = {}
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             path = (*prefix, key.value)
-            found[path] = key.start_mark.line + 1
-            found |= lines_of(value, path)
-    return found
+            lines[path] = key.start_mark.line + 1
+            lines |= lines_of(value, path)
+    return lines
 
 
 def read_values(path: Path, known: Iterable[str]) -> tuple[dict, dict[tuple, int | str]]:
+    """Returns the nested values of a run file and the line of each key. Raises BadInput."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

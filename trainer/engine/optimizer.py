@@ -57,22 +57,3 @@ def clip_factor(norm: float, max_norm: float | None) -> float:
     if max_norm is None or not math.isfinite(norm) or norm <= max_norm:
         return 1.0
     return max_norm / (norm + 1e-6)
-
-
-def lr_factor(step: int, total: int, optim: OptimConfig) -> float:
-    """Learning rate of optimizer step `step` (0-based) of `total`, as a share of optim.lr.
-
-    Rises linearly over round(warmup_ratio * total) steps (the first step already learns), then falls to 0 after the
-    last step, linearly or along half a cosine. A pure function: there is no scheduler state to lose.
-    """
-    warmup = round(optim.warmup_ratio * total)
-    if step < warmup:
-        return (step + 1) / warmup
-    done = (step - warmup) / max(1, total - warmup)
-    match optim.schedule:
-        case "linear":
-            return 1.0 - done
-        case "cosine":
-            return 0.5 * (1.0 + math.cos(math.pi * done))
-        case _:
-            return 1.0

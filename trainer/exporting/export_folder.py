@@ -1,4 +1,4 @@
-"""Definitions of this subject."""
+"""A run's model as a folder that a fresh process has loaded and proved."""
 
 import json
 import shutil
@@ -85,7 +85,7 @@ def _no_adapter(folder: Path) -> str:
 
 
 def _only_here(folder: Path, base: str | None) -> list[str]:
-    """What of an adapter that goes to a hub would load on this machine alone, and show its paths."""
+    """Returns a problem if an adapter for a hub names a base that only this machine has."""
     named = base or _recorded_base(folder)
     if is_hub_id(named):
         return []
@@ -98,7 +98,7 @@ def _recorded_base(folder: Path) -> str:
 
 
 def _base(folder: Path, asked: str | None, with_code: bool) -> str:
-    """The folder of an adapter's base. Raises BadInput where it is not there, or another than it was trained on."""
+    """Returns the folder of an adapter's base. Raises BadInput if it is missing or not the base of its training."""
     named = asked or _recorded_base(folder)
     if not (Path(named) / "config.json").is_file() and (Path(named).exists() or Path(named).is_absolute()):
         raise BadInput(
@@ -110,7 +110,7 @@ def _base(folder: Path, asked: str | None, with_code: bool) -> str:
 
 
 def _point_to(place: Path, base: str) -> None:
-    """Tells an exported adapter where its base is now."""
+    """Writes the base's place into an exported adapter."""
     path = place / ADAPTER_CONFIG
     values = json.loads(path.read_text(encoding="utf-8"))
     values["base_model_name_or_path"] = str(Path(base).resolve()) if Path(base).exists() else base
@@ -122,7 +122,7 @@ def _left_out(folder: Path):
 
 
 def verify(source: Path, trust_remote_code: bool = False) -> None:
-    """Loads a folder again and holds it against what it records; writes nothing. Raises BadInput and Failed."""
+    """Loads a folder again and compares it with its record; writes nothing. Raises BadInput and Failed."""
     folder = model_of_run(source)
     if not trust_remote_code and "auto_map" in read_object(base_folder(folder) / "config.json"):
         raise BadInput(f"{folder}: brings its own code, without which it cannot be loaded; {TRUST}")

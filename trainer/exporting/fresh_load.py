@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
 
 
 def embeddings(folder: Path, trust_remote_code: bool = False) -> dict[str, dict]:
-    """way of loading -> query or document -> (texts, d) float32 of the texts that the folder's probe names."""
+    """Returns way of loading -> query or document -> (texts, d) float32 of the folder's probe texts."""
     texts = read_probe(folder).texts
     way, load = (THEIRS, _theirs) if find_spec("sentence_transformers") else (OURS, _ours)
     found = {way: load(folder, texts, trust_remote_code)}
@@ -40,8 +40,8 @@ def _theirs(folder: Path, texts: list[str], trust_remote_code: bool) -> dict:
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(folder), device="cpu", trust_remote_code=trust_remote_code)
-    said = {"show_progress_bar": False}
-    return {"query": model.encode_query(texts, **said), "document": model.encode_document(texts, **said)}
+    quiet = {"show_progress_bar": False}
+    return {"query": model.encode_query(texts, **quiet), "document": model.encode_document(texts, **quiet)}
 
 
 def _ours(folder: Path, texts: list[str], trust_remote_code: bool) -> dict:

@@ -1,4 +1,4 @@
-"""An exported folder to a model hub, by huggingface_hub: HF_ENDPOINT says which, HF_TOKEN with whose rights."""
+"""Upload of an exported folder to a model hub by huggingface_hub. HF_ENDPOINT names the hub, HF_TOKEN the rights."""
 
 import re
 from pathlib import Path
@@ -14,11 +14,11 @@ class Hub:
 
     def __init__(self, repository: str):
         self.repository, self.token = repository, secret("HF_TOKEN")
-        found = [] if _ID.fullmatch(repository) else [f"--push {repository}: is not of the form OWNER/NAME"]
+        problems = [] if _ID.fullmatch(repository) else [f"--push {repository}: is not of the form OWNER/NAME"]
         if not self.token:
-            found.append("--push: HF_TOKEN is not set; put a token that may write into the environment or .env")
-        if found:
-            raise BadInput(found)
+            problems.append("--push: HF_TOKEN is not set; put a token that may write into the environment or .env")
+        if problems:
+            raise BadInput(problems)
 
     def push(self, folder: Path) -> str:
         """Uploads the folder in one commit, into a new private repository where there is none; returns its address.
@@ -35,6 +35,6 @@ class Hub:
                 repo_id=self.repository, folder_path=str(folder), commit_message="Export of embedfleet"
             )
         except (httpx.HTTPError, OSError, RuntimeError, ValueError) as error:  # whatever huggingface_hub makes of it
-            said = without(" ".join(str(error.__cause__ or error).split()), self.token)
-            raise Failed(f"--push {self.repository}: the hub did not take it ({said}); {folder} is whole") from None
+            answer = without(" ".join(str(error.__cause__ or error).split()), self.token)
+            raise Failed(f"--push {self.repository}: the hub did not take it ({answer}); {folder} is whole") from None
         return str(commit.commit_url)

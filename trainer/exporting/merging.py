@@ -1,4 +1,4 @@
-"""Definitions of this subject."""
+"""An adapter added to the weights of its base."""
 
 import copy
 import shutil
@@ -44,16 +44,14 @@ def merge(
 
 @dataclass
 class Merged:
-    """A whole model in memory. difference: largest 1 - cosine to the unmerged embeddings. probe: the adapter's own,
-    where it records one, otherwise what the unmerged model makes of the texts (of `onto` "full": the merged).
-    """
+    """A whole model in memory."""
 
     embedder: object
     tokenizer: object
     spec: ModelSpec
     weights: dict
-    probe: Probe
-    difference: float
+    probe: Probe  # the adapter's own, else of the unmerged model (of `onto` "full": the merged)
+    difference: float  # largest 1 - cosine to the unmerged embeddings
 
     def write(self, folder: Path) -> None:
         from trainer.model.save import save_embedder
@@ -111,7 +109,7 @@ def add(
 
 
 def _engine(embedder):
-    """One process, on the CPU: merging is no work for a GPU, and fp32 is exact there."""
+    """Returns an engine of one process on the CPU: merging is no work for a GPU, and fp32 is exact there."""
     import torch
 
     from trainer.config.sections import OptimConfig
@@ -122,11 +120,11 @@ def _engine(embedder):
 
 
 def _embeddings(engine, tokenizer, spec):
-    """(texts, d) of the probe."""
+    """Returns (texts, d) of the probe texts."""
     from trainer.inference.encode import encode
 
     reader = copy.deepcopy(tokenizer)  # once used, it carries the length it cuts at
-    return encode(engine, reader, probe_texts(tokenizer), spec.passage_prompt, spec.passage_max_len)
+    return encode(engine, reader, probe_texts(tokenizer), spec.rules.passage_prompt, spec.rules.passage_max_len)
 
 
 def check_base_of(adapter: Path, base: Path) -> None:
@@ -140,7 +138,7 @@ def check_base_of(adapter: Path, base: Path) -> None:
 
 
 def adapter_folder(path: Path) -> Path:
-    """The folder of an adapter, named by itself or by its weights. Raises BadInput."""
+    """Returns the folder of an adapter, named by itself or by its weights. Raises BadInput."""
     folder = path.parent if path.name == ADAPTER_WEIGHTS else path
     missing = [name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if not (folder / name).is_file()]
     if missing:

@@ -18,7 +18,7 @@ NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
 def check_onnx() -> list[str]:
-    """What is missing for --onnx."""
+    """Returns a problem if a package for --onnx is missing."""
     missing = [name for name in NEEDED if not find_spec(name)]
     return [f"--onnx: {', '.join(missing)} not installed; pip install 'embedfleet[onnx]'"] if missing else []
 
@@ -62,7 +62,7 @@ def write_onnx(folder: Path, trust_remote_code: bool = False) -> None:
 
 
 def onnx_embeddings(folder: Path, texts: list[str], trust_remote_code: bool = False) -> dict:
-    """query and document -> (texts, d) float32, by onnxruntime and the folder's own tokenizer and pooling."""
+    """Returns query and document -> (texts, d) float32, by onnxruntime and the folder's tokenizer and pooling."""
     import onnxruntime
     import torch
 
@@ -76,11 +76,11 @@ def onnx_embeddings(folder: Path, texts: list[str], trust_remote_code: bool = Fa
     spec = read_spec(config, folder)
     tokenizer, layers = load_tokenizer(config, str(folder)), load_dense(spec.dense)
     session = onnxruntime.InferenceSession(folder / ONNX_FILE, providers=["CPUExecutionProvider"])
-    found = {}
-    for side, prompt in (("query", spec.query_prompt), ("document", spec.passage_prompt)):
-        ids, _ = tokenize(texts, prompt, max(spec.query_max_len, spec.passage_max_len), tokenizer)
+    vectors = {}
+    for side, prompt in (("query", spec.rules.query_prompt), ("document", spec.rules.passage_prompt)):
+        ids, _ = tokenize(texts, prompt, spec.rules.max_len, tokenizer)
         batch = tokenizer.pad({"input_ids": ids}, return_tensors="np", return_attention_mask=True)
         hidden = session.run(None, {name: batch[name].astype("int64") for name in INPUTS})[0]
         pooled = pool(torch.tensor(hidden), torch.tensor(batch["attention_mask"]), spec.pooling)
-        found[side] = finish(pooled, layers, spec.normalize).detach().numpy()
-    return found
+        vectors[side] = finish(pooled, layers, spec.normalize).detach().numpy()
+    return vectors

@@ -1,4 +1,4 @@
-"""Whether a model folder embeds as the trainer did: its tensors one by one, then a fresh process that loads it."""
+"""Proof that a model folder embeds as the trainer did: its tensors one by one, then a fresh process that loads it."""
 
 import json
 import os
@@ -14,20 +14,20 @@ from data_prep.texts.tokenizer_rules import read_object
 from trainer.exporting.fresh_load import WITH_CODE
 from trainer.inference.probe import Probe
 from trainer.model_folder.dense import WEIGHTS
-from trainer.model_folder.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, _tensors, dense_paths
+from trainer.model_folder.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, dense_paths, stored_tensors
 
 if TYPE_CHECKING:
     import numpy as np
 
 SAME_LENGTH = {False: 1e-3, True: 1e-2}  # by Probe.rounded: relative, of an embedding's norm, which no cosine sees
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def prove(folder: Path, probe: Probe, trust_remote_code: bool = False, load: Callable | None = None) -> list[str]:
-    """Raises Failed, with every problem, where the folder is not whole or does not embed as the probe records.
+    """Returns a line for each way of loading. Raises Failed with every problem if the folder is not whole or embeds
+    otherwise than the probe records.
 
-    trust_remote_code: its own code may run. load: gives its embeddings, see load_elsewhere, which is the default.
-    Returns what was shown, one line for each way of loading.
+    trust_remote_code: the folder's own code may run. load: gives its embeddings; load_elsewhere by default.
     """
     problems = [*_missing_files(folder), *_missing_shards(folder)] or _bad_tensors(folder, probe)
     if problems:
@@ -49,7 +49,7 @@ def _listed(folder: Path, problems: list[str]) -> str:
 
 
 def _missing_files(folder: Path) -> list[str]:
-    """What loaders would replace by a default of theirs, and not say so."""
+    """Returns the missing files that loaders would silently replace by a default."""
     needed = ["modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "tokenizer.json"]
     needed += ["1_Pooling/config.json", ADAPTER_CONFIG if (folder / ADAPTER_WEIGHTS).is_file() else "config.json"]
     needed += [f"{path}/{name}" for path in dense_paths(folder) for name in ("config.json", WEIGHTS)]
@@ -68,7 +68,7 @@ def _missing_shards(folder: Path) -> list[str]:
 
 def _bad_tensors(folder: Path, probe: Probe) -> list[str]:
     found = []
-    for name, tensor in _tensors(folder):
+    for name, tensor in stored_tensors(folder):
         if tensor.numel() == 0:
             found.append(f"tensor {name}: is empty")
         elif tensor.is_floating_point() and not tensor.isfinite().all():
@@ -78,15 +78,15 @@ def _bad_tensors(folder: Path, probe: Probe) -> list[str]:
     return found
 
 
-def _apart(by: str, side: str, probe: Probe, found: "np.ndarray") -> tuple[float, str | None]:
-    """(smallest cosine, what is wrong). found: (texts, d)."""
+def _apart(by: str, side: str, probe: Probe, vectors: "np.ndarray") -> tuple[float, str | None]:
+    """Returns (smallest cosine, problem or None). vectors: (texts, d)."""
     import numpy as np
 
     expected = probe.queries if side == "query" else probe.passages
-    if found.shape != expected.shape:
-        return 0.0, f"{by}: embeddings of {found.shape[1]} numbers, the trainer's have {expected.shape[1]}"
-    lengths = [np.linalg.norm(vectors, axis=1).clip(min=1e-12) for vectors in (found, expected)]
-    cosines = (found * expected).sum(axis=1) / (lengths[0] * lengths[1])
+    if vectors.shape != expected.shape:
+        return 0.0, f"{by}: embeddings of {vectors.shape[1]} numbers, the trainer's have {expected.shape[1]}"
+    lengths = [np.linalg.norm(side, axis=1).clip(min=1e-12) for side in (vectors, expected)]
+    cosines = (vectors * expected).sum(axis=1) / (lengths[0] * lengths[1])
     worst = int(cosines.argmin())
     lowest = float(cosines[worst])
     if not lowest >= probe.limit:  # nan as well
@@ -99,7 +99,7 @@ def _apart(by: str, side: str, probe: Probe, found: "np.ndarray") -> tuple[float
 
 
 def load_elsewhere(folder: Path, trust_remote_code: bool = False) -> dict[str, dict[str, "np.ndarray"]]:
-    """way of loading -> query or document -> (texts, d) of the probe, by a process of its own: trainer.exporting.fresh_load."""
+    """Returns way of loading -> query or document -> (texts, d), by a process of its own (fresh_load.py)."""
     import numpy as np
 
     with tempfile.TemporaryDirectory() as place:

@@ -1,1 +1,1 @@
-"""frontends"""
+"""Every way into training: flags, flat JSON, Python, records. Each becomes one run file."""

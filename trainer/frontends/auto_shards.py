@@ -1,7 +1,8 @@
-"""Straight from records: a run by flags, config.json or Python makes shards in its own run directory. No torch.
+"""Shards that a run by flags, flat JSON or Python makes of its records in its own run directory. No torch.
 
-Every rank comes here before there is a process group. The first of those that share the disk makes the shards, which
-depend on the records alone; the others wait for its lock and find them. On a disk of its own a node makes the same.
+- Every rank comes here before there is a process group.
+- The first rank on a disk makes the shards; the others wait for its lock and open them.
+- Shards depend on the records alone, so nodes with disks of their own make the same.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ from trainer.run_dir.layout import LOCK, RUN_FILE, SHARDS, SHARDS_OF
 
 
 def prepare(entry: Entry, resume: bool) -> Path:
-    """Makes the shards of an entry, unless they are there, and writes the run file, whose path comes back.
+    """Makes the shards of an entry, unless they exist, writes the run file and returns its path.
 
     Raises BadInput for records that cannot be trained on, and for others than an interrupted run began with.
     """
@@ -50,7 +51,7 @@ def prepare(entry: Entry, resume: bool) -> Path:
 
 @contextmanager
 def for_a_look(entry: Entry) -> Iterator[RunConfig]:
-    """The run file of an entry whose shards are gone again afterwards, for --dry-run."""
+    """Yields the run file of an entry with temporary shards, for --dry-run."""
     with tempfile.TemporaryDirectory() as folder:
         if not entry.needs_shards:
             yield entry.config
@@ -61,7 +62,7 @@ def for_a_look(entry: Entry) -> Iterator[RunConfig]:
 
 
 def as_yaml(config: RunConfig) -> str:
-    """A run file that is read as this config: what differs from the defaults."""
+    """Returns a run file that holds what differs from the defaults."""
     values = config.model_dump(mode="json", exclude_defaults=True)
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
 
@@ -71,16 +72,16 @@ def _shard(entry: Entry, output: Path) -> None:
 
 
 def _hashes(paths: list[Path]) -> dict[str, str]:
-    """sha256 of every input, of a folder that of its files' names and contents."""
+    """Returns input -> sha256; that of a folder covers the names and contents of its files."""
     check([f"{path}: no such file" for path in paths if not path.exists()])
     return {str(path): sha256_of(path) if path.is_file() else _folder_hash(path) for path in paths}
 
 
 def _folder_hash(folder: Path) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        found.update(f"{path.relative_to(folder)} {sha256_of(path)}\n".encode())
-    return found.hexdigest()
+        digest.update(f"{path.relative_to(folder)} {sha256_of(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def _text_of(path: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""Definitions of this subject."""
+"""The trainer's command line, and how a failed run leaves. No torch."""
 
 import argparse
 import os
@@ -8,9 +8,29 @@ import traceback
 
 from data_prep.common.errors import report
 from trainer.distributed.engines import ENGINES
-from trainer.frontends.flags import add_help
+from trainer.frontends.flags import add_flags, stated_flags
 
 SPEAKS = 5.0  # seconds that rank 0 may need longer to say it for all: launchers end every rank once one is gone
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Reads --config or the flags of FLAGS, the trainer's own options and overrides.
+
+    `unknown` holds what is no flag: with --config argparse's own error, without it one problem among others.
+    """
+    made = parser()
+    args, args.unknown = made.parse_known_intermixed_args(argv)
+    if args.config is None and not stated_flags(args):
+        made.error("the following arguments are required: --config")
+    if args.config is not None and args.unknown:
+        made.error(f"unrecognized arguments: {' '.join(args.unknown)}")
+    return args
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        """Shows V for [V]: a missing value is read only to be reported with all other problems."""
+        return "V" if action.nargs == "?" else super()._format_args(action, default_metavar)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -20,9 +40,10 @@ def parser() -> argparse.ArgumentParser:
         "(python -m launch run prints and runs the right command).",
         epilog="examples:\n  torchrun --nproc-per-node 2 -m trainer --config run.yaml optim.lr=1e-4\n"
         "  python -m trainer --model_name_or_path MODEL --finetune_type lora --train_dataset F.jsonl --output_dir OUT",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
+        allow_abbrev=False,  # --epoch for --epochs would hide a typing error
     )
-    made.add_argument("--config", required=True, metavar="RUN.yaml", help="run file (.yaml or .json), or config.json")
+    made.add_argument("--config", metavar="RUN.yaml", help="run file (.yaml or .json), or config.json")
     made.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint, or from the start")
     made.add_argument("--dry-run", action="store_true", help="print the plan and one batch as the model reads it")
     made.add_argument("--engine", choices=ENGINES, help="the planned engine; any other is refused")
@@ -30,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
         "--processes", type=int, metavar="N", help="the planned number of processes; any other is refused"
     )
     made.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the run file")
-    add_help(made)
+    add_flags(made)
     return made
 
 
@@ -39,7 +60,7 @@ def _hint(error: BaseException) -> str:
 
 
 def fail(error: BaseException, on_every_rank: bool) -> int:
-    """Prints what happened, from rank 0 where all ranks know and else from the one that does; the exit code."""
+    """Prints the error and returns the exit code. Rank 0 prints what every rank knows, else the rank that failed."""
     rank = int(os.environ.get("RANK", "0"))
     if getattr(error, "signal_number", None):  # interrupts.Stopped: every rank is whole and leaves by itself
         if rank == 0:

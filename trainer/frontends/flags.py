@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,11 @@ from trainer.frontends.translation import PER_DEVICE, Entry, Translation
 
 @dataclass(frozen=True)
 class Flag:
-    """key: of the run file; None: translated by hand. default: None leaves it to the run file."""
+    """A flag and the key of the run file that it stands for."""
 
-    key: str | None
-    default: Any
-    about: str
+    key: str | None  # None: translated by hand
+    default: Any  # None: the run file's
+    help: str
 
 
 FLAGS = {
@@ -42,112 +42,83 @@ FLAGS = {
     "eval_fraction": Flag(None, 0.0, "share of the documents that is kept for evaluation"),
     "seed": Flag("train.seed", None, ""),
 }
+OWN = ("resume", "dry-run", "engine", "processes")  # the trainer's own options
 REQUIRED = ("model_name_or_path", "train_dataset", "output_dir")
+SIZES = ("batch_size", "gradient_accumulation_steps")
 
 
-@dataclass
-class Options:
-    """What the trainer's command line says beside the run itself."""
-
-    resume: bool = False
-    dry_run: bool = False
-    engine: str | None = None
-    processes: int | None = None
-
-
-def add_help(parser: argparse.ArgumentParser) -> None:
-    """The flags in the help of the trainer; they are read by from_flags alone."""
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of FLAGS. Each collects every value given to it, None where the value is missing."""
     group = parser.add_argument_group(
         "a run by flags, in place of --config", "straight from records; section.key=value changes what has no flag here"
     )
     for name, flag in FLAGS.items():
         default = f" (default {flag.default})" if flag.default is not None else ""
-        about = f"{flag.about}{default}".strip()
-        group.add_argument(f"--{name}", dest=name, default=argparse.SUPPRESS, metavar="V", help=about)
+        text = f"{flag.help}{default}".strip()
+        group.add_argument(f"--{name}", dest=name, action="append", nargs="?", metavar="V", help=text)
 
 
-def are_flags(argv: list[str]) -> bool:
-    """Whether a command line asks for a run by flags, not by a run file nor for help."""
-    names = {token.partition("=")[0] for token in argv}
-    return names.isdisjoint(("--config", "--help", "-h")) and any(f"--{name}" in names for name in FLAGS)
+def stated_flags(args: argparse.Namespace) -> dict[str, list[str | None]]:
+    """Returns the values of every flag of FLAGS that the command line states."""
+    return {name: values for name in FLAGS if (values := getattr(args, name)) is not None}
 
 
-def beside_a_run_file(given: dict[str, Any]) -> list[str]:
-    """A problem for each flag that stands beside --config, whose run file says all. given: what argparse read."""
-    found = []
-    for name in FLAGS.keys() & given.keys():
+def beside_a_run_file(args: argparse.Namespace) -> list[str]:
+    """Returns a problem for each flag beside --config, whose run file states everything."""
+    problems = []
+    for name, values in stated_flags(args).items():
         key = FLAGS[name].key
-        mend = f"write {key}={given[name]} behind the run file" if key else "leave it out: the run file says it"
-        found.append(f"--{name}: is for a run without --config; {mend}")
-    return sorted(found)
+        mend = f"write {key}={values[-1]} behind the run file" if key else "leave it out: the run file says it"
+        problems.append(f"--{name}: is for a run without --config; {mend}")
+    return sorted(problems)
 
 
-def from_flags(argv: list[str]) -> tuple[Entry, Options]:
-    """The run that flags describe. Raises BadInput with every problem of them."""
-    made = Translation("the flags")
-    given, options, overrides = _read_flags(argv, made)
-    for name in REQUIRED:
-        if name not in given:
-            made.problems.append(f"--{name}: is missing ({FLAGS[name].about})")
-    values = {name: given.get(name, [flag.default])[0] for name, flag in FLAGS.items()}
+def from_flags(args: argparse.Namespace) -> Entry:
+    """Translates the flags into a run file. Raises BadInput with every problem."""
+    run = Translation("the flags")
+    stated = _checked(args, run)
+    values = {name: stated.get(name, [flag.default])[0] for name, flag in FLAGS.items()}
     bits = values["quantization_bits"]
     if bits is not None:
         values["quantization_bits"] = int(bits) if bits.isdigit() else bits  # the run file's choices are numbers
     if bits is not None and values["finetune_type"] == "lora":
         values["finetune_type"] = "qlora"
-        made.notes.append(f"--finetune_type lora on a base of {bits} bits is qlora")
+        run.notes.append(f"--finetune_type lora on a base of {bits} bits is qlora")
+    overrides = [*args.overrides, *(text for text in args.unknown if not text.startswith("-"))]
     without = without_default(values["finetune_type"], overrides)
     for name, flag in FLAGS.items():
-        if flag.key and values[name] is not None and (name in given or name not in without):
-            made.put(flag.key, values[name], f"--{name}", f"--{name}" if name in given else None)
-    if made.whole("--save_on_epoch_end", values["save_on_epoch_end"], 0) == 0:
-        made.put("checkpoint.keep_epochs", 1, stated="--save_on_epoch_end")
-    sizes = ("batch_size", "gradient_accumulation_steps")
-    per_device, accumulation = (made.whole(f"--{name}", values[name], 1) for name in sizes)
-    made.batch(per_device, accumulation, tuple(f"--{n}" for n in sizes), not given.keys().isdisjoint(sizes))
-    eval_fraction = made.share("--eval_fraction", values["eval_fraction"])
-    datasets = [Path(text) for text in given.get("train_dataset", [])]
-    made.dataset("--train_dataset", datasets)
-    made.override(overrides)
-    entry = made.entry(datasets, eval_fraction)
-    if not entry.needs_shards and "eval_fraction" in given:
+        if flag.key and values[name] is not None and (name in stated or name not in without):
+            run.put(flag.key, values[name], f"--{name}", f"--{name}" if name in stated else None)
+    if run.whole("--save_on_epoch_end", values["save_on_epoch_end"], 0) == 0:
+        run.put("checkpoint.keep_epochs", 1, stated="--save_on_epoch_end")
+    per_device, accumulation = (run.whole(f"--{name}", values[name], 1) for name in SIZES)
+    run.batch(per_device, accumulation, tuple(f"--{name}" for name in SIZES), not stated.keys().isdisjoint(SIZES))
+    eval_fraction = run.share("--eval_fraction", values["eval_fraction"])
+    datasets = [Path(text) for text in stated.get("train_dataset", [])]
+    run.dataset("--train_dataset", datasets)
+    run.override([text for text in overrides if "=" in text or not run.problems])  # not the value of an unknown flag
+    entry = run.entry(datasets, eval_fraction)
+    if not entry.needs_shards and "eval_fraction" in stated:
         raise BadInput("--eval_fraction: the shards of --train_dataset are split already")
-    return entry, options
+    return entry
+
+
+def _checked(args: argparse.Namespace, run: Translation) -> dict[str, list[str]]:
+    """Returns the values of the stated flags, without flags that lack one. Problems go to `run`."""
+    stated = stated_flags(args)
+    unknown = [text.lstrip("-").partition("=")[0] for text in args.unknown if text.startswith("-")]
+    lacking = [name for name, values in stated.items() if None in values]
+    twice = [name for name, values in stated.items() if len(values) > 1 and name != "train_dataset"]
+    run.problems += [f"--{name}: no such flag.{nearest(name, [*FLAGS, *OWN])}" for name in unknown]
+    run.problems += [f"--{name}: needs a value" for name in lacking]
+    run.problems += [f"--{name}: stands twice; keep one" for name in twice]
+    run.problems += [f"--{name}: is missing ({FLAGS[name].help})" for name in REQUIRED if name not in stated]
+    return {name: values for name, values in stated.items() if name not in lacking}
 
 
 def without_default(finetune: str, overrides: Iterable[str]) -> tuple[str, ...]:
-    """Flags that say nothing unless they are given: there is no adapter, or one to go on from, which has its own."""
+    """Returns the flags that count only if stated: there is no adapter, or the adapter to start from decides them."""
     if finetune == "full":
         return ("lora_r", "lora_alpha", "lora_dropout")
     starts = any(text.partition("=")[0] == "model.lora.start" for text in overrides)
     return ("lora_r", "lora_alpha") if starts else ()
-
-
-def _read_flags(argv: list[str], made: Translation) -> tuple[dict[str, list[str]], Options, list[str]]:
-    """(flag -> its values, the trainer's own options, overrides). Problems go to `made`."""
-    given: dict[str, list[str]] = {}
-    options, overrides, tokens = Options(), [], iter(argv)
-    own = {"resume": None, "dry-run": None, "engine": str, "processes": int}
-    for token in tokens:
-        if not token.startswith("--"):
-            overrides.append(token)
-            continue
-        name, sep, value = token[2:].partition("=")
-        if name in ("resume", "dry-run") and not sep:
-            options = replace(options, **{name.replace("-", "_"): True})
-            continue
-        if name not in FLAGS and name not in own:
-            made.problems.append(f"--{name}: no such flag.{nearest(name, [*FLAGS, *own])}")
-            continue  # its value, if any, is no override either
-        value = value if sep else next(tokens, None)
-        if value is None or value.startswith("--"):
-            made.problems.append(f"--{name}: needs a value")
-        elif name == "engine":
-            options.engine = value
-        elif name == "processes":
-            options.processes = made.whole("--processes", value, 1)
-        elif name in given and name != "train_dataset":
-            made.problems.append(f"--{name}: stands twice; keep one")
-        else:
-            given.setdefault(name, []).append(value)
-    return given, options, [text for text in overrides if "=" in text or not made.problems]

@@ -1,4 +1,4 @@
-"""python -m trainer --config config.json, where that is the flat file of KEYS and not a run file. No torch."""
+"""A flat config.json (python -m trainer --config config.json), translated into the run file. No torch."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +10,7 @@ from trainer.config.sections import RunConfig
 from trainer.config.yaml_reader import read_values
 from trainer.frontends.translation import PER_DEVICE, Entry, Translation
 
-KEYS = {  # of config.json -> those of the run file; () where translated by hand
+KEYS = {  # key of config.json -> keys of the run file; (): translated by hand
     "model_id": ("model.path",),
     "tokenizer_id": ("model.tokenizer",),
     "device": ("train.device",),
@@ -34,13 +34,13 @@ PAIRS = "data/pairs.jsonl"  # where config.json names none
 
 
 def is_flat(values: dict) -> bool:
-    """Whether a JSON file is a config.json of this module, not a run file."""
+    """True if a JSON file holds keys of KEYS and is no run file."""
     own = {key.partition(".")[0] for key in KEYS}
     return bool(own - RunConfig.model_fields.keys() & values.keys()) and not {"output_dir", "loss"} & values.keys()
 
 
 def load_run_file(path: str, overrides: Iterable[str] = ()) -> RunConfig:
-    """As config.load_config, for commands that take no flat file: says how one becomes a run file. Raises BadInput."""
+    """Loads a run file for commands that take no flat config.json. Raises BadInput, also for a flat one."""
     if path.endswith(".json") and Path(path).is_file() and is_flat(read_values(Path(path), RunConfig.model_fields)[0]):
         raise BadInput(
             f"{path}: is a flat config.json, which the trainer alone takes: torchrun --nproc-per-node N -m trainer "
@@ -50,44 +50,44 @@ def load_run_file(path: str, overrides: Iterable[str] = ()) -> RunConfig:
 
 
 def from_json(path: Path, overrides: Iterable[str] = ()) -> Entry | None:
-    """The run that a flat config.json describes; None for a run file. Raises BadInput with every problem of it."""
+    """Translates a flat config.json; returns None for a run file. Raises BadInput with every problem."""
     values, lines = read_values(path, [key.partition(".")[0] for key in KEYS])
     if not is_flat(values):
         return None
-    made = Translation(str(path))
-    given = _flatten(values, path, lines, made)
+    run = Translation(str(path))
+    given = _flatten(values, path, lines, run)
     if "model_id" not in given:
-        made.problems.append(f"{path}: key 'model_id' is missing")
+        run.problems.append(f"{path}: key 'model_id' is missing")
 
-    def place(key: str) -> str:
+    def origin(key: str) -> str:
         return f"{path}:{lines.get(tuple(key.split('.')), 1)}"
 
     for key, value in given.items():
         for ours in KEYS[key]:
-            made.put(ours, value, f"{place(key)}: {key}", key)
+            run.put(ours, value, f"{origin(key)}: {key}", key)
     dtype = given.get("dtype", "auto")
     if dtype not in PRECISIONS:
-        made.problems.append(f"{place('dtype')}: dtype: {dtype!r} is none of {', '.join(PRECISIONS)}")
-    made.put("train.precision", PRECISIONS.get(dtype, "fp32"), stated="dtype" if "dtype" in given else None)
+        run.problems.append(f"{origin('dtype')}: dtype: {dtype!r} is none of {', '.join(PRECISIONS)}")
+    run.put("train.precision", PRECISIONS.get(dtype, "fp32"), stated="dtype" if "dtype" in given else None)
     if "optim.name" in given:
-        made.put("optim.name", str(given["optim.name"]).lower(), f"{place('optim.name')}: optim.name", "optim.name")
+        run.put("optim.name", str(given["optim.name"]).lower(), f"{origin('optim.name')}: optim.name", "optim.name")
     folder, name = Path(str(given.get("output.save_dir", "runs"))), str(given.get("output.save_name", "run"))
-    made.put("output_dir", str(folder / name), stated="output.save_dir")
+    run.put("output_dir", str(folder / name), stated="output.save_dir")
     if given.get("output.save_metrics") is False:
-        made.notes.append("output.save_metrics: false, but a run always writes its metrics")
+        run.notes.append("output.save_metrics: false, but a run always writes its metrics")
     sizes = ("train.batch_size", "train.grad_accum_steps")
-    numbers = [made.whole(f"{place(key)}: {key}", given.get(key, n), 1) for key, n in zip(sizes, (PER_DEVICE, 1))]
-    made.batch(*numbers, sizes, not given.keys().isdisjoint(sizes))
+    numbers = [run.whole(f"{origin(key)}: {key}", given.get(key, n), 1) for key, n in zip(sizes, (PER_DEVICE, 1))]
+    run.batch(*numbers, sizes, not given.keys().isdisjoint(sizes))
     datasets = [Path(str(given.get("data.pairs_path", PAIRS)))]
     if "data.pairs_path" not in given:
-        made.notes.append(f"no data.pairs_path: {PAIRS}")
-    made.dataset("data.pairs_path", datasets)
-    made.override(overrides)
-    return made.entry(datasets)
+        run.notes.append(f"no data.pairs_path: {PAIRS}")
+    run.dataset("data.pairs_path", datasets)
+    run.override(overrides)
+    return run.entry(datasets)
 
 
-def _flatten(values: dict, path: Path, lines: dict, made: Translation) -> dict[str, Any]:
-    """KEYS that the file gives, without those that are null; what is no key of it becomes a problem."""
+def _flatten(values: dict, path: Path, lines: dict, run: Translation) -> dict[str, Any]:
+    """Returns key -> value for the keys of KEYS in the file, without null values. Other keys are problems."""
     sections = {key.partition(".")[0] for key in KEYS if "." in key}
     flat: dict[str, Any] = {}
     for key, value in values.items():
@@ -98,5 +98,5 @@ def _flatten(values: dict, path: Path, lines: dict, made: Translation) -> dict[s
     for key in [key for key in flat if key not in KEYS]:
         line = lines.get(tuple(key.split(".")), 1)
         text = "is a section" if key in sections else f"unknown key.{nearest(key, KEYS)} Known: {', '.join(KEYS)}"
-        made.problems.append(f"{path}:{line}: {key}: {text}")
+        run.problems.append(f"{path}:{line}: {key}: {text}")
     return {key: value for key, value in flat.items() if key in KEYS and value not in (None, {})}

@@ -1,4 +1,4 @@
-"""Training from Python, as a class with a config: EmbedderFineTuner(FineTuningConfig(…)).train(). No torch until then.
+"""Training from Python: EmbedderFineTuner(FineTuningConfig(…)).train(). No torch until then.
 
 In a script that torchrun or accelerate starts, every rank makes the same calls.
 """
@@ -13,7 +13,7 @@ from trainer.frontends.auto_shards import prepare
 from trainer.frontends.flags import FLAGS, without_default
 from trainer.frontends.translation import PER_DEVICE, Entry, Translation, check_world
 
-KEYS = {  # of FineTuningConfig -> the run file's
+KEYS = {  # field of FineTuningConfig -> keys of the run file
     "model_name_or_path": ("model.path",),
     "output_dir": ("output_dir",),
     "num_train_epochs": ("train.epochs",),
@@ -29,43 +29,41 @@ COSINE = "trainer.pair_losses:cosine_of_pairs"
 
 @dataclass
 class FineTuningConfig:
-    """What is trained on what. None: as the run file has it.
+    """A training run. None: the run file's default.
 
-    dataset_path: records (docs/data.md) or a shard folder. train_adapter: LoRA on the frozen model; False trains all of
-    it. max_length: tokens of queries and answers. in_batch_negatives: without a loss_fn, InfoNCE over the batch's
-    cosines in place of the cosine of each pair alone. per_device_train_batch_size and gradient_accumulation_steps make
-    the global batch, with the number of processes. wandb_run_name counts where WANDB_PROJECT is set. overrides: what
-    has no field here, as on a command line: "section.key=value" of the run file.
+    The global batch is per_device_train_batch_size x gradient_accumulation_steps x processes.
     """
 
     model_name_or_path: str
-    dataset_path: str | Path
+    dataset_path: str | Path  # records (docs/data.md) or a shard folder
     output_dir: str | Path
-    train_adapter: bool = True
+    train_adapter: bool = True  # LoRA on the frozen model; False trains all weights
     num_train_epochs: int = 1
     learning_rate: float = 2e-5
-    wandb_run_name: str | None = None
+    wandb_run_name: str | None = None  # used where WANDB_PROJECT is set
     per_device_train_batch_size: int = PER_DEVICE
     gradient_accumulation_steps: int = 1
-    max_length: int | None = None
+    max_length: int | None = None  # tokens, of queries and answers
     steps_per_epoch: int | None = None
-    in_batch_negatives: bool = False
+    in_batch_negatives: bool = False  # without a loss_fn: InfoNCE over the batch in place of each pair's cosine
     seed: int = 0
-    overrides: Sequence[str] = ()
+    overrides: Sequence[str] = ()  # "section.key=value" of the run file, for what has no field
 
 
 DEFAULTS = {field.name: field.default for field in fields(FineTuningConfig)}
 
 
 class EmbedderFineTuner:
-    """loss_fn(query_embeds, answer_embeds, batch) of the whole global batch, see objective.LossBatch; None: the cosine
-    of each pair against its score, 1 where it has none."""
+    """Trains with loss_fn(query_embeds, answer_embeds, batch) over the whole global batch (see LossBatch).
+
+    None: the cosine of each pair against its score, 1 where it has none.
+    """
 
     def __init__(self, config: FineTuningConfig, loss_fn: Callable | None = None):
         self.config, self.loss_fn = config, loss_fn
 
     def train(self, resume: bool = False) -> Path:
-        """The folder of the final model. Raises BadInput with every problem, and Failed."""
+        """Trains and returns the folder of the final model. Raises BadInput with every problem, and Failed."""
         entry = self._translate()
         check_world(None)
         if os.environ.get("RANK", "0") == "0":
@@ -77,28 +75,30 @@ class EmbedderFineTuner:
         return train(entry.config, str(run_file), resume, loss_fn=self.loss_fn)
 
     def _translate(self) -> Entry:
-        made, asked = Translation("FineTuningConfig"), self.config
+        run, config = Translation("FineTuningConfig"), self.config
         for name, keys in KEYS.items():
-            value = getattr(asked, name)
+            value = getattr(config, name)
             stated = name if value != DEFAULTS[name] else None
             for key in keys if value is not None else ():
-                made.put(key, str(value) if isinstance(value, Path) else value, f"FineTuningConfig.{name}", stated)
-        if asked.train_adapter:
-            made.put("model.finetune", "lora")
+                run.put(key, str(value) if isinstance(value, Path) else value, f"FineTuningConfig.{name}", stated)
+        if config.train_adapter:
+            run.put("model.finetune", "lora")
             for name in LORA:
-                if name not in without_default("lora", asked.overrides):
-                    made.put(FLAGS[name].key, FLAGS[name].default)
-        made.put("loss.name", self._loss_name(), "loss_fn")
+                if name not in without_default("lora", config.overrides):
+                    run.put(FLAGS[name].key, FLAGS[name].default)
+        run.put("loss.name", self._loss_name(), "loss_fn")
         sizes = ("per_device_train_batch_size", "gradient_accumulation_steps")
-        made.batch(*(made.whole(name, getattr(asked, name), 1) for name in sizes), sizes, True)
-        datasets = [Path(asked.dataset_path)]
-        made.dataset("dataset_path", datasets)
-        made.override(asked.overrides)
-        return made.entry(datasets)
+        run.batch(*(run.whole(name, getattr(config, name), 1) for name in sizes), sizes, True)
+        datasets = [Path(config.dataset_path)]
+        run.dataset("dataset_path", datasets)
+        run.override(config.overrides)
+        return run.entry(datasets)
 
     def _loss_name(self) -> str:
-        """As the run file records it. A function that cannot be imported by a name gets one that is refused when the
-        run is resumed without it."""
+        """Returns the loss's name in the run file.
+
+        A function that cannot be imported gets a name that is refused when the run is resumed without it.
+        """
         if self.loss_fn is None:
             return "infonce" if self.config.in_batch_negatives else COSINE
         name = getattr(self.loss_fn, "__qualname__", "")

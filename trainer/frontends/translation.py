@@ -1,7 +1,8 @@
-"""Runs as people ask for them elsewhere, translated into the run file: flags.py, config_json.py, finetuner.py.
+"""Translation of flags, flat JSON and Python into the run file. No torch.
 
-What a value may be is the run file's business alone (config.py): here are other names for its keys, other defaults, and
-the arithmetic that lies between: a batch per device becomes the global one. Never imports torch.
+- The frontends know other names for the run file's keys, and other defaults.
+- A batch per device becomes the global batch.
+- The run file alone validates values.
 """
 
 import os
@@ -23,12 +24,12 @@ PER_DEVICE = 16  # rows, where an entry does not say
 
 @dataclass
 class Entry:
-    """A run as its entry describes it. datasets: files of records, or one shard folder. notes: lines to say once."""
+    """A run as a frontend describes it."""
 
     config: RunConfig
-    datasets: list[Path]
-    eval_fraction: float = 0.0
-    notes: list[str] = field(default_factory=list)
+    datasets: list[Path]  # files of records, or one shard folder
+    eval_fraction: float = 0.0  # share of the documents
+    notes: list[str] = field(default_factory=list)  # lines to print once
 
     @property
     def needs_shards(self) -> bool:
@@ -36,32 +37,34 @@ class Entry:
 
 
 class Translation:
-    """Nested values of the run file, where each of them comes from, and what is wrong with them."""
+    """Nested values of the run file, the origin of each, and the problems among them."""
 
     def __init__(self, where: str):
         self.where = where
         self.values: dict = {}
-        self.places: dict[tuple, int | str] = {}  # run-file key -> line or flag, for messages
-        self.stated: dict[str, str] = {}  # run-file key -> what of the entry states it
+        self.origins: dict[tuple, int | str] = {}  # run-file key -> line or flag, for messages
+        self.stated: dict[str, str] = {}  # run-file key -> the name under which the user stated it
         self.problems: list[str] = []
+        self.batch_note: str | None = None  # the global batch's arithmetic; None: an override states the batch
         self.notes: list[str] = []
 
-    def put(self, key: str, value: Any, place: int | str | None = None, stated: str | None = None) -> None:
+    def put(self, key: str, value: Any, origin: int | str | None = None, stated: str | None = None) -> None:
         *parents, last = key.split(".")
         node = self.values
         for parent in parents:
             node = node.setdefault(parent, {})
         node[last] = value
-        if place is not None:
-            self.places[tuple(key.split("."))] = place
+        if origin is not None:
+            self.origins[tuple(key.split("."))] = origin
         if stated:
             self.stated[key] = stated
 
     def whole(self, name: str, value: Any, least: int) -> int:
-        """An integer of the entry's own."""
+        """Returns a value of the frontend's own as an integer; a problem is recorded."""
         return self._number(name, value, int, lambda number: number >= least, f"must be a whole number from {least} up")
 
     def share(self, name: str, value: Any) -> float:
+        """Returns a value of the frontend's own as a share; a problem is recorded."""
         return self._number(name, value, float, lambda number: 0 <= number < 1, "must be in 0..1, below 1")
 
     def _number(self, name: str, value: Any, kind: type, fits: Callable, must: str):
@@ -75,28 +78,28 @@ class Translation:
         return number
 
     def batch(self, per_device: int, accumulation: int, names: tuple[str, str], stated: bool) -> None:
-        """The global batch: rows per device x accumulation x processes."""
+        """Sets the global batch: rows per device x accumulation x processes."""
         world = int(os.environ.get("WORLD_SIZE", "1"))
-        self.put("train.batch_size", per_device * accumulation * world, names[0], names[0] if stated else None)
-        self.notes.append(
-            f"global batch {per_device} x {accumulation} x {world} = {per_device * accumulation * world} rows "
-            f"({names[0]} x {names[1]} x processes)"
+        rows = per_device * accumulation * world
+        self.put("train.batch_size", rows, names[0], names[0] if stated else None)
+        self.batch_note = (
+            f"global batch {per_device} x {accumulation} x {world} = {rows} rows ({names[0]} x {names[1]} x processes)"
         )
 
     def override(self, texts: Iterable[str]) -> None:
-        """Changes to the run file that follow on the command line; none may repeat what the entry states."""
+        """Applies the overrides of the run file; none may repeat what the user stated otherwise."""
         for text in texts:
             key = text.partition("=")[0]
             if key in self.stated:
                 self.problems.append(f"{text}: {self.stated[key]} says so already; keep one of them")
             elif problem := override(self.values, text):
                 self.problems.append(problem)
-            self.places[tuple(key.split("."))] = f"override {text}"
+            self.origins[tuple(key.split("."))] = f"override {text}"
             if key == "train.batch_size":
-                self.notes = [note for note in self.notes if not note.startswith("global batch")]
+                self.batch_note = None
 
     def dataset(self, name: str, paths: list[Path]) -> None:
-        """Files to be sharded into the run directory, or one shard folder that is taken as it is."""
+        """Sets the training data: files to shard into the run directory, or one shard folder."""
         for path in paths:
             if not path.exists():
                 self.problems.append(f"{name}: {path}: no such file")
@@ -106,15 +109,15 @@ class Translation:
         self.put("data.train", str(folders[0]) if folders else None, stated=name)
 
     def entry(self, datasets: list[Path], eval_fraction: float = 0.0) -> Entry:
-        """Raises BadInput with every problem found."""
+        """Returns the validated run. Raises BadInput with every problem."""
         self.values["data"]["train"] = self.values["data"]["train"] or f"{self.values.get('output_dir')}/{SHARDS}"
-        config = parse_config(self.values, self.where, self.places, self.problems)
+        config = parse_config(self.values, self.where, self.origins, self.problems)
         config, notes = within_positions(config)
-        return Entry(config, datasets, eval_fraction, [*self.notes, *notes])
+        return Entry(config, datasets, eval_fraction, [*filter(None, [self.batch_note]), *self.notes, *notes])
 
 
 def check_world(processes: int | None) -> None:
-    """Raises OtherWorld where more ranks were asked for than came up: the global batch would be another one."""
+    """Raises OtherWorld if the launcher started another number of ranks than planned: the global batch would differ."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     for claim in claims(None, processes):
         if claim.processes and claim.processes != world:
@@ -125,12 +128,12 @@ def check_world(processes: int | None) -> None:
 
 
 def within_positions(config: RunConfig) -> tuple[RunConfig, list[str]]:
-    """The lengths cut to the positions that the model has, and a line for it."""
+    """Limits the lengths to the model's positions; returns the config and a note for each change."""
     limit = position_limit(read_object(Path(fetch(config.model.path)) / "config.json"))
-    asked = {name: getattr(config.model, name) for name in ("query_max_len", "passage_max_len")}
-    long = {name: value for name, value in asked.items() if value and limit and value > limit}
+    lengths = {name: getattr(config.model, name) for name in ("query_max_len", "passage_max_len")}
+    long = {name: value for name, value in lengths.items() if value and limit and value > limit}
     if not long:
         return config, []
-    told = " and ".join(f"{name} {value}" for name, value in long.items())
+    named = " and ".join(f"{name} {value}" for name, value in long.items())
     model = config.model.model_copy(update=dict.fromkeys(long, limit))
-    return config.model_copy(update={"model": model}), [f"the model has {limit} positions: {told} is cut to {limit}"]
+    return config.model_copy(update={"model": model}), [f"the model has {limit} positions: {named} is cut to {limit}"]

@@ -1,1 +1,1 @@
-"""inference"""
+"""Texts to embeddings over all ranks; evaluation, reindexing and searching with them."""

@@ -1,4 +1,4 @@
-"""Texts -> embeddings, over all ranks."""
+"""Texts to embeddings, over all ranks."""
 
 import torch
 from torch import Tensor
@@ -9,16 +9,22 @@ from trainer.model.tokenizer import tokenize
 
 
 def encode(engine, tokenizer, texts: list[str], prompt: str, max_len: int) -> Tensor:
-    """(texts, d) float32 on the CPU, in the order of texts, on every rank. Collective.
+    """Returns (texts, d) float32 on the CPU, in the order of texts, on every rank. Collective."""
+    mine = texts[engine.world.rank :: engine.world.size]
+    tokens, _ = tokenize(mine, prompt, max_len, tokenizer)
+    return embed(engine, tokens, len(texts))
 
-    Each rank embeds its share in chunks sorted by length; under ZeRO-3 all ranks make the same number of passes.
+
+def embed(engine, tokens: list[list[int]], total: int) -> Tensor:
+    """Returns (total, d) float32 on the CPU, on every rank. Collective.
+
+    tokens: ids of this rank's texts, which are every world.size-th of `total`. Each rank embeds them in chunks sorted
+    by length; under ZeRO-3 all ranks make the same number of passes.
     """
     world = engine.world
-    mine = texts[world.rank :: world.size]
-    tokens, _ = tokenize(mine, prompt, max_len, tokenizer)
     lengths = [len(ids) for ids in tokens]
     chunks = make_chunks(lengths, CHUNK_TOKENS[engine.device.type], engine.embedder.packing is not None)
-    table = world.gather_ints([len(mine), len(chunks)]).tolist()
+    table = world.gather_ints([len(tokens), len(chunks)]).tolist()
     if engine.lockstep:
         chunks += [[] for _ in range(max(row[1] for row in table) - len(chunks))]
     was_training = engine.embedder.training
@@ -28,7 +34,7 @@ def encode(engine, tokenizer, texts: list[str], prompt: str, max_len: int) -> Te
         for chunk in chunks if world.rank else track(chunks, "embedding (chunks)", len(chunks)):
             part = engine.embed(*lay(chunk, tokens), seed=0)
             if out is None:
-                out = part.new_zeros((len(mine), part.shape[1]))
+                out = part.new_zeros((len(tokens), part.shape[1]))
             if chunk:
                 out[torch.tensor(chunk, device=part.device)] = part[: len(chunk)]
     engine.embedder.train(was_training)
@@ -36,5 +42,5 @@ def encode(engine, tokenizer, texts: list[str], prompt: str, max_len: int) -> Te
         out = torch.zeros((0, engine.embedder.size), device=engine.device)
     gathered = world.gather_rows(out, [row[0] for row in table]).cpu()
     # ranks took every world.size-th text: put them back in order
-    order = torch.cat([torch.arange(rank, len(texts), world.size) for rank in range(world.size)])
+    order = torch.cat([torch.arange(rank, total, world.size) for rank in range(world.size)])
     return torch.empty_like(gathered).index_copy_(0, order, gathered)

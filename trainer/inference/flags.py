@@ -1,4 +1,4 @@
-"""Definitions of this subject."""
+"""Command-line flags that describe a model folder."""
 
 import argparse
 
@@ -7,7 +7,7 @@ from trainer.model_folder.spec import POOLINGS
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """The flags that say how a model folder reads texts, where its own word is not wanted; model_of reads them."""
+    """Adds the flags that override how a model folder reads texts; model_of reads them."""
     parser.add_argument("--max-len", type=int, help="tokens of queries and passages; default: the model's own")
     parser.add_argument("--pooling", choices=list(POOLINGS), help="default: the model folder's own")
     parser.add_argument("--query-prompt", help="put before every query; default: the model folder's own")
@@ -22,7 +22,7 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
 
 
 def model_of(path: str, args: argparse.Namespace) -> ModelConfig:
-    """A model as the flags of add_model say. Raises BadInput."""
+    """Returns a model with the flags of add_model. Raises BadInput."""
     from trainer.config.loading import parse_section
 
     values = {"path": path, "pooling": args.pooling, "query_max_len": args.max_len, "passage_max_len": args.max_len}

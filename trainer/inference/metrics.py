@@ -1,4 +1,4 @@
-"""Metrics of retrieval: exact search over a set's documents, scored by trec_eval. Never imports torch."""
+"""Metrics of retrieval: exact search over a set's documents, scored by trec_eval. No torch."""
 
 import numpy as np
 
@@ -9,7 +9,10 @@ DEPTH = 1000  # documents kept for each query, as trec_eval does
 
 
 def rank_documents(queries: np.ndarray, documents: np.ndarray, data: RetrievalSet) -> dict[str, dict[str, float]]:
-    """Exact search by inner product: (q, d) and (n, d) float32 -> query id -> document id -> score, DEPTH at most."""
+    """Returns query id -> document id -> score of the DEPTH best documents, by inner product.
+
+    queries: (q, d), documents: (n, d), both float32.
+    """
     run: dict[str, dict[str, float]] = {}
     keep = min(DEPTH, documents.shape[0])
     for start in range(0, queries.shape[0], 256):
@@ -22,7 +25,7 @@ def rank_documents(queries: np.ndarray, documents: np.ndarray, data: RetrievalSe
 
 
 def score_run(qrels: dict[str, dict[str, int]], run: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """query id -> metric -> value, by trec_eval's own code (ties broken by document id, descending; linear gain)."""
+    """Returns query id -> metric -> value, by trec_eval (ties by document id, descending; linear gain)."""
     import pytrec_eval
 
     measures = {"ndcg_cut.10", "map", "recall.1,10,100"}
@@ -46,7 +49,8 @@ def means(per_query: dict[str, dict[str, float]]) -> dict[str, float]:
 
 
 def paired_bootstrap(before: np.ndarray, after: np.ndarray, samples: int = 10_000, seed: int = 0) -> tuple:
-    """95 % interval of the mean difference after - before over resampled queries (Efron 1979, percentile method)."""
+    """Returns the 95 % interval of the mean difference over resampled queries (Efron 1979, percentile method)."""
+    # scipy.stats.bootstrap draws the same samples, but rounds its quantiles otherwise: the last digits would change
     difference = np.asarray(after) - np.asarray(before)
     rng = np.random.default_rng(seed)
     draws = np.empty(samples)

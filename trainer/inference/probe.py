@@ -1,5 +1,6 @@
-"""Texts to hold two loadings of a model against each other with: any model, any language, any vocabulary; and what a
-folder of ours records of them, so that whoever loads it can see whether it embeds as the trainer did.
+"""Probe texts of any language and vocabulary, and the record of their embeddings in a model folder.
+
+Whoever loads the folder can compare its embeddings with those of the trainer.
 """
 
 import base64
@@ -36,27 +37,25 @@ COSINE, ROUNDED_COSINE = 0.9999, 0.999  # that embeddings must keep; the second 
 
 @dataclass(frozen=True)
 class Probe:
-    """What the trainer made of the texts when the folder was written. queries, passages: (texts, d) float32, with the
-    prompts, and cut at the longer of the two lengths, which is the only one that a folder states.
+    """The trainer's embeddings of the probe texts when the folder was written.
 
-    rounded: computed in bf16 or fp16, or on a quantised base. zeros: the tensors that were all zeros. step: how many
-    optimizer steps the weights have behind them; None where no trainer said so.
+    They carry the prompts, and are truncated at the longer of the two lengths, the only one that a folder states.
     """
 
     texts: list[str]
-    queries: "np.ndarray"
-    passages: "np.ndarray"
-    rounded: bool
-    zeros: list[str]
-    step: int | None = None
+    queries: "np.ndarray"  # (texts, d) float32
+    passages: "np.ndarray"  # (texts, d) float32
+    rounded: bool  # computed in bf16 or fp16, or on a quantised base
+    zeros: list[str]  # names of the tensors that were all zeros
+    step: int | None = None  # optimizer steps behind the weights; None: not recorded by a trainer
 
     @property
     def limit(self) -> float:
-        """The cosine below which embeddings are not the same."""
+        """Cosine below which embeddings differ."""
         return ROUNDED_COSINE if self.rounded else COSINE
 
     def write(self, folder: Path) -> None:
-        """The same bytes for the same embeddings."""
+        """Writes the same bytes for the same embeddings."""
         values = {
             "step": self.step,
             "texts": self.texts,
@@ -70,7 +69,7 @@ class Probe:
 
 
 def read_probe(folder: Path) -> Probe:
-    """Raises BadInput where the folder records none."""
+    """Reads a folder's probe. Raises BadInput if there is none."""
     if not (folder / PROBE).is_file():
         raise BadInput(
             f"{folder}: records no embeddings of its training ({PROBE}), so nothing can be proved of it; checkpoints, "
@@ -85,21 +84,21 @@ def read_probe(folder: Path) -> Probe:
 
 
 def take_probe(engine, tokenizer, spec, zeros: list[str] = ()) -> Probe:
-    """The probe of the model that an engine holds. Collective. tokenizer: one that may be used up."""
+    """Embeds the probe texts with the engine's model. Collective. tokenizer: its truncation settings will change."""
     from trainer.inference.encode import encode
 
-    longest = max(spec.query_max_len, spec.passage_max_len)
+    longest = spec.rules.max_len
     texts = [text.strip() for text in probe_texts(tokenizer)]
     if longest <= CUT_UP_TO:
         texts.append(" ".join(TEXTS * (longest // 50 + 1)))
-    queries = passages = encode(engine, tokenizer, texts, spec.query_prompt, longest).numpy()
-    if spec.passage_prompt != spec.query_prompt:
-        passages = encode(engine, tokenizer, texts, spec.passage_prompt, longest).numpy()
+    queries = passages = encode(engine, tokenizer, texts, spec.rules.query_prompt, longest).numpy()
+    if spec.rules.passage_prompt != spec.rules.query_prompt:
+        passages = encode(engine, tokenizer, texts, spec.rules.passage_prompt, longest).numpy()
     return Probe(texts, queries, passages, bool(spec.bits or engine.dtype), sorted(zeros))
 
 
 def probe_texts(tokenizer) -> list[str]:
-    """TEXTS, and for a vocabulary that knows none of their words some of its own, taken at equal distances."""
+    """Returns TEXTS and texts of the model's own vocabulary, in case it knows no word of them."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
     plain = [id_ for token, id_ in vocabulary if token not in tokenizer.all_special_tokens]
     drawn = [plain[k * len(plain) // sum(LENGTHS)] for k in range(sum(LENGTHS))]

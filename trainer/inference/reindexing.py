@@ -1,4 +1,4 @@
-"""Definitions of this subject."""
+"""A collection embedded with a model into a new collection of the same store."""
 
 import json
 import time
@@ -65,7 +65,7 @@ def reindex(
 
 
 def _told(pages: Iterable[list[Chunk]], name: str, total: int) -> Iterator[list[Chunk]]:
-    """The pages; says about every five seconds how far it is. (The encoder has a bar of its own for each page.)"""
+    """Yields the pages and prints the progress about every five seconds. (The encoder has a bar for each page.)"""
     done, last = 0, time.monotonic()
     for page in pages:
         yield page
@@ -76,36 +76,36 @@ def _told(pages: Iterable[list[Chunk]], name: str, total: int) -> Iterator[list[
 
 
 def _about(config: StoreConfig, encoder: TextEncoder, where: dict[str, Any] | None) -> dict[str, Any]:
-    """What the target says of itself: all that decides its vectors and which chunks it holds."""
+    """Returns the target's description: all that decides its vectors and its chunks."""
     spec = encoder.spec
     return {
         FINGERPRINT: encoder.fingerprint,
         DIM: encoder.size,
-        "embedfleet_passage_prompt": spec.passage_prompt,
-        "embedfleet_passage_max_len": spec.passage_max_len,
+        "embedfleet_passage_prompt": spec.rules.passage_prompt,
+        "embedfleet_passage_max_len": spec.rules.passage_max_len,
         SOURCE: config.collection,
         "embedfleet_where": json.dumps(where, sort_keys=True) if where else "",
     }
 
 
 def _target(store: Store, source: Collection, name: str, encoder: TextEncoder, about: dict[str, Any]) -> Collection:
-    """The target, made where it is not there yet. BadInput where it is another's."""
+    """Opens the target, or creates it. Raises BadInput if it belongs to another run."""
     if name not in store.names():
         if name in (store.aliases() or {}):
             raise BadInput(
                 f"--target {name}: is an alias; name a new collection, and move the alias with --alias {name}"
             )
-        made = {**about, MODEL: encoder.config.path, STATE: UNFINISHED}
-        return store.create(name, encoder.size, made, cosine=encoder.spec.normalize, **source.layout)
+        description = {**about, MODEL: encoder.config.path, STATE: UNFINISHED}
+        return store.create(name, encoder.size, description, cosine=encoder.spec.normalize, **source.layout)
     target = store.open(name, **source.layout)
-    held = target.about
-    if FINGERPRINT not in held:
+    recorded = target.about
+    if FINGERPRINT not in recorded:
         raise BadInput(f"--target {name}: is there already and was not made by reindex; choose another name")
-    differing = [key for key, value in about.items() if held.get(key) != value]
+    differing = [key for key, value in about.items() if recorded.get(key) != value]
     if differing:
-        shown = "; ".join(f"{key.removeprefix('embedfleet_')}: {_short(held.get(key))}" for key in differing)
+        shown = "; ".join(f"{key.removeprefix('embedfleet_')}: {_short(recorded.get(key))}" for key in differing)
         raise BadInput(
-            f"--target {name}: belongs to another run of reindex, of the model {held.get(MODEL)} ({shown}); "
+            f"--target {name}: belongs to another run of reindex, of the model {recorded.get(MODEL)} ({shown}); "
             "choose another name, or delete it first"
         )
     return target
@@ -116,9 +116,9 @@ def _short(value: Any) -> str:
 
 
 def _missing(page: list[Chunk], target: Collection) -> list[Chunk]:
-    """Chunks of the page that the target lacks or holds with another text or metadata."""
-    there = target.stored([chunk.id for chunk in page])
-    return [chunk for chunk in page if there.get(chunk.id) != chunk]
+    """Returns the page's chunks that the target lacks, or stores with another text or metadata."""
+    stored = target.stored([chunk.id for chunk in page])
+    return [chunk for chunk in page if stored.get(chunk.id) != chunk]
 
 
 def _check_alias(store: Store, alias: str | None, target: str) -> None:
@@ -132,7 +132,7 @@ def _check_alias(store: Store, alias: str | None, target: str) -> None:
 
 def _report(target: Collection, encoder: TextEncoder, total: int, embedded: int, seconds: float) -> None:
     if encoder.cut:
-        limit = encoder.spec.passage_max_len
+        limit = encoder.spec.rules.passage_max_len
         say(f"note: {encoder.cut:,} texts are longer than {limit} tokens: what comes after is not read")
     if extra := target.count() - total:
         say(f"note: {target.name} holds {extra:,} chunks more than were read: they were deleted from the source since")
@@ -144,7 +144,7 @@ def _report(target: Collection, encoder: TextEncoder, total: int, embedded: int,
 
 
 def _switch(store: Store, source: str, target: str, alias: str | None) -> None:
-    """Points the alias to the target, and says what is left to do."""
+    """Points the alias to the target, and prints what is left to do."""
     aliases = store.aliases()
     if alias is not None:
         store.swap_alias(alias, target)

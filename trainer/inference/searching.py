@@ -1,4 +1,4 @@
-"""Definitions of this subject."""
+"""Search with a model, in memory or in a store that holds its vectors."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,33 +18,33 @@ SAME = 0.99  # cosine: the same model with another length or runtime stays above
 
 @dataclass(frozen=True)
 class Hit:
-    """similarity: cosine of query and chunk, -1 to 1."""
+    """A chunk that a query matched."""
 
     id: str
     text: str
-    similarity: float
+    similarity: float  # cosine of query and chunk, -1 to 1
 
 
 Searcher = Callable[[list[str], int], list[list[Hit]]]
 
 
 def in_memory(encoder: TextEncoder, ids: list[str], texts: list[str]) -> Searcher:
-    """Exact search over texts that are embedded now."""
+    """Returns an exact search over texts, which are embedded now."""
     documents = encoder.passages(texts)
 
     def search(queries: list[str], k: int) -> list[list[Hit]]:
         vectors = encoder.queries(queries)
-        found = []
+        hits = []
         for row, vector in zip(vectors @ documents.T, vectors):
             best = np.argsort(-row, kind="stable")[:k]
-            found.append([Hit(ids[i], texts[i], _cosine(vector, documents[i])) for i in best])
-        return found
+            hits.append([Hit(ids[i], texts[i], _cosine(vector, documents[i])) for i in best])
+        return hits
 
     return search
 
 
 def in_store(encoder: TextEncoder, collection: Collection, where: dict | None) -> Searcher:
-    """The store's own search over the vectors that it holds."""
+    """Returns the store's own search over its vectors."""
 
     def search(queries: list[str], k: int) -> list[list[Hit]]:
         vectors = encoder.queries(queries)
@@ -58,9 +58,9 @@ def in_store(encoder: TextEncoder, collection: Collection, where: dict | None) -
 
 
 def over_collection(encoder: TextEncoder, collection: Collection, where: dict | None) -> Searcher:
-    """The store's search where its vectors are this model's; otherwise its texts are embedded here, and that is said.
+    """Returns the store's search if its vectors are this model's. Otherwise its texts are embedded here, with a note.
 
-    Whose they are: reindex recorded the model, or a few chunks are embedded again and compared.
+    The model of the vectors: recorded by reindex, or a few chunks are embedded again and compared.
     """
     if collection.about.get(STATE) == UNFINISHED:
         say(f"note: {collection.name} is unfinished: reindex was stopped before its end")
@@ -77,7 +77,7 @@ def over_collection(encoder: TextEncoder, collection: Collection, where: dict | 
 
 
 def holds(encoder: TextEncoder, collection: Collection) -> bool:
-    """Whether the collection's vectors are this model's; sets encoder.dim where only their first numbers are kept."""
+    """True if the collection's vectors are this model's; sets encoder.dim where only their first numbers are stored."""
     size, about = collection.size, collection.about
     if size is None:
         return False

@@ -1,4 +1,4 @@
-"""A model folder as a function from texts to embeddings, in one process."""
+"""A model folder as an encoder of texts, in one process."""
 
 import hashlib
 from functools import cached_property
@@ -20,12 +20,13 @@ IDENTITY = ("config.json", "adapter_config.json", "tokenizer.json")  # beside th
 
 
 class TextEncoder:
-    """The queries' and the passages' side of a model folder or hub id, loaded when the first text comes.
+    """Encodes queries and passages with a model folder or hub id, which is loaded with the first text.
 
-    dim: Matryoshka: the first so many numbers of each embedding, at length 1 again where the model normalises
-    (Kusupati et al. 2022, arXiv:2205.13147). cut: texts so far that were longer than the model reads.
-    Raises BadInput for a folder that cannot be used, at once; and for a dim above the model's, once it is known.
+    Raises BadInput for a folder that cannot be used, at once; and for a dim above the model's, once it is loaded.
     """
+
+    dim: int | None  # Matryoshka (Kusupati et al. 2022, arXiv:2205.13147): the first numbers, normalised again
+    cut: int  # texts so far that were truncated
 
     def __init__(self, config: ModelConfig, device: str = "auto", dim: int | None = None):
         self.config, self.device, self.dim, self.cut = config, device, dim, 0
@@ -34,7 +35,7 @@ class TextEncoder:
 
     @cached_property
     def loaded(self) -> tuple:
-        """(engine of one process, tokenizer)."""
+        """The engine of one process, and the tokenizer."""
         import torch
 
         from trainer.config.sections import OptimConfig
@@ -52,12 +53,12 @@ class TextEncoder:
 
     @property
     def size(self) -> int:
-        """d of the embeddings."""
+        """Numbers of an embedding (d)."""
         return self.dim or self.loaded[0].embedder.size
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of what decides an embedding apart from prompt and length: weights, tokenizer, pooling, norm."""
+        """The sha256 of all that decides an embedding beside prompt and length: weights, tokenizer, pooling, norm."""
         folder = Path(self.folder)
         files = sorted([*folder.rglob("*.safetensors"), *(p for name in IDENTITY if (p := folder / name).is_file())])
         files += sorted(folder.rglob("*.py")) if self.spec.own_code else []
@@ -67,22 +68,23 @@ class TextEncoder:
         return hashlib.sha256("\n".join(facts).encode()).hexdigest()
 
     def queries(self, texts: list[str]) -> "np.ndarray":
-        """(texts, d) float32."""
-        return self._encode(texts, self.spec.query_prompt, self.spec.query_max_len)
+        """Returns (texts, d) float32."""
+        return self._encode(texts, self.spec.rules.query_prompt, self.spec.rules.query_max_len)
 
     def passages(self, texts: list[str]) -> "np.ndarray":
-        """(texts, d) float32."""
-        return self._encode(texts, self.spec.passage_prompt, self.spec.passage_max_len)
+        """Returns (texts, d) float32."""
+        return self._encode(texts, self.spec.rules.passage_prompt, self.spec.rules.passage_max_len)
 
     def _encode(self, texts: list[str], prompt: str, max_len: int) -> "np.ndarray":
         from torch.nn.functional import normalize
 
-        from trainer.inference.encode import encode
+        from trainer.inference.encode import embed
         from trainer.model.tokenizer import tokenize
 
         engine, tokenizer = self.loaded
-        self.cut += tokenize(texts, prompt, max_len, tokenizer)[1]
-        vectors = encode(engine, tokenizer, texts, prompt, max_len)
+        tokens, truncated = tokenize(texts, prompt, max_len, tokenizer)
+        self.cut += truncated
+        vectors = embed(engine, tokens, len(texts))
         if self.dim is not None:
             vectors = vectors[:, : self.dim]
             vectors = normalize(vectors, dim=1) if self.spec.normalize else vectors

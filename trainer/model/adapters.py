@@ -20,7 +20,7 @@ from trainer.config.sections import LoraConfig
 from trainer.model_folder.families import family_of
 from trainer.model_folder.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
-BASE_HASH = "base_sha256"  # in the header of the weights: of the base's weights, see folder.weights_sha256
+BASE_HASH = "base_sha256"  # in the header of the weights: of the base's weights, see model_folder.files.weights_sha256
 _PREFIX = "base_model.model."  # of a parameter in peft's files
 _DROPOUT = ".lora_dropout."
 # peft writes a DoRA magnitude without ".weight", and reads it with or without; transformers 5.23 reads it with only.

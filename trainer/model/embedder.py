@@ -55,7 +55,7 @@ class Embedder(nn.Module):
 
     packing: texts run without padding where the device and the model's family allow it, see pack(). model_dropout:
     whether training runs the model's own dropout. adapter: what is trained in place of the model's own weights.
-    dense: layers behind the pooling, see dense.py.
+    dense: layers behind the pooling, see model_folder/dense.py.
     """
 
     def __init__(

@@ -139,7 +139,7 @@ def packed_attention(module, query, key, value, attention_mask, dropout=0.0, sca
         groups = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    causal = getattr(module, "is_causal", False) and getattr(module.config, "is_causal", True)  # see folder.ModelSpec
+    causal = getattr(module, "is_causal", False) and getattr(module.config, "is_causal", True)  # see ModelSpec
     with torch.autocast(query.device.type, enabled=False):  # in the precision that the products before it chose
         return _PackedAttention.apply(query, key, value, runs, scaling, causal, dropout, noise), None
 

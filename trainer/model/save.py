@@ -34,14 +34,14 @@ def save_embedder(folder: Path, weights: dict[str, Tensor], embedder: Embedder, 
     pooling = {"word_embedding_dimension": embedder.pooled_size} | {
         key: name == spec.pooling for name, key in POOLINGS.items()
     }
-    prompts = {"query": spec.query_prompt, "document": spec.passage_prompt}
+    prompts = {"query": spec.rules.query_prompt, "document": spec.rules.passage_prompt}
     for module in modules[1:]:
         (folder / module["path"]).mkdir(exist_ok=True)
     files = {
         "modules.json": modules,
         "1_Pooling/config.json": pooling,
         # one length for both sides is all that this file can say: the longer, so that nothing is cut silently
-        "sentence_bert_config.json": {"max_seq_length": max(spec.query_max_len, spec.passage_max_len)}
+        "sentence_bert_config.json": {"max_seq_length": spec.rules.max_len}
         | (_of_base(embedder, spec) if embedder.adapter else {}),
         "config_sentence_transformers.json": {
             "prompts": prompts,
@@ -54,7 +54,7 @@ def save_embedder(folder: Path, weights: dict[str, Tensor], embedder: Embedder, 
 
 
 def _of_base(embedder: Embedder, spec: ModelSpec) -> dict:
-    """How sentence-transformers (and folder.read_spec) must load an adapter's base, where its own files do not say."""
+    """How sentence-transformers (and read_spec) must load an adapter's base, where its own files do not say."""
     arguments: dict = {}
     if spec.bidirectional is not None:
         arguments["config_kwargs"] = {"is_causal": not spec.bidirectional}

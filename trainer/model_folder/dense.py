@@ -1,5 +1,6 @@
-"""The dense layers that some models have behind the pooling (LaBSE, sentence-t5, gtr-t5, EmbeddingGemma): a linear
-layer and an activation each, as sentence-transformers' Dense. Imports torch only to build them.
+"""Dense layers after the pooling (LaBSE, sentence-t5, gtr-t5, EmbeddingGemma), as sentence-transformers' Dense.
+
+Each is a linear layer and an activation. Torch is imported only to build them.
 """
 
 import json
@@ -24,22 +25,20 @@ _INPUT = "sentence_embedding"  # sentence-transformers' name of what pooling giv
 
 @dataclass(frozen=True)
 class DenseSpec:
-    """One layer. folder: where its weights lie. name: of its folder in a model folder of ours, and before the names of
-    its tensors in a checkpoint. inputs, outputs: numbers of an embedding before and behind it.
-    """
+    """One dense layer."""
 
-    folder: str
-    name: str
-    inputs: int
-    outputs: int
+    folder: str  # of its weights
+    name: str  # of its folder in a model folder of ours, and the prefix of its tensors in a checkpoint
+    inputs: int  # numbers of an embedding before the layer
+    outputs: int  # numbers of an embedding after it
     bias: bool
     activation: str
 
 
 def read_dense(folder: Path, paths: Iterable[str], size: int | None) -> tuple[DenseSpec, ...]:
-    """The layers that lie in these sub-folders, in their order. size: of what pooling gives, where it is known.
+    """Reads the layers in these sub-folders, in order. size: numbers of a pooled embedding, if known.
 
-    Raises BadInput for what would not be done as sentence-transformers does it, or that it lacks.
+    Raises BadInput for layers that we would not compute as sentence-transformers does.
     """
     specs, problems = [], []
     for index, path in enumerate(paths, start=2):  # behind the transformer and the pooling
@@ -90,7 +89,7 @@ def _weights_problems(place: Path, values: dict) -> list[str]:
 
 
 def build(specs: Iterable[DenseSpec]) -> "nn.ModuleDict":
-    """name -> layer, with weights that nobody has set."""
+    """Returns name -> layer, with random weights."""
     from torch import nn
 
     def layer(spec: DenseSpec) -> nn.Sequential:
@@ -102,7 +101,7 @@ def build(specs: Iterable[DenseSpec]) -> "nn.ModuleDict":
 
 
 def load(specs: Iterable[DenseSpec], checkpoint: Path | None = None) -> "nn.ModuleDict":
-    """As build, with the weights of their folders, or of a checkpoint of ours."""
+    """Builds the layers with the weights of their folders, or of a checkpoint of ours."""
     from safetensors.torch import load_file
 
     made = build(specs)
@@ -113,8 +112,9 @@ def load(specs: Iterable[DenseSpec], checkpoint: Path | None = None) -> "nn.Modu
 
 
 def write(folder: Path, specs: Iterable[DenseSpec], weights: "dict[str, Tensor]") -> None:
-    """The sub-folders of a model folder. weights: by name, as in a checkpoint; a layer that has none there was not
-    trained, and is written as it was read.
+    """Writes the sub-folders of a model folder. weights: by name, as in a checkpoint.
+
+    A layer without weights there was not trained, and is written as it was read.
     """
     from safetensors.torch import load_file, save_file
 
@@ -129,12 +129,12 @@ def write(folder: Path, specs: Iterable[DenseSpec], weights: "dict[str, Tensor]"
 
 
 def shape_of(specs: tuple[DenseSpec, ...]) -> str:
-    """As 768 -> 3072 -> 768 (Identity, Identity)."""
+    """Returns text such as 768 -> 3072 -> 768 (Identity, Identity)."""
     sizes = (specs[0].inputs, *(spec.outputs for spec in specs))
     kinds = (spec.activation.rpartition(".")[2] for spec in specs)
     return f"{' -> '.join(map(str, sizes))} ({', '.join(kinds)})"
 
 
 def is_of(name: str, specs: Iterable[DenseSpec]) -> bool:
-    """Whether a tensor of a checkpoint belongs to one of the layers."""
+    """True if a tensor of a checkpoint belongs to one of the layers."""
     return any(name.startswith(f"{spec.name}.") for spec in specs)

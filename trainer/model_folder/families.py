@@ -1,7 +1,7 @@
-"""What is known of a model family beyond what transformers says, by model_type. Never imports torch.
+"""Facts of model families that transformers does not state, by model_type. No torch.
 
-A family that does not stand here trains as well, padded, in full or with adapters on every linear layer; what needs a
-fact of this table (frozen layers, bidirectional attention, texts without padding, remote code left out) is refused.
+Other families train too: padded, in full or with adapters on every linear layer. What needs a fact of this table
+(frozen layers, bidirectional attention, texts without padding, remote code left out) is refused for them.
 """
 
 from dataclasses import dataclass
@@ -9,26 +9,25 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Family:
-    """targets: linear layers that take adapters by default: all those of a block (Dettmers et al. 2023,
-    arXiv:2305.14314, section 4, where fewer fell behind full training). blocks: the list of transformer blocks.
-    embeddings: modules before the first block. causal: a decoder, whose tokens see only those before them.
-    plain_attention: softmax(q k) v and
-    nothing else, with position ids as an argument, so that texts can run end to end (packing.py). token_types: takes
-    token type ids. model_class: of transformers, where AutoModel would load more than the encoder.
+    """Names and properties of a family's transformer.
+
+    targets are all linear layers of a block (Dettmers et al. 2023, arXiv:2305.14314, section 4, where fewer fell
+    behind full training).
     """
 
-    targets: tuple[str, ...]
-    blocks: str
-    embeddings: tuple[str, ...]
-    causal: bool = False
-    plain_attention: bool = False
-    token_types: bool = False
-    model_class: str = "AutoModel"
+    targets: tuple[str, ...]  # linear layers that take adapters by default
+    blocks: str  # the list of transformer blocks
+    embeddings: tuple[str, ...]  # modules before the first block
+    causal: bool = False  # a decoder, whose tokens see only earlier ones
+    plain_attention: bool = False  # softmax(q k) v alone, with position ids as an argument: texts can be packed
+    token_types: bool = False  # takes token type ids
+    model_class: str = "AutoModel"  # another one where AutoModel would load more than the encoder
 
 
 def family_of(backbone) -> Family | None:
-    """Of a transformer that is loaded. None also for a class that a folder's own code defines: whatever family it says
-    it is of, it may be built and attend otherwise.
+    """Returns the family of a loaded transformer.
+
+    None also for a class of a folder's own code: whatever family it names, it may attend otherwise.
     """
     theirs = type(backbone).__module__.startswith("transformers.")
     return FAMILIES.get(backbone.config.model_type) if theirs else None

@@ -1,4 +1,4 @@
-"""Definitions of this subject."""
+"""The files of a model folder: fetching them, the adapter's base, and its weights."""
 
 import hashlib
 import json
@@ -19,32 +19,33 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 
 
 def fetch(path: str, with_code: bool = False) -> str:
-    """The local folder of a model: `path` itself, or the hub snapshot of an id (downloaded once, then cached)."""
+    """Returns the local folder of a model: `path` itself, or the cached hub snapshot of an id."""
     patterns = (*TOKENIZER_FILES, "*.safetensors", *(["*.py"] if with_code else []))
     return model_folder.fetch(path, patterns, "model.path")
 
 
 def base_folder(folder: Path, with_code: bool = False) -> Path:
-    """Where the transformer's weights are: `folder`, or for an adapter folder the one that it was trained on."""
+    """Returns the folder of the transformer's weights: `folder`, or the base of an adapter folder."""
     if not (folder / ADAPTER_CONFIG).is_file():
         return folder
     return Path(fetch(str(read_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")), with_code))
 
 
 def weight_files(folder: Path) -> list[tuple[str, Path]]:
-    """(what a checkpoint puts before its tensors' names, file) for all that the model of a folder is made of."""
+    """Returns (prefix of its tensors' names in a checkpoint, file) for every weights file of a model."""
     layers = [(f"{index}_Dense.", folder / path / WEIGHTS) for index, path in enumerate(dense_paths(folder), start=2)]
     return [*(("", path) for path in sorted(folder.glob("*.safetensors"))), *layers]
 
 
 def dense_paths(folder: Path) -> list[str]:
     """Sub-folders of the dense layers behind the pooling, in their order."""
-    return [module["path"] for module in _modules(folder) if module["kind"] == "Dense"]
+    return [module["path"] for module in read_modules(folder) if module["kind"] == "Dense"]
 
 
 def weights_sha256(folder: Path) -> str:
-    """Of a model's weights as they are stored: names, types, shapes and bytes of all tensors, however they are spread
-    over safetensors files.
+    """Returns the sha256 of a model's stored weights: names, types, shapes and bytes of all tensors.
+
+    How the tensors are spread over safetensors files does not matter.
     """
     tensors = {}
     for before, path in weight_files(folder):
@@ -55,17 +56,17 @@ def weights_sha256(folder: Path) -> str:
             header = json.loads(file.read(size))
         header.pop("__metadata__", None)
         tensors |= {before + name: (path, 8 + size, facts) for name, facts in header.items()}
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, (path, first, facts) in sorted(tensors.items()):
-        found.update(json.dumps([name, facts["dtype"], facts["shape"]]).encode())
+        digest.update(json.dumps([name, facts["dtype"], facts["shape"]]).encode())
         start, stop = (first + offset for offset in facts["data_offsets"])
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            found.update(memoryview(data)[start:stop])
-    return found.hexdigest()
+            digest.update(memoryview(data)[start:stop])
+    return digest.hexdigest()
 
 
 def fp32_bytes(folder: Path) -> int:
-    """Bytes of a model folder's parameters in fp32, whatever they are stored in (0 where it cannot be read)."""
+    """Returns the bytes of a model folder's parameters in fp32; 0 if they cannot be read."""
     count = 0
     with suppress(SafetensorError, OSError):
         for _, file in weight_files(folder):
@@ -74,8 +75,11 @@ def fp32_bytes(folder: Path) -> int:
     return 4 * count
 
 
-def _modules(folder: Path) -> list[dict]:
-    """Each with its `kind`, one of MODULES. Raises BadInput for others: leaving one out would give other embeddings."""
+def read_modules(folder: Path) -> list[dict]:
+    """Reads modules.json; each module gets its `kind`, one of MODULES.
+
+    Raises BadInput for other modules: leaving one out would give other embeddings.
+    """
     path = folder / "modules.json"
     modules = read_json(path) if path.is_file() else []
     if not isinstance(modules, list) or not all(isinstance(m, dict) and {"type", "path"} <= m.keys() for m in modules):
@@ -95,11 +99,11 @@ def _modules(folder: Path) -> list[dict]:
 
 
 def zero_tensors(folder: Path) -> list[str]:
-    """Names of the stored tensors without a number other than zero (biases of a new model, an unused token type)."""
-    return [name for name, tensor in _tensors(folder) if not tensor.any()]
+    """Returns the names of stored tensors that are all zeros (biases of a new model, an unused token type)."""
+    return [name for name, tensor in stored_tensors(folder) if not tensor.any()]
 
 
-def _tensors(folder: Path):
+def stored_tensors(folder: Path):
     from safetensors import safe_open
 
     for before, path in weight_files(folder):

@@ -1,14 +1,14 @@
-"""What a model folder says about itself: pooling, normalisation, prompts, length, remote code. Never imports torch."""
+"""The spec of a model folder: pooling, normalisation, prompts, lengths, remote code. No torch."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.common.errors import BadInput
-from data_prep.texts.tokenizer_rules import read_json, read_object, read_text_rules
+from data_prep.texts.tokenizer_rules import TextRules, read_json, read_object, read_text_rules
 from trainer.config.sections import FreezeConfig, ModelConfig
 from trainer.model_folder.dense import DenseSpec, read_dense, shape_of
 from trainer.model_folder.families import FAMILIES, Family
-from trainer.model_folder.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, _modules, base_folder, dense_paths
+from trainer.model_folder.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_folder, dense_paths, read_modules
 
 POOLINGS = {  # ours -> sentence-transformers' key in 1_Pooling/config.json
     "mean": "pooling_mode_mean_tokens",
@@ -22,28 +22,18 @@ TRUST = "set model.trust_remote_code=true (commands: --trust-remote-code) only i
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """How texts become embeddings. Lengths are tokens, prompt and special tokens included.
-
-    base: the folder of the transformer's weights, which for an adapter folder is another one than `path`.
-    dense: the layers between pooling and normalisation.
-    bidirectional: whether a decoder's tokens also see those behind them; None for encoders, where they always do.
-    bits: what the base is quantised to; None: not at all. own_code: the transformer is that of code which the folder
-    brings, and is run.
-    """
+    """Everything that decides how texts become embeddings."""
 
     path: str
-    base: str
+    base: str  # folder of the transformer's weights; for an adapter folder another one than `path`
     pooling: str
     normalize: bool
-    query_prompt: str
-    passage_prompt: str
-    query_max_len: int
-    passage_max_len: int
-    dense: tuple[DenseSpec, ...] = ()
-    bidirectional: bool | None = None
-    bits: int | None = None
-    own_code: bool = False
-    notes: list[str] = field(default_factory=list)  # lines to say once: what was chosen for want of a statement
+    rules: TextRules  # prompts and lengths
+    dense: tuple[DenseSpec, ...] = ()  # layers between pooling and normalisation
+    bidirectional: bool | None = None  # a decoder's tokens also see later ones; None: an encoder, where they always do
+    bits: int | None = None  # of the quantised base; None: not quantised
+    own_code: bool = False  # the folder's own code is run as the transformer
+    notes: list[str] = field(default_factory=list)  # lines to print once: what was chosen where nothing was stated
 
     @property
     def is_adapter(self) -> bool:
@@ -51,11 +41,11 @@ class ModelSpec:
 
 
 def read_spec(config: ModelConfig, folder: str | Path, base: str | Path | None = None) -> ModelSpec:
-    """Joins what the run file asks with what the folder says. base: of an adapter folder, where it is not where the
-    adapter's files say.
+    """Joins what the run file asks with what the folder says.
 
-    Raises BadInput with every problem: not a model folder, remote code, no statement of the pooling, lengths that the
-    model cannot hold. There is no default pooling: a wrong one is a large and silent loss.
+    base: the base of an adapter folder, if it moved. Raises BadInput with every problem: not a model folder, remote
+    code, no stated pooling, lengths that the model cannot hold. There is no default pooling: a wrong one is a large
+    and silent loss.
     """
     folder = Path(folder)
     base = Path(base) if base else base_folder(folder, config.trust_remote_code)
@@ -66,7 +56,7 @@ def read_spec(config: ModelConfig, folder: str | Path, base: str | Path | None =
     own_code = config.trust_remote_code and "AutoModel" in settings.get("auto_map", {})
     family = None if own_code else FAMILIES.get(settings["model_type"])
     notes: list[str] = []
-    modules = _modules(folder)
+    modules = read_modules(folder)
     stated = _stated_pooling(folder, modules)
     pooling = config.pooling or stated
     if pooling is None:
@@ -83,15 +73,7 @@ def read_spec(config: ModelConfig, folder: str | Path, base: str | Path | None =
             "training_args.bin is a pickle and is not read: docs/migrate.md says how to state its arguments here"
         )
     try:
-        rules = read_text_rules(
-            folder,
-            config.query_prompt,
-            config.passage_prompt,
-            config.query_max_len,
-            config.passage_max_len,
-            named="model.{}".format,
-            base=base,
-        )
+        rules, chosen = read_text_rules(folder, config, "model.{}".format, base)
     except BadInput as error:
         problems += error.problems
     try:
@@ -107,15 +89,12 @@ def read_spec(config: ModelConfig, folder: str | Path, base: str | Path | None =
         base=str(base),
         pooling=pooling,
         normalize=_normalize(config, folder, modules, notes),
-        query_prompt=rules.query_prompt,
-        passage_prompt=rules.passage_prompt,
-        query_max_len=rules.query_max_len,
-        passage_max_len=rules.passage_max_len,
+        rules=rules,
         dense=dense,
         bidirectional=_bidirectional(config, folder, settings, family),
         bits=config.bits or _stated_bits(folder),
         own_code=own_code,
-        notes=[*notes, *rules.notes],
+        notes=[*notes, *chosen],
     )
 
 
@@ -147,7 +126,7 @@ def _folder_problems(config: ModelConfig, folder: Path, base: Path) -> list[str]
 
 
 def _remote_code_problems(config: ModelConfig, base: Path, settings: dict) -> list[str]:
-    """Why a folder that brings code cannot be loaded without it; a family we know can, if its attention is stated."""
+    """Returns why a folder needs its own code. A known family does not, if its attention is stated."""
     family, kind = FAMILIES.get(settings["model_type"]), settings["model_type"]
     if family is None or settings.get("position_embedding_type", "absolute") != "absolute":
         return [f"model.path: {base} brings its own code (auto_map in config.json), which is not run; {TRUST}"]
@@ -161,11 +140,11 @@ def _remote_code_problems(config: ModelConfig, base: Path, settings: dict) -> li
 
 
 def _own_code_problems(config: ModelConfig) -> list[str]:
-    about = "the folder's own code is run, whose"
-    found = [f"model.freeze: {about} parts are not known; leave it out"] if config.freeze != FreezeConfig() else []
+    cause = "the folder's own code is run, whose"
+    problems = [f"model.freeze: {cause} parts are not known; leave it out"] if config.freeze != FreezeConfig() else []
     if config.bidirectional is not None:
-        found.append(f"model.bidirectional: {about} attention is its own; leave it out")
-    return found
+        problems.append(f"model.bidirectional: {cause} attention is its own; leave it out")
+    return problems
 
 
 def _freeze_problems(config: ModelConfig, folder: Path, settings: dict, family: Family | None) -> list[str]:
@@ -180,7 +159,7 @@ def _freeze_problems(config: ModelConfig, folder: Path, settings: dict, family: 
 
 
 def _start_problems(config: ModelConfig) -> list[str]:
-    """The adapter to go on from: whether it is one, and what the run file says otherwise than it."""
+    """Returns the problems of the adapter to start from, and its conflicts with the run file."""
     start, asked = Path(config.lora.start), config.lora
     if not (start / ADAPTER_CONFIG).is_file() or not (start / ADAPTER_WEIGHTS).is_file():
         return [f"model.lora.start: {start} is no adapter folder ({ADAPTER_CONFIG} and {ADAPTER_WEIGHTS})"]
@@ -190,14 +169,14 @@ def _start_problems(config: ModelConfig) -> list[str]:
     if values.get("use_dora") and config.bits == 8:
         return [f"model.lora.start: {start} is a DoRA, which does not go with 8 bits (docs/modes.md)"]
     names = {"r": "r", "alpha": "lora_alpha", "rslora": "use_rslora", "dora": "use_dora", "targets": "target_modules"}
-    found = []
+    problems = []
     for ours, theirs in names.items():
         one, other = getattr(asked, ours), values.get(theirs)
         if isinstance(one, list) and isinstance(other, list):
             one, other = sorted(one), sorted(other)
         if ours in asked.model_fields_set and one != other:
-            found.append(f"model.lora.{ours}: {one}, but the adapter {start} has {other}; leave it out")
-    return found
+            problems.append(f"model.lora.{ours}: {one}, but the adapter {start} has {other}; leave it out")
+    return problems
 
 
 def _bidirectional(config: ModelConfig, folder: Path, settings: dict, family: Family | None) -> bool | None:
@@ -213,7 +192,7 @@ def _bidirectional(config: ModelConfig, folder: Path, settings: dict, family: Fa
 
 
 def _stated_bits(folder: Path) -> int | None:
-    """What the base of an adapter folder was quantised to when the adapter was trained."""
+    """Returns the bits of an adapter's base during its training; None: not quantised."""
     arguments = read_object(folder / "sentence_bert_config.json").get("model_kwargs", {})
     asked = arguments.get("quantization_config", {})
     return 4 if asked.get("load_in_4bit") else 8 if asked.get("load_in_8bit") else None
@@ -247,14 +226,14 @@ def _normalize(config: ModelConfig, folder: Path, modules: list[dict], notes: li
 
 
 def hidden_size(settings: dict) -> int | None:
-    """What a transformer's config.json says of it (T5's own word is d_model)."""
+    """Returns the hidden size of a transformer's config.json (T5 calls it d_model)."""
     return settings.get("hidden_size", settings.get("d_model"))
 
 
 def _dense(config: ModelConfig, folder: Path, settings: dict, notes: list[str]) -> tuple[DenseSpec, ...]:
-    found = read_dense(folder, dense_paths(folder), hidden_size(settings))
-    if found and config.finetune != "full":
+    layers = read_dense(folder, dense_paths(folder), hidden_size(settings))
+    if layers and config.finetune != "full":
         notes.append(
-            f"the dense layers behind the pooling ({shape_of(found)}) stay as they are: adapters train the transformer"
+            f"the dense layers behind the pooling ({shape_of(layers)}) stay as they are: adapters train the transformer"
         )
-    return found
+    return layers

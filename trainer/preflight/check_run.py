@@ -4,7 +4,6 @@ from data_prep.common.errors import BadInput
 from data_prep.quality.gate import Gate
 from data_prep.shards.folder import open_shards
 from data_prep.texts.token_lengths import Reader
-from data_prep.texts.tokenizer_rules import TextRules
 from trainer.config.compatibility import check_modes
 from trainer.config.sections import RunConfig
 from trainer.model_folder.files import fetch
@@ -46,14 +45,13 @@ def check_run(config: RunConfig, resume: bool, own_loss: bool = False, engine: s
 def _pass_gate(config: RunConfig) -> list[str]:
     """What the gate (data_prep/quality/gate.py) found, one line each; BadInput for what data.allow does not list."""
     spec = read_spec(config.model, fetch(config.model.path, config.model.trust_remote_code))
-    rules = TextRules(spec.query_prompt, spec.passage_prompt, spec.query_max_len, spec.passage_max_len)
     evals = {"data.eval": config.data.eval, "data.general": config.data.general}
     evals |= {f"sources.{name}.eval": own.eval for name, own in config.sources.items()}
     proportional = "data.mixing: round_robin or temperature takes them more often"
     gate = Gate(
         open_shards(config.data.train),
         {key: path for key, path in evals.items() if path},
-        Reader(spec.path, rules),
+        Reader(spec.path, spec.rules),
         proportional if config.data.mixing == "proportional" else None,
     )
     found = gate.findings()

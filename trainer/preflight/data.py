@@ -30,11 +30,11 @@ def _check_tokens(config: RunConfig, spec: ModelSpec) -> None:
     if tokenizer_hash(Path(spec.path)) != made.sha256:
         found.append(f"the tokenizer of {made.model} (the run's is another one, that of {spec.path})")
     for name in ("query_prompt", "passage_prompt"):
-        if getattr(made, name) != getattr(spec, name):
-            found.append(f"{name} {getattr(made, name)!r} (the run's is {getattr(spec, name)!r})")
+        if getattr(made.rules, name) != getattr(spec.rules, name):
+            found.append(f"{name} {getattr(made.rules, name)!r} (the run's is {getattr(spec.rules, name)!r})")
     for name in ("query_max_len", "passage_max_len"):
-        if getattr(made, name) < getattr(spec, name):  # a shorter one is served by cutting again
-            found.append(f"{name} {getattr(made, name)} (the run's is longer: {getattr(spec, name)})")
+        if getattr(made.rules, name) < getattr(spec.rules, name):  # a shorter one is served by cutting again
+            found.append(f"{name} {getattr(made.rules, name)} (the run's is longer: {getattr(spec.rules, name)})")
     if found:
         mend = "shard again with the run's (--tokenizer), or without tokens, or change the run file"
         raise BadInput(f"data.train: {config.data.train} holds tokens made with {', '.join(found)}; {mend}")

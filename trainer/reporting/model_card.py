@@ -102,9 +102,10 @@ def _use(spec: ModelSpec, is_adapter: bool, onnx: bool) -> str:
         "```",
         "",
     ]
-    if spec.query_prompt or spec.passage_prompt:
+    rules = spec.rules
+    if rules.query_prompt or rules.passage_prompt:
         lines += [
-            f"Queries are read with the prompt {spec.query_prompt!r}, documents with {spec.passage_prompt!r}. What "
+            f"Queries are read with the prompt {rules.query_prompt!r}, documents with {rules.passage_prompt!r}. What "
             "knows no prompts (plain transformers, LangChain's HuggingFaceEmbeddings by default) must put them before "
             "each text; text-embeddings-inference takes `prompt_name`.",
             "",
@@ -126,9 +127,9 @@ def _model(spec: ModelSpec, base: str | None, is_adapter: bool) -> str:
         "pooling": spec.pooling,
         **({"dense layers behind it": shape_of(spec.dense)} if spec.dense else {}),
         "normalised": "yes, compare by cosine" if spec.normalize else "no, compare by inner product",
-        "maximum length": f"{max(spec.query_max_len, spec.passage_max_len)} tokens",
-        "query prompt": f"`{spec.query_prompt}`" if spec.query_prompt else "none",
-        "document prompt": f"`{spec.passage_prompt}`" if spec.passage_prompt else "none",
+        "maximum length": f"{spec.rules.max_len} tokens",
+        "query prompt": f"`{spec.rules.query_prompt}`" if spec.rules.query_prompt else "none",
+        "document prompt": f"`{spec.rules.passage_prompt}`" if spec.rules.passage_prompt else "none",
     }
     if spec.bidirectional is not None:
         rows["attention"] = "both directions" if spec.bidirectional else "causal"

@@ -10,7 +10,7 @@ from data_prep.common.errors import BadInput
 from data_prep.common.files import sha256_of
 
 _NAME = re.compile(r"checkpoint-(epoch|step)-(\d+)")
-RUN_FILE, SHARDS, SHARDS_OF, LOCK = "run.yaml", "shards", "shards.json", ".shards.lock"  # see straight.py
+RUN_FILE, SHARDS, SHARDS_OF, LOCK = "run.yaml", "shards", "shards.json", ".shards.lock"  # see frontends/auto_shards.py
 MADE_AHEAD = (RUN_FILE, SHARDS, SHARDS_OF, LOCK, f".{SHARDS}.unfinished")  # of a run that has not begun
 MARKER = "complete.json"  # sizes and sha256 of every file of a checkpoint; its presence means: whole
 
@@ -82,7 +82,7 @@ def read_state(folder: Path) -> TrainState:
 
 
 def model_of_run(source: Path) -> Path:
-    """final/ of a run, or its newest whole checkpoint, or the checkpoint that is named. Raises BadInput."""
+    """Returns final/ of a run, else its newest whole checkpoint, or the named checkpoint. Raises BadInput."""
     if not source.is_dir():
         raise BadInput(f"{source}: no such folder; name a run's output_dir, or a checkpoint in it")
     if not (source / "run.json").is_file():

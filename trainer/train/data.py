@@ -83,7 +83,7 @@ class TrainData:
     def sizes(self, ids: np.ndarray) -> np.ndarray:
         """About how much there is to embed in each row, in bytes of text: known without reading or tokenising it."""
         queries, positives, negatives = (self.rows.bytes_of(name, ids) for name in ("query", "positives", "negatives"))
-        most = BYTES_PER_TOKEN * np.array([self.spec.query_max_len, self.spec.passage_max_len])
+        most = BYTES_PER_TOKEN * np.array([self.spec.rules.query_max_len, self.spec.rules.passage_max_len])
         one = np.minimum(positives.total / positives.count, most[1])
         hard = negatives.count if self.data.max_hard_negatives is None else np.minimum(
             negatives.count, self.data.max_hard_negatives
@@ -125,10 +125,10 @@ class TrainData:
         self, _: list[int], records: list[Record], drawn: list[int], negatives: list[list[str]]
     ) -> tuple[list[list[int]], int]:
         """Token ids of the queries, of the positives drawn, of each record's negatives; how many texts were cut."""
-        spec = self.spec
+        rules = self.spec.rules
         documents = [r.positives[k] for r, k in zip(records, drawn)] + [text for texts in negatives for text in texts]
-        queries, cut = tokenize([r.query for r in records], spec.query_prompt, spec.query_max_len, self.tokenizer)
-        passages, also_cut = tokenize(documents, spec.passage_prompt, spec.passage_max_len, self.tokenizer)
+        queries, cut = tokenize([r.query for r in records], rules.query_prompt, rules.query_max_len, self.tokenizer)
+        passages, also_cut = tokenize(documents, rules.passage_prompt, rules.passage_max_len, self.tokenizer)
         return queries + passages, cut + also_cut
 
     def _read_tokens(
@@ -139,8 +139,8 @@ class TrainData:
         of_row = [start + 1 + len(r.positives) for start, r in zip(first.tolist(), records)]
         documents = [start + 1 + k for start, k in zip(first.tolist(), drawn)]
         documents += [start + i for start, texts in zip(of_row, negatives) for i in range(len(texts))]
-        queries, cut = self.tokens.ids(first, self.spec.query_max_len)
-        passages, also_cut = self.tokens.ids(np.array(documents, np.int64), self.spec.passage_max_len)
+        queries, cut = self.tokens.ids(first, self.spec.rules.query_max_len)
+        passages, also_cut = self.tokens.ids(np.array(documents, np.int64), self.spec.rules.passage_max_len)
         return queries + passages, cut + also_cut
 
 

@@ -30,8 +30,8 @@ def show(config: RunConfig, resume: bool) -> None:
     dense = f"dense {shape_of(spec.dense)}, " if spec.dense else ""
     lines = [
         f"model: {spec.path} (pooling {spec.pooling}, {dense}{'normalised' if spec.normalize else 'not normalised'})",
-        f"prompts: query {spec.query_prompt!r}, passage {spec.passage_prompt!r}; "
-        f"at most {spec.query_max_len} and {spec.passage_max_len} tokens",
+        f"prompts: query {spec.rules.query_prompt!r}, passage {spec.rules.passage_prompt!r}; "
+        f"at most {spec.rules.query_max_len} and {spec.rules.passage_max_len} tokens",
         *spec.notes,
         *warnings,
         f"data: {config.data.train}, {plan.rows} rows, fingerprint {plan.fingerprint[:16]}",

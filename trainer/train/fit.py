@@ -4,8 +4,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from trainer.config.sections import lr_factor
 from trainer.distributed.stop import StopRequest
-from trainer.engine.optimizer import lr_factor
 from trainer.engine.weight_average import averaged
 from trainer.inference.evaluation import evaluate_engine
 from trainer.inference.metrics import means

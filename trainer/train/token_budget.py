@@ -21,7 +21,7 @@ def resolve_budget(asked: int | str, engine, spec: ModelSpec) -> int:
     """
     if asked != "auto":
         return asked
-    per_token = activation_bytes_per_token(engine, max(spec.query_max_len, spec.passage_max_len))
+    per_token = activation_bytes_per_token(engine, spec.rules.max_len)
     free = free_bytes(engine.device) - optimizer_bytes(engine)
     mine = int(SHARE * max(0, free) / per_token)
     least = int(engine.world.gather_ints([mine]).min())
