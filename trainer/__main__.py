@@ -4,7 +4,6 @@ Flags and a flat config.json are translated into a run file first (frontends/).
 """
 
 import argparse
-import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,6 +13,7 @@ from data_prep.common.files import check
 from trainer.config.imports import check_packages
 from trainer.config.loading import load_config
 from trainer.config.sections import RunConfig
+from trainer.distributed.launcher_claims import rank
 from trainer.distributed.stop import listen_early
 from trainer.frontends.command_line import fail, parse
 from trainer.frontends.flags import beside_a_run_file, from_flags
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         train(config, run_file, args.resume, args.engine, args.processes)
         return 0
     except (Exception, KeyboardInterrupt) as error:
-        return fail(error, together or getattr(error, "on_every_rank", False))
+        return fail(error, together)
 
 
 def translated(args: argparse.Namespace) -> Entry | None:
@@ -66,7 +66,7 @@ def begin(entry: Entry, args: argparse.Namespace) -> str:
     from trainer.frontends.auto_shards import prepare
 
     check_world(args.processes)
-    if os.environ.get("RANK", "0") == "0":
+    if rank() == 0:
         for note in entry.notes:
             say(note)
         say(f"as a run file: {Path(entry.config.output_dir, RUN_FILE)}")

@@ -4,8 +4,14 @@ import sys
 from collections.abc import Callable, Iterable
 
 
-class BadInput(ValueError):
-    """Bad input: every problem, each with file, line, key and what to do. Entry points exit with code 2."""
+class KnownError(Exception):
+    """Base of the errors that end a program with a text, without a traceback."""
+
+    on_every_rank: bool = False  # every rank raises it with the same words, so that rank 0 reports it for all
+
+
+class BadInput(KnownError, ValueError):
+    """Bad input: every problem found, each naming file, line, key and the mend. Entry points exit with code 2."""
 
     def __init__(self, problems: str | Iterable[str]):
         self.problems = [problems] if isinstance(problems, str) else list(problems)
@@ -16,8 +22,13 @@ class BadInput(ValueError):
         return type(self), (self.problems,)
 
 
-class Failed(RuntimeError):
-    """Work that could not finish for a reason outside the input (a full disk, a lost rank). Exit code 1."""
+class Failed(KnownError, RuntimeError):
+    """The work could not be finished for a reason outside the input (a full disk, a lost rank). Exit code 1."""
+
+
+def of_system(error: OSError) -> str:
+    """Returns the operating system's words, and the file."""
+    return f"{error.strerror} ({error.filename})" if error.filename else str(error.strerror)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -46,8 +57,7 @@ def report(error: BaseException) -> tuple[str, int]:
     if isinstance(error, Failed):
         return f"error: {error}", 1
     if isinstance(error, OSError) and error.errno is not None:  # full disk, no permission, ...
-        where = f" ({error.filename})" if error.filename else ""
-        return f"error: {error.strerror}{where}", 1
+        return f"error: {of_system(error)}", 1
     if isinstance(error, KeyboardInterrupt):
         return "stopped by Ctrl-C", 130
     raise error

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from data_prep.common.errors import BadInput
 from launch.plan.memory import FP32, HEADROOM, Model, Need, Passes, kept_and_more, moments_bytes, need, quantised_bytes
-from launch.plan.traffic import Link, Share, Traffic, gradient_bytes
+from launch.plan.traffic import INT64, KEYS, SCORES, Link, Share, Traffic, gradient_bytes
 from trainer.config.compatibility import check_modes
 from trainer.config.sections import RunConfig
 from trainer.distributed.deepspeed_json import read_ds_json
@@ -182,7 +182,8 @@ def _loss_bytes(outlook: Outlook) -> int:
         whole = outlook.config.loss_of(batch.source).negatives == "batch"
         documents = sum(share.documents for share in shares) if whole else busiest.documents
         rows = 4 * size * (4 * busiest.texts + 3 * documents)
-        largest = max(largest, rows + 4 * min(TILE_ELEMENTS, busiest.rows * documents) + documents * 7 * 8)
+        exchanged = documents * (KEYS + SCORES) * INT64
+        largest = max(largest, rows + 4 * min(TILE_ELEMENTS, busiest.rows * documents) + exchanged)
     return largest
 
 

@@ -1,10 +1,13 @@
-"""Computes the bytes that a step sends, and its time on stated ranks. Pure arithmetic."""
+"""Bytes that a step sends, and its seconds on ranks that are stated, not present. Pure arithmetic, no torch."""
 
 import math
 from dataclasses import dataclass
 
-FP32, INT64 = 4, 8
-NUMBERS = 6  # that ranks exchange at the start of a step, see trainer.train.step.compute_gradients
+from trainer.distributed.step_row import StepRow
+from trainer.loss.exchange import DocumentKeys, DocumentScores
+
+FP32, INT64 = 4, 8  # bytes
+KEYS, SCORES = len(DocumentKeys._fields), len(DocumentScores._fields)  # int64 numbers per document
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Traffic:
-    """The exchange of embeddings of a loss."""
+    """A loss's exchange of embeddings, see trainer.loss.objective.Objective."""
 
     gathers: bool  # gathers…: see trainer.loss.objective.Objective
     gathers_queries: bool
@@ -31,22 +34,22 @@ class Traffic:
     logged: int  # numbers that are summed for the log
 
     def embeddings(self, shares: list[Share]) -> int:
-        """Bytes that a rank sends in a step before the gradients, on a ring; counted like trainer.distributed.collectives."""
+        """Bytes that a rank sends in a step before the gradients, around a ring; as World counts them."""
         ranks = len(shares)
         others, ring = ranks - 1, 2 * (ranks - 1) / ranks
-        sent = others * NUMBERS * INT64 + int(ring * self.logged * INT64)
+        sent = others * len(StepRow._fields) * INT64 + int(ring * self.logged * INT64)
         if self.gathers:
             most = max(share.documents for share in shares)
             travelling = [share.texts if self.gathers_queries else share.documents for share in shares]
-            sent += others * most * 4 * INT64 + others * max(travelling) * self.size * FP32
+            sent += others * most * KEYS * INT64 + others * max(travelling) * self.size * FP32
             sent += int(ring * sum(travelling) * self.size * FP32)
-            sent += others * most * 3 * INT64 if self.gathers_all else 0
+            sent += others * most * SCORES * INT64 if self.gathers_all else 0
         return sent
 
 
 @dataclass(frozen=True)
 class Link:
-    """The network of a rank."""
+    """A rank's connection to the others."""
 
     bandwidth: float  # bytes per second that a rank sends
     latency: float  # seconds of one message
@@ -57,10 +60,10 @@ class Link:
 
 
 def gradient_bytes(engine: str, ranks: int, trained: int, every: int, forward_passes: int) -> int:
-    """Least bytes of gradients and weights that a rank sends in a step, on a ring.
+    """Least bytes of gradients and weights that a rank sends in a step, around a ring.
 
-    trained, every: numbers in the trained parameters and in all. forward_passes: of chunks, backward ones added; under
-    ZeRO-3 each pass gathers the weights.
+    trained, every: numbers in the trained parameters and in all. forward_passes: of chunks. Under ZeRO-3 each of them
+    gathers the weights, and each backward pass does so again.
     """
     once = FP32 * (ranks - 1) / ranks
     if engine.startswith("zero3"):
@@ -70,16 +73,16 @@ def gradient_bytes(engine: str, ranks: int, trained: int, every: int, forward_pa
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of one step."""
+    """One step of a run."""
 
-    compute: float  # seconds of one rank that embeds the whole batch
-    pairs_seconds: float  # seconds of one rank that compares all rows and documents
-    sent: float  # bytes that are summed over ranks once
+    compute: float  # seconds of a rank that embeds the whole batch alone
+    pairs_seconds: float  # seconds of a rank that compares all rows and documents alone
+    sent: float  # bytes of what is summed over ranks once
     calls: int  # collectives
-    embeddings: float  # bytes of the batch's documents
+    embeddings: float  # bytes of the embeddings of the batch's documents
 
     def seconds(self, ranks: int, batches: float, link: Link) -> float:
-        """Seconds of a step with `batches` times the batch."""
+        """Seconds of a step of `batches` times the batch on `ranks` ranks."""
         share = (ranks - 1) / ranks
         work = (self.compute * batches + self.pairs_seconds * batches * batches) / ranks
         sent = 2 * share * self.sent + 3 * share * self.embeddings * batches
@@ -87,7 +90,7 @@ class Cost:
 
 
 def scaling(cost: Cost, per_node: int, link: Link, rows: int, nodes: list[int]) -> list[dict]:
-    """Compares numbers of nodes with one rank: for the same batch, and for a batch that grows with the ranks.
+    """Returns a line for every number of nodes: with the same batch, and with one that grows with them.
 
     Efficiency is the ideal time, without sending and waiting, as a share of the time. None if a rank has no row.
     """

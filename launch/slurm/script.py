@@ -11,10 +11,8 @@ from trainer.distributed.engines import ONE_PROCESS, ZERO
 from trainer.distributed.stop import MARKER as REQUEUE
 from trainer.run_dir.layout import MARKER as COMPLETE
 
-# run by the node's own interpreter: another environment, or a container, has another path
-_CONFIGS = (
-    r"from trainer.distributed.launcher_claims import config_folder; print(config_folder(\"accelerate_configs\"))"
-)
+# asked of the node's own interpreter: another environment, or a container, has them in another place
+_CONFIGS = r"from trainer.distributed.deepspeed_json import config_folder; print(config_folder(\"accelerate_configs\"))"
 FIRST_PORT, PORTS = 20000, 20000  # below Linux's ephemeral ones
 
 

@@ -39,7 +39,7 @@ import sys
 from launch import doctor
 from launch.__main__ import main
 from trainer import exactness
-from trainer.engine import TorchEngine
+from trainer.engine.torch_engine import TorchEngine
 
 TorchEngine.gradient_factor = 2.0
 doctor.execute = lambda command: (exactness.main(command.argv[3:]), "")  # after: python -m trainer.diagnosis.exactness

@@ -88,8 +88,8 @@ TEXTS = [row["query"] for row in tiny.rows(8)] + [row["positives"][0] for row in
 
 
 def _train(group, config, resume: bool):
+    from trainer.distributed.device import DTYPES
     from trainer.distributed.stop import StopRequest
-    from trainer.engine.start import DTYPES
     from trainer.engine.weight_average import averaged
     from trainer.inference.encode import encode
     from trainer.model.build import count_parameters

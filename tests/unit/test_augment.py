@@ -136,7 +136,8 @@ def test_where_they_must_meet_the_mask_treats_a_variant_as_its_parent(tmp_path, 
     data = TrainData(DataConfig(train=str(tmp_path / "s")), spec, tokenizer, plan)
     records = list(rows)
     batch = data.make_batch(list(range(24)), records, [0] * 24, 24, seed=0)
-    mask = duplicate_mask(batch.row_keys, batch.row_query, batch.doc_keys)
+    keys = batch.documents
+    mask = duplicate_mask(batch.row_keys, batch.row_query, keys.text, keys.document_id, keys.query)
     for row, record in enumerate(records):
         for document, other in enumerate(records):
             related = query_key(record) == query_key(other) or record.positives == other.positives

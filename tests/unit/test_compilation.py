@@ -15,7 +15,7 @@ from trainer.distributed.deepspeed_json import check_deepspeed
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="DeepSpeed compiles for the CPU on Linux only")
 
 HOLD = """
-from trainer.compilation import compiling_alone
+from trainer.distributed.compile_lock import compiling_alone
 with compiling_alone() as folder:
     (folder / "operator").mkdir()
     (folder / "operator" / "lock").touch()

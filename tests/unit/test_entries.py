@@ -219,7 +219,7 @@ def module_level(query_embeds, answer_embeds, batch):
 def test_python(here):
     config = translated(num_train_epochs=3, learning_rate=1e-3, wandb_run_name="first")
     assert (config.model.finetune, config.train.epochs, config.optim.lr, config.run_name) == ("lora", 3, 1e-3, "first")
-    assert config.loss.name == "trainer.pair_losses:cosine_of_pairs"
+    assert config.loss.name == "trainer.loss.functions:cosine_of_pairs"
     assert translated(train_adapter=False).model.finetune == "full"
     assert translated(in_batch_negatives=True).loss.name == "infonce"
     assert translated(module_level).loss.name == f"{__name__}:module_level"

@@ -14,7 +14,7 @@ from tests import tiny
 from trainer.config.loading import parse_config
 from trainer.config.sections import ModelConfig, OptimConfig
 from trainer.distributed.collectives import World
-from trainer.engine.start import DTYPES
+from trainer.distributed.device import DTYPES
 from trainer.engine.torch_engine import TorchEngine
 from trainer.export import main
 from trainer.exporting import fresh_load, proof

@@ -39,7 +39,7 @@ def test_bodies_that_are_not_unpacked(coding, packed, reason):
 
 
 def testretry_after_is_seconds_or_a_date():
-    assert retry_after("7") == 7 and _retry_after("soon") is None and _retry_after("") is None
+    assert retry_after("7") == 7 and retry_after("soon") is None and retry_after("") is None
     assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
     assert retry_after("Wed, 21 Oct 2115 07:28:00 GMT") > 1e9
 

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from sentence_transformers.sentence_transformer import losses as theirs
 from torch.autograd import grad, gradcheck
 
+from trainer.config.sections import SIMILARITIES
 from trainer.loss.functions import cosent, cosine_mse, kl, margin_mse, shorten
-from trainer.loss.info_nce import DIRECTIONS, STATS, info_nce
+from trainer.loss.info_nce import STATS, info_nce
 from trainer.loss.masks import duplicate_mask, row_mask
 
 M, N = 5, 9  # rows and documents of the ragged batch below
@@ -169,9 +170,9 @@ def test_local_queries_are_enough_for_query_to_doc():
 
 def test_no_gradient_is_made_where_none_is_asked_for():
     inputs = [unit(M), unit(N, seed=1)]
-    loss = ragged(*inputs, 0.1, DIRECTIONS, True).loss
+    loss = ragged(*inputs, 0.1, SIMILARITIES, True).loss
     assert not loss.requires_grad
-    (of_documents,) = grad(ragged(inputs[0], inputs[1].requires_grad_(), 0.1, DIRECTIONS, True).loss, inputs[1])
+    (of_documents,) = grad(ragged(inputs[0], inputs[1].requires_grad_(), 0.1, SIMILARITIES, True).loss, inputs[1])
     assert of_documents.abs().min() > 0
 
 
@@ -186,7 +187,7 @@ def test_directions_without_a_meaning_are_refused(directions, joint):
 
 def test_doc_to_doc_asks_for_the_rows_of_the_documents():
     with pytest.raises(ValueError, match="doc_row"):
-        info_nce(unit(M), unit(N), ROWS, TARGET, 0.1, directions=DIRECTIONS, joint=True)
+        info_nce(unit(M), unit(N), ROWS, TARGET, 0.1, directions=SIMILARITIES, joint=True)
 
 
 # ---- what is no negative
@@ -258,7 +259,7 @@ def test_duplicates_are_found_by_text_by_document_id_and_by_query():
     #              text  doc  query        row 0 has positives with text keys 1 and 9 and document key 50
     doc_keys = torch.tensor([[1, 50, 100], [2, 60, 200], [9, -1, -1], [7, 50, -1], [8, -1, 100], [5, -1, -1]])
     row_keys = torch.tensor([[1, 9, 50], [2, 60, -2]])
-    mask = duplicate_mask(row_keys, torch.tensor([100, 200]), doc_keys)
+    mask = duplicate_mask(row_keys, torch.tensor([100, 200]), *doc_keys.unbind(dim=1))
     assert mask.tolist() == [[True, False, True, True, True, False], [False, True, False, False, False, False]]
     assert row_mask(mask, torch.tensor([0, 1, 3])).tolist() == [[True, False, True], [False, True, False]]
 
@@ -272,7 +273,7 @@ def test_duplicates_equal_the_definition_for_many_rows():
         [text in keys or doc_id in keys or of_query == query for text, doc_id, of_query in doc_keys.tolist()]
         for keys, query in zip(row_keys.tolist(), row_query.tolist())
     ]
-    assert duplicate_mask(row_keys, row_query, doc_keys).tolist() == expected
+    assert duplicate_mask(row_keys, row_query, *doc_keys.unbind(dim=1)).tolist() == expected
 
 
 # ---- scored pairs

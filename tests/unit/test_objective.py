@@ -12,6 +12,7 @@ from data_prep.common.errors import BadInput
 from trainer.config.sections import LossConfig, RunConfig
 from trainer.distributed.collectives import World
 from trainer.loss.batch import Batch
+from trainer.loss.exchange import DocumentKeys
 from trainer.loss.objective import Objective
 from trainer.loss.temperature import LearnedTemperature
 from trainer.loss.user_functions import LossBatch, import_functions
@@ -34,8 +35,7 @@ def make_batch(scored: bool = True, taught: bool = True, global_rows: int = ROWS
         tokens=[[1]] * (ROWS + DOCUMENTS),
         row_keys=keys[:ROWS, :1].clone(),
         row_query=keys[:ROWS, 2].clone(),
-        doc_keys=keys,
-        negative_row=torch.tensor(NEGATIVE_ROW),
+        documents=DocumentKeys(*keys.unbind(dim=1), row=torch.tensor([*range(ROWS), *NEGATIVE_ROW])),
         scores=torch.tensor(SCORES if scored else none[:ROWS], dtype=torch.float64),
         teacher_positive=torch.tensor(TEACHER_POSITIVE if taught else none[:ROWS], dtype=torch.float64),
         teacher_negative=torch.tensor(TEACHER_NEGATIVE if taught else none[ROWS:], dtype=torch.float64),
@@ -338,7 +338,8 @@ def test_a_rank_without_rows_has_no_share(loss_fn):
     """A mean over no rows would be nan."""
     nothing = torch.zeros(0, dtype=torch.int64)
     none = torch.zeros(0, dtype=torch.float64)
-    batch = Batch([], [], nothing.reshape(0, 1), nothing, nothing.reshape(0, 3), nothing, none, none, none, ROWS)
+    keys = DocumentKeys(*[nothing] * 4)
+    batch = Batch([], [], nothing.reshape(0, 1), nothing, keys, none, none, none, ROWS)
     objective = Objective(LossConfig(negatives="device", temperature_lr=1e-2), True, loss_fn)
     gradient, sums = objective(torch.zeros(0, SIZE), batch, [[ROWS, DOCUMENTS], [0, 0]], World(rank=1, size=2))
     assert gradient.shape == (0, SIZE)

@@ -2,9 +2,9 @@
 
 import math
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
 
 from data_prep.common.errors import nearest
 
@@ -107,18 +107,37 @@ class DataConfig(Section):
     mixing_temperature: float = Field(2.0, gt=0)  # "temperature" takes a source in proportion to rows ** (1 / this)
 
 
+class Directions(NamedTuple):
+    """Similarities that a row's InfoNCE softmax runs over, see loss/info_nce.py."""
+
+    compared: tuple[str, ...]  # of SIMILARITIES
+    joint: bool  # one softmax over all of them, else one each
+
+
+SIMILARITIES = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
+DIRECTIONS = {
+    "query_to_doc": Directions(("query_to_doc",), joint=False),
+    "symmetric": Directions(("query_to_doc", "doc_to_query"), joint=False),
+    "gte": Directions(SIMILARITIES, joint=True),
+}
 LOSSES = ("infonce", "cosine", "cosent", "kl", "margin_mse")
+COSINE_OF_PAIRS = "trainer.loss.functions:cosine_of_pairs"  # cosine loss of flat config.json files
 NEEDS_SCORES, NEEDS_TEACHER = ("cosine", "cosent"), ("kl", "margin_mse")
 
 
+def _todays_name(name: Any) -> Any:
+    """Replaces the name under which older run files know cosine_of_pairs."""
+    return COSINE_OF_PAIRS if name == "trainer.pair_losses:cosine_of_pairs" else name
+
+
 class LossConfig(Section):
-    """The loss over the whole global batch: one, or several with weights. See trainer/loss/functions.py.
+    """What is minimised, over the whole global batch: one loss, or several with weights. See trainer/loss/.
 
     name: one of LOSSES or `package.module:function`, or {name: weight, …}. directions: the pairs InfoNCE compares.
     """
 
-    name: str | dict[str, float] = "infonce"
-    directions: Literal["query_to_doc", "symmetric", "gte"] = "query_to_doc"
+    name: Annotated[str | dict[str, float], BeforeValidator(_todays_name)] = "infonce"
+    directions: Literal[tuple(DIRECTIONS)] = "query_to_doc"
     temperature: float = Field(0.05, gt=0)  # of infonce, cosent and kl's student
     temperature_lr: float | None = Field(None, gt=0)  # None: fixed
     teacher_temperature: float = Field(1.0, gt=0)

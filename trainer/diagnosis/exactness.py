@@ -201,7 +201,7 @@ def main(argv: list[str] | None = None) -> int:
         compare(load_config(args.config, args.overrides), args.config, args.engine, args.processes)
         return 0
     except (Exception, KeyboardInterrupt) as error:
-        return fail(error, getattr(error, "on_every_rank", False))
+        return fail(error)
 
 
 if __name__ == "__main__":

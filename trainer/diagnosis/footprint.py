@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from trainer.config.sections import RunConfig
 from trainer.distributed.collectives import in_buckets
+from trainer.distributed.device import DTYPES
 from trainer.engine.chunks import CHUNK_TOKENS
 from trainer.engine.torch_engine import BUCKET_BYTES
 from trainer.model import adapters
@@ -102,7 +103,7 @@ def footprint(config: RunConfig, spec: ModelSpec, device: str, tokens: int, leng
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.train.precision]
+    dtype = DTYPES[config.train.precision]
     with torch.device("meta"):
         embedder = _build(config, spec)
     with FakeTensorMode(allow_non_fake_inputs=True):

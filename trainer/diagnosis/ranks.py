@@ -194,7 +194,7 @@ def main(argv: list[str] | None = None) -> int:
         config = load_config(args.config, args.overrides)
         return 0 if diagnose(config, args.config, args.engine, args.processes) else 1
     except (Exception, KeyboardInterrupt) as error:
-        return fail(error, getattr(error, "on_every_rank", False))
+        return fail(error)
 
 
 if __name__ == "__main__":

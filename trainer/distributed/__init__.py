@@ -1,1 +1,1 @@
-"""distributed"""
+"""The launcher's world: its claims, engines' names, devices, collectives, stopping."""

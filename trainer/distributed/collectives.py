@@ -1,4 +1,4 @@
-"""Every collective of the trainer. Each is right at world size one, so callers never ask whether there is a world."""
+"""Every collective of the trainer. Each is right at world size one, so that callers need no branch."""
 
 import json
 import threading
@@ -10,26 +10,23 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_prep.common.errors import BadInput, Failed
+from data_prep.common.errors import Failed, KnownError, of_system
 
 STORE_SECONDS = 10.0  # for an answer of the store that the group met at
 OUT_OF_REACH = "The ranks' reports are out of reach: the machine of rank 0 is gone, or the link to it."
 
 
 class World:
-    """A process group seen from one rank. Counts its collectives, to be held against a plan of them.
-
-    sent: bytes that this rank sends in them if they run around a ring, the least that is possible for their sizes.
-    """
+    """A process group seen from one rank. Counts its collectives, to compare them with the plan."""
 
     def __init__(self, rank: int = 0, size: int = 1):
         self.rank, self.size = rank, size
-        self.calls = 0
-        self.sent = 0
-        self.doing = "joining"  # the collective this rank is in, for the message where it never ends
+        self.calls = 0  # collectives begun
+        self.sent = 0  # bytes that this rank sends if every collective runs around a ring, the least possible
+        self.doing = "joining"  # the current collective, for the message where it never ends
 
     def gather_ints(self, values: list[int]) -> Tensor:
-        """(k,) integers of every rank as an int64 CPU tensor of shape (world, k)."""
+        """Gathers k integers of every rank: (world, k) int64 on the CPU."""
         mine = torch.tensor(values, dtype=torch.int64)
         if self.size == 1:
             return mine[None]
@@ -39,7 +36,7 @@ class World:
         return torch.stack(out).cpu()
 
     def gather_rows(self, rows: Tensor, counts: list[int]) -> Tensor:
-        """Rows of every rank, (counts[rank], …) each, concatenated in rank order to (sum(counts), …). No gradient."""
+        """Concatenates the (counts[rank], …) rows of every rank in rank order: (sum(counts), …). No gradient."""
         assert rows.shape[0] == counts[self.rank], f"rank {self.rank}: {rows.shape[0]} rows, {counts} announced"
         if self.size == 1:
             return rows
@@ -52,7 +49,7 @@ class World:
         return torch.cat([part[:n] for part, n in zip(out, counts)])
 
     def sum_home(self, rows: Tensor, counts: list[int]) -> Tensor:
-        """The adjoint of gather_rows: (sum(counts), …) summed over ranks; this rank gets its own (counts[rank], …)."""
+        """Sums (sum(counts), …) over ranks and returns this rank's (counts[rank], …): the adjoint of gather_rows."""
         if self.size == 1:
             return rows
         self._begin("all-reduce of the embeddings' gradient", rows, 2 * (self.size - 1) / self.size)
@@ -61,7 +58,7 @@ class World:
         return rows[start : start + counts[self.rank]]
 
     def sum(self, values: Tensor) -> Tensor:
-        """Element-wise sum over ranks, on the device the values came from."""
+        """Element-wise sum over ranks, on the values' device."""
         if self.size == 1:
             return values
         travelling = values.to(self._wire(), copy=True)
@@ -72,8 +69,8 @@ class World:
     def sum_flat(self, tensors: list[Tensor], bucket_bytes: int) -> None:
         """Sums tensors over ranks in place, packed into fixed buckets in the given order.
 
-        Fixed buckets fix the order of the floating-point sums: with three and more ranks that order depends on where
-        a number stands in its bucket, and exact resume needs it to stay the same.
+        With three and more ranks the order of a floating-point sum depends on the number's position in its bucket.
+        Fixed buckets keep it, which exact resume needs.
         """
         if self.size == 1:
             return
@@ -94,17 +91,18 @@ class World:
         return box[0]
 
     def on_first(self, work: Callable[[], Any]) -> Any:
-        """Runs `work` on rank 0 and gives its picklable result to every rank, or raises its error on every rank."""
+        """Runs `work` on rank 0 and returns its picklable result on every rank, or raises its error on every rank."""
+        if self.size == 1:
+            return work()
         result, error = None, None
         if self.rank == 0:
             try:
                 result = work()
             except Exception as caught:  # whatever it is, the other ranks must not wait for a result
-                error = caught if isinstance(caught, (BadInput, Failed, OSError)) or self.size == 1 else None
-                error = error or Failed(f"{type(caught).__name__}: {caught}")
+                error = _known(caught)
         result, error = self.from_first((result, error))
         if error is not None:
-            error.on_every_rank = True  # one report is enough
+            error.on_every_rank = True
             raise error
         return result
 
@@ -124,18 +122,18 @@ class World:
         """Every rank's picklable value, in rank order, on every rank."""
         if self.size == 1:
             return [value]
-        found = [None] * self.size
+        values = [None] * self.size
         self._begin("all-gather of facts")
-        dist.all_gather_object(found, value)
-        return found
+        dist.all_gather_object(values, value)
+        return values
 
     def report(self, step: int) -> None:
-        """Leaves where this rank is in the group's store, for ranks that wait for it in vain."""
+        """Writes this rank's progress into the group's store, for ranks that wait for it in vain."""
         if self.size > 1:
             _store().set(f"embedfleet/{self.rank}", json.dumps([step, self.calls, time.time()]))
 
     def lost(self, error: RuntimeError) -> Failed | None:
-        """What a collective that failed or never ended means, naming who is behind; None for any other error."""
+        """Returns the error to raise for a failed collective, naming the ranks that are behind; None for others."""
         if self.size == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             return None
         reason = str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0]
@@ -146,28 +144,28 @@ class World:
         )
 
     def _whereabouts(self) -> str:
-        """Where every rank was at its last report; a rank that is gone no longer moves.
+        """Returns the last report of every rank.
 
-        Asked for in a thread: where the link to the store's machine is cut, the answer would take TCP's 15 minutes.
+        A thread asks the store: over a cut link the answer would take TCP's 15 minutes.
         """
-        told: list[str] = []
-        asking = threading.Thread(target=lambda: told.append(self._reports()), daemon=True)
-        asking.start()
-        asking.join(STORE_SECONDS)
-        return told[0] if told else OUT_OF_REACH
+        answers: list[str] = []
+        query = threading.Thread(target=lambda: answers.append(self._reports()), daemon=True)
+        query.start()
+        query.join(STORE_SECONDS)
+        return answers[0] if answers else OUT_OF_REACH
 
     def _reports(self) -> str:
         try:
             keys = [f"embedfleet/{rank}" for rank in range(self.size)]
-            seen = [json.loads(_store().get(key)) if _store().check([key]) else None for key in keys]
+            reports = [json.loads(_store().get(key)) if _store().check([key]) else None for key in keys]
         except RuntimeError:  # the store was on a machine that is gone
             return OUT_OF_REACH
-        told = [
-            f"rank {rank} after step {at[0]}, collective {at[1]}, {time.time() - at[2]:.0f} s ago"
-            for rank, at in enumerate(seen)
-            if at
-        ]
-        return f"Last reports: {'; '.join(told) or 'none'}."
+        lines = []
+        for rank, report in enumerate(reports):
+            if report:
+                step, calls, seconds = report
+                lines.append(f"rank {rank} after step {step}, collective {calls}, {time.time() - seconds:.0f} s ago")
+        return f"Last reports: {'; '.join(lines) or 'none'}."
 
     def _begin(self, what: str, tensor: Tensor | None = None, times: float = 0.0) -> None:
         self.doing = what
@@ -176,20 +174,29 @@ class World:
             self.sent += int(times * tensor.numel() * tensor.element_size())
 
     def _wire(self) -> str:
-        """Where tensors must lie to travel: gloo carries CPU tensors, nccl CUDA ones."""
+        """Device of tensors that travel: CPU with gloo, CUDA with nccl."""
         return "cuda" if dist.get_backend() == "nccl" else "cpu"
 
 
+def _known(error: Exception) -> KnownError:
+    """Returns the error as one that can travel between ranks and be reported once."""
+    if isinstance(error, KnownError):
+        return error
+    if isinstance(error, OSError) and error.errno is not None:
+        return Failed(of_system(error))
+    return Failed(f"{type(error).__name__}: {error}")
+
+
 def in_buckets(tensors: list[Tensor], limit: int) -> list[list[Tensor]]:
-    """Tensors in order, in buckets that are each closed once they hold `limit` bytes."""
+    """Splits tensors, in order, into buckets; each is closed once it has `limit` bytes."""
     buckets: list[list[Tensor]] = [[]]
-    held = 0
+    size = 0
     for tensor in tensors:
-        if held >= limit:
+        if size >= limit:
             buckets.append([])
-            held = 0
+            size = 0
         buckets[-1].append(tensor)
-        held += tensor.numel() * tensor.element_size()
+        size += tensor.numel() * tensor.element_size()
     return buckets
 
 

@@ -1,9 +1,8 @@
-"""Operators that DeepSpeed compiles on first use: in a folder per machine, and never waiting for a compiler that died.
+"""Lock around the operators that DeepSpeed compiles on first use, in one folder per machine.
 
-torch.utils.cpp_extension lets one process at a time into a folder by a file named `lock`, and removes it when it is
-done. A process that is killed meanwhile leaves the file, and every later run waits for it without a word, for ever
-(pytorch issue 25156 and others). So ours meet at a lock that the kernel gives back with its holder's death; whoever
-holds that one knows that any `lock` it finds was left behind.
+torch.utils.cpp_extension admits one process at a time to a folder by a file named `lock`, and removes it at the end.
+A killed process leaves the file, and every later run waits for it for ever, silently (pytorch issue 25156 and others).
+Our processes take a kernel lock first, which ends with its holder. Its holder may remove any `lock` in the folder.
 """
 
 import hashlib
@@ -24,9 +23,9 @@ PREFIX = "embedfleet-"
 
 
 def operator_folder() -> Path:
-    """Where operators of this machine, Python and torch are kept: a home shared by unlike machines serves them all."""
-    given = os.environ.get("TORCH_EXTENSIONS_DIR")
-    root = Path(given) if given else Path.home() / ".cache" / "torch_extensions"
+    """Folder for operators of this machine, Python and torch, so that different machines can share a home."""
+    extensions = os.environ.get("TORCH_EXTENSIONS_DIR")
+    root = Path(extensions) if extensions else Path.home() / ".cache" / "torch_extensions"
     if root.name.startswith(PREFIX):  # a parent process has set it already
         return root
     python = f"py{sys.version_info.major}{sys.version_info.minor}"
@@ -35,11 +34,11 @@ def operator_folder() -> Path:
 
 @contextmanager
 def compiling_alone() -> Iterator[Path]:
-    """Makes torch compile in operator_folder(), one process at a time; a lock that a dead one left is taken away."""
+    """Makes torch compile in operator_folder(), one process at a time; removes locks that killed processes left."""
     import fcntl
 
-    if found := ninja():  # torch looks for it on PATH alone; that there is one was checked
-        os.environ["PATH"] = f"{Path(found).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    if path := ninja():  # torch looks on PATH alone; check_deepspeed refuses a machine without ninja
+        os.environ["PATH"] = f"{Path(path).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     folder = operator_folder()
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)

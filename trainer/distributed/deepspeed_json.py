@@ -1,4 +1,4 @@
-"""Definitions of this subject."""
+"""DeepSpeed's JSON files, and what DeepSpeed needs to run. Never imports torch."""
 
 import importlib.metadata
 import os
@@ -11,19 +11,19 @@ from packaging.version import Version
 
 from data_prep.common.errors import BadInput
 
-OFFLOAD = ("offload_optimizer", "offload_param")  # of zero_optimization: what lies in the host's memory
+OFFLOAD = ("offload_optimizer", "offload_param")  # keys of zero_optimization: parts in the host's memory
 # Older ZeRO-1/2 with optimizer offload kept only the last chunk's gradient (DeepSpeed issue 7981).
 OLDEST_DEEPSPEED = Version("0.19.8")
 
 
 def zero_engine(zero: Mapping) -> str | None:
-    """Which engine the zero_optimization of a DeepSpeed JSON describes; one of none of ours has no such name either."""
-    kept_by_host = any(zero.get(what, {}).get("device", "none") != "none" for what in OFFLOAD)
-    return f"zero{zero['stage']}{'_offload' if kept_by_host else ''}" if zero.get("stage") else None
+    """Returns the name of the engine that a DeepSpeed JSON's zero_optimization describes, known here or not."""
+    offloaded = any(zero.get(what, {}).get("device", "none") != "none" for what in OFFLOAD)
+    return f"zero{zero['stage']}{'_offload' if offloaded else ''}" if zero.get("stage") else None
 
 
 def read_ds_json(name: str) -> dict:
-    """A DeepSpeed JSON by path; a path that does not exist is looked up by its file name in our own ds_configs/.
+    """Reads a DeepSpeed JSON by path; a missing path is looked up by its file name in our own ds_configs/.
 
     Accelerate resolves it against the working folder, which fails from any other folder.
     """
@@ -65,12 +65,14 @@ def check_deepspeed(device: str) -> None:
 
 
 def ninja() -> str | None:
-    """Where it is. It comes with the deepspeed extra, beside the interpreter, and that one goes first, activated or
-    not: another version of ninja would compile everything again, and the first one again after it."""
+    """Returns the path of ninja: the one beside the interpreter first, from the deepspeed extra.
+
+    Another version of ninja would compile everything again.
+    """
     beside = Path(sys.executable).with_name("ninja")
     return str(beside) if beside.exists() else shutil.which("ninja")
 
 
 def config_folder(name: str) -> Path:
-    """Where `accelerate_configs` or `ds_configs` are installed (both ship beside this package)."""
-    return Path(__file__).resolve().parent.parent / name
+    """Returns the installed folder `accelerate_configs` or `ds_configs`, beside this package."""
+    return Path(__file__).resolve().parents[2] / name

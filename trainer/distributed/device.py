@@ -1,31 +1,32 @@
-"""Definitions of this subject."""
-
-import os
+"""Devices, and the precision of matrix products on them."""
 
 import torch
 
 from data_prep.common.errors import BadInput
+from trainer.distributed.engines import LONE
+from trainer.distributed.launcher_claims import forces_cpu
+
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # of train.precision
 
 
 def pick_device(asked: str, engine: str | None = None, several: bool = False) -> str:
-    """cpu, mps or cuda. `auto` takes what is there; a device that was named and is missing is refused.
+    """Returns cpu, mps or cuda. `auto` takes the first that is present; a missing device raises BadInput.
 
-    several: more than one rank, or ZeRO. An Apple GPU carries one process only.
+    asked: train.device. several: more than one rank, or ZeRO. An Apple GPU carries one process only.
     """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    wanted = {"cpu": "cpu", "mps": "mps", "single_gpu": "cuda"}.get(engine or "", asked)
-    if os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1", "yes"):
-        wanted = "cpu"
-    if asked not in ("auto", wanted):
-        raise BadInput(f"train.device is {asked}, but the launcher or --engine asks for {wanted}; say one of them")
-    asked = wanted
-    if several and asked == "mps":
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    device = {lone: device for device, lone in LONE.items()}.get(engine or "", asked)
+    if forces_cpu():
+        device = "cpu"
+    if asked not in ("auto", device):
+        raise BadInput(f"train.device is {asked}, but the launcher or --engine asks for {device}; say one of them")
+    if several and device == "mps":
         raise BadInput("an Apple GPU carries one process: use --engine mps, or train.device=cpu for several")
     if several:
-        there["mps"] = False
-    if asked == "auto":
-        return next(name for name, present in there.items() if present)
-    if not there[asked]:
-        present = ", ".join(name for name, found in there.items() if found)
-        raise BadInput(f"train.device: {asked} is not available here (available: {present})")
-    return asked
+        available["mps"] = False
+    if device == "auto":
+        return next(name for name, present in available.items() if present)
+    if not available[device]:
+        present = ", ".join(name for name, usable in available.items() if usable)
+        raise BadInput(f"train.device: {device} is not available here (available: {present})")
+    return device

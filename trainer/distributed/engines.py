@@ -1,4 +1,4 @@
-"""Definitions of this subject."""
+"""Names of the engines. Never imports torch."""
 
 ONE_PROCESS = ("cpu", "mps", "single_gpu")
 LONE = {"cpu": "cpu", "mps": "mps", "cuda": "single_gpu"}  # device -> engine of one process

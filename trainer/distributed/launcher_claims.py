@@ -1,4 +1,4 @@
-"""What world was asked for, and whether it came up: several launch paths fall back silently. Never imports torch."""
+"""The planned world against the actual one: several launch paths fall back silently. Never imports torch."""
 
 import os
 from collections.abc import Mapping
@@ -12,40 +12,55 @@ from data_prep.common.errors import BadInput
 from trainer.distributed.deepspeed_json import config_folder, read_ds_json, zero_engine
 from trainer.distributed.engines import ENGINES, ONE_PROCESS, ZERO
 
-# what starts tasks without making them ranks -> the variable in which each finds how many there are
+# launcher that starts tasks without making them ranks -> variable with their number
 TASKS = {"srun": "SLURM_STEP_NUM_TASKS", "mpirun": "OMPI_COMM_WORLD_SIZE", "mpiexec": "PMI_SIZE"}
+
+
+def rank() -> int:
+    """Returns the rank that the launcher gave this process, 0 without a launcher. World.rank is the group's own."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Returns the number of processes that the launcher started, 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def forces_cpu() -> bool:
+    """True where the launcher makes accelerate use the CPU."""
+    return os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1", "yes")
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One place that says what world this run should be. None: it says nothing about that."""
+    """One statement about the planned world. None: it states nothing about that."""
 
-    by: str
+    by: str  # where it is stated
     processes: int | None = None
     engine: str | None = None
 
 
 def claims(engine: str | None, processes: int | None, environ: Mapping[str, str] | None = None) -> list[Claim]:
-    """Every statement about the planned world: our own flags, the launcher's environment, the launcher's command."""
+    """Collects the statements about the planned world: our own flags, the launcher's environment and command."""
     environ = os.environ if environ is None else environ
-    found = []
+    statements = []
     if engine or processes:
-        found.append(Claim("the flags --engine/--processes", processes, engine))
+        statements.append(Claim("the flags --engine/--processes", processes, engine))
     if "WORLD_SIZE" in environ:
-        found.append(Claim("WORLD_SIZE in the environment", int(environ["WORLD_SIZE"])))
-    else:  # no launcher between: the tasks know nothing of each other
+        statements.append(Claim("WORLD_SIZE in the environment", int(environ["WORLD_SIZE"])))
+    else:  # no launcher: the tasks do not know each other
         tasks = {by: int(environ[name]) for by, name in TASKS.items() if environ.get(name, "1") != "1"}
-        found += [Claim(by, count) for by, count in tasks.items()]
+        statements += [Claim(by, count) for by, count in tasks.items()]
     for command in _ancestor_commands():
         claim = accelerate_claim(command)
         if claim:
-            found.append(claim)
+            statements.append(claim)
             break
-    return found
+    return statements
 
 
 def fewer_nodes(processes: int, environ: Mapping[str, str] | None = None) -> list[str]:
-    """A line where an elastic torchrun (--nnodes MIN:MAX) went on with fewer nodes than it may have."""
+    """Returns a line where an elastic torchrun (--nnodes MIN:MAX) runs with fewer nodes than MAX."""
     environ = os.environ if environ is None else environ
     for command in _ancestor_commands():
         most = most_nodes(command, environ)
@@ -63,9 +78,9 @@ def most_nodes(command: list[str], environ: Mapping[str, str]) -> int:
     """MAX of torchrun's --nnodes MIN:MAX; 0 for any other command."""
     if not {"torchrun", "torch.distributed.run"} & {Path(part).name for part in command}:
         return 0
-    spread = " ".join(command).replace("=", " ").split()
-    given = dict(pairwise(spread)).get("--nnodes") or environ.get("PET_NNODES", "")
-    most = given.rpartition(":")[2] if ":" in given else ""
+    words = " ".join(command).replace("=", " ").split()
+    nodes = dict(pairwise(words)).get("--nnodes") or environ.get("PET_NNODES", "")
+    most = nodes.rpartition(":")[2] if ":" in nodes else ""
     return int(most) if most.isdigit() else 0
 
 
@@ -82,10 +97,10 @@ def _ancestor_commands() -> list[list[str]]:
 
 
 def accelerate_claim(command: list[str]) -> Claim | None:
-    """What an `accelerate launch …` command line asks for; None when the command is something else.
+    """Returns the claim of an `accelerate launch …` command line, None for another command.
 
-    Accelerate's simple launcher (MULTI_CPU, --cpu) tells its one child nothing of --num_processes, so the command
-    line of the parent is the only witness.
+    Accelerate's simple launcher (MULTI_CPU, --cpu) does not pass --num_processes on to its child, so the parent's
+    command line is the only source.
     """
     options = _accelerate_options(command)
     if options is None:
@@ -148,7 +163,7 @@ def accelerate_default(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def _is_ours(yaml_file: str | None) -> bool:
-    """Whether it is the accelerate YAML of one of our engines of one process."""
+    """True for the accelerate YAML of one of our engines of one process."""
     if yaml_file is None or Path(yaml_file).stem not in ONE_PROCESS:
         return False
     return Path(yaml_file).resolve().parent == config_folder("accelerate_configs")
@@ -161,14 +176,14 @@ def _zero_stage(options: Mapping[str, str], config: Mapping) -> str | None:
         try:
             values = read_ds_json(name)
         except BadInput:
-            return None  # the runtime reports it with its own words
+            return None  # start() reports it
         return zero_engine(values.get("zero_optimization", {}))
     stage = options.get("zero_stage") or section.get("zero_stage")
     return f"zero{stage}" if stage else None
 
 
 class OtherWorld(BadInput):
-    """The world is not the planned one; every rank finds out for itself, with the same words."""
+    """The world is not the planned one. Raised by every rank, with the same words."""
 
     on_every_rank = True
 

@@ -1,6 +1,5 @@
-"""Being asked to stop: a preempted or cancelled run finishes its step, writes a checkpoint and says so."""
+"""Stopping by a signal: a preempted or cancelled run finishes its step, writes a checkpoint and a marker."""
 
-import os
 import signal
 import threading
 import time
@@ -9,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_prep.common.console import say
+from data_prep.common.errors import KnownError
+from trainer.distributed.launcher_claims import rank
 
 MARKER = "requeue.json"  # in the run directory: this run was stopped from outside and wants to go on
 EXIT_CODE = 75  # EX_TEMPFAIL; launchers flatten it, so supervisors read the marker
@@ -16,8 +17,8 @@ AGAIN_SECONDS = 2.0  # launchers send a Ctrl-C on: only a later one means "at on
 SIGNALS = (signal.SIGTERM, signal.SIGINT) + ((signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ())
 
 
-class Stopped(Exception):
-    """The run was asked to stop and is whole on disk. Raised on every rank, after the same step."""
+class Stopped(KnownError):
+    """The run was stopped by a signal, with a checkpoint. Raised on every rank, after the same step."""
 
     on_every_rank = True
 
@@ -28,31 +29,31 @@ class Stopped(Exception):
 
     @property
     def code(self) -> int:
-        """Of the process: 130 for Ctrl-C, as shells expect, else EXIT_CODE."""
+        """Exit code: 130 for Ctrl-C, as shells expect, else EXIT_CODE."""
         return 130 if self.signal_number == signal.SIGINT else EXIT_CODE
 
 
 class StopRequest:
-    """The signal this rank has received, 0 for none. Ranks agree on it with every step, see step.compute_gradients."""
+    """Signal that this rank has received, 0 for none. Ranks agree on it with every step, see step_row.Wishes."""
 
     def __init__(self):
         self.signal_number = 0
         self._since = 0.0
 
     def receive(self, number: int, _) -> None:
-        """A signal handler: notes the first signal; a second Ctrl-C ends the run at once."""
+        """Signal handler: notes the first signal; a second Ctrl-C ends the run at once."""
         if self.signal_number and number == signal.SIGINT and time.monotonic() - self._since > AGAIN_SECONDS:
             raise KeyboardInterrupt
         if not self.signal_number:
             self.signal_number, self._since = number, time.monotonic()
-            if os.environ.get("RANK", "0") == "0":
+            if rank() == 0:
                 say(f"{signal.Signals(number).name}: finishing this step, then a checkpoint (Ctrl-C again: at once)")
 
 
 def listen_early() -> None:
-    """From here on SIGUSR1 is noted for listening(): a scheduler may send it while a run still loads its libraries.
+    """Notes SIGUSR1 for listening(): a scheduler may send it while a run still loads its libraries.
 
-    Not SIGTERM: launchers end ranks by it whose fellows have failed, and those would wait for them.
+    Not SIGTERM: launchers send it to ranks when another rank has failed, and those would wait for that one.
     """
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, StopRequest().receive)
@@ -65,7 +66,7 @@ def _noted_early() -> StopRequest | None:
 
 @contextmanager
 def listening() -> Iterator[StopRequest]:
-    """Signals become a StopRequest while the block runs (in the main thread: Python has signals nowhere else)."""
+    """Turns signals into a StopRequest while the block runs (in the main thread: Python has signals nowhere else)."""
     request = _noted_early() or StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
@@ -79,7 +80,7 @@ def listening() -> Iterator[StopRequest]:
 
 
 def write_marker(run_dir: Path, stopped: Stopped, step: int) -> None:
-    """What a supervisor reads: start this run again with --resume. Rank 0."""
+    """Writes the marker by which a supervisor starts this run again with --resume. Rank 0."""
     from data_prep.common.files import write_json
 
     write_json(run_dir / MARKER, {"signal": signal.Signals(stopped.signal_number).name, "step": step})
@@ -90,7 +91,7 @@ def remove_marker(run_dir: Path) -> None:
 
 
 def marker_written(run_dir: Path) -> int | None:
-    """When the marker was written (nanoseconds), or None where the run was not stopped from outside."""
+    """Returns the marker's time in nanoseconds, None where the run was not stopped from outside."""
     try:
         return (run_dir / MARKER).stat().st_mtime_ns
     except FileNotFoundError:

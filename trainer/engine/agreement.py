@@ -1,4 +1,4 @@
-"""Ranks that would train on different things refuse to start: another run file, data set, code or library version."""
+"""Comparison of ranks before a run: run file, data, model, code and library versions must be the same."""
 
 import hashlib
 import json
@@ -20,13 +20,13 @@ MENDS = {
 
 
 class Disagreement(BadInput):
-    """Found by every rank, with the same words."""
+    """Raised by every rank, with the same words."""
 
     on_every_rank = True
 
 
 def facts_of(config: RunConfig) -> dict[str, str]:
-    """What must be the same on every rank, as short texts; what cannot be read is reported later, by its own check."""
+    """Returns the facts that every rank must share, as short texts. Unreadable data is reported later, by its check."""
     facts = {
         "run file": _digest(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()),
         "code": _digest(b"".join(path.read_bytes() for path in _sources())),
@@ -44,7 +44,7 @@ def facts_of(config: RunConfig) -> dict[str, str]:
 
 
 def _sources() -> list[Path]:
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     return sorted(path for package in ("trainer", "data_prep") for path in (root / package).rglob("*.py"))
 
 
@@ -67,7 +67,7 @@ def check_agreement(world: World, mine: dict[str, str]) -> None:
 
 
 def _detail(first: str | None, other: str | None, rank: int) -> str:
-    """The difference in words: of versions only the packages that differ."""
+    """Describes the difference; of library versions only the packages that differ."""
     if first and other and first.startswith("{"):
         one, two = json.loads(first), json.loads(other)
         names = sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name))

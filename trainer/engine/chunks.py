@@ -1,13 +1,13 @@
-"""Definitions of this subject."""
+"""Chunks: the texts that one forward pass takes."""
 
 import torch
 from torch import Tensor
 
-CHUNK_TOKENS = {"cpu": 2048, "mps": 8192, "cuda": 32768}  # per forward pass: what the caches like
+CHUNK_TOKENS = {"cpu": 2048, "mps": 8192, "cuda": 32768}  # per forward pass, by the size of the caches
 
 
 def make_chunks(lengths: list[int], budget: int, packed: bool) -> list[list[int]]:
-    """Indices of texts, longest first, in chunks that cost at most `budget` tokens (one text may cost more alone)."""
+    """Splits texts, longest first, into chunks of at most `budget` tokens (one text may cost more alone): indices."""
     chunks: list[list[int]] = []
     cost = 0
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -21,12 +21,12 @@ def make_chunks(lengths: list[int], budget: int, packed: bool) -> list[list[int]
 
 
 def cost_of(chunk: list[int], lengths: list[int], packed: bool) -> int:
-    """Tokens that a chunk is run with: those of its texts, and where it is not packed the padding."""
+    """Tokens of a chunk's forward pass: those of its texts, and the padding where it is not packed."""
     return sum(lengths[i] for i in chunk) if packed else len(chunk) * lengths[chunk[0]]
 
 
 def kept_chunks(costs: list[int], budget: int) -> int:
-    """How many chunks, counted from the last (shortest texts), keep their activations within `budget` tokens."""
+    """Counts the chunks, from the last (shortest texts) on, whose activations fit in `budget` tokens."""
     kept, used = 0, 0
     for cost in reversed(costs):
         used += cost
@@ -37,6 +37,6 @@ def kept_chunks(costs: list[int], budget: int) -> int:
 
 
 def lay(chunk: list[int], tokens: list[list[int]]) -> tuple[Tensor, list[int]]:
-    """Token ids of a chunk's texts end to end, and their lengths; an empty chunk is one token."""
+    """Returns the token ids of a chunk's texts end to end, and their lengths; an empty chunk becomes one token."""
     texts = [tokens[i] for i in chunk] or [[0]]
     return torch.tensor([token for text in texts for token in text]), [len(text) for text in texts]

@@ -1,4 +1,4 @@
-"""AdamW over named parameters, and the loss scale of fp16."""
+"""AdamW over named parameters, its learning rate, and the loss scale of fp16."""
 
 import math
 
@@ -53,7 +53,7 @@ class LossScale:
 
 
 def clip_factor(norm: float, max_norm: float | None) -> float:
-    """What to multiply gradients by so that their global norm is at most max_norm."""
+    """Factor of the gradients by which their global norm becomes at most max_norm."""
     if max_norm is None or not math.isfinite(norm) or norm <= max_norm:
         return 1.0
     return max_norm / (norm + 1e-6)

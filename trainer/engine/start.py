@@ -1,4 +1,4 @@
-"""From a run file and the launcher's environment to the engine that was planned, or a clear refusal."""
+"""Joins the process group and builds the planned engine, or refuses with what to run instead."""
 
 import os
 import socket
@@ -13,32 +13,30 @@ from data_prep.common.workers import cores
 from trainer.config.sections import OptimConfig, RunConfig
 from trainer.distributed.collectives import World
 from trainer.distributed.deepspeed_json import zero_engine
-from trainer.distributed.device import pick_device
+from trainer.distributed.device import DTYPES, pick_device
 from trainer.distributed.engines import ENGINES, LONE, ZERO
-from trainer.distributed.launcher_claims import Claim, check_world, claims
+from trainer.distributed.launcher_claims import Claim, check_world, claims, forces_cpu, world_size
 from trainer.distributed.stop import Stopped
+from trainer.engine.protocol import Engine
 from trainer.engine.torch_engine import TorchEngine
 from trainer.model.embedder import Embedder
-
-DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
 class Runtime:
-    """One rank's view of the run. engine: one of topology.ENGINES."""
+    """One rank's view of the run."""
 
     accelerator: object  # None in a lone process
     world: World
     device: torch.device
-    engine: str
-    dtype: torch.dtype | None
+    engine: str  # one of ENGINES
+    dtype: torch.dtype | None  # of the matrix products; None: fp32
 
     @property
     def is_main(self) -> bool:
         return self.world.rank == 0
 
-    def build(self, embedder: Embedder, optim: OptimConfig):
-        """The engine around the model: TorchEngine or ZeroEngine."""
+    def build(self, embedder: Embedder, optim: OptimConfig) -> Engine:
         if self.engine in ZERO:
             from trainer.engine.zero_engine import ZeroEngine
 
@@ -47,17 +45,17 @@ class Runtime:
 
 
 def start(config: RunConfig, run_file: str, engine: str | None = None, processes: int | None = None) -> Runtime:
-    """Joins the process group and checks that the world is the one that was planned, before anything is loaded.
+    """Joins the process group and checks that the world is the planned one, before anything is loaded.
 
-    engine, processes: the trainer's flags. The launcher's own environment and command line are held against the world
-    that came up as well. Raises BadInput with what to run instead.
+    engine, processes: the trainer's flags. The launcher's environment and command line are compared with the actual
+    world as well. Raises BadInput with what to run instead.
     """
     planned = claims(engine, processes)
     if any(claim.engine and claim.engine not in ENGINES for claim in planned):  # accelerate itself may fail of it
-        check_world(int(os.environ.get("WORLD_SIZE", "1")), "ddp", planned, run_file)
+        check_world(world_size(), "ddp", planned, run_file)
     ds_json = _deepspeed_json(engine, planned, run_file)
     _check_environment(config)
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1 or ds_json is not None
+    several = world_size() > 1 or ds_json is not None
     kind = pick_device(config.train.device, engine, several)
     if kind == "cpu":  # DeepSpeed, which other libraries import where it is installed, would look for a GPU and warn
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -128,7 +126,7 @@ def process_group(runtime: Runtime):
 
 
 def _deepspeed_json(engine: str | None, planned: list[Claim], run_file: str) -> str | None:
-    """Which DeepSpeed JSON to use: the launcher's, or the one of --engine zeroN under torchrun."""
+    """Returns the DeepSpeed JSON to use: the launcher's, or the one of --engine zeroN under torchrun."""
     by_launcher = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
     under_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("true", "1")
     if under_deepspeed and by_launcher == "none":
@@ -137,7 +135,7 @@ def _deepspeed_json(engine: str | None, planned: list[Claim], run_file: str) -> 
             f"(ours: accelerate_configs/{', '.join(f'{name}.yaml' for name in ZERO)})"
         )
     name = by_launcher if under_deepspeed else (f"{engine}.json" if engine in ZERO else None)
-    if name and os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1", "yes"):
+    if name and forces_cpu():
         # Accelerate would drop DeepSpeed here without a word.
         asked = next((c.engine for c in planned if c.engine), None) or "the DeepSpeed engine"
         raise BadInput(
@@ -148,6 +146,7 @@ def _deepspeed_json(engine: str | None, planned: list[Claim], run_file: str) -> 
 
 
 def _check_environment(config: RunConfig) -> None:
+    """Raises BadInput where the accelerate YAML states facts that the run file owns."""
     stated = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if stated not in ("no", config.train.precision):
         raise BadInput(
@@ -163,14 +162,14 @@ def _check_environment(config: RunConfig) -> None:
 
 
 def _share_cores() -> None:
-    """Ranks of one machine share its cores. torchrun sets OMP_NUM_THREADS=1 for each where it is not given."""
+    """Ranks of one machine share its cores. torchrun sets OMP_NUM_THREADS=1 for each where it is not set."""
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if ranks > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
         torch.set_num_threads(max(1, cores() // ranks))
 
 
 def _describe_lone_process() -> None:
-    """DeepSpeed wants a process group even for one process: without a launcher, this is a world of one."""
+    """Describes a world of one to DeepSpeed, which needs a process group even without a launcher."""
     if "WORLD_SIZE" in os.environ:
         return
     with socket.socket() as free:
@@ -181,6 +180,7 @@ def _describe_lone_process() -> None:
 
 
 def _actual_engine(accelerator, world: World) -> str:
+    """Returns the name of the engine that accelerate set up; of one that is none of ours, accelerate's name."""
     kind = accelerator.distributed_type.value
     if kind == "DEEPSPEED":
         return zero_engine(accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"])

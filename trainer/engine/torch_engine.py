@@ -1,12 +1,7 @@
-"""The engine for one process and for data parallelism without DeepSpeed (its counterpart is zero.ZeroEngine).
-
-Both hold the model, run its forward and backward passes, bring gradients together once per optimizer step, and give
-and take their state as full fp32 tensors by parameter name, so that any engine resumes any other.
-"""
+"""The engine of one process, and of data parallelism without DeepSpeed."""
 
 import math
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,23 +9,15 @@ from torch import Tensor
 from trainer.config.sections import OptimConfig
 from trainer.distributed.collectives import World, in_buckets
 from trainer.engine.optimizer import LossScale, adamw, clip_factor
+from trainer.engine.protocol import MOMENTS, Applied, Engine
 from trainer.engine.weight_average import Average, whole_average
-from trainer.model import quantization as quantized
+from trainer.model import quantization
 from trainer.model.embedder import Embedder
 
 BUCKET_BYTES = 64 * 2**20
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-@dataclass(frozen=True)
-class Applied:
-    """grad_norm: global L2 norm before clipping. skipped: a non-finite gradient, nothing was changed."""
-
-    grad_norm: float
-    skipped: bool
-
-
-class TorchEngine:
+class TorchEngine(Engine):
     """Replicated weights. Gradients are summed over ranks in fixed buckets, once per step.
 
     Not torch's DistributedDataParallel: it reduces per backward pass, re-orders its buckets after the first step (which
@@ -44,7 +31,7 @@ class TorchEngine:
         self, embedder: Embedder, optim: OptimConfig, world: World, device: torch.device, dtype: torch.dtype | None
     ):
         self.world, self.device, self.dtype = world, device, dtype
-        self.embedder = embedder if embedder.quantised else embedder.to(device)  # which lies there already
+        self.embedder = embedder if embedder.quantised else embedder.to(device)  # quantised: built on its device
         embedder.pack(device)
         self.named = embedder.trained()
         self.optimizer = adamw(embedder, optim, device)
@@ -57,20 +44,17 @@ class TorchEngine:
 
     @property
     def buckets(self) -> int:
-        """Collectives that bring the gradients of a step together."""
         return len(in_buckets(list(self.named.values()), BUCKET_BYTES))
 
     def embed(self, tokens: Tensor, lengths: list[int], seed: int) -> Tensor:
-        """(texts, d) float32, see Embedder.forward."""
         return self.embedder(tokens, lengths, seed, self.dtype)
 
     def backward(self, surrogate: Tensor) -> None:
-        """Adds the scalar's gradients to the parameters of this rank."""
         (surrogate * self.scale.value).backward()
 
     @contextmanager
     def accumulate(self):
-        """All backward passes of one optimizer step; leaving it sums gradients over ranks and undoes the loss scale."""
+        """Leaving it sums gradients over ranks and undoes the loss scale."""
         self.optimizer.zero_grad(set_to_none=True)
         yield
         for parameter in self.named.values():
@@ -82,11 +66,9 @@ class TorchEngine:
             torch._foreach_mul_(grads, 1.0 / self.scale.value)
 
     def gradients(self) -> dict[str, Tensor]:
-        """The global batch's gradient by parameter name, on the CPU, before clipping."""
         return {name: p.grad.detach().cpu().clone() for name, p in self.named.items()}
 
     def apply(self, lr: float) -> Applied:
-        """Clips and makes one AdamW update; leaves everything unchanged where the gradient is not finite."""
         grads = [p.grad for p in self.named.values()]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))).item()
         overflowed = not math.isfinite(norm)
@@ -104,33 +86,27 @@ class TorchEngine:
         return Applied(norm, False)
 
     def weights(self) -> dict[str, Tensor]:
-        """Full fp32 weights by name, on the CPU: of the model or of its adapter (rank 0; empty elsewhere)."""
         if self.world.rank:
             return {}
         return {name: t.detach().cpu() for name, t in self.embedder.stored().items()}
 
     def moments(self) -> dict[str, Tensor]:
-        """AdamW's moments as `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`, on the CPU (rank 0).
-
-        Those of 8 bits as they are, in up to four tensors per parameter: another form would not come back the same.
-        Beside them the average of the weights, where there is one.
-        """
+        """8-bit moments stay as they are, in up to four tensors per parameter: other forms would not load the same."""
         if self.world.rank:
             return {}
         state = self.optimizer.state
         return whole_average(self) | {
             f"{key}.{name}": state[p][key].cpu()
             for name, p in self.named.items()
-            for key in (*MOMENTS, *quantized.MOMENTS)
+            for key in (*MOMENTS, *quantization.MOMENTS)
             if key in state.get(p, {})  # none before the first step
         }
 
     def load_moments(self, moments: dict[str, Tensor], updates: int) -> None:
-        """Takes full moments by name; updates: how many AdamW updates they have seen. (Weights are loaded before.)"""
         if self.average:
             self.average.load(moments, self.world.rank)
         if self.eight_bit:
-            quantized.load_moments(self.optimizer, self.named, moments, updates)
+            quantization.load_moments(self.optimizer, self.named, moments, updates)
             return
         for name, parameter in self.named.items():
             state = {key: moments[f"{key}.{name}"].to(self.device) for key in MOMENTS}

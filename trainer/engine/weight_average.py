@@ -2,20 +2,25 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from trainer.engine.protocol import Engine
 
 PREFIX = "ema."  # of a parameter's name, in a checkpoint's state
 
 
 class Average:
-    """average <- decay * average + (1 - decay) * weights, once per update; ranks divide it as they divide the weights.
+    """average <- decay * average + (1 - decay) * weights, once per update.
 
-    named: the trained parameters. refresh: called when the weights were changed in place here.
+    Ranks divide the average as they divide the weights.
     """
 
     def __init__(self, named: dict[str, nn.Parameter], decay: float, refresh: Callable[[], None] = lambda: None):
+        """named: the trained parameters. refresh: called after the weights were changed in place here."""
         self.named, self.decay, self.refresh = named, decay, refresh
         self.values = [part.clone() for part in self._parts()]
 
@@ -28,7 +33,7 @@ class Average:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The model's weights are the average within, and what they were afterwards (collective under ZeRO-3)."""
+        """Exchanges weights and average while the block runs. Collective under ZeRO-3."""
         self._swap()
         try:
             yield
@@ -43,7 +48,7 @@ class Average:
         self.refresh()
 
     def load(self, state: dict[str, Tensor], rank: int) -> None:
-        """Takes whole tensors by PREFIX + name."""
+        """Loads whole tensors by PREFIX + name."""
         for (name, parameter), value in zip(self.named.items(), self.values):
             whole = state[PREFIX + name].flatten()
             first = rank * value.numel() if hasattr(parameter, "ds_tensor") else 0
@@ -51,8 +56,8 @@ class Average:
             value.view(-1)[: mine.numel()].copy_(mine)
 
 
-def whole_average(engine) -> dict[str, Tensor]:
-    """The average by PREFIX + name, on the CPU (complete on rank 0; collective); empty where there is none."""
+def whole_average(engine: "Engine") -> dict[str, Tensor]:
+    """Returns the average by PREFIX + name, on the CPU; empty without one. Complete on rank 0. Collective."""
     if engine.average is None:
         return {}
     with engine.average.in_place():
@@ -61,8 +66,8 @@ def whole_average(engine) -> dict[str, Tensor]:
 
 
 @contextmanager
-def averaged(engine) -> Iterator[None]:
-    """Within, the engine's weights are their average, where it keeps one (collective)."""
+def averaged(engine: "Engine") -> Iterator[None]:
+    """Puts the average in the place of the engine's weights while the block runs, where it keeps one. Collective."""
     if engine.average is None:
         yield
         return

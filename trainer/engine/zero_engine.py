@@ -1,7 +1,13 @@
-"""ZeRO 1, 2, 3 (Rajbhandari et al. 2020, arXiv:1910.02054) through Accelerate. Only this file imports DeepSpeed."""
+"""ZeRO 1, 2, 3 (Rajbhandari et al. 2020, arXiv:1910.02054) through Accelerate. Only this file imports DeepSpeed.
+
+- Accelerate builds DeepSpeed's engine from one of our JSONs; every "auto" in it is resolved from the run file.
+- DeepSpeed never sees a batch or a loss: it gets the forward pass of a chunk, and a scalar to go backward from.
+- It averages gradients over ranks once per step, at the end of `coalesce_grad_reduction`.
+- ZeRO-3 gathers the weights in every forward pass, so all ranks must make the same number of passes (`lockstep`).
+- Checkpoints hold whole tensors by name: moments are gathered from partitions, and filled back fragment by fragment.
+"""
 
 import logging
-import os
 import sys
 import warnings
 from contextlib import contextmanager
@@ -16,14 +22,15 @@ from trainer.distributed.collectives import World
 from trainer.distributed.compile_lock import compiling_alone
 from trainer.distributed.deepspeed_json import OFFLOAD, check_deepspeed, read_ds_json, zero_engine
 from trainer.distributed.engines import ZERO
+from trainer.distributed.launcher_claims import rank
 from trainer.engine.optimizer import LossScale, adamw
-from trainer.engine.torch_engine import MOMENTS, Applied
+from trainer.engine.protocol import MOMENTS, Applied, Engine
 from trainer.engine.weight_average import Average, whole_average
 from trainer.model.embedder import Embedder
 
 
 def plugin(ds_json: str, max_grad_norm: float | None, device: torch.device):
-    """Accelerate's DeepSpeedPlugin for one of our JSONs (or a user's), every "auto" resolved from the run file.
+    """Returns Accelerate's DeepSpeedPlugin for one of our JSONs, or a user's.
 
     Raises BadInput for a missing package, a version that loses gradients, a missing compiler, or a JSON that states a
     fact the run file owns.
@@ -56,7 +63,7 @@ def _load_operator() -> None:
 
     with compiling_alone() as folder:
         builder = ShareMemCommBuilder()
-        if not (folder / builder.NAME).is_dir() and os.environ.get("RANK", "0") == "0":
+        if not (folder / builder.NAME).is_dir() and rank() == 0:
             say("DeepSpeed compiles a small operator the first time it runs on a CPU (up to a minute)")
         builder.load(verbose=False)
 
@@ -72,7 +79,7 @@ def load_models_whole() -> None:
 
 
 def _foreign_facts(values: dict) -> list[str]:
-    """Facts of the run file that stand in a DeepSpeed JSON: a fact stated twice is an error."""
+    """Problems of a DeepSpeed JSON: facts that the run file owns, and stages that have no engine here."""
     problems = []
     for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_clipping"):
         if values.get(key, "auto") != "auto":
@@ -97,7 +104,7 @@ def _foreign_facts(values: dict) -> list[str]:
     return problems
 
 
-class ZeroEngine:
+class ZeroEngine(Engine):
     """Partitioned optimizer state (1), gradients (2), weights (3). Gradients are averaged over ranks, once per step."""
 
     def __init__(self, accelerator, embedder: Embedder, optim: OptimConfig, world: World, dtype: torch.dtype | None):
@@ -125,34 +132,30 @@ class ZeroEngine:
         if small:
             small[0].all_gather(small)
 
-    buckets = 0  # DeepSpeed's own collectives are not counted
+    buckets = 0
 
     def embed(self, tokens: Tensor, lengths: list[int], seed: int) -> Tensor:
-        """(texts, d) float32, see Embedder.forward."""
         self.world.doing = "one of DeepSpeed's, in a forward pass"
         return self.engine(tokens, lengths, seed, self.dtype)
 
     def backward(self, surrogate: Tensor) -> None:
-        """Adds the scalar's gradients; the engine multiplies by the loss scale set in accumulate()."""
+        """DeepSpeed multiplies by the loss scale that accumulate() sets."""
         self.world.doing = "one of DeepSpeed's, in a backward pass"
         self.engine.backward(surrogate)
 
     @contextmanager
     def accumulate(self):
-        """All backward passes of one optimizer step; leaving it reduces their gradients once."""
         if self.scale.used:
             self.optimizer.override_loss_scale(self.scale.value)
         with self.engine.coalesce_grad_reduction():
             yield
 
     def gradients(self) -> dict[str, Tensor]:
-        """The global batch's gradient by parameter name, on the CPU, before clipping (collective)."""
         from deepspeed.utils import safe_get_full_grad
 
         return {name: safe_get_full_grad(p).detach().cpu().clone() / self.scale.value for name, p in self.named.items()}
 
     def apply(self, lr: float) -> Applied:
-        """Clips and makes one AdamW update; leaves everything unchanged where the gradient is not finite."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.world.doing = "one of DeepSpeed's, in the update"
@@ -165,9 +168,6 @@ class ZeroEngine:
         return Applied(norm, overflowed)
 
     def weights(self) -> dict[str, Tensor]:
-        """Full fp32 weights by name, on the CPU: of the model or of its adapter (rank 0; empty elsewhere;
-        collective).
-        """
         stored, full = self.embedder.stored(), {}
         if self.stage < 3:
             return {} if self.world.rank else {name: t.detach().cpu() for name, t in stored.items()}
@@ -179,10 +179,6 @@ class ZeroEngine:
         return full
 
     def moments(self) -> dict[str, Tensor]:
-        """AdamW's moments as `exp_avg.<parameter>` and `exp_avg_sq.<parameter>` (complete on rank 0; collective).
-
-        Beside them the average of the weights, where there is one.
-        """
         from deepspeed.utils import safe_get_full_optimizer_state
 
         if not self.optimizer.optimizer.state:
@@ -197,10 +193,9 @@ class ZeroEngine:
         return full
 
     def load_moments(self, moments: dict[str, Tensor], updates: int) -> None:
-        """Takes full moments by name into this rank's partitions; updates: how many AdamW updates they have seen.
+        """Creates the states of this rank's partitions and fills them fragment by fragment.
 
-        DeepSpeed's setter needs states that exist and, under ZeRO-3, sizes that divide by the ranks: so the states
-        are made here and filled fragment by fragment.
+        DeepSpeed's setter needs states that exist and, under ZeRO-3, sizes that divide by the ranks.
         """
         if self.average:
             self.average.load(moments, self.world.rank)
@@ -215,6 +210,7 @@ class ZeroEngine:
                 self._fill(parameter, key, moments[f"{key}.{name}"].flatten())
 
     def _link_states(self) -> None:
+        """Ties parameters to their states again, which DeepSpeed's getters need."""
         if self.stage < 3:
             # ZeRO-1/2 tie parameters to their states once, when the first parameter group has stepped and the later
             # ones have no state yet: tie them again.

@@ -6,8 +6,10 @@ import sys
 import time
 import traceback
 
-from data_prep.common.errors import report
+from data_prep.common.errors import KnownError, report
 from trainer.distributed.engines import ENGINES
+from trainer.distributed.launcher_claims import rank, world_size
+from trainer.distributed.stop import Stopped
 from trainer.frontends.flags import add_flags, stated_flags
 
 SPEAKS = 5.0  # seconds that rank 0 may need longer to say it for all: launchers end every rank once one is gone
@@ -59,14 +61,16 @@ def _hint(error: BaseException) -> str:
     return "; add --resume to go on from the last checkpoint" if isinstance(error, KeyboardInterrupt) else ""
 
 
-def fail(error: BaseException, on_every_rank: bool) -> int:
-    """Prints the error and returns the exit code. Rank 0 prints what every rank knows, else the rank that failed."""
-    rank = int(os.environ.get("RANK", "0"))
-    if getattr(error, "signal_number", None):  # interrupts.Stopped: every rank is whole and leaves by itself
-        if rank == 0:
+def fail(error: BaseException, together: bool = False) -> int:
+    """Prints the error, from rank 0 where every rank has it, else from this rank; returns the exit code.
+
+    together: every rank raises the same error here, whatever it is.
+    """
+    if isinstance(error, Stopped):  # every rank is whole and leaves by itself
+        if rank() == 0:
             print(error, file=sys.stderr, flush=True)
         return error.code
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if world_size() == 1:
         text, code = report(error)
         print(text + _hint(error), file=sys.stderr)
         return code
@@ -75,8 +79,9 @@ def fail(error: BaseException, on_every_rank: bool) -> int:
         text += _hint(error)
     except Exception:
         text, code = traceback.format_exc(), 1
-    if rank == 0 or not on_every_rank:
-        print(text if rank == 0 else f"rank {rank}: {text}", file=sys.stderr, flush=True)
+    everywhere = together or (isinstance(error, KnownError) and error.on_every_rank)
+    if rank() == 0 or not everywhere:
+        print(text if rank() == 0 else f"rank {rank()}: {text}", file=sys.stderr, flush=True)
     else:
         time.sleep(SPEAKS)
     # Leaving in order would wait for ranks that sit in a collective; the launcher ends them when this one is gone.

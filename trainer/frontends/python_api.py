@@ -3,12 +3,13 @@
 In a script that torchrun or accelerate starts, every rank makes the same calls.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from data_prep.common.console import say
+from trainer.config.sections import COSINE_OF_PAIRS
+from trainer.distributed.launcher_claims import rank
 from trainer.frontends.auto_shards import prepare
 from trainer.frontends.flags import FLAGS, without_default
 from trainer.frontends.translation import PER_DEVICE, Entry, Translation, check_world
@@ -24,7 +25,6 @@ KEYS = {  # field of FineTuningConfig -> keys of the run file
     "seed": ("train.seed",),
 }
 LORA = ("lora_r", "lora_alpha", "lora_dropout")
-COSINE = "trainer.pair_losses:cosine_of_pairs"
 
 
 @dataclass
@@ -54,10 +54,8 @@ DEFAULTS = {field.name: field.default for field in fields(FineTuningConfig)}
 
 
 class EmbedderFineTuner:
-    """Trains with loss_fn(query_embeds, answer_embeds, batch) over the whole global batch (see LossBatch).
-
-    None: the cosine of each pair against its score, 1 where it has none.
-    """
+    """loss_fn(query_embeds, answer_embeds, batch) of the whole global batch, see user_functions.LossBatch; None: the
+    cosine of each pair against its score, 1 where it has none."""
 
     def __init__(self, config: FineTuningConfig, loss_fn: Callable | None = None):
         self.config, self.loss_fn = config, loss_fn
@@ -66,7 +64,7 @@ class EmbedderFineTuner:
         """Trains and returns the folder of the final model. Raises BadInput with every problem, and Failed."""
         entry = self._translate()
         check_world(None)
-        if os.environ.get("RANK", "0") == "0":
+        if rank() == 0:
             for note in entry.notes:
                 say(note)
         run_file = prepare(entry, resume)
@@ -100,7 +98,7 @@ class EmbedderFineTuner:
         A function that cannot be imported gets a name that is refused when the run is resumed without it.
         """
         if self.loss_fn is None:
-            return "infonce" if self.config.in_batch_negatives else COSINE
+            return "infonce" if self.config.in_batch_negatives else COSINE_OF_PAIRS
         name = getattr(self.loss_fn, "__qualname__", "")
         module = getattr(self.loss_fn, "__module__", "__main__")
         return f"{module}:{name}" if name.isidentifier() else "__main__:loss_fn"

@@ -5,7 +5,6 @@
 - The run file alone validates values.
 """
 
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from data_prep.texts.tokenizer_rules import position_limit, read_object
 from trainer.config.loading import parse_config
 from trainer.config.sections import RunConfig
 from trainer.config.yaml_reader import override
-from trainer.distributed.launcher_claims import OtherWorld, claims
+from trainer.distributed.launcher_claims import OtherWorld, claims, world_size
 from trainer.model_folder.files import fetch
 from trainer.run_dir.layout import SHARDS
 
@@ -79,7 +78,7 @@ class Translation:
 
     def batch(self, per_device: int, accumulation: int, names: tuple[str, str], stated: bool) -> None:
         """Sets the global batch: rows per device x accumulation x processes."""
-        world = int(os.environ.get("WORLD_SIZE", "1"))
+        world = world_size()
         rows = per_device * accumulation * world
         self.put("train.batch_size", rows, names[0], names[0] if stated else None)
         self.batch_note = (
@@ -118,7 +117,7 @@ class Translation:
 
 def check_world(processes: int | None) -> None:
     """Raises OtherWorld if the launcher started another number of ranks than planned: the global batch would differ."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = world_size()
     for claim in claims(None, processes):
         if claim.processes and claim.processes != world:
             raise OtherWorld(

@@ -5,17 +5,18 @@ from torch import Tensor
 
 from data_prep.common.console import track
 from trainer.engine.chunks import CHUNK_TOKENS, lay, make_chunks
+from trainer.engine.protocol import Engine
 from trainer.model.tokenizer import tokenize
 
 
-def encode(engine, tokenizer, texts: list[str], prompt: str, max_len: int) -> Tensor:
+def encode(engine: Engine, tokenizer, texts: list[str], prompt: str, max_len: int) -> Tensor:
     """Returns (texts, d) float32 on the CPU, in the order of texts, on every rank. Collective."""
     mine = texts[engine.world.rank :: engine.world.size]
     tokens, _ = tokenize(mine, prompt, max_len, tokenizer)
     return embed(engine, tokens, len(texts))
 
 
-def embed(engine, tokens: list[list[int]], total: int) -> Tensor:
+def embed(engine: Engine, tokens: list[list[int]], total: int) -> Tensor:
     """Returns (total, d) float32 on the CPU, on every rank. Collective.
 
     tokens: ids of this rank's texts, which are every world.size-th of `total`. Each rank embeds them in chunks sorted

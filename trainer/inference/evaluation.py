@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data_prep.reading.retrieval_sets import RetrievalSet
+from trainer.config.sections import ModelConfig
+from trainer.engine.protocol import Engine
 from trainer.inference.metrics import METRICS, paired_bootstrap, rank_documents, score_run
 from trainer.inference.text_encoder import TextEncoder
 
@@ -12,8 +14,8 @@ if TYPE_CHECKING:
     from trainer.config.sections import ModelConfig
 
 
-def evaluate_engine(engine, tokenizer, spec, data: RetrievalSet) -> dict[str, dict[str, float]] | None:
-    """Returns per-query metrics of the engine's model on rank 0, None elsewhere. Collective: all ranks embed."""
+def evaluate_engine(engine: "Engine", tokenizer, spec, data: RetrievalSet) -> dict[str, dict[str, float]] | None:
+    """Per-query metrics of the model an engine holds; on rank 0, None elsewhere. Collective: all ranks embed."""
     from trainer.inference.encode import encode
 
     queries = encode(engine, tokenizer, data.query_texts, spec.rules.query_prompt, spec.rules.query_max_len)

@@ -15,6 +15,8 @@ from data_prep.texts.tokenizer_rules import read_object
 if TYPE_CHECKING:
     import numpy as np
 
+    from trainer.engine.protocol import Engine
+
 TEXTS = (
     "How do I reset a forgotten password?",
     "The reset link arrives by mail within a few minutes and is valid for one hour.",
@@ -83,8 +85,8 @@ def read_probe(folder: Path) -> Probe:
         raise BadInput(f"{folder / PROBE}: is no record of embeddings ({type(error).__name__}: {error})") from None
 
 
-def take_probe(engine, tokenizer, spec, zeros: list[str] = ()) -> Probe:
-    """Embeds the probe texts with the engine's model. Collective. tokenizer: its truncation settings will change."""
+def take_probe(engine: "Engine", tokenizer, spec, zeros: list[str] = ()) -> Probe:
+    """The probe of the model that an engine holds. Collective. tokenizer: one that may be used up."""
     from trainer.inference.encode import encode
 
     longest = spec.rules.max_len

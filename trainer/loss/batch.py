@@ -1,47 +1,46 @@
-"""Definitions of this subject."""
+"""One rank's slice of a global batch, as a loss sees it."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from trainer.loss.exchange import NO_ROW, DocumentKeys, DocumentScores
+
 
 @dataclass
 class Batch:
-    """A rank's slice of one global batch. Texts: b queries, then b positives (one each, in order), then k negatives.
+    """Texts of b rows: b queries, then b positives (one each, in order), then k hard negatives.
 
-    tokens: token ids of each text. row_keys, row_query, doc_keys: see losses.duplicate_mask (documents are the texts
-    after the queries). negative_row: (k,) which row each hard negative belongs to. scores, teacher_positive: (b,),
-    teacher_negative: (k,), nan where the data has none. global_rows: rows of the whole global batch over all ranks.
+    Documents are the texts after the queries: n = b + k.
     """
 
-    row_ids: list[int]
-    tokens: list[list[int]]
-    row_keys: Tensor
-    row_query: Tensor
-    doc_keys: Tensor
-    negative_row: Tensor
-    scores: Tensor
-    teacher_positive: Tensor
-    teacher_negative: Tensor
-    global_rows: int
-    truncated: int = 0
+    row_ids: list[int]  # (b,) in the data
+    tokens: list[list[int]]  # (b + n,) token ids of each text
+    row_keys: Tensor  # (b, p) int64 keys of all positives of a row and of their ids, padded with -2
+    row_query: Tensor  # (b,) int64 key of the query's text
+    documents: DocumentKeys  # of n documents
+    scores: Tensor  # (b,) float64, nan where the data has none
+    teacher_positive: Tensor  # (b,) float64, nan where the data has none
+    teacher_negative: Tensor  # (k,) float64, nan where the data has none
+    global_rows: int  # rows of the global batch over all ranks
+    truncated: int = 0  # texts of this slice
     seed: int = 0  # of this step and rank: fixes dropout, also where a chunk is embedded twice
-    source: str = ""
+    source: str = ""  # that every row comes from
 
     @property
     def rows(self) -> int:
         return len(self.row_ids)
 
-    def doc_facts_int(self) -> Tensor:
-        """(documents, 4) int64: doc_keys, and the row in this slice that the document belongs to."""
-        row = torch.cat([torch.arange(self.rows), self.negative_row])
-        return torch.cat([self.doc_keys, row[:, None]], dim=1)
+    @property
+    def negative_row(self) -> Tensor:
+        """(k,) int64 row of each hard negative."""
+        return self.documents.row[self.rows :]
 
-    def doc_facts_float(self) -> Tensor:
-        """(documents, 3) float64: row id and score of the row (nan for hard negatives), teacher score."""
-        facts = torch.full((len(self.tokens) - self.rows, 3), float("nan"), dtype=torch.float64)
-        facts[: self.rows, 0] = torch.tensor(self.row_ids, dtype=torch.float64)
-        facts[: self.rows, 1] = self.scores
-        facts[:, 2] = torch.cat([self.teacher_positive, self.teacher_negative])
-        return facts
+    def document_scores(self) -> DocumentScores:
+        """Row ids, scores and teacher scores of the n documents."""
+        row_id = torch.full((len(self.tokens) - self.rows,), NO_ROW, dtype=torch.int64)
+        row_id[: self.rows] = torch.tensor(self.row_ids, dtype=torch.int64)
+        score = torch.full((len(row_id),), float("nan"), dtype=torch.float64)
+        score[: self.rows] = self.scores
+        return DocumentScores(row_id, score, torch.cat([self.teacher_positive, self.teacher_negative]))

@@ -1,7 +1,7 @@
-"""Losses: tensors in, tensors out. No process group, no model, no config.
+"""Pair losses: tensors in, tensors out. No process group, no model, no config.
 
-Every loss here is a sum over rows (CoSENT: one number for the whole batch): the caller divides by the rows of the whole
-global batch, over all ranks. Similarities are inner products: cosines where the embeddings are normalised.
+Every loss is a sum over rows (CoSENT: one number for the whole batch); the caller divides by the rows of the global
+batch. Similarities are inner products: cosines where the embeddings are normalised.
 """
 
 import torch
@@ -43,8 +43,8 @@ def kl(
 ) -> Tensor:
     """Sum over rows of KL(softmax(teacher / teacher_temperature) || softmax(student / temperature)), no factor.
 
-    Over a row's positive and its own hard negatives (Lin et al. 2020, arXiv:2010.11386), of which each row has as many
-    as it has; none gives 0. queries: (b, d). documents: (n, d). target: (b,) index of each row's positive.
+    Over a row's positive and its own hard negatives (Lin et al. 2020, arXiv:2010.11386), any number of them; a row
+    without adds 0. queries: (b, d). documents: (n, d). target: (b,) index of each row's positive.
     negative_row, negative_index: (k,) row and document of each hard negative. teacher_*: (b,), (k,) scores.
     """
     positive, negative = _own_similarities(queries, documents, target, negative_row, negative_index)

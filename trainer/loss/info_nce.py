@@ -1,4 +1,11 @@
-"""Definitions of this subject."""
+"""InfoNCE in tiles: memory is linear in the batch.
+
+- A similarity matrix of a large batch does not fit in memory, so it exists one tile of rows at a time.
+- The forward pass computes the gradient of every tile at once; the backward pass only scales it.
+- A `_Block` is one direction: an anchor per local row against all candidates. A group of blocks shares one softmax.
+- The first block is always query_to_doc. It has the positive pair, and the statistics are its own.
+- Masked candidates get -inf before the softmax, so they get exactly no gradient.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -6,23 +13,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from trainer.config.sections import SIMILARITIES
+
 TILE_ELEMENTS = 2**23  # similarities held at once, over all directions of a joint softmax: 32 MiB in fp32
 
-DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
-
-# (start, stop) of local rows -> which documents, (rows, n) bool, and which rows' queries, (rows, m) bool or None, are
-# no negatives of these rows. Fresh tensors: they are overwritten.
+# (start, stop) of local rows -> (rows, n) bool: documents that are no negatives of these rows; and (rows, m) bool or
+# None: rows whose queries are none. Fresh tensors: they are overwritten.
 Mask = Callable[[int, int], tuple[Tensor, Tensor | None]]
 
 
 class LossOut(NamedTuple):
-    """loss: sum (not mean) over the given rows, scalar. stats: (5,) sums with the names in STATS, no gradient.
+    """Sums, not means, over the local rows."""
 
-    The statistics are those of query_to_doc; masked_negatives counts every direction's.
-    """
-
-    loss: Tensor
-    stats: Tensor
+    loss: Tensor  # scalar
+    stats: Tensor  # (5,) named by STATS, no gradient: of query_to_doc, but masked_negatives of every direction
 
 
 STATS = ("positive_similarity", "negative_similarity", "negatives", "masked_negatives", "correct")
@@ -53,18 +57,14 @@ def info_nce(
     query_to_doc (always): the query and all documents. query_to_query: the query and the other rows' queries.
     doc_to_query: the positive and all queries. doc_to_doc: the positive and the other rows' documents. joint: one
     softmax over all of them (with all four the improved contrastive loss of GTE, Li et al. 2023, arXiv:2308.03281);
-    else one per direction, averaged, which those without the positive pair do not allow.
+    else one per direction, averaged, for the two directions that have the positive pair.
 
-    Masked candidates are no negatives and get exactly no gradient; the positive pair is never masked. mask: by
-    identity, see duplicate_mask. margin, ratio: by score (NV-Retriever, Moreira et al. 2024, arXiv:2407.15831,
-    TopK-MarginPos and TopK-PercPos): a candidate with a similarity above positive - margin, or above
-    positive * ratio, is taken for a false negative. A share of a negative similarity would lie above it, so where the
-    positive's is negative, ratio compares with the positive itself.
-
-    The similarities exist one tile of rows at a time, and the gradient is made in the same pass: memory is linear in
-    the batch.
+    Masked candidates are no negatives; the positive pair is never masked. mask: by identity, see duplicate_mask.
+    margin, ratio: by score (NV-Retriever, Moreira et al. 2024, arXiv:2407.15831, TopK-MarginPos and TopK-PercPos): a
+    candidate with a similarity above positive - margin, or above positive * ratio, counts as a false negative. Where
+    the positive's similarity is negative, positive * ratio would be above it: ratio then compares with the positive.
     """
-    allowed = set(DIRECTIONS) if joint else {"query_to_doc", "doc_to_query"}
+    allowed = set(SIMILARITIES) if joint else {"query_to_doc", "doc_to_query"}
     if "query_to_doc" not in directions or not set(directions) <= allowed:
         raise ValueError(f"directions {directions}: query_to_doc and, with joint={joint}, any of {sorted(allowed)}")
     if "doc_to_doc" in directions and doc_row is None:
@@ -76,39 +76,39 @@ def info_nce(
 class _Task(NamedTuple):
     """info_nce's arguments that have no gradient."""
 
-    rows: Tensor
-    target: Tensor
+    rows: Tensor  # (b,)
+    target: Tensor  # (b,)
     directions: tuple[str, ...]
     joint: bool
     mask: Mask | None
     margin: float | None
     ratio: float | None
-    doc_row: Tensor | None
-    learned: bool  # the temperature
+    doc_row: Tensor | None  # (n,)
+    learned: bool  # the temperature gets a gradient
 
 
 class _Block(NamedTuple):
     """One direction: the similarities of one anchor per local row with w candidates."""
 
-    anchors: Tensor  # queries or documents, whole
-    anchor_grad: Tensor | None  # to be added to; None: no gradient wanted
+    anchors: Tensor  # (m, d) queries or (n, d) documents
+    anchor_grad: Tensor | None  # same shape, added to; None: no gradient wanted
     index: Tensor  # (b,) the anchor of each local row
-    candidates: Tensor  # (w, d) queries or documents, whole
-    candidate_grad: Tensor | None
-    side: int  # which of the mask's two tensors is about these candidates
+    candidates: Tensor  # (w, d): all queries or all documents
+    candidate_grad: Tensor | None  # (w, d)
+    side: int  # of Mask's two tensors: 0 documents, 1 queries
     own: Tensor | None  # (b,) column of the positive pair: never masked
     owner: Tensor | None  # (w,) local row that a candidate belongs to and is no negative of; -1: none
 
 
 class _Tile(NamedTuple):
-    """Sums over a tile's rows. masked: per block. The last three are of the first block."""
+    """Sums over a tile's rows, scalars."""
 
     loss: Tensor
     temperature_grad: Tensor | float
-    masked: list[int]
-    masked_similarity: Tensor
-    positive: Tensor
-    correct: Tensor
+    masked: list[int]  # masked candidates of each block
+    masked_similarity: Tensor  # of the first block
+    positive: Tensor  # similarity of the positive pairs
+    correct: Tensor  # rows whose positive is the most similar candidate of the first block
 
 
 class _TiledInfoNCE(torch.autograd.Function):
@@ -148,44 +148,46 @@ class _TiledInfoNCE(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream, _):
-        made = (*ctx.saved_tensors, ctx.temperature_grad)
-        return *(g * upstream.to(g.device) if need else None for g, need in zip(made, ctx.needs_input_grad)), None
+        grads = (*ctx.saved_tensors, ctx.temperature_grad)
+        return *(g * upstream.to(g.device) if need else None for g, need in zip(grads, ctx.needs_input_grad)), None
 
 
 def _groups(queries, documents, query_grad, doc_grad, task: _Task) -> list[list[_Block]]:
-    """The directions that share a softmax; the first of each group has the positive pair, query_to_doc is the first."""
-    # (m,) where each row of the scope stands among the local rows, or -1
-    place = torch.full((queries.shape[0],), -1, device=queries.device)
-    place[task.rows] = torch.arange(task.rows.numel(), device=queries.device)
-    doc_place = None if task.doc_row is None else place[task.doc_row]
+    """Groups of directions that share a softmax. The first block of each group has the positive pair."""
+    local = torch.full((queries.shape[0],), -1, device=queries.device)  # (m,) index among the local rows, or -1
+    local[task.rows] = torch.arange(task.rows.numel(), device=queries.device)
+    local_of_doc = None if task.doc_row is None else local[task.doc_row]  # (n,)
     query, positive = (queries, query_grad, task.rows), (documents, doc_grad, task.target)
     every_doc, every_query = (documents, doc_grad, 0), (queries, query_grad, 1)
     blocks = {
         "query_to_doc": _Block(*query, *every_doc, own=task.target, owner=None),
-        "query_to_query": _Block(*query, *every_query, own=None, owner=place),
+        "query_to_query": _Block(*query, *every_query, own=None, owner=local),
         "doc_to_query": _Block(*positive, *every_query, own=task.rows, owner=None),
-        "doc_to_doc": _Block(*positive, *every_doc, own=None, owner=doc_place),
+        "doc_to_doc": _Block(*positive, *every_doc, own=None, owner=local_of_doc),
     }
     chosen = [block for direction, block in blocks.items() if direction in task.directions]
     return [chosen] if task.joint else [[block] for block in chosen]
 
 
 def _tile(blocks: list[_Block], start: int, stop: int, buffer: Tensor, masks, task: _Task, tau: float, share: float):
-    """One softmax of rows start..stop, its gradient added to the blocks'; the similarities live in `buffer`, reused."""
+    """Computes one softmax of rows start..stop (t of them) and adds its gradient to the blocks'.
+
+    buffer: memory for the (t, sum of w) logits, reused by every tile.
+    """
     widths = [block.candidates.shape[0] for block in blocks]
     logits = buffer[: (stop - start) * sum(widths)].view(stop - start, sum(widths))
-    parts = logits.split(widths, dim=1)
-    anchors = [block.anchors.index_select(0, block.index[start:stop]) for block in blocks]
+    parts = logits.split(widths, dim=1)  # (t, w) each
+    anchors = [block.anchors.index_select(0, block.index[start:stop]) for block in blocks]  # (t, d) each
     for part, block, anchor in zip(parts, blocks, anchors):
         torch.mm(anchor / tau, block.candidates.T, out=part)
-    column = blocks[0].own[start:stop, None]
-    positive = parts[0].gather(1, column)
+    column = blocks[0].own[start:stop, None]  # (t, 1)
+    positive = parts[0].gather(1, column)  # (t, 1)
     limit = _limit(positive, tau, task.margin, task.ratio)
     masked, similarities = zip(*(_mask(p, b, masks[b.side], limit, start, stop) for p, b in zip(parts, blocks)))
     tops = [part.amax(dim=1, keepdim=True) for part in parts]
-    top = torch.cat(tops, dim=1).amax(dim=1, keepdim=True)
+    top = torch.cat(tops, dim=1).amax(dim=1, keepdim=True)  # (t, 1)
     # exp of differences to the row's maximum: finite at any temperature
-    mass = logits.sub_(top).exp_().sum(dim=1, keepdim=True)
+    mass = logits.sub_(top).exp_().sum(dim=1, keepdim=True)  # (t, 1)
     loss = share * (top - positive + mass.log()).sum()
     # exp, unlike softmax, with its factor on the (rows, d) side of the products: no further pass over the tile
     parts[0].scatter_add_(1, column, -mass)
@@ -194,7 +196,7 @@ def _tile(blocks: list[_Block], start: int, stop: int, buffer: Tensor, masks, ta
     for part, block, anchor in zip(parts, blocks, anchors):
         if block.anchor_grad is None:
             continue
-        grad = torch.mm(part, block.candidates).mul_(factor)
+        grad = torch.mm(part, block.candidates).mul_(factor)  # (t, d)
         if task.learned:
             temperature_grad -= (grad * anchor).sum() / tau  # sum of d(loss)/d(similarity) x similarity
         # not index_add_, which is several times slower on the CPU
@@ -205,7 +207,7 @@ def _tile(blocks: list[_Block], start: int, stop: int, buffer: Tensor, masks, ta
 
 
 def _limit(positive: Tensor, tau: float, margin: float | None, ratio: float | None) -> Tensor | None:
-    """(rows, 1) logits above which a candidate is taken for a false negative. positive: (rows, 1) logits."""
+    """Returns (t, 1) logits above which a candidate counts as a false negative. positive: (t, 1) logits."""
     limits = []
     if margin is not None:
         limits.append(positive - margin / tau)
@@ -215,7 +217,7 @@ def _limit(positive: Tensor, tau: float, margin: float | None, ratio: float | No
 
 
 def _mask(logits: Tensor, block: _Block, excluded: Tensor | None, limit: Tensor | None, start: int, stop: int):
-    """Puts -inf where a candidate is no negative; (how many are masked, the sum of their logits)."""
+    """Writes -inf where a candidate is no negative; returns the number of masked ones and the sum of their logits."""
     if limit is not None:
         above = logits > limit
         excluded = above if excluded is None else above.logical_or_(excluded)
@@ -227,10 +229,10 @@ def _mask(logits: Tensor, block: _Block, excluded: Tensor | None, limit: Tensor 
     if excluded is not None:
         if block.own is not None:
             excluded.scatter_(1, block.own[start:stop, None], False)
-        if block.owner is not None:  # left out by definition, not masked
+        if block.owner is not None:  # excluded by definition, not counted as masked
             excluded.scatter_(0, owner, excluded.gather(0, owner) & ~owned)
         masked = int(excluded.count_nonzero())
-    if masked:  # mostly only positives are marked: then these passes are saved
+    if masked:  # often only positives are marked: these passes are skipped then
         total = logits.sum() - logits.masked_fill_(excluded, 0.0).sum()
         logits.masked_fill_(excluded, float("-inf"))
     if block.owner is not None:

@@ -1,7 +1,9 @@
-"""A run file's loss over one global batch: what travels between ranks for it, its value, and every gradient it has.
+"""A run file's loss over one global batch: its value, its gradients, and the exchange between ranks that it needs.
 
-The embeddings that a loss needs of other ranks are gathered once, each rank computes its share of the loss, and one
-collective brings the gradients of the embeddings home. With one rank nothing travels and the code is the same.
+- A step gathers the embeddings that a loss needs of other ranks, once.
+- Each rank computes its share of the loss: of its own rows, or 1 / world of a loss that needs all rows.
+- One collective sums the gradients of the embeddings and gives every rank its own.
+- With one rank nothing travels, and the code is the same.
 """
 
 from collections.abc import Callable
@@ -11,25 +13,21 @@ import torch
 from torch import Tensor
 
 from data_prep.common.errors import BadInput
-from trainer.config.sections import LOSSES, LossConfig
+from trainer.config.sections import DIRECTIONS, LOSSES, LossConfig
 from trainer.distributed.collectives import World
+from trainer.loss.batch import Batch
+from trainer.loss.exchange import DocumentKeys, DocumentScores
 from trainer.loss.functions import cosent, cosine_mse, kl, margin_mse, shorten
 from trainer.loss.info_nce import STATS, info_nce
-from trainer.loss.scope import _own_similarities, _Scope, _Where
+from trainer.loss.scope import Positions, Scope, own_similarities
 from trainer.loss.user_functions import LossBatch, load_loss_fn
-
-DIRECTIONS = {  # of the run file -> (directions of losses.info_nce, joint)
-    "query_to_doc": (("query_to_doc",), False),
-    "symmetric": (("query_to_doc", "doc_to_query"), False),
-    "gte": (("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"), True),
-}
 
 
 class Objective:
-    """One loss section of the run file, applied to global batches. temperature: moved by the trainer where learned."""
+    """One loss section of the run file, applied to global batches. The trainer sets a learned `temperature` itself."""
 
     def __init__(self, config: LossConfig, normalised: bool, loss_fn: Callable | None = None):
-        """normalised: whether the model's embeddings have length 1. loss_fn: in place of the loss that config names.
+        """normalised: the model's embeddings have length 1. loss_fn: replaces the loss that config names.
 
         Raises BadInput for a user's function that cannot be imported.
         """
@@ -40,14 +38,14 @@ class Objective:
         self.directions, self.joint = DIRECTIONS[config.directions]
         whole = config.negatives == "batch"
         in_batch = whole and "infonce" in self.terms
-        # Losses that are no sum over rows need every row; InfoNCE all documents; the others nothing but their own.
+        # Losses that are no sum over rows need every row, InfoNCE needs all documents, the others their own only.
         self.gathers_all = whole and any(name == "cosent" or name in self.user for name in self.terms)
         self.gathers_queries = self.gathers_all or (in_batch and len(self.directions) > 1)
         self.gathers = in_batch or self.gathers_queries
 
     @property
     def collectives(self) -> int:
-        """How many collectives a call makes with several ranks: embeddings, facts about them, their gradient."""
+        """Collectives of a call with several ranks: embeddings, facts about them, their gradient."""
         return 3 * self.gathers + self.gathers_all
 
     @property
@@ -55,11 +53,13 @@ class Objective:
         """Names of the sums that a call returns."""
         return ["loss", "temperature_grad", *STATS, *(f"loss_{name.rpartition(':')[2]}" for name in self.terms)]
 
-    def __call__(self, embeddings: Tensor, batch, counts: list[list[int]], world: World) -> tuple[Tensor, Tensor]:
-        """This rank's share of the global batch's loss: its gradient for the (texts, d) embeddings, and sums to log.
+    def __call__(
+        self, embeddings: Tensor, batch: Batch, counts: list[tuple[int, int]], world: World
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the gradient of the (texts, d) embeddings by this rank's share of the loss, and sums to log.
 
-        batch: step.Batch. counts: (rows, documents) of each rank. The sums, (names,) float64 on the CPU, are in the
-        order of stat_names; added over ranks they are the global batch's. Collective.
+        counts: (rows, documents) of each rank. The sums, (names,) float64 on the CPU, are in the order of stat_names;
+        added over ranks they are the global batch's. Collective.
         """
         scope = self._scope(embeddings.detach(), batch, counts, world)
         leaves = [scope.queries.requires_grad_(), scope.documents.requires_grad_()]
@@ -80,12 +80,14 @@ class Objective:
                 stats = term_stats if stats is None else stats  # of the first size of embeddings
         query_grad, doc_grad, *rest = torch.autograd.grad(total, leaves)
         values = [total.item(), rest[0].item() if rest else 0.0]
-        values += (_own_similarities(scope, batch) if stats is None else stats).tolist()
+        values += (own_similarities(scope, batch) if stats is None else stats).tolist()
         sums = torch.tensor([*values, *by_term.values()], dtype=torch.float64)
         return self._home(query_grad, doc_grad, counts, world), sums
 
-    def _term(self, name: str, queries, documents, scope: "_Scope", batch, temperature) -> tuple[Tensor, Tensor | None]:
-        """This rank's share of one term of the global mean loss; InfoNCE's statistics."""
+    def _term(
+        self, name: str, queries: Tensor, documents: Tensor, scope: Scope, batch: Batch, temperature: float | Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Returns this rank's share of one term of the global mean loss, and InfoNCE's statistics."""
         config, rows = self.config, scope.rows
         if name in self.user and not scope.positives.numel():  # a rank alone without rows: a mean would be nan
             return queries.sum() * 0.0, None
@@ -102,7 +104,7 @@ class Objective:
             scores = batch.scores.to(queries)
             return cosine_mse(queries[rows], documents[scope.target], scores) / batch.global_rows, None
         if name == "cosent":
-            scores = scope.facts[scope.positives, 1].to(queries)
+            scores = scope.scores.score[scope.positives].to(queries)
             return cosent(queries, documents[scope.positives], scores, temperature) * scope.share, None
         own = (queries[rows], documents, scope.target, batch.negative_row.to(rows.device), scope.own_negatives)
         teacher = (batch.teacher_positive.to(queries), batch.teacher_negative.to(queries))
@@ -111,62 +113,70 @@ class Objective:
         assert name == "kl", name
         return kl(*own, *teacher, temperature, config.teacher_temperature) / batch.global_rows, None
 
-    def _user_term(self, name: str, queries, documents, scope: "_Scope", batch, temperature) -> Tensor:
-        row_ids, scores, teacher_positive = scope.facts[scope.positives].unbind(dim=1)
-        facts = LossBatch(
-            row_ids=row_ids.long(),
-            scores=scores.to(queries),
+    def _user_term(
+        self, name: str, queries: Tensor, documents: Tensor, scope: Scope, batch: Batch, temperature: float | Tensor
+    ) -> Tensor:
+        loss_batch = LossBatch(
+            row_ids=scope.scores.row_id[scope.positives],
+            scores=scope.scores.score[scope.positives].to(queries),
             negative_embeds=documents[scope.negatives],
             negative_row=scope.doc_row[scope.negatives],
-            teacher_positive=teacher_positive.to(queries),
-            teacher_negative=scope.facts[scope.negatives, 2].to(queries),
+            teacher_positive=scope.scores.teacher[scope.positives].to(queries),
+            teacher_negative=scope.scores.teacher[scope.negatives].to(queries),
             temperature=temperature,
             source=batch.source,
         )
-        value = self.user[name](queries, documents[scope.positives], facts)
+        value = self.user[name](queries, documents[scope.positives], loss_batch)
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
             error = BadInput(f"loss.name: {name} must return a scalar tensor that depends on the embeddings")
             error.on_every_rank = self.gathers_all
             raise error
         return value.reshape(())
 
-    def _scope(self, embeddings: Tensor, batch, counts: list[list[int]], world: World) -> "_Scope":
-        """Gathers what the loss needs of other ranks (collective), and says where in it everything is."""
+    def _scope(self, embeddings: Tensor, batch: Batch, counts: list[tuple[int, int]], world: World) -> Scope:
+        """Gathers the embeddings and facts that the loss needs of other ranks. Collective."""
         device, b = embeddings.device, batch.rows
         queries, documents = embeddings[:b], embeddings[b:]
-        keys, facts = batch.doc_facts_int().to(device), batch.doc_facts_float()
+        keys, scores = DocumentKeys(*(key.to(device) for key in batch.documents)), batch.document_scores()
         blocks, me, share = [(b, documents.shape[0])], 0, b / batch.global_rows
         if self.gathers:
             blocks, me, share = counts, world.rank, 1.0 / world.size
-            keys = world.gather_rows(keys, [n for _, n in blocks])
+            documents_of_rank = [n for _, n in counts]
+            keys = DocumentKeys.unpack(world.gather_rows(keys.pack(), documents_of_rank))
             if self.gathers_all:
-                facts = world.gather_rows(facts.to(device) if world.size > 1 else facts, [n for _, n in blocks])
+                scores = DocumentScores.unpack(
+                    world.gather_rows(scores.pack().to(device if world.size > 1 else "cpu"), documents_of_rank)
+                )
             if self.gathers_queries:
-                pool = world.gather_rows(embeddings, [r + n for r, n in blocks])
-                parts = pool.split([size for block in blocks for size in block])
+                pool = world.gather_rows(embeddings, [r + n for r, n in counts])
+                parts = pool.split([size for block in counts for size in block])
                 queries, documents = torch.cat(parts[0::2]), torch.cat(parts[1::2])
             else:
-                documents = world.gather_rows(documents, [n for _, n in blocks])
-        where = _Where(blocks, device)
-        row_start = where.row_starts[me] if self.gathers_queries else 0
-        return _Scope(
+                documents = world.gather_rows(documents, documents_of_rank)
+        positions = Positions(blocks, device)
+        row_start = positions.row_starts[me] if self.gathers_queries else 0
+        real = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+        return Scope(
             queries=queries,
             documents=documents,
             rows=row_start + torch.arange(b, device=device),
-            target=where.positives[me],
-            positives=torch.cat(where.positives),
-            negatives=torch.cat(where.negatives),
-            own_negatives=where.negatives[me],
-            doc_row=keys[:, 3] + where.row_start_of_doc,
-            doc_keys=keys[:, :3],
-            facts=facts.to(device, torch.float32 if device.type == "mps" else torch.float64),
+            target=positions.positives[me],
+            positives=torch.cat(positions.positives),
+            negatives=torch.cat(positions.negatives),
+            own_negatives=positions.negatives[me],
+            doc_row=keys.row + positions.row_start_of_doc,
+            keys=keys,
+            scores=DocumentScores(*(x.to(device, real if x.is_floating_point() else x.dtype) for x in scores)),
             share=share,
             hard_negatives=sum(n - r for r, n in counts),
             by_row=len(self.directions) > 1,
         )
 
-    def _home(self, query_grad: Tensor, doc_grad: Tensor, counts: list[list[int]], world: World) -> Tensor:
-        """The summed gradient of this rank's embeddings, (texts, d): its queries, then its documents. Collective."""
+    def _home(self, query_grad: Tensor, doc_grad: Tensor, counts: list[tuple[int, int]], world: World) -> Tensor:
+        """Returns the (texts, d) gradient of this rank's embeddings, summed over ranks: queries, then documents.
+
+        Collective.
+        """
         if not self.gathers:
             return torch.cat([query_grad, doc_grad])
         docs = [n for _, n in counts]

@@ -1,4 +1,4 @@
-"""Definitions of this subject."""
+"""The embeddings that a loss compares, and the position of every rank's texts among them."""
 
 from dataclasses import dataclass
 from itertools import accumulate
@@ -6,45 +6,42 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from trainer.loss.batch import Batch
+from trainer.loss.exchange import DocumentKeys, DocumentScores
 from trainer.loss.masks import duplicate_mask, row_mask
 
 
 @dataclass
-class _Scope:
-    """The embeddings that a loss sees (of all ranks, or of this one) and what is known of them.
+class Scope:
+    """Embeddings that a loss sees, of all ranks or of this one, and the facts about their n documents.
 
-    queries: (m, d), of all ranks only where the loss needs them. documents: (n, d), rank after rank, each its positives
-    in the order of rows, then its hard negatives. rows, target: (b,) this rank's queries and their positives.
-    positives, negatives: indices into documents; own_negatives: this rank's. doc_row: (n,) row of each document.
-    doc_keys: (n, 3), see losses.duplicate_mask. facts: (n, 3), see step.Batch.doc_facts_float. share: this rank's of a
-    value that every rank of the scope computes. hard_negatives: their number in the global batch. by_row: whether the
-    mask must cover rows' queries too.
+    Documents stand rank after rank: each rank's positives in the order of its rows, then its hard negatives.
     """
 
-    queries: Tensor
-    documents: Tensor
-    rows: Tensor
-    target: Tensor
-    positives: Tensor
-    negatives: Tensor
-    own_negatives: Tensor
-    doc_row: Tensor
-    doc_keys: Tensor
-    facts: Tensor
-    share: float
-    hard_negatives: int
-    by_row: bool
+    queries: Tensor  # (m, d), of all ranks only where the loss needs them
+    documents: Tensor  # (n, d)
+    rows: Tensor  # (b,) this rank's rows: indices into queries
+    target: Tensor  # (b,) their positives: indices into documents
+    positives: Tensor  # indices into documents, of all ranks in the scope
+    negatives: Tensor  # indices into documents, of all ranks in the scope
+    own_negatives: Tensor  # (k,) this rank's
+    doc_row: Tensor  # (n,) row of each document: index into queries of the whole scope
+    keys: DocumentKeys
+    scores: DocumentScores
+    share: float  # this rank's share of a value that every rank of the scope computes
+    hard_negatives: int  # in the global batch
+    by_row: bool  # the mask covers rows' queries too
 
-    def duplicates(self, batch, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
-        """The mask of losses.info_nce for this rank's rows start..stop."""
+    def duplicates(self, batch: Batch, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        """Mask of info_nce for this rank's rows start..stop."""
         device = self.rows.device
-        keys, query = batch.row_keys[start:stop].to(device), batch.row_query[start:stop].to(device)
-        documents = duplicate_mask(keys, query, self.doc_keys)
+        row_keys, row_query = batch.row_keys[start:stop].to(device), batch.row_query[start:stop].to(device)
+        documents = duplicate_mask(row_keys, row_query, self.keys.text, self.keys.document_id, self.keys.query)
         return documents, row_mask(documents, self.positives) if self.by_row else None
 
 
-def _own_similarities(scope: _Scope, batch) -> Tensor:
-    """STATS where no term is InfoNCE: of this rank's rows with their positives and their own hard negatives."""
+def own_similarities(scope: Scope, batch: Batch) -> Tensor:
+    """(5,) STATS without InfoNCE: of this rank's rows with their positives and their own hard negatives."""
     with torch.no_grad():
         queries = scope.queries[scope.rows]
         near = (queries * scope.documents[scope.target]).sum()
@@ -52,13 +49,14 @@ def _own_similarities(scope: _Scope, batch) -> Tensor:
     return torch.stack([near, far, far.new_tensor(len(scope.own_negatives)), *far.new_zeros(2)])
 
 
-class _Where:
-    """Positions in concatenated documents: blocks are (rows, documents) of each rank, positives before negatives."""
+class Positions:
+    """Positions of each rank's texts in the concatenated documents."""
 
-    def __init__(self, blocks: list, device: torch.device):
+    def __init__(self, blocks: list[tuple[int, int]], device: torch.device):
+        """blocks: (rows, documents) of each rank."""
         self.row_starts = [0, *accumulate(r for r, _ in blocks)]
         starts = [0, *accumulate(n for _, n in blocks)]
         self.positives = [torch.arange(s, s + r, device=device) for s, (r, _) in zip(starts, blocks)]
         self.negatives = [torch.arange(s + r, s + n, device=device) for s, (r, n) in zip(starts, blocks)]
         sizes = torch.tensor([n for _, n in blocks], device=device)
-        self.row_start_of_doc = torch.tensor(self.row_starts[:-1], device=device).repeat_interleave(sizes)
+        self.row_start_of_doc = torch.tensor(self.row_starts[:-1], device=device).repeat_interleave(sizes)  # (n,)

@@ -1,4 +1,4 @@
-"""Definitions of this subject."""
+"""The learned temperature of a loss."""
 
 import math
 
@@ -18,7 +18,7 @@ class LearnedTemperature:
             self.value, self.mean, self.square, self.updates = (state[key] for key in self.state())
 
     def update(self, gradient: float, factor: float) -> None:
-        """gradient: d(loss)/d(temperature). factor: of the learning rate, by the schedule."""
+        """Makes one Adam step. gradient: d(loss)/d(temperature). factor: schedule's factor of the learning rate."""
         slope = gradient * self.value  # d(loss)/d(log temperature)
         self.updates += 1
         self.mean = 0.9 * self.mean + 0.1 * slope

@@ -1,4 +1,4 @@
-"""Definitions of this subject."""
+"""Losses that users write: what they see, and how they are imported."""
 
 import importlib
 from collections.abc import Callable, Iterable
@@ -13,35 +13,33 @@ from trainer.config.sections import LOSSES, LossConfig
 
 @dataclass
 class LossBatch:
-    """What a user's loss_fn(query_embeds, positive_embeds, batch) sees beside the two (m, d) tensors of m rows.
+    """Third argument of a user's loss_fn(query_embeds, positive_embeds, batch), beside two (m, d) tensors of m rows.
 
-    The rows are those of the whole global batch, the same on every rank (with loss.negatives: device, of one rank). The
-    function returns the loss of these rows, a scalar, which may depend on nothing but its arguments.
-    row_ids, scores, teacher_positive: (m,). negative_embeds: (k, d) hard negatives; negative_row: (k,) row of each;
-    teacher_negative: (k,). Scores that the data does not have are nan. temperature: a float, or 0-dim where learned.
+    The rows are those of the global batch, the same on every rank (with loss.negatives: device, those of one rank). The
+    function returns the loss of these rows, a scalar that depends on nothing but its arguments. Missing scores are nan.
     """
 
-    row_ids: Tensor
-    scores: Tensor
-    negative_embeds: Tensor
-    negative_row: Tensor
-    teacher_positive: Tensor
-    teacher_negative: Tensor
-    temperature: float | Tensor
+    row_ids: Tensor  # (m,) int64
+    scores: Tensor  # (m,)
+    negative_embeds: Tensor  # (k, d) hard negatives
+    negative_row: Tensor  # (k,) row of each hard negative
+    teacher_positive: Tensor  # (m,)
+    teacher_negative: Tensor  # (k,)
+    temperature: float | Tensor  # 0-dim where learned
     source: str
 
 
 def load_loss_fn(name: str) -> Callable:
-    """The function that `package.module:function` names. Raises BadInput."""
+    """Imports the function that `package.module:function` names. Raises BadInput."""
     module, _, function = name.partition(":")
     add_working_folder()
     try:
-        found = getattr(importlib.import_module(module), function)
+        loss_fn = getattr(importlib.import_module(module), function)
     except Exception as error:  # whatever the user's module raises is about the user's module
         raise BadInput(f"loss.name: {name} cannot be imported ({type(error).__name__}: {error})") from None
-    if not callable(found):
+    if not callable(loss_fn):
         raise BadInput(f"loss.name: {name} is not a function")
-    return found
+    return loss_fn
 
 
 def import_functions(losses: Iterable[LossConfig]) -> None:

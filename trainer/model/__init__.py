@@ -1,1 +1,1 @@
-"""model"""
+"""The embedder: building, tokenizing, packing, adapters, quantisation and saving."""

@@ -1,7 +1,7 @@
-"""Adapters on a frozen base: LoRA, rsLoRA and DoRA, as peft makes them. Only this file imports peft.
+"""Adapters on a frozen base: LoRA, rsLoRA and DoRA, by peft. Only this file imports peft.
 
-The layers of the base are wrapped where they are, so the model stays what transformers made it: packing, pooling and
-the engines see a few more parameters, and all others frozen.
+peft wraps the layers of the base in place, so packing, pooling and the engines see the same model with a few more
+parameters, and all others frozen.
 """
 
 import json
@@ -20,7 +20,7 @@ from trainer.config.sections import LoraConfig
 from trainer.model_folder.families import family_of
 from trainer.model_folder.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
-BASE_HASH = "base_sha256"  # in the header of the weights: of the base's weights, see model_folder.files.weights_sha256
+BASE_HASH = "base_sha256"  # key in the header of the weights: hash of the base's weights, see folder.weights_sha256
 _PREFIX = "base_model.model."  # of a parameter in peft's files
 _DROPOUT = ".lora_dropout."
 # peft writes a DoRA magnitude without ".weight", and reads it with or without; transformers 5.23 reads it with only.
@@ -28,9 +28,10 @@ _FILE_NAME = re.compile(r"\.lora_magnitude_vector$")
 
 
 class Adapter:
-    """The adapter that a backbone carries. base: path or hub id of the base, as the adapter's files will name it."""
+    """The adapter of a backbone."""
 
     def __init__(self, model, base: str):
+        """model: peft's. base: path or hub id of the base, as the adapter's files name it."""
         self.model, self.base = model, base
         self.base_sha256: str | None = None
 
@@ -39,7 +40,7 @@ class Adapter:
         return self.model.peft_config["default"].lora_dropout > 0
 
     def write(self, folder: Path, weights: dict[str, Tensor]) -> None:
-        """adapter_model.safetensors and adapter_config.json, the same bytes for the same weights.
+        """Writes adapter_model.safetensors and adapter_config.json, the same bytes for the same weights.
 
         weights: CPU tensors by the backbone's parameter names.
         """
@@ -55,22 +56,22 @@ class Adapter:
         (folder / ADAPTER_CONFIG).write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def read(self, folder: Path) -> None:
-        """Takes the weights of an adapter of the same shape."""
+        """Loads the weights of an adapter of the same shape. Raises BadInput for another."""
         weights = load_file(folder / ADAPTER_WEIGHTS)
         try:
-            found = _peft().set_peft_model_state_dict(self.model, weights)
+            keys = _peft().set_peft_model_state_dict(self.model, weights)
         except (RuntimeError, ValueError) as error:  # other sizes
             raise BadInput(
                 f"{folder}: is an adapter of another shape ({str(error).splitlines()[-1].strip()})"
             ) from None
-        odd = [name for name in found.unexpected_keys if "pooler." not in name]  # which is left out here
-        odd += [name for name in found.missing_keys if ".lora_" in name]
-        if odd:
-            raise BadInput(f"{folder}: is an adapter of other layers, {odd[0]} is on one side only")
+        mismatched = [name for name in keys.unexpected_keys if "pooler." not in name]  # poolers are not loaded
+        mismatched += [name for name in keys.missing_keys if ".lora_" in name]
+        if mismatched:
+            raise BadInput(f"{folder}: is an adapter of other layers, {mismatched[0]} is on one side only")
 
 
 def _sort_header(path: Path) -> None:
-    """safetensors writes its facts in any order: sorted, the same file comes out every time."""
+    """Sorts the header, which safetensors writes in any order, so that equal weights are equal files."""
     with path.open("r+b") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.dumps(json.loads(file.read(size)), sort_keys=True, separators=(",", ":")).encode().ljust(size)
@@ -80,9 +81,9 @@ def _sort_header(path: Path) -> None:
 
 
 def attach(backbone: nn.Module, config: LoraConfig, base: str, seed: int) -> Adapter:
-    """Wraps layers of the backbone and freezes the rest. seed: of the adapter's first values, on every engine the same.
+    """Wraps layers of the backbone and freezes the rest. seed: of the adapter's first values, the same on every engine.
 
-    Raises BadInput for targets that are not there.
+    Raises BadInput for targets that do not exist.
     """
     settings = settings_of(backbone, config)
     with torch.random.fork_rng(devices=[]):
@@ -108,7 +109,7 @@ def settings_of(backbone: nn.Module, config: LoraConfig):
 
 
 def load(backbone: nn.Module, folder: Path) -> Adapter:
-    """Wraps the backbone in the adapter of a folder. Raises BadInput where it is one of other layers."""
+    """Wraps the backbone in the adapter of a folder. Raises BadInput for an adapter of other layers."""
     settings = _peft().LoraConfig.from_pretrained(str(folder))
     settings.inference_mode = False
     adapter = Adapter(wrap(backbone, settings), backbone.name_or_path)
@@ -125,19 +126,19 @@ def _peft():
 
 
 def wrap(backbone: nn.Module, settings):
-    """peft's model of the backbone, whose layers it wraps where they are."""
+    """Returns peft's model of the backbone, whose layers it wraps in place."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft's calls of transformers
         return _peft().get_peft_model(backbone, settings)
 
 
 def targets(backbone: nn.Module, config: LoraConfig) -> list[str] | str:
-    """Names of the linear layers that take adapters, or all-linear."""
+    """Returns the names of the linear layers that get adapters, or all-linear."""
     linear = [name for name, module in backbone.named_modules() if _is_linear(module)]
     family = family_of(backbone)
     if config.targets is None:
-        asked = family.targets if family else "all-linear"
-        return asked if isinstance(asked, str) else [n for n in asked if _among(n, linear)]
+        default = family.targets if family else "all-linear"
+        return default if isinstance(default, str) else [n for n in default if _among(n, linear)]
     if config.targets == "all-linear":
         return config.targets
     missing = [target for target in config.targets if not _among(target, linear)]
@@ -157,12 +158,12 @@ def _among(target: str, names: list[str]) -> bool:
 
 
 def is_dropout(name: str) -> bool:
-    """Whether a module of the backbone is the dropout of an adapter, by its name."""
+    """True for the name of an adapter's dropout module."""
     return _DROPOUT in name
 
 
 def recorded_base(folder: Path) -> str | None:
-    """The hash of the base that an adapter was trained on; None where the adapter does not say."""
+    """Returns the hash of the base that an adapter was trained on; None where the adapter has none."""
     with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
         return (file.metadata() or {}).get(BASE_HASH)
 
@@ -178,5 +179,5 @@ def check_base(folder: Path, base: str, sha256: str) -> None:
 
 
 def merged(adapter: Adapter) -> nn.Module:
-    """The backbone with the adapter added to its weights, as a plain model."""
+    """Returns the backbone with the adapter added to its weights, as a plain model."""
     return adapter.model.merge_and_unload(safe_merge=True)

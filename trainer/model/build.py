@@ -1,4 +1,4 @@
-"""Definitions of this subject."""
+"""Building an embedder from a model folder."""
 
 from pathlib import Path
 
@@ -7,10 +7,9 @@ from torch import Tensor, nn
 
 from data_prep.common.errors import BadInput
 from trainer.config.sections import FreezeConfig, ModelConfig
-from trainer.model import adapters
-from trainer.model import quantization as quantized
+from trainer.model import adapters, quantization
 from trainer.model.embedder import Embedder
-from trainer.model.tokenizer import _check_vocabulary, eos_notes, load_tokenizer
+from trainer.model.tokenizer import check_vocabulary, eos_notes, load_tokenizer
 from trainer.model_folder import dense
 from trainer.model_folder.families import FAMILIES, family_of
 from trainer.model_folder.files import fetch
@@ -24,12 +23,12 @@ def load_embedder(
     dtype: torch.dtype | None = None,
     seed: int = 0,
 ):
-    """(Embedder in fp32 on the CPU, tokenizer, ModelSpec, untrained) from a folder or hub id.
+    """Loads (Embedder in fp32 on the CPU, tokenizer, ModelSpec, untrained) from a folder or hub id.
 
-    checkpoint: folder of ours to take the trained weights from instead (resume); everything else still comes from
-    `config`. device, dtype: where a quantised base is to lie (it cannot move), and what it computes in. seed: of a new
-    adapter. untrained: tensors of a pooler that no pooling here uses, by name; not trained, but exported again, so that
-    the exported folder is as whole as the one it came from. Raises BadInput for a folder that cannot be loaded.
+    checkpoint: folder of the trained weights to resume from; everything else still comes from `config`. device, dtype:
+    of a quantised base, which cannot move later. seed: of a new adapter. untrained: tensors by name of a pooler that no
+    pooling here uses; exported again, so that the exported folder is complete. Raises BadInput for a folder that cannot
+    be loaded.
     """
     folder = fetch(config.path, config.trust_remote_code)
     spec = read_spec(config, folder)
@@ -37,7 +36,7 @@ def load_embedder(
     spec.notes.extend(eos_notes(tokenizer, spec))
     embedder, untrained = build_embedder(spec, config, checkpoint, device, dtype, seed)
     if config.tokenizer:
-        _check_vocabulary(tokenizer, embedder.backbone, config)
+        check_vocabulary(tokenizer, embedder.backbone, config)
     return embedder, tokenizer, spec, untrained
 
 
@@ -49,10 +48,10 @@ def build_embedder(
     dtype: torch.dtype | None = None,
     seed: int = 0,
 ) -> tuple[Embedder, dict[str, Tensor]]:
-    """(Embedder, untrained) of what read_spec found; see load_embedder."""
+    """Builds (Embedder, untrained) from a ModelSpec; see load_embedder."""
     adapted = spec.is_adapter or config.finetune != "full"
     source = spec.base if adapted else checkpoint or spec.path
-    quantised = quantized.arguments(spec.bits, dtype, device or torch.device("cpu")) if spec.bits else {}
+    quantised = quantization.arguments(spec.bits, dtype, device or torch.device("cpu")) if spec.bits else {}
     backbone = _load_backbone(source, spec, config, quantised)
     pooler, untrained = getattr(backbone, "pooler", None), {}
     if pooler is not None:
@@ -61,12 +60,12 @@ def build_embedder(
     layers = dense.load(spec.dense, None if adapted or not checkpoint else checkpoint).requires_grad_(not adapted)
     embedder = Embedder(backbone, layers, spec.pooling, spec.normalize, config.dropout == "model")
     if spec.bits:
-        layers.to(device or torch.device("cpu"))  # where the base lies
-        embedder.quantised = quantized.layers(backbone)
+        layers.to(device or torch.device("cpu"))  # device of the base
+        embedder.quantised = quantization.layers(backbone)
     if spec.is_adapter:
         embedder.adapter = adapters.load(backbone, Path(spec.path))
     elif config.finetune != "full":
-        embedder.adapter = adapters.attach(backbone, config.lora, _lasting(config.path), seed)
+        embedder.adapter = adapters.attach(backbone, config.lora, _lasting_name(config.path), seed)
         if checkpoint:
             embedder.adapter.read(checkpoint)
     freeze(backbone, config.freeze)
@@ -74,28 +73,28 @@ def build_embedder(
 
 
 def _load_backbone(source, spec: ModelSpec, config: ModelConfig, quantised: dict) -> nn.Module:
-    """The transformer in fp32 (or quantised), with every tensor found. Raises BadInput."""
+    """Loads the transformer in fp32 (or quantised). Raises BadInput where a tensor is missing."""
     import transformers
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # one per rank, for seconds of work
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # what is missing or left over is looked at here
+    logging.set_verbosity_error()  # missing and unexpected tensors are checked here
     try:
         settings, kind, remote = read_settings(source, spec, config)
         family = FAMILIES.get(settings.model_type)
         code = {"trust_remote_code": config.trust_remote_code} if kind is transformers.AutoModel else {}
-        backbone, found = kind.from_pretrained(
+        backbone, loading = kind.from_pretrained(
             source, config=settings, dtype=torch.float32, output_loading_info=True, **code, **quantised
         )
     except Exception as error:  # whatever a damaged folder makes the library raise is the folder's fault
         raise BadInput(f"model.path: {source} cannot be loaded ({type(error).__name__}: {error})") from None
     finally:
         logging.set_verbosity(verbosity)
-    missing = sorted(k for k in [*found["missing_keys"], *map(str, found["mismatched_keys"])] if "pooler." not in k)
+    missing = sorted(k for k in [*loading["missing_keys"], *map(str, loading["mismatched_keys"])] if "pooler." not in k)
     if missing:  # they would be random
         raise BadInput(f"model.path: {source} lacks {len(missing)} tensors of the model, among them {missing[0]}")
-    strange = [k for k in found["unexpected_keys"] if remote and f"{family.blocks}." in k]
+    strange = [k for k in loading["unexpected_keys"] if remote and f"{family.blocks}." in k]
     if strange:
         raise BadInput(
             f"model.path: {source} holds {len(strange)} tensors that the family {settings.model_type} does not know, "
@@ -105,7 +104,7 @@ def _load_backbone(source, spec: ModelSpec, config: ModelConfig, quantised: dict
 
 
 def read_settings(source, spec: ModelSpec, config: ModelConfig):
-    """(transformers' config of a folder, the class of its model, whether the folder's own code is left out)."""
+    """Returns (transformers' config of a folder, the class of its model, True where its own code is not run)."""
     import transformers
 
     settings = transformers.AutoConfig.from_pretrained(source, trust_remote_code=config.trust_remote_code)
@@ -118,13 +117,13 @@ def read_settings(source, spec: ModelSpec, config: ModelConfig):
     return settings, getattr(transformers, family.model_class if family else "AutoModel"), remote
 
 
-def _lasting(path: str) -> str:
-    """What to call the base in an adapter's files: the hub id, or the whole path of a folder."""
+def _lasting_name(path: str) -> str:
+    """Returns the name of the base in an adapter's files: the hub id, or the absolute path of a folder."""
     return str(Path(path).resolve()) if Path(path).exists() else path
 
 
 def freeze(backbone: nn.Module, config: FreezeConfig) -> None:
-    """Excludes parts of the backbone from training; which ones there are was checked by read_spec."""
+    """Excludes parts of the backbone from training; read_spec has checked that they exist."""
     if config == FreezeConfig():
         return
     family = family_of(backbone)
@@ -134,7 +133,7 @@ def freeze(backbone: nn.Module, config: FreezeConfig) -> None:
 
 
 def count_parameters(embedder: Embedder) -> tuple[int, int]:
-    """(trained, all) numbers in the model, whatever an engine or a quantisation did to their tensors."""
+    """Counts (trained, all) numbers in the model, also where an engine or quantisation has changed their tensors."""
     counts = {True: 0, False: 0}
     for parameter in embedder.parameters():
         state = getattr(parameter, "quant_state", None)  # 4-bit: two numbers in a byte

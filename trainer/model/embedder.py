@@ -1,4 +1,4 @@
-"""The embedder: transformer, pooling, dense layers, normalisation; from and to a sentence-transformers folder."""
+"""The embedder: transformer, pooling, dense layers, normalisation."""
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ def pool(hidden: Tensor, mask: Tensor, how: str) -> Tensor:
 
 
 def pool_packed(hidden: Tensor, runs: list[Run], how: str) -> Tensor:
-    """As pool, for the (tokens, d) hidden states of texts that are laid end to end."""
+    """Same as pool, for the (tokens, d) hidden states of texts that stand end to end."""
     pooled = []
     for run, part in zip(runs, hidden.split([run.count * run.length for run in runs])):
         texts = part.view(run.count, run.length, -1)
@@ -44,19 +44,14 @@ def pool_packed(hidden: Tensor, runs: list[Run], how: str) -> Tensor:
 
 
 def finish(pooled: Tensor, dense_layers: nn.ModuleDict, normalize: bool) -> Tensor:
-    """(texts, pooled size) -> (texts, d): what stands behind the pooling, in fp32."""
+    """(texts, pooled size) -> (texts, d): dense layers and normalisation, in fp32."""
     for layer in dense_layers.values():
         pooled = layer(pooled)
     return F.normalize(pooled, dim=1) if normalize else pooled
 
 
 class Embedder(nn.Module):
-    """Token ids -> one fp32 embedding per text, of length 1 where the model normalises.
-
-    packing: texts run without padding where the device and the model's family allow it, see pack(). model_dropout:
-    whether training runs the model's own dropout. adapter: what is trained in place of the model's own weights.
-    dense: layers behind the pooling, see model_folder/dense.py.
-    """
+    """Token ids -> one fp32 embedding per text, of length 1 where the model normalises."""
 
     def __init__(
         self,
@@ -67,13 +62,13 @@ class Embedder(nn.Module):
         model_dropout: bool = False,
     ):
         super().__init__()
-        self.backbone, self.dense = backbone, dense_layers
-        self.model_dropout = model_dropout
-        self.adapter: adapters.Adapter | None = None
-        self.quantised: dict[str, nn.Module] = {}
-        self.recomputed: list[nn.Module] = []
-        self.packing: Packing | None = None
-        # A decoder would keep keys and values of every layer for a generation that never comes.
+        self.backbone, self.dense = backbone, dense_layers  # dense: layers behind the pooling, see dense.py
+        self.model_dropout = model_dropout  # training runs the model's own dropout
+        self.adapter: adapters.Adapter | None = None  # trained in place of the model's own weights
+        self.quantised: dict[str, nn.Module] = {}  # quantised layers by name
+        self.recomputed: list[nn.Module] = []  # blocks that compute again in the backward pass
+        self.packing: Packing | None = None  # texts run without padding, see pack()
+        # A decoder would keep keys and values of every layer, which only generation needs.
         self.own_use_cache = getattr(backbone.config, "use_cache", None)
         backbone.config.use_cache = False
         self.pooling, self.normalize = pooling, normalize
@@ -94,7 +89,7 @@ class Embedder(nn.Module):
         self.dense.train(mode)
         for module in self.recomputed:
             module.training = mode
-        for module in self.quantised.values():  # see quantized.layers
+        for module in self.quantised.values():  # see quantization.layers
             module.training = True
         for name, module in self.backbone.named_modules():
             if adapters.is_dropout(name):
@@ -103,25 +98,25 @@ class Embedder(nn.Module):
         return self
 
     def recompute(self) -> None:
-        """From now on the blocks keep their inputs only, and make the rest again in the backward pass."""
+        """Makes the blocks keep their inputs only, and compute the rest again in the backward pass."""
         self.recomputed = recompute(self)
         self.train(self.training)
 
     def stored(self) -> dict[str, Tensor]:
-        """What a checkpoint holds, by name: the adapter, or all weights."""
+        """Tensors of a checkpoint by name: the adapter, or all weights."""
         if self.adapter is None:
             return self.backbone.state_dict(keep_vars=True) | self.dense.state_dict(keep_vars=True)
         return self.trained()
 
     def parameters_by_name(self) -> dict[str, nn.Parameter]:
-        """All parameters by the names that a checkpoint gives them."""
+        """All parameters by their names in a checkpoint."""
         return dict([*self.backbone.named_parameters(), *self.dense.named_parameters()])
 
     def trained(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.parameters_by_name().items() if p.requires_grad}
 
     def pack(self, device: torch.device) -> None:
-        """Runs texts end to end from now on, if that is possible on this device."""
+        """Packs texts from now on, if that is possible on this device."""
         if Packing.fits(self.backbone, device):
             register()
             self.packing = Packing(self.backbone)

@@ -1,8 +1,11 @@
-"""Running a transformer on texts laid end to end, without padding, and with dropout that costs little on a CPU.
+"""Packing: a transformer runs on texts end to end, without padding, and with dropout that costs little on a CPU.
 
-transformers lets a model's attention be replaced by a registered function. Ours receives all tokens of a chunk as one
-sequence and attends within each text, for all texts of one length in one product; probabilities are not kept for the
-backward pass but made again (as in FlashAttention, Dao et al. 2022, arXiv:2205.14135, algorithm 4).
+- A chunk is one sequence of all its tokens; the model sees a batch of one, with position ids that restart per text.
+- transformers lets a model's attention be replaced by a registered function. Ours attends within each text.
+- Texts of one length that stand side by side are a `Run`, whose attention is one batched product.
+- Large products are split into pieces: some texts of a run, or some heads of a long text, at a time.
+- Attention probabilities are not kept for the backward pass but computed again (as in FlashAttention, Dao et al. 2022,
+  arXiv:2205.14135, algorithm 4).
 """
 
 from itertools import groupby
@@ -16,15 +19,15 @@ from data_prep.texts.tokenizer_rules import AFTER_PADDING
 from trainer.model_folder.families import family_of
 
 NAME = "embedfleet_packed"
-PROBABILITIES = 2**24  # of one product at most (64 MiB): a long text takes its heads in turns
+PROBABILITIES = 2**24  # of one product at most (64 MiB)
 
 
 class Run(NamedTuple):
-    """Texts of one length that stand side by side: `count` texts of `length` tokens from token `start` on."""
+    """Texts of one length that stand side by side."""
 
-    start: int
-    count: int
-    length: int
+    start: int  # first token
+    count: int  # texts
+    length: int  # tokens of each text
 
     @property
     def stop(self) -> int:
@@ -32,7 +35,7 @@ class Run(NamedTuple):
 
 
 def runs_of(lengths: list[int]) -> list[Run]:
-    """Runs of equal lengths, in order."""
+    """Splits texts into runs of equal lengths, in order."""
     runs, start = [], 0
     for length, same in groupby(lengths):
         runs.append(Run(start, len(list(same)), length))
@@ -41,9 +44,9 @@ def runs_of(lengths: list[int]) -> list[Run]:
 
 
 class Noise:
-    """Dropout from 16 random bits per element: several times faster than torch's generator on a CPU.
+    """Dropout noise of 16 random bits per element: several times faster than torch's generator on a CPU.
 
-    The probability is exact to 1 / 65536. The same seed gives the same bits in the same order.
+    The probability is exact to 1 / 65536. The same seed yields the same bits in the same order.
     """
 
     def __init__(self):
@@ -53,7 +56,7 @@ class Noise:
         self.source = np.random.SFC64(seed)
 
     def state(self) -> dict:
-        """Where the source stands."""
+        """Position of the generator, for restore()."""
         return self.source.state
 
     def restore(self, state: dict) -> None:
@@ -65,15 +68,15 @@ class Noise:
 
 
 def keep(bits: Tensor, p: float, like: Tensor) -> Tensor:
-    """1 where an element stays and, with probability p, 0 where it is dropped; shape and dtype of `like`.
+    """Returns 1 where an element stays and, with probability p, 0 where it is dropped; shape and dtype of `like`.
 
-    Numbers, not booleans: a product with them is several times faster than a choice by a mask.
+    Numbers, not booleans: multiplying by them is several times faster than a boolean mask.
     """
     return torch.ge(bits, round(p * 65536) - 32768, out=torch.empty(bits.shape, dtype=like.dtype)).view(like.shape)
 
 
 class QuickDropout(nn.Module):
-    """nn.Dropout with Noise."""
+    """nn.Dropout that draws from Noise."""
 
     def __init__(self, p: float, noise: Noise):
         super().__init__()
@@ -100,10 +103,10 @@ class _Dropout(torch.autograd.Function):
 
 
 class Packing:
-    """Makes a backbone attend within texts that are laid end to end. noise: for attention's dropout."""
+    """Makes a backbone attend within texts that stand end to end."""
 
     def __init__(self, backbone: nn.Module):
-        self.noise = Noise()
+        self.noise = Noise()  # for every dropout, attention's included
         config = backbone.config
         config._attn_implementation = NAME
         family = family_of(backbone)
@@ -116,7 +119,7 @@ class Packing:
 
     @staticmethod
     def fits(backbone: nn.Module, device: torch.device) -> bool:
-        """On a CPU, for families whose attention is understood; sliding windows and relative positions are not."""
+        """True on a CPU for families with plain attention, without sliding windows and relative positions."""
         config = backbone.config
         family = family_of(backbone)
         plain = getattr(config, "position_embedding_type", "absolute") in (None, "absolute")
@@ -124,12 +127,12 @@ class Packing:
         return device.type == "cpu" and family is not None and family.plain_attention and plain and not windowed
 
     def inputs(self, ids: Tensor, runs: list[Run]) -> dict:
-        """Arguments of the backbone for (tokens,) ids of texts laid end to end."""
+        """Returns the backbone's arguments for (tokens,) ids of texts that stand end to end."""
         position = torch.cat([torch.arange(run.length).repeat(run.count) for run in runs]) + self.first_position
-        made = {"input_ids": ids[None], "position_ids": position[None], "packed": (runs, self.noise)}
+        arguments = {"input_ids": ids[None], "position_ids": position[None], "packed": (runs, self.noise)}
         if self.token_types:
-            made["token_type_ids"] = torch.zeros_like(ids)[None]
-        return made
+            arguments["token_type_ids"] = torch.zeros_like(ids)[None]
+        return arguments
 
 
 def packed_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, packed=None, **_):
@@ -145,21 +148,21 @@ def packed_attention(module, query, key, value, attention_mask, dropout=0.0, sca
 
 
 class _PackedAttention(torch.autograd.Function):
-    """Products in fp32 also where the model's are bf16: such small ones are faster so, and the softmax is exact."""
+    """Attention with fp32 products, also in a bf16 model: small products are faster in fp32, the softmax is exact."""
 
     @staticmethod
     def forward(ctx, query, key, value, runs, scaling, causal, dropout, noise):
-        _, heads, tokens, size = query.shape
+        _, heads, tokens, size = query.shape  # query, key, value: (1, heads, tokens, size)
         out = query.new_empty(1, tokens, heads, size)
         drawn = []
-        for run, some in _pieces(runs, heads):
-            q, k, v = (_take(x, run, some) for x in (query, key, value))
-            weights = _probabilities(q, k, scaling, causal)
+        for run, part in _pieces(runs, heads):
+            q, k, v = (_take(x, run, part) for x in (query, key, value))
+            weights = _probabilities(q, k, scaling, causal)  # (texts x heads, length, length)
             if dropout:
                 drawn.append(noise.bits(weights.numel()))
                 weights.mul_(keep(drawn[-1], dropout, weights))
                 v = v * (1 / (1 - dropout))
-            _put(out, torch.bmm(weights, v), run, some)
+            _put(out, torch.bmm(weights, v), run, part)
         ctx.save_for_backward(query, key, value, out, *drawn)
         ctx.facts = runs, scaling, causal, dropout
         return out
@@ -171,10 +174,10 @@ class _PackedAttention(torch.autograd.Function):
         runs, scaling, causal, dropout = ctx.facts
         heads = query.shape[1]
         grads = [torch.empty_like(out) for _ in range(3)]
-        for i, (run, some) in enumerate(_pieces(runs, heads)):
-            q, k, v = (_take(x, run, some) for x in (query, key, value))
-            d_out, o = (_take(x.transpose(1, 2), run, some) for x in (upstream, out))
-            # of the softmax: the row sums of weights x d_weights are those of out x d_out
+        for i, (run, part) in enumerate(_pieces(runs, heads)):
+            q, k, v = (_take(x, run, part) for x in (query, key, value))
+            d_out, o = (_take(x.transpose(1, 2), run, part) for x in (upstream, out))
+            # gradient of the softmax: the row sums of weights x d_weights equal those of out x d_out
             total = (d_out * o).sum(dim=-1, keepdim=True)
             weights = _probabilities(q, k, scaling, causal)
             dropped = weights
@@ -188,41 +191,41 @@ class _PackedAttention(torch.autograd.Function):
                 d_weights.mul_(stays)
             d_scores = d_weights.sub_(total).mul_(weights)
             q, k = q * scaling, k * scaling
-            for grad, part in zip(grads, (torch.bmm(d_scores, k), torch.bmm(d_scores.transpose(1, 2), q), d_v)):
-                _put(grad, part, run, some)
+            for grad, product in zip(grads, (torch.bmm(d_scores, k), torch.bmm(d_scores.transpose(1, 2), q), d_v)):
+                _put(grad, product, run, part)
         return *(grad.transpose(1, 2) for grad in grads), None, None, None, None, None
 
 
 def _pieces(runs: list[Run], heads: int):
-    """(run, heads) whose probabilities are made in one product."""
+    """Yields (run, slice of heads) whose probabilities are computed in one product."""
     for run in runs:
-        at_once = max(1, PROBABILITIES // (run.length * run.length * heads))
-        if run.count > at_once:  # some texts of the run at a time
-            for first in range(0, run.count, at_once):
-                part = Run(run.start + first * run.length, min(at_once, run.count - first), run.length)
+        texts_at_once = max(1, PROBABILITIES // (run.length * run.length * heads))
+        if run.count > texts_at_once:
+            for first in range(0, run.count, texts_at_once):
+                part = Run(run.start + first * run.length, min(texts_at_once, run.count - first), run.length)
                 yield from _by_heads(part, heads)
         else:
             yield from _by_heads(run, heads)
 
 
 def _by_heads(run: Run, heads: int):
-    some = max(1, min(heads, PROBABILITIES // (run.length * run.length * run.count)))
-    for first in range(0, heads, some):
-        yield run, slice(first, min(heads, first + some))
+    heads_at_once = max(1, min(heads, PROBABILITIES // (run.length * run.length * run.count)))
+    for first in range(0, heads, heads_at_once):
+        yield run, slice(first, min(heads, first + heads_at_once))
 
 
-def _take(x: Tensor, run: Run, some: slice) -> Tensor:
+def _take(x: Tensor, run: Run, heads: slice) -> Tensor:
     """(1, heads, tokens, size) -> (texts x heads, length, size) of a piece, fp32."""
-    part = x[0, some, run.start : run.stop]
-    heads, _, size = part.shape
-    return part.view(heads, run.count, run.length, size).transpose(0, 1).reshape(-1, run.length, size).float()
+    part = x[0, heads, run.start : run.stop]
+    count, _, size = part.shape
+    return part.view(count, run.count, run.length, size).transpose(0, 1).reshape(-1, run.length, size).float()
 
 
-def _put(out: Tensor, part: Tensor, run: Run, some: slice) -> None:
-    """The inverse of _take, into (1, tokens, heads, size)."""
-    heads = some.stop - some.start
-    where = out[0, run.start : run.stop, some].view(run.count, run.length, heads, -1)
-    where.copy_(part.view(run.count, heads, run.length, -1).transpose(1, 2))
+def _put(out: Tensor, part: Tensor, run: Run, heads: slice) -> None:
+    """Writes (texts x heads, length, size) of a piece into `out`, (1, tokens, heads, size): the inverse of _take."""
+    count = heads.stop - heads.start
+    target = out[0, run.start : run.stop, heads].view(run.count, run.length, count, -1)
+    target.copy_(part.view(run.count, count, run.length, -1).transpose(1, 2))
 
 
 def _probabilities(q: Tensor, k: Tensor, scaling: float, causal: bool) -> Tensor:
@@ -235,7 +238,7 @@ def _probabilities(q: Tensor, k: Tensor, scaling: float, causal: bool) -> Tensor
 
 
 def register() -> None:
-    """Makes the function known to transformers (once; again does no harm)."""
+    """Registers the attention with transformers; calling it again changes nothing."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, packed_attention)

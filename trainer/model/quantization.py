@@ -11,8 +11,10 @@ MOMENTS = ("state1", "state2", "absmax1", "absmax2")  # bitsandbytes' names: num
 
 
 def settings(bits: int, compute: torch.dtype | None) -> dict:
-    """transformers' quantisation config: NF4 with quantised constants (Dettmers et al. 2023, arXiv:2305.14314), or
-    LLM.int8 (Dettmers et al. 2022, arXiv:2208.07339). Plain values, so that a saved folder can hold it.
+    """Returns transformers' quantisation config, as plain values that a saved folder can hold.
+
+    4 bits: NF4 with quantised constants (Dettmers et al. 2023, arXiv:2305.14314). 8 bits: LLM.int8 (Dettmers et al.
+    2022, arXiv:2208.07339).
     """
     if bits == 8:
         return {"quant_method": "bitsandbytes", "load_in_8bit": True}
@@ -26,7 +28,7 @@ def settings(bits: int, compute: torch.dtype | None) -> dict:
 
 
 def arguments(bits: int, compute: torch.dtype | None, device: torch.device) -> dict:
-    """Of from_pretrained, to quantise each tensor as it is read."""
+    """Returns arguments of from_pretrained that quantise each tensor as it is read."""
     from transformers import BitsAndBytesConfig
 
     config = BitsAndBytesConfig.from_dict(settings(bits, compute))
@@ -34,24 +36,24 @@ def arguments(bits: int, compute: torch.dtype | None, device: torch.device) -> d
 
 
 def layers(backbone: nn.Module) -> dict[str, nn.Module]:
-    """The quantised linear layers by name, told to compute the same in training and in evaluation.
+    """Returns the quantised linear layers by name, set to compute the same in training and in evaluation.
 
     On a CPU with bf16 instructions a 4-bit layer would repack its weights, and compute in bf16, wherever no gradient is
-    wanted: the first pass over a chunk would not be the second.
+    wanted: the two forward passes over a chunk would differ.
     """
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # a line for every product
-    found = {n: m for n, m in backbone.named_modules() if isinstance(m, (Linear4bit, Linear8bitLt))}
-    for module in found.values():
+    quantised = {n: m for n, m in backbone.named_modules() if isinstance(m, (Linear4bit, Linear8bitLt))}
+    for module in quantised.values():
         module.support_avx512bf16_for_cpu = False
-    return found
+    return quantised
 
 
 def dequantize(quantised: dict[str, nn.Module], backbone: nn.Module) -> None:
-    """Gives the plain layers of another backbone the weights that quantised ones stand for.
+    """Copies the dequantised weights of layers into the plain layers of another backbone.
 
-    quantised: by their names before there was an adapter; the other backbone may carry one.
+    quantised: layers by their names before an adapter was added; the other backbone may have an adapter.
     """
     for name, layer in quantised.items():
         plain = backbone.get_submodule(name)
@@ -64,8 +66,8 @@ def _weights_of(layer: nn.Module) -> Tensor:
 
     if hasattr(layer.weight, "quant_state"):
         return dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
-    held = layer.weight if layer.weight.CB is not None else layer.state  # the layer takes them in its first pass
-    return held.CB.float() * (held.SCB.float() / 127.0).unsqueeze(1)
+    owner = layer.weight if layer.weight.CB is not None else layer.state  # the layer takes them in its first pass
+    return owner.CB.float() * (owner.SCB.float() / 127.0).unsqueeze(1)
 
 
 def adamw_8bit(groups: list[dict], optim: OptimConfig):
@@ -76,7 +78,7 @@ def adamw_8bit(groups: list[dict], optim: OptimConfig):
 
 
 def load_moments(optimizer, named: dict[str, nn.Parameter], moments: dict[str, Tensor], updates: int) -> None:
-    """Takes moments as `<key>.<parameter>`; updates: how many AdamW updates they have seen."""
+    """Loads moments by `<key>.<parameter>`. updates: AdamW updates that they have seen."""
     names = {parameter: name for name, parameter in named.items()}
     for g, group in enumerate(optimizer.param_groups):
         for p, parameter in enumerate(group["params"]):

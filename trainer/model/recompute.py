@@ -1,4 +1,4 @@
-"""Gradient checkpointing (Chen et al. 2016, arXiv:1604.06174): blocks keep their inputs, and compute twice."""
+"""Gradient checkpointing (Chen et al. 2016, arXiv:1604.06174): blocks keep their inputs and compute twice."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from data_prep.common.errors import BadInput
 
 @contextmanager
 def not_recomputed(blocks: list[nn.Module]) -> Iterator[None]:
-    """Within, the blocks keep everything."""
+    """Turns gradient checkpointing off inside the `with` statement."""
     for block in blocks:
         block.gradient_checkpointing = False
     try:
@@ -24,7 +24,7 @@ def not_recomputed(blocks: list[nn.Module]) -> Iterator[None]:
 def recompute(embedder) -> list[nn.Module]:
     """Makes every block of the embedder's backbone compute again in the backward pass; returns the blocks.
 
-    Dropout comes out the same: torch restores its own generator, and the packed model's noise is put back here.
+    Dropout is the same in both passes: torch restores its own generator, and run() the packed model's noise.
     Raises BadInput for a family whose blocks transformers does not prepare for it.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
@@ -38,11 +38,11 @@ def recompute(embedder) -> list[nn.Module]:
 
     def run(block: Callable, *inputs):
         noise = embedder.packing.noise if embedder.packing else None
-        drawn = noise.state() if noise else None
+        before = noise.state() if noise else None
 
         def again(*inputs):
             if noise:
-                noise.restore(drawn)
+                noise.restore(before)
             return block(*inputs)
 
         return checkpoint(again, *inputs, use_reentrant=False, preserve_rng_state=embedder.noisy)

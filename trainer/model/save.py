@@ -1,19 +1,20 @@
-"""Definitions of this subject."""
+"""Writing a model folder from an embedder's weights."""
 
 import json
 from pathlib import Path
 
 from torch import Tensor
 
-from trainer.model import quantization as quantized
+from trainer.model import quantization
 from trainer.model.embedder import Embedder
 from trainer.model_folder import dense
 from trainer.model_folder.spec import POOLINGS, ModelSpec
 
 
 def save_embedder(folder: Path, weights: dict[str, Tensor], embedder: Embedder, tokenizer, spec: ModelSpec) -> None:
-    """Writes a folder that sentence-transformers and transformers load. weights: fp32 CPU tensors by their names here,
-    of the whole model or of its adapter.
+    """Writes a folder that sentence-transformers and transformers load.
+
+    weights: fp32 CPU tensors by the embedder's parameter names, of the whole model or of its adapter.
     """
     backbone = embedder.backbone
     dense.write(folder, spec.dense, weights)
@@ -21,7 +22,7 @@ def save_embedder(folder: Path, weights: dict[str, Tensor], embedder: Embedder, 
     if embedder.adapter:
         embedder.adapter.write(folder, weights)
     else:
-        # Today's tensor names, not those of the file that was once loaded: the same on every engine.
+        # The tensor names of this transformers, not those of the loaded file: the same on every engine.
         backbone.config.use_cache = embedder.own_use_cache
         backbone.save_pretrained(folder, state_dict=weights, save_original_format=False)
         backbone.config.use_cache = False
@@ -54,10 +55,10 @@ def save_embedder(folder: Path, weights: dict[str, Tensor], embedder: Embedder, 
 
 
 def _of_base(embedder: Embedder, spec: ModelSpec) -> dict:
-    """How sentence-transformers (and read_spec) must load an adapter's base, where its own files do not say."""
+    """Returns arguments to load an adapter's base, for sentence-transformers and read_spec."""
     arguments: dict = {}
     if spec.bidirectional is not None:
         arguments["config_kwargs"] = {"is_causal": not spec.bidirectional}
     if spec.bits:
-        arguments["model_kwargs"] = {"quantization_config": quantized.settings(spec.bits, None)}
+        arguments["model_kwargs"] = {"quantization_config": quantization.settings(spec.bits, None)}
     return arguments

@@ -1,4 +1,4 @@
-"""Definitions of this subject."""
+"""Tokenizers: loading them, checking them, token ids of texts."""
 
 from pathlib import Path
 
@@ -12,7 +12,10 @@ from trainer.model_folder.spec import ModelSpec
 
 
 def load_tokenizer(config: ModelConfig, folder: str):
-    """The fast tokenizer (slow ones cannot say what they cut) of the folder, or of model.tokenizer. Raises BadInput."""
+    """Loads the fast tokenizer of the folder, or of model.tokenizer (slow ones do not report truncation).
+
+    Raises BadInput.
+    """
     from transformers import AutoTokenizer
 
     key, source = ("model.tokenizer", fetch(config.tokenizer)) if config.tokenizer else ("model.path", folder)
@@ -30,7 +33,7 @@ def load_tokenizer(config: ModelConfig, folder: str):
 
 
 def _lower(tokenizer) -> None:
-    """As sentence-transformers does where the folder says so; an exported tokenizer does it everywhere."""
+    """Makes the tokenizer itself lower-case texts, as sentence-transformers does for such a folder."""
     from tokenizers.normalizers import Lowercase, Sequence
 
     own = tokenizer.backend_tokenizer.normalizer
@@ -38,7 +41,7 @@ def _lower(tokenizer) -> None:
 
 
 def _append_eos(tokenizer, where: str) -> None:
-    """Makes the tokenizer itself end every text in EOS, so that an exported folder does so everywhere."""
+    """Makes the tokenizer itself append EOS to every text, so that an exported folder always does."""
     from tokenizers.processors import Sequence, TemplateProcessing
 
     eos = tokenizer.eos_token
@@ -56,13 +59,13 @@ def _ends_in_eos(tokenizer) -> bool:
 
 
 def eos_notes(tokenizer, spec: ModelSpec) -> list[str]:
-    """A line where the last token is pooled and is not an EOS."""
+    """Returns a line where the last token is pooled and is not an EOS."""
     if spec.pooling != "last" or _ends_in_eos(tokenizer):
         return []
     return ["pooling last: the tokenizer ends no text in EOS, so the text's own last token is taken (model.append_eos)"]
 
 
-def _check_vocabulary(tokenizer, backbone: nn.Module, config: ModelConfig) -> None:
+def check_vocabulary(tokenizer, backbone: nn.Module, config: ModelConfig) -> None:
     largest, rows = max(tokenizer.get_vocab().values()), backbone.get_input_embeddings().num_embeddings
     if largest >= rows:
         raise BadInput(
@@ -71,7 +74,7 @@ def _check_vocabulary(tokenizer, backbone: nn.Module, config: ModelConfig) -> No
 
 
 def tokenize(texts: list[str], prompt: str, max_len: int, tokenizer) -> tuple[list[list[int]], int]:
-    """Token ids of prompt + text, cut at max_len tokens, and how many texts were cut."""
+    """Returns token ids of prompt + text, truncated to max_len tokens, and the number of truncated texts."""
     if not texts:
         return [], 0
     encoded = tokenizer(
@@ -83,6 +86,6 @@ def tokenize(texts: list[str], prompt: str, max_len: int, tokenizer) -> tuple[li
         return_token_type_ids=False,
         return_overflowing_tokens=False,
     )
-    # the fast tokenizer keeps what it cut off beside each encoding
-    cut = sum(bool(e.overflowing) for e in encoded.encodings)
-    return encoded["input_ids"], cut
+    # the fast tokenizer keeps the truncated rest beside each encoding
+    truncated = sum(bool(e.overflowing) for e in encoded.encodings)
+    return encoded["input_ids"], truncated

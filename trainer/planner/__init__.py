@@ -1,1 +1,1 @@
-"""planner"""
+"""The rows that every optimizer step trains on. Never imports torch."""

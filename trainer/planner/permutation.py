@@ -1,7 +1,7 @@
-"""A keyed permutation of 0..n-1 that can be entered anywhere, in both directions, and holds no table. No torch.
+"""A keyed permutation of 0..n-1 without a table, computed for any position, in both directions. No torch.
 
-A generalised Feistel network over pairs (left, right) of a x b >= n numbers, with a and b near sqrt(n); what falls
-beyond n is permuted again until it falls within ("cycle walking"): Black and Rogaway 2002, Ciphers with Arbitrary
+A generalised Feistel network over pairs (left, right) of a x b >= n numbers, with a and b near sqrt(n). A result
+beyond n is permuted again until it is below n ("cycle walking"): Black and Rogaway 2002, Ciphers with Arbitrary
 Finite Domains, CT-RSA 2002 (https://eprint.iacr.org/2001/012). Integers modulo 2^64 only: the same on every platform.
 """
 
@@ -11,18 +11,13 @@ from math import isqrt
 
 import numpy as np
 
+from data_prep.common.splitmix import mix
+
 FEISTEL_ROUNDS = 8
 
 
-def mix(values: np.ndarray) -> np.ndarray:
-    """uint64 -> uint64, any shape but 0-dim: the finaliser of splitmix64 (Steele, Lea and Flood 2014)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
-
-
 def number_of(text: str) -> np.uint64:
-    """64 bits of the text's sha256."""
+    """Returns 64 bits of the text's sha256."""
     return np.uint64(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
 
 
@@ -36,11 +31,11 @@ class Permutation:
         self._keys = [number_of(f"{key}|{round_}") for round_ in range(FEISTEL_ROUNDS)]
 
     def at(self, places: np.ndarray) -> np.ndarray:
-        """Which numbers stand at these places: (m,) int64 -> (m,) int64."""
+        """Returns the numbers at these places: (m,) int64 -> (m,) int64."""
         return self._walk(places, self._forth)
 
     def place_of(self, numbers: np.ndarray) -> np.ndarray:
-        """Where these numbers stand: the inverse of at()."""
+        """Returns the places of these numbers: the inverse of at()."""
         return self._walk(numbers, self._back)
 
     def _walk(self, values: np.ndarray, step: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

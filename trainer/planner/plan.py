@@ -1,14 +1,13 @@
-"""The global batch plan: which rows every optimizer step trains on. A pure function; knows nothing of ranks. No torch.
+"""The global batch plan: the rows of every optimizer step. A pure function, independent of ranks. No torch.
 
-The plan depends on (data fingerprint, seed, batch_size, last_batch, mixing, PLAN_VERSION) and on nothing else, so every
-topology and every resumed run sees the same global batches. A batch holds rows of one source, and no two that share a
-query, a positive or a document; where a text occurs more often than there are batches that cannot be: those rows are
-counted, and the loss masks them.
-
-Any step is reached at once, and a rank's memory does not grow with the rows: the order of a pass is a keyed permutation
-(permutation.py) plus the few rows that were moved away from each other (passes.py). The other way is a plan file made
-ahead. Without one there is nothing to build, ship, clean up or wait for; the price is hashing for every batch, a look
-at all pairs of (row, shared key) at the start of every pass, and memory proportional to the rows that were moved.
+- The plan depends on (data fingerprint, seed, batch_size, last_batch, mixing, PLAN_VERSION) alone, so every topology
+  and every resumed run sees the same global batches.
+- A batch has rows of one source, and no two that share a query, a positive or a document. Where a text occurs more
+  often than there are batches, the rows that meet are counted, and the loss masks them.
+- Any step is reached at once: the order of a pass is a keyed permutation (permutation.py) and the few rows that were
+  moved away from each other (source_pass.py). A rank's memory does not grow with the rows.
+- There is no plan file to build, ship or wait for. The price is hashing for every batch, and an examination of all
+  pairs of (row, shared key) at the start of every pass.
 """
 
 import json
@@ -24,30 +23,29 @@ from trainer.planner.permutation import Permutation
 from trainer.planner.source_pass import Pass
 
 PLAN_VERSION = 2
-HELD_PASSES = 64  # per source at most; only a source that is taken many times in an epoch has more than two
+CACHED_PASSES = 64  # per source at most; only a source that repeats within an epoch has more than two
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Global batches of the sources of one data set. batch_size: rows per optimizer step over all ranks.
+    """Global batches of the sources of one data set.
 
-    Each source is an endless stream of batches, pass after pass over its rows, each pass in another order. mixing says
-    which stream a step takes its batch from. An epoch has as many steps as one pass over every source has batches.
+    Each source is an endless stream of batches, pass after pass over its rows, each pass in another order. `mixing`
+    chooses the stream of a step. An epoch has as many steps as one pass over every source has batches.
     proportional: an epoch is one pass over every source, in random order: every row once. temperature: an epoch takes
     batches of each source in proportion to rows ** (1 / mixing_temperature), at least one (Arivazhagan et al. 2019,
     arXiv:1907.05019), in random order. round_robin: the sources take turns.
-    apart: names of the sources whose rows are kept apart where they share a key; None means all.
     """
 
-    parts: tuple[SourceRows, ...]
-    batch_size: int
+    parts: tuple[SourceRows, ...]  # rows of each source
+    batch_size: int  # rows per optimizer step over all ranks
     fingerprint: str
     seed: int
-    last_batch: str = "keep"  # "drop" leaves out the incomplete last batch of a pass; nothing is padded with repeats
+    last_batch: str = "keep"  # "drop" omits the incomplete last batch of a pass; no row is repeated to fill it
     mixing: str = "proportional"
     mixing_temperature: float = 2.0
-    apart: frozenset[str] | None = None
-    cut: int | None = None  # steps after which an epoch of the run ends early; the next one goes on where it ended
+    apart: frozenset[str] | None = None  # sources whose rows are kept apart where they share a key; None: all
+    cut: int | None = None  # steps after which an epoch of the run ends early; the next one continues there
     _passes: dict[tuple[int, int], Pass] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __post_init__(self):
@@ -78,8 +76,9 @@ class BatchPlan:
 
     @property
     def left_out_per_epoch(self) -> int:
-        """Rows that no batch of a pass over their source holds: a dropped last batch, or a single last row (it would
-        have no in-batch negative). Others in each pass."""
+        """Rows that a pass over their source omits: a dropped last batch, or a single last row, which would have no
+        in-batch negative. Each pass omits others.
+        """
         return sum(max(0, rows - n * self.batch_size) for (_, rows), n in zip(self.sources, self._batches))
 
     @property
@@ -120,28 +119,28 @@ class BatchPlan:
 
     def meeting(self, epoch: int) -> int:
         """Rows of an epoch that share a text or document with an earlier row of their batch, over all sources."""
-        found = 0
+        rows = 0
         for source, size in enumerate(self._batches):
             taken = self._taken(source, epoch)
             oldest = taken.start // size
             for number in range(oldest, -(-taken.stop // size)):
                 first, stop = max(0, taken.start - number * size), min(size, taken.stop - number * size)
-                found += self._pass(source, number, oldest).meeting(first, stop)
-        return found
+                rows += self._pass(source, number, oldest).meeting(first, stop)
+        return rows
 
     def _taken(self, source: int, epoch: int) -> range:
-        """Which batches of a source's stream an epoch takes."""
+        """Returns the batches of a source's stream that an epoch takes."""
         if self.mixing == "round_robin":  # steps t with t % sources == source
             first, stop = (-(-(e * self.steps_per_epoch - source) // len(self.parts)) for e in (epoch, epoch + 1))
             return range(first, stop)
         return range(epoch * self.quotas[source], (epoch + 1) * self.quotas[source])
 
     def _pass(self, source: int, number: int, oldest: int) -> Pass:
-        """A pass over a source; those before `oldest` are forgotten, and all of them where they are too many."""
+        """Returns a pass over a source. Drops passes before `oldest` from the cache, and all when they are too many."""
         if (source, number) not in self._passes:
-            held = [key for key in self._passes if key[0] == source]
-            for key in held:
-                if key[1] < oldest or len(held) >= HELD_PASSES:
+            cached = [key for key in self._passes if key[0] == source]
+            for key in cached:
+                if key[1] < oldest or len(cached) >= CACHED_PASSES:
                     del self._passes[key]
             part = self.parts[source]
             key = self._key("pass", part.name, number, len(part.rows))
@@ -160,7 +159,7 @@ def batches_of(rows: int, batch_size: int, last_batch: str) -> int:
 
 
 def shares(total: int, weights: list[float]) -> list[int]:
-    """Integers >= 1 in proportion to the weights that sum to total (>= their number), by the largest remainder."""
+    """Splits total (>= len(weights)) into integers >= 1 in proportion to the weights, by the largest remainder."""
     exact = [total * weight / sum(weights) for weight in weights]
     parts = [int(share) for share in exact]
     by_remainder = sorted(range(len(parts)), key=lambda i: parts[i] - exact[i])
@@ -173,10 +172,10 @@ def shares(total: int, weights: list[float]) -> list[int]:
 
 
 def rank_slice(batch: np.ndarray, rank: int, world: int, sizes: np.ndarray) -> np.ndarray:
-    """The rows of a global batch that one rank embeds, in the batch's order; their numbers differ by at most one.
+    """Returns the rows of a global batch that one rank embeds, in the batch's order. Ranks differ by at most one row.
 
-    sizes: of each row's texts. Rows are dealt out from the largest to the smallest, to and fro, so that no rank waits
-    long for another.
+    sizes: of each row's texts. Rows are dealt out from the largest to the smallest, in alternating order of the ranks,
+    so that no rank waits long for another.
     """
     turn, place = np.divmod(np.arange(len(batch)), world)
     to = np.where(turn % 2, world - 1 - place, place)

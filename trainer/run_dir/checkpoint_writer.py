@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 from safetensors import SafetensorError
@@ -18,17 +19,20 @@ from data_prep.common.files import fsync_folder, sha256_of
 from trainer.config.sections import CheckpointConfig
 from trainer.run_dir.layout import MARKER, TrainState, numbered
 
+if TYPE_CHECKING:
+    from trainer.engine.protocol import Engine
+
 ASIDE = ".writing-"
 
 
 class Clock:
-    """When a checkpoint is due by steps or minutes. Rank 0's counts: ranks agree on it in compute_gradients."""
+    """Says when a checkpoint is due by steps or minutes. Ranks agree on it in compute_gradients."""
 
     def __init__(self, config: CheckpointConfig):
         self.config, self.last = config, time.monotonic()
 
     def due(self, step: int) -> bool:
-        """Whether the state after this many steps should be written."""
+        """True where the state after this many steps is to be written."""
         by_steps = self.config.every_steps and step % self.config.every_steps == 0
         minutes = (time.monotonic() - self.last) / 60
         return bool(by_steps or (self.config.every_minutes and minutes >= self.config.every_minutes))
@@ -38,19 +42,19 @@ class Clock:
 
 
 class Writer:
-    """Writes the model folders of a run, one at a time; those between epochs while training goes on.
-
-    prepare(state) is called at each save (collective) and gives the function write_model(folder, weights), which writes
-    a loadable model from fp32 CPU weights; that one is called on rank 0 only.
-    """
+    """Writes the model folders of a run, one at a time; checkpoints between epochs while training goes on."""
 
     def __init__(
         self,
-        engine,
+        engine: "Engine",
         run_dir: Path,
         config: CheckpointConfig,
         prepare: Callable[[TrainState | None], Callable[[Path, dict], None]],
     ):
+        """prepare(state): called at each save, on every rank; returns write_model(folder, weights).
+
+        write_model writes a loadable model from fp32 CPU weights. It is called on rank 0 only.
+        """
         self.engine, self.run_dir, self.config, self.prepare = engine, run_dir, config, prepare
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future | None = None
@@ -58,8 +62,8 @@ class Writer:
     def save(self, name: str, state: TrainState | None, background: bool = False) -> Path:
         """Writes run_dir/name (a model folder; with state/ for resume unless `state` is None). Collective.
 
-        background: returns once there is a copy to write from, if there is memory for one; what fails then is raised
-        by the next save or wait. Raises Failed where the disk does not take it; earlier checkpoints stay whole.
+        background: returns once there is a copy to write from, if there is memory for one; the next save or wait
+        raises its errors. Raises Failed where writing fails; earlier checkpoints stay whole.
         """
         self.wait()
         write_model = self.prepare(state)
@@ -78,16 +82,16 @@ class Writer:
         return target
 
     def go_back(self, state: TrainState) -> None:
-        """Removes the checkpoints of later steps and epochs, so that a resumed run begins with this one. Collective."""
+        """Removes the checkpoints of later steps and epochs, so that a resumed run starts from `state`. Collective."""
         self.wait()
         self.engine.world.on_first(lambda: self._remove_ahead(state))
 
     def wait(self) -> None:
-        """Until nothing is being written. Collective; raises on every rank what went wrong."""
+        """Waits for the write in progress. Collective; raises its error on every rank."""
         self.engine.world.on_first(self._settle)
 
     def close(self) -> None:
-        """After the last wait, or a failure: what is being written is finished."""
+        """Finishes the write in progress; call it after the last wait, or a failure."""
         self._pool.shutdown(wait=True)
 
     def _settle(self) -> None:
@@ -103,7 +107,7 @@ class Writer:
             self._remove_older(state)
 
     def _remove_older(self, state: TrainState) -> None:
-        """Checkpoints that need not be kept. Those ahead do not count: the run went back behind them."""
+        """Removes checkpoints beyond keep_steps and keep_epochs. Those of later steps do not count."""
         for kind, keep in (("step", self.config.keep_steps), ("epoch", self.config.keep_epochs)):
             reached = getattr(state, kind)
             behind = [folder for number, folder in numbered(self.run_dir, kind).items() if number <= reached]
@@ -118,17 +122,17 @@ class Writer:
 
 
 def _copies(weights: dict, moments: dict) -> tuple[dict, dict] | None:
-    """Copies that training does not move, or None where they would take more than half of the free memory."""
-    needed = sum(t.numel() * t.element_size() for some in (weights, moments) for t in some.values())
+    """Returns copies of the tensors, or None where they would take more than half of the free memory."""
+    needed = sum(t.numel() * t.element_size() for tensors in (weights, moments) for t in tensors.values())
     if 2 * needed > psutil.virtual_memory().available:
         return None
-    return tuple({name: t.clone() for name, t in some.items()} for some in (weights, moments))
+    return tuple({name: t.clone() for name, t in tensors.items()} for tensors in (weights, moments))
 
 
 def write(
     target: Path, weights: dict, moments: dict, state: TrainState | None, write_model: Callable[[Path, dict], None]
 ) -> None:
-    """Writes one folder, whole or not at all. Raises Failed where the disk does not take it."""
+    """Writes one folder, whole or not at all. Raises Failed where writing fails."""
     aside = target.with_name(f"{ASIDE}{target.name}")
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -151,13 +155,13 @@ def write(
 
 
 def remove(folder: Path) -> None:
-    """Takes a checkpoint away; killed meanwhile, it leaves one that is plainly unfinished."""
+    """Removes a checkpoint, its marker first: if the process is killed, the rest is unfinished."""
     (folder / MARKER).unlink(missing_ok=True)
     shutil.rmtree(folder)
 
 
 def sweep(run_dir: Path) -> None:
-    """Removes what a killed run was writing."""
+    """Removes the unfinished folders of a killed run."""
     for aside in run_dir.glob(f"{ASIDE}*"):
         shutil.rmtree(aside, ignore_errors=True)
 

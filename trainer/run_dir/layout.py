@@ -1,4 +1,4 @@
-"""What lies in a run directory: names of checkpoints, whether one is whole, where a run stands. Never imports torch."""
+"""Layout of a run directory: names of checkpoints, their state, their damage. Never imports torch."""
 
 import json
 import re
@@ -17,23 +17,23 @@ MARKER = "complete.json"  # sizes and sha256 of every file of a checkpoint; its 
 
 @dataclass
 class TrainState:
-    """Where a run stands after `step` optimizer steps. updates: AdamW updates made (steps less the skipped ones).
+    """State of a run between two optimizer steps.
 
-    epoch: how many have ended, evaluation included. The learning rate, the batches and the dropout of every step are
-    functions of these numbers and the run file, so there is no scheduler or random state beside them.
+    The learning rate, the batches and the dropout of every step are functions of these numbers and the run file, so
+    there is no scheduler or random state beside them.
     """
 
-    step: int
-    epoch: int
-    updates: int
+    step: int  # optimizer steps done
+    epoch: int  # epochs that have ended, evaluation included
+    updates: int  # AdamW updates made: steps less the skipped ones
     log_offset: int  # bytes of logs.jsonl that belong to the steps done
-    loss_scale: dict
-    temperatures: dict = field(default_factory=dict)  # by source: optim.LearnedTemperature.state()
+    loss_scale: dict  # LossScale.state()
+    temperatures: dict = field(default_factory=dict)  # by source: LearnedTemperature.state()
     watch: dict = field(default_factory=dict)  # of watch.Watch
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, or None where every file is there with its recorded bytes."""
+    """Returns the problem of a checkpoint, or None where every file has its recorded bytes."""
     if not (folder / MARKER).is_file():
         return f"{folder.name}: unfinished (no {MARKER})"
     try:
@@ -51,25 +51,25 @@ def damage(folder: Path) -> str | None:
 
 
 def newest(run_dir: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint with resume state, and a line for each newer one that had to be passed over."""
-    passed = []
+    """Returns the newest whole checkpoint with resume state, and a line for each newer one that is damaged."""
+    skipped = []
     folders = [*numbered(run_dir, "step").values(), *numbered(run_dir, "epoch").values()]
     for folder in sorted(folders, key=_step_of, reverse=True):
         problem = damage(folder)
         if problem is None:
-            return folder, passed
-        passed.append(problem)
-    return None, passed
+            return folder, skipped
+        skipped.append(problem)
+    return None, skipped
 
 
 def numbered(run_dir: Path, kind: str) -> dict[int, Path]:
-    """The checkpoints of a kind by their numbers, in order."""
-    found = run_dir.iterdir() if run_dir.is_dir() else []
-    return dict(sorted((int(m[2]), p) for p in found if (m := _NAME.fullmatch(p.name)) and m[1] == kind))
+    """Returns the checkpoints of a kind ("step", "epoch") by their numbers, in order."""
+    paths = run_dir.iterdir() if run_dir.is_dir() else []
+    return dict(sorted((int(m[2]), p) for p in paths if (m := _NAME.fullmatch(p.name)) and m[1] == kind))
 
 
 def _step_of(folder: Path) -> tuple[float, float]:
-    """(step, epoch) that a checkpoint was written after; one that does not say comes last, and is passed over."""
+    """Returns the (step, epoch) of a checkpoint; infinity where its state cannot be read."""
     try:
         state = read_state(folder)
         return state.step, state.epoch

@@ -1,4 +1,4 @@
-"""Shards and plan -> the batches of one rank, tokenised ahead of the step that needs them."""
+"""Batches of one rank from shards and plan, tokenised ahead of the step that needs them."""
 
 import copy
 import hashlib
@@ -15,23 +15,24 @@ from data_prep.records import Record, query_key, text_key
 from data_prep.shards.folder import open_shards
 from trainer.config.sections import DataConfig
 from trainer.loss.batch import Batch
+from trainer.loss.exchange import DocumentKeys
 from trainer.model.tokenizer import tokenize
 from trainer.model_folder.spec import ModelSpec
 from trainer.planner.plan import BatchPlan, rank_slice
 
 CHECKED_ROWS = 16  # of pre-tokenised shards, at the start of a run
-BYTES_PER_TOKEN = 5  # of English text, to see which texts are cut
+BYTES_PER_TOKEN = 5  # of English text, to estimate which texts are truncated
 NO_KEY, PAD_KEY = -1, -2  # of a document, of a row: they never match each other
 
 
 def seed_of(*parts: int) -> int:
-    """A 62-bit seed from integers; the same everywhere."""
+    """Returns a 62-bit seed from integers, the same on every platform."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 2
 
 
 @dataclass
 class TrainData:
-    """The train split of a shard folder as this model reads it."""
+    """Train split of a shard folder as this model reads it."""
 
     data: DataConfig
     spec: ModelSpec
@@ -41,22 +42,24 @@ class TrainData:
     def __post_init__(self):
         shards = open_shards(self.data.train)
         self.rows, self.tokens = shards.split("train"), shards.train_tokens()
-        # Its own copy: a fast tokenizer carries the length it cuts at, and evaluation runs while batches are made.
+        # A copy: a fast tokenizer keeps the length it truncates to, and evaluation runs while batches are made.
         self.tokenizer = copy.deepcopy(self.tokenizer)
         if self.tokens:
             self._check_tokens()
 
     def _check_tokens(self) -> None:
-        """Whether this run would make the same tokens. (preflight.py compares what the manifest says of them.)"""
+        """Raises BadInput where the shards' tokens differ from this tokenizer's (preflight compares the manifest)."""
         ids = list(range(min(CHECKED_ROWS, len(self.rows))))
         records = self.rows.take(ids)
         texts = ids, records, [0] * len(ids), [record.negatives for record in records]
         if self._read_tokens(*texts) != self._make_tokens(*texts):
-            made = f"are not what the tokenizer of {self.spec.path} makes of its texts today"
-            raise BadInput(f"data.train: the tokens of {self.data.train} {made}; shard again")
+            raise BadInput(
+                f"data.train: the tokens of {self.data.train} are not what the tokenizer of {self.spec.path} makes of "
+                "its texts today; shard again"
+            )
 
     def batches(self, first_step: int, last_step: int, rank: int, world: int) -> Iterator[tuple[int, Batch]]:
-        """(step, this rank's slice) for steps first_step..last_step-1, each made while the one before it trains."""
+        """Yields (step, this rank's slice) for steps first_step..last_step-1, made while earlier steps train."""
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:
             steps = iter(range(first_step, last_step))
             ahead = [pool.submit(self._make, step, rank, world) for step in itertools.islice(steps, 2)]
@@ -66,11 +69,11 @@ class TrainData:
                     ahead.append(pool.submit(self._make, step, rank, world))
 
     def batch(self, step: int, rank: int, world: int) -> Batch:
-        """One rank's slice of one step."""
+        """Returns one rank's slice of one step."""
         return self._make(step, rank, world)[1]
 
     def draw(self, epoch: int, ids: list[int], records: list[Record]) -> list[int]:
-        """Which positive of each row takes part in this epoch."""
+        """Draws the positive of each row that takes part in this epoch."""
         return [seed_of(self.plan.seed, epoch, i) % len(r.positives) for i, r in zip(ids, records)]
 
     def _make(self, step: int, rank: int, world: int) -> tuple[int, Batch]:
@@ -81,7 +84,7 @@ class TrainData:
         return step, self.make_batch(ids, records, drawn, len(whole), seed_of(self.plan.seed, step, rank), source)
 
     def sizes(self, ids: np.ndarray) -> np.ndarray:
-        """About how much there is to embed in each row, in bytes of text: known without reading or tokenising it."""
+        """Estimates the bytes of text to embed in each row, without reading or tokenising it: (rows,) float64."""
         queries, positives, negatives = (self.rows.bytes_of(name, ids) for name in ("query", "positives", "negatives"))
         most = BYTES_PER_TOKEN * np.array([self.spec.rules.query_max_len, self.spec.rules.passage_max_len])
         one = np.minimum(positives.total / positives.count, most[1])
@@ -95,26 +98,29 @@ class TrainData:
     def make_batch(
         self, ids: list[int], records: list[Record], drawn: list[int], global_rows: int, seed: int, source: str = ""
     ) -> Batch:
-        """drawn: which positive of each record takes part; its other positives are masked, never negatives."""
-        own = [r.negatives[: self.data.max_hard_negatives] for r in records]
-        tokens, truncated = (self._read_tokens if self.tokens else self._make_tokens)(ids, records, drawn, own)
+        """drawn: index of each record's positive that takes part; its other positives are masked, never negatives."""
+        negatives = [r.negatives[: self.data.max_hard_negatives] for r in records]
+        tokens, truncated = (self._read_tokens if self.tokens else self._make_tokens)(ids, records, drawn, negatives)
         row_keys = [[text_key(t) for t in r.positives] + [text_key(f"id:{d}") for d in r.doc_ids] for r in records]
         width = max((len(keys) for keys in row_keys), default=1)
         row_query = [query_key(r) for r in records]
-        doc_keys = [
-            [text_key(r.positives[k]), text_key(f"id:{r.doc_ids[k]}") if r.doc_ids else NO_KEY, query]
-            for r, k, query in zip(records, drawn, row_query)
-        ] + [[text_key(text), NO_KEY, NO_KEY] for texts in own for text in texts]
+        documents = [
+            (text_key(r.positives[k]), text_key(f"id:{r.doc_ids[k]}") if r.doc_ids else NO_KEY, query, row)
+            for row, (r, k, query) in enumerate(zip(records, drawn, row_query))
+        ] + [(text_key(text), NO_KEY, NO_KEY, row) for row, texts in enumerate(negatives) for text in texts]
         return Batch(
             row_ids=ids,
             tokens=tokens,
             row_keys=torch.tensor([k + [PAD_KEY] * (width - len(k)) for k in row_keys]).reshape(len(records), width),
             row_query=torch.tensor(row_query, dtype=torch.int64),
-            doc_keys=torch.tensor(doc_keys, dtype=torch.int64).reshape(-1, 3),
-            negative_row=torch.tensor([row for row, texts in enumerate(own) for _ in texts], dtype=torch.int64),
+            documents=DocumentKeys.unpack(
+                torch.tensor(documents, dtype=torch.int64).reshape(-1, len(DocumentKeys._fields))
+            ),
             scores=_numbers([r.score for r in records]),
             teacher_positive=_numbers([r.teacher_scores and r.teacher_scores[k] for r, k in zip(records, drawn)]),
-            teacher_negative=_numbers([score for r, texts in zip(records, own) for score in _teacher(r, len(texts))]),
+            teacher_negative=_numbers(
+                [score for r, texts in zip(records, negatives) for score in _teacher(r, len(texts))]
+            ),
             global_rows=global_rows,
             truncated=truncated,
             seed=seed,
@@ -124,24 +130,26 @@ class TrainData:
     def _make_tokens(
         self, _: list[int], records: list[Record], drawn: list[int], negatives: list[list[str]]
     ) -> tuple[list[list[int]], int]:
-        """Token ids of the queries, of the positives drawn, of each record's negatives; how many texts were cut."""
+        """Returns token ids of queries, drawn positives and negatives, and the number of truncated texts."""
         rules = self.spec.rules
         documents = [r.positives[k] for r, k in zip(records, drawn)] + [text for texts in negatives for text in texts]
-        queries, cut = tokenize([r.query for r in records], rules.query_prompt, rules.query_max_len, self.tokenizer)
-        passages, also_cut = tokenize(documents, rules.passage_prompt, rules.passage_max_len, self.tokenizer)
-        return queries + passages, cut + also_cut
+        queries, truncated = tokenize(
+            [r.query for r in records], rules.query_prompt, rules.query_max_len, self.tokenizer
+        )
+        passages, also_truncated = tokenize(documents, rules.passage_prompt, rules.passage_max_len, self.tokenizer)
+        return queries + passages, truncated + also_truncated
 
     def _read_tokens(
         self, ids: list[int], records: list[Record], drawn: list[int], negatives: list[list[str]]
     ) -> tuple[list[list[int]], int]:
-        """As _make_tokens, from the shards. ids: the records' rows."""
+        """Same as _make_tokens, from the shards. ids: the records' rows."""
         first = self.tokens.first_texts(ids)
         of_row = [start + 1 + len(r.positives) for start, r in zip(first.tolist(), records)]
         documents = [start + 1 + k for start, k in zip(first.tolist(), drawn)]
         documents += [start + i for start, texts in zip(of_row, negatives) for i in range(len(texts))]
-        queries, cut = self.tokens.ids(first, self.spec.rules.query_max_len)
-        passages, also_cut = self.tokens.ids(np.array(documents, np.int64), self.spec.rules.passage_max_len)
-        return queries + passages, cut + also_cut
+        queries, truncated = self.tokens.ids(first, self.spec.rules.query_max_len)
+        passages, also_truncated = self.tokens.ids(np.array(documents, np.int64), self.spec.rules.passage_max_len)
+        return queries + passages, truncated + also_truncated
 
 
 def _numbers(values: list[float | None]) -> torch.Tensor:
@@ -149,7 +157,7 @@ def _numbers(values: list[float | None]) -> torch.Tensor:
 
 
 def _teacher(record: Record, negatives: int) -> list[float | None]:
-    """The teacher's scores of a record's first hard negatives (they follow those of its positives)."""
+    """Returns the teacher's scores of a record's first hard negatives, which follow those of its positives."""
     if record.teacher_scores is None:
         return [None] * negatives
     return record.teacher_scores[len(record.positives) :][:negatives]

@@ -2,6 +2,7 @@
 
 from trainer.config.sections import RunConfig
 from trainer.distributed.device import pick_device
+from trainer.loss.batch import Batch
 from trainer.loss.masks import duplicate_mask
 from trainer.loss.user_functions import import_functions
 from trainer.model.tokenizer import load_tokenizer
@@ -47,7 +48,8 @@ def show(config: RunConfig, resume: bool) -> None:
     ids = first.tolist()
     records = data.rows.take(ids)
     batch = data.make_batch(ids, records, data.draw(0, ids, records), len(ids), seed=0, source=source)
-    mask = duplicate_mask(batch.row_keys, batch.row_query, batch.doc_keys)
+    keys = batch.documents
+    mask = duplicate_mask(batch.row_keys, batch.row_query, keys.text, keys.document_id, keys.query)
     mask[range(batch.rows), range(batch.rows)] = False  # a row's own positive is its target
     loss = config.loss_of(source)
     if not loss.mask_duplicates or "infonce" not in loss.terms:
@@ -64,7 +66,7 @@ def show(config: RunConfig, resume: bool) -> None:
     print("\n".join(lines))
 
 
-def _row(batch, row: int, negatives: list[int], masked: list[int], tokenizer) -> list[str]:
+def _row(batch: Batch, row: int, negatives: list[int], masked: list[int], tokenizer) -> list[str]:
     def text(name: str, index: int) -> str:
         ids = batch.tokens[index]
         return f"  {name:13} ({len(ids)} tokens) {tokenizer.decode(ids)}"

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from trainer.config.sections import lr_factor
+from trainer.distributed.step_row import Wishes
 from trainer.distributed.stop import StopRequest
 from trainer.engine.weight_average import averaged
 from trainer.inference.evaluation import evaluate_engine
@@ -36,7 +37,7 @@ def fit(job: Job, request: StopRequest) -> None:
         if learned:
             objective.temperature = learned.value
         sent = world.sent
-        wishes = request.signal_number, int(clock.due(step + 1))
+        wishes = Wishes(request.signal_number, int(clock.due(step + 1)))
         with job.seconds.of("steps"):
             stats = compute_gradients(engine, batch, objective, job.micro_batch_tokens, wishes)
         if job.runtime.engine == "ddp":  # DeepSpeed's own traffic is not seen
@@ -52,14 +53,13 @@ def fit(job: Job, request: StopRequest) -> None:
         world.report(step + 1)
         job.state = replace(job.state, step=step + 1, updates=job.state.updates + (not applied.skipped))
         skips.count(applied.skipped)
-        stop, save = stats.wishes
-        if stop:
-            raise stop_here(job, stop)
+        if stats.wishes.stop:
+            raise stop_here(job, stats.wishes.stop)
         if epoch_is_over(job):
             end_epoch(job)
             if job.over:
                 return
-        elif save:
+        elif stats.wishes.save:
             with job.seconds.of("checkpoints"):
                 save_step(job, snapshot(job), background=True)
         else:

@@ -11,8 +11,11 @@ import numpy as np
 import torch
 
 from trainer.distributed.launcher_claims import fewer_nodes
+from trainer.engine.protocol import Applied
+from trainer.loss.batch import Batch
 from trainer.preflight.losses import unused_teachers
 from trainer.train.early_stopping import Verdict
+from trainer.train.step import StepStats
 
 
 def say_start(
@@ -85,7 +88,7 @@ def _negatives(job) -> list[str]:
     ]
 
 
-def log_step(job, step: int, batch, stats, lr: float, applied, seconds: float) -> None:
+def log_step(job, step: int, batch: Batch, stats: StepStats, lr: float, applied: Applied, seconds: float) -> None:
     rows = batch.global_rows
     values = {
         "loss": stats.loss,

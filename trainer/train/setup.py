@@ -9,6 +9,7 @@ from data_prep.common.files import write_json
 from data_prep.reading.retrieval_sets import RetrievalSet, load_set
 from trainer.config.sections import RunConfig
 from trainer.distributed.stop import remove_marker
+from trainer.engine.protocol import Engine
 from trainer.engine.start import Runtime
 from trainer.loss.objective import Objective
 from trainer.loss.temperature import LearnedTemperature
@@ -39,7 +40,7 @@ class Job:
 
     config: RunConfig
     runtime: Runtime
-    engine: object
+    engine: Engine
     embedder: Embedder
     tokenizer: object  # as the folder has it: exported, never used (using it changes it)
     reader: object  # its copy for evaluation

@@ -1,9 +1,11 @@
-"""One optimizer step's gradient: embed -> loss over the whole global batch -> gradients, exact at any memory budget.
+"""One optimizer step's gradient: embed -> loss over the global batch -> gradients, exact at any memory budget.
 
-Two passes, after GradCache (Gao et al. 2021, arXiv:2101.06983): the loss needs every embedding of the global batch but
-only d numbers per text, so chunks are embedded first, the loss gives the gradient of every embedding, and each chunk is
-then back-propagated with its own. Chunks that fit `micro_batch_tokens` keep their activations and cost nothing extra;
-the others are embedded again. Gradients cross ranks once per step.
+Two passes, after GradCache (Gao et al. 2021, arXiv:2101.06983):
+- Texts are embedded in chunks. The loss needs every embedding of the global batch, but only d numbers per text.
+- The loss returns the gradient of every embedding; each chunk is then back-propagated with its part.
+- The last chunks that fit `micro_batch_tokens` keep their activations; the others are embedded a second time.
+- Ranks exchange one StepRow at the start, what the loss needs in the middle, and gradients once at the end.
+- Every rank makes the same collectives, whether it has rows or not.
 """
 
 from dataclasses import dataclass, field, replace
@@ -11,34 +13,31 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from trainer.distributed.collectives import World
+from trainer.distributed.step_row import NO_WISHES, StepRow, Wishes
 from trainer.engine.chunks import CHUNK_TOKENS, cost_of, kept_chunks, lay, make_chunks
+from trainer.engine.protocol import Engine
 from trainer.loss.batch import Batch
 from trainer.loss.objective import Objective
 
 
 @dataclass
 class StepStats:
-    """loss: mean over the global batch. temperature_grad: its derivative, 0 where the temperature is fixed.
+    """Report of a step, the same on every rank."""
 
-    values: to log, means or totals over all ranks. wishes: see compute_gradients.
-    """
-
-    loss: float
-    temperature_grad: float = 0.0
-    values: dict[str, float | None] = field(default_factory=dict)
-    wishes: tuple[int, int] = (0, 0)
+    loss: float  # mean over the global batch
+    temperature_grad: float = 0.0  # d(loss) / d(temperature), 0 where the temperature is fixed
+    values: dict[str, float | None] = field(default_factory=dict)  # to log: means or totals over all ranks
+    wishes: Wishes = NO_WISHES  # of all ranks
 
 
 def compute_gradients(
-    engine, batch: Batch, objective: Objective, micro_batch_tokens: int, wishes: tuple[int, int] = (0, 0)
+    engine: Engine, batch: Batch, objective: Objective, micro_batch_tokens: int, wishes: Wishes = NO_WISHES
 ) -> StepStats:
     """Leaves the gradient of the global batch's mean loss on the engine's parameters; returns what to log.
 
-    engine: TorchEngine or ZeroEngine. wishes: (stop, save) of this rank, numbers that travel with what is exchanged
-    anyway; the largest of all ranks come back, the same on each. Collective: every rank calls it with its own slice.
+    wishes: of this rank; StepStats has those of all. Collective: every rank calls it with its own slice.
     """
-    world: World = engine.world
+    world = engine.world
     lengths = [len(ids) for ids in batch.tokens]
     packed = engine.embedder.packing is not None
     chunks = make_chunks(lengths, min(CHUNK_TOKENS[engine.device.type], micro_batch_tokens), packed)
@@ -46,10 +45,11 @@ def compute_gradients(
     kept = kept_chunks(costs, micro_batch_tokens)
     if not chunks:  # no row of a small last batch; an engine may wait for a rank that never goes backward
         chunks, kept = [[]], 1
-    table = world.gather_ints([batch.rows, len(lengths) - batch.rows, len(chunks), kept, *wishes]).tolist()
-    counts = [row[:2] for row in table]
+    own = StepRow(batch.rows, len(lengths) - batch.rows, len(chunks), kept, wishes.stop, wishes.save)
+    ranks = [StepRow(*row) for row in world.gather_ints([*own]).tolist()]
+    counts = [(row.rows, row.documents) for row in ranks]
     if engine.lockstep:  # every forward pass is a collective: all ranks run the same number of each kind
-        rounds, embedded_twice = max(row[2] for row in table), max(row[2] - row[3] for row in table)
+        rounds, embedded_twice = max(row.chunks for row in ranks), max(row.chunks - row.kept for row in ranks)
         chunks += [[] for _ in range(rounds - len(chunks))]
         kept = rounds - embedded_twice
     first_kept = len(chunks) - kept
@@ -79,14 +79,11 @@ def compute_gradients(
             engine.backward((out * upstream).sum())
     totals = world.sum(torch.cat([sums, _usage(batch, lengths, sum(costs))]))
     stats = _summarise(dict(zip([*objective.stat_names, *USAGE], totals.tolist())), batch.global_rows)
-    return replace(stats, wishes=(max(row[4] for row in table), max(row[5] for row in table)))
+    return replace(stats, wishes=Wishes.of_all(ranks))
 
 
 def planned_collectives(world: int, objective: Objective, buckets: int) -> int:
-    """How many of trainer.distributed.collectives a step makes: sizes, the loss's, the gradients' buckets, what is logged.
-
-    buckets: of the engine; 0 with DeepSpeed, which reduces gradients by itself.
-    """
+    """Collectives of World in a step: step rows, the loss's, the gradients' buckets, sums to log. buckets: Engine's."""
     return 0 if world == 1 else 2 + objective.collectives + buckets
 
 
@@ -104,7 +101,7 @@ def _summarise(sums: dict[str, float], rows: int) -> StepStats:
         "padding_share": 1.0 - sums["tokens"] / max(1.0, sums["run_tokens"]),
         "truncated_texts": int(sums["truncated_texts"]),
         "positive_similarity": sums["positive_similarity"] / rows,
-        # of rows without negatives there is none
+        # None without negatives
         "negative_similarity": sums["negative_similarity"] / sums["negatives"] if sums["negatives"] else None,
         "masked_negatives": int(sums["masked_negatives"]),
     }

@@ -7,6 +7,7 @@ import psutil
 import torch
 
 from trainer.engine.chunks import CHUNK_TOKENS
+from trainer.engine.protocol import Engine
 from trainer.model.recompute import not_recomputed
 from trainer.model_folder.spec import ModelSpec
 
@@ -14,7 +15,7 @@ SHARE = 0.6  # of what is free after weights, gradients and optimizer state: the
 MOST = 2**22  # tokens: no batch needs more, and the number stays readable
 
 
-def resolve_budget(asked: int | str, engine, spec: ModelSpec) -> int:
+def resolve_budget(asked: int | str, engine: Engine, spec: ModelSpec) -> int:
     """The budget in padded tokens: `asked`, or for "auto" what the rank with the least free memory holds. Collective.
 
     Predicted, not probed: a CPU process that runs out of memory is killed, so trying is no way to find out.
@@ -28,7 +29,7 @@ def resolve_budget(asked: int | str, engine, spec: ModelSpec) -> int:
     return min(MOST, max(CHUNK_TOKENS[engine.device.type], least))
 
 
-def activation_bytes_per_token(engine, length: int) -> float:
+def activation_bytes_per_token(engine: Engine, length: int) -> float:
     """What autograd keeps for one token of a text of `length` tokens, measured on one forward pass. Collective.
 
     Where blocks are recomputed: the input of each, and in the backward pass all of one.
@@ -41,7 +42,7 @@ def activation_bytes_per_token(engine, length: int) -> float:
     return _kept_per_token(engine, length)
 
 
-def _kept_per_token(engine, length: int) -> float:
+def _kept_per_token(engine: Engine, length: int) -> float:
     weights = {p.data_ptr() for p in engine.embedder.parameters()}
     kept: dict[int, int] = {}
 
@@ -57,7 +58,7 @@ def _kept_per_token(engine, length: int) -> float:
     return max(1.0, sum(kept.values()) / length)
 
 
-def optimizer_bytes(engine) -> int:
+def optimizer_bytes(engine: Engine) -> int:
     """Gradient and two AdamW moments, fp32, which do not exist yet before the first step; without a ZeRO stage's share
     taken off (or those of 8 bits counted as such), so rather too much than too little."""
     return 12 * sum(getattr(p, "ds_numel", p.numel()) for p in engine.named.values())

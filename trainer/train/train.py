@@ -26,7 +26,7 @@ def train(
     """Trains as the run file says and returns the folder of the final model. Collective: one call per rank.
 
     engine, processes: the planned world; the run refuses another one. loss_fn(query_embeds, positive_embeds, batch):
-    in place of the run file's loss, see objective.LossBatch. Raises BadInput and Failed.
+    in place of the run file's loss, see user_functions.LossBatch. Raises BadInput and Failed.
     """
     runtime = start(config, run_file, engine, processes)
     with process_group(runtime):

@@ -1,1 +1,0 @@
-"""Losses of the Python API that the run file names as functions."""
