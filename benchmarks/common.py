@@ -24,7 +24,7 @@ from data_prep.shards.folder import open_shards
 from trainer.config.loading import parse_config
 from trainer.config.sections import RunConfig
 from trainer.model_folder.files import fetch
-from trainer.planner.from_config import make_plan
+from trainer.preflight.inputs import Inputs
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE_SECONDS = 0.02
@@ -177,9 +177,9 @@ def as_shards(source: Path, output: Path) -> Path:
 
 def in_plan_order(config: RunConfig, steps: int) -> list[Record]:
     """The rows of the first steps in the order in which the trainer takes them."""
-    plan = make_plan(config)
-    ids = [int(i) for step in range(steps) for i in plan.batch(step)[1]]
-    return open_shards(config.data.train).split("train").take(ids)
+    inputs = Inputs(config)
+    ids = [int(i) for step in range(steps) for i in inputs.plan.batch(step)[1]]
+    return inputs.shards.split("train").take(ids)
 
 
 # --- the model ---

@@ -18,7 +18,8 @@ def run_command(args: argparse.Namespace) -> int:
     from trainer.distributed.deepspeed_json import check_deepspeed
     from trainer.distributed.engines import ZERO
     from trainer.frontends.flat_json import load_run_file
-    from trainer.preflight import check_run
+    from trainer.preflight.check_run import check_run
+    from trainer.preflight.inputs import Inputs
 
     check_packages()
     config = load_run_file(args.config, args.overrides)
@@ -26,7 +27,7 @@ def run_command(args: argparse.Namespace) -> int:
     engine, processes = choose(args.engine, args.processes, machine, config.train.device, args.nnodes)
     nodes = find_nodes(args.nnodes, args.node_rank, args.master)
     # Node 0 may have created the output folder already, and it alone checks that it may be written.
-    warnings = check_run(config, args.resume or bool(nodes and nodes.rank), engine=engine)
+    warnings = check_run(Inputs(config), args.resume or bool(nodes and nodes.rank), engine=engine)
     device = device_of(engine, machine, config.train.device)
     if engine in ZERO:
         check_deepspeed(device)

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
             look(entry, config, args.resume)
             return 0
         run_file = begin(entry, args) if entry else args.config
-        from trainer.train import train
+        from trainer.train.train import train
 
         together = False
         train(config, run_file, args.resume, args.engine, args.processes)

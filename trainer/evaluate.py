@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from data_prep.common.console import say
 from data_prep.common.errors import BadInput, guarded
-from data_prep.common.files import check, check_output_file, write_json
+from data_prep.common.files import check, check_output_file
 from data_prep.reading.retrieval_sets import RetrievalSet, load_collection, load_set
 from data_prep.stores.flags import add_store, store_flags, store_of, where_of
 from trainer.inference.flags import add_model, model_of
 from trainer.inference.metrics import means
 from trainer.inference.text_encoder import TextEncoder
+from trainer.run_dir.log import write_json
 
 if TYPE_CHECKING:
     from trainer.config.sections import ModelConfig

@@ -14,7 +14,7 @@ import numpy as np
 
 from data_prep.common.console import say
 from data_prep.common.errors import BadInput
-from data_prep.reading.retrieval_sets import load_set
+from data_prep.reading.retrieval_sets import RetrievalSet, load_set
 from data_prep.records import PARENT_QUERY, Record, is_variant, normalise, text_key
 from data_prep.shards.folder import MANIFEST, open_shards
 from data_prep.texts.near_duplicates import CANDIDATES, Bands, jaccard, shingles
@@ -141,16 +141,18 @@ class _Nearest:
         return proposed
 
 
-def held_out(paths: Iterable[str | Path], where: str = "--exclude") -> HeldOut:
+def held_out(
+    paths: Iterable[str | Path], where: str = "--exclude", sets: dict[str, RetrievalSet] | None = None
+) -> HeldOut:
     """Reads the held-out texts of retrieval sets (see retrieval_sets.py) and shard folders.
 
     Of a shard folder the eval split counts, or all rows, with a message, if it has none. Raises BadInput with the
-    problems of all sets; `where` names the option.
+    problems of all sets; `where` names the option. sets: those that are read already, by path.
     """
     texts, problems = HeldOut(), []
     for path in map(Path, paths):
         try:
-            texts.add(str(path), *_queries_and_documents(path))
+            texts.add(str(path), *_queries_and_documents(path, (sets or {}).get(str(path))))
         except BadInput as error:
             problems += [f"{where} {text}" for text in error.problems]
     if problems:
@@ -158,12 +160,13 @@ def held_out(paths: Iterable[str | Path], where: str = "--exclude") -> HeldOut:
     return texts
 
 
-def _queries_and_documents(path: Path) -> tuple[list[str], list[str]]:
-    if not (path / MANIFEST).is_file():
-        data = load_set(path)
+def _queries_and_documents(path: Path, data: RetrievalSet | None) -> tuple[list[str], list[str]]:
+    """data: the set of this path, if it is read already."""
+    folder = data.shards if data else open_shards(path) if (path / MANIFEST).is_file() else None
+    if folder is None:
+        data = data or load_set(path)
         relevant = {doc for query in data.query_ids for doc, grade in data.qrels[query].items() if grade > 0}
         return data.query_texts, [text for doc, text in zip(data.doc_ids, data.doc_texts) if doc in relevant]
-    folder = open_shards(path)
     split = "eval" if "eval" in folder.splits else "train"
     if split == "train":
         say(f"note: {path}: has no eval split, so every row of it counts as held out")

@@ -10,7 +10,7 @@
 import hashlib
 import json
 from contextlib import suppress
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from data_prep.quality.checks import AT_ONCE, Finding
 from data_prep.quality.decontaminate import HeldOut, held_out, texts_of
 from data_prep.quality.row_keys import Keys
 from data_prep.quality.sampling import spread
+from data_prep.reading.retrieval_sets import RetrievalSet
 from data_prep.records import Record
 from data_prep.shards.folder import MANIFEST, Rows, ShardFolder, open_shards
 from data_prep.texts.near_duplicates import SIMILARITY
@@ -44,6 +45,7 @@ class Gate:
     evals: dict[str, str]  # key of the run file -> evaluation set
     reader: Reader
     mixing_mend: str | None = None  # mend for small sources; None: small shares are intended
+    sets: dict[str, RetrievalSet] = field(default_factory=dict)  # evaluation sets that are read already, by path
 
     def findings(self) -> list[Finding]:
         """Returns all findings, errors first; from the cache if nothing changed."""
@@ -57,7 +59,7 @@ class Gate:
         return findings
 
     def _key(self) -> str:
-        evals = {key: _content(Path(path)) for key, path in self.evals.items()}
+        evals = {key: _content(path, self.sets) for key, path in self.evals.items()}
         tokenizer = sha256_of(Path(self.reader.folder) / "tokenizer.json") if has_tokenizer(self.reader.folder) else ""
         parts = [VERSION, self.shards.fingerprint, evals, tokenizer, astuple(self.reader.rules), self.mixing_mend]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -65,9 +67,9 @@ class Gate:
     def _look(self) -> list[Finding]:
         rows = self.shards.split("train")
         sets = {
-            key: held_out([path], where=f"{key}:")
+            key: held_out([path], where=f"{key}:", sets=self.sets)
             for key, path in self.evals.items()
-            if _content(Path(path)) != self.shards.fingerprint  # its own eval split shares nothing with it
+            if _content(path, self.sets) != self.shards.fingerprint  # its own eval split shares nothing with it
         }
         findings = self._exact(rows, sets)
         sources, sample, records = _sample(self.shards, rows)
@@ -170,8 +172,11 @@ def scan(rows: Rows) -> Keys:
     return keys
 
 
-def _content(path: Path) -> Any:
-    """Identifies the content of an evaluation set by hashes."""
+def _content(path: str, sets: dict[str, RetrievalSet]) -> Any:
+    """Identifies the content of an evaluation set by hashes. sets: those that are read already, by path."""
+    if path in sets and sets[path].shards:
+        return sets[path].shards.fingerprint
+    path = Path(path)
     if (path / MANIFEST).is_file():
         return open_shards(path).fingerprint
     files = ("corpus.jsonl", "queries.jsonl", "qrels.tsv", "qrels/test.tsv")

@@ -9,14 +9,14 @@ A set is one of these:
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data_prep.common.console import track
 from data_prep.common.errors import BadInput
 from data_prep.records import document_text, query_key, text_key
-from data_prep.shards.folder import open_shards
+from data_prep.shards.folder import ShardFolder, open_shards
 from data_prep.stores.base import StoreConfig
 from data_prep.stores.open import open_collection
 
@@ -32,6 +32,7 @@ class RetrievalSet:
     query_texts: list[str]  # in the order of query_ids
     qrels: dict[str, dict[str, int]]  # query id -> document id -> grade
     left_out: int = 0  # graded pairs of an eval split, skipped: a score does not say what is relevant
+    shards: ShardFolder | None = field(default=None, compare=False, repr=False)  # whose eval split it is
 
     @property
     def notes(self) -> list[str]:
@@ -48,7 +49,7 @@ def load_set(path: str | Path) -> RetrievalSet:
         state = "is a file" if path.exists() else "no such folder"
         raise BadInput(f"{path}: {state}; a retrieval set holds corpus.jsonl, queries.jsonl and qrels.tsv")
     if (path / "manifest.json").is_file():
-        return _from_shards(path)
+        return eval_set_of(open_shards(path))
     problems: list[str] = []
     docs = _texts(path / "corpus.jsonl", problems, with_title=True)
     queries = _texts(path / "queries.jsonl", problems, with_title=False)
@@ -129,13 +130,13 @@ def _qrels(path: Path, docs: dict, queries: dict, problems: list[str]) -> dict[s
     return qrels
 
 
-def _from_shards(path: Path) -> RetrievalSet:
+def eval_set_of(shards: ShardFolder) -> RetrievalSet:
     """Makes a set of an eval split.
 
     Corpus: its distinct positives and negatives. Relevant, with grade 1: the positives of a query, of equal queries,
     and of its parent and variants.
     """
-    shards = open_shards(path)
+    path = shards.path
     if "eval" not in shards.splits:
         raise BadInput(f"{path}: has no eval split; make one with: python -m data_prep shard … --eval-fraction 0.1")
     docs: dict[str, str] = {}
@@ -159,7 +160,7 @@ def _from_shards(path: Path) -> RetrievalSet:
         for text in record.negatives:
             docs.setdefault(f"d{text_key(text)}", text)
     return RetrievalSet(
-        path.name, list(docs), list(docs.values()), list(queries), list(queries.values()), qrels, graded
+        path.name, list(docs), list(docs.values()), list(queries), list(queries.values()), qrels, graded, shards
     )
 
 

@@ -13,10 +13,9 @@ from trainer.config.compatibility import check_modes
 from trainer.config.sections import RunConfig
 from trainer.distributed.deepspeed_json import read_ds_json
 from trainer.distributed.engines import LONE, OFFLOADED, ZERO
-from trainer.model_folder.files import fetch
-from trainer.model_folder.spec import ModelSpec, read_spec
-from trainer.planner.from_config import make_plan
+from trainer.model_folder.spec import ModelSpec
 from trainer.planner.plan import BatchPlan, total_steps
+from trainer.preflight.inputs import Inputs
 
 SAMPLED_STEPS = 4  # steps whose texts are read and tokenised
 PERSISTENT = 100_000  # numbers in the largest tensor that ZeRO-3 keeps whole
@@ -115,12 +114,13 @@ def look(config: RunConfig, ranks: Ranks) -> Outlook:
     from trainer.diagnosis.forecast import sample
     from trainer.engine.chunks import CHUNK_TOKENS
 
-    spec = read_spec(config.model, fetch(config.model.path, config.model.trust_remote_code))
+    inputs = Inputs(config)
+    spec = inputs.spec
     if spec.is_adapter:
         raise BadInput(f"model.path: {spec.path} is an adapter; a run starts from its base (model.lora.start)")
-    plan = make_plan(config)
+    plan = inputs.plan
     steps = min(SAMPLED_STEPS, total_steps(plan, config.train.epochs, config.train.max_steps))
-    outlook = Outlook(config, spec, plan, ranks, sample(config, spec, plan, steps), None)
+    outlook = Outlook(config, spec, plan, ranks, sample(inputs, steps), None)
     texts = max((share for shares in outlook.shares for share in shares), key=lambda share: share.tokens)
     length = max(1, round(texts.tokens / max(1, texts.texts)))
     requested = config.train.micro_batch_tokens

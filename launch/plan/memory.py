@@ -1,6 +1,6 @@
 """Computes the memory of a rank under every engine from a model's footprint. Never imports torch.
 
-- State is exact: the engines allocate this (trainer/engine/torch_engine.py; DeepSpeed's stage_1_and_2.py and stage3.py).
+- State is exact: the engines allocate this (trainer/engine/; DeepSpeed's stage_1_and_2.py and stage3.py).
 - Gradients of a step are reduced once, after its last backward pass.
 - Rajbhandari et al. 2020, arXiv:1910.02054, section 5, explains each ZeRO stage.
 """

@@ -19,7 +19,8 @@ from trainer.config.imports import check_packages
 from trainer.config.loading import load_config
 from trainer.config.sections import RunConfig
 from trainer.frontends.flat_json import load_run_file
-from trainer.preflight import check_run
+from trainer.preflight.check_run import check_run
+from trainer.preflight.inputs import Inputs
 from trainer.run_dir.layout import MARKER
 
 LOOK = 5.0  # seconds between two looks at a job
@@ -36,7 +37,7 @@ def render_or_submit(args: argparse.Namespace) -> int:
         if shutil.which("sbatch") is None:
             raise BadInput("--submit: there is no sbatch on this machine; render the script with --output FILE")
         for config in configs:  # resume: the output folder may exist
-            check_run(config, resume=True, engine=job.engine)
+            check_run(Inputs(config), resume=True, engine=job.engine)
     if path is None:
         result(script.rstrip("\n"))
         return 0

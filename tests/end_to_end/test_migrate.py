@@ -15,7 +15,8 @@ from tests.end_to_end.runs import write_run
 from tests.hub_files import serving
 from tests.launching import ROOT, environment
 from trainer.config.loading import load_config
-from trainer.preflight import check_run
+from trainer.preflight.check_run import check_run
+from trainer.preflight.inputs import Inputs
 
 TABLES = re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", (ROOT / "docs" / "migrate.md").read_text(), re.M | re.S)
 ROWS = [  # (tool, its argument, overrides of the run file)
@@ -66,7 +67,7 @@ def test_every_row_is_a_run(section, theirs, ours, places, tmp_path):
     run_file = write_run(tmp_path, places["M"], places["S"])
     overrides = filled(ours, places)
     config = load_config(run_file, overrides)
-    check_run(config, resume=False)
+    check_run(Inputs(config), resume=False)
     for text in overrides:
         key, _, value = text.partition("=")
         found = config
@@ -102,7 +103,7 @@ def test_a_training_folder_of_sentence_transformers_is_a_model(places, tmp_path)
     from trainer.model_folder.spec import read_spec
 
     config = load_config(write_run(tmp_path, folder, places["S"]))
-    check_run(config, resume=False)
+    check_run(Inputs(config), resume=False)
     spec = read_spec(config.model, folder)
     assert (spec.pooling, spec.normalize, spec.rules.query_max_len) == ("mean", True, 32)
     assert any("training_args.bin" in note for note in spec.notes)

@@ -330,18 +330,18 @@ def test_the_tokenizer_of_a_run_is_exported_as_the_folder_had_it(whole, tiny_ber
 
 ONE_RANK_FAILS = """
 import os, sys
-import trainer.train as train
+import trainer.train.setup as setup
 from data_prep.common.errors import BadInput
 from trainer.__main__ import main
 
-load = train.load_embedder
+load = setup.load_embedder
 
-def only_rank_1_fails(*args):
+def only_rank_1_fails(*args, **options):
     if os.environ["RANK"] == "1":
         raise BadInput("model.path: not on this node")
-    return load(*args)
+    return load(*args, **options)
 
-train.load_embedder = only_rank_1_fails
+setup.load_embedder = only_rank_1_fails
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -93,20 +93,21 @@ def _train(group, config, resume: bool):
     from trainer.engine.weight_average import averaged
     from trainer.inference.encode import encode
     from trainer.model.build import count_parameters
-    from trainer.train import train
+    from trainer.preflight.inputs import Inputs
+    from trainer.train.fit import finish, fit
+    from trainer.train.setup import prepare
 
     group.set_deepspeed(config, gather_all=True)
     runtime = replace(group.runtime, dtype=DTYPES[config.train.precision])
-    job = train.prepare(runtime, config, resume)
+    job = prepare(runtime, Inputs(config), resume)
     before = len(job.log.events("step")) if group.runtime.is_main else 0
-    train.fit(job, StopRequest())
-    train.finish(job)
+    fit(job, StopRequest())
+    finish(job)
     with averaged(job.engine):
-        embeddings = encode(job.engine, job.reader, TEXTS, "", 32)
-    counts = count_parameters(job.embedder)
+        embeddings = encode(job.engine, job.model.reader, TEXTS, "", 32)
+    counts = count_parameters(job.engine.embedder)
     losses = [event["loss"] for event in job.log.events("step")][before:] if group.runtime.is_main else []
-    job.writer.close()
-    job.log.close()
+    job.close()
     group.forget()
     return losses, embeddings, counts
 

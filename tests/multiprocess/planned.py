@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from trainer.train import train
+from trainer.preflight.inputs import Inputs
+from trainer.train.setup import prepare
 from trainer.train.step import compute_gradients
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -44,7 +45,7 @@ def run_cell(group, cell: dict) -> dict:
         plugin = group.runtime.accelerator.state.deepspeed_plugin
         plugin.deepspeed_config["gradient_clipping"] = config.optim.max_grad_norm or 0.0
     empty = tensor_bytes()
-    job = train.prepare(group.runtime, config, resume=False)
+    job = prepare(group.runtime, Inputs(config), resume=False)
     found = {}
     batches = [batch for _, batch in job.data.batches(0, 2, group.world.rank, group.world.size)]
     for parameter in job.engine.embedder.parameters():

@@ -6,12 +6,11 @@ from pathlib import Path
 import torch
 
 from data_prep.records import Record
-from data_prep.shards.folder import open_shards
 from tests import tiny
 from tests.multiprocess.cells import ADAPTED, CASES, SGD_LR, TAU, WHOLE, run_values, write_data
 from tests.multiprocess.dense import LOSSES, Adapted, Dense, Texts, false_negatives, infonce, relative_error
 from trainer.config.loading import load_config
-from trainer.planner.from_config import make_plan
+from trainer.preflight.inputs import Inputs
 
 SOURCES = {"pairs": ("infonce+kl", False), "graded": ("cosent", True)}  # (loss, whether its temperature is learned)
 SOURCES_NORM = 11.0  # to clip at
@@ -47,7 +46,8 @@ def _dense(run_file: Path, values: dict | None = None, adapter: Path | None = No
     if values:
         run_file.write_text(json.dumps(values))
     config = load_config(run_file)
-    rows, plan = open_shards(config.data.train).split("train"), make_plan(config)
+    inputs = Inputs(config)
+    rows, plan = inputs.shards.split("train"), inputs.plan
     return Adapted(config.model.path, rows, plan, adapter) if adapter else Dense(config.model.path, rows, plan)
 
 

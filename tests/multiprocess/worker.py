@@ -25,8 +25,10 @@ from trainer.distributed.stop import StopRequest
 from trainer.engine import torch_engine
 from trainer.engine.start import process_group, start
 from trainer.loss.objective import Objective
+from trainer.preflight.inputs import Inputs
+from trainer.train import fit as real_fit
+from trainer.train import setup as real_setup
 from trainer.train import step as real_step
-from trainer.train import train as real_train
 
 LIMIT = 120  # seconds a cell may take
 EVERYTHING = 10**6  # tokens: no batch has as many
@@ -85,7 +87,7 @@ class Group:
             if chunks == "4 kept":
                 stack.enter_context(patch("trainer.engine.torch_engine.BUCKET_BYTES", SMALL_BUCKET))
                 stack.enter_context(patch("trainer.model.packing.Packing.fits", lambda *_: False))  # padded texts, then
-            job = real_train.prepare(self.runtime, config, resume=False)
+            job = real_setup.prepare(self.runtime, Inputs(config), resume=False)
             budget = TIGHT if chunks == "tight" else self._budget_of_four(job)
             per_chunk, job.micro_batch_tokens = {
                 "1 chunk": (EVERYTHING, EVERYTHING),
@@ -196,10 +198,10 @@ class Group:
 
         with (
             self.job(cell["run"], cell["chunks"], sgd=False) as job,
-            patch("trainer.train.train.compute_gradients", recording),
+            patch("trainer.train.fit.compute_gradients", recording),
             patch("trainer.train.fit.end_epoch", lambda job: None),  # checkpoints are tested elsewhere
         ):
-            real_train.fit(job, StopRequest())
+            real_fit.fit(job, StopRequest())
             steps = job.log.events("step") if self.runtime.is_main else []
             assert not self.runtime.is_main or len(steps) == STEPS
             return {

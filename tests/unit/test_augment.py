@@ -19,7 +19,7 @@ from tests.unit.data_prep_helpers import read_jsonl, run, write_jsonl, write_rec
 from trainer.config.loading import parse_config
 from trainer.config.sections import DataConfig, ModelConfig
 from trainer.loss.masks import duplicate_mask
-from trainer.planner.from_config import make_plan
+from trainer.preflight.inputs import Inputs
 
 EACH = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MANY = Changes(typo_rate=0.5, case_rate=0.2, punctuation_rate=0.2)
@@ -109,7 +109,7 @@ def planned(tmp_path, batch_size, seed=0):
     shard([tmp_path / "made.jsonl"], tmp_path / "s", eval_fraction=0, overwrite=True)
     values = {"output_dir": "x", "model": {"path": "m"}, "data": {"train": str(tmp_path / "s")}}
     config = parse_config(values | {"train": {"batch_size": batch_size, "seed": seed}}, "test")
-    return open_shards(tmp_path / "s").split("train"), make_plan(config)
+    return open_shards(tmp_path / "s").split("train"), Inputs(config).plan
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -10,7 +10,6 @@ import pytest
 
 from data_prep.__main__ import main as prep_main
 from data_prep.common.errors import BadInput
-from data_prep.common.files import write_json
 from launch.__main__ import main as launch_main
 from tests import tiny
 from tests.disks import make_read_only, small_disk
@@ -18,8 +17,10 @@ from trainer.__main__ import main as train_main
 from trainer.config.loading import load_config
 from trainer.config.yaml_reader import override
 from trainer.planner.plan import PLAN_VERSION
-from trainer.preflight import check_run
-from trainer.preflight import check_run as preflight
+from trainer.preflight import output
+from trainer.preflight.check_run import check_run
+from trainer.preflight.inputs import Inputs
+from trainer.run_dir.log import write_json
 from trainer.run_dir.record import check_resumable, describe_run
 
 
@@ -356,9 +357,9 @@ def test_the_launchers_checks_import_no_module_of_the_user(run, monkeypatch):
 def test_a_function_in_python_needs_nothing_of_the_run_files_loss(run):
     graded_pairs(run)
     config = load_config(run.write())
-    check_run(config, resume=False, own_loss=True)
+    check_run(Inputs(config), resume=False, own_loss=True)
     with pytest.raises(BadInput, match="carry a score"):
-        check_run(config, resume=False)
+        check_run(Inputs(config), resume=False)
 
 
 TEXTS = {
@@ -454,10 +455,10 @@ def test_a_disk_too_small_is_told_beforehand(run, capsys, disk):
 
 def test_the_weights_of_a_hub_id_count_as_well(run, tiny_bert, monkeypatch):
     run.values["model"]["path"] = "org/tiny"
-    monkeypatch.setattr(preflight, "fetch", lambda path, with_code=False: str(tiny_bert))
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**16))
+    monkeypatch.setattr("trainer.preflight.inputs.fetch", lambda path, with_code=False: str(tiny_bert))
+    monkeypatch.setattr(output.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**16))
     with pytest.raises(BadInput, match="0.0 GiB free below .*, but 1 checkpoints and the final model need about"):
-        check_run(load_config(run.write()), resume=False)
+        check_run(Inputs(load_config(run.write())), resume=False)
 
 
 def test_a_read_only_disk_is_told_beforehand(run, capsys, disk):

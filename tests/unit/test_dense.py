@@ -26,6 +26,7 @@ from trainer.model.build import count_parameters, load_embedder
 from trainer.model.save import save_embedder
 from trainer.model_folder.files import fp32_bytes, weights_sha256, zero_tensors
 from trainer.model_folder.spec import read_spec
+from trainer.preflight.inputs import Inputs
 from trainer.preflight.model import check_model
 
 TEXTS = ["w1 w2 w3", "w4", " ".join(tiny.WORDS[:40]), "w7 w8 w9 w10 w11"]
@@ -222,7 +223,7 @@ def test_they_count_where_bytes_and_fingerprints_are_made(tmp_path, models):
     planned = footprint(config, read_spec(config.model, folder), "cpu", 200, 20)
     assert 4 * sum(p.numel for p in planned.parameters) == fp32_bytes(folder) and planned.size == 24
     with pytest.raises(BadInput, match="matryoshka: 32, but the embeddings of .* have 24 dimensions"):
-        check_model(config)
+        check_model(Inputs(config))
     other = copied(folder, tmp_path / "other")
     edit(other / "2_Dense" / "config.json", activation_function="torch.nn.modules.activation.Tanh")
     assert TextEncoder(ModelConfig(path=str(other)), "cpu").fingerprint != encoder.fingerprint

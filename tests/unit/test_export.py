@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,6 +28,8 @@ from trainer.run_dir import checkpoint_writer as checkpoint
 from trainer.run_dir.layout import MARKER, TrainState, damage
 from trainer.run_dir.log import RunLog
 from trainer.train.checkpointing import model_writer
+from trainer.train.early_stopping import Watch
+from trainer.train.job import LoadedModel, Progress
 
 PROMPTS = {"query_prompt": "w1 w2 ", "passage_prompt": "w3 "}
 KINDS = {
@@ -53,10 +54,10 @@ def write_checkpoint(
     if embedder.adapter:
         embedder.adapter.base_sha256 = weights_sha256(model)
     engine = TorchEngine(embedder, OptimConfig(), World(), torch.device("cpu"), DTYPES[precision])
-    job = SimpleNamespace(engine=engine, embedder=embedder, tokenizer=tokenizer, reader=reader, spec=spec)
-    job.config, job.untrained, job.state = config, untrained, TrainState(step, 0, step, 0, {})
-    job.log = RunLog(folder.parent, active=False)
-    checkpoint.write(folder, engine.weights(), {}, state, model_writer(job)(state))
+    progress = Progress(TrainState(step, 0, step, 0, {}), Watch(config.watch), stopped_early=False)
+    loaded = LoadedModel(engine, spec, tokenizer, reader, untrained)
+    prepare = model_writer(loaded, config, RunLog(folder.parent, active=False), progress)
+    checkpoint.write(folder, engine.weights(), {}, state, prepare(state))
     return folder
 
 

@@ -11,7 +11,7 @@ from data_prep.sharding.build import shard
 from data_prep.shards.folder import open_shards
 from trainer.config.sections import RunConfig
 from trainer.inference.metrics import means, paired_bootstrap, rank_documents, score_run
-from trainer.preflight.evaluation import eval_paths
+from trainer.preflight.inputs import Inputs
 
 
 def read_trec(folder):
@@ -159,8 +159,8 @@ def test_an_eval_split_of_graded_pairs_alone_is_no_retrieval_set(tmp_path):
     with pytest.raises(BadInput, match="holds graded pairs only"):
         load_set(folder)
     values = {"output_dir": "o", "model": {"path": "m"}, "data": {"train": str(folder)}}
-    assert eval_paths(RunConfig.model_validate(values)) == {}
+    assert Inputs(RunConfig.model_validate(values)).eval_paths == {}
     other = tmp_path / "other"
     other.mkdir()
     values["data"]["train"] = str(shards_with_eval(other, 20, 20))
-    assert eval_paths(RunConfig.model_validate(values)) == {"": values["data"]["train"]}
+    assert Inputs(RunConfig.model_validate(values)).eval_paths == {"": values["data"]["train"]}

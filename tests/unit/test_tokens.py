@@ -26,8 +26,8 @@ from trainer.loss.objective import Objective
 from trainer.model.build import load_embedder
 from trainer.model.tokenizer import load_tokenizer, tokenize
 from trainer.model_folder.spec import read_spec
-from trainer.planner.from_config import make_plan
-from trainer.preflight import check_run
+from trainer.preflight.check_run import check_run
+from trainer.preflight.inputs import Inputs
 from trainer.train.data import TrainData
 from trainer.train.step import compute_gradients
 
@@ -205,7 +205,7 @@ def test_batches_and_losses_are_those_of_the_untokenised_path(both, tiny_bert, c
         config = config_of(shards, tiny_bert, **changes)
         embedder, tokenizer, spec, _ = load_embedder(config.model)
         engine = TorchEngine(embedder, config.optim, World(), torch.device("cpu"), None)
-        data = TrainData(config.data, spec, tokenizer, make_plan(config))
+        data = TrainData(config.data, spec, tokenizer, Inputs(config).plan)
         if data.tokens:
             monkeypatch.setattr("trainer.train.data.tokenize", None)  # nothing is tokenised in the run
         batches.append([batch for rank in range(2) for _, batch in data.batches(0, 12, rank, 2)])
@@ -227,14 +227,14 @@ def _equal(one, other) -> bool:
 
 def refusal(shards, folder, **changes) -> str:
     with pytest.raises(BadInput) as error:
-        check_run(config_of(shards, folder, **changes), resume=False)
+        check_run(Inputs(config_of(shards, folder, **changes)), resume=False)
     assert len(error.value.problems) == 1
     return error.value.problems[0]
 
 
 def test_a_run_file_that_says_otherwise_is_refused_in_one_line(both, tiny_bert, tmp_path):
     made = both[1]
-    check_run(config_of(made, tiny_bert, model={"query_max_len": 5}), resume=False)
+    check_run(Inputs(config_of(made, tiny_bert, model={"query_max_len": 5})), resume=False)
     line = refusal(made, tiny_bert, model={"query_prompt": "find: ", "passage_max_len": 40})
     assert (
         "holds tokens made with query_prompt '' (the run's is 'find: '), passage_max_len 32 (the run's is longer: 40)"
@@ -247,7 +247,7 @@ def test_a_run_file_that_says_otherwise_is_refused_in_one_line(both, tiny_bert, 
     content = json.loads((other / "tokenizer.json").read_text())
     edited = content | {"truncation": {"direction": "Right", "max_length": 9, "strategy": "LongestFirst", "stride": 0}}
     (other / "tokenizer.json").write_text(json.dumps(edited))
-    check_run(config_of(made, other), resume=False)  # how it was used last is no difference
+    check_run(Inputs(config_of(made, other)), resume=False)  # how it was used last is no difference
     content["model"]["vocab"] |= {"w0": 5, "w1": 4}
     (other / "tokenizer.json").write_text(json.dumps(content))
     assert f"the tokenizer of {tiny_bert} (the run's is another one, that of {other})" in refusal(made, other)
@@ -267,7 +267,7 @@ def test_tokens_that_the_tokenizer_no_longer_makes_are_noticed(both, tiny_bert):
             config.data,
             read_spec(config.model, tiny_bert),
             load_tokenizer(config.model, str(tiny_bert)),
-            make_plan(config),
+            Inputs(config).plan,
         )
 
 

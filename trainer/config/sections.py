@@ -220,6 +220,10 @@ class CheckpointConfig(Section):
     keep_epochs: int | None = Field(None, ge=1)  # of checkpoint-epoch-N
 
 
+TRAIN_LOSS = "train_loss"  # a watched metric that needs no evaluation set
+GENERAL = "general"  # name of data.general among the evaluation sets
+
+
 class WatchConfig(Section):
     """Early stopping and warnings at the ends of epochs.
 

@@ -1,8 +1,9 @@
-"""What a model takes in memory, found without its weights: its layers are built of tensors that have no data.
+"""The memory that a model takes, computed without its weights: its layers are built of tensors without data.
 
-torch's fake tensors have shapes, types and storage sizes, and run every operation on these alone. So parameters are
-counted, and forward and backward passes are followed allocation by allocation, for any family and adapter, in a few
-seconds and no memory. The code is the training's: packing, pooling, adapters and recomputed blocks are the real ones.
+- torch's fake tensors have shapes, types and storage sizes, and every operation runs on these alone.
+- So parameters are counted, and forward and backward passes followed allocation by allocation, for any family and
+  adapter, in a few seconds and without memory.
+- The code is that of training: packing, pooling, adapters and recomputed blocks are the real ones.
 """
 
 import weakref
@@ -26,12 +27,12 @@ from trainer.model_folder.spec import ModelSpec
 
 @dataclass(frozen=True)
 class Parameter:
-    """One tensor of the model. linear: the weight of a linear layer that quantisation would take."""
+    """One tensor of the model."""
 
     name: str
     shape: tuple[int, ...]
     trained: bool
-    linear: bool = False
+    linear: bool = False  # the weight of a linear layer that quantisation would take
 
     @property
     def numel(self) -> int:
@@ -40,33 +41,27 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Bytes of a chunk of `tokens` tokens. kept: what its forward pass leaves for the backward pass.
+    """Bytes of a chunk's forward and backward pass."""
 
-    first: the most that both passes hold, where no gradient exists before; later: where those of all parameters do,
-    which are not counted.
-    """
-
-    tokens: int
-    kept: int
-    first: int
-    later: int
+    tokens: int  # of the chunk
+    kept: int  # bytes that the forward pass leaves for the backward pass
+    first: int  # peak bytes of both passes, before any gradient exists
+    later: int  # peak bytes of both passes beside existing gradients, which are not counted
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """parameters, in the model's order; buffers: bytes beside them; size: of an embedding; buckets: bytes of each in
-    which gradients travel without DeepSpeed.
-    """
+    """The memory of a model."""
 
-    parameters: list[Parameter]
-    buffers: int
-    size: int
-    buckets: list[int]
+    parameters: list[Parameter]  # in the model's order
+    buffers: int  # bytes of its buffers
+    size: int  # of an embedding
+    buckets: list[int]  # bytes of each bucket in which gradients travel without DeepSpeed
     chunk: Chunk
 
 
 class Allocations(TorchDispatchMode):
-    """Follows the bytes of all storages that operations make, as long as they live. now, peak: since the start."""
+    """Counts the bytes of all storages that operations allocate, while they live. now, peak: since the start."""
 
     def __init__(self):
         super().__init__()
@@ -97,9 +92,10 @@ class Allocations(TorchDispatchMode):
 
 
 def footprint(config: RunConfig, spec: ModelSpec, device: str, tokens: int, length: int) -> Footprint:
-    """Of the model that a run trains, in chunks of `tokens` tokens of texts of `length`, on cpu, mps or cuda.
+    """Returns the memory of a run's model in chunks of `tokens` tokens, of texts of `length` tokens.
 
-    Of a GPU it is what an unpadded pass would keep on a CPU with fused attention: the kernels' own scratch is not seen.
+    device: cpu, mps or cuda. For a GPU it is what an unpadded pass would keep on a CPU with fused attention: the
+    kernels' own scratch memory is not seen.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -116,8 +112,8 @@ def footprint(config: RunConfig, spec: ModelSpec, device: str, tokens: int, leng
             for name, p in embedder.parameters_by_name().items()
         ]
         buffers = sum(b.untyped_storage().nbytes() for b in embedder.buffers())
-        travelling = in_buckets([p for p in embedder.parameters() if p.requires_grad], BUCKET_BYTES)
-        buckets = [sum(p.numel() * p.element_size() for p in bucket) for bucket in travelling]
+        trained = [p for p in embedder.parameters() if p.requires_grad]
+        buckets = [sum(p.numel() * p.element_size() for p in some) for some in in_buckets(trained, BUCKET_BYTES)]
         chunk = _chunk(embedder, max(length, min(tokens, CHUNK_TOKENS[device])), length, dtype)
     return Footprint(parameters, buffers, embedder.size, buckets, chunk)
 
@@ -142,14 +138,14 @@ def _build(config: RunConfig, spec: ModelSpec) -> Embedder:
 
 
 def _put_on_cpu(embedder: Embedder) -> None:
-    """Fake tensors of the CPU in place of meta tensors, which some operations refuse to mix with those of the CPU."""
-    made: dict[int, torch.Tensor] = {}  # weights that are tied stay so
+    """Replaces meta tensors by fake tensors of the CPU: some operations refuse to mix meta and CPU tensors."""
+    replaced: dict[int, torch.Tensor] = {}  # tied weights stay tied
     for module in embedder.modules():
         for name, p in module._parameters.items():
             if p is not None:
-                new = made.get(id(p))
+                new = replaced.get(id(p))
                 new = torch.nn.Parameter(torch.empty(p.shape, dtype=p.dtype), p.requires_grad) if new is None else new
-                module._parameters[name] = made[id(p)] = new
+                module._parameters[name] = replaced[id(p)] = new
         for name, b in module._buffers.items():
             if b is not None:
                 module._buffers[name] = torch.empty(b.shape, dtype=b.dtype)
@@ -167,7 +163,7 @@ def _chunk(embedder: Embedder, tokens: int, length: int, dtype: torch.dtype | No
 
 
 def _passes(embedder: Embedder, ids: torch.Tensor, lengths: list[int], dtype: torch.dtype | None) -> tuple[int, int]:
-    """(bytes kept after the forward pass, the most in both passes)."""
+    """Returns (bytes kept after the forward pass, peak bytes of both passes)."""
     with Allocations() as seen:
         out = embedder(ids, lengths, 0, dtype)
         kept = seen.now

@@ -1,6 +1,6 @@
-"""What ranks can only find out together: `python -m launch doctor --config RUN.yaml` starts this on every node.
+"""Checks that take all ranks together: `python -m launch doctor --config RUN.yaml` starts this on every node.
 
-Takes the trainer's flags, trains nothing. Rank 0 prints one line per finding on stdout; exit code 1 where one is wrong.
+Takes the trainer's flags, trains nothing. Rank 0 prints one line per finding on stdout; exit code 1 if one is wrong.
 """
 
 import socket
@@ -8,6 +8,7 @@ import statistics
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import psutil
 import torch
 
 from data_prep.common.console import result
+from data_prep.common.files import existing_parent
 from trainer.config.imports import check_packages
 from trainer.config.loading import load_config
 from trainer.config.sections import RunConfig
@@ -23,6 +25,7 @@ from trainer.distributed.collectives import World
 from trainer.engine.agreement import Disagreement, check_agreement, facts_of
 from trainer.engine.start import Runtime, process_group, start
 from trainer.frontends.command_line import fail, parser
+from trainer.preflight.inputs import Inputs
 
 ROUNDS = 9
 SMALL, LARGE = 1, 1 << 22  # fp32 numbers: for the latency, and 16 MiB for the bandwidth
@@ -31,24 +34,26 @@ SEEN_SECONDS = 5.0  # a network file system may show a new file late
 
 
 def diagnose(config: RunConfig, run_file: str, engine: str | None, processes: int | None) -> bool:
-    """Prints the findings; whether all is well. Collective: one call per rank. Raises BadInput for another world than
-    the planned one."""
+    """Prints the findings; returns True if no check failed. Collective: one call per rank.
+
+    Raises BadInput if the world is not the planned one.
+    """
     runtime = start(config, run_file, engine, processes)
     with process_group(runtime):
-        found = [_ranks(runtime), *_agree(runtime.world, config), _names(runtime.world), _skew(runtime.world)]
-        found += [_shared(runtime.world, Path(config.output_dir)), *_resources(runtime.world, config)]
-        found += _network(runtime)
+        findings = [_ranks(runtime), *_agree(runtime.world, config), _names(runtime.world), _skew(runtime.world)]
+        findings += [_shared(runtime.world, Path(config.output_dir)), *_resources(runtime.world, config)]
+        findings += _network(runtime)
         if runtime.is_main:
-            for finding in found:
+            for finding in findings:
                 result(shown(finding))
-        return all(finding.level != "FAIL" for finding in found)
+        return all(finding.level != "FAIL" for finding in findings)
 
 
 def _ranks(runtime: Runtime) -> Finding:
-    """start() has held the world against the plan already."""
+    """Describes the ranks; start() has compared them with the plan already."""
     backend = torch.distributed.get_backend() if torch.distributed.is_initialized() else "none"
-    places = runtime.world.gather_objects(socket.gethostname())
-    nodes = {name: places.count(name) for name in dict.fromkeys(places)}
+    hosts = runtime.world.gather_objects(socket.gethostname())
+    nodes = {name: hosts.count(name) for name in dict.fromkeys(hosts)}
     where = ", ".join(f"{count} on {name}" for name, count in nodes.items())
     text = (
         f"{runtime.world.size} seen as planned ({where}), {runtime.engine} on {runtime.device.type}, backend {backend}"
@@ -58,22 +63,22 @@ def _ranks(runtime: Runtime) -> Finding:
 
 def _agree(world: World, config: RunConfig) -> list[Finding]:
     try:
-        check_agreement(world, facts_of(config))
+        check_agreement(world, facts_of(config, Inputs(config).fingerprint))
     except Disagreement as error:
         return [Finding("FAIL", "agreement", problem) for problem in error.problems[:-1]]
     return [Finding("ok", "agreement", "every rank has the same run file, data, model folder, code and versions")]
 
 
 def _names(world: World) -> Finding:
-    """Without GLOO_SOCKET_IFNAME gloo takes the network card that the host's own name leads to."""
+    """Checks that host names resolve: without GLOO_SOCKET_IFNAME gloo uses the network card of the host's own name."""
     try:
         mine = socket.gethostname(), socket.gethostbyname(socket.gethostname())
     except OSError:
         mine = socket.gethostname(), None
-    found = dict(world.gather_objects(mine))
-    lost = sorted(name for name, address in found.items() if address is None)
+    addresses = dict(world.gather_objects(mine))
+    lost = sorted(name for name, address in addresses.items() if address is None)
     inward = sorted(
-        name for name, address in found.items() if address and address.startswith("127.") and len(found) > 1
+        name for name, address in addresses.items() if address and address.startswith("127.") and len(addresses) > 1
     )
     if lost or inward:
         what = [f"{name} does not resolve" for name in lost] + [f"{name} is a loopback address" for name in inward]
@@ -81,11 +86,11 @@ def _names(world: World) -> Finding:
             "enter the addresses in /etc/hosts; `launch run` sets GLOO_SOCKET_IFNAME by itself, other launchers do not"
         )
         return Finding("warn", "host names", "on the host itself " + ", ".join(what), mend)
-    return Finding("ok", "host names", ", ".join(f"{name} is {address}" for name, address in sorted(found.items())))
+    return Finding("ok", "host names", ", ".join(f"{name} is {address}" for name, address in sorted(addresses.items())))
 
 
 def _skew(world: World) -> Finding:
-    """Clocks are read as the ranks leave a barrier; the smallest of the differences of several rounds."""
+    """Compares the clocks, read as the ranks leave a barrier; the median of several rounds."""
     readings = []
     for _ in range(ROUNDS):
         world.barrier()
@@ -101,9 +106,9 @@ def _skew(world: World) -> Finding:
 
 
 def _shared(world: World, run_dir: Path) -> Finding:
-    """Whether what a rank writes beside the run folder is there for the others: all of them read checkpoints."""
-    place = world.from_first(str(_existing(run_dir.absolute())))
-    folder = Path(place) / f".embedfleet-doctor-{world.from_first(uuid.uuid4().hex)}"
+    """Checks that every rank sees what the others write beside the run folder: all of them read checkpoints."""
+    parent = world.from_first(str(existing_parent(run_dir)))
+    folder = Path(parent) / f".embedfleet-doctor-{world.from_first(uuid.uuid4().hex)}"
     try:
         folder.mkdir(parents=False, exist_ok=True)
         (folder / str(world.rank)).write_text("here")
@@ -118,22 +123,18 @@ def _shared(world: World, run_dir: Path) -> Finding:
     for name in _listed(folder):
         (folder / name).unlink(missing_ok=True)
     world.barrier()
-    if folder.is_dir():  # the last one finds it gone
+    if folder.is_dir():  # the last rank may see it gone
         with suppress(OSError):
             folder.rmdir()
     refused = [str(rank) for rank, done in enumerate(written) if not done]
     blind = [str(rank) for rank, done in enumerate(saw) if not done]
     if refused:
-        return Finding("FAIL", "shared files", f"rank(s) {', '.join(refused)} cannot write into {place}",
+        return Finding("FAIL", "shared files", f"rank(s) {', '.join(refused)} cannot write into {parent}",
                        "mount it on every node, writable, or set output_dir to a folder that is")  # fmt: skip
     if blind:
-        return Finding("FAIL", "shared files", f"rank(s) {', '.join(blind)} do not see what others wrote into {place}",
+        return Finding("FAIL", "shared files", f"rank(s) {', '.join(blind)} do not see what others wrote into {parent}",
                        "set output_dir to a folder on a file system that all nodes share")  # fmt: skip
-    return Finding("ok", "shared files", f"every rank sees what every other wrote into {place}")
-
-
-def _existing(path: Path) -> Path:
-    return next(folder for folder in (path, *path.parents) if folder.is_dir())
+    return Finding("ok", "shared files", f"every rank sees what every other wrote into {parent}")
 
 
 def _listed(folder: Path) -> set[str]:
@@ -144,17 +145,17 @@ def _listed(folder: Path) -> set[str]:
 
 
 def _resources(world: World, config: RunConfig) -> list[Finding]:
-    """Memory of the node that has least, and the disk."""
+    """Memory of the node with the least, and the disk."""
     free = world.gather_objects((psutil.virtual_memory().available, socket.gethostname()))
     least, name = min(free)
-    found = [Finding("ok", "memory", f"{least / 2**30:.1f} GiB free on {name}, the least of all nodes")]
+    memory = Finding("ok", "memory", f"{least / 2**30:.1f} GiB free on {name}, the least of all nodes")
     on_disk = world.gather_objects(disk(Path(config.output_dir), config.model.path))
     worst = next((finding for finding in on_disk if finding.level != "ok"), on_disk[0])
-    return [*found, worst]
+    return [memory, worst]
 
 
 def _network(runtime: Runtime) -> list[Finding]:
-    """Times of the collectives that training makes."""
+    """Times the collectives that training makes."""
     world = runtime.world
     if world.size == 1:
         return []
@@ -173,18 +174,18 @@ def _network(runtime: Runtime) -> list[Finding]:
     ]  # fmt: skip
 
 
-def _seconds(world: World, call) -> float:
-    """The median over rounds of what the slowest rank took."""
-    call()  # connections are made by the first
-    taken = []
+def _seconds(world: World, call: Callable[[], object]) -> float:
+    """Median over rounds of the slowest rank's time."""
+    call()  # the first one opens connections
+    seconds = []
     for _ in range(ROUNDS):
         world.barrier()
         began = time.perf_counter()
         call()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        taken.append(max(world.gather_objects(time.perf_counter() - began)))
-    return statistics.median(taken)
+        seconds.append(max(world.gather_objects(time.perf_counter() - began)))
+    return statistics.median(seconds)
 
 
 def main(argv: list[str] | None = None) -> int:

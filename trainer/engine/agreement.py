@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 from data_prep.common.errors import BadInput
-from data_prep.shards.folder import open_shards
 from trainer.config.sections import RunConfig
 from trainer.distributed.collectives import World
 from trainer.run_dir.record import versions
@@ -25,17 +24,17 @@ class Disagreement(BadInput):
     on_every_rank = True
 
 
-def facts_of(config: RunConfig) -> dict[str, str]:
-    """Returns the facts that every rank must share, as short texts. Unreadable data is reported later, by its check."""
+def facts_of(config: RunConfig, fingerprint: str | None) -> dict[str, str]:
+    """What must be the same on every rank, as short texts; what cannot be read is reported later, by its own check.
+
+    fingerprint: of the train shards, or None where they cannot be opened.
+    """
     facts = {
         "run file": _digest(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()),
         "code": _digest(b"".join(path.read_bytes() for path in _sources())),
         "library version": json.dumps(versions()),
+        "data": fingerprint or "unreadable",
     }
-    try:
-        facts["data"] = open_shards(config.data.train).fingerprint
-    except (BadInput, OSError):
-        facts["data"] = "unreadable"
     folder = Path(config.model.path)
     if folder.is_dir():  # weights are rank 0's everywhere; these are every rank's own
         files = sorted(path for path in folder.rglob("*.json") if path.is_file())

@@ -68,7 +68,7 @@ class EmbedderFineTuner:
             for note in entry.notes:
                 say(note)
         run_file = prepare(entry, resume)
-        from trainer.train import train
+        from trainer.train.train import train
 
         return train(entry.config, str(run_file), resume, loss_fn=self.loss_fn)
 

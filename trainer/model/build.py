@@ -22,17 +22,17 @@ def load_embedder(
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
     seed: int = 0,
+    spec: ModelSpec | None = None,
 ):
     """Loads (Embedder in fp32 on the CPU, tokenizer, ModelSpec, untrained) from a folder or hub id.
 
     checkpoint: folder of the trained weights to resume from; everything else still comes from `config`. device, dtype:
     of a quantised base, which cannot move later. seed: of a new adapter. untrained: tensors by name of a pooler that no
-    pooling here uses; exported again, so that the exported folder is complete. Raises BadInput for a folder that cannot
-    be loaded.
+    pooling here uses; exported again, so that the exported folder is complete. spec: of the folder, if
+    it was read already. Raises BadInput for a folder that cannot be loaded.
     """
-    folder = fetch(config.path, config.trust_remote_code)
-    spec = read_spec(config, folder)
-    tokenizer = load_tokenizer(config, folder)
+    spec = spec or read_spec(config, fetch(config.path, config.trust_remote_code))
+    tokenizer = load_tokenizer(config, spec.path)
     spec.notes.extend(eos_notes(tokenizer, spec))
     embedder, untrained = build_embedder(spec, config, checkpoint, device, dtype, seed)
     if config.tokenizer:

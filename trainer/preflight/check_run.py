@@ -1,63 +1,63 @@
-"""Everything that can be known to be wrong before a process group or a model exists. Never imports torch."""
+"""All checks of a run before a process group or a model exists. Never imports torch."""
 
 from data_prep.common.errors import BadInput
 from data_prep.quality.gate import Gate
-from data_prep.shards.folder import open_shards
 from data_prep.texts.token_lengths import Reader
 from trainer.config.compatibility import check_modes
-from trainer.config.sections import RunConfig
-from trainer.model_folder.files import fetch
-from trainer.model_folder.spec import read_spec
-from trainer.preflight.collecting import _collect
-from trainer.preflight.data import _check_data, _check_tokens
-from trainer.preflight.evaluation import _check_eval, _check_watch
-from trainer.preflight.losses import _check_functions, _check_losses
+from trainer.preflight.collecting import collect
+from trainer.preflight.data import check_data, check_tokens
+from trainer.preflight.evaluation import check_eval, check_watch
+from trainer.preflight.inputs import Inputs
+from trainer.preflight.losses import check_functions, check_losses
 from trainer.preflight.model import check_model
-from trainer.preflight.output import _check_output
+from trainer.preflight.output import check_output
 from trainer.run_dir.trackers import check_tracking
 
 
-def check_run(config: RunConfig, resume: bool, own_loss: bool = False, engine: str | None = None) -> list[str]:
-    """Raises one BadInput with every problem of model, data and output folder; returns a line for each warning.
+def check_run(inputs: Inputs, resume: bool, own_loss: bool = False, engine: str | None = None) -> list[str]:
+    """Raises one BadInput with every problem of model, data and output folder; returns one line per warning.
 
-    own_loss: a function takes the place of the run file's losses. engine: where it is known already.
+    own_loss: a function replaces the losses of the run file. engine: the engine, if it is known.
+    Afterwards everything in `inputs` can be used.
     """
+    config = inputs.config
     problems: list[str] = []
-    _collect(problems, check_modes, config, engine)
-    spec = _collect(problems, check_model, config)
-    fingerprint = _collect(problems, _check_data, config, key="data.train")
-    if spec and fingerprint:
-        _collect(problems, _check_tokens, config, spec, key="data.train")
+    collect(problems, check_modes, config, engine)
+    spec = collect(problems, check_model, inputs)
+    plan = collect(problems, check_data, inputs, key="data.train")
+    if spec and plan:
+        collect(problems, check_tokens, inputs, key="data.train")
     if not own_loss:
-        _collect(problems, _check_functions, config)
-        if fingerprint:
-            _collect(problems, _check_losses, config)
-    _collect(problems, _check_eval, config)
-    if fingerprint:
-        _collect(problems, _check_watch, config)
-    _collect(problems, check_tracking)
-    _collect(problems, _check_output, config, resume, fingerprint, spec)
+        collect(problems, check_functions, config)
+        if plan:
+            collect(problems, check_losses, inputs)
+    collect(problems, check_eval, inputs)
+    if plan:
+        collect(problems, check_watch, inputs)
+    collect(problems, check_tracking)
+    collect(problems, check_output, config, resume, plan and plan.fingerprint, spec)
     if problems:
         raise BadInput(problems)
-    return _pass_gate(config)  # last: it reads the data, and needs the model's tokenizer and the evaluation sets
+    return _pass_gate(inputs)  # last: it reads the data, and needs the model's tokenizer and the evaluation sets
 
 
-def _pass_gate(config: RunConfig) -> list[str]:
-    """What the gate (data_prep/quality/gate.py) found, one line each; BadInput for what data.allow does not list."""
-    spec = read_spec(config.model, fetch(config.model.path, config.model.trust_remote_code))
+def _pass_gate(inputs: Inputs) -> list[str]:
+    """Returns one line per finding of the gate; raises BadInput for errors that data.allow does not list."""
+    config, spec = inputs.config, inputs.spec
     evals = {"data.eval": config.data.eval, "data.general": config.data.general}
-    evals |= {f"sources.{name}.eval": own.eval for name, own in config.sources.items()}
+    evals |= {f"sources.{name}.eval": source.eval for name, source in config.sources.items()}
     proportional = "data.mixing: round_robin or temperature takes them more often"
     gate = Gate(
-        open_shards(config.data.train),
+        inputs.shards,
         {key: path for key, path in evals.items() if path},
         Reader(spec.path, spec.rules),
         proportional if config.data.mixing == "proportional" else None,
+        {path: inputs.eval_set(path) for path in evals.values() if path},
     )
-    found = gate.findings()
-    refused = [one for one in found if one.severity == "error" and one.name not in config.data.allow]
+    findings = gate.findings()
+    refused = [one for one in findings if one.severity == "error" and one.name not in config.data.allow]
     if refused:
         raise BadInput(
             [f"{one.about or 'data.train'}: {one.line()}; or train on them: data.allow=[{one.name}]" for one in refused]
         )
-    return [f"{one.severity if one.severity == 'warning' else 'allowed'}: {one.line()}" for one in found]
+    return [f"{one.severity if one.severity == 'warning' else 'allowed'}: {one.line()}" for one in findings]

@@ -1,40 +1,43 @@
-"""Definitions of this subject."""
+"""Checks the train shards of a run: sources, rows, tokens."""
 
 from pathlib import Path
 
 from data_prep.common.errors import BadInput, nearest
-from data_prep.shards.folder import open_shards
 from data_prep.shards.tokens import tokenizer_hash
-from trainer.config.sections import RunConfig
-from trainer.model_folder.spec import ModelSpec
-from trainer.planner.from_config import _plan_of
+from trainer.planner.plan import BatchPlan
+from trainer.preflight.inputs import Inputs
 
 
-def _check_data(config: RunConfig) -> str:
-    shards = open_shards(config.data.train)
-    shards.split("train")
-    names = [source.name for source in shards.train_sources()]
+def check_data(inputs: Inputs) -> BatchPlan:
+    """Returns the batch plan. Raises BadInput for unreadable shards, unknown sources, and sources below one batch."""
+    config = inputs.config
+    inputs.shards.split("train")
+    names = [source.name for source in inputs.sources]
     unknown = [name for name in config.sources if name not in names]
     if unknown:
         has = f"{config.data.train} has no such source, but {', '.join(names)}"
         raise BadInput([f"data.train: sources.{name}: {has}.{nearest(name, names)}" for name in unknown])
-    return _plan_of(config, shards).fingerprint
+    return inputs.plan
 
 
-def _check_tokens(config: RunConfig, spec: ModelSpec) -> None:
-    """Whether tokens that shards hold are those that this run would make."""
-    made = open_shards(config.data.train).token_facts
-    if made is None:
+def check_tokens(inputs: Inputs) -> None:
+    """Raises BadInput if the shards hold tokens of another tokenizer, prompt or shorter length than the run's."""
+    recorded, spec = inputs.shards.token_facts, inputs.spec
+    if recorded is None:
         return
-    found = []
-    if tokenizer_hash(Path(spec.path)) != made.sha256:
-        found.append(f"the tokenizer of {made.model} (the run's is another one, that of {spec.path})")
+    differences = []
+    if tokenizer_hash(Path(spec.path)) != recorded.sha256:
+        differences.append(f"the tokenizer of {recorded.model} (the run's is another one, that of {spec.path})")
     for name in ("query_prompt", "passage_prompt"):
-        if getattr(made.rules, name) != getattr(spec.rules, name):
-            found.append(f"{name} {getattr(made.rules, name)!r} (the run's is {getattr(spec.rules, name)!r})")
+        if getattr(recorded.rules, name) != getattr(spec.rules, name):
+            differences.append(f"{name} {getattr(recorded.rules, name)!r} (the run's is {getattr(spec.rules, name)!r})")
     for name in ("query_max_len", "passage_max_len"):
-        if getattr(made.rules, name) < getattr(spec.rules, name):  # a shorter one is served by cutting again
-            found.append(f"{name} {getattr(made.rules, name)} (the run's is longer: {getattr(spec.rules, name)})")
-    if found:
+        if getattr(recorded.rules, name) < getattr(spec.rules, name):  # a shorter length is served by truncating again
+            differences.append(
+                f"{name} {getattr(recorded.rules, name)} (the run's is longer: {getattr(spec.rules, name)})"
+            )
+    if differences:
         mend = "shard again with the run's (--tokenizer), or without tokens, or change the run file"
-        raise BadInput(f"data.train: {config.data.train} holds tokens made with {', '.join(found)}; {mend}")
+        raise BadInput(
+            f"data.train: {inputs.config.data.train} holds tokens made with {', '.join(differences)}; {mend}"
+        )

@@ -1,21 +1,22 @@
-"""Definitions of this subject."""
+"""Checks that every loss can be imported and finds what it needs in the rows."""
 
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
 
 from data_prep.common.errors import BadInput
-from data_prep.shards.folder import Rows, open_shards
+from data_prep.shards.folder import Rows
 from data_prep.shards.shared_keys import SourceRows
 from trainer.config.imports import add_working_folder
 from trainer.config.sections import LOSSES, NEEDS_SCORES, NEEDS_TEACHER, RunConfig
 from trainer.planner.plan import BatchPlan
+from trainer.preflight.inputs import Inputs
 
 
-def _check_losses(config: RunConfig) -> None:
-    """Whether the rows of every source carry what its loss is made of."""
-    shards = open_shards(config.data.train)
-    rows, problems = shards.split("train"), []
-    for source in shards.train_sources():
+def check_losses(inputs: Inputs) -> None:
+    """Raises BadInput if rows lack the scores, teacher scores or hard negatives that the loss of their source needs."""
+    config = inputs.config
+    rows, problems = inputs.shards.split("train"), []
+    for source in inputs.sources:
         problems += _loss_problems(config, source, rows)
     for key, loss in config.losses.items():
         if "infonce" not in loss.terms and loss.directions != "query_to_doc":
@@ -26,27 +27,31 @@ def _check_losses(config: RunConfig) -> None:
 
 def _loss_problems(config: RunConfig, source: SourceRows, rows: Rows) -> list[str]:
     loss, count = config.loss_of(source.name), len(source.rows)
-    where, found = f"data.train: source {source.name!r}", []
+    where, problems = f"data.train: source {source.name!r}", []
     scored, taught, hard = (rows.count(column, source.rows) for column in ("score", "teacher_scores", "negatives"))
     for name in loss.terms:
         if name in NEEDS_SCORES and scored < count:
-            found.append(f"{where}: {count - scored} of {count} rows have no score, of which loss {name} is made")
+            problems.append(f"{where}: {count - scored} of {count} rows have no score, of which loss {name} is made")
         if name in NEEDS_TEACHER and taught < count:
-            found.append(f"{where}: {count - taught} of {count} rows have no teacher_scores, which loss {name} follows")
+            problems.append(
+                f"{where}: {count - taught} of {count} rows have no teacher_scores, which loss {name} follows"
+            )
         if name in NEEDS_TEACHER and not hard:
-            found.append(f"{where}: no row has hard negatives, so loss {name} has nothing to compare")
+            problems.append(f"{where}: no row has hard negatives, so loss {name} has nothing to compare")
         elif name in NEEDS_TEACHER and config.data.max_hard_negatives == 0:
-            found.append(f"data.max_hard_negatives: 0 leaves loss {name} of source {source.name!r} nothing to compare")
+            problems.append(
+                f"data.max_hard_negatives: 0 leaves loss {name} of source {source.name!r} nothing to compare"
+            )
     if scored and "infonce" in loss.terms:  # graded pairs would be trained as plain positives, the worst of them too
-        found.append(
+        problems.append(
             f"{where}: {scored} rows carry a score, and InfoNCE would take each pair for a positive; "
             "set loss.name to cosent or cosine, or keep the positive pairs only and leave their scores out"
         )
-    return found
+    return problems
 
 
-def _check_functions(config: RunConfig) -> None:
-    """Whether the modules of users' losses exist; they are not imported, as they may import torch."""
+def check_functions(config: RunConfig) -> None:
+    """Raises BadInput if the module of a user's loss does not exist. It is not imported: it may import torch."""
     add_working_folder()
     problems = []
     for key, loss in config.losses.items():
@@ -61,7 +66,7 @@ def _check_functions(config: RunConfig) -> None:
 
 
 def _module_exists(name: str) -> bool:
-    """As importlib.util.find_spec, which would import the packages that a.b.c lies in."""
+    """Finds a module like importlib.util.find_spec, without importing the packages a and a.b of a.b.c."""
     first, *rest = name.split(".")
     try:
         spec = find_spec(first)
@@ -75,7 +80,7 @@ def _module_exists(name: str) -> bool:
 
 
 def unused_teachers(config: RunConfig, plan: BatchPlan, rows: Rows) -> list[str]:
-    """A line for each source whose teacher scores its loss does not use."""
+    """Returns one line per source whose loss ignores its teacher scores."""
     lines = []
     for part in plan.parts:
         loss = config.loss_of(part.name)

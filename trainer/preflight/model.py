@@ -1,4 +1,4 @@
-"""Definitions of this subject."""
+"""Checks the model folder of a run."""
 
 from pathlib import Path
 
@@ -6,14 +6,14 @@ from safetensors import SafetensorError, safe_open
 
 from data_prep.common.errors import BadInput
 from data_prep.texts.tokenizer_rules import read_json
-from trainer.config.sections import RunConfig
-from trainer.model_folder.files import fetch
-from trainer.model_folder.spec import ModelSpec, hidden_size, read_spec
+from trainer.model_folder.spec import ModelSpec, hidden_size
+from trainer.preflight.inputs import Inputs
 
 
-def check_model(config: RunConfig) -> ModelSpec:
-    folder = fetch(config.model.path, config.model.trust_remote_code)
-    spec = read_spec(config.model, folder)
+def check_model(inputs: Inputs) -> ModelSpec:
+    """Returns the model's description. Raises BadInput for an adapter, damaged weights, or a too large matryoshka."""
+    config, spec = inputs.config, inputs.spec
+    folder = spec.path
     if spec.is_adapter:
         raise BadInput(
             f"model.path: {folder} is an adapter; to go on training it, set model.path to its base {spec.base} and "

@@ -1,4 +1,4 @@
-"""Definitions of this subject."""
+"""Checks the output folder: empty or resumable, writable, large enough."""
 
 import os
 import shutil
@@ -13,7 +13,8 @@ from trainer.run_dir.layout import MADE_AHEAD
 from trainer.run_dir.record import check_resumable
 
 
-def _check_output(config: RunConfig, resume: bool, fingerprint: str | None, spec: ModelSpec | None) -> None:
+def check_output(config: RunConfig, resume: bool, fingerprint: str | None, spec: ModelSpec | None) -> None:
+    """Raises BadInput for an output folder that cannot be used or resumed. fingerprint: of the train shards."""
     out = Path(config.output_dir)
     check_place(out, resume)
     if fingerprint and (out / "run.json").is_file():
@@ -23,7 +24,7 @@ def _check_output(config: RunConfig, resume: bool, fingerprint: str | None, spec
 
 
 def check_place(out: Path, resume: bool) -> None:
-    """Whether a run may begin, or with resume go on, in this folder. Raises BadInput."""
+    """Raises BadInput if a run cannot start in this folder, or with `resume` continue there."""
     if out.exists() and not out.is_dir():
         raise BadInput(f"output_dir: {out} is a file")
     if (out / "run.json").is_file():
@@ -49,14 +50,13 @@ def _check_writable(out: Path) -> None:
 
 
 def _check_space(config: RunConfig, out: Path, resume: bool, model: Path) -> None:
-    """model: the folder of the weights, which for a hub id is not model.path."""
-    # adapters are small beside what they are trained on
-    weights = fp32_bytes(model) if config.model.finetune == "full" else 0
-    there = len(list(out.glob("checkpoint-*"))) if resume else 0
+    """Raises BadInput if the checkpoints will not fit on the disk. model: the local folder of the weights."""
+    weights = fp32_bytes(model) if config.model.finetune == "full" else 0  # adapters are small
+    existing = len(list(out.glob("checkpoint-*"))) if resume else 0
     asked = config.checkpoint
     epochs = min(config.train.epochs, asked.keep_epochs + 1 if asked.keep_epochs else config.train.epochs)
     between = (asked.keep_steps or 1) + 1 if asked.every_steps or asked.every_minutes else 0
-    checkpoints = max(0, epochs + between - there)
+    checkpoints = max(0, epochs + between - existing)
     # a checkpoint holds the weights and two moments, final the weights
     needed = weights * (3 * checkpoints + (0 if (out / "final").is_dir() else 1) + config.watch.keep_best)
     free = shutil.disk_usage(existing_parent(out)).free

@@ -1,4 +1,4 @@
-"""Definitions of this subject."""
+"""The model before and after training on one retrieval set: similarities, queries gained and lost."""
 
 from dataclasses import dataclass, field
 
@@ -7,49 +7,49 @@ import numpy as np
 from data_prep.common.console import say
 from data_prep.reading.retrieval_sets import RetrievalSet
 from trainer.config.sections import ModelConfig
+from trainer.inference.evaluation import compare
 from trainer.inference.metrics import rank_documents, score_run
 from trainer.inference.text_encoder import TextEncoder
 
 BINS, SHOWN_QUERIES, SHOWN_HITS = 50, 5, 3
-METRIC = "nDCG@10"  # by which queries have gained or lost
+METRIC = "nDCG@10"  # a query gains or loses by it
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A document that a model found. similarity: cosine; right: it is relevant."""
+    """A document that a model ranked high."""
 
     text: str
-    similarity: float
-    right: bool
+    similarity: float  # cosine
+    right: bool  # it is relevant
 
 
 @dataclass(frozen=True)
 class Query:
-    """A query whose ranking changed. found: side (base, tuned) -> its best documents."""
+    """A query whose ranking changed."""
 
     text: str
-    base: float
-    tuned: float
-    found: dict[str, list[Shown]]
+    base: float  # METRIC before training
+    tuned: float  # and after
+    best: dict[str, list[Shown]]  # by side (base, tuned): its highest documents
 
 
 @dataclass
 class Comparison:
-    """The model before and after on one set. table: see evaluate.compare. edges: of the bins; shares: side -> relevant
-    or other -> share of its pairs in each bin. changed: gained or lost -> queries, the largest change first.
-    """
+    """The model before (base) and after (tuned) on one set."""
 
     name: str
     queries: int
     documents: int
-    table: dict[str, dict]
-    edges: list[float] = field(default_factory=list)
+    table: dict[str, dict]  # see evaluate.compare
+    edges: list[float] = field(default_factory=list)  # of the bins of cosines
     shares: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    changed: dict[str, list[Query]] = field(default_factory=dict)
+    # by side, then relevant or other: the share of its pairs in each bin
+    changed: dict[str, list[Query]] = field(default_factory=dict)  # gained or lost: queries, largest change first
 
 
 class _Side:
-    """A model's embeddings of a set, and what it finds there."""
+    """A model's embeddings of a set, and its ranking of the documents."""
 
     def __init__(self, config: ModelConfig, data: RetrievalSet, device: str):
         say(f"embedding {data.name} with {config.path}")
@@ -59,7 +59,7 @@ class _Side:
         self.queries, self.documents = _unit(queries), _unit(documents)
 
     def best(self, query: int) -> list[tuple[int, float]]:
-        """(document, cosine), SHOWN_HITS of them."""
+        """Returns (document, cosine) of the SHOWN_HITS best documents."""
         row = self.documents @ self.queries[query]
         return [(int(i), float(row[i])) for i in np.argsort(-row, kind="stable")[:SHOWN_HITS]]
 
@@ -68,43 +68,54 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)
 
 
-def _add_similarities(made: Comparison, sides: dict[str, _Side], data: RetrievalSet) -> None:
-    """Cosines of every query with its relevant documents, and with all others."""
-    place = {doc: i for i, doc in enumerate(data.doc_ids)}
+def compare_models(base: ModelConfig, tuned: ModelConfig, data: RetrievalSet, device: str) -> Comparison:
+    """Embeds the set with both models and compares them."""
+    sides = {side: _Side(config, data, device) for side, config in (("base", base), ("tuned", tuned))}
+    table = compare(sides["base"].per_query, sides["tuned"].per_query)
+    comparison = Comparison(data.name, len(sides["tuned"].per_query), len(data.doc_ids), table)
+    _add_similarities(comparison, sides, data)
+    _add_queries(comparison, sides, data)
+    return comparison
+
+
+def _add_similarities(comparison: Comparison, sides: dict[str, _Side], data: RetrievalSet) -> None:
+    """Adds the cosines of every query with its relevant documents, and with all others."""
+    number_of = {doc: i for i, doc in enumerate(data.doc_ids)}
     edges = np.linspace(-1.0, 1.0, 2 * BINS + 1)
     counts = {side: {"relevant": np.zeros(2 * BINS), "other": np.zeros(2 * BINS)} for side in sides}
     for number, query in enumerate(data.query_ids):
-        right = [place[doc] for doc, grade in data.qrels[query].items() if grade > 0 and doc in place]
+        right = [number_of[doc] for doc, grade in data.qrels[query].items() if grade > 0 and doc in number_of]
         for side, model in sides.items():
             row = (model.documents @ model.queries[number]).clip(-1, 1)
             counts[side]["relevant"] += np.histogram(row[right], edges)[0]
             counts[side]["other"] += np.histogram(np.delete(row, right), edges)[0]
     used = np.flatnonzero(sum(kind for of in counts.values() for kind in of.values()))
     first, last = used[0], used[-1] + 1
-    made.edges = [float(edge) for edge in edges[first : last + 1]]
-    made.shares = {
+    comparison.edges = [float(edge) for edge in edges[first : last + 1]]
+    comparison.shares = {
         side: {name: (kind / max(kind.sum(), 1))[first:last].tolist() for name, kind in of.items()}
         for side, of in counts.items()
     }
 
 
-def _add_queries(made: Comparison, sides: dict[str, _Side], data: RetrievalSet) -> None:
-    scores = [
+def _add_queries(comparison: Comparison, sides: dict[str, _Side], data: RetrievalSet) -> None:
+    """Adds the queries that gained and lost most."""
+    changes = [
         (sides["tuned"].per_query[query][METRIC] - sides["base"].per_query[query][METRIC], number)
         for number, query in enumerate(data.query_ids)
     ]
-    ordered = sorted(scores, key=lambda entry: (-entry[0], entry[1]))
+    ordered = sorted(changes, key=lambda entry: (-entry[0], entry[1]))
     chosen = {
         "gained": [number for change, number in ordered[:SHOWN_QUERIES] if change > 0],
         "lost": [number for change, number in reversed(ordered[-SHOWN_QUERIES:]) if change < 0],
     }
     for kind, numbers in chosen.items():
-        made.changed[kind] = [_query(number, sides, data) for number in numbers]
+        comparison.changed[kind] = [_query(number, sides, data) for number in numbers]
 
 
 def _query(number: int, sides: dict[str, _Side], data: RetrievalSet) -> Query:
     query = data.query_ids[number]
-    found = {
+    best = {
         side: [
             Shown(data.doc_texts[i], cosine, data.qrels[query].get(data.doc_ids[i], 0) > 0)
             for i, cosine in model.best(number)
@@ -112,4 +123,4 @@ def _query(number: int, sides: dict[str, _Side], data: RetrievalSet) -> Query:
         for side, model in sides.items()
     }
     base, tuned = (sides[side].per_query[query][METRIC] for side in ("base", "tuned"))
-    return Query(data.query_texts[number], base, tuned, found)
+    return Query(data.query_texts[number], base, tuned, best)

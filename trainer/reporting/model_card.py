@@ -1,6 +1,7 @@
 """The model card of an export: how to load it, and the data, settings and measured metrics of the run's own files."""
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +10,10 @@ from trainer.inference.probe import read_probe
 from trainer.model_folder.dense import shape_of
 from trainer.model_folder.spec import ModelSpec
 from trainer.run_dir.layout import read_state
-from trainer.run_dir.log import read_events
+from trainer.run_dir.log import LOG, read_events
 from trainer.run_dir.record import versions
 
-SETTINGS = (  # keys of the run file that say how the model was made; paths of this machine stay out
+SETTINGS = (  # keys of the run file in the card; paths of this machine stay out
     "model.finetune", "model.quantization_bits", "loss.name", "loss.temperature", "train.batch_size", "train.epochs",
     "train.max_steps", "train.precision", "train.seed", "optim.name", "optim.lr", "optim.weight_decay", "optim.ema",
 )  # fmt: skip
@@ -20,36 +21,36 @@ SETTINGS = (  # keys of the run file that say how the model was made; paths of t
 
 @dataclass(frozen=True)
 class Story:
-    """What a run's files say of a model folder in it. before, after: mean metrics on the evaluation set of the run;
-    empty where it has none. unread: what could not be found out, a line each."""
+    """What the files of a run record about one of its model folders."""
 
     config: dict
-    fingerprint: str | None
-    step: int | None
-    before: dict[str, float]
-    after: dict[str, float]
-    unread: tuple[str, ...] = ()
+    fingerprint: str | None  # of the train data
+    step: int | None  # optimizer steps that made the model
+    before: dict[str, float]  # mean metrics on the run's evaluation set before training; empty if it has none
+    after: dict[str, float]  # and of this model
+    unread: tuple[str, ...] = ()  # a line each: what is not known
 
 
 def story_of(folder: Path) -> Story:
-    """Of final/, best/ or a checkpoint; of what lies in it where the run's directory is not there any more."""
+    """Reads the story of final/, best/ or a checkpoint; of the folder alone if its run directory is gone."""
     config, run = read_object(folder / "training_config.json"), read_object(folder.parent / "run.json")
     if not run:
         return Story(config, None, read_probe(folder).step, {}, {})
-    events, unread = read_events(folder.parent)
+    unread: list[str] = []
+    events = list(read_events(folder.parent / LOG, problems=unread))
     step = _step_of(folder, events)
     if step is None:
         unread.append("which step this model is of was not recorded")
-    found = {e["step"]: _metrics(e) for e in events if e["event"] == "evaluation" and not e.get("source")}
-    after = found.get(step, {})
+    by_step = {e["step"]: _metrics(e) for e in events if e["event"] == "evaluation" and not e.get("source")}
+    after = by_step.get(step, {})
     if after and (folder / "state").is_dir() and config.get("optim", {}).get("ema"):
         after = {}
         unread.append("metrics of these weights: their average was evaluated, which final/ and best/ hold (optim.ema)")
-    return Story(config, run.get("data_fingerprint"), step, found.get(0, {}), after, tuple(unread))
+    return Story(config, run.get("data_fingerprint"), step, by_step.get(0, {}), after, tuple(unread))
 
 
 def _step_of(folder: Path, events: list[dict]) -> int | None:
-    """Every model folder records it; of those that an earlier version wrote, best/ alone cannot be told."""
+    """Returns the step that a model folder records; in folders of earlier versions that of best/ is unknown."""
     recorded = read_probe(folder).step
     if recorded is not None:
         return recorded
@@ -63,7 +64,7 @@ def _metrics(event: dict) -> dict[str, float]:
 
 
 def model_card(folder: Path, spec: ModelSpec, is_adapter: bool, onnx: bool) -> str:
-    """README.md. folder: final/ or a checkpoint."""
+    """Returns the text of README.md. folder: final/ or a checkpoint."""
     story = story_of(folder)
     base = _base_name(story)
     parts = [_head(base), _title(folder, story), _use(spec, is_adapter, onnx), _model(spec, base, is_adapter)]
@@ -71,7 +72,7 @@ def model_card(folder: Path, spec: ModelSpec, is_adapter: bool, onnx: bool) -> s
 
 
 def _base_name(story: Story) -> str | None:
-    """The hub id of the base, or the last part of its folder: the rest is this machine's."""
+    """Returns the hub id of the base, or the last part of its path: the rest belongs to this machine."""
     path = story.config.get("model", {}).get("path")
     return None if path is None else path if is_hub_id(path) else Path(path).name
 
@@ -113,8 +114,8 @@ def _use(spec: ModelSpec, is_adapter: bool, onnx: bool) -> str:
     if is_adapter:
         lines += ["This is an adapter: sentence-transformers loads it with its base; embedding servers do not.", ""]
     if spec.own_code:
-        place = "beside its base" if is_adapter else "`*.py`"
-        lines += [f"The model is defined by code of its own ({place}): read it before you let it run.", ""]
+        where = "beside its base" if is_adapter else "`*.py`"
+        lines += [f"The model is defined by code of its own ({where}): read it before you let it run.", ""]
     if onnx:
         lines += ["`onnx/model.onnx` gives last_hidden_state; what stands behind it is as below.", ""]
     return "\n".join(lines)
@@ -169,10 +170,10 @@ def _measured(story: Story) -> str:
 
 
 def _made() -> str:
-    said = ", ".join(f"{name} {version}" for name, version in versions().items() if name in ("torch", "transformers"))
-    return f"Exported with {said}; before it was finished, a fresh process loaded it and embedded as the trainer did.\n"
+    used = ", ".join(f"{name} {version}" for name, version in versions().items() if name in ("torch", "transformers"))
+    return f"Exported with {used}; before it was finished, a fresh process loaded it and embedded as the trainer did.\n"
 
 
-def _table(head: tuple[str, ...], rows) -> str:
+def _table(head: tuple[str, ...], rows: Iterable[Sequence]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"

@@ -1,4 +1,4 @@
-"""Definitions of this subject."""
+"""The HTML page about a run."""
 
 import json
 import shlex
@@ -10,7 +10,7 @@ from data_prep.common.html_page import page, section, table, tiles
 from trainer.reporting.comparison import METRIC, Comparison, Query, Shown
 from trainer.reporting.facts import Facts
 
-LINES = (  # title, what it says, name of the curve -> key of the log's steps
+LINES = (  # title, caption, name of the curve -> key of the log's steps
     ("Loss", "Of every step, on its global batch.", {"loss": "loss"}),
     ("Similarity in training", "Mean cosine of a query and its positive, and of a query and its negatives, of every "
      "step's batch.", {"positive": "positive_similarity", "negative": "negative_similarity"}),
@@ -20,24 +20,24 @@ LINES = (  # title, what it says, name of the curve -> key of the log's steps
     ("Pairs per second", "Of every step, evaluation and checkpoints left out.", {"pairs/s": "pairs_per_second"}),
 )  # fmt: skip
 METRICS = ("nDCG@10", "MRR@10", "recall@10")
-TEXT = 220  # characters of a document that are shown
+TEXT = 220  # shown characters of a document
 
 
 def write_report(facts: Facts) -> str:
-    """The whole page."""
+    """Returns the whole page."""
     plots = [*_curves(facts), _metrics(facts), _similarities(facts.comparison), _data(facts), _lengths(facts)]
     plots += [_speed(facts)]
     parts = [_tiles(facts), _missing(facts), _before_and_after(facts.comparison)]
     parts += [f'<div class="plots">{"".join(filter(None, plots))}</div>']
     parts += [_queries(facts.comparison, "gained"), _queries(facts.comparison, "lost"), _again(facts)]
-    return page(facts.run.resolve().name, _about(facts), "".join(filter(None, parts)))
+    return page(facts.run.resolve().name, _subtitle(facts), "".join(filter(None, parts)))
 
 
-def _about(facts: Facts) -> str:
+def _subtitle(facts: Facts) -> str:
     topology, config = facts.record["topology"], facts.config
-    about = f"{Path(config.model.path).name}, {config.model.finetune} fine-tuning, begun {_date(facts)} on "
-    about += f"{topology['processes']} process(es) of {topology['device']} ({topology['engine']})."
-    return f"{escape(about)} Made by <code>python -m trainer.report</code>."
+    caption = f"{Path(config.model.path).name}, {config.model.finetune} fine-tuning, begun {_date(facts)} on "
+    caption += f"{topology['processes']} process(es) of {topology['device']} ({topology['engine']})."
+    return f"{escape(caption)} Made by <code>python -m trainer.report</code>."
 
 
 def _date(facts: Facts) -> str:
@@ -71,31 +71,33 @@ def _before_and_after(comparison: Comparison | None) -> str:
         interval = f"<small>{low:+.4f} … {high:+.4f}</small>"
         change = f"{row['difference']:+.4f}<br>{interval}"
         rows.append((name, f"{row['base']:.4f}", f"{row['tuned']:.4f}", change))
-    about = f"{escape(comparison.name)}: {comparison.queries:,} held-out queries, {comparison.documents:,} documents. "
-    about += "The interval is of the change, by paired bootstrap over queries."
-    return section("Before and after", about, table(("", "before", "after", "change, 95 % interval"), rows))
+    caption = (
+        f"{escape(comparison.name)}: {comparison.queries:,} held-out queries, {comparison.documents:,} documents. "
+    )
+    caption += "The interval is of the change, by paired bootstrap over queries."
+    return section("Before and after", caption, table(("", "before", "after", "change, 95 % interval"), rows))
 
 
 def _curves(facts: Facts) -> list[str]:
-    made = []
-    for title, about, keys in LINES:
+    sections = []
+    for title, caption, keys in LINES:
         series = {name: points for name, key in keys.items() if (points := facts.series(key))}
         constant = title == "Temperature" and len({value for _, value in series.get("temperature", [])}) < 2
         if series and not constant:
             steps = len(next(iter(series.values())))
-            about += f" The lowest and highest of each stretch of {steps:,} steps." if steps > svg.MOST_POINTS else ""
-            made.append(section(title, about.strip(), svg.lines(series, title)))
-    return made
+            caption += f" The lowest and highest of each stretch of {steps:,} steps." if steps > svg.MOST_POINTS else ""
+            sections.append(section(title, caption.strip(), svg.lines(series, title)))
+    return sections
 
 
 def _metrics(facts: Facts) -> str:
-    made = ""
+    sections = ""
     for source in dict.fromkeys(event.get("source", "") for event in facts.events["evaluation"]):
         events = [event for event in facts.events["evaluation"] if event.get("source", "") == source]
         series = {name: [(event["step"], event[name]) for event in events if name in event] for name in METRICS}
-        about = "On the evaluation set during training" + (f", source {escape(source)}." if source else ".")
-        made += section("Metrics", about, svg.lines({k: v for k, v in series.items() if v}, "metrics"))
-    return made
+        caption = "On the evaluation set during training" + (f", source {escape(source)}." if source else ".")
+        sections += section("Metrics", caption, svg.lines({k: v for k, v in series.items() if v}, "metrics"))
+    return sections
 
 
 def _similarities(comparison: Comparison | None) -> str:
@@ -106,8 +108,8 @@ def _similarities(comparison: Comparison | None) -> str:
     for side, shares in comparison.shares.items():
         plot = svg.densities(shares, comparison.edges, f"similarities {names[side]}")
         body += f"<h3>{names[side]}</h3>{plot}"
-    about = "Cosine of the held-out queries with their relevant documents, and with all others: share of the pairs."
-    return section("Similarities", about, body)
+    caption = "Cosine of the held-out queries with their relevant documents, and with all others: share of the pairs."
+    return section("Similarities", caption, body)
 
 
 def _queries(comparison: Comparison | None, kind: str) -> str:
@@ -115,16 +117,16 @@ def _queries(comparison: Comparison | None, kind: str) -> str:
     if not queries:
         return ""
     title = "Queries that gained most" if kind == "gained" else "Queries that lost most"
-    items = "".join(f"<li><b>{escape(query.text)}</b>{_found(query)}</li>" for query in queries)
+    items = "".join(f"<li><b>{escape(query.text)}</b>{_rankings(query)}</li>" for query in queries)
     return section(
         title, f"By {METRIC}; relevant documents in green, with a check mark.", f'<ul class="found">{items}</ul>'
     )
 
 
-def _found(query: Query) -> str:
+def _rankings(query: Query) -> str:
     sides = ""
     for side, name in (("base", f"before: {query.base:.3f}"), ("tuned", f"after: {query.tuned:.3f}")):
-        hits = "".join(map(_hit, query.found[side]))
+        hits = "".join(map(_hit, query.best[side]))
         sides += f"<div><h4>{name}</h4><ol>{hits}</ol></div>"
     return f'<div class="sides">{sides}</div>'
 
@@ -149,9 +151,9 @@ def _data(facts: Facts) -> str:
         for split, count in counts.items()
     ]
     counted = ", ".join(f"{count:,} rows of {name}" for name, count in splits.items())
-    about = f"{escape(str(facts.config.data.train))}: {counted}; "
-    about += f"{facts.manifest['duplicates_removed']:,} duplicates were removed."
-    return section("Data", about, svg.bars(rows, "rows by source and split"))
+    caption = f"{escape(str(facts.config.data.train))}: {counted}; "
+    caption += f"{facts.manifest['duplicates_removed']:,} duplicates were removed."
+    return section("Data", caption, svg.bars(rows, "rows by source and split"))
 
 
 def _lengths(facts: Facts) -> str:
@@ -159,8 +161,8 @@ def _lengths(facts: Facts) -> str:
     for number, (name, of) in enumerate((facts.manifest.get("lengths") or {}).items()):
         if of and of.get("words"):
             plots += f"<h3>{escape(name)}</h3>" + svg.histogram(of["words"]["histogram"], number, f"words of {name}")
-    about = "Share of texts with up to this many words (and more than the bound before)."
-    return section("Lengths", about, plots) if plots else ""
+    caption = "Share of texts with up to this many words (and more than the bound before)."
+    return section("Lengths", caption, plots) if plots else ""
 
 
 def _speed(facts: Facts) -> str:
@@ -185,14 +187,14 @@ def _speed(facts: Facts) -> str:
 
 
 def _again(facts: Facts) -> str:
-    """The commands that make the same run: run.json holds every key with its value, defaults included."""
-    topology, place = facts.record["topology"], escape(str(facts.run / "run.json"))
+    """Returns the commands that repeat the run: run.json holds the value of every key, defaults included."""
+    topology, run_json = facts.record["topology"], escape(str(facts.run / "run.json"))
     world = ""
     if topology["processes"] > 1 or topology["engine"].startswith("zero"):
         world = f" --engine {topology['engine']} --processes {topology['processes']}"
     start = f"python -m launch run --config again.json{world}" if world else "python -m trainer --config again.json"
     commands = (
-        f"python -c \"import json; json.dump(json.load(open('{place}'))['config'], open('again.json', 'w'))\"\n"
+        f"python -c \"import json; json.dump(json.load(open('{run_json}'))['config'], open('again.json', 'w'))\"\n"
         f"{start} {escape(shlex.quote(f'output_dir={facts.run}-again'))}"
     )
     git = facts.record.get("git") or {}
@@ -206,5 +208,5 @@ def _again(facts: Facts) -> str:
     body = (
         f"<pre>{commands}</pre>{table(('', ''), rows)}<details><summary>run file</summary><pre>{config}</pre></details>"
     )
-    about = "The same data (by fingerprint), versions and topology give the same losses."
-    return section("The same run again", about, body)
+    caption = "The same data (by fingerprint), versions and topology give the same losses."
+    return section("The same run again", caption, body)

@@ -1,1 +1,1 @@
-"""run_dir"""
+"""A run directory: its log, the record of the run, the trackers beside it."""

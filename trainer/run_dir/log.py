@@ -1,46 +1,73 @@
-"""What a run writes about itself: run.json, logs.jsonl, the JSON summaries made from it, TensorBoard. Rank 0 writes."""
+"""The log of a run: logs.jsonl, the JSON summaries made from it, trackers and screen. Rank 0 writes."""
 
 import json
 import math
 import os
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from data_prep.common.console import live_bar, say
 from data_prep.common.errors import Failed
-from data_prep.common.files import write_json
+from data_prep.common.files import whole_file
 from trainer.run_dir.trackers import TensorBoard, WeightsAndBiases
 
+LOG = "logs.jsonl"
 
-def read_events(run_dir: Path) -> tuple[list[dict], list[str]]:
-    """(events of logs.jsonl, a line for what of it cannot be read): a machine that failed may leave half a line."""
+
+def write_json(path: Path, values: Any) -> None:
+    """Writes the whole file or nothing, so that no reader sees half a file."""
+    with whole_file(path) as file:
+        json.dump(values, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+
+
+def write_json_array(path: Path, values: Iterable[Any]) -> None:
+    """Writes the bytes of write_json(path, list(values)) while it holds one value at a time."""
+    with whole_file(path) as file:
+        before = "["
+        for value in values:
+            file.write(f"{before}\n  " + json.dumps(value, indent=2, ensure_ascii=False).replace("\n", "\n  "))
+            before = ","
+        file.write("[]\n" if before == "[" else "\n]\n")
+
+
+def read_events(path: Path, start: int = 0, problems: list[str] | None = None) -> Iterator[dict]:
+    """Yields the events of a logs.jsonl one by one. start: the byte to start at, the first of a line.
+
+    A line ends at b"\\n" only: a logged text may hold other separators, such as U+2028. A failed machine may leave half
+    a line: it is skipped, and `problems` gets a line about it, as for a file that cannot be read.
+    """
+    problems = [] if problems is None else problems
     try:
-        lines = (run_dir / "logs.jsonl").read_bytes().splitlines()
+        with path.open("rb") as file:
+            file.seek(start)
+            for number, line in enumerate(file, 1):
+                try:
+                    event = json.loads(line)
+                except ValueError:
+                    problems.append(f"line {number} of {path.name} is no whole event")
+                    continue
+                yield event
     except OSError as error:
-        return [], [f"logs.jsonl cannot be read ({error.strerror})"]
-    events, problems = [], []
-    for number, line in enumerate(lines, 1):
-        try:
-            events.append(json.loads(line))
-        except ValueError:
-            problems.append(f"line {number} of logs.jsonl is no whole event")
-    return events, problems
+        problems.append(f"{path.name} cannot be read ({error.strerror})")
 
 
 class RunLog:
-    """logs.jsonl: one event per line, flushed; rank 0 only (inactive elsewhere). Also the trackers and the screen."""
+    """logs.jsonl: one event per line, flushed. Active on rank 0 only. Also serves the trackers and the screen."""
 
     def __init__(self, run_dir: Path, active: bool, keep_bytes: int = 0):
-        """keep_bytes: how much of an existing log belongs to the checkpoint that is resumed; the rest is put aside.
+        """keep_bytes: how much of an existing log belongs to the resumed checkpoint; the rest is moved to another file.
 
-        With WANDB_PROJECT, run_dir/run.json is there already. Raises BadInput and Failed for that tracker.
+        With WANDB_PROJECT, run_dir/run.json must exist. Raises BadInput and Failed for that tracker.
         """
         self.run_dir, self.active = run_dir, active
         if not active:
             return
-        self.path = run_dir / "logs.jsonl"
+        self.path = run_dir / LOG
         size = self.path.stat().st_size if self.path.exists() else 0
         if size < keep_bytes:
             say(f"{self.path}: {keep_bytes - size} of the {keep_bytes} bytes written before the checkpoint are gone")
@@ -50,29 +77,41 @@ class RunLog:
             os.truncate(self.path, keep_bytes)
         self.file = self.path.open("ab", buffering=0)
         self.bar = _Bar() if sys.stderr.isatty() else None
-        self.last_step = max((e["step"] for e in self.events("step")), default=0)
+        self.epoch_start = 0  # byte offset: no step of the current epoch lies before it
+        self._last_step = 0  # before this process
+        self._rare: list[dict] = []  # all events but the steps: few, so they stay in memory
+        for event in read_events(self.path):
+            if event["event"] == "step":
+                self._last_step = max(self._last_step, event["step"])
+            else:
+                self._rare.append(event)
         self.trackers = [_weights_and_biases(run_dir)] if os.environ.get("WANDB_PROJECT") else []
 
     def event(self, kind: str, **values) -> None:
-        if self.active:
-            # JSON has no Infinity: a gradient that is not finite (a skipped step) becomes null
-            finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-            line = {"event": kind, "time": round(time.time(), 3), **finite}
-            self._append((json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        """Appends one event. A float that is not finite (of a skipped step) becomes null: JSON has no Infinity."""
+        if not self.active:
+            return
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        line = json.dumps({"event": kind, "time": round(time.time(), 3), **finite}, ensure_ascii=False, allow_nan=False)
+        self._append(f"{line}\n".encode())
+        if kind != "step":
+            self._rare.append(json.loads(line))
+        if kind == "epoch":
+            self.epoch_start = self.offset()
 
     def _append(self, line: bytes) -> None:
-        """The whole line or nothing of it. Raises Failed."""
+        """Writes the whole line or nothing of it. Raises Failed."""
         start, reason = self.offset(), "no space left"
         try:
-            taken = self.file.write(line)
+            written = self.file.write(line)
         except OSError as error:
-            taken, reason = 0, error.strerror
-        if taken < len(line):
-            os.ftruncate(self.file.fileno(), start)  # a full disk takes a part of it
+            written, reason = 0, error.strerror
+        if written < len(line):
+            os.ftruncate(self.file.fileno(), start)  # a full disk takes a part of the line
             raise Failed(f"{self.path}: could not be written ({reason}); the checkpoints so far are whole")
 
     def scalars(self, group: str, values: dict, step: int) -> None:
-        """Numbers for the trackers as `group/name`."""
+        """Sends the numbers among the values to the trackers as `group/name`."""
         if self.active:
             numbers = {f"{group}/{k}": v for k, v in values.items() if isinstance(v, (int, float))}
             for tracker in (self.board, *self.trackers):
@@ -80,16 +119,15 @@ class RunLog:
 
     @cached_property
     def board(self) -> TensorBoard:
-        """Made when there is something to write: its import would delay the first step."""
-        return TensorBoard(self.run_dir, self.last_step)
+        """Created at the first write: its import would delay the first step."""
+        return TensorBoard(self.run_dir, self._last_step)
 
     def say(self, text: str) -> None:
-        """One line for people, from rank 0."""
         if self.active:
             (self.bar.say if self.bar else say)(text)
 
     def progress(self, step: int, total: int, text: str, every: int) -> None:
-        """Where the run is: a bar on a terminal; elsewhere a line at the first, the last and every `every`-th step."""
+        """Moves the bar of a terminal; elsewhere prints a line at the first, the last and every `every`-th step."""
         if not self.active:
             return
         if self.bar:
@@ -102,24 +140,29 @@ class RunLog:
         return self.file.tell() if self.active else 0
 
     def sync(self) -> None:
-        """The log is on disk when this returns."""
+        """Returns when the log is on disk."""
         if self.active:
             os.fsync(self.file.fileno())
 
+    def steps(self, start: int = 0) -> Iterator[dict]:
+        """Yields the step events from a byte offset on, read from the file."""
+        return (event for event in read_events(self.path, start) if event["event"] == "step")
+
     def events(self, kind: str) -> list[dict]:
-        lines = self.path.read_text(encoding="utf-8").splitlines()
-        return [event for line in lines if (event := json.loads(line))["event"] == kind]
+        """All events of one kind."""
+        return list(self.steps()) if kind == "step" else [event for event in self._rare if event["event"] == kind]
 
     def write_epoch_files(self) -> None:
-        """detailed_training_logs.json (per step) and training_losses.json (per epoch), anew from logs.jsonl."""
+        """Writes detailed_training_logs.json (per step) and training_losses.json (per epoch) anew."""
         if self.active:
-            write_json(self.run_dir / "detailed_training_logs.json", self.events("step"))
+            write_json_array(self.run_dir / "detailed_training_logs.json", self.steps())
             write_json(self.run_dir / "training_losses.json", self.events("epoch"))
 
     def write_summary(self, values: dict) -> None:
+        """Writes training_summary_report.json: the values, and all evaluations."""
         if self.active:
-            evaluations = self.events("evaluation")
-            write_json(self.run_dir / "training_summary_report.json", {**values, "evaluations": evaluations})
+            whole = {**values, "evaluations": self.events("evaluation")}
+            write_json(self.run_dir / "training_summary_report.json", whole)
 
     def close(self) -> None:
         if self.active:
@@ -138,7 +181,7 @@ def _weights_and_biases(run_dir: Path) -> WeightsAndBiases:
 
 
 class _Bar:
-    """A live line on the terminal, below whatever is said meanwhile."""
+    """A live line on the terminal, below the printed lines."""
 
     def __init__(self):
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn

@@ -1,4 +1,4 @@
-"""Definitions of this subject."""
+"""run.json: how a run was started, and whether it can be resumed."""
 
 import importlib.metadata
 import json
@@ -18,8 +18,8 @@ PACKAGES = (
     "embedfleet", "torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes", "datasets", "pyarrow",
     "safetensors",
 )  # fmt: skip
-# Facts that may change between a run and its resumption: they change speed and memory, never the mathematics.
-# (Where the data lie may change as well: what they are is in the fingerprint.)
+# Keys that may change when a run is resumed: they change speed and memory, never the mathematics.
+# (The path of the data may change too: the fingerprint says what they are.)
 FREE = (
     "output_dir", "run_name", "data.train", "data.allow", "train.micro_batch_tokens",
     "train.gradient_checkpointing", "train.device", "train.log_every",
@@ -29,7 +29,7 @@ FREE = (
 
 
 def describe_run(config: RunConfig, topology: dict, fingerprint: str, plan: dict) -> dict:
-    """The content of run.json. Holds no environment: secrets live there."""
+    """Returns the content of run.json. It holds no environment: secrets live there."""
     return {
         "config": config.model_dump(mode="json"),
         "topology": topology,
@@ -43,12 +43,12 @@ def describe_run(config: RunConfig, topology: dict, fingerprint: str, plan: dict
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that are installed."""
-    found = {"python": platform.python_version()}
+    """Returns the versions of Python and of the installed packages."""
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            installed[name] = importlib.metadata.version(name)
+    return installed
 
 
 def _git_state() -> dict | None:
@@ -64,28 +64,30 @@ def _git_state() -> dict | None:
 
 def _different(old: Any, new: Any, prefix: str) -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
-        found = []
+        differences = []
         for key in sorted(old.keys() | new.keys()):
-            found += _different(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
-        return found
+            differences += _different(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+        return differences
     return [] if old == new or prefix in FREE else [f"{prefix}: {old!r} in run.json, {new!r} now"]
 
 
 def check_resumable(run_dir: Path, config: RunConfig, fingerprint: str) -> None:
-    """Raises BadInput where the run in run_dir is another one than the config describes."""
+    """Raises BadInput if the run in run_dir is not the one that the config describes."""
     try:
         recorded = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
-        began_with = parse_config(recorded["config"], str(run_dir / "run.json"))  # keys of later versions get defaults
-        began_fingerprint, began_plan = recorded["data_fingerprint"], recorded["plan"].get("version", 1)
+        recorded_config = parse_config(
+            recorded["config"], str(run_dir / "run.json")
+        )  # keys of later versions get defaults
+        recorded_fingerprint, recorded_plan = recorded["data_fingerprint"], recorded["plan"].get("version", 1)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{run_dir}/run.json: is no record of a run that can be resumed ({error})") from None
-    different = _different(began_with.model_dump(mode="json"), config.model_dump(mode="json"), "")
+    different = _different(recorded_config.model_dump(mode="json"), config.model_dump(mode="json"), "")
     problems = [f"{run_dir}: cannot resume, {text}" for text in different]
-    if began_fingerprint != fingerprint:
+    if recorded_fingerprint != fingerprint:
         problems.append(f"{run_dir}: cannot resume, data.train holds other data than the run began with")
-    if began_plan != PLAN_VERSION:
+    if recorded_plan != PLAN_VERSION:
         problems.append(
-            f"{run_dir}: cannot resume, the run began with version {began_plan} of the batch plan, "
+            f"{run_dir}: cannot resume, the run began with version {recorded_plan} of the batch plan, "
             f"this embedfleet has {PLAN_VERSION}"
         )
     if problems:
@@ -93,8 +95,10 @@ def check_resumable(run_dir: Path, config: RunConfig, fingerprint: str) -> None:
 
 
 def chosen_budget(run_dir: Path, topology: dict) -> int | None:
-    """What micro_batch_tokens an interrupted run of the same topology had: with other chunks the sums round otherwise,
-    and the resumed run would not end in the same bytes. None for another topology, or no record of one."""
+    """Returns the micro_batch_tokens of the interrupted run, or None for another topology or without a record.
+
+    Other chunks would round sums differently, and the resumed run would not end in the same bytes.
+    """
     try:
         recorded = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go beside logs.jsonl. A tracker has scalars(values, step) and close(); rank 0 has them."""
+"""Trackers of a run's numbers beside logs.jsonl, on rank 0. A tracker has scalars(values, step) and close()."""
 
 import hashlib
 import importlib.metadata
@@ -13,7 +13,7 @@ KEY = "WANDB_API_KEY"
 
 
 class TensorBoard:
-    """OUT/runs/, always. Raises OSError where the disk does not take it."""
+    """Writes OUT/runs/, in every run. Raises OSError if the disk does not take it."""
 
     def __init__(self, run_dir: Path, last_step: int):
         from torch.utils.tensorboard import SummaryWriter
@@ -30,7 +30,7 @@ class TensorBoard:
 
 
 def _quieten_its_thread() -> None:
-    """TensorBoard writes in a thread of its own, whose error the next write raises; its traceback says no more."""
+    """Hides tracebacks of TensorBoard's own thread: the next write raises its error."""
     before = threading.excepthook
 
     def hook(args) -> None:
@@ -41,7 +41,7 @@ def _quieten_its_thread() -> None:
 
 
 def check_tracking() -> None:
-    """Raises BadInput where WANDB_PROJECT asks for a tracker that is not installed."""
+    """Raises BadInput if WANDB_PROJECT asks for a tracker that is not installed."""
     if not os.environ.get("WANDB_PROJECT"):
         return
     try:
@@ -53,13 +53,13 @@ def check_tracking() -> None:
 
 
 class WeightsAndBiases:
-    """The project that WANDB_PROJECT names, with WANDB_MODE=offline in OUT/wandb/. A resumed run goes on under its id.
+    """Logs to the project WANDB_PROJECT, with WANDB_MODE=offline into OUT/wandb/. A resumed run keeps its id.
 
-    Nothing of the machine goes along but what wandb samples of its load: no code, git remote, console or requirements.
+    Of the machine only the load that wandb samples is sent: no code, git remote, console or requirements.
     """
 
     def __init__(self, run_dir: Path, config: dict, started: str):
-        """started: of run.json; with the run directory it makes the run's id."""
+        """started: from run.json; with the run directory it makes the run's id."""
         import wandb
 
         key = secret(KEY)

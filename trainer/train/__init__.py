@@ -1,1 +1,1 @@
-"""train"""
+"""The training run: setup, steps, checkpoints, messages, early stopping, dry run."""

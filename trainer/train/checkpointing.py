@@ -1,87 +1,127 @@
-"""When a run's state goes to disk between epochs: on a clock, on a signal, and when it has diverged."""
+"""Writes a run's state: at the ends of epochs, on a clock, on a signal, and when the run has diverged."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_prep.common.errors import Failed
-from data_prep.common.files import write_json
+from trainer.config.sections import RunConfig
 from trainer.distributed.stop import Stopped, write_marker
+from trainer.engine.weight_average import averaged
 from trainer.inference.probe import take_probe
+from trainer.loss.temperature import LearnedTemperature
 from trainer.model.save import save_embedder
 from trainer.model_folder.files import zero_tensors
+from trainer.run_dir.checkpoint_writer import Writer
 from trainer.run_dir.layout import TrainState
+from trainer.run_dir.log import RunLog, write_json
+from trainer.train.job import LoadedModel, Progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainer.engine.protocol import Engine
 
 
-def snapshot(job) -> TrainState:
-    """The run's state after the step that has just been made, with what only its parts know. job: train.Job."""
-    learned = {name: temperature.state() for name, temperature in job.temperatures.items()}
-    return replace(
-        job.state,
-        log_offset=job.log.offset(),
-        loss_scale=job.engine.scale.state(),
-        temperatures=learned,
-        watch=dict(job.watch.state),
-    )
+@dataclass
+class Checkpoints:
+    """The checkpoints of a run. Every method is collective."""
+
+    writer: Writer
+    engine: "Engine"
+    temperatures: dict[str, LearnedTemperature]  # by source
+    log: RunLog
+    progress: Progress
+
+    def snapshot(self) -> TrainState:
+        """The state after the last step, completed by what only its parts know."""
+        return replace(
+            self.progress.state,
+            log_offset=self.log.offset(),
+            loss_scale=self.engine.scale.state(),
+            temperatures={name: temperature.state() for name, temperature in self.temperatures.items()},
+            watch=dict(self.progress.watch.state),
+        )
+
+    def save_step(self, state: TrainState, background: bool = False) -> Path:
+        with self.progress.seconds.of("checkpoints"):
+            folder = self.writer.save(f"checkpoint-step-{state.step}", state, background)
+        self.log.say(f"step {state.step}: checkpoint in {folder}")
+        return folder
+
+    def save_epoch(self, epoch: int, as_best: bool) -> None:
+        """Writes the checkpoint of an epoch, and before it best/ if this epoch is the best one."""
+        with self.progress.seconds.of("checkpoints"):
+            if as_best:
+                self.save_model("best")
+            self.progress.state = replace(self.snapshot(), epoch=epoch)
+            folder = self.writer.save(f"checkpoint-epoch-{epoch}", self.progress.state)
+        self.log.say(f"epoch {epoch}: checkpoint in {folder}")
+
+    def save_model(self, name: str) -> Path:
+        """Writes a model folder of the averaged weights, without state for resume."""
+        with averaged(self.engine):
+            return self.writer.save(name, None)
+
+    def stop(self, signal_number: int) -> Stopped:
+        """Writes a checkpoint and the marker that asks for a restart; returns the error to raise."""
+        step = self.progress.state.step
+        stopped = Stopped(signal_number, step, self.save_step(self.snapshot()))
+        self.engine.world.on_first(lambda: write_marker(self.writer.run_dir, stopped, step))
+        return stopped
 
 
-def epoch_is_over(job) -> bool:
-    """Whether the steps of an epoch have been made that has not been evaluated and written yet."""
-    step, size = job.state.step, job.plan.epoch_steps
-    return (step - 1) // size + 1 > job.state.epoch and (step % size == 0 or step == job.total_steps)
-
-
-def save_step(job, state: TrainState, background: bool = False) -> Path:
-    """A checkpoint between epochs. Collective."""
-    folder = job.writer.save(f"checkpoint-step-{state.step}", state, background)
-    job.log.say(f"step {state.step}: checkpoint in {folder}")
-    return folder
-
-
-def stop_here(job, signal_number: int) -> Stopped:
-    """Writes a checkpoint and the marker that asks for the run to be started again; the error to raise. Collective."""
-    stopped = Stopped(signal_number, job.state.step, save_step(job, snapshot(job)))
-    job.runtime.world.on_first(lambda: write_marker(job.run_dir, stopped, job.state.step))
-    return stopped
+def epoch_is_over(state: TrainState, epoch_steps: int, total_steps: int) -> bool:
+    """Tells if all steps of an epoch are done whose end has not been evaluated and written yet."""
+    ended = state.step % epoch_steps == 0 or state.step == total_steps
+    return (state.step - 1) // epoch_steps + 1 > state.epoch and ended
 
 
 class Skips:
-    """Steps in a row whose gradient was not finite: more than a few mean that the run has diverged."""
+    """Counts steps in a row whose gradient was not finite: more than a few mean that the run has diverged."""
 
-    def __init__(self, job):
-        self.job, self.in_a_row, self.good = job, 0, snapshot(job)
+    def __init__(self, checkpoints: Checkpoints, most: int):
+        """most: train.max_skipped_steps."""
+        self.checkpoints, self.most = checkpoints, most
+        self.in_a_row, self.last_good = 0, checkpoints.snapshot()
 
     def count(self, skipped: bool) -> None:
-        """Raises Failed, with the last good state written, after train.max_skipped_steps in a row. Collective."""
+        """Raises Failed after `most` steps in a row, with the last good state written. Collective."""
         if not skipped:
-            self.in_a_row, self.good = 0, snapshot(self.job)
+            self.in_a_row, self.last_good = 0, self.checkpoints.snapshot()
             return
         self.in_a_row += 1
-        if self.in_a_row < self.job.config.train.max_skipped_steps:
+        if self.in_a_row < self.most:
             return
-        folder = save_step(self.job, self.good)  # no weight has changed since
-        self.job.writer.go_back(self.good)
+        folder = self.checkpoints.save_step(self.last_good)  # no weight has changed since
+        self.checkpoints.writer.go_back(self.last_good)
         error = Failed(
-            f"step {self.job.state.step}: {self.in_a_row} steps in a row had a gradient that is not finite; logs.jsonl "
-            f"holds the row ids of each, {folder} the last good state"
+            f"step {self.checkpoints.progress.state.step}: {self.in_a_row} steps in a row had a gradient that is not "
+            f"finite; logs.jsonl holds the row ids of each, {folder} the last good state"
         )
         error.on_every_rank = True
         raise error
 
 
-def model_writer(job):
-    """The `prepare` of a checkpoint.Writer: takes the embeddings that the folder will record (all ranks), and gives the
-    function that writes a loadable model folder from fp32 weights (rank 0).
+def model_writer(
+    model: LoadedModel, config: RunConfig, log: RunLog, progress: Progress
+) -> Callable[[TrainState | None], Callable[[Path, "dict[str, Tensor]"], None]]:
+    """Returns the `prepare` of a checkpoint.Writer.
+
+    It takes the embeddings that the folder will record (on all ranks), and returns the function that writes a loadable
+    model folder from fp32 weights (on rank 0).
     """
 
     def prepare(state: TrainState | None):
         if state is not None:
-            job.log.sync()  # the state says how much of the log belongs to it
-        step = (state or job.state).step  # of a diverged run the last good state is written, which lies behind
-        probe = take_probe(job.engine, job.reader, job.spec)
+            log.sync()  # the state says how much of the log belongs to it
+        step = (state or progress.state).step  # of a diverged run the last good state is written, which is older
+        probe = take_probe(model.engine, model.reader, model.spec)
 
-        def write(folder: Path, weights: dict) -> None:
-            save_embedder(folder, weights | job.untrained, job.embedder, job.tokenizer, job.spec)
-            write_json(folder / "training_config.json", job.config.model_dump(mode="json"))
+        def write(folder: Path, weights: "dict[str, Tensor]") -> None:
+            save_embedder(folder, weights | model.untrained, model.engine.embedder, model.tokenizer, model.spec)
+            write_json(folder / "training_config.json", config.model_dump(mode="json"))
             replace(probe, zeros=zero_tensors(folder), step=step).write(folder)
 
         return write

@@ -12,7 +12,7 @@ import torch
 
 from data_prep.common.errors import BadInput
 from data_prep.records import Record, query_key, text_key
-from data_prep.shards.folder import open_shards
+from data_prep.shards.folder import ShardFolder, open_shards
 from trainer.config.sections import DataConfig
 from trainer.loss.batch import Batch
 from trainer.loss.exchange import DocumentKeys
@@ -38,9 +38,10 @@ class TrainData:
     spec: ModelSpec
     tokenizer: object
     plan: BatchPlan
+    shards: ShardFolder | None = None  # None: opened here
 
     def __post_init__(self):
-        shards = open_shards(self.data.train)
+        shards = self.shards or open_shards(self.data.train)
         self.rows, self.tokens = shards.split("train"), shards.train_tokens()
         # A copy: a fast tokenizer keeps the length it truncates to, and evaluation runs while batches are made.
         self.tokenizer = copy.deepcopy(self.tokenizer)

@@ -1,8 +1,7 @@
-"""The ends of epochs, one after the other: which was the best, when to stop, and signs of over-fitting and forgetting.
+"""Decides at the ends of epochs: which was the best, when to stop, and what to warn of. Never imports torch.
 
-Signs are lines of warning, never more: `positive similarity less negative` of the train rows grows while the watched
-metric falls (the rows are learnt by heart), or the metric falls on data.general (what the model could do is lost).
-Never imports torch.
+- Over-fitting: the margin (positive similarity less negative) of the train rows grows while the watched metric falls.
+- Forgetting: the metric falls on data.general. Both are warnings only.
 """
 
 from dataclasses import dataclass, field
@@ -12,51 +11,56 @@ from trainer.config.sections import GENERAL, TRAIN_LOSS, WatchConfig
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of the epoch that ended. better: than all before it; over: so many were not that the run ends."""
+    """The decision about an epoch."""
 
-    better: bool = False
-    over: bool = False
+    better: bool = False  # than all epochs before
+    over: bool = False  # too many were not better in a row: the run ends
     warnings: tuple[str, ...] = ()
 
 
 @dataclass
 class Watch:
-    """state is part of a checkpoint's. best, best_epoch, margin (of its train rows) and waited (epochs since): where an
-    epoch has ended. before, general_before: the metric before training."""
+    """The watched metric over the epochs.
+
+    state is part of a checkpoint. Its keys: best, best_epoch, margin (of the best epoch's train rows), waited (epochs
+    since the best); before, general_before (the metric before training).
+    """
 
     config: WatchConfig
     state: dict = field(default_factory=dict)
 
     @property
     def over(self) -> bool:
-        """Whether the run has stopped early."""
+        """True if the run has stopped early."""
         return self.config.patience is not None and self.state.get("waited", 0) >= self.config.patience
 
     @property
     def _general(self) -> str:
-        """What is watched on data.general: of no set is there a train_loss, so the default metric is in its place."""
+        """The metric watched on data.general: no set has a train_loss, so the default metric replaces it."""
         metric = WatchConfig().metric if self.config.metric == TRAIN_LOSS else self.config.metric
         return f"{GENERAL}/{metric.rpartition('/')[2]}"
 
     def before(self, metrics: dict[str, float] | None) -> None:
-        """Takes the evaluation of the untrained model."""
+        """Records the evaluation of the untrained model."""
         for key, name in (("before", self.config.metric), ("general_before", self._general)):
             if metrics and name in metrics:
                 self.state[key] = metrics[name]
 
-    def see(self, epoch: int, metrics: dict[str, float] | None, train_loss: float | None, margin: float | None):
-        """The verdict on an epoch. margin: mean positive similarity less negative of its train rows."""
-        found = {**(metrics or {}), TRAIN_LOSS: train_loss}
-        value, warnings = found.get(self.config.metric), []
+    def see(
+        self, epoch: int, metrics: dict[str, float] | None, train_loss: float | None, margin: float | None
+    ) -> Verdict:
+        """Records an epoch and decides. margin: mean positive similarity less mean negative one of its train rows."""
+        values = {**(metrics or {}), TRAIN_LOSS: train_loss}
+        value, warnings = values.get(self.config.metric), []
         if value is None:
-            return Verdict(over=self.over, warnings=tuple(self._forgotten(epoch, found)))
+            return Verdict(over=self.over, warnings=tuple(self._forgotten(epoch, values)))
         better = self._better(value)
         if better:
             self.state |= {"best": value, "best_epoch": epoch, "margin": margin, "waited": 0}
         else:
             self.state["waited"] += 1
-            warnings += self._by_heart(epoch, value, margin)
-        return Verdict(better, self.over, (*warnings, *self._forgotten(epoch, found)))
+            warnings += self._over_fitted(epoch, value, margin)
+        return Verdict(better, self.over, (*warnings, *self._forgotten(epoch, values)))
 
     def _better(self, value: float) -> bool:
         if "best" not in self.state:
@@ -64,19 +68,19 @@ class Watch:
         gain = value - self.state["best"]
         return (-gain if self.config.metric == TRAIN_LOSS else gain) > self.config.min_delta
 
-    def _by_heart(self, epoch: int, value: float, margin: float | None) -> list[str]:
-        began, best = self.state["margin"], self.state["best"]
-        if self.config.metric == TRAIN_LOSS or None in (margin, began):
+    def _over_fitted(self, epoch: int, value: float, margin: float | None) -> list[str]:
+        best_margin, best = self.state["margin"], self.state["best"]
+        if self.config.metric == TRAIN_LOSS or None in (margin, best_margin):
             return []
-        if value >= best or margin - began <= self.config.tolerance:
+        if value >= best or margin - best_margin <= self.config.tolerance:
             return []
         return [
             f"over-fitting: since epoch {self.state['best_epoch']} the train rows' positive less negative similarity "
-            f"went from {began:.3f} to {margin:.3f}, and {self.config.metric} fell from {best:.4f} to {value:.4f}"
+            f"went from {best_margin:.3f} to {margin:.3f}, and {self.config.metric} fell from {best:.4f} to {value:.4f}"
         ]
 
-    def _forgotten(self, epoch: int, found: dict) -> list[str]:
-        before, now = self.state.get("general_before"), found.get(self._general)
+    def _forgotten(self, epoch: int, values: dict) -> list[str]:
+        before, now = self.state.get("general_before"), values.get(self._general)
         if before is None or now is None or before - now <= self.config.tolerance:
             return []
         return [
@@ -85,7 +89,7 @@ class Watch:
         ]
 
     def summary(self) -> dict | None:
-        """What the run's summary says of the best epoch; None where nothing could be watched."""
+        """The best epoch for the run's summary, or None if nothing could be watched."""
         if "best" not in self.state:
             return None
         facts = {"metric": self.config.metric, "value": self.state["best"], "epoch": self.state["best_epoch"]}

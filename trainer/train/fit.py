@@ -1,4 +1,4 @@
-"""Definitions of this subject."""
+"""The optimizer steps, the ends of epochs, and the end of the run."""
 
 import time
 from dataclasses import replace
@@ -11,57 +11,58 @@ from trainer.engine.weight_average import averaged
 from trainer.inference.evaluation import evaluate_engine
 from trainer.inference.metrics import means
 from trainer.run_dir.checkpoint_writer import Clock
-from trainer.train.checkpointing import Skips, epoch_is_over, save_step, snapshot, stop_here
-from trainer.train.messages import log_epoch, log_step, summarise
-from trainer.train.setup import Job
+from trainer.train.checkpointing import Skips, epoch_is_over
+from trainer.train.job import Job
+from trainer.train.messages import StepLog, log_epoch, summarise
 from trainer.train.step import compute_gradients
 
 
 def fit(job: Job, request: StopRequest) -> None:
-    """The optimizer steps; evaluation and a checkpoint at each epoch's end (and where max_steps cuts one short).
+    """Makes the optimizer steps; evaluates and writes a checkpoint at each epoch's end, and where max_steps cuts one.
 
-    Raises Stopped, with a checkpoint written, after the step in which any rank was asked to stop.
+    Raises Stopped, with a checkpoint written, after the step in which any rank was asked to stop. Collective.
     """
-    config, engine, world = job.config, job.engine, job.runtime.world
-    if job.state.step == 0:
-        job.watch.before(evaluate(job))
-    elif epoch_is_over(job):  # the run was stopped between the last step of an epoch and its evaluation
+    config, engine, world, progress = job.config, job.engine, job.runtime.world, job.progress
+    if progress.state.step == 0:
+        progress.watch.before(evaluate(job))
+    elif epoch_is_over(progress.state, job.plan.epoch_steps, job.total_steps):  # stopped before its evaluation
         end_epoch(job)
-    if job.over:  # stopped early, and then before final/ was written
+    if progress.stopped_early:  # and then interrupted before final/ was written
         return
-    clock, skips = Clock(config.checkpoint), Skips(job)
+    clock, skips = Clock(config.checkpoint), Skips(job.checkpoints, config.train.max_skipped_steps)
+    step_log = StepLog(job.log, job.plan, job.total_steps, config.train.log_every, job.runtime.device)
     mark = time.perf_counter()
-    batches = job.data.batches(job.state.step, job.total_steps, world.rank, world.size)
-    for step, batch in job.seconds.waiting(batches):
+    batches = job.data.batches(progress.state.step, job.total_steps, world.rank, world.size)
+    for step, batch in progress.seconds.waiting(batches):
         objective, learned = job.objectives[batch.source], job.temperatures.get(batch.source)
         if learned:
             objective.temperature = learned.value
         sent = world.sent
         wishes = Wishes(request.signal_number, int(clock.due(step + 1)))
-        with job.seconds.of("steps"):
+        with progress.seconds.of("steps"):
             stats = compute_gradients(engine, batch, objective, job.micro_batch_tokens, wishes)
         if job.runtime.engine == "ddp":  # DeepSpeed's own traffic is not seen
             stats.values["bytes_sent"] = world.sent - sent
         factor = lr_factor(step, job.total_steps, config.optim)
-        with job.seconds.of("steps"):
-            applied = engine.apply(config.optim.lr * factor)
+        lr = config.optim.lr * factor
+        with progress.seconds.of("steps"):
+            applied = engine.apply(lr)
         if learned and not applied.skipped:
             learned.update(stats.temperature_grad, factor)
         now = time.perf_counter()
-        log_step(job, step, batch, stats, config.optim.lr * factor, applied, now - mark)
+        step_log.write(step, batch, stats, lr, objective.temperature, applied, now - mark)
         mark = now
         world.report(step + 1)
-        job.state = replace(job.state, step=step + 1, updates=job.state.updates + (not applied.skipped))
+        progress.state = replace(progress.state, step=step + 1, updates=progress.state.updates + (not applied.skipped))
         skips.count(applied.skipped)
         if stats.wishes.stop:
-            raise stop_here(job, stats.wishes.stop)
-        if epoch_is_over(job):
+            raise job.checkpoints.stop(stats.wishes.stop)
+        if epoch_is_over(progress.state, job.plan.epoch_steps, job.total_steps):
             end_epoch(job)
-            if job.over:
+            if progress.stopped_early:
                 return
         elif stats.wishes.save:
-            with job.seconds.of("checkpoints"):
-                save_step(job, snapshot(job), background=True)
+            job.checkpoints.save_step(job.checkpoints.snapshot(), background=True)
         else:
             continue
         clock.written()
@@ -69,50 +70,47 @@ def fit(job: Job, request: StopRequest) -> None:
 
 
 def end_epoch(job: Job) -> None:
-    epoch = (job.state.step - 1) // job.plan.epoch_steps + 1
+    """Evaluates, logs the epoch, decides whether to stop early, and writes the checkpoint. Collective."""
+    progress, watch = job.progress, job.config.watch
+    epoch = (progress.state.step - 1) // job.plan.epoch_steps + 1
     metrics = evaluate(job)
-    verdict = job.runtime.world.from_first(log_epoch(job, epoch, metrics) if job.runtime.is_main else None)
-    job.over = verdict.over
-    with job.seconds.of("checkpoints"):
-        if verdict.better and job.config.watch.keep_best:
-            with averaged(job.engine):
-                job.writer.save("best", None)
-        job.state = replace(snapshot(job), epoch=epoch)
-        folder = job.writer.save(f"checkpoint-epoch-{epoch}", job.state)
-    job.log.say(f"epoch {epoch}: checkpoint in {folder}")
+    verdict = log_epoch(job.log, progress, epoch, metrics) if job.runtime.is_main else None
+    verdict = job.runtime.world.from_first(verdict)
+    progress.stopped_early = verdict.over
+    job.checkpoints.save_epoch(epoch, as_best=verdict.better and watch.keep_best)
     if verdict.over:
-        watched = job.config.watch
-        job.log.say(f"epoch {epoch}: {watched.patience} epoch(s) without a better {watched.metric}; the run ends here")
+        job.log.say(f"epoch {epoch}: {watch.patience} epoch(s) without a better {watch.metric}; the run ends here")
 
 
 def evaluate(job: Job) -> dict[str, float] | None:
-    """Metrics on the evaluation sets, those of single sources as `source/metric`. Collective.
+    """Returns metrics on the evaluation sets, those of single sources as `source/metric`. Collective.
 
-    None where there is no set, and on other ranks than the first.
+    None if there is no set, and on other ranks than the first.
     """
-    found: dict[str, float] = {}
+    log, step = job.log, job.progress.state.step
+    all_metrics: dict[str, float] = {}
     for source, data in job.eval_sets.items():
         began = time.perf_counter()
-        with job.seconds.of("evaluation"), averaged(job.engine):
-            per_query = evaluate_engine(job.engine, job.reader, job.spec, data)
+        with job.progress.seconds.of("evaluation"), averaged(job.engine):
+            per_query = evaluate_engine(job.engine, job.model.reader, job.model.spec, data)
         if per_query is None:
             continue
         metrics = means(per_query)
-        about = {"source": source} if source else {}
-        job.log.event("evaluation", step=job.state.step, **about, **metrics, seconds=time.perf_counter() - began)
-        job.log.scalars(f"evaluation/{source}" if source else "evaluation", metrics, job.state.step)
+        named = {"source": source} if source else {}
+        log.event("evaluation", step=step, **named, **metrics, seconds=time.perf_counter() - began)
+        log.scalars(f"evaluation/{source}" if source else "evaluation", metrics, step)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        job.log.say(f"evaluation after step {job.state.step} on {data.name}: {shown}")
-        found |= {f"{source}/{name}" if source else name: value for name, value in metrics.items()}
-    return found or None
+        log.say(f"evaluation after step {step} on {data.name}: {shown}")
+        all_metrics |= {f"{source}/{name}" if source else name: value for name, value in metrics.items()}
+    return all_metrics or None
 
 
 def finish(job: Job) -> Path:
-    """Writes final/ and the summary."""
-    with job.seconds.of("checkpoints"), averaged(job.engine):
-        final = job.writer.save("final", None)
+    """Writes final/ and the summary; returns the folder final/. Collective."""
+    with job.progress.seconds.of("checkpoints"):
+        final = job.checkpoints.save_model("final")
     if job.runtime.is_main:
-        summarise(job, final)
-    job.log.event("end", step=job.state.step)
+        summarise(job.log, job.progress, job.run_dir, final)
+    job.log.event("end", step=job.progress.state.step)
     job.log.say(f"final model: {final}")
     return final

@@ -1,4 +1,4 @@
-"""How many tokens' activations fit: `micro_batch_tokens: auto`, resolved once, by all ranks together."""
+"""The tokens whose activations fit: `micro_batch_tokens: auto`, resolved once, by all ranks together."""
 
 import os
 from pathlib import Path
@@ -11,14 +11,14 @@ from trainer.engine.protocol import Engine
 from trainer.model.recompute import not_recomputed
 from trainer.model_folder.spec import ModelSpec
 
-SHARE = 0.6  # of what is free after weights, gradients and optimizer state: the rest is for transients and fragments
+SHARE = 0.6  # of the memory free after weights, gradients and optimizer state; the rest is for transients
 MOST = 2**22  # tokens: no batch needs more, and the number stays readable
 
 
 def resolve_budget(asked: int | str, engine: Engine, spec: ModelSpec) -> int:
-    """The budget in padded tokens: `asked`, or for "auto" what the rank with the least free memory holds. Collective.
+    """Returns the budget in padded tokens: `asked`, or for "auto" that of the rank with the least free memory.
 
-    Predicted, not probed: a CPU process that runs out of memory is killed, so trying is no way to find out.
+    Predicted, not tried: a CPU process that runs out of memory is killed. Collective.
     """
     if asked != "auto":
         return asked
@@ -30,9 +30,9 @@ def resolve_budget(asked: int | str, engine: Engine, spec: ModelSpec) -> int:
 
 
 def activation_bytes_per_token(engine: Engine, length: int) -> float:
-    """What autograd keeps for one token of a text of `length` tokens, measured on one forward pass. Collective.
+    """Bytes that autograd keeps per token of a text of `length` tokens, measured on one forward pass. Collective.
 
-    Where blocks are recomputed: the input of each, and in the backward pass all of one.
+    If blocks are recomputed: the input of each, and in the backward pass all of one.
     """
     blocks = engine.embedder.recomputed
     if blocks:
@@ -59,13 +59,15 @@ def _kept_per_token(engine: Engine, length: int) -> float:
 
 
 def optimizer_bytes(engine: Engine) -> int:
-    """Gradient and two AdamW moments, fp32, which do not exist yet before the first step; without a ZeRO stage's share
-    taken off (or those of 8 bits counted as such), so rather too much than too little."""
+    """Bytes of the gradient and two AdamW moments in fp32, which do not exist before the first step.
+
+    Rather too many than too few: neither ZeRO's partitions nor moments of 8 bits make them fewer.
+    """
     return 12 * sum(getattr(p, "ds_numel", p.numel()) for p in engine.named.values())
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory this rank may still take: free on its GPU, or its share of what the machine and its cgroup leave."""
+    """Memory that this rank may still take: free on its GPU, or its share of what machine and cgroup have left."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -73,7 +75,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def _cgroup_left() -> int:
-    """Bytes below the limit of a container or a batch job; a huge number where there is none."""
+    """Bytes below the limit of a container or a batch job; a huge number if there is none."""
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),

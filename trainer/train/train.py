@@ -1,4 +1,4 @@
-"""A training run, top to bottom: set up, fit, finish."""
+"""A training run, top to bottom: start, check, set up, fit, finish."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,8 @@ from trainer.distributed.stop import listening
 from trainer.engine.agreement import check_agreement, facts_of
 from trainer.engine.start import process_group, start
 from trainer.loss.user_functions import import_functions
-from trainer.preflight import check_run
+from trainer.preflight.check_run import check_run
+from trainer.preflight.inputs import Inputs
 from trainer.run_dir.layout import damage
 from trainer.train.fit import finish, fit
 from trainer.train.setup import prepare
@@ -30,28 +31,27 @@ def train(
     """
     runtime = start(config, run_file, engine, processes)
     with process_group(runtime):
-        final = Path(config.output_dir) / "final"
-        check_agreement(runtime.world, facts_of(config))
-        warnings = runtime.world.on_first(lambda: check(config, resume, loss_fn, runtime.engine))
+        final, inputs = Path(config.output_dir) / "final", Inputs(config)
+        check_agreement(runtime.world, facts_of(config, inputs.fingerprint))
+        warnings = runtime.world.on_first(lambda: check(inputs, resume, loss_fn, runtime.engine))
         if resume and runtime.world.on_first(lambda: damage(final) is None):
             if runtime.is_main:
                 say(f"{config.output_dir}: this run is finished; the model is in {final}")
             return final
         for line in warnings if runtime.is_main else ():
             say(line)
-        job = prepare(runtime, config, resume, loss_fn)
+        job = prepare(runtime, inputs, resume, loss_fn)
         try:
             with listening() as request:
                 fit(job, request)
             return finish(job)
         finally:
-            job.writer.close()
-            job.log.close()
+            job.close()
 
 
-def check(config: RunConfig, resume: bool, loss_fn: Callable | None, engine: str) -> list[str]:
-    """Raises BadInput for what would fail later, among it users' losses that cannot be imported; returns warnings."""
-    warnings = check_run(config, resume, loss_fn is not None, engine)
+def check(inputs: Inputs, resume: bool, loss_fn: Callable | None, engine: str) -> list[str]:
+    """Returns warnings. Raises BadInput for what would fail later, including user losses that cannot be imported."""
+    warnings = check_run(inputs, resume, loss_fn is not None, engine)
     if loss_fn is None:
-        import_functions(config.losses.values())
+        import_functions(inputs.config.losses.values())
     return warnings

@@ -1,26 +1,26 @@
-"""Definitions of this subject."""
+"""The batch plan of a run file. Never imports torch."""
+
+from collections.abc import Sequence
 
 from data_prep.common.errors import BadInput
-from data_prep.shards.folder import ShardFolder, open_shards
+from data_prep.shards.shared_keys import SourceRows
 from trainer.config.sections import LOSSES, LossConfig, RunConfig
 from trainer.planner.plan import BatchPlan
 
 
-def make_plan(config: RunConfig) -> BatchPlan:
-    """The plan of the train split. Raises BadInput where a source holds fewer rows than one batch."""
-    return _plan_of(config, open_shards(config.data.train))
+def make_plan(config: RunConfig, sources: Sequence[SourceRows], fingerprint: str) -> BatchPlan:
+    """The batch plan of the train rows. Raises BadInput if a source holds fewer rows than one batch.
 
-
-def _plan_of(config: RunConfig, shards: ShardFolder) -> BatchPlan:
+    sources: the train rows by source. fingerprint: of the shard folder.
+    """
     data, batch_size = config.data, config.train.batch_size
-    sources = tuple(shards.train_sources())
     small = [source for source in sources if len(source.rows) < batch_size]
     if small:
         raise BadInput([_too_small(source.name, len(source.rows), len(sources), config) for source in small])
     apart = frozenset(source.name for source in sources if _in_batch(config.loss_of(source.name)))
     mixing = {"mixing": data.mixing, "mixing_temperature": data.mixing_temperature, "apart": apart}
     mixing["cut"] = config.train.steps_per_epoch
-    return BatchPlan(sources, batch_size, shards.fingerprint, config.train.seed, data.last_batch, **mixing)
+    return BatchPlan(tuple(sources), batch_size, fingerprint, config.train.seed, data.last_batch, **mixing)
 
 
 def _too_small(name: str, rows: int, sources: int, config: RunConfig) -> str:
@@ -34,5 +34,5 @@ def _too_small(name: str, rows: int, sources: int, config: RunConfig) -> str:
 
 
 def _in_batch(loss: LossConfig) -> bool:
-    """Whether a row's loss may take another row's documents for negatives."""
+    """Tells if the loss takes documents of other rows as negatives."""
     return any(name == "infonce" or name not in LOSSES for name in loss.terms)

@@ -1,0 +1,81 @@
+"""The files that a run reads: opened on first use, shared by checks, plan and training. Never imports torch."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from data_prep.common.errors import BadInput
+from data_prep.reading.retrieval_sets import RetrievalSet, eval_set_of, load_set
+from data_prep.shards.folder import ShardFolder, open_shards
+from data_prep.shards.shared_keys import SourceRows
+from trainer.config.sections import GENERAL, RunConfig
+from trainer.model_folder.files import fetch
+from trainer.model_folder.spec import ModelSpec, read_spec
+from trainer.planner.plan import BatchPlan
+from trainer.planner_from_config import make_plan
+
+
+@dataclass
+class Inputs:
+    """The model folder, shards, batch plan and evaluation sets of a run file; none is opened twice.
+
+    Every attribute raises BadInput if its file cannot be used.
+    """
+
+    config: RunConfig
+    _sets: dict[str, RetrievalSet] = field(default_factory=dict, init=False, repr=False)  # by path
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        """The model folder's description; a hub id is downloaded once."""
+        model = self.config.model
+        return read_spec(model, fetch(model.path, model.trust_remote_code))
+
+    @cached_property
+    def shards(self) -> ShardFolder:
+        """The shard folder data.train."""
+        return open_shards(self.config.data.train)
+
+    @cached_property
+    def sources(self) -> list[SourceRows]:
+        """The train rows by source."""
+        return self.shards.train_sources()
+
+    @cached_property
+    def plan(self) -> BatchPlan:
+        """The batch plan of the train rows."""
+        return make_plan(self.config, self.sources, self.shards.fingerprint)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The fingerprint of data.train, or None if it cannot be opened: preflight reports why."""
+        try:
+            return self.shards.fingerprint
+        except (BadInput, OSError):
+            return None
+
+    @cached_property
+    def eval_paths(self) -> dict[str, str]:
+        """Paths of the evaluation sets by source; "" is the set of the whole run.
+
+        That one is data.eval, or else the eval split of data.train, unless it holds graded pairs only: these do not say
+        what is relevant.
+        """
+        config, paths = self.config, {}
+        if config.data.eval:
+            paths[""] = config.data.eval
+        elif "eval" in self.shards.splits and self.shards.split("eval").count("score") < self.shards.rows("eval"):
+            paths[""] = config.data.train
+        if config.data.general:
+            paths[GENERAL] = config.data.general
+        return paths | {name: source.eval for name, source in config.sources.items() if source.eval}
+
+    @cached_property
+    def eval_sets(self) -> dict[str, RetrievalSet]:
+        """The evaluation sets by source, like eval_paths."""
+        return {name: self.eval_set(path) for name, path in self.eval_paths.items()}
+
+    def eval_set(self, path: str) -> RetrievalSet:
+        """The evaluation set of one path, read once."""
+        if path not in self._sets:
+            self._sets[path] = eval_set_of(self.shards) if path == self.config.data.train else load_set(path)
+        return self._sets[path]
