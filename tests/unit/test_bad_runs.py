@@ -480,6 +480,14 @@ def test_a_run_that_began_with_another_batch_plan_is_not_resumed(run):
     check_resumable(run.folder / "out", config, "f")
 
 
+def test_a_run_is_not_resumed_on_other_data(run):
+    config = load_config(run.write())
+    (run.folder / "out").mkdir()
+    write_json(run.folder / "out" / "run.json", describe_run(config, {}, "f", {"version": PLAN_VERSION}))
+    with pytest.raises(BadInput, match="other data than the run began with"):
+        check_resumable(run.folder / "out", config, "another")
+
+
 def test_the_good_run_passes_the_same_checks(run, capsys):
     """Guards the table above: its base case is right, so each case fails for its own reason."""
     assert launch_main(["run", "--config", run.write(), "--dry-run"]) == 0

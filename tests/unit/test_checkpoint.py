@@ -1,6 +1,7 @@
 """Checkpoints on disk: damage of any kind is seen, the one before is used, and none that a run needs is removed."""
 
 import json
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from trainer.config.sections import CheckpointConfig
 from trainer.distributed.collectives import World
@@ -107,6 +108,33 @@ def test_a_run_that_goes_back_resumes_from_there(tmp_path):
     made.save("checkpoint-step-10", state(10))
     made.go_back(state(10))
     assert newest(tmp_path) == (tmp_path / "checkpoint-step-10", [])
+
+
+def test_of_two_after_one_step_the_one_behind_the_evaluation_is_resumed_from(tmp_path):
+    """A run may be stopped between the last step of an epoch and its evaluation, and then go on."""
+    made = writer(tmp_path)
+    made.save("checkpoint-step-6", state(6, 0))
+    made.save("checkpoint-epoch-1", state(6, 1))
+    assert newest(tmp_path) == (tmp_path / "checkpoint-epoch-1", [])
+
+
+def test_what_is_written_in_the_background_is_of_its_step(tmp_path):
+    made, go_on = writer(tmp_path), threading.Event()
+    made.prepare = lambda _: lambda at, found: go_on.wait(60) and save_file(found, at / "model.safetensors")
+    made.save("checkpoint-step-1", state(1), background=True)
+    made.engine.weights()["w"] += 100  # training goes on
+    go_on.set()
+    made.wait()
+    made.close()
+    assert load_file(tmp_path / "checkpoint-step-1" / "model.safetensors")["w"].tolist() == [0, 1, 2, 3]
+
+
+def test_what_was_logged_after_the_checkpoint_is_put_aside(tmp_path):
+    first, second = (json.dumps({"event": "step", "step": step}) + "\n" for step in (1, 2))
+    (tmp_path / "logs.jsonl").write_text(first + second)
+    RunLog(tmp_path, True, len(first)).close()
+    (aside,) = tmp_path.glob("logs.tail-*.jsonl")
+    assert (aside.read_text(), (tmp_path / "logs.jsonl").read_text()) == (second, first)
 
 
 def test_a_log_shorter_than_its_checkpoint_says_is_told(tmp_path, capsys):

@@ -161,6 +161,17 @@ def test_a_document_of_a_removed_duplicate_stays_with_its_twin(tmp_path):
         assert where["q"] == where["r"]
 
 
+def test_the_split_does_not_depend_on_which_of_two_duplicates_comes_first(tmp_path):
+    """They name different documents, and a group is drawn by the smallest key of all that its rows hold."""
+    one = [Record(f"q{i}", [f"p{i}"], doc_ids=[f"one {i}"]) for i in range(60)]
+    two = [Record(f"q{i}", [f"p{i}"], doc_ids=[f"two {i}"]) for i in range(60)]
+    held = []
+    for name, records in (("a", one + two), ("b", two + one)):
+        shard([write_records(tmp_path / f"{name}.jsonl", records)], tmp_path / name, eval_fraction=0.5)
+        held.append({record.query for record in open_shards(tmp_path / name).split("eval")})
+    assert held[0] == held[1] and 10 < len(held[0]) < 50
+
+
 def test_split_by_a_field_and_leakage(tmp_path, capsys):
     shared = [Record(f"Same docstring {i}", [f"said twice {i}"], metadata={"module": f"m{i % 7}"}) for i in range(7)]
     twin = [

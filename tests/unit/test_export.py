@@ -128,6 +128,17 @@ def test_a_base_that_was_moved_is_named(tmp_path, tiny_bert, here, capsys):
     assert not (tmp_path / "out2").exists()
 
 
+def test_a_base_that_differs_by_less_than_any_proof_sees_is_refused(tmp_path, tiny_bert, here, capsys):
+    folder = write_checkpoint(tmp_path / "run" / "final", tiny_bert, finetune="lora")
+    nearly = shutil.copytree(tiny_bert, tmp_path / "nearly")
+    weights = load_file(nearly / "model.safetensors")
+    weights["encoder.layer.1.output.dense.bias"][0] += 1e-6
+    save_file(weights, nearly / "model.safetensors", metadata={"format": "pt"})
+    assert main([str(folder), "--output", str(tmp_path / "out"), "--base", str(nearly)]) == 2
+    assert "was trained on another base" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def _pooling_removed(folder: Path) -> None:
     (folder / "1_Pooling" / "config.json").unlink()
 
@@ -203,6 +214,15 @@ def test_what_is_damaged_on_purpose_is_refused(tmp_path, folders, here, damaged,
     assert main([str(folder), "--output", str(tmp_path / "out")]) in (1, 2)
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".writing*"))
     assert main([str(folder)]) == 1, "checked only"
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.1])
+def test_embeddings_that_are_longer_or_shorter_are_refused(folders, factor):
+    """No cosine sees it."""
+    probe = read_probe(folders["full"])
+    scaled = {"elsewhere": {"query": factor * probe.queries, "document": factor * probe.passages}}
+    with pytest.raises(Failed, match="10.0% longer or shorter"):
+        prove(folders["full"], probe, load=lambda *_: scaled)
 
 
 def test_damage_done_while_it_is_written_is_refused(tmp_path, folders, here, monkeypatch):

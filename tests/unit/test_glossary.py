@@ -138,6 +138,18 @@ def test_references_run_over_all_pages_of_a_source_and_in_chains_but_not_in_circ
     assert found["a"] == found["b"] == found["c"] == "The end." and found["d"] == "see nothing here"
 
 
+def test_of_two_entries_of_a_term_the_definition_is_found_not_the_reference_before_it():
+    pages = [
+        glossary.from_html(f"<dl class=glossary><dt>{term}<dd>{said}</dl>", f"{URL}{number}")
+        for number, (term, said) in enumerate(
+            [("OD", "see open data"), ("open data", "see nothing here"), ("Open data", "Data for all.")]
+        )
+    ]
+    first, second, _ = entries = [entry for page in pages for entry in page.entries]
+    assert resolve(entries)[:2] == (1, [second])
+    assert first.definition == "Data for all."
+
+
 def test_what_is_no_entry_is_kept_aside_with_its_reason_and_line():
     text = (
         "<dl class=glossary>\n<dt>empty</dt><dd> — </dd>\n<dt></dt><dd>nameless</dd>\n<dt>echo</dt><dd>Echo</dd>\n"

@@ -11,6 +11,7 @@ from data_prep.common.errors import BadInput, Failed
 from data_prep.generation.answer_parser import PAIRS_FORMAT
 from data_prep.generation.client import Model, Retry, Stopped, Unanswered, _wait_of, messages
 from data_prep.generation.endpoint import endpoint
+from tests import language_model
 from tests.language_model import FAULTS, KEY, MODEL, TOKENS_IN, TOKENS_OUT, LanguageModel, chunk, content, serving
 from tests.launching import free_port
 
@@ -229,6 +230,20 @@ def test_a_key_that_a_server_echoes_does_not_get_into_the_answer(monkeypatch):
     with serving(LanguageModel()) as url:
         (answer,), _ = ask(url, 1)
     assert answer.text == "your key is [hidden]"
+
+
+def test_a_key_in_a_refusal_does_not_get_into_the_answer_either(monkeypatch):
+    whole = language_model._Handler._completion
+
+    def echoing(self, server, name):
+        made = whole(self, server, name)
+        made["choices"][0]["message"]["refusal"] = f"not with {KEY}"
+        return made
+
+    monkeypatch.setattr(language_model._Handler, "_completion", echoing)
+    with serving(LanguageModel(forms=("refusal",))) as url:
+        (answer,), _ = ask(url, 1)
+    assert answer.refusal == "not with [hidden]"
 
 
 @pytest.mark.parametrize(

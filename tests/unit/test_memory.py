@@ -3,12 +3,14 @@
 import pytest
 import torch
 
+from data_prep.common.files import write_json
 from tests import tiny
 from trainer.config.sections import ModelConfig, OptimConfig
 from trainer.distributed.collectives import World
 from trainer.engine.chunks import CHUNK_TOKENS
 from trainer.engine.torch_engine import TorchEngine
 from trainer.model.build import load_embedder
+from trainer.run_dir.record import chosen_budget
 from trainer.train import token_budget as memory
 from trainer.train.token_budget import MOST, activation_bytes_per_token, optimizer_bytes, resolve_budget
 
@@ -25,6 +27,14 @@ def with_free(monkeypatch, free: int, engine, spec) -> int:
 
 def test_a_number_is_taken_as_it_is(tiny_bert):
     assert resolve_budget(777, *engine_of(tiny_bert)) == 777
+
+
+def test_an_interrupted_run_keeps_its_number_and_another_topology_finds_its_own(tmp_path):
+    two, three = ({"processes": n, "engine": "ddp", "device": "cpu"} for n in (2, 3))
+    assert chosen_budget(tmp_path, two) is None
+    write_json(tmp_path / "run.json", {"topology": two, "plan": {"micro_batch_tokens": 321}})
+    assert chosen_budget(tmp_path, two) == 321
+    assert chosen_budget(tmp_path, three) is None
 
 
 def test_auto_lies_between_a_chunk_and_the_most(tiny_bert, monkeypatch):

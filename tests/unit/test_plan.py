@@ -213,10 +213,23 @@ def test_efficiency_falls_with_latency_and_is_whole_without_a_network():
     assert slow[2]["grown_batch_efficiency"] > found[2]
 
 
+def test_a_link_takes_a_trees_messages_both_ways_and_the_bytes_once():
+    link = Link(bandwidth=1e6, latency=1e-3)
+    assert link.seconds(1, 1e6, 5) == 0
+    assert link.seconds(5, 2e6, 4) == pytest.approx(4 * 2 * 3 * 1e-3 + 2)
+
+
 def test_traffic_is_what_the_collectives_count():
     shares = [Share(8, 10, 100), Share(8, 12, 90)]
     sent = Traffic(True, False, False, size=32, logged=10).embeddings(shares)
     assert sent == 6 * 8 + 10 * 8 + 12 * 4 * 8 + 12 * 32 * 4 + 22 * 32 * 4
+
+
+def test_traffic_of_a_loss_that_needs_every_row_holds_its_queries_and_facts():
+    """CoSENT: texts instead of documents, and three numbers about every document."""
+    shares = [Share(8, 10, 100), Share(8, 12, 90)]
+    sent = Traffic(True, True, True, size=32, logged=10).embeddings(shares)
+    assert sent == 6 * 8 + 10 * 8 + 12 * (4 + 3) * 8 + 20 * 32 * 4 + 38 * 32 * 4
 
 
 def test_the_plan_reads_no_weights(capsys, tmp_path, run_file, tiny_bert):

@@ -1,16 +1,21 @@
 """The two-pass step in one process: the same gradient at every memory budget, replay of dropout, masks at work."""
 
+from collections import defaultdict
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_prep.records import Record
+from data_prep.sharding.build import shard
 from data_prep.shards.folder import open_shards
 from tests import tiny
 from tests.multiprocess.dense import relative_error
+from tests.unit.data_prep_helpers import write_records
 from trainer.config.sections import DataConfig, LossConfig, ModelConfig, OptimConfig
 from trainer.distributed.collectives import World
-from trainer.engine.chunks import cost_of, kept_chunks, make_chunks
+from trainer.engine.chunks import cost_of, kept_chunks, lay, make_chunks
 from trainer.engine.torch_engine import TorchEngine
 from trainer.loss.objective import Objective
 from trainer.model.build import load_embedder
@@ -79,8 +84,6 @@ def test_dropout_is_replayed_exactly_where_a_chunk_is_embedded_twice(tiny_bert, 
 
 
 def test_duplicates_in_a_batch_are_masked_and_counted(tiny_bert, tiny_shards):
-    from data_prep.records import Record
-
     texts = [" ".join(tiny.WORDS[i : i + 5]) for i in range(0, 40, 5)]
     records = [Record(query=texts[i], positives=[texts[i + 4]]) for i in range(4)]
     records.append(Record(query=tiny.WORDS[50], positives=[texts[4].upper()]))  # row 0's positive in capitals
@@ -91,9 +94,36 @@ def test_duplicates_in_a_batch_are_masked_and_counted(tiny_bert, tiny_shards):
     assert with_mask["negatives_per_query"] == pytest.approx(4 - 2 / 5)
 
 
-def test_other_positives_of_a_row_are_masked(tiny_bert, tiny_shards):
-    from data_prep.records import Record
+def test_logged_similarities_are_means_over_pairs(tiny_bert, tiny_shards):
+    engine, batch = engine_and_batch(tiny_bert, tiny_shards)
+    found = gradients(engine, batch, EVERYTHING, mask_duplicates=False)[1].values
+    with torch.no_grad():
+        texts = engine.embed(*lay(range(len(batch.tokens)), batch.tokens), seed=0)
+    similarity = texts[: batch.rows] @ texts[batch.rows :].T
+    positive = similarity.diagonal()
+    assert found["positive_similarity"] == pytest.approx(positive.mean().item(), abs=1e-5)
+    negative = (similarity.sum() - positive.sum()) / (similarity.numel() - batch.rows)
+    assert found["negative_similarity"] == pytest.approx(negative.item(), abs=1e-5)
 
+
+def test_every_epoch_draws_positives_anew_and_every_step_and_rank_other_dropout(tiny_bert, tmp_path):
+    records = [Record(f"w{i}", [f"w{i} w{i + k}" for k in range(1, 5)]) for i in range(24)]
+    shard([write_records(tmp_path / "rows.jsonl", records)], tmp_path / "shards", eval_fraction=0)
+    _, tokenizer, spec, _ = load_embedder(ModelConfig(path=str(tiny_bert)))
+    plan = BatchPlan(tuple(open_shards(tmp_path / "shards").train_sources()), 8, "f", 0)
+    data = TrainData(DataConfig(train=str(tmp_path / "shards")), spec, tokenizer, plan)
+    drawn, seeds = defaultdict(set), []
+    for step in range(8 * plan.steps_per_epoch):
+        batches = [data.batch(step, rank, 2) for rank in (0, 1)]
+        for batch in batches:
+            for row, key in zip(batch.row_ids, batch.doc_keys[:, 0].tolist()):
+                drawn[row].add(key)
+        seeds += [batch.seed for batch in batches]
+    assert len(drawn) == 24 and min(map(len, drawn.values())) > 1
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_other_positives_of_a_row_are_masked(tiny_bert, tiny_shards):
     words = tiny.WORDS
     records = [Record(query=words[0], positives=[words[1], words[2]]), Record(query=words[3], positives=[words[2]])]
     engine, batch = engine_and_batch(tiny_bert, tiny_shards, rows=records)
