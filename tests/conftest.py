@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# How fast the machine is proves nothing.
-settings.register_profile("embedfleet", deadline=None)
+# How fast the machine is proves nothing. EMBEDFLEET_EXAMPLES=1000 python -m pytest tests/unit: the long form.
+settings.register_profile("embedfleet", deadline=None, max_examples=int(os.environ.get("EMBEDFLEET_EXAMPLES", "50")))
 settings.load_profile("embedfleet")
 # A shell starts what runs in the background deaf to Ctrl-C, and with it all that the tests start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -21,6 +21,31 @@ os.environ["EMBEDFLEET_CACHE"] = _cache.name
 os.environ["HF_MODULES_CACHE"] = f"{_cache.name}/modules"  # where transformers copies a model's own code
 
 DATA = Path(os.environ.get("EMBEDFLEET_TEST_DATA", Path(__file__).resolve().parent.parent.parent / "shared" / "data"))
+
+
+# Files that take longest, longest first: two processes that take one after the other end together.
+LONGEST = (
+    "end_to_end/test_runs.py",
+    "multiprocess/test_engines.py",
+    "end_to_end/test_quickstart.py",
+    "multiprocess/test_modes.py",
+    "end_to_end/test_survival.py",
+    "end_to_end/test_configs.py",
+    "end_to_end/test_doctor.py",
+    "end_to_end/test_crawl.py",
+    "end_to_end/test_entries.py",
+    "end_to_end/test_generation.py",
+    "end_to_end/test_nodes.py",
+    "multiprocess/test_plan.py",
+    "end_to_end/test_catalogue_doc.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        return next((i for i, name in enumerate(LONGEST) if item.path.as_posix().endswith(name)), len(LONGEST))
+
+    items.sort(key=place)  # stable: the order within a file stays
 
 
 @pytest.fixture(scope="session")

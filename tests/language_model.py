@@ -41,7 +41,7 @@ def chunk(number: int) -> Chunk:
 
 
 def pairs(name: str) -> list[dict[str, str]]:
-    """What the server asks about a chunk."""
+    """The question that the server asks about a chunk."""
     number = int(name[1:])
     return [
         {"question": f"At what pressure does valve {number} open?", "answer": f'At "{number + 3} bar", fully.'},
@@ -115,7 +115,7 @@ class LanguageModel:
         return random.Random(f"{self.seed}:{name}").choice(self.forms)
 
     def outcome(self, name: str, number: int) -> str:
-        """What the number-th call about a chunk gets."""
+        """Returns the answer to the number-th call about a chunk."""
         if script := self.script.get(name) or self.script.get("*"):
             return script[min(number, len(script) - 1)]
         draw = random.Random(f"{self.seed}:{name}:{number}")

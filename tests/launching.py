@@ -22,8 +22,18 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run(*argv: str, timeout: int = 240, cwd: Path | None = None, **extra: str) -> subprocess.CompletedProcess:
-    """python argv…, in a clean launcher environment; output as text, stderr after stdout in .both."""
+def run(
+    *argv: str, timeout: int = 240, cwd: Path | None = None, real: bool = False, **extra: str
+) -> subprocess.CompletedProcess:
+    """python argv…, in a clean launcher environment; output as text, stderr after stdout in .both.
+
+    A command of the product is forked from a process that has imported everything (forked.py). real: an interpreter of
+    its own, where its start, its imports or its random hashes are what the test is about.
+    """
+    from tests import forked
+
+    if not real and argv[0] == "-m" and argv[1].partition(".")[0] in forked.PRODUCT:
+        return forked.run(*argv, timeout=timeout, cwd=cwd, **extra)
     done = subprocess.run(
         [sys.executable, *argv], env=environment(**extra), cwd=cwd, capture_output=True, text=True, timeout=timeout
     )
@@ -32,5 +42,6 @@ def run(*argv: str, timeout: int = 240, cwd: Path | None = None, **extra: str) -
 
 
 def torchrun(processes: int, *argv: str, timeout: int = 240, **extra: str) -> subprocess.CompletedProcess:
+    """The command on ranks that torchrun starts. Where torchrun is not the point: forked.run_ranks."""
     flags = ["--nproc-per-node", str(processes), "--master-port", str(free_port())]
     return run("-m", "torch.distributed.run", *flags, *argv, timeout=timeout, OMP_NUM_THREADS="1", **extra)

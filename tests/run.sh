@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the tests need (into the active environment or .venv) and runs them, cheapest first.
+# Installs what the tests need (into the active environment or .venv), and runs them all, whatever fails.
 # Arguments go to pytest: bash tests/run.sh -k planner
 set -euo pipefail
 
@@ -9,11 +9,14 @@ source "$root/launch/environment.sh"
 use_environment "$root" dev
 
 cd "$root"
-"$PYTHON" -m ruff check .
-"$PYTHON" -m ruff format --check .
+failed=0
+"$PYTHON" -m ruff check . || failed=1
+"$PYTHON" -m ruff format --check . || failed=1
 if [ $# -gt 0 ]; then
-  exec "$PYTHON" -m pytest "$@"
+  "$PYTHON" -m pytest "$@" || failed=$?
+  exit "$failed"
 fi
-# Unit tests run in two processes of one thread each; the others start ranks of their own.
-OMP_NUM_THREADS=1 "$PYTHON" -m pytest tests/unit -n 2 --dist loadfile
-exec "$PYTHON" -m pytest tests/multiprocess tests/end_to_end
+# One run, so that all failures stand together. Two processes of one thread each take whole files, the longest first
+# (tests/conftest.py): ranks of the one fill what the other waits for.
+OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n 2 --dist loadfile --no-loadscope-reorder || failed=$?
+exit "$failed"

@@ -2,6 +2,10 @@
 
 import json
 import random
+import shutil
+import tempfile
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 WORDS = [f"w{i}" for i in range(400)]
@@ -56,17 +60,28 @@ def model(
     eos, side: see tokenizer().
     """
     import torch
+
+    made = _made(family, pooling, dropout, layers, eos, side)
+    torch.manual_seed(0)
+    shutil.copytree(made.name, folder, dirs_exist_ok=True)
+    return folder
+
+
+@cache
+def _made(family: str, *options) -> tempfile.TemporaryDirectory:
+    """The same folder for all that ask for the same: made once in a test process."""
+    import torch
     from transformers.utils import logging
 
+    pooling, dropout, layers, eos, side = options
     logging.disable_progress_bar()
     torch.manual_seed(0)
-    made = _backbone(family, dropout, layers)
-    folder.mkdir(parents=True, exist_ok=True)
-    made.save_pretrained(folder)
-    tokenizer(folder, family not in (*DECODERS, "t5"), eos, side, pairs=family == "qwen2")
+    place = tempfile.TemporaryDirectory(prefix="embedfleet-tiny-")
+    _backbone(family, dropout, layers).save_pretrained(place.name)
+    tokenizer(Path(place.name), family not in (*DECODERS, "t5"), eos, side, pairs=family == "qwen2")
     if pooling:
-        _for_sentence_transformers(folder, pooling)
-    return folder
+        _for_sentence_transformers(Path(place.name), pooling)
+    return place
 
 
 def _for_sentence_transformers(folder: Path, pooling: str) -> None:
@@ -244,6 +259,16 @@ def fill_adapter(embedder) -> None:
         for name, parameter in embedder.named_parameters():
             if ".lora_B." in name:
                 parameter.normal_(std=0.1)
+
+
+def without_bf16_instructions() -> None:
+    """Makes 4-bit layers of other libraries the same on every CPU: with such instructions bitsandbytes repacks them,
+    which needs 64 columns, and the tiny models have 32. The trainer never lets it.
+    """
+    with suppress(ImportError):  # the extra qlora is not installed
+        from bitsandbytes.nn import modules
+
+        modules.has_avx512bf16 = lambda: False
 
 
 def rows(count: int, seed: int = 0, negatives: bool = True) -> list[dict]:

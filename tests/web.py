@@ -14,7 +14,7 @@ GLOSSARY = "<h1>Glossary</h1><dl class='glossary'><dt>{0}</dt><dd>What {0} means
 
 
 class Request(BaseHTTPRequestHandler):
-    """What a route gets: `send` answers in one go; everything of BaseHTTPRequestHandler is there for worse."""
+    """The request that a route answers: `send` in one go; everything of BaseHTTPRequestHandler is there for worse."""
 
     protocol_version = "HTTP/1.1"
     server: "Web"

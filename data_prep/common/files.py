@@ -1,8 +1,8 @@
 """Files: output that is whole or absent (temporary name, fsync, one rename), cache folders, hashes, path checks."""
 
 import hashlib
-import json
 import io
+import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator

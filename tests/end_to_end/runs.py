@@ -34,7 +34,7 @@ def losses(out: Path) -> dict[int, float]:
 
 
 def digest(out: Path) -> str:
-    """Of the weights of the final model, whole or an adapter."""
+    """Returns the hash of the final model's weights, whole or an adapter."""
     files = sorted((out / "final").glob("*.safetensors"))
     assert files, f"{out}: no weights of a final model"
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

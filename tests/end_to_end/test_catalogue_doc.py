@@ -1,11 +1,10 @@
 """docs/catalogue.md, typed into an empty folder: CSV -> records -> variants -> shards -> a run with cosent."""
 
 import json
-import os
 import re
 import subprocess
-import sys
 
+from tests.forked import path_for_a_shell
 from tests.launching import ROOT, environment
 
 
@@ -13,25 +12,26 @@ def test_every_command_of_the_catalogue_document_runs(tmp_path, minilm):
     text = (ROOT / "docs" / "catalogue.md").read_text(encoding="utf-8")
     commands = "\n".join(re.findall(r"^```bash\n(.*?)^```", text, re.M | re.S))
     assert commands.count("python -m") == 7
-    path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"
+    here = tmp_path / "here"
+    here.mkdir()
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", commands],
-        cwd=tmp_path,
-        env=environment(PATH=path),
+        cwd=here,
+        env=environment(PATH=path_for_a_shell(tmp_path / "bin"), OMP_NUM_THREADS="1"),
         capture_output=True,
         text=True,
         timeout=240,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "--balance category: at most 6 rows of each of 3 values" in done.stderr
-    rows = [json.loads(line) for line in (tmp_path / "augmented.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in (here / "augmented.jsonl").read_text(encoding="utf-8").splitlines()]
     variants = [row for row in rows if "parent" in row["metadata"]]
     assert (len(rows) - len(variants), len(variants)) == (18, 54)
     parents = {row["id"]: row for row in rows}
     for row in variants:
         parent = parents[row["metadata"]["parent"]]
         assert (row["positives"], row["score"]) == (parent["positives"], parent["score"] * 0.95)
-    assert (tmp_path / "runs" / "catalogue" / "final" / "model.safetensors").is_file()
+    assert (here / "runs" / "catalogue" / "final" / "model.safetensors").is_file()
     assert "nDCG@10" in done.stdout
     for search in ("kichen tap", "sauna stov"):
         table = done.stdout.split(f"{search} ", 1)[1].split("└")[0]

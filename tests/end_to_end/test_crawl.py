@@ -9,7 +9,6 @@ import re
 import signal
 import ssl
 import subprocess
-import sys
 import threading
 from collections import Counter
 from itertools import pairwise
@@ -18,7 +17,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from tests.launching import ROOT, environment, free_port, run
+from tests import forked
+from tests.launching import free_port, run
 from tests.web import GLOSSARY, page, serving
 
 for needed in ("httpx", "protego", "w3lib", "lxml", "selectolax", "mdit_py_plugins", "cryptography"):
@@ -98,7 +98,7 @@ def _definitions(folder: Path, extracted: Path) -> dict[str, dict[str, str]]:
 
 
 def _is_right(row: dict[str, str], known: dict[str, str]) -> str:
-    """Whether the definition is the known one; or, where that refers to another term, the other one's."""
+    """Compares the definition with the known one, or, where that refers to another term, with the other one's."""
     if row["term"] not in known:
         return "unknown"
     said, theirs = _squeeze(row["definition"]), known[row["term"]]
@@ -276,13 +276,13 @@ def test_a_killed_crawl_goes_on_and_asks_for_no_page_twice(tmp_path):
 
 def _stop(argv: list[str], gate: Gate, with_signal: int) -> tuple[int, str]:
     """Exit code of the command that gets the signal while it waits for this page, and what it says from then on."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen([sys.executable, *argv], env=environment(), cwd=ROOT, text=True, **pipes)
-    before = int(gate.term.split()[1])
-    assert any(line == f"{before} of 7 sources done\n" for line in process.stderr) and gate.asked.wait(60)
+    process = forked.start(argv)
+    line = f"{int(gate.term.split()[1])} of 7 sources done\n"
+    process.wait_until_it_says(line)
+    assert gate.asked.wait(60)
     process.send_signal(with_signal)
     _, said = process.communicate(timeout=60)
-    return process.returncode, said
+    return process.returncode, said.partition(line)[2]
 
 
 def test_a_server_that_trickles_is_given_up(tmp_path):
@@ -384,8 +384,9 @@ def test_wikipedia_in_another_language_by_its_api(tmp_path):
             f"crawl.WIKIPEDIA = sources.WIKIPEDIA = '{web.address}/{{lang}}/w/api.php'\n"
             "sys.exit(__main__.main(sys.argv[1:]))"
         )
+        (tmp_path / "german.py").write_text(code)
         argv = command(tmp_path, ["wikipedia_glossary"], "--lang", "de", "--delay", "0", output="out.jsonl")[2:]
-        done = run("-c", code, *argv)
+        done = forked.run(str(tmp_path / "german.py"), *argv)
     assert done.returncode == 1, done.both
     pairs = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
     assert pairs == [

@@ -48,7 +48,7 @@ def test_the_run_ends_and_the_checkpoint_before_is_whole(tmp_path, tiny_bert, ki
     with small_disk(tmp_path / "disk", "64m") as disk:
         (tmp_path / "harm.py").write_text(HARM.format(disk=str(disk), harm=harm))
         out, run_file = disk / "out", write_run(tmp_path, tiny_bert, shards)
-        argv = ["-m", "launch", "run", "--config", str(run_file), "--engine", "cpu", f"output_dir={out}"]
+        argv = ["-m", "trainer", "--config", str(run_file), "--engine", "cpu", f"output_dir={out}"]
         done = run(*argv, "loss.name=harm:harm", PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}")
         assert done.returncode == 1, done.both[-3000:]
         assert reason in done.both and "Traceback" not in done.both, done.both[-3000:]

@@ -1,7 +1,6 @@
 """python -m launch doctor: engines that train exactly pass, a wrong factor fails, bad flags are one clear error."""
 
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -9,8 +8,9 @@ import pytest
 from launch import doctor
 from launch.__main__ import main
 from launch.command import Machine
+from tests import forked
 from tests.end_to_end.runs import write_run
-from tests.launching import ROOT, environment, free_port, run
+from tests.launching import ROOT, free_port, run
 from trainer.distributed.compile_lock import compiling_alone
 from trainer.distributed.engines import ZERO
 
@@ -50,7 +50,7 @@ sys.exit(main(["doctor", "--exactness", "--engine", "cpu"]))
 def test_a_wrong_factor_fails(tmp_path):
     script = tmp_path / "planted.py"
     script.write_text(PLANTED)
-    done = run(str(script))
+    done = forked.run(str(script))
     assert done.returncode == 1, done.both
     row = table(done.stdout)["cpu"]
     assert row[3] == "FAIL:"
@@ -116,11 +116,10 @@ def test_zero_does_not_wait_for_a_compiler_that_was_killed(monkeypatch):
 def test_the_ranks_of_a_run_say_what_they_find_together(tmp_path, tiny_bert, tiny_shards):
     """Two nodes that are both this machine, of which one was given another seed."""
     run_file = write_run(tmp_path, tiny_bert, tiny_shards)
-    argv = [sys.executable, "-m", "launch", "doctor", "--config", str(run_file), "--engine", "ddp", "--processes", "1"]
+    argv = ["-m", "launch", "doctor", "--config", str(run_file), "--engine", "ddp", "--processes", "1"]
     argv += ["--nnodes", "2", "--master", f"127.0.0.1:{free_port()}"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     nodes = [["--node-rank", "0"], ["--node-rank", "1", "train.seed=1"]]
-    started = [subprocess.Popen([*argv, *node], env=environment(), cwd=ROOT, **pipes) for node in nodes]
+    started = [forked.start([*argv, *node], ROOT) for node in nodes]
     said = [process.communicate(timeout=300) for process in started]
     found = [line for line in said[0][0].splitlines() if line.startswith(("ok ", "FAIL"))]
     assert [process.returncode for process in started] == [1, 1], said

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests import tiny
+from tests import forked, tiny
 from tests.end_to_end.runs import events
-from tests.launching import run, torchrun
+from tests.launching import run
 from trainer.__main__ import main
 from trainer.merge import main as merge
 
@@ -170,7 +170,7 @@ def test_scored_triples_with_the_cosine_loss_on_two_ranks(here):
         "-m trainer --model_name_or_path M --finetune_type full --train_dataset scored.json --output_dir O "
         "--batch_size 3 --epochs 4 --lr 1e-2 loss.name=cosine"
     )
-    done = torchrun(2, *command, cwd=here)
+    done = forked.run_ranks(2, *command, cwd=here)
     assert done.returncode == 0, done.both[-4000:]
     out = here / "O"
     whole(out)

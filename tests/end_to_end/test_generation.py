@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.stores.open import write_chunks
-from tests import tiny
+from tests import forked, tiny
 from tests.language_model import KEY, MODEL, LanguageModel, chunk, expected, serving
 from tests.launching import ROOT, environment, free_port
 from tests.soak.generation import soak
@@ -30,12 +30,11 @@ def store(tmp_path_factory):
 def command(store: Path, folder: Path, url: str, *more: str, model: str = MODEL) -> list[str]:
     where = ["--path", str(store), "--collection", "docs", "--cache", str(folder / "cache"), "--base-url", url]
     options = ["--model", model, "--output", str(folder / "pairs.jsonl"), *more]
-    return [sys.executable, "-m", "data_prep", "generate", *where, *options]
+    return ["-m", "data_prep", "generate", *where, *options]
 
 
-def start(argv: list[str], **extra: str) -> subprocess.Popen:
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(argv, cwd=ROOT, env=environment(OPENAI_API_KEY=KEY, **extra), **pipes)
+def start(argv: list[str]) -> forked.Forked:
+    return forked.start(argv, ROOT, OPENAI_API_KEY=KEY)
 
 
 def read(folder: Path) -> list[tuple[str, str, str]]:
@@ -83,12 +82,11 @@ def test_a_second_ctrl_c_does_not_wait(store, tmp_path):
         with server.lock:
             assert server.lock.wait_for(lambda: len(server.calls) == 5, timeout=60)
         process.send_signal(signal.SIGINT)
-        assert any("stopping: waiting for 4 answers" in line for line in process.stderr)
+        process.wait_until_it_says("stopping: waiting for 4 answers")
         began = time.monotonic()
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 130
         assert time.monotonic() - began < 10
-        process.communicate()
     assert len(next((tmp_path / "cache").glob("*.jsonl")).read_text().splitlines()) == 2  # the request and one answer
 
 
@@ -120,7 +118,7 @@ def test_the_server_that_transformers_ships(store, tmp_path, monkeypatch, capsys
     model = tiny.chat_model(tmp_path / "model", answer)
     with stock_server(model, tmp_path) as url:
         options = ("--limit", "5", "--system-prompt", "Be brief.", "--temperature", "0")
-        code, out, err = run(capsys, *command(store, tmp_path, url, *options, model=str(model))[3:])
+        code, out, err = run(capsys, *command(store, tmp_path, url, *options, model=str(model))[2:])
         log = (tmp_path / "server.txt").read_text()
         assert code == 0, err + log
         assert read(tmp_path) == [(f"doc-{n}", "When does it open?", "At three bar.") for n in range(5)]
@@ -128,7 +126,7 @@ def test_the_server_that_transformers_ships(store, tmp_path, monkeypatch, capsys
         assert "(no key)" in err
         assert "repeated calls" not in err
         assert log.count('"POST /v1/chat/completions HTTP/1.1" 200 OK') == 5
-        code, _, err = run(capsys, *command(store, tmp_path, url, "--limit", "5", model="another")[3:])
+        code, _, err = run(capsys, *command(store, tmp_path, url, "--limit", "5", model="another")[2:])
     assert code == 1
     assert "left out: 5 x refused by the server, such as doc-0: refused by the server: 400: Server is pinned to" in err
     assert err.splitlines()[-1].startswith("error: no pair came out")

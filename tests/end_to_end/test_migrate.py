@@ -39,7 +39,7 @@ def places(tmp_path_factory, tiny_bert, tiny_shards):
 
 
 def make_places(folder: Path, model: Path, shards: Path) -> dict[str, str]:
-    """What the letters of the tables stand for."""
+    """Returns the folders that the letters of the tables stand for."""
     from data_prep.__main__ import main
 
     rows = tiny.rows(40)

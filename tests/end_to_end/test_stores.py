@@ -3,15 +3,14 @@
 import re
 import signal
 import subprocess
-import sys
 from contextlib import suppress
 
 import pytest
 
 from data_prep.stores.base import Chunk, StoreConfig
 from data_prep.stores.open import open_collection, open_store
-from tests import tiny
-from tests.launching import ROOT, environment, run
+from tests import forked, tiny
+from tests.launching import run
 
 COUNT = 400
 
@@ -32,12 +31,12 @@ def test_a_killed_reindex_goes_on_where_it_was(tiny_bert, tmp_path):
         source.upsert([Chunk(f"c{i}", row["positives"][0], {"n": i}) for i, row in enumerate(rows)])
     place = ["--path", str(config.path), "--collection", "docs", "--target", "docs-new", "--batch", "10"]
     command = ["-m", "trainer.reindex", "--model", str(tiny_bert), "--device", "cpu", *place]
-    killed = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment(), stderr=subprocess.PIPE)
+    killed = forked.start(command)
     with open_store(config) as store:  # killed as soon as some of it is there: no clock decides
         while "docs-new" not in store.names() or store.open("docs-new").count() < 40:
             with suppress(subprocess.TimeoutExpired):
                 killed.wait(0.05)
-                raise AssertionError(killed.stderr.read().decode())
+                raise AssertionError(killed.stderr)
     killed.kill()
     killed.communicate()
     with open_store(config) as store:

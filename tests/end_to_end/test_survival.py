@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests import tiny
+from tests import forked, tiny
 from tests.end_to_end.runs import digest, events, losses, write_run
 from tests.launching import ROOT, environment, free_port, run
 
@@ -25,18 +25,36 @@ def shards(tmp_path_factory):
     return tiny.shards(tmp_path_factory.mktemp("data") / "shards", 82)
 
 
-def command(run_file: Path, engine: str, *more: str) -> list[str]:
-    flags = ["--engine", engine, *(["--processes", "2"] if engine != "cpu" else [])]
-    return [sys.executable, "-m", "launch", "run", "--config", str(run_file), *flags, *more]
+def flags(run_file: Path, engine: str, *more: str) -> list[str]:
+    return ["-m", "trainer", "--config", str(run_file), "--engine", engine, *more]
 
 
-def start(argv: list[str], **extra: str) -> subprocess.Popen:
+def group(run_file: Path, engine: str, *more: str, **extra: str) -> list[forked.Forked]:
+    """The ranks of a run, without a launcher: one on cpu, else two."""
+    argv = flags(run_file, engine, *more)
+    if engine == "cpu":
+        return [forked.start(argv, ROOT, merged=True, **extra)]
+    return forked.ranks(2, argv, ROOT, merged=True, **extra)
+
+
+def finish(run_file: Path, engine: str, *more: str, timeout: float = 240, **extra: str) -> str:
+    """Runs to a good end; returns what was said."""
+    ranks = group(run_file, engine, *more, **extra)
+    code = forked.wait_for_all(ranks, timeout)
+    said = "".join(rank.stdout for rank in ranks)
+    assert code == 0, said[-3000:]
+    return said
+
+
+def supervised(run_file: Path, *more: str) -> subprocess.Popen:
+    """`launch run --max-restarts` on ddp: real launchers."""
+    argv = ["-m", "launch", "run", "--config", str(run_file), "--engine", "ddp", "--processes", "2", *more]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(argv, env=environment(**extra), cwd=ROOT, start_new_session=True, **pipes)
+    return subprocess.Popen([sys.executable, *argv], env=environment(), cwd=ROOT, start_new_session=True, **pipes)
 
 
-def wait_for(reached, process: subprocess.Popen, seconds: float = 120) -> None:
-    """Until reached() is true, while the process is alive."""
+def wait_for(reached, process, seconds: float = 120) -> None:
+    """Waits until reached() is true, while the process is alive."""
     end = time.monotonic() + seconds
     while not reached():
         assert process.poll() is None, process.communicate()[0][-3000:]
@@ -52,17 +70,9 @@ def steps_logged(out: Path) -> int:
 
 
 def trainers(process: subprocess.Popen) -> list[psutil.Process]:
-    """The ranks below a launcher, or the process itself."""
+    """The ranks below a launcher."""
     below = [p for p in psutil.Process(process.pid).children(recursive=True) if "trainer" in p.cmdline()]
-    return [p for p in below if not any("launch" in part for part in p.cmdline())] or [psutil.Process(process.pid)]
-
-
-def whole_run(folder: Path, model: Path, shards: Path, engine: str) -> Path:
-    folder.mkdir(parents=True)
-    run_file = write_run(folder, model, shards, epochs=EPOCHS)
-    done = subprocess.run(command(run_file, engine), env=environment(), cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder / "out"
+    return [p for p in below if not any("launch" in part for part in p.cmdline())]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +82,9 @@ def uninterrupted(tmp_path_factory, tiny_bert, shards):
 
     def of(engine: str) -> Path:
         if engine not in made:
-            made[engine] = whole_run(tmp_path_factory.mktemp("whole") / engine, tiny_bert, shards, engine)
+            folder = tmp_path_factory.mktemp(engine)
+            finish(write_run(folder, tiny_bert, shards, epochs=EPOCHS), engine)
+            made[engine] = folder / "out"
         return made[engine]
 
     return of
@@ -83,19 +95,18 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step_and_the_rest_is_exac
     engine, number, tmp_path, tiny_bert, shards, uninterrupted
 ):
     run_file, out = write_run(tmp_path, tiny_bert, shards, epochs=EPOCHS), tmp_path / "out"
-    process = start(command(run_file, engine))
-    wait_for(lambda: steps_logged(out) >= 3, process)
-    trainers(process)[-1].send_signal(number)
-    said, _ = process.communicate(timeout=120)
+    ranks = group(run_file, engine)
+    wait_for(lambda: steps_logged(out) >= 3, ranks[0])
+    ranks[-1].send_signal(number)
+    said = "".join(rank.communicate(timeout=120)[0] for rank in ranks)
     marker = json.loads((out / "requeue.json").read_text())
     name = signal.Signals(number).name
     assert marker == {"signal": name, "step": len(losses(out))}, said[-2000:]
     assert f"stopped by {name} after step {marker['step']}" in said
-    assert process.returncode == 75 if engine == "cpu" else process.returncode != 0
+    assert [rank.returncode for rank in ranks] == [75] * len(ranks)
     assert marker["step"] < EPOCHS * 6, "it was stopped, not finished"
 
-    done = run("-m", "launch", "run", *command(run_file, engine, "--resume")[4:])
-    assert done.returncode == 0, done.both[-3000:]
+    finish(run_file, engine, "--resume")
     assert not (out / "requeue.json").exists()
     assert losses(out) == losses(uninterrupted(engine))
     assert digest(out) == digest(uninterrupted(engine))
@@ -103,17 +114,15 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step_and_the_rest_is_exac
 
 def test_killed_while_it_writes_checkpoints_in_the_background(tmp_path, tiny_bert, shards, uninterrupted):
     run_file, out = write_run(tmp_path, tiny_bert, shards, epochs=EPOCHS), tmp_path / "out"
-    argv = command(run_file, "ddp", "checkpoint.every_steps=1", "--resume")
+    more = ("checkpoint.every_steps=1", "--resume")
     for kill_at in (2, 9):
-        process = start(argv)
-        wait_for(lambda at=kill_at: steps_logged(out) >= at, process)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        for left in psutil.process_iter(["cmdline"]):  # launchers start sessions of their own
-            if str(run_file) in (left.info["cmdline"] or []):
-                left.kill()
-    done = run(*argv[1:])
-    assert done.returncode == 0, done.both[-3000:]
+        ranks = group(run_file, "ddp", *more)
+        wait_for(lambda at=kill_at: steps_logged(out) >= at, ranks[0])
+        for rank in ranks:
+            rank.kill()
+        for rank in ranks:
+            rank.wait()
+    finish(run_file, "ddp", *more)
     assert losses(out) == losses(uninterrupted("ddp"))
     assert digest(out) == digest(uninterrupted("ddp"))
     assert len(list(out.glob("checkpoint-step-*"))) <= 2
@@ -131,10 +140,8 @@ def poisoned(query_embeds, positive_embeds, batch):
 def test_a_gradient_that_is_not_finite_is_skipped_with_its_rows(engine, tmp_path, tiny_bert, shards):
     (tmp_path / "poison.py").write_text(NONSENSE.format(bad="{7}"))
     run_file, out = write_run(tmp_path, tiny_bert, shards, epochs=2), tmp_path / "out"
-    argv = command(run_file, engine, "loss.name=poison:poisoned", "optim.max_grad_norm=1.0")
-    done = subprocess.run(argv, env=environment() | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}, cwd=ROOT,
-        capture_output=True, text=True)  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    more = ("loss.name=poison:poisoned", "optim.max_grad_norm=1.0")
+    finish(run_file, engine, *more, PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}")
     skipped = [event for event in events(out) if event.get("skipped")]
     assert [event["epoch"] for event in skipped] == [1, 2]
     assert all(7 in event["row_ids"] for event in skipped)
@@ -144,23 +151,22 @@ def test_a_gradient_that_is_not_finite_is_skipped_with_its_rows(engine, tmp_path
 def test_a_run_that_has_diverged_stops_at_its_last_good_state(tmp_path, tiny_bert, shards):
     (tmp_path / "poison.py").write_text(NONSENSE.format(bad="set(range(100))"))
     run_file, out = write_run(tmp_path, tiny_bert, shards, epochs=2), tmp_path / "out"
-    argv = command(run_file, "cpu", "loss.name=poison:poisoned", "train.max_skipped_steps=3")
-    env = environment() | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
-    done = subprocess.run(argv, env=env, cwd=ROOT, capture_output=True, text=True)
+    argv = flags(run_file, "cpu", "loss.name=poison:poisoned", "train.max_skipped_steps=3")
+    done = run(*argv, PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}")
     assert done.returncode == 1
     assert "3 steps in a row" in done.stderr and "checkpoint-step-0" in done.stderr and "Traceback" not in done.stderr
     assert (out / "checkpoint-step-0" / "complete.json").exists()
 
 
-def ranks(run_file: Path, overrides: list[list[str]], *environs: dict[str, str]) -> list[subprocess.Popen]:
+def ranks(run_file: Path, overrides: list[list[str]], *environs: dict[str, str]) -> list[forked.Forked]:
     """Ranks started by hand, each with overrides (and environment variables) of its own."""
     port = str(free_port())
     started = []
     for (rank, own), environ in zip_longest(enumerate(overrides), environs, fillvalue={}):
         given = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": len(overrides), "LOCAL_WORLD_SIZE": len(overrides)}
-        given |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        argv = [sys.executable, "-m", "trainer", "--config", str(run_file), *own]
-        started.append(start(argv, **environ, **{key: str(value) for key, value in given.items()}))
+        given |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true", **environ}
+        argv = ["-m", "trainer", "--config", str(run_file), *own]
+        started.append(forked.start(argv, ROOT, merged=True, **{key: str(value) for key, value in given.items()}))
     return started
 
 
@@ -188,7 +194,7 @@ def test_a_rank_with_another_version_of_a_package_is_named(tmp_path, tiny_bert, 
 
 
 def test_a_rank_that_hangs_is_named_by_the_others_in_time(tmp_path, tiny_bert, shards):
-    run_file, out = write_run(tmp_path, tiny_bert, shards, epochs=500, timeout_minutes=0.5), tmp_path / "out"
+    run_file, out = write_run(tmp_path, tiny_bert, shards, epochs=500, timeout_minutes=0.2), tmp_path / "out"
     started = ranks(run_file, [[], []])
     wait_for(lambda: steps_logged(out) >= 3, started[0])
     started[1].send_signal(signal.SIGSTOP)
@@ -215,8 +221,9 @@ def test_a_rank_that_dies_is_named_by_the_others(tmp_path, tiny_bert, shards):
 
 
 def test_a_supervised_run_goes_on_after_a_rank_was_killed(tmp_path, tiny_bert, shards, uninterrupted):
+    """And stops its ranks whole when it is asked to: tests/unit/test_supervise.py."""
     run_file, out = write_run(tmp_path, tiny_bert, shards, epochs=EPOCHS), tmp_path / "out"
-    process = start(command(run_file, "ddp", "checkpoint.every_steps=2", "--max-restarts", "2"))
+    process = supervised(run_file, "checkpoint.every_steps=2", "--max-restarts", "2")
     wait_for(lambda: steps_logged(out) >= 5, process)
     trainers(process)[-1].kill()
     said, _ = process.communicate(timeout=240)
@@ -224,25 +231,3 @@ def test_a_supervised_run_goes_on_after_a_rank_was_killed(tmp_path, tiny_bert, s
     assert "restart 1 of 2, from step" in said
     assert losses(out) == losses(uninterrupted("ddp"))
     assert digest(out) == digest(uninterrupted("ddp"))
-
-
-def test_a_supervisor_that_is_asked_to_stop_stops_its_ranks_whole(tmp_path, tiny_bert, shards):
-    run_file, out = write_run(tmp_path, tiny_bert, shards, epochs=500), tmp_path / "out"
-    process = start(command(run_file, "ddp", "--max-restarts", "2"))
-    wait_for(lambda: steps_logged(out) >= 3, process)
-    process.terminate()
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 75, said[-3000:]
-    marker = json.loads((out / "requeue.json").read_text())
-    assert marker == {"signal": "SIGTERM", "step": len(losses(out))}
-    assert (out / f"checkpoint-step-{marker['step']}" / "complete.json").exists() and "restart" not in said
-
-
-def test_a_supervised_run_that_gets_no_further_is_given_up(tmp_path, tiny_bert, shards):
-    (tmp_path / "broken.py").write_text("def loss(queries, positives, batch):\n    raise RuntimeError('a bug')\n")
-    run_file = write_run(tmp_path, tiny_bert, shards)
-    argv = command(run_file, "cpu", "loss.name=broken:loss", "--max-restarts", "9")
-    env = environment() | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
-    done = subprocess.run(argv, env=env, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "failed 3 times without a checkpoint after step 0" in done.stderr

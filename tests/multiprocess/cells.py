@@ -76,7 +76,7 @@ def groups() -> list[tuple[str, int]]:
 
 
 def some_cells() -> dict[tuple[str, int], list[dict]]:
-    """What CI runs: every pair of values; in each group one cell that also trains, each loss in turn."""
+    """Returns CI's cells: every pair of values; in each group one cell that also trains, each loss in turn."""
     cells: dict[tuple[str, int], list[dict]] = {group: [] for group in groups()}
     for world, engine, chunks, name in pairwise():
         cells[engine_name(engine, world), world].append(table_cell(name, chunks))

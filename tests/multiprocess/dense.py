@@ -122,7 +122,7 @@ def margin_mse(t: Texts, tau) -> Tensor:
 
 
 def user(t: Texts, tau) -> Tensor:
-    """What user_loss.pull_and_push says, row by row."""
+    """Computes user_loss.pull_and_push row by row."""
     total, m = 0.0, len(t.queries)
     for i, record in enumerate(t.records):
         near = t.queries[i] @ t.positives[i]
@@ -181,7 +181,7 @@ class Dense:
         return {n: p.grad.clone() for n, p in self.trained.items() if p.grad is not None}
 
     def sgd_update(self, gradient: dict[str, Tensor], lr: float) -> dict[str, Tensor]:
-        """What one plain SGD step adds to every parameter."""
+        """Returns what one plain SGD step adds to every parameter."""
         before = {name: self.trained[name].detach().clone() for name in gradient}
         torch.optim.SGD([self.trained[name] for name in gradient], lr=lr).step()
         return {name: self.trained[name].detach() - before[name] for name in gradient}

@@ -1,4 +1,4 @@
-"""What a rank really takes, to hold `launch plan` against: bytes of tensors, growth of the process, collectives."""
+"""Measures what a rank takes, to compare `launch plan` with: bytes of tensors, growth of the process, collectives."""
 
 import gc
 import json
@@ -17,7 +17,7 @@ BUCKET = 4 * 500_000_000  # of DeepSpeed: pages that nothing was written to, so 
 
 
 def tensor_bytes() -> int:
-    """Of all storages that tensors of this process hold, but for DeepSpeed's bucket."""
+    """Returns the bytes of all storages that tensors of this process hold, without DeepSpeed's bucket."""
     gc.collect()
     held = {}
     for thing in gc.get_objects():
@@ -107,7 +107,7 @@ def bert(folder: Path, layers: int, size: int, vocabulary: int = 4000) -> Path:
 
 
 def predicted(run_file: Path, options: tuple, engine: str, ranks: int) -> dict:
-    """What `launch plan` says in figures of the same names as run_cell's."""
+    """Returns the figures of `launch plan`, by the names of run_cell's."""
     from launch.plan.estimate import Ranks, estimate, look
     from launch.plan.traffic import Link
     from trainer.config.loading import load_config
@@ -129,7 +129,7 @@ MADE_BEFORE = {"zero1": 1 / 3, "zero2": 1 / 3, "zero3": 1 / 2}
 
 
 def problems(result: dict, plan: dict, growth: bool = False) -> list[str]:
-    """Where the plan was wrong, one line each. growth: whether that is looked at, in a process of its own only."""
+    """Returns where the plan was wrong, one line each. growth: compare it too, in a process of its own only."""
     wrong = []
     for name, limit in (("state", STATE), *((("growth", GROWTH),) if growth else ())):
         if not abs(plan[name] / result[name] - 1) < limit:

@@ -1,4 +1,4 @@
-"""What a cell's result must satisfy, and the table of all cells."""
+"""Checks of a cell's result, and the table of all cells."""
 
 from tests.multiprocess.cells import ADAPTED, CASES
 
@@ -8,7 +8,7 @@ TEMPERATURE = 1e-4  # relative, after 20 steps
 
 
 def problems(result: dict, reference: dict) -> list[str]:
-    """What is wrong with a cell, one line each."""
+    """Returns the problems of a cell, one line each."""
     cell = result["cell"]
     where = " ".join(str(cell[key]) for key in ("kind", "run", "chunks") if key in cell)
     return [f"{result['engine']}, {where}: {wrong}" for wrong in CHECKS[cell["kind"]](result, reference)]
@@ -125,7 +125,7 @@ def summary(results: list[dict], reference: dict) -> str:
 
 
 def others(results: list[dict]) -> list[str]:
-    """What the further kinds of cells showed, one line each."""
+    """Returns the results of the further kinds of cells, one line each."""
     by_kind = {kind: [r for r in results if r["cell"]["kind"] == kind] for kind in CHECKS}
     loads = [error for result in by_kind["loads"] for _, error in result["loads"]]
     mixed = [error for result in by_kind["duplicates"] for error, _ in result["mixed"].values()]

@@ -1,4 +1,4 @@
-"""What the workers of all groups read: run files and the dense reference, in one folder."""
+"""Writes the folder that the workers of all groups read: run files and the dense reference."""
 
 import json
 from pathlib import Path

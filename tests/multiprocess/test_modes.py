@@ -1,6 +1,7 @@
 """Ways to fine-tune x model families x engines: trains, resumes to the same bytes, exports, loads elsewhere the same.
 
-CI takes cells that hold every pair of two of the three; tests/soak/modes.py takes all, and more families and options.
+CI takes cells of tiny models that hold every pair of two of the three; tests/soak/modes.py takes all, and MiniLM, more
+families and options.
 """
 
 from itertools import combinations, product
@@ -10,9 +11,9 @@ import pytest
 from tests.multiprocess.groups import run_group
 from tests.multiprocess.modes import (
     DENSE,
-    FAMILIES,
     GROUPS,
     MODES,
+    TINY,
     differences,
     problems,
     refused,
@@ -24,9 +25,9 @@ CELLS = some_cells()
 
 
 @pytest.fixture(scope="module")
-def setting(tmp_path_factory, minilm):
+def setting(tmp_path_factory):
     folder = tmp_path_factory.mktemp("modes")
-    write_modes(folder, (*FAMILIES, DENSE), minilm)
+    write_modes(folder, (*TINY, DENSE))
     return folder
 
 
@@ -52,7 +53,7 @@ def test_the_cells_hold_every_pair_and_agree_across_engines(found):
     results = [result for group in found.values() for result in group]
     ran = {(r["cell"]["mode"], r["cell"]["family"], (r["engine"], r["world"])) for r in results}
     ran = {cell for cell in ran if cell[1] != DENSE}
-    factors = (tuple(MODES), FAMILIES, GROUPS)
+    factors = (tuple(MODES), TINY, GROUPS)
     for one, other in combinations(range(3), 2):
         pairs = {(cell[one], cell[other]) for cell in product(*factors) if not refused(cell[0], cell[2][0])}
         assert {(cell[one], cell[other]) for cell in ran} == pairs

@@ -1,4 +1,4 @@
-"""What `launch plan` says of two ranks is what two ranks have: bytes of state, collectives, negatives, steps.
+"""`launch plan` predicts what two ranks have: bytes of state, collectives, negatives, steps.
 
 tests/soak/plan.py does it for more models and engines, and looks at the growth of the processes as well.
 """

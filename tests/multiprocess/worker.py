@@ -132,7 +132,7 @@ class Group:
         return job.engine.gradients(), stats, self.world.calls - before
 
     def sgd_step(self, job) -> dict:
-        """What one step changes, by parameter name (rank 0)."""
+        """Returns what one step changes, by parameter name (rank 0)."""
         before = {name: t.clone() for name, t in job.engine.weights().items()}
         job.engine.apply(SGD_LR)
         return {name: t - before[name] for name, t in job.engine.weights().items()}
@@ -172,7 +172,7 @@ class Group:
     offloaded = table  # on the engines with offload
 
     def _chunks(self, job, step: int) -> list[int]:
-        """How many chunks the busiest rank has, and how many of them are embedded twice."""
+        """Counts the busiest rank's chunks, and those of them that are embedded twice."""
         lengths, packed = [len(ids) for ids in self.batch(job, step).tokens], job.engine.embedder.packing is not None
         chunks = real_step.make_chunks(lengths, real_step.CHUNK_TOKENS["cpu"], packed)
         kept = real_step.kept_chunks([real_step.cost_of(c, lengths, packed) for c in chunks], job.micro_batch_tokens)
@@ -235,7 +235,7 @@ class Group:
         return {"loads": found}
 
     def dropout(self, cell: dict) -> dict:
-        """Are the gradients of kept and of re-embedded chunks the same bits? And those of another seed?"""
+        """Compares the gradients of kept and of re-embedded chunks, bit by bit, and those of another seed."""
         with self.job("infonce", "4 kept", "model.dropout=model") as job:
             batch = self.batch(job, 0)
             kept, _, _ = self.gradient(job, batch)
@@ -282,7 +282,7 @@ def planted(world: int) -> tuple[float, float]:
 
 
 def count_buckets(sizes: list[int], limit: int) -> int:
-    """Into how many buckets tensors of these bytes go, each closed once it holds `limit` or more."""
+    """Counts the buckets that tensors of these bytes fill, each closed once it holds `limit` or more."""
     buckets = held = 0
     for size in sizes:
         held += size

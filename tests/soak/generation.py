@@ -26,7 +26,7 @@ SHARE = 0.2  # of the calls that fail
 
 @dataclass
 class Report:
-    """What was seen. asked_again: calls about chunks whose answer was on disk when the process was killed."""
+    """The results. asked_again: calls about chunks whose answer was on disk when the process was killed."""
 
     chunks: int
     kills: int

@@ -222,7 +222,7 @@ def kill_agent(hosts: Hosts, started: list[Running]) -> None:
 
 
 def cut(hosts: Hosts, started: list[Running]) -> None:
-    """Until every host has noticed: then the link is mended."""
+    """Waits until every host has noticed; then the link is mended."""
     began = time.monotonic()
     hosts.link(2, "down")
     wait_for(lambda: all(one.first(("failed with exit code",), began) for one in started), started, 300)

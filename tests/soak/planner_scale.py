@@ -1,4 +1,4 @@
-"""What planning costs by the number of rows: python -m tests.soak.planner_scale
+"""Measures planning by the number of rows: python -m tests.soak.planner_scale
 
 Sidecar files of 10^5, 10^6 and 10^7 rows, 1 % of them in groups of four that share a text, made with numpy; a fresh
 process for each opens them and plans. Prints a table, the bytes per row, and what follows for 10^9 rows.

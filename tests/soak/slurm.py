@@ -93,7 +93,7 @@ def flags(run_file: Path, engine: str, launcher: str, out: Path, *more: str) -> 
 
 
 def finish(job: subprocess.Popen) -> str:
-    """What the command said; the run must be finished."""
+    """Returns the command's output; the run must be finished."""
     try:
         said, _ = job.communicate(timeout=PATIENCE)
     except subprocess.TimeoutExpired:
@@ -104,7 +104,7 @@ def finish(job: subprocess.Popen) -> str:
 
 
 def job_number(out: Path) -> str:
-    """Of the job that runs into this folder."""
+    """Returns the job that runs into this folder."""
     return next(Path(f"{out}-logs").iterdir()).name
 
 

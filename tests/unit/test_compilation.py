@@ -46,12 +46,12 @@ def test_a_lock_of_a_living_compiler_is_waited_for(tmp_path, monkeypatch):
         [sys.executable, "-c", HOLD], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert holder.stdout.readline() == "held\n"
-    enter = (
-        "from trainer.distributed.compile_lock import compiling_alone\nwith compiling_alone(): print('in', flush=True)"
-    )
+    enter = "from trainer.distributed.compile_lock import compiling_alone\nprint('at the door', flush=True)\n"
+    enter += "with compiling_alone(): print('in', flush=True)"
     second = subprocess.Popen([sys.executable, "-c", enter], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert second.stdout.readline() == "at the door\n"
     with pytest.raises(subprocess.TimeoutExpired):
-        second.wait(timeout=4)
+        second.wait(timeout=1)
     holder.communicate("go\n")
     assert second.communicate(timeout=60)[0] == "in\n"
 

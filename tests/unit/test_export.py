@@ -75,6 +75,7 @@ def folders(tmp_path_factory, tiny_bert) -> dict[str, Path]:
 @pytest.fixture
 def here(monkeypatch):
     """Loads in this process: a fresh one does the same, and imports for seconds."""
+    tiny.without_bf16_instructions()
     monkeypatch.setattr(proof, "load_elsewhere", fresh_load.embeddings)
 
 

@@ -102,7 +102,8 @@ def test_tiles_pass_gradcheck_and_give_the_dense_gradient(tiles, directions, joi
     assert out.loss.item() == pytest.approx(expected.item(), abs=1e-12)
     assert out.stats[STATS.index("masked_negatives")] == count
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(grad(out.loss, inputs), grad(expected, inputs)))
-    assert gradcheck(lambda *x: ragged(*x, directions, joint, **options).loss, inputs)
+    # along a random direction: every element was held against the dense gradient above
+    assert gradcheck(lambda *x: ragged(*x, directions, joint, **options).loss, inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.05, 0.005])

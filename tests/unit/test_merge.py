@@ -27,6 +27,7 @@ KINDS = {
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory, tiny_bert):
     """Folders as runs write them, by kind."""
+    tiny.without_bf16_instructions()
     where, made = tmp_path_factory.mktemp("adapters"), {}
     for kind, settings in KINDS.items():
         start = tiny.adapter(where / f"start {kind}", tiny_bert, dora=kind == "dora")
@@ -85,7 +86,12 @@ def test_a_quantised_base_can_be_merged_as_it_is_stored_and_the_difference_is_to
     added = 6 / 2 * start[f"{place}.lora_B.weight"] @ start[f"{place}.lora_A.weight"]  # alpha / sqrt(r)
     assert torch.allclose(load_file(tmp_path / "full" / "model.safetensors")[name], base[name] + added, atol=1e-6)
     rounded = load_file(tmp_path / "dequantized" / "model.safetensors")[name] - added
-    assert len(rounded.unique()) <= 16 * rounded.numel() // 64, "NF4: 16 values in each block of 64"
+    blocks = rounded.view(-1, 64).sort(dim=1).values
+    # adding and taking away rounds in the last bit, differently on every CPU; two levels are a thousand times further
+    levels = 1 + (blocks.diff(dim=1) > 1e-6).sum(dim=1)
+    assert levels.max() <= 16, "NF4: 16 values in each block of 64"
+    whole = base[name].view(-1, 64).sort(dim=1).values
+    assert (1 + (whole.diff(dim=1) > 1e-6).sum(dim=1)).min() > 32, "unlike the weights themselves"
 
 
 def test_bfloat16_is_written_as_such_and_its_difference_is_told(tmp_path, adapters, tiny_bert):
