@@ -12,6 +12,7 @@ cd "$root"
 failed=0
 "$PYTHON" -m ruff check . || failed=1
 "$PYTHON" -m ruff format --check . || failed=1
+"$(dirname "$PYTHON")/lint-imports" --no-logo --no-cache || failed=1
 if [ $# -gt 0 ]; then
   "$PYTHON" -m pytest "$@" || failed=$?
   exit "$failed"

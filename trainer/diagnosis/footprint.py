@@ -18,10 +18,9 @@ from trainer.distributed.collectives import in_buckets
 from trainer.distributed.device import DTYPES
 from trainer.engine.chunks import CHUNK_TOKENS
 from trainer.engine.torch_engine import BUCKET_BYTES
-from trainer.model import adapters
+from trainer.model import adapters, dense_layers
 from trainer.model.build import freeze, read_settings
 from trainer.model.embedder import Embedder
-from trainer.model_folder import dense
 from trainer.model_folder.spec import ModelSpec
 
 
@@ -125,7 +124,7 @@ def _build(config: RunConfig, spec: ModelSpec) -> Embedder:
     backbone = kind.from_config(settings, **code) if kind.__name__ == "AutoModel" else kind(settings)
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = None
-    layers = dense.build(spec.dense).requires_grad_(config.model.finetune == "full")
+    layers = dense_layers.build(spec.dense).requires_grad_(config.model.finetune == "full")
     embedder = Embedder(backbone, layers, spec.pooling, spec.normalize, config.model.dropout == "model")
     if config.model.finetune != "full":
         lora = adapters.settings_of(backbone, config.model.lora)

@@ -67,9 +67,9 @@ def onnx_embeddings(folder: Path, texts: list[str], trust_remote_code: bool = Fa
     import torch
 
     from trainer.config.sections import ModelConfig
+    from trainer.model.dense_layers import load as load_dense
     from trainer.model.embedder import finish, pool
     from trainer.model.tokenizer import load_tokenizer, tokenize
-    from trainer.model_folder.dense import load as load_dense
     from trainer.model_folder.spec import read_spec
 
     config = ModelConfig(path=str(folder), trust_remote_code=trust_remote_code)

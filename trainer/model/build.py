@@ -7,10 +7,9 @@ from torch import Tensor, nn
 
 from data_prep.common.errors import BadInput
 from trainer.config.sections import FreezeConfig, ModelConfig
-from trainer.model import adapters, quantization
+from trainer.model import adapters, dense_layers, quantization
 from trainer.model.embedder import Embedder
 from trainer.model.tokenizer import check_vocabulary, eos_notes, load_tokenizer
-from trainer.model_folder import dense
 from trainer.model_folder.families import FAMILIES, family_of
 from trainer.model_folder.files import fetch
 from trainer.model_folder.spec import TRUST, ModelSpec, read_spec
@@ -57,7 +56,9 @@ def build_embedder(
     if pooler is not None:
         untrained = {} if spec.bits else {f"pooler.{name}": t.clone() for name, t in pooler.state_dict().items()}
         backbone.pooler = None
-    layers = dense.load(spec.dense, None if adapted or not checkpoint else checkpoint).requires_grad_(not adapted)
+    layers = dense_layers.load(spec.dense, None if adapted or not checkpoint else checkpoint).requires_grad_(
+        not adapted
+    )
     embedder = Embedder(backbone, layers, spec.pooling, spec.normalize, config.dropout == "model")
     if spec.bits:
         layers.to(device or torch.device("cpu"))  # device of the base

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from trainer.model import quantization
+from trainer.model import dense_layers, quantization
 from trainer.model.embedder import Embedder
 from trainer.model_folder import dense
 from trainer.model_folder.spec import POOLINGS, ModelSpec
@@ -17,7 +17,7 @@ def save_embedder(folder: Path, weights: dict[str, Tensor], embedder: Embedder, 
     weights: fp32 CPU tensors by the embedder's parameter names, of the whole model or of its adapter.
     """
     backbone = embedder.backbone
-    dense.write(folder, spec.dense, weights)
+    dense_layers.write(folder, spec.dense, weights)
     weights = {name: tensor for name, tensor in weights.items() if not dense.is_of(name, spec.dense)}
     if embedder.adapter:
         embedder.adapter.write(folder, weights)

@@ -1,22 +1,16 @@
 """Dense layers after the pooling (LaBSE, sentence-t5, gtr-t5, EmbeddingGemma), as sentence-transformers' Dense.
 
-Each is a linear layer and an activation. Torch is imported only to build them.
+Each is a linear layer and an activation; trainer/model/dense_layers.py builds them.
 """
 
-import json
-from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
 from data_prep.common.errors import BadInput
 from data_prep.texts.tokenizer_rules import read_object
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 WEIGHTS = "model.safetensors"
 ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")  # of torch.nn, all without arguments
@@ -86,46 +80,6 @@ def _weights_problems(place: Path, values: dict) -> list[str]:
     except (SafetensorError, OSError) as error:
         return [f"{WEIGHTS} is damaged ({error})"]
     return [] if found == expected else [f"{WEIGHTS} holds {found}, config.json asks for {expected}"]
-
-
-def build(specs: Iterable[DenseSpec]) -> "nn.ModuleDict":
-    """Returns name -> layer, with random weights."""
-    from torch import nn
-
-    def layer(spec: DenseSpec) -> nn.Sequential:
-        linear = nn.Linear(spec.inputs, spec.outputs, bias=spec.bias)
-        activation = getattr(nn, spec.activation.rpartition(".")[2])()
-        return nn.Sequential(OrderedDict(linear=linear, activation=activation))
-
-    return nn.ModuleDict({spec.name: layer(spec) for spec in specs})
-
-
-def load(specs: Iterable[DenseSpec], checkpoint: Path | None = None) -> "nn.ModuleDict":
-    """Builds the layers with the weights of their folders, or of a checkpoint of ours."""
-    from safetensors.torch import load_file
-
-    made = build(specs)
-    for spec in specs:
-        place = checkpoint / spec.name if checkpoint else Path(spec.folder)
-        made[spec.name].load_state_dict({name: t.float() for name, t in load_file(place / WEIGHTS).items()})
-    return made
-
-
-def write(folder: Path, specs: Iterable[DenseSpec], weights: "dict[str, Tensor]") -> None:
-    """Writes the sub-folders of a model folder. weights: by name, as in a checkpoint.
-
-    A layer without weights there was not trained, and is written as it was read.
-    """
-    from safetensors.torch import load_file, save_file
-
-    for spec in specs:
-        place = folder / spec.name
-        place.mkdir(exist_ok=True)
-        own = {n.removeprefix(f"{spec.name}."): t for n, t in weights.items() if n.startswith(f"{spec.name}.")}
-        save_file(own or load_file(Path(spec.folder) / WEIGHTS), place / WEIGHTS, metadata={"format": "pt"})
-        values = {"in_features": spec.inputs, "out_features": spec.outputs, "bias": spec.bias}
-        values |= {"activation_function": spec.activation}
-        (place / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def shape_of(specs: tuple[DenseSpec, ...]) -> str:

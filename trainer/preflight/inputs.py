@@ -10,8 +10,8 @@ from data_prep.shards.shared_keys import SourceRows
 from trainer.config.sections import GENERAL, RunConfig
 from trainer.model_folder.files import fetch
 from trainer.model_folder.spec import ModelSpec, read_spec
+from trainer.planner.from_config import make_plan
 from trainer.planner.plan import BatchPlan
-from trainer.planner_from_config import make_plan
 
 
 @dataclass
