@@ -15,7 +15,7 @@ from tests import forked, tiny
 from tests.language_model import KEY, MODEL, LanguageModel, chunk, expected, serving
 from tests.launching import ROOT, environment, free_port
 from tests.soak.generation import soak
-from tests.unit.data_prep_helpers import run
+from tests.unit.data_prep.helpers import run
 
 COUNT = 60
 

@@ -221,7 +221,7 @@ def test_a_rank_that_dies_is_named_by_the_others(tmp_path, tiny_bert, shards):
 
 
 def test_a_supervised_run_goes_on_after_a_rank_was_killed(tmp_path, tiny_bert, shards, uninterrupted):
-    """And stops its ranks whole when it is asked to: tests/unit/test_supervise.py."""
+    """And stops its ranks whole when it is asked to: tests/unit/launch/test_supervise.py."""
     run_file, out = write_run(tmp_path, tiny_bert, shards, epochs=EPOCHS), tmp_path / "out"
     process = supervised(run_file, "checkpoint.every_steps=2", "--max-restarts", "2")
     wait_for(lambda: steps_logged(out) >= 5, process)

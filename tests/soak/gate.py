@@ -29,8 +29,8 @@ from data_prep.texts.token_lengths import Reader
 from data_prep.texts.tokenizer_rules import TextRules
 from tests import planted, tiny
 from tests.conftest import DATA
-from tests.unit.data_prep_helpers import write_jsonl
-from tests.unit.test_decontaminate import write_set
+from tests.unit.data_prep.helpers import write_jsonl
+from tests.unit.data_prep.quality.test_decontaminate import write_set
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SAMPLED = ("languages", "truncation", "prompts")  # counted on a sample where there are more rows

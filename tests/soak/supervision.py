@@ -1,6 +1,6 @@
 """python -m tests.soak.supervision: a supervised run on real launchers is asked to stop, and writes a whole checkpoint.
 
-CI does it with commands that train nothing, in tests/unit/test_supervise.py.
+CI does it with commands that train nothing, in tests/unit/launch/test_supervise.py.
 """
 
 import json

@@ -1,0 +1,130 @@
+"""The two-pass step in one process: the same gradient at every memory budget, replay of dropout, masks at work."""
+
+from collections import defaultdict
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_prep.records import Record
+from data_prep.sharding.build import shard
+from data_prep.shards.folder import open_shards
+from tests import tiny
+from tests.multiprocess.dense import relative_error
+from tests.unit.data_prep.helpers import write_records
+from trainer.config.sections import DataConfig, LossConfig, ModelConfig, OptimConfig
+from trainer.distributed.collectives import World
+from trainer.engine.chunks import cost_of, kept_chunks, lay, make_chunks
+from trainer.engine.torch_engine import TorchEngine
+from trainer.loss.objective import Objective
+from trainer.model.build import load_embedder
+from trainer.planner.plan import BatchPlan
+from trainer.train.data import TrainData
+from trainer.train.step import compute_gradients
+
+EVERYTHING = 10**6
+
+
+@given(st.lists(st.integers(1, 60), max_size=60), st.integers(60, 300))
+def test_chunks_hold_every_text_once_within_the_budget(lengths, budget):
+    for packed in (False, True):
+        chunks = make_chunks(lengths, budget, packed)
+        assert sorted(i for chunk in chunks for i in chunk) == list(range(len(lengths)))
+        assert all(cost_of(chunk, lengths, packed) <= budget for chunk in chunks)
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=60), st.integers(60, 300), st.integers(0, 5000))
+def test_kept_chunks_fit_the_budget_and_one_more_would_not(lengths, chunk_budget, budget):
+    sizes = [cost_of(chunk, lengths, False) for chunk in make_chunks(lengths, chunk_budget, False)]
+    kept = kept_chunks(sizes, budget)
+    assert sum(sizes[len(sizes) - kept :]) <= budget
+    assert kept == len(sizes) or sum(sizes[len(sizes) - kept - 1 :]) > budget
+
+
+def test_a_text_longer_than_the_budget_is_a_chunk_of_its_own():
+    assert make_chunks([500, 10, 10], 100, False) == [[0], [1, 2]]
+
+
+def engine_and_batch(folder, shards, dropout=0, rows=None):
+    embedder, tokenizer, spec, _ = load_embedder(ModelConfig(path=str(folder), dropout=dropout))
+    engine = TorchEngine(embedder, OptimConfig(), World(), torch.device("cpu"), None)
+    engine.embedder.train(dropout != 0)
+    plan = BatchPlan(tuple(open_shards(shards).train_sources()), 24, "f", 0)
+    data = TrainData(DataConfig(train=str(shards)), spec, tokenizer, plan)
+    records = rows or data.rows.take(range(24))
+    batch = data.make_batch(list(range(len(records))), records, [0] * len(records), len(records), seed=5)
+    return engine, batch
+
+
+def gradients(engine, batch, tokens, **loss):
+    stats = compute_gradients(engine, batch, Objective(LossConfig(**loss), True), tokens)
+    return engine.gradients(), stats
+
+
+@pytest.mark.parametrize("tokens", [64, 150, 400])
+def test_the_gradient_is_the_same_at_every_memory_budget(tiny_bert, tiny_shards, tokens):
+    engine, batch = engine_and_batch(tiny_bert, tiny_shards)
+    whole, stats = gradients(engine, batch, EVERYTHING)
+    tight, tight_stats = gradients(engine, batch, tokens)
+    assert tight_stats.loss == pytest.approx(stats.loss, abs=1e-6)
+    assert relative_error(tight, whole) < 1e-5
+
+
+def test_dropout_is_replayed_exactly_where_a_chunk_is_embedded_twice(tiny_bert, tiny_shards, monkeypatch):
+    engine, batch = engine_and_batch(tiny_bert, tiny_shards, dropout="model")
+    monkeypatch.setattr("trainer.train.step.CHUNK_TOKENS", {"cpu": 150})  # the same chunks, kept or not
+    kept, _ = gradients(engine, batch, EVERYTHING)
+    monkeypatch.setattr("trainer.train.step.kept_chunks", lambda *_: 0)
+    replayed, _ = gradients(engine, batch, EVERYTHING)
+    assert all(torch.equal(kept[name], replayed[name]) for name in kept)
+    batch.seed += 1000
+    other, _ = gradients(engine, batch, EVERYTHING)
+    assert relative_error(other, kept) > 1e-3, "dropout is on, so another seed must give another gradient"
+
+
+def test_duplicates_in_a_batch_are_masked_and_counted(tiny_bert, tiny_shards):
+    texts = [" ".join(tiny.WORDS[i : i + 5]) for i in range(0, 40, 5)]
+    records = [Record(query=texts[i], positives=[texts[i + 4]]) for i in range(4)]
+    records.append(Record(query=tiny.WORDS[50], positives=[texts[4].upper()]))  # row 0's positive in capitals
+    engine, batch = engine_and_batch(tiny_bert, tiny_shards, rows=records)
+    with_mask = gradients(engine, batch, EVERYTHING)[1].values
+    without = gradients(engine, batch, EVERYTHING, mask_duplicates=False)[1].values
+    assert (with_mask["masked_negatives"], without["masked_negatives"]) == (2, 0)
+    assert with_mask["negatives_per_query"] == pytest.approx(4 - 2 / 5)
+
+
+def test_logged_similarities_are_means_over_pairs(tiny_bert, tiny_shards):
+    engine, batch = engine_and_batch(tiny_bert, tiny_shards)
+    found = gradients(engine, batch, EVERYTHING, mask_duplicates=False)[1].values
+    with torch.no_grad():
+        texts = engine.embed(*lay(range(len(batch.tokens)), batch.tokens), seed=0)
+    similarity = texts[: batch.rows] @ texts[batch.rows :].T
+    positive = similarity.diagonal()
+    assert found["positive_similarity"] == pytest.approx(positive.mean().item(), abs=1e-5)
+    negative = (similarity.sum() - positive.sum()) / (similarity.numel() - batch.rows)
+    assert found["negative_similarity"] == pytest.approx(negative.item(), abs=1e-5)
+
+
+def test_every_epoch_draws_positives_anew_and_every_step_and_rank_other_dropout(tiny_bert, tmp_path):
+    records = [Record(f"w{i}", [f"w{i} w{i + k}" for k in range(1, 5)]) for i in range(24)]
+    shard([write_records(tmp_path / "rows.jsonl", records)], tmp_path / "shards", eval_fraction=0)
+    _, tokenizer, spec, _ = load_embedder(ModelConfig(path=str(tiny_bert)))
+    plan = BatchPlan(tuple(open_shards(tmp_path / "shards").train_sources()), 8, "f", 0)
+    data = TrainData(DataConfig(train=str(tmp_path / "shards")), spec, tokenizer, plan)
+    drawn, seeds = defaultdict(set), []
+    for step in range(8 * plan.steps_per_epoch):
+        batches = [data.batch(step, rank, 2) for rank in (0, 1)]
+        for batch in batches:
+            for row, key in zip(batch.row_ids, batch.doc_keys[:, 0].tolist()):
+                drawn[row].add(key)
+        seeds += [batch.seed for batch in batches]
+    assert len(drawn) == 24 and min(map(len, drawn.values())) > 1
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_other_positives_of_a_row_are_masked(tiny_bert, tiny_shards):
+    words = tiny.WORDS
+    records = [Record(query=words[0], positives=[words[1], words[2]]), Record(query=words[3], positives=[words[2]])]
+    engine, batch = engine_and_batch(tiny_bert, tiny_shards, rows=records)
+    assert gradients(engine, batch, EVERYTHING)[1].values["masked_negatives"] == 1
