@@ -114,7 +114,9 @@ RESUMERS = [
 @pytest.mark.parametrize("groups", RESUMERS, ids=["-".join(f"{e}{n}" for e, n in groups) for groups in RESUMERS])
 def test_any_engine_resumes_any_others_run_with_the_same_losses(whole, tmp_path, monkeypatch, groups):
     """Each time cut back to its last but one epoch; output_dir is where the copy lies."""
-    monkeypatch.setattr(proof, "load_elsewhere", reload.embeddings)  # in a fresh process: tests/unit/trainer/exporting/test_export_folder.py
+    monkeypatch.setattr(
+        proof, "load_elsewhere", reload.embeddings
+    )  # in a fresh process: tests/unit/trainer/exporting/test_export_folder.py
     run_file, out = whole
     copy = tmp_path / "out"
     shutil.copytree(out, copy)

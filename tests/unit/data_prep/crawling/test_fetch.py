@@ -19,6 +19,7 @@ TEXT = b"<p>text" * 100
 @pytest.mark.parametrize(
     ("coding", "packed"),
     [("", TEXT), ("gzip", gzip.compress(TEXT)), ("deflate", zlib.compress(TEXT)), ("deflate", zlib.compress(TEXT)[2:])],
+    ids=["none", "gzip", "deflate", "deflate without its header"],
 )
 def test_packed_bodies_are_unpacked(coding, packed):
     assert _unpack(packed, coding) == TEXT

@@ -11,8 +11,8 @@ from data_prep.shards.folder import open_shards
 from data_prep.texts.near_duplicates import NearDuplicates
 from tests import planted
 from tests.unit.data_prep.helpers import run, write_records
-from tests.unit.data_prep.sharding.test_build import contents
 from tests.unit.data_prep.quality.test_decontaminate import uncontaminated, write_set
+from tests.unit.data_prep.sharding.test_build import contents
 
 
 @pytest.fixture(scope="module")

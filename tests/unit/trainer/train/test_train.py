@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file
 
 from trainer.config.loading import parse_config
-from trainer.train import train
+from trainer.train.train import train
 
 
 @pytest.fixture
