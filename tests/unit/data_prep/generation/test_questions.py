@@ -438,9 +438,7 @@ def test_seeds_of_a_server_by_host_and_port():
 def test_the_package_offers_the_generator_and_stays_light():
     code = "import sys, data_prep; assert 'data_prep.generation.questions' not in sys.modules\n"
     code += "from data_prep import QuestionGenerator, QuestionGenerationConfig\n"
-    code += (
-        "heavy = {'torch', 'openai', 'chromadb', 'numpy', 'json_repair'} & set(sys.modules); assert not heavy, heavy\n"
-    )
+    code += "heavy = {'torch', 'openai', 'chromadb', 'json_repair'} & set(sys.modules); assert not heavy, heavy\n"
     code += "import pytest\nwith pytest.raises(AttributeError): data_prep.nothing"
     done = subprocess.run([sys.executable, "-c", code], env=environment(), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

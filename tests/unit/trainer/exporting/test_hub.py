@@ -36,7 +36,7 @@ def folder(tmp_path) -> Path:
 def command(*argv: str, hub: Hub, token: str = TOKEN):
     """In a process of its own, as its user runs it: huggingface_hub reads its variables when it is imported."""
     variables = {"HF_ENDPOINT": hub.address, "HF_TOKEN": token, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    return run(*argv, timeout=480, **variables)
+    return run(*argv, timeout=480, real=True, **variables)
 
 
 def push(hub: Hub, folder: Path, token: str):

@@ -6,7 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from data_prep.common.errors import Failed
 from tests import tiny
+from trainer import merge as module
 from trainer.config.sections import ModelConfig
 from trainer.exporting.merging import merge
 from trainer.inference.probe import LENGTHS, TEXTS, probe_texts
@@ -111,6 +113,15 @@ def test_another_base_is_refused(tmp_path, adapters, tiny_bert, capsys):
     command = ["--lora_adapter_path", str(adapters["lora"]), "--output_path", str(tmp_path / "merged")]
     assert main(["--base_model_path", str(other), *command]) == 2
     assert "was trained on another base" in capsys.readouterr().err
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_merged_model_that_gives_no_numbers_is_not_written(tmp_path, tiny_bert, monkeypatch):
+    given = iter([torch.ones(3, 4), torch.full((3, 4), float("nan"))])  # of the unmerged model, of the merged one
+    monkeypatch.setattr(module, "_embeddings", lambda *_: next(given))
+    adapter = tiny.adapter(tmp_path / "adapter", tiny_bert)
+    with pytest.raises(Failed, match="merged and unmerged embeddings differ"):
+        merge(str(tiny_bert), adapter, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
 

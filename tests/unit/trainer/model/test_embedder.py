@@ -10,6 +10,7 @@ from data_prep.common.errors import BadInput
 from tests import tiny
 from trainer.config.sections import ModelConfig, OptimConfig
 from trainer.distributed.collectives import World
+from trainer.engine.optimizer import adamw
 from trainer.engine.torch_engine import TorchEngine
 from trainer.inference.encode import encode
 from trainer.model.build import load_embedder
@@ -134,3 +135,12 @@ def test_a_damaged_model_folder_is_the_users_error(tiny_bert, tmp_path):
     (broken / "model.safetensors").write_bytes(b"not a tensor")
     with pytest.raises(BadInput, match="cannot be loaded"):
         load_embedder(ModelConfig(path=str(broken)))
+
+
+def test_matrices_decay_and_biases_and_norms_do_not(tiny_bert):
+    embedder = load_embedder(ModelConfig(path=str(tiny_bert)))[0]
+    optimizer = adamw(embedder, OptimConfig(weight_decay=0.1), torch.device("cpu"))
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(decay) == len(embedder.trained())
+    for name, parameter in embedder.trained().items():
+        assert decay[id(parameter)] == (0.1 if parameter.dim() > 1 else 0.0), name

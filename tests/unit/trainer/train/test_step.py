@@ -116,7 +116,7 @@ def test_every_epoch_draws_positives_anew_and_every_step_and_rank_other_dropout(
     for step in range(8 * plan.steps_per_epoch):
         batches = [data.batch(step, rank, 2) for rank in (0, 1)]
         for batch in batches:
-            for row, key in zip(batch.row_ids, batch.doc_keys[:, 0].tolist()):
+            for row, key in zip(batch.row_ids, batch.documents.text.tolist()):
                 drawn[row].add(key)
         seeds += [batch.seed for batch in batches]
     assert len(drawn) == 24 and min(map(len, drawn.values())) > 1
