@@ -1,1 +1,1 @@
-"""Writing a shard folder: spool, split, exclusions, Arrow files, manifest."""
+"""Writing a shard folder: spool, split, exclusions, tokenising, Arrow files, manifest."""

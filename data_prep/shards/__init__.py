@@ -1,1 +1,1 @@
-"""Opening a shard folder: manifest, columns, rows and the keys that rows share."""
+"""Opening a shard folder: manifest, columns, rows, tokens and the keys that rows share."""

@@ -1,1 +1,1 @@
-"""Texts by themselves: language, length and near duplicates."""
+"""Texts by themselves: language, length, near duplicates, and the rules by which a tokenizer reads them."""

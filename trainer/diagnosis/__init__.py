@@ -1,1 +1,1 @@
-"""diagnosis"""
+"""Answers for `launch plan` and `launch doctor`: exactness, ranks, memory footprint, forecast."""

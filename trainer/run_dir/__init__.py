@@ -1,1 +1,1 @@
-"""A run directory: its log, the record of the run, the trackers beside it."""
+"""A run directory: layout, checkpoints, log, the record of the run, trackers."""
