@@ -6,21 +6,16 @@ In place of a set: --collection of a store with --pairs that name its chunks.
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from data_prep.common.console import say
 from data_prep.common.errors import BadInput, guarded
-from data_prep.common.files import check, check_output_file
+from data_prep.common.files import check, check_output_file, write_json
 from data_prep.reading.retrieval_sets import RetrievalSet, load_collection, load_set
 from data_prep.stores.flags import add_store, store_flags, store_of, where_of
+from trainer.inference.evaluation import compare, evaluate_folder
 from trainer.inference.flags import add_model, model_of
 from trainer.inference.metrics import means
 from trainer.inference.text_encoder import TextEncoder
-from trainer.run_dir.log import write_json
-
-if TYPE_CHECKING:
-    from trainer.config.sections import ModelConfig
-from trainer.inference.evaluation import compare, evaluate_folder
 
 FEW_QUERIES = 50
 
@@ -43,13 +38,6 @@ def _print(result: dict) -> None:
     Console().print(table)
 
 
-def _model(path: str, args: argparse.Namespace) -> "ModelConfig":
-    """Returns the model of the flags, its folder read once, so that problems show before any work."""
-    config = model_of(path, args)
-    TextEncoder(config)
-    return config
-
-
 def _data(args: argparse.Namespace) -> RetrievalSet:
     given = {name for name in ("data", "collection", "pairs") if getattr(args, name) is not None}
     if given not in ({"data"}, {"collection", "pairs"}):
@@ -64,7 +52,9 @@ def run(args: argparse.Namespace) -> int:
     data = _data(args)
     for note in data.notes:
         say(note)
-    configs = {path: _model(path, args) for path in (args.model, args.baseline) if path}
+    configs = {path: model_of(path, args) for path in (args.model, args.baseline) if path}
+    for config in configs.values():
+        TextEncoder(config)  # reads the folder, so that problems show before any work
     if args.json:
         check(check_output_file(Path(args.json), suffix=".json"))
     tuned = evaluate_folder(configs[args.model], data, args.device)
@@ -100,8 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", help="write the result here as well")
     add_store(parser, required=False)
     add_model(parser)
-    args = parser.parse_args(argv)
-    return guarded(lambda: run(args))
+    return guarded(lambda: run(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -38,17 +38,15 @@ def main(argv: list[str] | None = None) -> int:
         "embeddings that the trainer recorded, nothing is written. Without --output a folder is only checked.",
         epilog="example: python -m trainer.export runs/lora --output exported --merge",
     )
-    parser.add_argument(
-        "source", metavar="RUN|CHECKPOINT", help="a run's output_dir, its final/, or a checkpoint in it"
-    )
+    source = "a run's output_dir, its final/, or a checkpoint in it"
+    parser.add_argument("source", metavar="RUN|CHECKPOINT", help=source)
     parser.add_argument("--output", help="new folder; without it SOURCE is checked and nothing is written")
     parser.add_argument("--merge", action="store_true", help="add the adapter to its base: a whole model")
     parser.add_argument("--onnx", action="store_true", help="the transformer as onnx/model.onnx as well")
     parser.add_argument("--base", metavar="FOLDER|HUB_ID", help="where an adapter's base is now, if it was moved")
     parser.add_argument("--push", metavar="HUB_ID", help="then upload to this model repository (HF_TOKEN)")
     add_trust(parser)
-    args = parser.parse_args(argv)
-    return guarded(lambda: run(args))
+    return guarded(lambda: run(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -32,23 +32,16 @@ def main(argv: list[str] | None = None) -> int:
         "runs/lora/final/adapter_model.safetensors --output_path merged",
     )
     parser.add_argument("--base_model_path", required=True, help="folder or hub id of the base")
-    parser.add_argument(
-        "--lora_adapter_path", required=True, help="adapter_model.safetensors, or the folder it lies in"
-    )
+    adapter = "adapter_model.safetensors, or the folder it lies in"
+    parser.add_argument("--lora_adapter_path", required=True, help=adapter)
     parser.add_argument("--output_path", required=True, help="new folder for the merged model")
-    parser.add_argument(
-        "--training_precision", choices=["float32", "bfloat16"], default="float32", help="of the output"
-    )
-    parser.add_argument(
-        "--qlora_base",
-        choices=["dequantized", "full"],
-        default="dequantized",
-        help="what a QLoRA adapter is added to: the quantised weights it was trained on, or the base as it is stored",
-    )
+    types = ["float32", "bfloat16"]
+    parser.add_argument("--training_precision", choices=types, default="float32", help="of the output")
+    base = "what a QLoRA adapter is added to: the quantised weights it was trained on, or the base as it is stored"
+    parser.add_argument("--qlora_base", choices=["dequantized", "full"], default="dequantized", help=base)
     parser.add_argument("--pooling", choices=list(POOLINGS), help="where neither folder states it")
     add_trust(parser)
-    args = parser.parse_args(argv)
-    return guarded(lambda: run(args))
+    return guarded(lambda: run(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

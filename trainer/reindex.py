@@ -20,15 +20,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--model", required=True, help="model folder or hub id")
     parser.add_argument("--target", required=True, metavar="NEW", help="the collection that is made")
-    about = "chunks embedded and written at a time (default 256)"
-    parser.add_argument("--batch", type=int, default=256, metavar="N", help=about)
-    about = "Matryoshka: keep the first D numbers of each embedding (default: all)"
-    parser.add_argument("--dim", type=int, metavar="D", help=about)
+    batch = "chunks embedded and written at a time (default 256)"
+    parser.add_argument("--batch", type=int, default=256, metavar="N", help=batch)
+    dim = "Matryoshka: keep the first D numbers of each embedding (default: all)"
+    parser.add_argument("--dim", type=int, metavar="D", help=dim)
     parser.add_argument("--alias", metavar="NAME", help="Qdrant: point this alias to the target at the end")
     add_store(parser)
     add_model(parser)
-    args = parser.parse_args(argv)
-    return guarded(lambda: run(args))
+    return guarded(lambda: run(parser.parse_args(argv)))
 
 
 def run(args: argparse.Namespace) -> None:

@@ -36,8 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", metavar="SET", help="retrieval set; default: the run's own evaluation set")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "mps", "cuda"])
     add_trust(parser)
-    args = parser.parse_args(argv)
-    return guarded(lambda: run(args))
+    return guarded(lambda: run(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

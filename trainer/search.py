@@ -1,8 +1,9 @@
-"""What a model finds: python -m trainer.search --model M (--collection … | --data SET) "query" [--compare BASE]."""
+"""Search with a model: python -m trainer.search --model M (--collection … | --data SET) "query" [--compare BASE]."""
 
 import argparse
 import sys
 
+from data_prep.common.console import one_line
 from data_prep.common.errors import BadInput, guarded
 from data_prep.common.files import check
 from data_prep.reading.retrieval_sets import load_set
@@ -14,7 +15,7 @@ from trainer.inference.text_encoder import TextEncoder
 
 
 def show(query: str, sides: dict[str, list[Hit]]) -> None:
-    """A table of the hits, one column per model."""
+    """Prints a table of the hits, one column per model."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -24,14 +25,9 @@ def show(query: str, sides: dict[str, list[Hit]]) -> None:
         cells = []
         for hits in sides.values():
             hit = hits[rank] if rank < len(hits) else None
-            cells.append(Text(f"{100 * hit.similarity:.1f} %  {hit.id}\n{_line(hit.text)}" if hit else ""))
+            cells.append(Text(f"{100 * hit.similarity:.1f} %  {hit.id}\n{one_line(hit.text, 160)}" if hit else ""))
         table.add_row(str(rank + 1), *cells)
     Console().print(table)
-
-
-def _line(text: str, most: int = 160) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def run(args: argparse.Namespace) -> None:
@@ -43,18 +39,18 @@ def run(args: argparse.Namespace) -> None:
         check(store_flags(args))
     paths = {"base": args.compare, "tuned": args.model} if args.compare else {"": args.model}
     encoders = {side: TextEncoder(model_of(path, args), args.device) for side, path in paths.items()}
-    found = {}
+    hits = {}
     if args.data is not None:
         data = load_set(args.data)
         for side, encoder in encoders.items():
-            found[side] = in_memory(encoder, data.doc_ids, data.doc_texts)(args.query, args.top)
+            hits[side] = in_memory(encoder, data.doc_ids, data.doc_texts)(args.query, args.top)
     else:
         config, where = store_of(args), where_of(args)
         with open_collection(config) as collection:
             for side, encoder in encoders.items():
-                found[side] = over_collection(encoder, collection, where)(args.query, args.top)
+                hits[side] = over_collection(encoder, collection, where)(args.query, args.top)
     for i, query in enumerate(args.query):
-        show(query, {f"{side} {encoders[side].config.path}".strip(): found[side][i] for side in encoders})
+        show(query, {f"{side} {encoders[side].config.path}".strip(): hits[side][i] for side in encoders})
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -72,8 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", metavar="SET", help="retrieval set, or shard folder with an eval split")
     add_store(parser, required=False)
     add_model(parser)
-    args = parser.parse_args(argv)
-    return guarded(lambda: run(args))
+    return guarded(lambda: run(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,12 @@ def result(line: str) -> None:
     sys.stdout.flush()
 
 
+def one_line(text: str, most: int) -> str:
+    """Returns the text on one line, cut to `most` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
 def track(
     iterable: Iterable[T], label: str, total: int | None = None, size: Callable[[T], int] = lambda _: 1
 ) -> Iterator[T]:

@@ -9,7 +9,7 @@ import math
 import platform
 import random
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,23 +18,22 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from data_prep.common.files import write_json
 from data_prep.sharding.build import shard
 from trainer.config.imports import check_packages
 from trainer.config.loading import load_config
 from trainer.config.sections import OptimConfig, RunConfig
+from trainer.engine.protocol import Engine
 from trainer.engine.start import process_group, start
 from trainer.frontends.command_line import fail, parser
 from trainer.loss.objective import Objective
 from trainer.preflight.inputs import Inputs
-from trainer.run_dir.log import write_json
 from trainer.train.data import TrainData
 from trainer.train.setup import prepare
 from trainer.train.step import compute_gradients
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from trainer.engine.protocol import Engine
 
 ROWS, BATCH_SIZE = 43, 16  # the last batch has 11 rows: the ranks' shares differ
 WHOLE, CHUNKED = 2**20, 64  # micro_batch_tokens: all texts at once; two or three at a time
@@ -60,7 +59,9 @@ def make_case(folder: Path) -> None:
     }
     write_json(folder / "run.json", values)
     save_file(reference(load_config(folder / "run.json")), folder / "reference.safetensors")
-    write_json(folder / "facts.json", {"device": _device(), "backends": _backends()})
+    available = {"gloo": torch.distributed.is_gloo_available(), "nccl": torch.distributed.is_nccl_available()}
+    backends = [name for name, present in available.items() if present]
+    write_json(folder / "facts.json", {"device": _device(), "backends": backends})
 
 
 def _device() -> str:
@@ -68,11 +69,6 @@ def _device() -> str:
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}"
     kind = "Apple GPU" if torch.backends.mps.is_available() else f"{torch.backends.cpu.get_cpu_capability()} CPU"
     return f"{kind}, {platform.machine()} {platform.system()}"
-
-
-def _backends() -> list[str]:
-    available = {"gloo": torch.distributed.is_gloo_available(), "nccl": torch.distributed.is_nccl_available()}
-    return [name for name, present in available.items() if present]
 
 
 def _make_model(folder: Path) -> None:
@@ -113,8 +109,7 @@ def visits(steps: int) -> list[tuple[int, int]]:
 def reference(config: RunConfig) -> dict[str, Tensor]:
     """Returns each step's gradient as `<step>.<parameter>`, and the last visit's update as `update.<parameter>`.
 
-    One process, one padded batch, plain autograd and AdamW, in float64. It uses no code that is compared with it:
-    tokenising, pooling, the loss and the update are written anew.
+    One process, one padded batch, plain autograd and AdamW, in float64. It shares no code with what it is compared to.
     """
     from transformers import AutoModel, AutoTokenizer
 
@@ -125,7 +120,7 @@ def reference(config: RunConfig) -> dict[str, Tensor]:
     rows, plan = inputs.shards.split("train"), inputs.plan
     named = {name: p for name, p in model.named_parameters() if not name.startswith("pooler.")}  # unused
     before = {name: p.detach().clone() for name, p in named.items()}
-    optimizer, tensors = _adamw(named.values(), config.optim), {}
+    optimizer, tensors = _adamw([*named.values()], config.optim), {}
     order = visits(plan.steps_per_epoch)
     for visit, (step, _) in enumerate(order):
         records = rows.take(plan.batch(step)[1].tolist())
@@ -148,13 +143,10 @@ def _embed(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", texts
     return F.normalize((hidden * mask).sum(dim=1) / mask.sum(dim=1), dim=1)
 
 
-def _adamw(parameters: Iterable[Tensor], optim: OptimConfig) -> torch.optim.AdamW:
-    decay: dict[bool, list] = {True: [], False: []}
-    for parameter in parameters:
-        decay[parameter.dim() > 1].append(parameter)
+def _adamw(parameters: Sequence[Tensor], optim: OptimConfig) -> torch.optim.AdamW:
     groups = [
-        {"params": decay[True], "weight_decay": optim.weight_decay},
-        {"params": decay[False], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": optim.weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
 
@@ -172,7 +164,7 @@ def compare(config: RunConfig, run_file: str, engine: str | None, processes: int
 
 
 def engine_error(
-    engine: "Engine", data: TrainData, objectives: dict[str, Objective], lr: float, expected: dict[str, Tensor]
+    engine: Engine, data: TrainData, objectives: dict[str, Objective], lr: float, expected: dict[str, Tensor]
 ) -> dict[str, float]:
     """Returns the largest relative error of the gradients, and that of the update; empty on other ranks. Collective."""
     world = engine.world

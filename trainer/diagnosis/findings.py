@@ -21,7 +21,7 @@ class Finding:
 
 
 def shown(finding: Finding) -> str:
-    """One line for people."""
+    """Returns one line for people."""
     mend = f": {finding.mend}" if finding.mend else ""
     return f"{finding.level:5} {finding.about:13} {finding.text}{mend}"
 

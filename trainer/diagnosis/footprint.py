@@ -10,6 +10,7 @@ import weakref
 from dataclasses import dataclass
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -71,16 +72,13 @@ class Allocations(TorchDispatchMode):
         before = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                self._see(tensor.untyped_storage(), before)
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self._known | before:
+                self._add(tensor.untyped_storage())
         return out
 
-    def _see(self, storage, before: set[int]) -> None:
-        key = storage._cdata
-        if key in self._known or key in before:
-            return
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
         self._known.add(key)
-        size = storage.nbytes()
         self.now += size
         self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self._gone, key, size)
@@ -93,11 +91,8 @@ class Allocations(TorchDispatchMode):
 def footprint(config: RunConfig, spec: ModelSpec, device: str, tokens: int, length: int) -> Footprint:
     """Returns the memory of a run's model in chunks of `tokens` tokens, of texts of `length` tokens.
 
-    device: cpu, mps or cuda. For a GPU it is what an unpadded pass would keep on a CPU with fused attention: the
-    kernels' own scratch memory is not seen.
+    device: cpu, mps or cuda. A GPU is an unpadded pass on a CPU with fused attention, without the kernels' own memory.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     dtype = DTYPES[config.train.precision]
     with torch.device("meta"):
         embedder = _build(config, spec)
@@ -153,12 +148,10 @@ def _put_on_cpu(embedder: Embedder) -> None:
 def _chunk(embedder: Embedder, tokens: int, length: int, dtype: torch.dtype | None) -> Chunk:
     count = max(1, tokens // length)
     ids, lengths = torch.ones(count * length, dtype=torch.int64), [length] * count
-    trained = [p for p in embedder.parameters() if p.requires_grad]
-    first = _passes(embedder, ids, lengths, dtype)
-    later = _passes(embedder, ids, lengths, dtype)
-    for parameter in trained:
-        parameter.grad = None
-    return Chunk(count * length, first[0], first[1], later[1])
+    kept, first = _passes(embedder, ids, lengths, dtype)
+    _, later = _passes(embedder, ids, lengths, dtype)
+    embedder.zero_grad()
+    return Chunk(count * length, kept, first, later)
 
 
 def _passes(embedder: Embedder, ids: torch.Tensor, lengths: list[int], dtype: torch.dtype | None) -> tuple[int, int]:

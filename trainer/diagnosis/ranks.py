@@ -34,18 +34,14 @@ SEEN_SECONDS = 5.0  # a network file system may show a new file late
 
 
 def diagnose(config: RunConfig, run_file: str, engine: str | None, processes: int | None) -> bool:
-    """Prints the findings; returns True if no check failed. Collective: one call per rank.
-
-    Raises BadInput if the world is not the planned one.
-    """
+    """Prints the findings; returns True if no check failed. Collective. Raises BadInput for an unplanned world."""
     runtime = start(config, run_file, engine, processes)
     with process_group(runtime):
         findings = [_ranks(runtime), *_agree(runtime.world, config), _names(runtime.world), _skew(runtime.world)]
         findings += [_shared(runtime.world, Path(config.output_dir)), *_resources(runtime.world, config)]
         findings += _network(runtime)
-        if runtime.is_main:
-            for finding in findings:
-                result(shown(finding))
+        for finding in findings if runtime.is_main else ():
+            result(shown(finding))
         return all(finding.level != "FAIL" for finding in findings)
 
 
@@ -55,10 +51,8 @@ def _ranks(runtime: Runtime) -> Finding:
     hosts = runtime.world.gather_objects(socket.gethostname())
     nodes = {name: hosts.count(name) for name in dict.fromkeys(hosts)}
     where = ", ".join(f"{count} on {name}" for name, count in nodes.items())
-    text = (
-        f"{runtime.world.size} seen as planned ({where}), {runtime.engine} on {runtime.device.type}, backend {backend}"
-    )
-    return Finding("ok", "ranks", text)
+    process = f"{runtime.engine} on {runtime.device.type}, backend {backend}"
+    return Finding("ok", "ranks", f"{runtime.world.size} seen as planned ({where}), {process}")
 
 
 def _agree(world: World, config: RunConfig) -> list[Finding]:
@@ -75,18 +69,16 @@ def _names(world: World) -> Finding:
         mine = socket.gethostname(), socket.gethostbyname(socket.gethostname())
     except OSError:
         mine = socket.gethostname(), None
-    addresses = dict(world.gather_objects(mine))
-    lost = sorted(name for name, address in addresses.items() if address is None)
-    inward = sorted(
-        name for name, address in addresses.items() if address and address.startswith("127.") and len(addresses) > 1
-    )
-    if lost or inward:
-        what = [f"{name} does not resolve" for name in lost] + [f"{name} is a loopback address" for name in inward]
-        mend = (
-            "enter the addresses in /etc/hosts; `launch run` sets GLOO_SOCKET_IFNAME by itself, other launchers do not"
-        )
-        return Finding("warn", "host names", "on the host itself " + ", ".join(what), mend)
-    return Finding("ok", "host names", ", ".join(f"{name} is {address}" for name, address in sorted(addresses.items())))
+    addresses = sorted(dict(world.gather_objects(mine)).items())
+    problems = [f"{name} does not resolve" for name, address in addresses if address is None]
+    if len(addresses) > 1:
+        inward = [name for name, address in addresses if address and address.startswith("127.")]
+        problems += [f"{name} is a loopback address" for name in inward]
+    if problems:
+        launchers = "`launch run` sets GLOO_SOCKET_IFNAME by itself, other launchers do not"
+        mend = f"enter the addresses in /etc/hosts; {launchers}"
+        return Finding("warn", "host names", f"on the host itself {', '.join(problems)}", mend)
+    return Finding("ok", "host names", ", ".join(f"{name} is {address}" for name, address in addresses))
 
 
 def _skew(world: World) -> Finding:
@@ -99,9 +91,8 @@ def _skew(world: World) -> Finding:
     worst = max(range(world.size), key=lambda rank: abs(offsets[rank]))
     text = f"rank {worst} is {offsets[worst]:+.3f} s off rank 0" if world.size > 1 else "one rank"
     if abs(offsets[worst]) > SKEW_SECONDS:
-        return Finding(
-            "warn", "clocks", text, "set the clocks by NTP: the times in logs of several nodes do not compare"
-        )
+        mend = "set the clocks by NTP: the times in logs of several nodes do not compare"
+        return Finding("warn", "clocks", text, mend)
     return Finding("ok", "clocks", f"{text}, the most of all")
 
 
@@ -126,14 +117,12 @@ def _shared(world: World, run_dir: Path) -> Finding:
     if folder.is_dir():  # the last rank may see it gone
         with suppress(OSError):
             folder.rmdir()
-    refused = [str(rank) for rank, done in enumerate(written) if not done]
-    blind = [str(rank) for rank, done in enumerate(saw) if not done]
-    if refused:
-        return Finding("FAIL", "shared files", f"rank(s) {', '.join(refused)} cannot write into {parent}",
-                       "mount it on every node, writable, or set output_dir to a folder that is")  # fmt: skip
-    if blind:
-        return Finding("FAIL", "shared files", f"rank(s) {', '.join(blind)} do not see what others wrote into {parent}",
-                       "set output_dir to a folder on a file system that all nodes share")  # fmt: skip
+    if refused := ", ".join(str(rank) for rank, done in enumerate(written) if not done):
+        mend = "mount it on every node, writable, or set output_dir to a folder that is"
+        return Finding("FAIL", "shared files", f"rank(s) {refused} cannot write into {parent}", mend)
+    if blind := ", ".join(str(rank) for rank, done in enumerate(saw) if not done):
+        mend = "set output_dir to a folder on a file system that all nodes share"
+        return Finding("FAIL", "shared files", f"rank(s) {blind} do not see what others wrote into {parent}", mend)
     return Finding("ok", "shared files", f"every rank sees what every other wrote into {parent}")
 
 
@@ -145,9 +134,7 @@ def _listed(folder: Path) -> set[str]:
 
 
 def _resources(world: World, config: RunConfig) -> list[Finding]:
-    """Memory of the node with the least, and the disk."""
-    free = world.gather_objects((psutil.virtual_memory().available, socket.gethostname()))
-    least, name = min(free)
+    least, name = min(world.gather_objects((psutil.virtual_memory().available, socket.gethostname())))
     memory = Finding("ok", "memory", f"{least / 2**30:.1f} GiB free on {name}, the least of all nodes")
     on_disk = world.gather_objects(disk(Path(config.output_dir), config.model.path))
     worst = next((finding for finding in on_disk if finding.level != "ok"), on_disk[0])
@@ -155,14 +142,11 @@ def _resources(world: World, config: RunConfig) -> list[Finding]:
 
 
 def _network(runtime: Runtime) -> list[Finding]:
-    """Times the collectives that training makes."""
     world = runtime.world
     if world.size == 1:
         return []
     counts = [LARGE // world.size] * world.size
-    small = torch.zeros(SMALL, device=runtime.device)
-    large = torch.zeros(LARGE, device=runtime.device)
-    part = torch.zeros(counts[0], device=runtime.device)
+    small, large, part = (torch.zeros(size, device=runtime.device) for size in (SMALL, LARGE, counts[0]))
     latency = _seconds(world, lambda: world.sum_flat([small], 1))
     reduced = _seconds(world, lambda: world.sum_flat([large], 1))
     gathered = _seconds(world, lambda: world.gather_rows(part, counts))

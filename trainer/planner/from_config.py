@@ -2,25 +2,25 @@
 
 from collections.abc import Sequence
 
-from data_prep.common.errors import BadInput
+from data_prep.common.files import check
 from data_prep.shards.shared_keys import SourceRows
 from trainer.config.sections import LOSSES, LossConfig, RunConfig
 from trainer.planner.plan import BatchPlan
 
 
 def make_plan(config: RunConfig, sources: Sequence[SourceRows], fingerprint: str) -> BatchPlan:
-    """The batch plan of the train rows. Raises BadInput if a source holds fewer rows than one batch.
+    """Returns the batch plan of the train rows. Raises BadInput if a source holds fewer rows than one batch.
 
-    sources: the train rows by source. fingerprint: of the shard folder.
+    fingerprint: of the shard folder.
     """
-    data, batch_size = config.data, config.train.batch_size
-    small = [source for source in sources if len(source.rows) < batch_size]
-    if small:
-        raise BadInput([_too_small(source.name, len(source.rows), len(sources), config) for source in small])
-    apart = frozenset(source.name for source in sources if _in_batch(config.loss_of(source.name)))
-    mixing = {"mixing": data.mixing, "mixing_temperature": data.mixing_temperature, "apart": apart}
-    mixing["cut"] = config.train.steps_per_epoch
-    return BatchPlan(tuple(sources), batch_size, fingerprint, config.train.seed, data.last_batch, **mixing)
+    data, train = config.data, config.train
+    small = [source for source in sources if len(source.rows) < train.batch_size]
+    check([_too_small(source.name, len(source.rows), len(sources), config) for source in small])
+    return BatchPlan(
+        tuple(sources), train.batch_size, fingerprint, train.seed, data.last_batch, data.mixing,
+        data.mixing_temperature, frozenset(s.name for s in sources if _in_batch(config.loss_of(s.name))),
+        train.steps_per_epoch,
+    )  # fmt: skip
 
 
 def _too_small(name: str, rows: int, sources: int, config: RunConfig) -> str:

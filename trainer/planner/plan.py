@@ -95,24 +95,20 @@ class BatchPlan:
             return shares(self.steps_per_epoch, weights)
         return self._batches
 
-    @cached_property
-    def _quota_ends(self) -> list[int]:
-        return list(accumulate(self.quotas))
-
     def describe_sources(self) -> str:
         """One line for people."""
-        listed = ", ".join(f"{name} {rows:,} rows" for name, rows in self.sources)
-        return f"sources: {listed}; mixing {self.mixing}"
+        return f"sources: {', '.join(f'{name} {rows:,} rows' for name, rows in self.sources)}; mixing {self.mixing}"
 
     def batch(self, step: int) -> tuple[str, np.ndarray]:
         """(source, its row ids as int64) of the global batch of a step counted from the start of the whole run."""
         if self.mixing == "round_robin":
             turn, source = divmod(step, len(self.parts))
         else:
-            epoch, place = divmod(step, self.steps_per_epoch)
-            slot = int(Permutation(self.steps_per_epoch, self._key("epoch", epoch)).at(np.array([place]))[0])
-            source = bisect_right(self._quota_ends, slot)
-            turn = self._taken(source, epoch).start + slot - self._quota_ends[source] + self.quotas[source]
+            epoch, position = divmod(step, self.steps_per_epoch)
+            slot = int(Permutation(self.steps_per_epoch, self._key("epoch", epoch)).at(np.array([position]))[0])
+            ends = list(accumulate(self.quotas))
+            source = bisect_right(ends, slot)
+            turn = self._taken(source, epoch).start + slot - ends[source] + self.quotas[source]
         number, batch = divmod(turn, self._batches[source])
         oldest = self._taken(source, step // self.steps_per_epoch).start // self._batches[source]
         return self.parts[source].name, self._pass(source, number, oldest).batch(batch)
@@ -174,11 +170,11 @@ def shares(total: int, weights: list[float]) -> list[int]:
 def rank_slice(batch: np.ndarray, rank: int, world: int, sizes: np.ndarray) -> np.ndarray:
     """Returns the rows of a global batch that one rank embeds, in the batch's order. Ranks differ by at most one row.
 
-    sizes: of each row's texts. Rows are dealt out from the largest to the smallest, in alternating order of the ranks,
-    so that no rank waits long for another.
+    sizes: of each row's texts. Rows are dealt from the largest to the smallest, in alternating order of the ranks, so
+    that no rank waits long for another.
     """
-    turn, place = np.divmod(np.arange(len(batch)), world)
-    to = np.where(turn % 2, world - 1 - place, place)
+    turn, rest = np.divmod(np.arange(len(batch)), world)
+    to = np.where(turn % 2, world - 1 - rest, rest)
     return batch[np.sort(np.argsort(-sizes, kind="stable")[to == rank])]
 
 

@@ -148,10 +148,10 @@ def _move(order: Arrangement, shared: Shared, movers: np.ndarray, batch_size: in
     # Shared keys of a mover arrive in the batch of its target, those of the displaced row in the mover's batch.
     swap, key = shared.keys_of(movers)
     swap_back, key_back = shared.keys_of(displaced)
-    place = np.concatenate((targets[swap], places[swap_back]))
+    arrivals = np.concatenate((targets[swap], places[swap_back]))
     swap = np.concatenate((swap, swap_back))
     keys, number = np.unique(np.concatenate((key, key_back)), return_inverse=True)
-    arrival = place // batch_size * len(keys) + number
+    arrival = arrivals // batch_size * len(keys) + number
     owners, owner_key = shared.members(keys)
     present = order.place_of(owners) // batch_size * len(keys) + owner_key
     alone = np.zeros(len(arrival), bool)

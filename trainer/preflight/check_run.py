@@ -1,6 +1,6 @@
 """All checks of a run before a process group or a model exists. Never imports torch."""
 
-from data_prep.common.errors import BadInput
+from data_prep.common.files import check
 from data_prep.quality.gate import Gate
 from data_prep.texts.token_lengths import Reader
 from trainer.config.compatibility import check_modes
@@ -36,8 +36,7 @@ def check_run(inputs: Inputs, resume: bool, own_loss: bool = False, engine: str 
         collect(problems, check_watch, inputs)
     collect(problems, check_tracking)
     collect(problems, check_output, config, resume, plan and plan.fingerprint, spec)
-    if problems:
-        raise BadInput(problems)
+    check(problems)
     return _pass_gate(inputs)  # last: it reads the data, and needs the model's tokenizer and the evaluation sets
 
 
@@ -56,8 +55,5 @@ def _pass_gate(inputs: Inputs) -> list[str]:
     )
     findings = gate.findings()
     refused = [one for one in findings if one.severity == "error" and one.name not in config.data.allow]
-    if refused:
-        raise BadInput(
-            [f"{one.about or 'data.train'}: {one.line()}; or train on them: data.allow=[{one.name}]" for one in refused]
-        )
+    check([f"{one.about or 'data.train'}: {one.line()}; or train on them: data.allow=[{one.name}]" for one in refused])
     return [f"{one.severity if one.severity == 'warning' else 'allowed'}: {one.line()}" for one in findings]

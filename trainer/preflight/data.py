@@ -28,16 +28,14 @@ def check_tokens(inputs: Inputs) -> None:
     differences = []
     if tokenizer_hash(Path(spec.path)) != recorded.sha256:
         differences.append(f"the tokenizer of {recorded.model} (the run's is another one, that of {spec.path})")
+    old, new = recorded.rules, spec.rules
     for name in ("query_prompt", "passage_prompt"):
-        if getattr(recorded.rules, name) != getattr(spec.rules, name):
-            differences.append(f"{name} {getattr(recorded.rules, name)!r} (the run's is {getattr(spec.rules, name)!r})")
+        if getattr(old, name) != getattr(new, name):
+            differences.append(f"{name} {getattr(old, name)!r} (the run's is {getattr(new, name)!r})")
     for name in ("query_max_len", "passage_max_len"):
-        if getattr(recorded.rules, name) < getattr(spec.rules, name):  # a shorter length is served by truncating again
-            differences.append(
-                f"{name} {getattr(recorded.rules, name)} (the run's is longer: {getattr(spec.rules, name)})"
-            )
+        if getattr(old, name) < getattr(new, name):  # a shorter length is served by truncating again
+            differences.append(f"{name} {getattr(old, name)} (the run's is longer: {getattr(new, name)})")
     if differences:
+        tokens = f"{inputs.config.data.train} holds tokens made with {', '.join(differences)}"
         mend = "shard again with the run's (--tokenizer), or without tokens, or change the run file"
-        raise BadInput(
-            f"data.train: {inputs.config.data.train} holds tokens made with {', '.join(differences)}; {mend}"
-        )
+        raise BadInput(f"data.train: {tokens}; {mend}")

@@ -1,6 +1,7 @@
 """Checks the evaluation sets and the watched metric."""
 
-from data_prep.common.errors import BadInput, nearest
+from data_prep.common.errors import nearest
+from data_prep.common.files import check
 from trainer.config.sections import GENERAL, TRAIN_LOSS
 from trainer.inference.metrics import METRICS
 from trainer.preflight.collecting import collect
@@ -20,14 +21,12 @@ def check_eval(inputs: Inputs) -> None:
     for name, source in config.sources.items():
         if source.eval:
             collect(problems, inputs.eval_set, source.eval, key=f"sources.{name}.eval")
-    if problems:
-        raise BadInput(problems)
+    check(problems)
 
 
 def check_watch(inputs: Inputs) -> None:
     """Raises BadInput if the watched metric will not be measured; the default metric may be missing."""
-    watch = inputs.config.watch
-    metric = watch.metric
+    watch, metric = inputs.config.watch, inputs.config.watch.metric
     if metric == TRAIN_LOSS:
         return
     source, _, name = metric.rpartition("/")
@@ -38,5 +37,4 @@ def check_watch(inputs: Inputs) -> None:
     elif source not in sets and (watch.patience or watch.keep_best or source):
         of = f"the set {source!r}" if source else "data.eval, and the shards have no eval split"
         problems.append(f"watch.metric: {metric} needs {of}, which is not there; name a set, or watch {TRAIN_LOSS}")
-    if problems:
-        raise BadInput(problems)
+    check(problems)

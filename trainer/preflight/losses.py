@@ -3,7 +3,7 @@
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
 
-from data_prep.common.errors import BadInput
+from data_prep.common.files import check
 from data_prep.shards.folder import Rows
 from data_prep.shards.shared_keys import SourceRows
 from trainer.config.imports import add_working_folder
@@ -15,14 +15,12 @@ from trainer.preflight.inputs import Inputs
 def check_losses(inputs: Inputs) -> None:
     """Raises BadInput if rows lack the scores, teacher scores or hard negatives that the loss of their source needs."""
     config = inputs.config
-    rows, problems = inputs.shards.split("train"), []
-    for source in inputs.sources:
-        problems += _loss_problems(config, source, rows)
+    rows = inputs.shards.split("train")
+    problems = [problem for source in inputs.sources for problem in _loss_problems(config, source, rows)]
     for key, loss in config.losses.items():
         if "infonce" not in loss.terms and loss.directions != "query_to_doc":
             problems.append(f"{key}.directions: {loss.directions} is about infonce, which is no term of this loss")
-    if problems:
-        raise BadInput(problems)
+    check(problems)
 
 
 def _loss_problems(config: RunConfig, source: SourceRows, rows: Rows) -> list[str]:
@@ -32,16 +30,16 @@ def _loss_problems(config: RunConfig, source: SourceRows, rows: Rows) -> list[st
     for name in loss.terms:
         if name in NEEDS_SCORES and scored < count:
             problems.append(f"{where}: {count - scored} of {count} rows have no score, of which loss {name} is made")
-        if name in NEEDS_TEACHER and taught < count:
-            problems.append(
-                f"{where}: {count - taught} of {count} rows have no teacher_scores, which loss {name} follows"
-            )
-        if name in NEEDS_TEACHER and not hard:
+        if name not in NEEDS_TEACHER:
+            continue
+        if taught < count:
+            lacking = f"{count - taught} of {count} rows have no teacher_scores"
+            problems.append(f"{where}: {lacking}, which loss {name} follows")
+        if not hard:
             problems.append(f"{where}: no row has hard negatives, so loss {name} has nothing to compare")
-        elif name in NEEDS_TEACHER and config.data.max_hard_negatives == 0:
-            problems.append(
-                f"data.max_hard_negatives: 0 leaves loss {name} of source {source.name!r} nothing to compare"
-            )
+        elif config.data.max_hard_negatives == 0:
+            of = f"loss {name} of source {source.name!r}"
+            problems.append(f"data.max_hard_negatives: 0 leaves {of} nothing to compare")
     if scored and "infonce" in loss.terms:  # graded pairs would be trained as plain positives, the worst of them too
         problems.append(
             f"{where}: {scored} rows carry a score, and InfoNCE would take each pair for a positive; "
@@ -56,13 +54,9 @@ def check_functions(config: RunConfig) -> None:
     problems = []
     for key, loss in config.losses.items():
         modules = [name.partition(":")[0] for name in loss.terms if name not in LOSSES]
-        problems += [
-            f"{key}.name: there is no module {module!r} to import; start the run in the folder that holds it"
-            for module in modules
-            if not _module_exists(module)
-        ]
-    if problems:
-        raise BadInput(problems)
+        missing = [f"{key}.name: there is no module {name!r} to import" for name in modules if not _module_exists(name)]
+        problems += [f"{problem}; start the run in the folder that holds it" for problem in missing]
+    check(problems)
 
 
 def _module_exists(name: str) -> bool:
@@ -86,9 +80,7 @@ def unused_teachers(config: RunConfig, plan: BatchPlan, rows: Rows) -> list[str]
         loss = config.loss_of(part.name)
         if any(term in NEEDS_TEACHER or term not in LOSSES for term in loss.terms):
             continue
-        taught = rows.count("teacher_scores", part.rows)
-        if taught:
-            lines.append(
-                f"{taught} rows of source {part.name!r} carry teacher_scores, which {', '.join(loss.terms)} ignores"
-            )
+        if taught := rows.count("teacher_scores", part.rows):
+            ignoring = ", ".join(loss.terms)
+            lines.append(f"{taught} rows of source {part.name!r} carry teacher_scores, which {ignoring} ignores")
     return lines

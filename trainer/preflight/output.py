@@ -29,9 +29,8 @@ def check_place(out: Path, resume: bool) -> None:
         raise BadInput(f"output_dir: {out} is a file")
     if (out / "run.json").is_file():
         if not resume:
-            raise BadInput(
-                f"output_dir: {out} holds a run already; add --resume to go on with it, or name another folder"
-            )
+            mend = "add --resume to go on with it, or name another folder"
+            raise BadInput(f"output_dir: {out} holds a run already; {mend}")
     elif out.is_dir() and any(path.name not in MADE_AHEAD for path in out.iterdir()):
         raise BadInput(f"output_dir: {out} is not empty and holds no run of ours; name a new folder")
     _check_writable(out)

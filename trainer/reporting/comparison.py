@@ -1,6 +1,6 @@
 """The model before and after training on one retrieval set: similarities, queries gained and lost."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -34,7 +34,7 @@ class Query:
     best: dict[str, list[Shown]]  # by side (base, tuned): its highest documents
 
 
-@dataclass
+@dataclass(frozen=True)
 class Comparison:
     """The model before (base) and after (tuned) on one set."""
 
@@ -42,10 +42,9 @@ class Comparison:
     queries: int
     documents: int
     table: dict[str, dict]  # see evaluate.compare
-    edges: list[float] = field(default_factory=list)  # of the bins of cosines
-    shares: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    # by side, then relevant or other: the share of its pairs in each bin
-    changed: dict[str, list[Query]] = field(default_factory=dict)  # gained or lost: queries, largest change first
+    edges: list[float]  # of the bins of cosines
+    shares: dict[str, dict[str, list[float]]]  # by side, then relevant or other: the share of its pairs in each bin
+    changed: dict[str, list[Query]]  # gained or lost: queries, largest change first
 
 
 class _Side:
@@ -71,15 +70,13 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 def compare_models(base: ModelConfig, tuned: ModelConfig, data: RetrievalSet, device: str) -> Comparison:
     """Embeds the set with both models and compares them."""
     sides = {side: _Side(config, data, device) for side, config in (("base", base), ("tuned", tuned))}
-    table = compare(sides["base"].per_query, sides["tuned"].per_query)
-    comparison = Comparison(data.name, len(sides["tuned"].per_query), len(data.doc_ids), table)
-    _add_similarities(comparison, sides, data)
-    _add_queries(comparison, sides, data)
-    return comparison
+    base, tuned = sides["base"].per_query, sides["tuned"].per_query
+    similarities, changed = _similarities(sides, data), _changed(sides, data)
+    return Comparison(data.name, len(tuned), len(data.doc_ids), compare(base, tuned), *similarities, changed)
 
 
-def _add_similarities(comparison: Comparison, sides: dict[str, _Side], data: RetrievalSet) -> None:
-    """Adds the cosines of every query with its relevant documents, and with all others."""
+def _similarities(sides: dict[str, _Side], data: RetrievalSet) -> tuple[list[float], dict[str, dict]]:
+    """Returns Comparison.edges and .shares of every query with its relevant documents, and with all others."""
     number_of = {doc: i for i, doc in enumerate(data.doc_ids)}
     edges = np.linspace(-1.0, 1.0, 2 * BINS + 1)
     counts = {side: {"relevant": np.zeros(2 * BINS), "other": np.zeros(2 * BINS)} for side in sides}
@@ -91,26 +88,24 @@ def _add_similarities(comparison: Comparison, sides: dict[str, _Side], data: Ret
             counts[side]["other"] += np.histogram(np.delete(row, right), edges)[0]
     used = np.flatnonzero(sum(kind for of in counts.values() for kind in of.values()))
     first, last = used[0], used[-1] + 1
-    comparison.edges = [float(edge) for edge in edges[first : last + 1]]
-    comparison.shares = {
+    shares = {
         side: {name: (kind / max(kind.sum(), 1))[first:last].tolist() for name, kind in of.items()}
         for side, of in counts.items()
     }
+    return edges[first : last + 1].tolist(), shares
 
 
-def _add_queries(comparison: Comparison, sides: dict[str, _Side], data: RetrievalSet) -> None:
-    """Adds the queries that gained and lost most."""
-    changes = [
-        (sides["tuned"].per_query[query][METRIC] - sides["base"].per_query[query][METRIC], number)
-        for number, query in enumerate(data.query_ids)
-    ]
-    ordered = sorted(changes, key=lambda entry: (-entry[0], entry[1]))
-    chosen = {
-        "gained": [number for change, number in ordered[:SHOWN_QUERIES] if change > 0],
-        "lost": [number for change, number in reversed(ordered[-SHOWN_QUERIES:]) if change < 0],
+def _changed(sides: dict[str, _Side], data: RetrievalSet) -> dict[str, list[Query]]:
+    """Returns the queries that gained and lost most."""
+    base, tuned = sides["base"].per_query, sides["tuned"].per_query
+    gains = [tuned[query][METRIC] - base[query][METRIC] for query in data.query_ids]
+    order = sorted(range(len(gains)), key=lambda number: -gains[number])  # ties stay in the order of the queries
+    gained = [number for number in order[:SHOWN_QUERIES] if gains[number] > 0]
+    lost = [number for number in reversed(order[-SHOWN_QUERIES:]) if gains[number] < 0]
+    return {
+        kind: [_query(number, sides, data) for number in numbers]
+        for kind, numbers in (("gained", gained), ("lost", lost))
     }
-    for kind, numbers in chosen.items():
-        comparison.changed[kind] = [_query(number, sides, data) for number in numbers]
 
 
 def _query(number: int, sides: dict[str, _Side], data: RetrievalSet) -> Query:

@@ -1,5 +1,6 @@
 """The facts of a report as plain values: log, data, and the comparison on held-out queries."""
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from trainer.run_dir.log import LOG, read_events
 
 @dataclass
 class Facts:
-    """What a report shows of a run."""
+    """The content of a report."""
 
     run: Path
     record: dict  # run.json
@@ -45,10 +46,10 @@ def read_facts(
         raise BadInput(f"{run}: no run (it has no run.json); name a run's output_dir")
     record = read_object(run / "run.json")
     config = parse_config(record["config"], str(run / "run.json"))
-    events: dict[str, list[dict]] = {"step": [], "evaluation": [], "epoch": [], "start": [], "end": []}
+    events: dict[str, list[dict]] = defaultdict(list)
     unread: list[str] = []
     for event in read_events(run / LOG, problems=unread):
-        events.setdefault(event["event"], []).append(event)
+        events[event["event"]].append(event)
     if not events["step"]:
         raise BadInput(f"{run}: {unread[0] if unread else 'has made no step yet'}")
     facts = Facts(run, record, config, events, read_object(Path(config.data.train) / "manifest.json"))

@@ -21,7 +21,7 @@ SETTINGS = (  # keys of the run file in the card; paths of this machine stay out
 
 @dataclass(frozen=True)
 class Story:
-    """What the files of a run record about one of its model folders."""
+    """The record of a run's files about one of its model folders."""
 
     config: dict
     fingerprint: str | None  # of the train data
@@ -139,8 +139,7 @@ def _model(spec: ModelSpec, base: str | None, is_adapter: bool) -> str:
 
 def _training(story: Story) -> str:
     rows = {}
-    data = story.config.get("data", {}).get("train")
-    if data:
+    if data := story.config.get("data", {}).get("train"):
         names = data if isinstance(data, list) else [data]
         rows["data"] = ", ".join(Path(str(name)).name for name in names)
     if story.fingerprint:

@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 
 from data_prep.common import svg
+from data_prep.common.console import one_line
 from data_prep.common.html_page import page, section, table, tiles
 from trainer.reporting.comparison import METRIC, Comparison, Query, Shown
 from trainer.reporting.facts import Facts
@@ -25,23 +26,20 @@ TEXT = 220  # shown characters of a document
 
 def write_report(facts: Facts) -> str:
     """Returns the whole page."""
-    plots = [*_curves(facts), _metrics(facts), _similarities(facts.comparison), _data(facts), _lengths(facts)]
-    plots += [_speed(facts)]
-    parts = [_tiles(facts), _missing(facts), _before_and_after(facts.comparison)]
-    parts += [f'<div class="plots">{"".join(filter(None, plots))}</div>']
-    parts += [_queries(facts.comparison, "gained"), _queries(facts.comparison, "lost"), _again(facts)]
-    return page(facts.run.resolve().name, _subtitle(facts), "".join(filter(None, parts)))
+    comparison = facts.comparison
+    plots = [*_curves(facts), _metrics(facts), _similarities(comparison), _data(facts), _lengths(facts), _speed(facts)]
+    body = _tiles(facts) + _missing(facts) + _before_and_after(comparison)
+    body += f'<div class="plots">{"".join(plots)}</div>'
+    body += _queries(comparison, "gained") + _queries(comparison, "lost") + _again(facts)
+    return page(facts.run.resolve().name, _subtitle(facts), body)
 
 
 def _subtitle(facts: Facts) -> str:
-    topology, config = facts.record["topology"], facts.config
-    caption = f"{Path(config.model.path).name}, {config.model.finetune} fine-tuning, begun {_date(facts)} on "
+    topology, model = facts.record["topology"], facts.config.model
+    started = facts.record["started"][:16].replace("T", " ")
+    caption = f"{Path(model.path).name}, {model.finetune} fine-tuning, begun {started} on "
     caption += f"{topology['processes']} process(es) of {topology['device']} ({topology['engine']})."
     return f"{escape(caption)} Made by <code>python -m trainer.report</code>."
-
-
-def _date(facts: Facts) -> str:
-    return facts.record["started"][:16].replace("T", " ")
 
 
 def _tiles(facts: Facts) -> str:
@@ -68,13 +66,10 @@ def _before_and_after(comparison: Comparison | None) -> str:
     rows = []
     for name, row in comparison.table.items():
         low, high = row["interval_95"]
-        interval = f"<small>{low:+.4f} … {high:+.4f}</small>"
-        change = f"{row['difference']:+.4f}<br>{interval}"
+        change = f"{row['difference']:+.4f}<br><small>{low:+.4f} … {high:+.4f}</small>"
         rows.append((name, f"{row['base']:.4f}", f"{row['tuned']:.4f}", change))
-    caption = (
-        f"{escape(comparison.name)}: {comparison.queries:,} held-out queries, {comparison.documents:,} documents. "
-    )
-    caption += "The interval is of the change, by paired bootstrap over queries."
+    caption = f"{escape(comparison.name)}: {comparison.queries:,} held-out queries, {comparison.documents:,} documents."
+    caption += " The interval is of the change, by paired bootstrap over queries."
     return section("Before and after", caption, table(("", "before", "after", "change, 95 % interval"), rows))
 
 
@@ -103,11 +98,10 @@ def _metrics(facts: Facts) -> str:
 def _similarities(comparison: Comparison | None) -> str:
     if comparison is None:
         return ""
-    names = {"base": "before", "tuned": "after"}
     body = ""
-    for side, shares in comparison.shares.items():
-        plot = svg.densities(shares, comparison.edges, f"similarities {names[side]}")
-        body += f"<h3>{names[side]}</h3>{plot}"
+    for side, name in (("base", "before"), ("tuned", "after")):
+        plot = svg.densities(comparison.shares[side], comparison.edges, f"similarities {name}")
+        body += f"<h3>{name}</h3>{plot}"
     caption = "Cosine of the held-out queries with their relevant documents, and with all others: share of the pairs."
     return section("Similarities", caption, body)
 
@@ -116,11 +110,9 @@ def _queries(comparison: Comparison | None, kind: str) -> str:
     queries = comparison.changed[kind] if comparison else []
     if not queries:
         return ""
-    title = "Queries that gained most" if kind == "gained" else "Queries that lost most"
     items = "".join(f"<li><b>{escape(query.text)}</b>{_rankings(query)}</li>" for query in queries)
-    return section(
-        title, f"By {METRIC}; relevant documents in green, with a check mark.", f'<ul class="found">{items}</ul>'
-    )
+    caption = f"By {METRIC}; relevant documents in green, with a check mark."
+    return section(f"Queries that {kind} most", caption, f'<ul class="found">{items}</ul>')
 
 
 def _rankings(query: Query) -> str:
@@ -133,12 +125,7 @@ def _rankings(query: Query) -> str:
 
 def _hit(hit: Shown) -> str:
     kind, mark = (" class=right", " ✓") if hit.right else ("", "")
-    return f"<li{kind}>{100 * hit.similarity:.0f} %{mark} {escape(_short(hit.text))}</li>"
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= TEXT else f"{line[: TEXT - 1]}…"
+    return f"<li{kind}>{100 * hit.similarity:.0f} %{mark} {escape(one_line(hit.text, TEXT))}</li>"
 
 
 def _data(facts: Facts) -> str:
@@ -197,16 +184,11 @@ def _again(facts: Facts) -> str:
         f"python -c \"import json; json.dump(json.load(open('{run_json}'))['config'], open('again.json', 'w'))\"\n"
         f"{start} {escape(shlex.quote(f'output_dir={facts.run}-again'))}"
     )
-    git = facts.record.get("git") or {}
-    known = {
-        "data fingerprint": facts.record["data_fingerprint"],
-        "commit": git.get("commit"),
-        **facts.record["versions"],
-    }
+    commit = (facts.record.get("git") or {}).get("commit")
+    known = {"data fingerprint": facts.record["data_fingerprint"], "commit": commit, **facts.record["versions"]}
     rows = [(escape(name), f"<code>{escape(str(value))}</code>") for name, value in known.items() if value]
     config = escape(json.dumps(facts.record["config"], indent=2, ensure_ascii=False))
-    body = (
-        f"<pre>{commands}</pre>{table(('', ''), rows)}<details><summary>run file</summary><pre>{config}</pre></details>"
-    )
+    body = f"<pre>{commands}</pre>{table(('', ''), rows)}"
+    body += f"<details><summary>run file</summary><pre>{config}</pre></details>"
     caption = "The same data (by fingerprint), versions and topology give the same losses."
     return section("The same run again", caption, body)

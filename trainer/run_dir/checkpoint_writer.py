@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from trainer.engine.protocol import Engine
 
 ASIDE = ".writing-"
+# Writes a loadable model folder from fp32 CPU weights by name. Called on rank 0 only.
+WriteModel = Callable[[Path, dict], None]
+# Called at each save, on every rank, with the state to write (None: a model without one).
+Prepare = Callable[[TrainState | None], WriteModel]
 
 
 class Clock:
@@ -44,17 +48,7 @@ class Clock:
 class Writer:
     """Writes the model folders of a run, one at a time; checkpoints between epochs while training goes on."""
 
-    def __init__(
-        self,
-        engine: "Engine",
-        run_dir: Path,
-        config: CheckpointConfig,
-        prepare: Callable[[TrainState | None], Callable[[Path, dict], None]],
-    ):
-        """prepare(state): called at each save, on every rank; returns write_model(folder, weights).
-
-        write_model writes a loadable model from fp32 CPU weights. It is called on rank 0 only.
-        """
+    def __init__(self, engine: "Engine", run_dir: Path, config: CheckpointConfig, prepare: Prepare):
         self.engine, self.run_dir, self.config, self.prepare = engine, run_dir, config, prepare
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future | None = None
@@ -72,8 +66,7 @@ class Writer:
         target = self.run_dir / name
 
         def begin() -> None:
-            copies = _copies(weights, moments) if background else None
-            if copies:
+            if background and (copies := _copies(weights, moments)):
                 self._pending = self._pool.submit(self._write, target, *copies, state, write_model)
             else:
                 self._write(target, weights, moments, state, write_model)
@@ -84,7 +77,14 @@ class Writer:
     def go_back(self, state: TrainState) -> None:
         """Removes the checkpoints of later steps and epochs, so that a resumed run starts from `state`. Collective."""
         self.wait()
-        self.engine.world.on_first(lambda: self._remove_ahead(state))
+
+        def remove_ahead() -> None:
+            for kind in ("step", "epoch"):
+                for number, folder in numbered(self.run_dir, kind).items():
+                    if number > getattr(state, kind):
+                        remove(folder)
+
+        self.engine.world.on_first(remove_ahead)
 
     def wait(self) -> None:
         """Waits for the write in progress. Collective; raises its error on every rank."""
@@ -99,26 +99,16 @@ class Writer:
         if pending:
             pending.result()
 
-    def _write(
-        self, target: Path, weights: dict, moments: dict, state: TrainState | None, write_model: Callable
-    ) -> None:
-        write(target, weights, moments, state, write_model)
-        if state is not None:
-            self._remove_older(state)
-
-    def _remove_older(self, state: TrainState) -> None:
-        """Removes checkpoints beyond keep_steps and keep_epochs. Those of later steps do not count."""
+    def _write(self, target: Path, weights: dict, moments: dict, state: TrainState | None, model: WriteModel) -> None:
+        """Writes a folder, then removes checkpoints beyond keep_steps and keep_epochs. Those of later steps stay."""
+        write(target, weights, moments, state, model)
+        if state is None:
+            return
         for kind, keep in (("step", self.config.keep_steps), ("epoch", self.config.keep_epochs)):
             reached = getattr(state, kind)
             behind = [folder for number, folder in numbered(self.run_dir, kind).items() if number <= reached]
             for folder in behind[:-keep] if keep else []:
                 remove(folder)
-
-    def _remove_ahead(self, state: TrainState) -> None:
-        for kind in ("step", "epoch"):
-            for number, folder in numbered(self.run_dir, kind).items():
-                if number > getattr(state, kind):
-                    remove(folder)
 
 
 def _copies(weights: dict, moments: dict) -> tuple[dict, dict] | None:
@@ -129,9 +119,7 @@ def _copies(weights: dict, moments: dict) -> tuple[dict, dict] | None:
     return tuple({name: t.clone() for name, t in tensors.items()} for tensors in (weights, moments))
 
 
-def write(
-    target: Path, weights: dict, moments: dict, state: TrainState | None, write_model: Callable[[Path, dict], None]
-) -> None:
+def write(target: Path, weights: dict, moments: dict, state: TrainState | None, write_model: WriteModel) -> None:
     """Writes one folder, whole or not at all. Raises Failed where writing fails."""
     aside = target.with_name(f"{ASIDE}{target.name}")
     shutil.rmtree(aside, ignore_errors=True)
@@ -167,7 +155,6 @@ def sweep(run_dir: Path) -> None:
 
 
 def _seal(folder: Path) -> None:
-    """Hashes and fsyncs every file, then writes the marker."""
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}

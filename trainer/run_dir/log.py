@@ -12,17 +12,10 @@ from typing import Any
 
 from data_prep.common.console import live_bar, say
 from data_prep.common.errors import Failed
-from data_prep.common.files import whole_file
+from data_prep.common.files import whole_file, write_json
 from trainer.run_dir.trackers import TensorBoard, WeightsAndBiases
 
 LOG = "logs.jsonl"
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Writes the whole file or nothing, so that no reader sees half a file."""
-    with whole_file(path) as file:
-        json.dump(values, file, indent=2, ensure_ascii=False)
-        file.write("\n")
 
 
 def write_json_array(path: Path, values: Iterable[Any]) -> None:
@@ -85,7 +78,7 @@ class RunLog:
                 self._last_step = max(self._last_step, event["step"])
             else:
                 self._rare.append(event)
-        self.trackers = [_weights_and_biases(run_dir)] if os.environ.get("WANDB_PROJECT") else []
+        self.trackers = [WeightsAndBiases(run_dir)] if os.environ.get("WANDB_PROJECT") else []
 
     def event(self, kind: str, **values) -> None:
         """Appends one event. A float that is not finite (of a skipped step) becomes null: JSON has no Infinity."""
@@ -153,16 +146,9 @@ class RunLog:
         return list(self.steps()) if kind == "step" else [event for event in self._rare if event["event"] == kind]
 
     def write_epoch_files(self) -> None:
-        """Writes detailed_training_logs.json (per step) and training_losses.json (per epoch) anew."""
-        if self.active:
-            write_json_array(self.run_dir / "detailed_training_logs.json", self.steps())
-            write_json(self.run_dir / "training_losses.json", self.events("epoch"))
-
-    def write_summary(self, values: dict) -> None:
-        """Writes training_summary_report.json: the values, and all evaluations."""
-        if self.active:
-            whole = {**values, "evaluations": self.events("evaluation")}
-            write_json(self.run_dir / "training_summary_report.json", whole)
+        """Writes detailed_training_logs.json (per step) and training_losses.json (per epoch) anew. Rank 0 only."""
+        write_json_array(self.run_dir / "detailed_training_logs.json", self.steps())
+        write_json(self.run_dir / "training_losses.json", self.events("epoch"))
 
     def close(self) -> None:
         if self.active:
@@ -173,11 +159,6 @@ class RunLog:
                 tracker.close()
             if self.bar:
                 self.bar.stop()
-
-
-def _weights_and_biases(run_dir: Path) -> WeightsAndBiases:
-    recorded = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
-    return WeightsAndBiases(run_dir, recorded["config"], recorded["started"])
 
 
 class _Bar:

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import json
 import os
 import threading
 from pathlib import Path
@@ -58,20 +59,19 @@ class WeightsAndBiases:
     Of the machine only the load that wandb samples is sent: no code, git remote, console or requirements.
     """
 
-    def __init__(self, run_dir: Path, config: dict, started: str):
-        """started: from run.json; with the run directory it makes the run's id."""
+    def __init__(self, run_dir: Path):
         import wandb
 
-        key = secret(KEY)
+        run, key = json.loads((run_dir / "run.json").read_text(encoding="utf-8")), secret(KEY)
         settings = wandb.Settings(
             api_key=key, console="off", silent=True, disable_git=True, disable_code=True, x_save_requirements=False,
             x_disable_machine_info=True,
         )  # fmt: skip
-        run_id = hashlib.sha256(f"{run_dir.resolve()} {started}".encode()).hexdigest()[:12]
+        run_id = hashlib.sha256(f"{run_dir.resolve()} {run['started']}".encode()).hexdigest()[:12]
         try:
             self._run = wandb.init(
-                project=os.environ["WANDB_PROJECT"], name=config["run_name"], dir=str(run_dir), id=run_id,
-                resume="allow", config=config, settings=settings,
+                project=os.environ["WANDB_PROJECT"], name=run["config"]["run_name"], dir=str(run_dir), id=run_id,
+                resume="allow", config=run["config"], settings=settings,
             )  # fmt: skip
         except wandb.errors.Error as error:
             reason = without(str(error).splitlines()[0], key)

@@ -1,27 +1,24 @@
 """Writes a run's state: at the ends of epochs, on a clock, on a signal, and when the run has diverged."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from data_prep.common.errors import Failed
+from data_prep.common.files import write_json
 from trainer.config.sections import RunConfig
 from trainer.distributed.stop import Stopped, write_marker
+from trainer.engine.protocol import Engine
 from trainer.engine.weight_average import averaged
 from trainer.inference.probe import take_probe
 from trainer.loss.temperature import LearnedTemperature
 from trainer.model.save import save_embedder
 from trainer.model_folder.files import zero_tensors
-from trainer.run_dir.checkpoint_writer import Writer
+from trainer.run_dir.checkpoint_writer import Prepare, WriteModel, Writer
 from trainer.run_dir.layout import TrainState
-from trainer.run_dir.log import RunLog, write_json
+from trainer.run_dir.log import RunLog
 from trainer.train.job import LoadedModel, Progress
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from trainer.engine.protocol import Engine
 
 
 @dataclass
@@ -29,7 +26,7 @@ class Checkpoints:
     """The checkpoints of a run. Every method is collective."""
 
     writer: Writer
-    engine: "Engine"
+    engine: Engine
     temperatures: dict[str, LearnedTemperature]  # by source
     log: RunLog
     progress: Progress
@@ -82,8 +79,7 @@ class Skips:
     """Counts steps in a row whose gradient was not finite: more than a few mean that the run has diverged."""
 
     def __init__(self, checkpoints: Checkpoints, most: int):
-        """most: train.max_skipped_steps."""
-        self.checkpoints, self.most = checkpoints, most
+        self.checkpoints, self.most = checkpoints, most  # train.max_skipped_steps
         self.in_a_row, self.last_good = 0, checkpoints.snapshot()
 
     def count(self, skipped: bool) -> None:
@@ -104,22 +100,16 @@ class Skips:
         raise error
 
 
-def model_writer(
-    model: LoadedModel, config: RunConfig, log: RunLog, progress: Progress
-) -> Callable[[TrainState | None], Callable[[Path, "dict[str, Tensor]"], None]]:
-    """Returns the `prepare` of a checkpoint.Writer.
+def model_writer(model: LoadedModel, config: RunConfig, log: RunLog, progress: Progress) -> Prepare:
+    """Returns the `prepare` of a Writer; on all ranks it takes the embeddings that the model folder will record."""
 
-    It takes the embeddings that the folder will record (on all ranks), and returns the function that writes a loadable
-    model folder from fp32 weights (on rank 0).
-    """
-
-    def prepare(state: TrainState | None):
+    def prepare(state: TrainState | None) -> WriteModel:
         if state is not None:
             log.sync()  # the state says how much of the log belongs to it
         step = (state or progress.state).step  # of a diverged run the last good state is written, which is older
         probe = take_probe(model.engine, model.reader, model.spec)
 
-        def write(folder: Path, weights: "dict[str, Tensor]") -> None:
+        def write(folder: Path, weights: dict[str, Tensor]) -> None:
             save_embedder(folder, weights | model.untrained, model.engine.embedder, model.tokenizer, model.spec)
             write_json(folder / "training_config.json", config.model_dump(mode="json"))
             replace(probe, zeros=zero_tensors(folder), step=step).write(folder)

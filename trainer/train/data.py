@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-import itertools
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from trainer.model.tokenizer import tokenize
 from trainer.model_folder.spec import ModelSpec
 from trainer.planner.plan import BatchPlan, rank_slice
 
+AHEAD = 2  # batches made while earlier steps train
 CHECKED_ROWS = 16  # of pre-tokenised shards, at the start of a run
 BYTES_PER_TOKEN = 5  # of English text, to estimate which texts are truncated
 NO_KEY, PAD_KEY = -1, -2  # of a document, of a row: they never match each other
@@ -62,39 +63,34 @@ class TrainData:
     def batches(self, first_step: int, last_step: int, rank: int, world: int) -> Iterator[tuple[int, Batch]]:
         """Yields (step, this rank's slice) for steps first_step..last_step-1, made while earlier steps train."""
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:
-            steps = iter(range(first_step, last_step))
-            ahead = [pool.submit(self._make, step, rank, world) for step in itertools.islice(steps, 2)]
-            while ahead:
-                yield ahead.pop(0).result()
-                for step in itertools.islice(steps, 1):
-                    ahead.append(pool.submit(self._make, step, rank, world))
+            steps = range(first_step, last_step)
+            ahead = deque(pool.submit(self.batch, step, rank, world) for step in steps[:AHEAD])
+            for step in steps:
+                yield step, ahead.popleft().result()
+                if step + AHEAD in steps:
+                    ahead.append(pool.submit(self.batch, step + AHEAD, rank, world))
 
     def batch(self, step: int, rank: int, world: int) -> Batch:
         """Returns one rank's slice of one step."""
-        return self._make(step, rank, world)[1]
+        source, whole = self.plan.batch(step)
+        ids = rank_slice(whole, rank, world, self.sizes(whole)).tolist()
+        records = self.rows.take(ids)
+        drawn = self.draw(step // self.plan.steps_per_epoch, ids, records)
+        return self.make_batch(ids, records, drawn, len(whole), seed_of(self.plan.seed, step, rank), source)
 
     def draw(self, epoch: int, ids: list[int], records: list[Record]) -> list[int]:
         """Draws the positive of each row that takes part in this epoch."""
         return [seed_of(self.plan.seed, epoch, i) % len(r.positives) for i, r in zip(ids, records)]
 
-    def _make(self, step: int, rank: int, world: int) -> tuple[int, Batch]:
-        source, whole = self.plan.batch(step)
-        ids = rank_slice(whole, rank, world, self.sizes(whole)).tolist()
-        records = self.rows.take(ids)
-        drawn = self.draw(step // self.plan.steps_per_epoch, ids, records)
-        return step, self.make_batch(ids, records, drawn, len(whole), seed_of(self.plan.seed, step, rank), source)
-
     def sizes(self, ids: np.ndarray) -> np.ndarray:
         """Estimates the bytes of text to embed in each row, without reading or tokenising it: (rows,) float64."""
         queries, positives, negatives = (self.rows.bytes_of(name, ids) for name in ("query", "positives", "negatives"))
         most = BYTES_PER_TOKEN * np.array([self.spec.rules.query_max_len, self.spec.rules.passage_max_len])
-        one = np.minimum(positives.total / positives.count, most[1])
-        hard = negatives.count if self.data.max_hard_negatives is None else np.minimum(
-            negatives.count, self.data.max_hard_negatives
-        )  # fmt: skip
-        return np.minimum(queries.total, most[0]) + one + hard * np.minimum(
-            negatives.total / np.maximum(1, negatives.count), most[1]
-        )  # fmt: skip
+        positive = np.minimum(positives.total / positives.count, most[1])
+        negative = np.minimum(negatives.total / np.maximum(1, negatives.count), most[1])
+        cut, hard = self.data.max_hard_negatives, negatives.count
+        hard = hard if cut is None else np.minimum(hard, cut)
+        return np.minimum(queries.total, most[0]) + positive + hard * negative
 
     def make_batch(
         self, ids: list[int], records: list[Record], drawn: list[int], global_rows: int, seed: int, source: str = ""
@@ -109,19 +105,16 @@ class TrainData:
             (text_key(r.positives[k]), text_key(f"id:{r.doc_ids[k]}") if r.doc_ids else NO_KEY, query, row)
             for row, (r, k, query) in enumerate(zip(records, drawn, row_query))
         ] + [(text_key(text), NO_KEY, NO_KEY, row) for row, texts in enumerate(negatives) for text in texts]
+        keys = torch.tensor(documents, dtype=torch.int64).reshape(-1, len(DocumentKeys._fields))
         return Batch(
             row_ids=ids,
             tokens=tokens,
             row_keys=torch.tensor([k + [PAD_KEY] * (width - len(k)) for k in row_keys]).reshape(len(records), width),
             row_query=torch.tensor(row_query, dtype=torch.int64),
-            documents=DocumentKeys.unpack(
-                torch.tensor(documents, dtype=torch.int64).reshape(-1, len(DocumentKeys._fields))
-            ),
+            documents=DocumentKeys.unpack(keys),
             scores=_numbers([r.score for r in records]),
             teacher_positive=_numbers([r.teacher_scores and r.teacher_scores[k] for r, k in zip(records, drawn)]),
-            teacher_negative=_numbers(
-                [score for r, texts in zip(records, negatives) for score in _teacher(r, len(texts))]
-            ),
+            teacher_negative=_numbers([s for r, texts in zip(records, negatives) for s in _teacher(r, len(texts))]),
             global_rows=global_rows,
             truncated=truncated,
             seed=seed,
@@ -134,9 +127,8 @@ class TrainData:
         """Returns token ids of queries, drawn positives and negatives, and the number of truncated texts."""
         rules = self.spec.rules
         documents = [r.positives[k] for r, k in zip(records, drawn)] + [text for texts in negatives for text in texts]
-        queries, truncated = tokenize(
-            [r.query for r in records], rules.query_prompt, rules.query_max_len, self.tokenizer
-        )
+        texts = [r.query for r in records]
+        queries, truncated = tokenize(texts, rules.query_prompt, rules.query_max_len, self.tokenizer)
         passages, also_truncated = tokenize(documents, rules.passage_prompt, rules.passage_max_len, self.tokenizer)
         return queries + passages, truncated + also_truncated
 

@@ -1,21 +1,17 @@
-"""What a run would do, without training: the plan of steps and one batch as the model reads it."""
+"""Dry run, without training: the plan of steps and one batch as the model reads it."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from trainer.config.sections import RunConfig
 from trainer.distributed.device import pick_device
 from trainer.loss.batch import Batch
 from trainer.loss.masks import duplicate_mask
-from trainer.loss.user_functions import import_functions
 from trainer.model.tokenizer import load_tokenizer
 from trainer.model_folder.dense import shape_of
 from trainer.planner.plan import total_steps
-from trainer.preflight.check_run import check_run
 from trainer.preflight.inputs import Inputs
 from trainer.train.data import TrainData
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from trainer.train.train import check
 
 SHOWN_ROWS = 3
 
@@ -24,13 +20,11 @@ def show(config: RunConfig, resume: bool) -> None:
     """Prints to stdout; trains and writes nothing. Raises BadInput like the run itself."""
     pick_device(config.train.device)
     inputs = Inputs(config)
-    warnings = check_run(inputs, resume)
-    import_functions(config.losses.values())
+    warnings = check(inputs, resume)
     print("\n".join([*_run_lines(inputs, warnings), *_batch_lines(inputs)]))
 
 
 def _run_lines(inputs: Inputs, warnings: list[str]) -> list[str]:
-    """Lines about model, data and plan."""
     config, spec, plan = inputs.config, inputs.spec, inputs.plan
     steps = total_steps(plan, config.train.epochs, config.train.max_steps)
     dense = f"dense {shape_of(spec.dense)}, " if spec.dense else ""
@@ -53,7 +47,6 @@ def _run_lines(inputs: Inputs, warnings: list[str]) -> list[str]:
 
 
 def _batch_lines(inputs: Inputs) -> list[str]:
-    """Lines about the first batch, and about its first rows as the model reads them."""
     config, plan = inputs.config, inputs.plan
     tokenizer = load_tokenizer(config.model, inputs.spec.path)
     data = TrainData(config.data, inputs.spec, tokenizer, plan, inputs.shards)
@@ -74,18 +67,16 @@ def _batch_lines(inputs: Inputs) -> list[str]:
     negatives = iter(range(2 * batch.rows, len(batch.tokens)))
     for row, record in enumerate(records[:SHOWN_ROWS]):
         own = [next(negatives) for _ in record.negatives[: config.data.max_hard_negatives]]
-        lines += _row(batch, row, own, mask[row].nonzero().flatten().tolist(), tokenizer)
+        lines += _row(batch, row, own, mask[row].nonzero().flatten().tolist(), tokenizer.decode)
     return lines
 
 
-def _row(
-    batch: Batch, row: int, negatives: list[int], masked: list[int], tokenizer: "PreTrainedTokenizerBase"
-) -> list[str]:
+def _row(batch: Batch, row: int, negatives: list[int], masked: list[int], decode: Callable) -> list[str]:
     """negatives, masked: numbers of the row's hard negatives, and of the documents masked for it, in the batch."""
 
     def text(name: str, index: int) -> str:
         ids = batch.tokens[index]
-        return f"  {name:13} ({len(ids)} tokens) {tokenizer.decode(ids)}"
+        return f"  {name:13} ({len(ids)} tokens) {decode(ids)}"
 
     return [
         f"row {batch.row_ids[row]}",

@@ -70,9 +70,9 @@ class Watch:
 
     def _over_fitted(self, epoch: int, value: float, margin: float | None) -> list[str]:
         best_margin, best = self.state["margin"], self.state["best"]
-        if self.config.metric == TRAIN_LOSS or None in (margin, best_margin):
+        if self.config.metric == TRAIN_LOSS or None in (margin, best_margin) or value >= best:
             return []
-        if value >= best or margin - best_margin <= self.config.tolerance:
+        if margin - best_margin <= self.config.tolerance:
             return []
         return [
             f"over-fitting: since epoch {self.state['best_epoch']} the train rows' positive less negative similarity "

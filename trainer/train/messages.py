@@ -1,4 +1,4 @@
-"""What a run prints and logs: at its start, at every step, at the end of an epoch and of the run."""
+"""Messages and log of a run: at its start, at every step, at the end of an epoch and of the run."""
 
 import resource
 import sys
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data_prep.common.files import write_json
 from data_prep.shards.folder import Rows
 from trainer.distributed.launcher_claims import fewer_nodes
 from trainer.engine.protocol import Applied
@@ -25,7 +26,7 @@ SIMILARITIES = ("positive_similarity", "negative_similarity")
 
 @dataclass(frozen=True)
 class Start:
-    """How a run starts."""
+    """The state that a run starts from, and where it runs."""
 
     resume: bool  # --resume was given
     checkpoint: Path | None  # the one that is resumed
@@ -41,29 +42,26 @@ def say_start(job: Job, start: Start) -> None:
         return
     log, plan, step = job.log, job.plan, job.progress.state.step
     lines = [f"passed over: {line}" for line in start.passed_over]
-    if start.resume:
-        whole = f"resuming from {start.checkpoint} after step {step}"
-        lines.append(whole if start.checkpoint else "no whole checkpoint: from step 0")
+    if start.checkpoint:
+        lines.append(f"resuming from {start.checkpoint} after step {step}")
+    elif start.resume:
+        lines.append("no whole checkpoint: from step 0")
     lines += [*job.model.spec.notes, *unused_teachers(job.config, plan, job.data.rows)]
     lines += [note for data in job.eval_sets.values() for note in data.notes]
     lines += _negatives(job.config.data.max_hard_negatives, job.data.rows)
     lines += _plan_lines(plan, job.total_steps, start)
     epoch = step // plan.steps_per_epoch
     if meeting := plan.meeting(epoch):
+        masked = job.config.loss.mask_duplicates
+        fate = "they are masked, never" if masked else "loss.mask_duplicates is off, so they are"
         lines.append(
             f"{meeting} row(s) of epoch {epoch + 1} share a text or document with an earlier row of their batch (it "
-            "occurs more often than there are batches): " + _MEETING[job.config.loss.mask_duplicates]
+            f"occurs more often than there are batches): {fate} each other's negatives"
         )
     for line in lines:
         log.say(line)
     counts = {"trained_parameters": start.trained, "parameters": start.parameters}
     log.event("start", **start.topology, **counts, step=step, resumed=start.checkpoint is not None)
-
-
-_MEETING = {
-    True: "they are masked, never each other's negatives",
-    False: "loss.mask_duplicates is off, so they are each other's negatives",
-}
 
 
 def _plan_lines(plan: BatchPlan, total_steps: int, start: Start) -> list[str]:
@@ -94,11 +92,11 @@ def _negatives(most: int | None, rows: Rows) -> list[str]:
     if most is None:
         return []
     counts = rows.bytes_of("negatives", np.arange(len(rows))).count
-    cut, fewer = counts - most, int((counts < most).sum())
-    if not (cut > 0).any():
+    cut, fewer = (counts - most).clip(min=0), int((counts < most).sum())
+    if not cut.any():
         return []
     return [
-        f"data.max_hard_negatives {most}: {int(cut[cut > 0].sum())} hard negatives of {int((cut > 0).sum())} rows stay "
+        f"data.max_hard_negatives {most}: {int(cut.sum())} hard negatives of {np.count_nonzero(cut)} rows stay "
         f"out; {fewer} rows have fewer and train on those they have"
     ]
 
@@ -182,7 +180,8 @@ def summarise(log: RunLog, progress: Progress, run_dir: Path, final: Path) -> No
         log.say(
             f"best epoch {best['epoch']}: {best['metric']} {best['value']:.4f}{before}; {best['model'] or 'not kept'}"
         )
-    log.write_summary(
+    write_json(
+        run_dir / "training_summary_report.json",
         {
             "final_model": str(final),
             "best": best,
@@ -197,7 +196,8 @@ def summarise(log: RunLog, progress: Progress, run_dir: Path, final: Path) -> No
             "masked_negatives": sum(masked),
             "seconds": {kind: round(sum(some.get(kind, 0) for some in spent), 3) for kind in spent[-1]},
             "warnings": [event["text"] for event in log.events("warning")],
-        }
+            "evaluations": log.events("evaluation"),
+        },
     )
     if sum(truncated):
         log.say(f"{sum(truncated)} of {sum(texts)} texts were longer than the model's limit and were cut")

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from pathlib import Path
 
+from data_prep.common.files import write_json
 from trainer.config.sections import RunConfig
 from trainer.distributed.stop import remove_marker
 from trainer.engine.start import Runtime
@@ -17,7 +18,7 @@ from trainer.preflight.inputs import Inputs
 from trainer.run_dir import checkpoint_writer as checkpoint
 from trainer.run_dir.checkpoint_writer import Writer
 from trainer.run_dir.layout import TrainState, newest, read_state
-from trainer.run_dir.log import RunLog, write_json
+from trainer.run_dir.log import RunLog
 from trainer.run_dir.record import chosen_budget, describe_run
 from trainer.train.checkpointing import Checkpoints, model_writer
 from trainer.train.data import TrainData
@@ -42,15 +43,15 @@ def prepare(runtime: Runtime, inputs: Inputs, resume: bool, loss_fn: Callable | 
     asked = config.train.micro_batch_tokens
     recorded = world.on_first(lambda: chosen_budget(run_dir, topology) if resume and asked == "auto" else None)
     budget = recorded or resolve_budget(asked, model.engine, model.spec)
+    buckets = model.engine.buckets
+    collectives = {name: planned_collectives(world.size, o, buckets) for name, o in objectives.items()}
     plan_facts = {
         "version": PLAN_VERSION,
         "rows": plan.rows,
         "steps_per_epoch": plan.epoch_steps,
         "total_steps": steps,
         "micro_batch_tokens": budget,
-        "collectives_per_step": {
-            name: planned_collectives(world.size, o, model.engine.buckets) for name, o in objectives.items()
-        },
+        "collectives_per_step": collectives,
     }
     world.on_first(lambda: _prepare_folder(run_dir, config, topology, plan, plan_facts))
     log = RunLog(run_dir, runtime.is_main, state.log_offset)

@@ -77,7 +77,8 @@ def compute_gradients(
             upstream = torch.zeros_like(out)
             upstream[: len(chunk)] = gradient[chunk]
             engine.backward((out * upstream).sum())
-    totals = world.sum(torch.cat([sums, _usage(batch, lengths, sum(costs))]))
+    usage = torch.tensor([len(lengths), sum(lengths), sum(costs), batch.truncated], dtype=torch.float64)  # as in USAGE
+    totals = world.sum(torch.cat([sums, usage]))
     stats = _summarise(dict(zip([*objective.stat_names, *USAGE], totals.tolist())), batch.global_rows)
     return replace(stats, wishes=Wishes.of_all(ranks))
 
@@ -88,10 +89,6 @@ def planned_collectives(world: int, objective: Objective, buckets: int) -> int:
 
 
 USAGE = ("texts", "tokens", "run_tokens", "truncated_texts")
-
-
-def _usage(batch: Batch, lengths: list[int], run: int) -> Tensor:
-    return torch.tensor([len(lengths), sum(lengths), run, batch.truncated], dtype=torch.float64)
 
 
 def _summarise(sums: dict[str, float], rows: int) -> StepStats:

@@ -49,7 +49,7 @@ def train(
             job.close()
 
 
-def check(inputs: Inputs, resume: bool, loss_fn: Callable | None, engine: str) -> list[str]:
+def check(inputs: Inputs, resume: bool, loss_fn: Callable | None = None, engine: str | None = None) -> list[str]:
     """Returns warnings. Raises BadInput for what would fail later, including user losses that cannot be imported."""
     warnings = check_run(inputs, resume, loss_fn is not None, engine)
     if loss_fn is None:

@@ -20,7 +20,7 @@ from trainer.planner.plan import PLAN_VERSION
 from trainer.preflight import output
 from trainer.preflight.check_run import check_run
 from trainer.preflight.inputs import Inputs
-from trainer.run_dir.log import write_json
+from data_prep.common.files import write_json
 from trainer.run_dir.record import check_resumable, describe_run
 
 

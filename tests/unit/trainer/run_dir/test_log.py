@@ -2,7 +2,8 @@
 
 import json
 
-from trainer.run_dir.log import LOG, RunLog, read_events, write_json, write_json_array
+from data_prep.common.files import write_json
+from trainer.run_dir.log import LOG, RunLog, read_events, write_json_array
 
 TEXT = "one\u2028two\u2029three\x85four\x1cfive\nsix\rseven"  # all but \n and \r are written as they are
 
