@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable
+from typing import Any
 
 
 class KnownError(Exception):
@@ -24,6 +25,18 @@ class BadInput(KnownError, ValueError):
 
 class Failed(KnownError, RuntimeError):
     """The work could not be finished for a reason outside the input (a full disk, a lost rank). Exit code 1."""
+
+
+def collect(problems: list[str], check: Callable, *args, key: str = "") -> Any:
+    """Returns the check's result, or None if it raised BadInput: its problems are added to `problems`.
+
+    key: the key of the run file that the check is about; a problem that does not start with it gets it as a prefix.
+    """
+    try:
+        return check(*args)
+    except BadInput as error:
+        problems += [text if text.startswith(key) else f"{key}: {text}" for text in error.problems]
+        return None
 
 
 def of_system(error: OSError) -> str:

@@ -1,1 +1,1 @@
-"""Answers for `launch plan` and `launch doctor`: exactness, ranks, memory footprint, forecast."""
+"""The checks behind `launch plan` and `launch doctor`: exactness, ranks, footprint, forecast."""

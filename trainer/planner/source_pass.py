@@ -44,10 +44,7 @@ class Pass:
 
 
 class Arrangement:
-    """An order of 0..n-1: a permutation, and exceptions to it as two sorted lists (row by place, place by row).
-
-    Memory is proportional to the exceptions, whatever n is.
-    """
+    """An order of 0..n-1: a permutation and a few exceptions to it. Memory is proportional to the exceptions."""
 
     def __init__(self, n: int, key: str):
         self.n = n

@@ -1,10 +1,10 @@
 """All checks of a run before a process group or a model exists. Never imports torch."""
 
+from data_prep.common.errors import collect
 from data_prep.common.files import check
 from data_prep.quality.gate import Gate
 from data_prep.texts.token_lengths import Reader
 from trainer.config.compatibility import check_modes
-from trainer.preflight.collecting import collect
 from trainer.preflight.data import check_data, check_tokens
 from trainer.preflight.evaluation import check_eval, check_watch
 from trainer.preflight.inputs import Inputs

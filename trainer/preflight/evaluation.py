@@ -1,10 +1,9 @@
 """Checks the evaluation sets and the watched metric."""
 
-from data_prep.common.errors import nearest
+from data_prep.common.errors import collect, nearest
 from data_prep.common.files import check
 from trainer.config.sections import GENERAL, TRAIN_LOSS
 from trainer.inference.metrics import METRICS
-from trainer.preflight.collecting import collect
 from trainer.preflight.inputs import Inputs
 
 

@@ -66,15 +66,13 @@ def _metrics(event: dict) -> dict[str, float]:
 def model_card(folder: Path, spec: ModelSpec, is_adapter: bool, onnx: bool) -> str:
     """Returns the text of README.md. folder: final/ or a checkpoint."""
     story = story_of(folder)
-    base = _base_name(story)
-    parts = [_head(base), _title(folder, story), _use(spec, is_adapter, onnx), _model(spec, base, is_adapter)]
+    base = story.config.get("model", {}).get("path")
+    if base is not None and not is_hub_id(base):
+        base = Path(base).name  # the rest of the path belongs to this machine
+    run = Path(story.config["output_dir"]).name if "output_dir" in story.config else folder.name
+    title = f"# {run}\n\nA text-embedding model for retrieval, fine-tuned with embedfleet.\n"
+    parts = [_head(base), title, _use(spec, is_adapter, onnx), _model(spec, base, is_adapter)]
     return "\n".join([*parts, _training(story), _measured(story), _made()])
-
-
-def _base_name(story: Story) -> str | None:
-    """Returns the hub id of the base, or the last part of its path: the rest belongs to this machine."""
-    path = story.config.get("model", {}).get("path")
-    return None if path is None else path if is_hub_id(path) else Path(path).name
 
 
 def _head(base: str | None) -> str:
@@ -82,11 +80,6 @@ def _head(base: str | None) -> str:
     lines += [f"base_model: {base}"] if base and is_hub_id(base) and "/" in base else []
     lines += ["tags:", "- sentence-transformers", "- sentence-similarity", "- feature-extraction", "- embedfleet"]
     return "\n".join(["---", *lines, "---", ""])
-
-
-def _title(folder: Path, story: Story) -> str:
-    run = Path(story.config["output_dir"]).name if "output_dir" in story.config else folder.name
-    return f"# {run}\n\nA text-embedding model for retrieval, fine-tuned with embedfleet.\n"
 
 
 def _use(spec: ModelSpec, is_adapter: bool, onnx: bool) -> str:

@@ -17,11 +17,7 @@ MARKER = "complete.json"  # sizes and sha256 of every file of a checkpoint; its 
 
 @dataclass
 class TrainState:
-    """State of a run between two optimizer steps.
-
-    The learning rate, the batches and the dropout of every step are functions of these numbers and the run file, so
-    there is no scheduler or random state beside them.
-    """
+    """State of a run between two steps; rate, batches and dropout of every step follow from it and the run file."""
 
     step: int  # optimizer steps done
     epoch: int  # epochs that have ended, evaluation included

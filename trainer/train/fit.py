@@ -13,7 +13,7 @@ from trainer.inference.metrics import means
 from trainer.run_dir.checkpoint_writer import Clock
 from trainer.train.checkpointing import Skips, epoch_is_over
 from trainer.train.job import Job
-from trainer.train.messages import StepLog, log_epoch, summarise
+from trainer.train.messages import log_epoch, log_step, summarise
 from trainer.train.step import compute_gradients
 
 
@@ -30,7 +30,6 @@ def fit(job: Job, request: StopRequest) -> None:
     if progress.stopped_early:  # and then interrupted before final/ was written
         return
     clock, skips = Clock(config.checkpoint), Skips(job.checkpoints, config.train.max_skipped_steps)
-    step_log = StepLog(job.log, job.plan, job.total_steps, config.train.log_every, job.runtime.device)
     mark = time.perf_counter()
     batches = job.data.batches(progress.state.step, job.total_steps, world.rank, world.size)
     for step, batch in progress.seconds.waiting(batches):
@@ -50,7 +49,7 @@ def fit(job: Job, request: StopRequest) -> None:
         if learned and not applied.skipped:
             learned.update(stats.temperature_grad, factor)
         now = time.perf_counter()
-        step_log.write(step, batch, stats, lr, objective.temperature, applied, now - mark)
+        log_step(job, step, batch, stats, lr, objective.temperature, applied, now - mark)
         mark = now
         world.report(step + 1)
         progress.state = replace(progress.state, step=step + 1, updates=progress.state.updates + (not applied.skipped))

@@ -1,4 +1,4 @@
-"""The parts of a running job. fit.py takes the whole job, every other function the parts that it uses."""
+"""The parts of a running job. The loop and its messages take the whole job, other functions what they use."""
 
 import time
 from collections.abc import Iterator
@@ -75,7 +75,7 @@ class Seconds:
 
 @dataclass
 class Progress:
-    """What changes from step to step."""
+    """The state that changes from step to step."""
 
     state: TrainState
     watch: Watch

@@ -101,40 +101,30 @@ def _negatives(most: int | None, rows: Rows) -> list[str]:
     ]
 
 
-@dataclass(frozen=True)
-class StepLog:
-    """Logs and prints the steps of a run."""
-
-    log: RunLog
-    plan: BatchPlan
-    total_steps: int
-    every: int  # steps between two printed lines
-    device: torch.device
-
-    def write(
-        self, step: int, batch: Batch, stats: StepStats, lr: float, temperature: float, applied: Applied, seconds: float
-    ) -> None:
-        """step: counted from 0. temperature: of the loss. seconds: since the step before."""
-        rows = batch.global_rows
-        values = {
-            "loss": stats.loss,
-            "lr": lr,
-            "grad_norm": applied.grad_norm,
-            "temperature": temperature,
-            "pairs_per_second": rows / seconds,
-            "tokens_per_second": stats.values["tokens"] / seconds,
-            "memory_gib": _peak_memory(self.device),
-            **stats.values,
-        }
-        if len(self.plan.sources) > 1:
-            values["source"] = batch.source
-        if applied.skipped:
-            values |= {"skipped": True, "row_ids": self.plan.batch(step)[1].tolist()}
-            self.log.say(f"step {step + 1}: gradient not finite, the step was skipped; logs.jsonl holds its row ids")
-        self.log.event("step", step=step + 1, epoch=step // self.plan.epoch_steps + 1, **values)
-        self.log.scalars("train", values, step + 1)
-        shown = f"loss {stats.loss:.4f}  lr {lr:.2e}  grad {applied.grad_norm:.3f}  {rows / seconds:.1f} pairs/s"
-        self.log.progress(step + 1, self.total_steps, shown, self.every)
+def log_step(
+    job: Job, step: int, batch: Batch, stats: StepStats, lr: float, temperature: float, applied: Applied, seconds: float
+) -> None:
+    """Logs and prints a step, counted from 0. temperature: of the loss. seconds: since the step before."""
+    log, plan, rows = job.log, job.plan, batch.global_rows
+    values = {
+        "loss": stats.loss,
+        "lr": lr,
+        "grad_norm": applied.grad_norm,
+        "temperature": temperature,
+        "pairs_per_second": rows / seconds,
+        "tokens_per_second": stats.values["tokens"] / seconds,
+        "memory_gib": _peak_memory(job.runtime.device),
+        **stats.values,
+    }
+    if len(plan.sources) > 1:
+        values["source"] = batch.source
+    if applied.skipped:
+        values |= {"skipped": True, "row_ids": plan.batch(step)[1].tolist()}
+        log.say(f"step {step + 1}: gradient not finite, the step was skipped; logs.jsonl holds its row ids")
+    log.event("step", step=step + 1, epoch=step // plan.epoch_steps + 1, **values)
+    log.scalars("train", values, step + 1)
+    shown = f"loss {stats.loss:.4f}  lr {lr:.2e}  grad {applied.grad_norm:.3f}  {rows / seconds:.1f} pairs/s"
+    log.progress(step + 1, job.total_steps, shown, job.config.train.log_every)
 
 
 def _peak_memory(device: torch.device) -> float:
@@ -162,8 +152,7 @@ def log_epoch(log: RunLog, progress: Progress, epoch: int, metrics: dict[str, fl
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    """The mean of the values that are there: a skipped step has none."""
-    present = [value for value in values if value is not None]
+    present = [value for value in values if value is not None]  # a skipped step has none
     return sum(present) / len(present) if present else None
 
 

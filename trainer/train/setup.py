@@ -112,10 +112,7 @@ def make_objectives(
 
 
 def make_temperatures(objectives: dict[str, Objective], states: dict[str, dict]) -> dict[str, LearnedTemperature]:
-    """Returns the learned temperature of every source whose loss has one; sources that share a loss share it.
-
-    states: of the checkpoint that is resumed, by source.
-    """
+    """Returns the learned temperatures by source, resumed from `states`; sources that share a loss share it."""
     temperatures: dict[str, LearnedTemperature] = {}
     for name, objective in objectives.items():
         if objective.config.temperature_lr is None:

@@ -35,11 +35,9 @@ def activation_bytes_per_token(engine: Engine, length: int) -> float:
     If blocks are recomputed: the input of each, and in the backward pass all of one.
     """
     blocks = engine.embedder.recomputed
-    if blocks:
-        with not_recomputed(blocks):
-            whole = _kept_per_token(engine, length)
-        return whole / len(blocks) + 4 * engine.embedder.pooled_size * len(blocks)
-    return _kept_per_token(engine, length)
+    with not_recomputed(blocks):
+        whole = _kept_per_token(engine, length)
+    return whole / len(blocks) + 4 * engine.embedder.pooled_size * len(blocks) if blocks else whole
 
 
 def _kept_per_token(engine: Engine, length: int) -> float:
@@ -59,10 +57,7 @@ def _kept_per_token(engine: Engine, length: int) -> float:
 
 
 def optimizer_bytes(engine: Engine) -> int:
-    """Bytes of the gradient and two AdamW moments in fp32, which do not exist before the first step.
-
-    Rather too many than too few: neither ZeRO's partitions nor moments of 8 bits make them fewer.
-    """
+    """Bytes of the gradient and two AdamW moments in fp32, made by the first step; at most, without ZeRO or 8 bits."""
     return 12 * sum(getattr(p, "ds_numel", p.numel()) for p in engine.named.values())
 
 

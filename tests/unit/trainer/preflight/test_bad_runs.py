@@ -10,6 +10,7 @@ import pytest
 
 from data_prep.__main__ import main as prep_main
 from data_prep.common.errors import BadInput
+from data_prep.common.files import write_json
 from launch.__main__ import main as launch_main
 from tests import tiny
 from tests.disks import make_read_only, small_disk
@@ -20,7 +21,6 @@ from trainer.planner.plan import PLAN_VERSION
 from trainer.preflight import output
 from trainer.preflight.check_run import check_run
 from trainer.preflight.inputs import Inputs
-from data_prep.common.files import write_json
 from trainer.run_dir.record import check_resumable, describe_run
 
 
