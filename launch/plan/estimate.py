@@ -201,22 +201,25 @@ def _largest(outlook: Outlook, engine: str, memory: float) -> int | None:
 
 def _traffic(outlook: Outlook, engine: str, budget: int) -> tuple[int, int]:
     """Returns collectives of the trainer in a step, and bytes that a rank sends: maxima of the sampled batches."""
-    from trainer.diagnosis.forecast import exchange
+    from trainer.loss.objective import Objective
+    from trainer.train.step import USAGE, planned_collectives
 
     ranks, model = outlook.ranks.count, outlook.model()
     if ranks == 1:
         return 0, 0
-    buckets = outlook.footprint.buckets if engine == "ddp" else []
+    buckets = len(outlook.footprint.buckets) if engine == "ddp" else 0  # DeepSpeed makes its own
     calls = sent = 0
     for batch, shares in zip(outlook.batches, outlook.shares):
-        facts = exchange(outlook.config, batch.source, outlook.spec.normalize, ranks, len(buckets))
-        traffic = Traffic(facts.gathers, facts.gathers_queries, facts.gathers_all, outlook.footprint.size, facts.logged)
+        loss = Objective(outlook.config.loss_of(batch.source), outlook.spec.normalize)
+        logged = len(loss.stat_names) + len(USAGE)
+        traffic = Traffic(loss.gathers, loss.gathers_queries, loss.gathers_all, outlook.footprint.size, logged)
         kept, more = kept_and_more(max(share.tokens for share in shares), budget)
         passes = math.ceil(kept / outlook.footprint.chunk.tokens) + 2 * math.ceil(more / outlook.footprint.chunk.tokens)
         parameters = model.trained + model.frozen
         chunk_passes = 2 * passes - math.ceil(more / outlook.footprint.chunk.tokens)  # backward passes gather again
         gradients = gradient_bytes(engine, ranks, model.trained, parameters, chunk_passes)
-        calls, sent = max(calls, facts.calls), max(sent, traffic.embeddings(shares) + gradients)
+        calls = max(calls, planned_collectives(ranks, loss, buckets))
+        sent = max(sent, traffic.embeddings(shares) + gradients)
     return calls, sent
 
 

@@ -72,12 +72,14 @@ class Allocations(TorchDispatchMode):
         before = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self._known | before:
-                self._add(tensor.untyped_storage())
+            if isinstance(tensor, torch.Tensor):
+                self._see(tensor.untyped_storage(), before)
         return out
 
-    def _add(self, storage: torch.UntypedStorage) -> None:
+    def _see(self, storage: torch.UntypedStorage, before: set[int]) -> None:
         key, size = storage._cdata, storage.nbytes()
+        if key in self._known or key in before:
+            return
         self._known.add(key)
         self.now += size
         self.peak = max(self.peak, self.now)

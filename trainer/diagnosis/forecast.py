@@ -4,13 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.config.sections import RunConfig
-from trainer.loss.objective import Objective
 from trainer.model.tokenizer import load_tokenizer
 from trainer.planner.plan import rank_slice
 from trainer.preflight.inputs import Inputs
 from trainer.train.data import TrainData
-from trainer.train.step import USAGE, planned_collectives
 
 
 @dataclass(frozen=True)
@@ -35,29 +32,10 @@ def sample(inputs: Inputs, steps: int) -> list[SampledBatch]:
     data = TrainData(config.data, spec, load_tokenizer(config.model, spec.path), plan, inputs.shards)
     batches = []
     for step in range(steps):
-        source, ids = plan.batch(step)
         batch = data.batch(step, 0, 1)
         row = np.concatenate([np.tile(np.arange(batch.rows), 2), batch.negative_row.numpy()])  # of every text
         lengths = np.array([len(ids) for ids in batch.tokens])
         documents = 1 + np.bincount(batch.negative_row.numpy(), minlength=batch.rows)
         tokens = np.bincount(row, weights=lengths, minlength=batch.rows).astype(np.int64)
-        batches.append(SampledBatch(source, tokens, documents, data.sizes(ids)))
+        batches.append(SampledBatch(batch.source, tokens, documents, data.sizes(np.array(batch.row_ids))))
     return batches
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """The traffic of a source's loss; see Objective."""
-
-    gathers: bool
-    gathers_queries: bool
-    gathers_all: bool
-    logged: int  # numbers that a step sums over ranks for the log
-    calls: int  # collectives of a step, by the trainer's own count
-
-
-def exchange(config: RunConfig, source: str, normalised: bool, ranks: int, buckets: int) -> Exchange:
-    """Returns the traffic of one source. buckets: of the engine's gradients; 0 with DeepSpeed."""
-    objective = Objective(config.loss_of(source), normalised)
-    flags = objective.gathers, objective.gathers_queries, objective.gathers_all
-    return Exchange(*flags, len(objective.stat_names) + len(USAGE), planned_collectives(ranks, objective, buckets))

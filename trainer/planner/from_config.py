@@ -9,10 +9,7 @@ from trainer.planner.plan import BatchPlan
 
 
 def make_plan(config: RunConfig, sources: Sequence[SourceRows], fingerprint: str) -> BatchPlan:
-    """Returns the batch plan of the train rows. Raises BadInput if a source holds fewer rows than one batch.
-
-    fingerprint: of the shard folder.
-    """
+    """Returns the plan of train rows; fingerprint: of their shards. Raises BadInput for a source below one batch."""
     data, train = config.data, config.train
     small = [source for source in sources if len(source.rows) < train.batch_size]
     check([_too_small(source.name, len(source.rows), len(sources), config) for source in small])

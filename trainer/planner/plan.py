@@ -76,9 +76,7 @@ class BatchPlan:
 
     @property
     def left_out_per_epoch(self) -> int:
-        """Rows that a pass over their source omits: a dropped last batch, or a single last row, which would have no
-        in-batch negative. Each pass omits others.
-        """
+        """Rows that a pass omits, others each time: a dropped last batch, or a single last row without negatives."""
         return sum(max(0, rows - n * self.batch_size) for (_, rows), n in zip(self.sources, self._batches))
 
     @property

@@ -17,8 +17,7 @@ from trainer.run_dir.trackers import check_tracking
 def check_run(inputs: Inputs, resume: bool, own_loss: bool = False, engine: str | None = None) -> list[str]:
     """Raises one BadInput with every problem of model, data and output folder; returns one line per warning.
 
-    own_loss: a function replaces the losses of the run file. engine: the engine, if it is known.
-    Afterwards everything in `inputs` can be used.
+    own_loss: a function replaces the run file's losses. engine: if it is known. Afterwards all `inputs` can be used.
     """
     config = inputs.config
     problems: list[str] = []

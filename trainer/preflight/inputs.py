@@ -16,10 +16,7 @@ from trainer.planner.plan import BatchPlan
 
 @dataclass
 class Inputs:
-    """The model folder, shards, batch plan and evaluation sets of a run file; none is opened twice.
-
-    Every attribute raises BadInput if its file cannot be used.
-    """
+    """The model folder, shards, batch plan and evaluation sets of a run file, each opened once; raises BadInput."""
 
     config: RunConfig
     _sets: dict[str, RetrievalSet] = field(default_factory=dict, init=False, repr=False)  # by path
@@ -55,10 +52,9 @@ class Inputs:
 
     @cached_property
     def eval_paths(self) -> dict[str, str]:
-        """Paths of the evaluation sets by source; "" is the set of the whole run.
+        """Paths of the evaluation sets by source; "" is the set of the whole run: data.eval, or else the eval split.
 
-        That one is data.eval, or else the eval split of data.train, unless it holds graded pairs only: these do not say
-        what is relevant.
+        A split of graded pairs only does not count: they do not say what is relevant.
         """
         config, paths = self.config, {}
         if config.data.eval:

@@ -88,16 +88,12 @@ class Writer:
 
     def wait(self) -> None:
         """Waits for the write in progress. Collective; raises its error on every rank."""
-        self.engine.world.on_first(self._settle)
+        pending, self._pending = self._pending, None
+        self.engine.world.on_first(lambda: pending and pending.result())
 
     def close(self) -> None:
         """Finishes the write in progress; call it after the last wait, or a failure."""
         self._pool.shutdown(wait=True)
-
-    def _settle(self) -> None:
-        pending, self._pending = self._pending, None
-        if pending:
-            pending.result()
 
     def _write(self, target: Path, weights: dict, moments: dict, state: TrainState | None, model: WriteModel) -> None:
         """Writes a folder, then removes checkpoints beyond keep_steps and keep_epochs. Those of later steps stay."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.common.errors import BadInput
+from data_prep.texts.tokenizer_rules import read_object
 from trainer.config.loading import parse_config
 from trainer.config.sections import RunConfig
 from trainer.planner.plan import PLAN_VERSION
@@ -75,9 +76,8 @@ def check_resumable(run_dir: Path, config: RunConfig, fingerprint: str) -> None:
     """Raises BadInput if the run in run_dir is not the one that the config describes."""
     try:
         recorded = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
-        recorded_config = parse_config(
-            recorded["config"], str(run_dir / "run.json")
-        )  # keys of later versions get defaults
+        source = str(run_dir / "run.json")
+        recorded_config = parse_config(recorded["config"], source)  # keys of later versions get defaults
         recorded_fingerprint, recorded_plan = recorded["data_fingerprint"], recorded["plan"].get("version", 1)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{run_dir}/run.json: is no record of a run that can be resumed ({error})") from None
@@ -95,12 +95,6 @@ def check_resumable(run_dir: Path, config: RunConfig, fingerprint: str) -> None:
 
 
 def chosen_budget(run_dir: Path, topology: dict) -> int | None:
-    """Returns the micro_batch_tokens of the interrupted run, or None for another topology or without a record.
-
-    Other chunks would round sums differently, and the resumed run would not end in the same bytes.
-    """
-    try:
-        recorded = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    return recorded["plan"]["micro_batch_tokens"] if recorded["topology"] == topology else None
+    """Returns the micro_batch_tokens recorded by a run of this topology: other chunks would round sums differently."""
+    recorded = read_object(run_dir / "run.json")
+    return recorded["plan"]["micro_batch_tokens"] if recorded.get("topology") == topology else None

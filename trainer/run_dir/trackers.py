@@ -2,13 +2,13 @@
 
 import hashlib
 import importlib.metadata
-import json
 import os
 import threading
 from pathlib import Path
 
 from data_prep.common.errors import BadInput, Failed
 from data_prep.common.secrets import secret, without
+from data_prep.texts.tokenizer_rules import read_object
 
 KEY = "WANDB_API_KEY"
 
@@ -48,9 +48,8 @@ def check_tracking() -> None:
     try:
         importlib.metadata.version("wandb")
     except importlib.metadata.PackageNotFoundError:
-        raise BadInput(
-            "WANDB_PROJECT is set, but wandb is not installed: pip install 'embedfleet[wandb]', or unset it"
-        ) from None
+        mend = "pip install 'embedfleet[wandb]', or unset it"
+        raise BadInput(f"WANDB_PROJECT is set, but wandb is not installed: {mend}") from None
 
 
 class WeightsAndBiases:
@@ -62,7 +61,7 @@ class WeightsAndBiases:
     def __init__(self, run_dir: Path):
         import wandb
 
-        run, key = json.loads((run_dir / "run.json").read_text(encoding="utf-8")), secret(KEY)
+        run, key = read_object(run_dir / "run.json"), secret(KEY)
         settings = wandb.Settings(
             api_key=key, console="off", silent=True, disable_git=True, disable_code=True, x_save_requirements=False,
             x_disable_machine_info=True,

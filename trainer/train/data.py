@@ -75,12 +75,9 @@ class TrainData:
         source, whole = self.plan.batch(step)
         ids = rank_slice(whole, rank, world, self.sizes(whole)).tolist()
         records = self.rows.take(ids)
-        drawn = self.draw(step // self.plan.steps_per_epoch, ids, records)
+        epoch = step // self.plan.steps_per_epoch
+        drawn = [seed_of(self.plan.seed, epoch, i) % len(r.positives) for i, r in zip(ids, records)]
         return self.make_batch(ids, records, drawn, len(whole), seed_of(self.plan.seed, step, rank), source)
-
-    def draw(self, epoch: int, ids: list[int], records: list[Record]) -> list[int]:
-        """Draws the positive of each row that takes part in this epoch."""
-        return [seed_of(self.plan.seed, epoch, i) % len(r.positives) for i, r in zip(ids, records)]
 
     def sizes(self, ids: np.ndarray) -> np.ndarray:
         """Estimates the bytes of text to embed in each row, without reading or tokenising it: (rows,) float64."""

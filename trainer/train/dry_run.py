@@ -1,10 +1,7 @@
 """Dry run, without training: the plan of steps and one batch as the model reads it."""
 
-from collections.abc import Callable
-
 from trainer.config.sections import RunConfig
 from trainer.distributed.device import pick_device
-from trainer.loss.batch import Batch
 from trainer.loss.masks import duplicate_mask
 from trainer.model.tokenizer import load_tokenizer
 from trainer.model_folder.dense import shape_of
@@ -50,38 +47,25 @@ def _batch_lines(inputs: Inputs) -> list[str]:
     config, plan = inputs.config, inputs.plan
     tokenizer = load_tokenizer(config.model, inputs.spec.path)
     data = TrainData(config.data, inputs.spec, tokenizer, plan, inputs.shards)
-    source, rows = plan.batch(0)
-    ids = rows.tolist()
-    records = data.rows.take(ids)
-    batch = data.make_batch(ids, records, data.draw(0, ids, records), len(ids), seed=0, source=source)
+    batch = data.batch(0, 0, 1)
     keys = batch.documents
     mask = duplicate_mask(batch.row_keys, batch.row_query, keys.text, keys.document_id, keys.query)
     mask[range(batch.rows), range(batch.rows)] = False  # a row's own positive is its target
-    loss = config.loss_of(source)
+    loss = config.loss_of(batch.source)
     if not loss.mask_duplicates or "infonce" not in loss.terms:
         mask[:] = False
+    documents = len(batch.tokens) - batch.rows
     lines = [
-        f"first batch: {batch.rows} queries of {source!r} against {len(batch.tokens) - batch.rows} documents each, "
+        f"first batch: {batch.rows} queries of {batch.source!r} against {documents} documents each, "
         f"{int(mask.sum())} (query, document) pairs masked as duplicates, {batch.truncated} texts truncated"
     ]
     negatives = iter(range(2 * batch.rows, len(batch.tokens)))
-    for row, record in enumerate(records[:SHOWN_ROWS]):
+    for row, record in enumerate(data.rows.take(batch.row_ids[:SHOWN_ROWS])):
         own = [next(negatives) for _ in record.negatives[: config.data.max_hard_negatives]]
-        lines += _row(batch, row, own, mask[row].nonzero().flatten().tolist(), tokenizer.decode)
+        texts = [("query", row), ("positive", batch.rows + row), *(("hard negative", i) for i in own)]
+        tokens = [(name, batch.tokens[i]) for name, i in texts]
+        masked = mask[row].nonzero().flatten().tolist()
+        lines.append(f"row {batch.row_ids[row]}")
+        lines += [f"  {name:13} ({len(text)} tokens) {tokenizer.decode(text)}" for name, text in tokens]
+        lines.append(f"  masked        documents {masked or 'none'} of this batch")
     return lines
-
-
-def _row(batch: Batch, row: int, negatives: list[int], masked: list[int], decode: Callable) -> list[str]:
-    """negatives, masked: numbers of the row's hard negatives, and of the documents masked for it, in the batch."""
-
-    def text(name: str, index: int) -> str:
-        ids = batch.tokens[index]
-        return f"  {name:13} ({len(ids)} tokens) {decode(ids)}"
-
-    return [
-        f"row {batch.row_ids[row]}",
-        text("query", row),
-        text("positive", batch.rows + row),
-        *(text("hard negative", i) for i in negatives),
-        f"  masked        documents {masked or 'none'} of this batch",
-    ]

@@ -82,10 +82,7 @@ def end_epoch(job: Job) -> None:
 
 
 def evaluate(job: Job) -> dict[str, float] | None:
-    """Returns metrics on the evaluation sets, those of single sources as `source/metric`. Collective.
-
-    None if there is no set, and on other ranks than the first.
-    """
+    """Returns metrics, those of single sources as `source/metric`; None without sets or off rank 0. Collective."""
     log, step = job.log, job.progress.state.step
     all_metrics: dict[str, float] = {}
     for source, data in job.eval_sets.items():

@@ -166,9 +166,8 @@ def summarise(log: RunLog, progress: Progress, run_dir: Path, final: Path) -> No
         kept = [run_dir / "best", run_dir / f"checkpoint-epoch-{best['epoch']}"]
         best["model"] = next((str(folder) for folder in kept if folder.is_dir()), None)
         before = f" (before training {best['before_training']:.4f})" if best["before_training"] is not None else ""
-        log.say(
-            f"best epoch {best['epoch']}: {best['metric']} {best['value']:.4f}{before}; {best['model'] or 'not kept'}"
-        )
+        value = f"{best['metric']} {best['value']:.4f}{before}"
+        log.say(f"best epoch {best['epoch']}: {value}; {best['model'] or 'not kept'}")
     write_json(
         run_dir / "training_summary_report.json",
         {

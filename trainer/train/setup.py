@@ -15,8 +15,7 @@ from trainer.model.build import count_parameters, load_embedder
 from trainer.model_folder.files import weights_sha256
 from trainer.planner.plan import PLAN_VERSION, BatchPlan, total_steps
 from trainer.preflight.inputs import Inputs
-from trainer.run_dir import checkpoint_writer as checkpoint
-from trainer.run_dir.checkpoint_writer import Writer
+from trainer.run_dir.checkpoint_writer import Writer, read_moments, sweep
 from trainer.run_dir.layout import TrainState, newest, read_state
 from trainer.run_dir.log import RunLog
 from trainer.run_dir.record import chosen_budget, describe_run
@@ -74,9 +73,8 @@ def _load_model(
 ) -> tuple[LoadedModel, tuple[int, int]]:
     """Returns the model in its engine, as the checkpoint `folder` has it, and (trained, all) parameters. Collective."""
     config = inputs.config
-    embedder, tokenizer, spec, untrained = load_embedder(
-        config.model, folder, runtime.device, runtime.dtype, config.train.seed, spec=inputs.spec
-    )
+    placing = runtime.device, runtime.dtype, config.train.seed
+    embedder, tokenizer, spec, untrained = load_embedder(config.model, folder, *placing, spec=inputs.spec)
     if embedder.adapter:
         starts = [Path(path) for path in (config.model.lora.start, folder) if path]
         embedder.adapter.base_sha256 = runtime.world.on_first(lambda: hash_base(spec.base, starts))
@@ -86,7 +84,7 @@ def _load_model(
     engine = runtime.build(embedder, config.optim)
     if folder:
         if state.updates:
-            engine.load_moments(checkpoint.read_moments(folder), state.updates)
+            engine.load_moments(read_moments(folder), state.updates)
         engine.scale.load(state.loss_scale)
     return LoadedModel(engine, spec, tokenizer, copy.deepcopy(tokenizer), untrained), counts
 
@@ -118,15 +116,14 @@ def make_temperatures(objectives: dict[str, Objective], states: dict[str, dict])
         if objective.config.temperature_lr is None:
             continue
         first = next(other for other, shared in objectives.items() if shared is objective)
-        temperatures[name] = temperatures.get(first) or LearnedTemperature(
-            objective.config.temperature, objective.config.temperature_lr, states.get(name)
-        )
+        start = objective.config.temperature, objective.config.temperature_lr, states.get(name)
+        temperatures[name] = temperatures.get(first) or LearnedTemperature(*start)
     return temperatures
 
 
 def _prepare_folder(run_dir: Path, config: RunConfig, topology: dict, plan: BatchPlan, plan_facts: dict) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
-    checkpoint.sweep(run_dir)
+    sweep(run_dir)
     remove_marker(run_dir)
     if not (run_dir / "run.json").exists():  # a resumed run keeps the record of how it began
         write_json(run_dir / "run.json", describe_run(config, topology, plan.fingerprint, plan_facts))
