@@ -4,9 +4,8 @@
 """
 
 import importlib.metadata
-import sys
 
-from data_prep.common.errors import BadInput
+from data_prep.common.files import check
 from trainer.config.sections import FreezeConfig, RunConfig
 from trainer.distributed.engines import ENGINES, ZERO
 
@@ -67,8 +66,7 @@ def check_modes(config: RunConfig, engine: str | None = None) -> None:
             importlib.metadata.version("bitsandbytes")
         except importlib.metadata.PackageNotFoundError:
             problems.append(f"{needed} needs bitsandbytes, which is not installed: pip install 'embedfleet[qlora]'")
-    if problems:
-        raise BadInput(problems)
+    check(problems)
 
 
 def table() -> str:
@@ -78,10 +76,11 @@ def table() -> str:
     def cell(row: str, column: str) -> str:
         if row in MODES and column in MODES:
             return ""
-        found = [f"{reasons.index(why) + 1}" for what, why in REFUSED.items() if {row, column} <= {*what}]
-        found = list(dict.fromkeys(found))  # for several engines
-        whole = (row, column) in REFUSED
-        return "yes" if not found else f"no ({', '.join(found)})" if whole else f"some ({', '.join(found)})"
+        notes = [f"{reasons.index(why) + 1}" for what, why in REFUSED.items() if {row, column} <= {*what}]
+        if not notes:
+            return "yes"
+        answer = "no" if (row, column) in REFUSED else "some"  # for several engines: each note once
+        return f"{answer} ({', '.join(dict.fromkeys(notes))})"
 
     lines = [("", *columns), ("---",) * (len(columns) + 1)]
     lines += [(row, *(cell(row, column) for column in columns)) for row in (*MODES, *OPTIONS)]
@@ -94,4 +93,3 @@ def table() -> str:
 
 if __name__ == "__main__":
     print(table())
-    sys.exit(0)

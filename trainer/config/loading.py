@@ -7,6 +7,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from data_prep.common.errors import BadInput, nearest
+from data_prep.common.files import check
 from trainer.config.sections import RunConfig
 from trainer.config.yaml_reader import override, read_values
 
@@ -35,25 +36,23 @@ def _problem(error: dict, where: str, lines: dict[tuple, int | str]) -> tuple[st
     """Returns (key, message) of a pydantic error."""
     path, section = _known_path(error["loc"])
     line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), None)
-    place = line if isinstance(line, str) else f"{where}:{line}" if line else where
+    origin = line if isinstance(line, str) else f"{where}:{line}" if line else where
     key = ".".join(map(str, path))
     if error["type"] == "extra_forbidden":
         known = section.model_fields
-        return key, f"{place}: unknown key {key!r}.{nearest(str(path[-1]), known)} Known here: {', '.join(known)}"
+        return key, f"{origin}: unknown key {key!r}.{nearest(str(path[-1]), known)} Known here: {', '.join(known)}"
     if error["type"] == "missing" and path == error["loc"]:
-        return key, f"{place}: key {key!r} is missing"
+        return key, f"{origin}: key {key!r} is missing"
     given = json.dumps(error["input"], default=str, ensure_ascii=False)
     if error["type"] == "model_type":
-        return key, f"{place}: {key} is a section: write {key}: {{key: value}} (given: {given[:80]})"
+        return key, f"{origin}: {key} is a section: write {key}: {{key: value}} (given: {given[:80]})"
     text = error["msg"].removeprefix("Value error, ")
-    return key, f"{place}: {key}: {text[0].lower()}{text[1:]} (given: {given[:80]})"
+    return key, f"{origin}: {key}: {text[0].lower()}{text[1:]} (given: {given[:80]})"
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple = ()) -> RunConfig:
-    """Reads a run file (.yaml, .yml or .json) and `section.key=value` overrides.
-
-    Raises BadInput with every problem found: file, line, key and the nearest known key.
-    """
+    """Reads a run file (.yaml, .yml or .json) and `section.key=value` overrides. Raises BadInput with every problem:
+    file, line, key and the nearest known key."""
     path = Path(path)
     if path.suffix not in (".yaml", ".yml", ".json"):
         raise BadInput(f"{path}: a run file ends in .yaml, .yml or .json")
@@ -68,7 +67,7 @@ def parse_config(
     values: dict, where: str, lines: dict[tuple, int | str] | None = None, problems: list[str] | None = None
 ):
     """Validates nested values into a RunConfig; `where` names their origin in messages."""
-    problems = problems if problems is not None else []
+    problems = problems or []
     try:
         config = RunConfig.model_validate(values, strict=False)
     except ValidationError as error:
@@ -81,8 +80,7 @@ def parse_config(
         raise BadInput(problems + [line for _, line in unique.values()]) from None
     if not all(0 <= beta < 1 for beta in config.optim.betas):
         problems.append(f"{where}: optim.betas must lie in [0, 1) (given: {list(config.optim.betas)})")
-    if problems:
-        raise BadInput(problems)
+    check(problems)
     return config
 
 

@@ -131,13 +131,11 @@ def _todays_name(name: Any) -> Any:
 
 
 class LossConfig(Section):
-    """What is minimised, over the whole global batch: one loss, or several with weights. See trainer/loss/.
+    """The loss of the whole global batch: one, or several with weights. See trainer/loss/."""
 
-    name: one of LOSSES or `package.module:function`, or {name: weight, …}. directions: the pairs InfoNCE compares.
-    """
-
+    # one of LOSSES or `package.module:function`, or {name: weight, …}
     name: Annotated[str | dict[str, float], BeforeValidator(_todays_name)] = "infonce"
-    directions: Literal[tuple(DIRECTIONS)] = "query_to_doc"
+    directions: Literal[tuple(DIRECTIONS)] = "query_to_doc"  # the pairs InfoNCE compares
     temperature: float = Field(0.05, gt=0)  # of infonce, cosent and kl's student
     temperature_lr: float | None = Field(None, gt=0)  # None: fixed
     teacher_temperature: float = Field(1.0, gt=0)
@@ -178,11 +176,9 @@ _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 class OptimConfig(Section):
-    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101); biases and norms take no weight decay.
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101); biases and norms take no weight decay."""
 
-    name: adamw, or adamw_8bit, whose moments take a quarter of the memory (Dettmers et al. 2022, arXiv:2110.02861).
-    """
-
+    # 8 bits: the moments take a quarter of the memory (Dettmers et al. 2022, arXiv:2110.02861)
     name: Literal["adamw", "adamw_8bit"] = "adamw"
     lr: float = Field(2e-5, gt=0)
     weight_decay: float = Field(0.01, ge=0)
@@ -225,18 +221,13 @@ GENERAL = "general"  # name of data.general among the evaluation sets
 
 
 class WatchConfig(Section):
-    """Early stopping and warnings at the ends of epochs.
+    """Early stopping and warnings at the ends of epochs. tolerance: of a fall on data.general (by nDCG@10 beside
+    train_loss), and of a rise of the train rows' similarities while the metric falls, before there is a warning."""
 
-    metric: of data.eval (nDCG@10 …), SOURCE/metric, general/metric or train_loss.
-    patience: epochs without a value that is better by more than min_delta, after which the run ends. keep_best: the
-    model of the best epoch stays in best/. tolerance: of a fall on data.general (by nDCG@10 beside train_loss),
-    and of a rise of the train rows' similarities while the metric falls, before there is a warning.
-    """
-
-    metric: str = "nDCG@10"
-    patience: int | None = Field(None, ge=1)
-    min_delta: float = Field(0.0, ge=0)
-    keep_best: bool = False
+    metric: str = "nDCG@10"  # of data.eval (nDCG@10 …), SOURCE/metric, general/metric or train_loss
+    patience: int | None = Field(None, ge=1)  # epochs without a better value, after which the run ends
+    min_delta: float = Field(0.0, ge=0)  # by which a better value must be better
+    keep_best: bool = False  # the model of the best epoch stays in best/
     tolerance: float = Field(0.02, gt=0)
 
 
@@ -272,11 +263,9 @@ class RunConfig(Section):
 
 
 def lr_factor(step: int, total: int, optim: OptimConfig) -> float:
-    """Learning rate of optimizer step `step` (0-based) of `total`, as a share of optim.lr.
-
-    Rises linearly over round(warmup_ratio * total) steps (the first step already learns), then falls to 0 after the
-    last step, linearly or along half a cosine. A pure function: there is no scheduler state to lose.
-    """
+    """Learning rate of optimizer step `step` (0-based) of `total`, as a share of optim.lr. Rises linearly over
+    round(warmup_ratio * total) steps (the first step already learns), then falls to 0 after the last step, linearly or
+    along half a cosine. A pure function: there is no scheduler state to lose."""
     warmup = round(optim.warmup_ratio * total)
     if step < warmup:
         return (step + 1) / warmup
@@ -288,7 +277,3 @@ def lr_factor(step: int, total: int, optim: OptimConfig) -> float:
             return 0.5 * (1.0 + math.cos(math.pi * done))
         case _:
             return 1.0
-
-
-TRAIN_LOSS = "train_loss"
-GENERAL = "general"  # name of data.general among the evaluation sets

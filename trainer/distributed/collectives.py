@@ -67,11 +67,8 @@ class World:
         return travelling.to(values.device)
 
     def sum_flat(self, tensors: list[Tensor], bucket_bytes: int) -> None:
-        """Sums tensors over ranks in place, packed into fixed buckets in the given order.
-
-        With three and more ranks the order of a floating-point sum depends on the number's position in its bucket.
-        Fixed buckets keep it, which exact resume needs.
-        """
+        """Sums tensors over ranks in place, packed into fixed buckets in the given order. With three and more ranks the
+        order of a floating-point sum depends on the number's position in its bucket; exact resume needs it fixed."""
         if self.size == 1:
             return
         for bucket in in_buckets(tensors, bucket_bytes):
@@ -144,10 +141,7 @@ class World:
         )
 
     def _whereabouts(self) -> str:
-        """Returns the last report of every rank.
-
-        A thread asks the store: over a cut link the answer would take TCP's 15 minutes.
-        """
+        """Returns the ranks' last reports. A thread asks: over a cut link the store would take TCP's 15 minutes."""
         answers: list[str] = []
         query = threading.Thread(target=lambda: answers.append(self._reports()), daemon=True)
         query.start()

@@ -1,6 +1,7 @@
 """DeepSpeed's JSON files, and what DeepSpeed needs to run. Never imports torch."""
 
 import importlib.metadata
+import json
 import os
 import shutil
 import sys
@@ -23,12 +24,8 @@ def zero_engine(zero: Mapping) -> str | None:
 
 
 def read_ds_json(name: str) -> dict:
-    """Reads a DeepSpeed JSON by path; a missing path is looked up by its file name in our own ds_configs/.
-
-    Accelerate resolves it against the working folder, which fails from any other folder.
-    """
-    import json
-
+    """Reads a DeepSpeed JSON by path; a missing path is looked up by its file name in our own ds_configs/. (Accelerate
+    resolves it against the working folder alone.) Raises BadInput."""
     own = config_folder("ds_configs") / Path(name).name
     path = Path(name) if Path(name).is_file() else own
     if not path.is_file():
@@ -65,10 +62,7 @@ def check_deepspeed(device: str) -> None:
 
 
 def ninja() -> str | None:
-    """Returns the path of ninja: the one beside the interpreter first, from the deepspeed extra.
-
-    Another version of ninja would compile everything again.
-    """
+    """Returns the path of ninja: the one beside the interpreter first. Another version would compile all again."""
     beside = Path(sys.executable).with_name("ninja")
     return str(beside) if beside.exists() else shutil.which("ninja")
 

@@ -10,10 +10,8 @@ DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # of tra
 
 
 def pick_device(asked: str, engine: str | None = None, several: bool = False) -> str:
-    """Returns cpu, mps or cuda. `auto` takes the first that is present; a missing device raises BadInput.
-
-    asked: train.device. several: more than one rank, or ZeRO. An Apple GPU carries one process only.
-    """
+    """Returns cpu, mps or cuda. asked: train.device; `auto` takes the first that is present. several: more than one
+    rank, or ZeRO. Raises BadInput for a missing device."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     device = {lone: device for device, lone in LONE.items()}.get(engine or "", asked)
     if forces_cpu():

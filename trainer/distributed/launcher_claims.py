@@ -97,11 +97,8 @@ def _ancestor_commands() -> list[list[str]]:
 
 
 def accelerate_claim(command: list[str]) -> Claim | None:
-    """Returns the claim of an `accelerate launch …` command line, None for another command.
-
-    Accelerate's simple launcher (MULTI_CPU, --cpu) does not pass --num_processes on to its child, so the parent's
-    command line is the only source.
-    """
+    """Returns the claim of an `accelerate launch …` command line, None for another command. Its simple launcher
+    (MULTI_CPU, --cpu) does not pass --num_processes on to its child: the parent's command line is the only source."""
     options = _accelerate_options(command)
     if options is None:
         return None

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data_prep.common.console import say
 from data_prep.common.errors import KnownError
+from data_prep.common.files import write_json
 from trainer.distributed.launcher_claims import rank
 
 MARKER = "requeue.json"  # in the run directory: this run was stopped from outside and wants to go on
@@ -51,23 +52,17 @@ class StopRequest:
 
 
 def listen_early() -> None:
-    """Notes SIGUSR1 for listening(): a scheduler may send it while a run still loads its libraries.
-
-    Not SIGTERM: launchers send it to ranks when another rank has failed, and those would wait for that one.
-    """
+    """Notes SIGUSR1 for listening(): a scheduler may send it while a run still loads its libraries. Not SIGTERM:
+    launchers send it to ranks when another rank has failed, and those would wait for that one."""
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, StopRequest().receive)
-
-
-def _noted_early() -> StopRequest | None:
-    owner = getattr(signal.getsignal(signal.SIGUSR1), "__self__", None) if hasattr(signal, "SIGUSR1") else None
-    return owner if isinstance(owner, StopRequest) else None
 
 
 @contextmanager
 def listening() -> Iterator[StopRequest]:
     """Turns signals into a StopRequest while the block runs (in the main thread: Python has signals nowhere else)."""
-    request = _noted_early() or StopRequest()
+    early = getattr(signal.getsignal(signal.SIGUSR1), "__self__", None) if hasattr(signal, "SIGUSR1") else None
+    request = early if isinstance(early, StopRequest) else StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
@@ -81,8 +76,6 @@ def listening() -> Iterator[StopRequest]:
 
 def write_marker(run_dir: Path, stopped: Stopped, step: int) -> None:
     """Writes the marker by which a supervisor starts this run again with --resume. Rank 0."""
-    from data_prep.common.files import write_json
-
     write_json(run_dir / MARKER, {"signal": signal.Signals(stopped.signal_number).name, "step": step})
 
 

@@ -25,13 +25,13 @@ class Disagreement(BadInput):
 
 
 def facts_of(config: RunConfig, fingerprint: str | None) -> dict[str, str]:
-    """What must be the same on every rank, as short texts; what cannot be read is reported later, by its own check.
-
-    fingerprint: of the train shards, or None where they cannot be opened.
-    """
+    """Returns short texts that must be the same on every rank. fingerprint: of the train shards, None where they cannot
+    be opened: whatever cannot be read is reported later, by its own check."""
+    root = Path(__file__).resolve().parents[2]
+    sources = sorted(path for package in ("trainer", "data_prep") for path in (root / package).rglob("*.py"))
     facts = {
         "run file": _digest(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()),
-        "code": _digest(b"".join(path.read_bytes() for path in _sources())),
+        "code": _digest(b"".join(path.read_bytes() for path in sources)),
         "library version": json.dumps(versions()),
         "data": fingerprint or "unreadable",
     }
@@ -40,11 +40,6 @@ def facts_of(config: RunConfig, fingerprint: str | None) -> dict[str, str]:
         files = sorted(path for path in folder.rglob("*.json") if path.is_file())
         facts["model"] = _digest(b"".join(path.read_bytes() for path in files))
     return facts
-
-
-def _sources() -> list[Path]:
-    root = Path(__file__).resolve().parents[2]
-    return sorted(path for package in ("trainer", "data_prep") for path in (root / package).rglob("*.py"))
 
 
 def _digest(content: bytes) -> str:

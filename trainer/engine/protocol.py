@@ -25,9 +25,7 @@ class Applied:
 
 class Engine(Protocol):
     """Holds a model, runs its passes, brings gradients together once per optimizer step, and updates the weights.
-
-    State goes out and comes in as full fp32 tensors by parameter name, so any engine resumes any other's checkpoint.
-    """
+    State goes out and comes in as full fp32 tensors by parameter name, so any engine resumes any other's checkpoint."""
 
     world: World
     device: torch.device
@@ -57,15 +55,11 @@ class Engine(Protocol):
 
     def weights(self) -> dict[str, Tensor]:
         """Full fp32 weights by name, on the CPU: of the model or of its adapter (rank 0; empty elsewhere). Collective.
-
-        The tensors may be the engine's own: copy them before the next update.
-        """
+        The tensors may be the engine's own: copy them before the next update."""
 
     def moments(self) -> dict[str, Tensor]:
         """AdamW's moments as `<MOMENTS>.<parameter>`, on the CPU, and the average of the weights. Collective.
-
-        Complete on rank 0; empty before the first step.
-        """
+        Complete on rank 0; empty before the first step."""
 
     def load_moments(self, moments: dict[str, Tensor], updates: int) -> None:
         """Loads full moments by name. updates: AdamW updates that they have seen. Weights are loaded before."""

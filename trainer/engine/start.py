@@ -19,6 +19,7 @@ from trainer.distributed.launcher_claims import Claim, check_world, claims, forc
 from trainer.distributed.stop import Stopped
 from trainer.engine.protocol import Engine
 from trainer.engine.torch_engine import TorchEngine
+from trainer.engine.zero_engine import ZeroEngine, load_models_whole, plugin
 from trainer.model.embedder import Embedder
 
 
@@ -38,18 +39,14 @@ class Runtime:
 
     def build(self, embedder: Embedder, optim: OptimConfig) -> Engine:
         if self.engine in ZERO:
-            from trainer.engine.zero_engine import ZeroEngine
-
             return ZeroEngine(self.accelerator, embedder, optim, self.world, self.dtype)
         return TorchEngine(embedder, optim, self.world, self.device, self.dtype)
 
 
 def start(config: RunConfig, run_file: str, engine: str | None = None, processes: int | None = None) -> Runtime:
-    """Joins the process group and checks that the world is the planned one, before anything is loaded.
-
-    engine, processes: the trainer's flags. The launcher's environment and command line are compared with the actual
-    world as well. Raises BadInput with what to run instead.
-    """
+    """Joins the process group and checks that the world is the planned one, before anything is loaded. Raises BadInput
+    with what to run instead. engine, processes: the trainer's flags; the launcher's environment and command line are
+    compared with the actual world as well."""
     planned = claims(engine, processes)
     if any(claim.engine and claim.engine not in ENGINES for claim in planned):  # accelerate itself may fail of it
         check_world(world_size(), "ddp", planned, run_file)
@@ -60,7 +57,10 @@ def start(config: RunConfig, run_file: str, engine: str | None = None, processes
     if kind == "cpu":  # DeepSpeed, which other libraries import where it is installed, would look for a GPU and warn
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if "WORLD_SIZE" not in os.environ and not ds_json:
-        return _lone_process(config, kind, planned, run_file)
+        # no group to join, and Accelerate's import stays out of the time to start
+        check_world(1, LONE[kind], planned, run_file)
+        device = torch.device(kind, 0) if kind == "cuda" else torch.device(kind)
+        return Runtime(None, World(), device, LONE[kind], DTYPES[config.train.precision])
     _share_cores()
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
@@ -69,11 +69,10 @@ def start(config: RunConfig, run_file: str, engine: str | None = None, processes
         os.environ["ACCELERATE_TORCH_DEVICE"] = kind
     deepspeed_plugin = None
     if ds_json:
-        from trainer.engine.zero_engine import plugin
-
         deepspeed_plugin = plugin(ds_json, config.optim.max_grad_norm, torch.device(kind))
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
-        _describe_lone_process()
+        if "WORLD_SIZE" not in os.environ:
+            _describe_lone_process()
     # Without an explicit backend each CPU rank under DeepSpeed would silently train alone.
     backend = "nccl" if kind == "cuda" else "gloo"
     timeout = timedelta(minutes=config.train.timeout_minutes)  # a cut link is noticed by this alone
@@ -85,8 +84,6 @@ def start(config: RunConfig, run_file: str, engine: str | None = None, processes
         kwargs_handlers=handlers,
     )
     if ds_json:
-        from trainer.engine.zero_engine import load_models_whole
-
         load_models_whole()
     world = World(accelerator.process_index, accelerator.num_processes)
     actual = _actual_engine(accelerator, world)
@@ -94,13 +91,6 @@ def start(config: RunConfig, run_file: str, engine: str | None = None, processes
         planned.append(Claim("embedfleet", engine="ddp"))
     check_world(world.size, actual, planned, run_file)
     return Runtime(accelerator, world, accelerator.device, actual, DTYPES[config.train.precision])
-
-
-def _lone_process(config: RunConfig, kind: str, planned: list[Claim], run_file: str) -> Runtime:
-    """One process without a launcher: no group to join, and Accelerate's import stays out of the time to start."""
-    check_world(1, LONE[kind], planned, run_file)
-    device = torch.device(kind, 0) if kind == "cuda" else torch.device(kind)
-    return Runtime(None, World(), device, LONE[kind], DTYPES[config.train.precision])
 
 
 @contextmanager
@@ -170,8 +160,6 @@ def _share_cores() -> None:
 
 def _describe_lone_process() -> None:
     """Describes a world of one to DeepSpeed, which needs a process group even without a launcher."""
-    if "WORLD_SIZE" in os.environ:
-        return
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -186,6 +174,4 @@ def _actual_engine(accelerator, world: World) -> str:
         return zero_engine(accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"])
     if kind not in ("NO", "MULTI_GPU", "MULTI_CPU"):
         return kind.lower()  # none of ours
-    if world.size > 1:
-        return "ddp"
-    return LONE[accelerator.device.type]
+    return "ddp" if world.size > 1 else LONE[accelerator.device.type]

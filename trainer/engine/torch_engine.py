@@ -18,11 +18,9 @@ BUCKET_BYTES = 64 * 2**20
 
 
 class TorchEngine(Engine):
-    """Replicated weights. Gradients are summed over ranks in fixed buckets, once per step.
-
-    Not torch's DistributedDataParallel: it reduces per backward pass, re-orders its buckets after the first step (which
-    breaks bit-exact resume with three and more ranks) and divides by the number of ranks.
-    """
+    """Replicated weights. Gradients are summed over ranks in fixed buckets, once per step. Not by torch's
+    DistributedDataParallel: it reduces per backward pass, re-orders its buckets after the first step (which breaks
+    bit-exact resume with three and more ranks) and divides by the number of ranks."""
 
     lockstep = False  # ranks may run different numbers of forward passes
     gradient_factor = 1.0  # gradients are summed over ranks

@@ -14,10 +14,7 @@ PREFIX = "ema."  # of a parameter's name, in a checkpoint's state
 
 
 class Average:
-    """average <- decay * average + (1 - decay) * weights, once per update.
-
-    Ranks divide the average as they divide the weights.
-    """
+    """average <- decay * average + (1 - decay) * weights, once per update. Ranks divide it as they do the weights."""
 
     def __init__(self, named: dict[str, nn.Parameter], decay: float, refresh: Callable[[], None] = lambda: None):
         """named: the trained parameters. refresh: called after the weights were changed in place here."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from data_prep.common.console import say
-from data_prep.common.errors import BadInput
+from data_prep.common.files import check
 from trainer.config.sections import OptimConfig
 from trainer.distributed.collectives import World
 from trainer.distributed.compile_lock import compiling_alone
@@ -30,16 +30,11 @@ from trainer.model.embedder import Embedder
 
 
 def plugin(ds_json: str, max_grad_norm: float | None, device: torch.device):
-    """Returns Accelerate's DeepSpeedPlugin for one of our JSONs, or a user's.
-
-    Raises BadInput for a missing package, a version that loses gradients, a missing compiler, or a JSON that states a
-    fact the run file owns.
-    """
+    """Returns Accelerate's DeepSpeedPlugin for one of our JSONs, or a user's. Raises BadInput for a missing package, a
+    version that loses gradients, a missing compiler, or a JSON that states a fact the run file owns."""
     check_deepspeed(device.type)
     values = read_ds_json(ds_json)
-    problems = _foreign_facts(values)
-    if problems:
-        raise BadInput([f"{ds_json}: {problem}" for problem in problems])
+    check([f"{ds_json}: {problem}" for problem in _foreign_facts(values)])
     from accelerate.utils import DeepSpeedPlugin
 
     if device.type == "cpu":
@@ -69,10 +64,8 @@ def _load_operator() -> None:
 
 
 def load_models_whole() -> None:
-    """Undoes Accelerate's hook that makes transformers load (and save) partitioned tensors under ZeRO-3.
-
-    The engine partitions the weights itself; a model that is whole until then has the same code path on every engine.
-    """
+    """Undoes Accelerate's hook that makes transformers load (and save) partitioned tensors under ZeRO-3. The engine
+    partitions the weights itself; a model that is whole until then has the same code path on every engine."""
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     unset_hf_deepspeed_config()
@@ -193,10 +186,8 @@ class ZeroEngine(Engine):
         return full
 
     def load_moments(self, moments: dict[str, Tensor], updates: int) -> None:
-        """Creates the states of this rank's partitions and fills them fragment by fragment.
-
-        DeepSpeed's setter needs states that exist and, under ZeRO-3, sizes that divide by the ranks.
-        """
+        """Creates the states of this rank's partitions and fills them fragment by fragment: DeepSpeed's setter needs
+        states that exist and, under ZeRO-3, sizes that divide by the ranks."""
         if self.average:
             self.average.load(moments, self.world.rank)
         zero, state = self.optimizer, self.optimizer.optimizer.state
@@ -210,10 +201,9 @@ class ZeroEngine(Engine):
                 self._fill(parameter, key, moments[f"{key}.{name}"].flatten())
 
     def _link_states(self) -> None:
-        """Ties parameters to their states again, which DeepSpeed's getters need."""
+        """Ties parameters to their states again, which DeepSpeed's getters need: ZeRO-1/2 do so once, when the first
+        parameter group has stepped and the later ones have no state yet."""
         if self.stage < 3:
-            # ZeRO-1/2 tie parameters to their states once, when the first parameter group has stepped and the later
-            # ones have no state yet: tie them again.
             self.optimizer._hp_optimizer_states_linked = False
             self.optimizer._lazy_init_hp_params_optimizer_state()
 
@@ -226,5 +216,5 @@ class ZeroEngine(Engine):
             return
         mapping = parameter._hp_mapping
         if mapping is not None:  # this rank owns a fragment of the parameter
-            where = mapping.lp_fragment_address
-            mapping.get_hp_fragment(key).copy_(value[where.start : where.start + where.numel])
+            fragment = mapping.lp_fragment_address
+            mapping.get_hp_fragment(key).copy_(value[fragment.start : fragment.start + fragment.numel])

@@ -10,10 +10,7 @@ from trainer.loss.exchange import NO_ROW, DocumentKeys, DocumentScores
 
 @dataclass
 class Batch:
-    """Texts of b rows: b queries, then b positives (one each, in order), then k hard negatives.
-
-    Documents are the texts after the queries: n = b + k.
-    """
+    """Texts of b rows: b queries, then n = b + k documents: the rows' positives in order, and k hard negatives."""
 
     row_ids: list[int]  # (b,) in the data
     tokens: list[list[int]]  # (b + n,) token ids of each text

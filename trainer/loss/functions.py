@@ -15,10 +15,8 @@ def cosine_mse(queries: Tensor, positives: Tensor, scores: Tensor) -> Tensor:
 
 
 def cosent(queries: Tensor, positives: Tensor, scores: Tensor, temperature: float = 0.05) -> Tensor:
-    """CoSENT (Huang et al. 2024, doi:10.1109/TASLP.2024.3402087) of the whole batch: one number, not a sum over rows.
-
-    log(1 + sum of exp((cos_i - cos_j) / temperature) over pairs with score_i < score_j). (m, d), (m, d), (m,).
-    """
+    """CoSENT (Huang et al. 2024, doi:10.1109/TASLP.2024.3402087) of the whole batch, one number: log(1 + sum of
+    exp((cos_i - cos_j) / temperature) over pairs with score_i < score_j). (m, d), (m, d), (m,)."""
     cosines = F.cosine_similarity(queries, positives)
     # m numbers: on the CPU in float64, which MPS lacks
     order = scores.cpu().argsort()
@@ -62,10 +60,8 @@ def margin_mse(
     teacher_positive: Tensor,
     teacher_negative: Tensor,
 ) -> Tensor:
-    """Sum over hard negatives of the squared error of (positive - negative) similarity against the teacher's.
-
-    Hofstätter et al. 2020, arXiv:2010.02666. Arguments as for kl.
-    """
+    """Sum over hard negatives of the squared error of (positive - negative) similarity against the teacher's
+    (Hofstätter et al. 2020, arXiv:2010.02666). Arguments as for kl."""
     positive, negative = _own_similarities(queries, documents, target, negative_row, negative_index)
     student = positive[negative_row] - negative
     return (student - (teacher_positive[negative_row] - teacher_negative)).square().sum()

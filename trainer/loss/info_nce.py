@@ -170,10 +170,8 @@ def _groups(queries, documents, query_grad, doc_grad, task: _Task) -> list[list[
 
 
 def _tile(blocks: list[_Block], start: int, stop: int, buffer: Tensor, masks, task: _Task, tau: float, share: float):
-    """Computes one softmax of rows start..stop (t of them) and adds its gradient to the blocks'.
-
-    buffer: memory for the (t, sum of w) logits, reused by every tile.
-    """
+    """Computes one softmax of rows start..stop (t of them) and adds its gradient to the blocks'. buffer: memory for
+    the (t, sum of w) logits, reused by every tile."""
     widths = [block.candidates.shape[0] for block in blocks]
     logits = buffer[: (stop - start) * sum(widths)].view(stop - start, sum(widths))
     parts = logits.split(widths, dim=1)  # (t, w) each

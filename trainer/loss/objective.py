@@ -28,9 +28,7 @@ class Objective:
 
     def __init__(self, config: LossConfig, normalised: bool, loss_fn: Callable | None = None):
         """normalised: the model's embeddings have length 1. loss_fn: replaces the loss that config names.
-
-        Raises BadInput for a user's function that cannot be imported.
-        """
+        Raises BadInput for a user's function that cannot be imported."""
         self.config, self.normalised = config, normalised
         self.terms = {getattr(loss_fn, "__name__", "loss_fn"): 1.0} if loss_fn else config.terms
         self.user = {name: loss_fn or load_loss_fn(name) for name in self.terms if loss_fn or name not in LOSSES}
@@ -56,11 +54,9 @@ class Objective:
     def __call__(
         self, embeddings: Tensor, batch: Batch, counts: list[tuple[int, int]], world: World
     ) -> tuple[Tensor, Tensor]:
-        """Returns the gradient of the (texts, d) embeddings by this rank's share of the loss, and sums to log.
-
-        counts: (rows, documents) of each rank. The sums, (names,) float64 on the CPU, are in the order of stat_names;
-        added over ranks they are the global batch's. Collective.
-        """
+        """Returns the gradient of the (texts, d) embeddings by this rank's share of the loss, and sums to log: (names,)
+        float64 on the CPU, named by stat_names; over ranks they add up to the global batch's. Collective.
+        counts: (rows, documents) of each rank."""
         scope = self._scope(embeddings.detach(), batch, counts, world)
         leaves = [scope.queries.requires_grad_(), scope.documents.requires_grad_()]
         temperature: float | Tensor = self.temperature
@@ -144,9 +140,8 @@ class Objective:
             documents_of_rank = [n for _, n in counts]
             keys = DocumentKeys.unpack(world.gather_rows(keys.pack(), documents_of_rank))
             if self.gathers_all:
-                scores = DocumentScores.unpack(
-                    world.gather_rows(scores.pack().to(device if world.size > 1 else "cpu"), documents_of_rank)
-                )
+                packed = scores.pack().to(device if world.size > 1 else "cpu")
+                scores = DocumentScores.unpack(world.gather_rows(packed, documents_of_rank))
             if self.gathers_queries:
                 pool = world.gather_rows(embeddings, [r + n for r, n in counts])
                 parts = pool.split([size for block in counts for size in block])
@@ -173,10 +168,7 @@ class Objective:
         )
 
     def _home(self, query_grad: Tensor, doc_grad: Tensor, counts: list[tuple[int, int]], world: World) -> Tensor:
-        """Returns the (texts, d) gradient of this rank's embeddings, summed over ranks: queries, then documents.
-
-        Collective.
-        """
+        """Returns the (texts, d) gradient of this rank's embeddings, summed over ranks. Collective."""
         if not self.gathers:
             return torch.cat([query_grad, doc_grad])
         docs = [n for _, n in counts]

@@ -13,10 +13,8 @@ from trainer.loss.masks import duplicate_mask, row_mask
 
 @dataclass
 class Scope:
-    """Embeddings that a loss sees, of all ranks or of this one, and the facts about their n documents.
-
-    Documents stand rank after rank: each rank's positives in the order of its rows, then its hard negatives.
-    """
+    """Embeddings that a loss sees, of all ranks or of this one, and the facts about their n documents, which stand
+    rank after rank: each rank's positives in the order of its rows, then its hard negatives."""
 
     queries: Tensor  # (m, d), of all ranks only where the loss needs them
     documents: Tensor  # (n, d)

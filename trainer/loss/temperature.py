@@ -5,9 +5,7 @@ import math
 
 class LearnedTemperature:
     """A loss's temperature as a trained number: Adam on its logarithm (Radford et al. 2021, arXiv:2103.00020, 2.5).
-
-    Not a parameter of the model: every rank knows its whole gradient, so it is the same on every engine.
-    """
+    Not a parameter of the model: every rank knows its whole gradient, so it is the same on every engine."""
 
     LEAST = 1e-3
 

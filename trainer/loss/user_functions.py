@@ -44,7 +44,5 @@ def load_loss_fn(name: str) -> Callable:
 
 def import_functions(losses: Iterable[LossConfig]) -> None:
     """Imports every user's function that the losses name. Raises BadInput."""
-    for loss in losses:
-        for name in loss.terms:
-            if name not in LOSSES:
-                load_loss_fn(name)
+    for name in (name for loss in losses for name in loss.terms if name not in LOSSES):
+        load_loss_fn(name)

@@ -22,7 +22,6 @@ from trainer.model_folder.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 BASE_HASH = "base_sha256"  # key in the header of the weights: hash of the base's weights, see folder.weights_sha256
 _PREFIX = "base_model.model."  # of a parameter in peft's files
-_DROPOUT = ".lora_dropout."
 # peft writes a DoRA magnitude without ".weight", and reads it with or without; transformers 5.23 reads it with only.
 _FILE_NAME = re.compile(r"\.lora_magnitude_vector$")
 
@@ -40,10 +39,8 @@ class Adapter:
         return self.model.peft_config["default"].lora_dropout > 0
 
     def write(self, folder: Path, weights: dict[str, Tensor]) -> None:
-        """Writes adapter_model.safetensors and adapter_config.json, the same bytes for the same weights.
-
-        weights: CPU tensors by the backbone's parameter names.
-        """
+        """Writes adapter_model.safetensors and adapter_config.json, the same bytes for the same weights: CPU tensors by
+        the backbone's parameter names."""
         named = {_PREFIX + name: tensor for name, tensor in weights.items()}
         state = _peft().get_peft_model_state_dict(self.model, state_dict=named, save_embedding_layers=False)
         state = {_FILE_NAME.sub(r"\g<0>.weight", name): t.contiguous() for name, t in state.items()}
@@ -61,9 +58,8 @@ class Adapter:
         try:
             keys = _peft().set_peft_model_state_dict(self.model, weights)
         except (RuntimeError, ValueError) as error:  # other sizes
-            raise BadInput(
-                f"{folder}: is an adapter of another shape ({str(error).splitlines()[-1].strip()})"
-            ) from None
+            reason = str(error).splitlines()[-1].strip()
+            raise BadInput(f"{folder}: is an adapter of another shape ({reason})") from None
         mismatched = [name for name in keys.unexpected_keys if "pooler." not in name]  # poolers are not loaded
         mismatched += [name for name in keys.missing_keys if ".lora_" in name]
         if mismatched:
@@ -81,10 +77,8 @@ def _sort_header(path: Path) -> None:
 
 
 def attach(backbone: nn.Module, config: LoraConfig, base: str, seed: int) -> Adapter:
-    """Wraps layers of the backbone and freezes the rest. seed: of the adapter's first values, the same on every engine.
-
-    Raises BadInput for targets that do not exist.
-    """
+    """Wraps layers of the backbone and freezes the rest. Raises BadInput for targets that do not exist.
+    seed: of the adapter's first values, the same on every engine."""
     settings = settings_of(backbone, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -134,7 +128,8 @@ def wrap(backbone: nn.Module, settings):
 
 def targets(backbone: nn.Module, config: LoraConfig) -> list[str] | str:
     """Returns the names of the linear layers that get adapters, or all-linear."""
-    linear = [name for name, module in backbone.named_modules() if _is_linear(module)]
+    # bitsandbytes' layers are nn.Linear as well
+    linear = [name for name, module in backbone.named_modules() if isinstance(module, nn.Linear)]
     family = family_of(backbone)
     if config.targets is None:
         default = family.targets if family else "all-linear"
@@ -148,10 +143,6 @@ def targets(backbone: nn.Module, config: LoraConfig) -> list[str] | str:
     return config.targets
 
 
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear)  # bitsandbytes' are as well
-
-
 def _among(target: str, names: list[str]) -> bool:
     """peft's rule: a name, or its end after a dot."""
     return any(name == target or name.endswith(f".{target}") for name in names)
@@ -159,7 +150,7 @@ def _among(target: str, names: list[str]) -> bool:
 
 def is_dropout(name: str) -> bool:
     """True for the name of an adapter's dropout module."""
-    return _DROPOUT in name
+    return ".lora_dropout." in name
 
 
 def recorded_base(folder: Path) -> str | None:

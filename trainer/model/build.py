@@ -23,12 +23,11 @@ def load_embedder(
     seed: int = 0,
     spec: ModelSpec | None = None,
 ):
-    """Loads (Embedder in fp32 on the CPU, tokenizer, ModelSpec, untrained) from a folder or hub id.
+    """Loads (Embedder in fp32 on the CPU, tokenizer, ModelSpec, untrained) from a folder or hub id. Raises BadInput.
 
     checkpoint: folder of the trained weights to resume from; everything else still comes from `config`. device, dtype:
-    of a quantised base, which cannot move later. seed: of a new adapter. untrained: tensors by name of a pooler that no
-    pooling here uses; exported again, so that the exported folder is complete. spec: of the folder, if
-    it was read already. Raises BadInput for a folder that cannot be loaded.
+    of a quantised base, which cannot move later. seed: of a new adapter. spec: of the folder, if it was read already.
+    untrained: tensors by name of a pooler that no pooling here uses, exported again so that the folder is complete.
     """
     spec = spec or read_spec(config, fetch(config.path, config.trust_remote_code))
     tokenizer = load_tokenizer(config, spec.path)
@@ -56,9 +55,7 @@ def build_embedder(
     if pooler is not None:
         untrained = {} if spec.bits else {f"pooler.{name}": t.clone() for name, t in pooler.state_dict().items()}
         backbone.pooler = None
-    layers = dense_layers.load(spec.dense, None if adapted or not checkpoint else checkpoint).requires_grad_(
-        not adapted
-    )
+    layers = dense_layers.load(spec.dense, None if adapted else checkpoint).requires_grad_(not adapted)
     embedder = Embedder(backbone, layers, spec.pooling, spec.normalize, config.dropout == "model")
     if spec.bits:
         layers.to(device or torch.device("cpu"))  # device of the base

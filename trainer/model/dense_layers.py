@@ -26,21 +26,19 @@ def load(specs: Iterable[DenseSpec], checkpoint: Path | None = None) -> nn.Modul
     """Builds the layers with the weights of their folders, or of a checkpoint of ours."""
     layers = build(specs)
     for spec in specs:
-        place = checkpoint / spec.name if checkpoint else Path(spec.folder)
-        layers[spec.name].load_state_dict({name: t.float() for name, t in load_file(place / WEIGHTS).items()})
+        folder = checkpoint / spec.name if checkpoint else Path(spec.folder)
+        layers[spec.name].load_state_dict({name: t.float() for name, t in load_file(folder / WEIGHTS).items()})
     return layers
 
 
 def write(folder: Path, specs: Iterable[DenseSpec], weights: dict[str, Tensor]) -> None:
-    """Writes the sub-folders of a model folder. weights: by name, as in a checkpoint.
-
-    A layer without weights there was not trained, and is written as it was read.
-    """
+    """Writes the sub-folders of a model folder. weights: by name, as in a checkpoint. A layer without weights there was
+    not trained, and is written as it was read."""
     for spec in specs:
-        place = folder / spec.name
-        place.mkdir(exist_ok=True)
+        own_folder = folder / spec.name
+        own_folder.mkdir(exist_ok=True)
         own = {n.removeprefix(f"{spec.name}."): t for n, t in weights.items() if n.startswith(f"{spec.name}.")}
-        save_file(own or load_file(Path(spec.folder) / WEIGHTS), place / WEIGHTS, metadata={"format": "pt"})
+        save_file(own or load_file(Path(spec.folder) / WEIGHTS), own_folder / WEIGHTS, metadata={"format": "pt"})
         values = {"in_features": spec.inputs, "out_features": spec.outputs, "bias": spec.bias}
         values |= {"activation_function": spec.activation}
-        (place / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        (own_folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -122,11 +122,8 @@ class Embedder(nn.Module):
             self.packing = Packing(self.backbone)
 
     def forward(self, tokens: Tensor, lengths: list[int], seed: int, autocast: torch.dtype | None = None) -> Tensor:
-        """Texts end to end -> (texts, d) float32 on the model's device.
-
-        tokens: (sum of lengths,) ids on the CPU; equal lengths should stand side by side. seed: of dropout, the same
-        seed gives the same. autocast: dtype of the matrix products, or None for fp32.
-        """
+        """Texts end to end -> (texts, d) float32 on the model's device. tokens: (sum of lengths,) ids on the CPU; equal
+        lengths should stand side by side. seed: of dropout. autocast: dtype of the matrix products, None for fp32."""
         device = next(self.backbone.parameters()).device
         if self.noisy:  # with dropout off the modules stay in eval mode, which is exact for every family
             torch.manual_seed(seed)

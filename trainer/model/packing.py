@@ -45,9 +45,7 @@ def runs_of(lengths: list[int]) -> list[Run]:
 
 class Noise:
     """Dropout noise of 16 random bits per element: several times faster than torch's generator on a CPU.
-
-    The probability is exact to 1 / 65536. The same seed yields the same bits in the same order.
-    """
+    The probability is exact to 1 / 65536. The same seed yields the same bits in the same order."""
 
     def __init__(self):
         self.reseed(0)
@@ -69,9 +67,7 @@ class Noise:
 
 def keep(bits: Tensor, p: float, like: Tensor) -> Tensor:
     """Returns 1 where an element stays and, with probability p, 0 where it is dropped; shape and dtype of `like`.
-
-    Numbers, not booleans: multiplying by them is several times faster than a boolean mask.
-    """
+    Numbers, not booleans: multiplying by them is several times faster than a boolean mask."""
     return torch.ge(bits, round(p * 65536) - 32768, out=torch.empty(bits.shape, dtype=like.dtype)).view(like.shape)
 
 
@@ -199,19 +195,13 @@ class _PackedAttention(torch.autograd.Function):
 def _pieces(runs: list[Run], heads: int):
     """Yields (run, slice of heads) whose probabilities are computed in one product."""
     for run in runs:
-        texts_at_once = max(1, PROBABILITIES // (run.length * run.length * heads))
-        if run.count > texts_at_once:
-            for first in range(0, run.count, texts_at_once):
-                part = Run(run.start + first * run.length, min(texts_at_once, run.count - first), run.length)
-                yield from _by_heads(part, heads)
-        else:
-            yield from _by_heads(run, heads)
-
-
-def _by_heads(run: Run, heads: int):
-    heads_at_once = max(1, min(heads, PROBABILITIES // (run.length * run.length * run.count)))
-    for first in range(0, heads, heads_at_once):
-        yield run, slice(first, min(heads, first + heads_at_once))
+        of_a_head = run.length * run.length  # probabilities of one text
+        texts_at_once = max(1, PROBABILITIES // (of_a_head * heads))
+        for first in range(0, run.count, texts_at_once):
+            part = Run(run.start + first * run.length, min(texts_at_once, run.count - first), run.length)
+            heads_at_once = max(1, min(heads, PROBABILITIES // (of_a_head * part.count)))
+            for head in range(0, heads, heads_at_once):
+                yield part, slice(head, min(heads, head + heads_at_once))
 
 
 def _take(x: Tensor, run: Run, heads: slice) -> Tensor:

@@ -11,11 +11,8 @@ MOMENTS = ("state1", "state2", "absmax1", "absmax2")  # bitsandbytes' names: num
 
 
 def settings(bits: int, compute: torch.dtype | None) -> dict:
-    """Returns transformers' quantisation config, as plain values that a saved folder can hold.
-
-    4 bits: NF4 with quantised constants (Dettmers et al. 2023, arXiv:2305.14314). 8 bits: LLM.int8 (Dettmers et al.
-    2022, arXiv:2208.07339).
-    """
+    """Returns transformers' quantisation config, as plain values that a saved folder can hold: NF4 with quantised
+    constants (Dettmers et al. 2023, arXiv:2305.14314), or LLM.int8 (Dettmers et al. 2022, arXiv:2208.07339)."""
     if bits == 8:
         return {"quant_method": "bitsandbytes", "load_in_8bit": True}
     return {
@@ -36,11 +33,9 @@ def arguments(bits: int, compute: torch.dtype | None, device: torch.device) -> d
 
 
 def layers(backbone: nn.Module) -> dict[str, nn.Module]:
-    """Returns the quantised linear layers by name, set to compute the same in training and in evaluation.
-
-    On a CPU with bf16 instructions a 4-bit layer would repack its weights, and compute in bf16, wherever no gradient is
-    wanted: the two forward passes over a chunk would differ.
-    """
+    """Returns the quantised linear layers by name, set to compute the same in training and in evaluation: on a CPU with
+    bf16 instructions a 4-bit layer would compute in bf16 wherever no gradient is wanted, and the two forward passes
+    over a chunk would differ."""
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # a line for every product
@@ -51,10 +46,8 @@ def layers(backbone: nn.Module) -> dict[str, nn.Module]:
 
 
 def dequantize(quantised: dict[str, nn.Module], backbone: nn.Module) -> None:
-    """Copies the dequantised weights of layers into the plain layers of another backbone.
-
-    quantised: layers by their names before an adapter was added; the other backbone may have an adapter.
-    """
+    """Copies the dequantised weights of layers into the plain layers of another backbone, which may have an adapter.
+    quantised: layers by their names before an adapter was added."""
     for name, layer in quantised.items():
         plain = backbone.get_submodule(name)
         getattr(plain, "base_layer", plain).weight.data.copy_(_weights_of(layer))

@@ -22,11 +22,9 @@ def not_recomputed(blocks: list[nn.Module]) -> Iterator[None]:
 
 
 def recompute(embedder) -> list[nn.Module]:
-    """Makes every block of the embedder's backbone compute again in the backward pass; returns the blocks.
-
-    Dropout is the same in both passes: torch restores its own generator, and run() the packed model's noise.
-    Raises BadInput for a family whose blocks transformers does not prepare for it.
-    """
+    """Makes every block of the embedder's backbone compute again in the backward pass; returns the blocks. Raises
+    BadInput for a family whose blocks transformers does not prepare for it. Dropout is the same in both passes: torch
+    restores its own generator, and run() the packed model's noise."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     blocks = [m for m in embedder.backbone.modules() if isinstance(m, GradientCheckpointingLayer)]

@@ -12,10 +12,8 @@ from trainer.model_folder.spec import POOLINGS, ModelSpec
 
 
 def save_embedder(folder: Path, weights: dict[str, Tensor], embedder: Embedder, tokenizer, spec: ModelSpec) -> None:
-    """Writes a folder that sentence-transformers and transformers load.
-
-    weights: fp32 CPU tensors by the embedder's parameter names, of the whole model or of its adapter.
-    """
+    """Writes a folder that sentence-transformers and transformers load. weights: fp32 CPU tensors by the embedder's
+    parameter names, of the whole model or of its adapter."""
     backbone = embedder.backbone
     dense_layers.write(folder, spec.dense, weights)
     weights = {name: tensor for name, tensor in weights.items() if not dense.is_of(name, spec.dense)}
@@ -32,9 +30,8 @@ def save_embedder(folder: Path, weights: dict[str, Tensor], embedder: Embedder, 
         {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"}
         for i, kind in enumerate(kinds)
     ]
-    pooling = {"word_embedding_dimension": embedder.pooled_size} | {
-        key: name == spec.pooling for name, key in POOLINGS.items()
-    }
+    pooling = {"word_embedding_dimension": embedder.pooled_size}
+    pooling |= {key: name == spec.pooling for name, key in POOLINGS.items()}
     prompts = {"query": spec.rules.query_prompt, "document": spec.rules.passage_prompt}
     for module in modules[1:]:
         (folder / module["path"]).mkdir(exist_ok=True)

@@ -12,10 +12,7 @@ from trainer.model_folder.spec import ModelSpec
 
 
 def load_tokenizer(config: ModelConfig, folder: str):
-    """Loads the fast tokenizer of the folder, or of model.tokenizer (slow ones do not report truncation).
-
-    Raises BadInput.
-    """
+    """Loads the fast tokenizer of the folder or of model.tokenizer (a slow one reports no cuts). Raises BadInput."""
     from transformers import AutoTokenizer
 
     key, source = ("model.tokenizer", fetch(config.tokenizer)) if config.tokenizer else ("model.path", folder)

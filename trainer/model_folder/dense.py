@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from data_prep.common.errors import BadInput
+from data_prep.common.files import check
 from data_prep.texts.tokenizer_rules import read_object
 
 WEIGHTS = "model.safetensors"
@@ -30,20 +30,17 @@ class DenseSpec:
 
 
 def read_dense(folder: Path, paths: Iterable[str], size: int | None) -> tuple[DenseSpec, ...]:
-    """Reads the layers in these sub-folders, in order. size: numbers of a pooled embedding, if known.
-
-    Raises BadInput for layers that we would not compute as sentence-transformers does.
-    """
+    """Reads the layers in these sub-folders, in order. size: numbers of a pooled embedding, if known. Raises BadInput
+    for layers that we would not compute as sentence-transformers does."""
     specs, problems = [], []
     for index, path in enumerate(paths, start=2):  # behind the transformer and the pooling
-        place = folder / path
-        values = read_object(place / "config.json")
-        problems += [f"{place}: {text}" for text in _problems(place, values, size)]
+        layer = folder / path
+        values = read_object(layer / "config.json")
+        problems += [f"{layer}: {text}" for text in _problems(layer, values, size)]
         inputs, size = (values.get(key, 0) for key in ("in_features", "out_features"))
         bias, activation = values.get("bias", True), _activation(values)
-        specs.append(DenseSpec(str(place), f"{index}_Dense", inputs, size, bias, activation))
-    if problems:
-        raise BadInput(problems)
+        specs.append(DenseSpec(str(layer), f"{index}_Dense", inputs, size, bias, activation))
+    check(problems)
     return tuple(specs)
 
 
@@ -51,35 +48,35 @@ def _activation(values: dict) -> str:
     return str(values.get("activation_function", "torch.nn.modules.activation.Tanh"))
 
 
-def _problems(place: Path, values: dict, size: int | None) -> list[str]:
-    found = []
+def _problems(folder: Path, values: dict, size: int | None) -> list[str]:
+    problems = []
     if not all(isinstance(values.get(key), int) for key in ("in_features", "out_features")):
-        found.append("config.json does not say in_features and out_features")
+        problems.append("config.json does not say in_features and out_features")
     elif size and values["in_features"] != size:
-        found.append(f"takes {values['in_features']} numbers, but is given {size}")
+        problems.append(f"takes {values['in_features']} numbers, but is given {size}")
     name = _activation(values)
     if not name.startswith("torch.nn.") or name.rpartition(".")[2] not in ACTIVATIONS:
-        found.append(f"its activation {name} is none of torch.nn's {', '.join(ACTIVATIONS)}; not supported")
+        problems.append(f"its activation {name} is none of torch.nn's {', '.join(ACTIVATIONS)}; not supported")
     for key in ("module_input_name", "module_output_name"):
         if values.get(key, _INPUT) not in (_INPUT, None):
-            found.append(f"its {key} is {values[key]}, not {_INPUT}; not supported")
+            problems.append(f"its {key} is {values[key]}, not {_INPUT}; not supported")
     if values.get("use_residual"):
-        found.append("its input is added to its output (use_residual); not supported")
-    return found or _weights_problems(place, values)
+        problems.append("its input is added to its output (use_residual); not supported")
+    return problems or _weights_problems(folder / WEIGHTS, values)
 
 
-def _weights_problems(place: Path, values: dict) -> list[str]:
+def _weights_problems(path: Path, values: dict) -> list[str]:
     expected = {"linear.weight": [values["out_features"], values["in_features"]]}
     expected |= {"linear.bias": [values["out_features"]]} if values.get("bias", True) else {}
-    if not (place / WEIGHTS).is_file():
+    if not path.is_file():
         mend = "pickled weights (*.bin) are not loaded: load and save the model with sentence-transformers"
         return [f"holds no {WEIGHTS}; {mend}"]
     try:
-        with safe_open(place / WEIGHTS, framework="numpy") as file:
-            found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        with safe_open(path, framework="numpy") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         return [f"{WEIGHTS} is damaged ({error})"]
-    return [] if found == expected else [f"{WEIGHTS} holds {found}, config.json asks for {expected}"]
+    return [] if shapes == expected else [f"{WEIGHTS} holds {shapes}, config.json asks for {expected}"]
 
 
 def shape_of(specs: tuple[DenseSpec, ...]) -> str:

@@ -9,13 +9,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Family:
-    """Names and properties of a family's transformer.
+    """Names and properties of a family's transformer."""
 
-    targets are all linear layers of a block (Dettmers et al. 2023, arXiv:2305.14314, section 4, where fewer fell
-    behind full training).
-    """
-
-    targets: tuple[str, ...]  # linear layers that take adapters by default
+    # linear layers that take adapters by default: all of a block (Dettmers et al. 2023, arXiv:2305.14314, section 4)
+    targets: tuple[str, ...]
     blocks: str  # the list of transformer blocks
     embeddings: tuple[str, ...]  # modules before the first block
     causal: bool = False  # a decoder, whose tokens see only earlier ones
@@ -25,30 +22,25 @@ class Family:
 
 
 def family_of(backbone) -> Family | None:
-    """Returns the family of a loaded transformer.
-
-    None also for a class of a folder's own code: whatever family it names, it may attend otherwise.
-    """
+    """Returns the family of a loaded transformer. None also for a folder's own code, which may attend otherwise."""
     theirs = type(backbone).__module__.startswith("transformers.")
     return FAMILIES.get(backbone.config.model_type) if theirs else None
 
 
 _DENSE = ("intermediate.dense", "output.dense")  # not that of a pooler, which is not trained
-_BERT = {
-    "targets": ("query", "key", "value", *_DENSE), "blocks": "encoder.layer", "embeddings": ("embeddings",),
-    "plain_attention": True, "token_types": True,
-}  # fmt: skip
-_ROBERTA = Family(**_BERT)
+_BERT = Family(
+    ("query", "key", "value", *_DENSE), "encoder.layer", ("embeddings",), plain_attention=True, token_types=True
+)
 _DECODER = Family(
     ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), "layers", ("embed_tokens",),
     causal=True, plain_attention=True,
 )  # fmt: skip
 _T5_TARGETS = ("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo")
 FAMILIES = {
-    "bert": Family(**_BERT),
-    "roberta": _ROBERTA,
-    "xlm-roberta": _ROBERTA,
-    "camembert": _ROBERTA,
+    "bert": _BERT,
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    "camembert": _BERT,
     "mpnet": Family(("q", "k", "v", "o", *_DENSE), "encoder.layer", ("embeddings",)),
     "modernbert": Family(("Wqkv", "Wi", "Wo"), "layers", ("embeddings",)),
     "qwen2": _DECODER,

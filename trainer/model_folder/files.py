@@ -43,10 +43,7 @@ def dense_paths(folder: Path) -> list[str]:
 
 
 def weights_sha256(folder: Path) -> str:
-    """Returns the sha256 of a model's stored weights: names, types, shapes and bytes of all tensors.
-
-    How the tensors are spread over safetensors files does not matter.
-    """
+    """Returns the sha256 of a model's stored weights: names, types, shapes and bytes of all tensors, in any files."""
     tensors = {}
     for before, path in weight_files(folder):
         if path.name == ADAPTER_WEIGHTS:
@@ -76,10 +73,8 @@ def fp32_bytes(folder: Path) -> int:
 
 
 def read_modules(folder: Path) -> list[dict]:
-    """Reads modules.json; each module gets its `kind`, one of MODULES.
-
-    Raises BadInput for other modules: leaving one out would give other embeddings.
-    """
+    """Reads modules.json; each module gets its `kind`, one of MODULES. Raises BadInput for others: leaving one out
+    would give other embeddings."""
     path = folder / "modules.json"
     modules = read_json(path) if path.is_file() else []
     if not isinstance(modules, list) or not all(isinstance(m, dict) and {"type", "path"} <= m.keys() for m in modules):
@@ -87,10 +82,9 @@ def read_modules(folder: Path) -> list[dict]:
     for module in modules:
         package, _, module["kind"] = module["type"].rpartition(".")
         if module["kind"] not in MODULES or not package.startswith("sentence_transformers."):
-            named = ", ".join(MODULES)
             raise BadInput(
-                f"{path}: module {module['type']} is none of sentence-transformers' {named}; not supported, and with "
-                "model.trust_remote_code neither"
+                f"{path}: module {module['type']} is none of sentence-transformers' {', '.join(MODULES)}; not "
+                "supported, and with model.trust_remote_code neither"
             )
     kinds = [module["kind"] for module in modules]
     if kinds != sorted(kinds, key=MODULES.index) or kinds.count("Pooling") > 1 or kinds.count("Transformer") > 1:
@@ -104,8 +98,6 @@ def zero_tensors(folder: Path) -> list[str]:
 
 
 def stored_tensors(folder: Path):
-    from safetensors import safe_open
-
     for before, path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
             for name in sorted(file.keys()):

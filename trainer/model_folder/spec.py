@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.common.errors import BadInput
+from data_prep.common.files import check
 from data_prep.texts.tokenizer_rules import TextRules, read_json, read_object, read_text_rules
 from trainer.config.sections import FreezeConfig, ModelConfig
 from trainer.model_folder.dense import DenseSpec, read_dense, shape_of
@@ -41,17 +42,13 @@ class ModelSpec:
 
 
 def read_spec(config: ModelConfig, folder: str | Path, base: str | Path | None = None) -> ModelSpec:
-    """Joins what the run file asks with what the folder says.
-
-    base: the base of an adapter folder, if it moved. Raises BadInput with every problem: not a model folder, remote
-    code, no stated pooling, lengths that the model cannot hold. There is no default pooling: a wrong one is a large
-    and silent loss.
-    """
+    """Joins what the run file asks with what the folder says. Raises BadInput with every problem: not a model folder,
+    remote code, no stated pooling (there is no default: a wrong one is a large and silent loss), lengths that the model
+    cannot hold. base: the base of an adapter folder, if it moved."""
     folder = Path(folder)
     base = Path(base) if base else base_folder(folder, config.trust_remote_code)
-    problems = _folder_problems(config, folder, base)
-    if problems:
-        raise BadInput(problems)
+    check(_folder_problems(config, folder, base))
+    problems = []
     settings = read_json(base / "config.json")
     own_code = config.trust_remote_code and "AutoModel" in settings.get("auto_map", {})
     family = None if own_code else FAMILIES.get(settings["model_type"])
@@ -82,8 +79,7 @@ def read_spec(config: ModelConfig, folder: str | Path, base: str | Path | None =
         problems += error.problems
     problems += _own_code_problems(config) if own_code else _freeze_problems(config, folder, settings, family)
     problems += _start_problems(config) if config.lora.start else []
-    if problems:
-        raise BadInput(problems)
+    check(problems)
     return ModelSpec(
         path=str(folder),
         base=str(base),
@@ -110,10 +106,10 @@ def _folder_problems(config: ModelConfig, folder: Path, base: Path) -> list[str]
         hint = f"; did you mean {folder / 'final'}?" if (folder / "final" / "config.json").is_file() else ""
         return [f"model.path: {folder} is not a model folder: it has no config.json{hint}"]
     problems = []
-    for place in dict.fromkeys((folder, base)):
-        if not any(place.glob("*.safetensors")):
-            mend = " (pickled weights are not loaded: convert them to safetensors)" if any(place.glob("*.bin")) else ""
-            problems.append(f"model.path: {place} holds no *.safetensors weights{mend}")
+    for path in dict.fromkeys((folder, base)):
+        if not any(path.glob("*.safetensors")):
+            mend = " (pickled weights are not loaded: convert them to safetensors)" if any(path.glob("*.bin")) else ""
+            problems.append(f"model.path: {path} holds no *.safetensors weights{mend}")
     names = ("tokenizer.json", "vocab.txt", "tokenizer.model", "vocab.json", "spiece.model")
     if not config.tokenizer and not any((folder / name).is_file() for name in names):
         problems.append(f"model.path: {folder} holds no tokenizer (tokenizer.json); name one in model.tokenizer")
