@@ -7,12 +7,13 @@ from pathlib import Path
 from data_prep.common.console import result
 from data_prep.common.errors import guarded
 from data_prep.common.files import check
-from trainer.exporting.export_folder import export, verify
 from trainer.exporting.hub import Hub
 from trainer.inference.flags import add_trust
 
 
 def run(args: argparse.Namespace) -> int:
+    from trainer.exporting.export_folder import export, verify  # imports torch
+
     source = Path(args.source)
     if args.output is None:
         given = [flag for flag in ("base", "merge", "onnx", "push") if getattr(args, flag)]

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from data_prep.common.console import result
 from data_prep.common.errors import guarded
-from trainer.exporting.merging import merge
 from trainer.inference.flags import add_trust
 from trainer.model_folder.spec import POOLINGS
 
 
 def run(args: argparse.Namespace) -> int:
+    from trainer.exporting.merging import merge  # imports torch
+
     difference = merge(
         args.base_model_path, Path(args.lora_adapter_path), Path(args.output_path), args.training_precision,
         args.qlora_base, args.pooling, args.trust_remote_code,

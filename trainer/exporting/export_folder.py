@@ -16,6 +16,7 @@ from trainer.inference.probe import Probe, read_probe
 from trainer.model_folder.files import ADAPTER_CONFIG, base_folder, fetch
 from trainer.model_folder.spec import TRUST, read_spec
 from trainer.reporting.model_card import model_card
+from trainer.run_dir import checkpoint_writer
 from trainer.run_dir.layout import MARKER, model_of_run
 
 # What a run keeps for itself: resume state, the proof of its bytes, and a run file with this machine's paths.
@@ -27,17 +28,13 @@ def export(
     trust_remote_code: bool = False,
 ) -> Probe:  # fmt: skip
     """Writes the model of a run or checkpoint as a folder for sentence-transformers, transformers and servers, after
-    a fresh process has loaded it and made the embeddings that the trainer recorded; returns that record.
+    a fresh process has loaded it and made the embeddings that the trainer recorded; returns that record. Raises
+    BadInput for a source that cannot be exported, Failed (and writes nothing) where the folder embeds otherwise.
 
     base: where the base of an adapter is now (folder or hub id), if not where it was trained. merge: an adapter is
     added to its base. onnx: the transformer as ONNX as well. push: it will be uploaded, so an adapter must name a base
     that others can load. trust_remote_code: the model's own code may run, here and in the fresh process.
-
-    Raises BadInput for a source that cannot be exported, Failed where the folder does not embed as the trainer did:
-    nothing is written then.
     """
-    from trainer.run_dir import checkpoint_writer as checkpoint
-
     folder = model_of_run(source)
     probe, adapter = read_probe(folder), (folder / ADAPTER_CONFIG).is_file()
     check_output(output, "--output")
@@ -47,41 +44,35 @@ def export(
     config = ModelConfig(path=str(folder), trust_remote_code=trust_remote_code)
     spec = read_spec(config, folder, _base(folder, base, trust_remote_code) if adapter else None)
 
-    def write(place: Path, _: dict) -> None:
+    def write(target: Path, _: dict) -> None:
         if merge:
-            made = add(str(spec.base), folder, "float32", "dequantized", None, trust_remote_code)
-            say(f"merged and unmerged embeddings differ by at most {made.difference:.1e} in cosine")
-            made.write(place)
-            recorded = made.probe
+            merged = add(str(spec.base), folder, "float32", "dequantized", None, trust_remote_code)
+            say(f"merged and unmerged embeddings differ by at most {merged.difference:.1e} in cosine")
+            merged.write(target)
         else:
-            shutil.copytree(folder, place, ignore=_left_out(folder), dirs_exist_ok=True)
-            recorded = probe
+            shutil.copytree(folder, target, ignore=_left_out(folder), dirs_exist_ok=True)
         if adapter and not merge and base is not None:
-            _point_to(place, base)
-        (place / "README.md").write_text(model_card(folder, spec, adapter and not merge, onnx), encoding="utf-8")
+            _point_to(target, base)
+        (target / "README.md").write_text(model_card(folder, spec, adapter and not merge, onnx), encoding="utf-8")
         if onnx:
-            write_onnx(place, trust_remote_code)
-        for line in prove(place, recorded, trust_remote_code):
+            write_onnx(target, trust_remote_code)
+        for line in prove(target, merged.probe if merge else probe, trust_remote_code):
             say(line)
 
-    checkpoint.write(output, {}, {}, None, write)
+    checkpoint_writer.write(output, {}, {}, None, write)
     if adapter and not merge and Path(spec.base).is_dir():
         say(f"{output} is an adapter: it loads where {spec.base} lies; --merge writes a whole model")
     return read_probe(output)
 
 
 def _misplaced(folder: Path, adapter: bool, base: str | None, merge: bool, onnx: bool) -> list[str]:
-    found = check_onnx() if onnx else []
+    problems = check_onnx() if onnx else []
     if not adapter:
-        found += ["--merge: " + _no_adapter(folder)] if merge else []
-        found += ["--base: " + _no_adapter(folder)] if base else []
+        useless = [flag for flag, value in (("--merge", merge), ("--base", base)) if value]
+        problems += [f"{flag}: {folder} is a whole model and has no adapter; leave it out" for flag in useless]
     elif onnx and not merge:
-        found.append(f"--onnx: {folder} is an adapter, and ONNX holds whole models only; add --merge")
-    return found
-
-
-def _no_adapter(folder: Path) -> str:
-    return f"{folder} is a whole model and has no adapter; leave it out"
+        problems.append(f"--onnx: {folder} is an adapter, and ONNX holds whole models only; add --merge")
+    return problems
 
 
 def _only_here(folder: Path, base: str | None) -> list[str]:
@@ -104,21 +95,20 @@ def _base(folder: Path, asked: str | None, with_code: bool) -> str:
         raise BadInput(
             f"{folder}: is an adapter of {named}, which is no model folder here; say where it is now: --base FOLDER"
         )
-    place = fetch(named, with_code)
-    check_base_of(folder, Path(place))
-    return place
+    base = fetch(named, with_code)
+    check_base_of(folder, Path(base))
+    return base
 
 
-def _point_to(place: Path, base: str) -> None:
-    """Writes the base's place into an exported adapter."""
-    path = place / ADAPTER_CONFIG
+def _point_to(exported: Path, base: str) -> None:
+    path = exported / ADAPTER_CONFIG
     values = json.loads(path.read_text(encoding="utf-8"))
     values["base_model_name_or_path"] = str(Path(base).resolve()) if Path(base).exists() else base
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _left_out(folder: Path):
-    return lambda place, names: [name for name in names if Path(place) == folder and name in LEFT]
+    return lambda parent, names: [name for name in names if Path(parent) == folder and name in LEFT]
 
 
 def verify(source: Path, trust_remote_code: bool = False) -> None:

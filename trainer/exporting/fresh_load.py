@@ -9,20 +9,22 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
+
+from trainer.config.sections import ModelConfig
 from trainer.exporting.onnx import ONNX_FILE, onnx_embeddings
 from trainer.inference.probe import read_probe
+from trainer.inference.text_encoder import TextEncoder
 
 WITH_CODE = "--trust-remote-code"
 THEIRS, OURS, ONNX = "sentence-transformers", "trainer.inference", "onnxruntime"
 
 
 def main(argv: list[str]) -> int:
-    import numpy as np
-
-    found = embeddings(Path(argv[0]), WITH_CODE in argv[2:])
-    arrays = {f"{way} {side}": vectors for way, sides in found.items() for side, vectors in sides.items()}
+    by_way = embeddings(Path(argv[0]), WITH_CODE in argv[2:])
+    arrays = {f"{way} {side}": vectors for way, sides in by_way.items() for side, vectors in sides.items()}
     np.savez(argv[1], **arrays)
-    print(json.dumps(list(found)))
+    print(json.dumps(list(by_way)))
     return 0
 
 
@@ -30,10 +32,10 @@ def embeddings(folder: Path, trust_remote_code: bool = False) -> dict[str, dict]
     """Returns way of loading -> query or document -> (texts, d) float32 of the folder's probe texts."""
     texts = read_probe(folder).texts
     way, load = (THEIRS, _theirs) if find_spec("sentence_transformers") else (OURS, _ours)
-    found = {way: load(folder, texts, trust_remote_code)}
+    by_way = {way: load(folder, texts, trust_remote_code)}
     if (folder / ONNX_FILE).is_file():
-        found[ONNX] = onnx_embeddings(folder, texts, trust_remote_code)
-    return found
+        by_way[ONNX] = onnx_embeddings(folder, texts, trust_remote_code)
+    return by_way
 
 
 def _theirs(folder: Path, texts: list[str], trust_remote_code: bool) -> dict:
@@ -45,9 +47,6 @@ def _theirs(folder: Path, texts: list[str], trust_remote_code: bool) -> dict:
 
 
 def _ours(folder: Path, texts: list[str], trust_remote_code: bool) -> dict:
-    from trainer.config.sections import ModelConfig
-    from trainer.inference.text_encoder import TextEncoder
-
     encoder = TextEncoder(ModelConfig(path=str(folder), trust_remote_code=trust_remote_code), "cpu")
     return {"query": encoder.queries(texts), "document": encoder.passages(texts)}
 

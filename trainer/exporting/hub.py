@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from data_prep.common.errors import BadInput, Failed
+from data_prep.common.errors import Failed
+from data_prep.common.files import check
 from data_prep.common.secrets import secret, without
 
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -17,14 +18,11 @@ class Hub:
         problems = [] if _ID.fullmatch(repository) else [f"--push {repository}: is not of the form OWNER/NAME"]
         if not self.token:
             problems.append("--push: HF_TOKEN is not set; put a token that may write into the environment or .env")
-        if problems:
-            raise BadInput(problems)
+        check(problems)
 
     def push(self, folder: Path) -> str:
         """Uploads the folder in one commit, into a new private repository where there is none; returns its address.
-
-        Raises Failed with what the hub said, without the token.
-        """
+        Raises Failed with what the hub said, without the token."""
         import httpx
         from huggingface_hub import HfApi
 

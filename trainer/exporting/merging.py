@@ -5,12 +5,25 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+from torch.nn.functional import cosine_similarity
+
 from data_prep.common.console import say
 from data_prep.common.errors import BadInput, Failed
-from trainer.config.sections import ModelConfig
+from trainer.config.sections import ModelConfig, OptimConfig
+from trainer.distributed.collectives import World
+from trainer.engine.torch_engine import TorchEngine
+from trainer.inference.encode import encode
 from trainer.inference.probe import PROBE, Probe, probe_texts, read_probe, take_probe
+from trainer.model.adapters import check_base, merged, recorded_base
+from trainer.model.build import build_embedder
+from trainer.model.embedder import Embedder
+from trainer.model.quantization import dequantize
+from trainer.model.save import save_embedder
+from trainer.model.tokenizer import load_tokenizer
 from trainer.model_folder.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, fetch, weights_sha256
 from trainer.model_folder.spec import ModelSpec, read_spec
+from trainer.run_dir import checkpoint_writer
 
 LIMIT = 1e-4  # of 1 - cosine between merged and unmerged embeddings, where both have the same base in fp32
 
@@ -20,33 +33,30 @@ def merge(
     pooling: str | None = None, trust_remote_code: bool = False,
 ) -> float:  # fmt: skip
     """Writes the folder of a whole model; returns the largest 1 - cosine between its embeddings and the unmerged ones.
+    Raises BadInput for a wrong base or a folder that is none, Failed where the embeddings differ too much.
 
     base: folder or hub id. adapter: folder, or the weights in it. precision: float32 or bfloat16, of what is written.
     onto: for the adapter of a quantised base, "dequantized" (the weights it was trained on) or "full" (as the base is
     stored). pooling: where neither folder states it. trust_remote_code: the base's own code may run.
-
-    Raises BadInput for a wrong base or a folder that is none, Failed where the embeddings differ too much.
     """
-    from trainer.run_dir import checkpoint_writer as checkpoint
-
     adapter = adapter_folder(adapter)
     check_output(output, "--output_path")
-    made = add(base, adapter, precision, onto, pooling, trust_remote_code)
+    whole = add(base, adapter, precision, onto, pooling, trust_remote_code)
 
-    def write(place: Path, _: dict) -> None:
-        made.write(place)
+    def write(target: Path, _: dict) -> None:
+        whole.write(target)
         if (adapter / "training_config.json").is_file():
-            shutil.copyfile(adapter / "training_config.json", place / "training_config.json")
+            shutil.copyfile(adapter / "training_config.json", target / "training_config.json")
 
-    checkpoint.write(output, {}, {}, None, write)
-    return made.difference
+    checkpoint_writer.write(output, {}, {}, None, write)
+    return whole.difference
 
 
 @dataclass
 class Merged:
     """A whole model in memory."""
 
-    embedder: object
+    embedder: Embedder
     tokenizer: object
     spec: ModelSpec
     weights: dict
@@ -54,8 +64,6 @@ class Merged:
     difference: float  # largest 1 - cosine to the unmerged embeddings
 
     def write(self, folder: Path) -> None:
-        from trainer.model.save import save_embedder
-
         save_embedder(folder, self.weights, self.embedder, self.tokenizer, self.spec)
         self.probe.write(folder)
 
@@ -64,13 +72,6 @@ def add(
     base: str, adapter: Path, precision: str, onto: str, pooling: str | None, trust_remote_code: bool = False
 ) -> Merged:
     """Adds the adapter in a folder to its base; see merge."""
-    import torch
-
-    from trainer.model.adapters import merged
-    from trainer.model.build import build_embedder
-    from trainer.model.quantization import dequantize
-    from trainer.model.tokenizer import load_tokenizer
-
     folder = Path(fetch(base, trust_remote_code))
     described = adapter if (adapter / "modules.json").is_file() else folder  # peft alone writes no such files
     config = ModelConfig(path=str(described), pooling=pooling, trust_remote_code=trust_remote_code)
@@ -91,9 +92,7 @@ def add(
     dtype = getattr(torch, precision)
     whole.to(dtype).float()  # rounded as it will be written
     engine = _engine(whole)
-    difference = float(
-        (1 - torch.nn.functional.cosine_similarity(_embeddings(engine, tokenizer, spec), expected)).max()
-    )
+    difference = float((1 - cosine_similarity(_embeddings(engine, tokenizer, spec), expected)).max())
     if precision == "float32" and (not spec.bits or onto == "dequantized") and not difference < LIMIT:
         raise Failed(
             f"merged and unmerged embeddings differ by up to {difference:.1e} in cosine (limit {LIMIT:.0e}): nothing "
@@ -108,29 +107,18 @@ def add(
     return Merged(whole, tokenizer, spec_of_output, weights, probe, difference)
 
 
-def _engine(embedder):
+def _engine(embedder: Embedder) -> TorchEngine:
     """Returns an engine of one process on the CPU: merging is no work for a GPU, and fp32 is exact there."""
-    import torch
-
-    from trainer.config.sections import OptimConfig
-    from trainer.distributed.collectives import World
-    from trainer.engine.torch_engine import TorchEngine
-
     return TorchEngine(embedder, OptimConfig(), World(), torch.device("cpu"), None)
 
 
-def _embeddings(engine, tokenizer, spec):
-    """Returns (texts, d) of the probe texts."""
-    from trainer.inference.encode import encode
-
+def _embeddings(engine: TorchEngine, tokenizer, spec: ModelSpec) -> torch.Tensor:
     reader = copy.deepcopy(tokenizer)  # once used, it carries the length it cuts at
     return encode(engine, reader, probe_texts(tokenizer), spec.rules.passage_prompt, spec.rules.passage_max_len)
 
 
 def check_base_of(adapter: Path, base: Path) -> None:
     """Raises BadInput where the adapter records another base; says where it records none."""
-    from trainer.model.adapters import check_base, recorded_base
-
     if recorded_base(adapter) is None:
         say(f"{adapter} records no hash of its base: whether {base} is the right one was not checked")
     else:

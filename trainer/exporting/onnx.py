@@ -10,7 +10,15 @@ import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
+
 from data_prep.common.errors import Failed
+from trainer.config.sections import ModelConfig
+from trainer.model.build import load_embedder
+from trainer.model.dense_layers import load as load_dense
+from trainer.model.embedder import finish, pool
+from trainer.model.tokenizer import load_tokenizer, tokenize
+from trainer.model_folder.spec import read_spec
 
 ONNX_FILE = "onnx/model.onnx"
 INPUTS = ("input_ids", "attention_mask")
@@ -25,22 +33,15 @@ def check_onnx() -> list[str]:
 
 def write_onnx(folder: Path, trust_remote_code: bool = False) -> None:
     """Adds onnx/model.onnx to a folder of a whole model. Raises Failed for a family that torch.onnx cannot trace."""
-    import torch
-
-    from trainer.config.sections import ModelConfig
-    from trainer.model.build import load_embedder
-
     embedder, tokenizer, _, _ = load_embedder(ModelConfig(path=str(folder), trust_remote_code=trust_remote_code))
     backbone = embedder.eval().backbone
 
     class LastHidden(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.backbone = backbone
-
         def forward(self, input_ids, attention_mask):
             return self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 
+    model = LastHidden()
+    model.backbone = backbone
     example = tokenizer(["one text", "and another, longer text"], padding=True, return_tensors="pt")
     free = {0: torch.export.Dim("texts"), 1: torch.export.Dim("tokens")}
     (folder / ONNX_FILE).parent.mkdir()
@@ -49,7 +50,7 @@ def write_onnx(folder: Path, trust_remote_code: bool = False) -> None:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                LastHidden(), tuple(example[name] for name in INPUTS), input_names=list(INPUTS),
+                model, tuple(example[name] for name in INPUTS), input_names=list(INPUTS),
                 output_names=["last_hidden_state"], dynamic_shapes=dict.fromkeys(INPUTS, free), dynamo=True,
             )  # fmt: skip
             program.save(folder / ONNX_FILE)
@@ -64,13 +65,6 @@ def write_onnx(folder: Path, trust_remote_code: bool = False) -> None:
 def onnx_embeddings(folder: Path, texts: list[str], trust_remote_code: bool = False) -> dict:
     """Returns query and document -> (texts, d) float32, by onnxruntime and the folder's tokenizer and pooling."""
     import onnxruntime
-    import torch
-
-    from trainer.config.sections import ModelConfig
-    from trainer.model.dense_layers import load as load_dense
-    from trainer.model.embedder import finish, pool
-    from trainer.model.tokenizer import load_tokenizer, tokenize
-    from trainer.model_folder.spec import read_spec
 
     config = ModelConfig(path=str(folder), trust_remote_code=trust_remote_code)
     spec = read_spec(config, folder)

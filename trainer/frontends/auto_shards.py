@@ -26,23 +26,23 @@ from trainer.run_dir.layout import LOCK, RUN_FILE, SHARDS, SHARDS_OF
 
 
 def prepare(entry: Entry, resume: bool) -> Path:
-    """Makes the shards of an entry, unless they exist, writes the run file and returns its path.
-
-    Raises BadInput for records that cannot be trained on, and for others than an interrupted run began with.
-    """
+    """Makes the shards of an entry, unless they exist, writes the run file and returns its path. Raises BadInput for
+    records that cannot be trained on, and for others than an interrupted run began with."""
     out = Path(entry.config.output_dir)
     check_place(out, resume)
     out.mkdir(parents=True, exist_ok=True)
-    made_of = json.dumps({"inputs": _hashes(entry.datasets), "eval_fraction": entry.eval_fraction}, indent=2) + "\n"
+    check([f"{path}: no such file" for path in entry.datasets if not path.exists()])
+    hashes = {str(path): sha256_of(path) if path.is_file() else _folder_hash(path) for path in entry.datasets}
+    origin = json.dumps({"inputs": hashes, "eval_fraction": entry.eval_fraction}, indent=2) + "\n"
     with FileLock(out / LOCK):
-        if entry.needs_shards and _text_of(out / SHARDS_OF) != made_of:
+        if entry.needs_shards and _text_of(out / SHARDS_OF) != origin:
             if (out / "run.json").is_file():
                 raise BadInput(
                     f"{', '.join(map(str, entry.datasets))}: not what the run in {out} began with; restore the records "
                     "or train into another output_dir"
                 )
             _shard(entry, out / SHARDS)
-            _write(out / SHARDS_OF, made_of)
+            _write(out / SHARDS_OF, origin)
         text = as_yaml(entry.config)
         if not (out / "run.json").is_file() and _text_of(out / RUN_FILE) != text:
             _write(out / RUN_FILE, text)
@@ -69,12 +69,6 @@ def as_yaml(config: RunConfig) -> str:
 
 def _shard(entry: Entry, output: Path) -> None:
     shard(entry.datasets, output, eval_fraction=entry.eval_fraction, workers=cores(), overwrite=True)
-
-
-def _hashes(paths: list[Path]) -> dict[str, str]:
-    """Returns input -> sha256; that of a folder covers the names and contents of its files."""
-    check([f"{path}: no such file" for path in paths if not path.exists()])
-    return {str(path): sha256_of(path) if path.is_file() else _folder_hash(path) for path in paths}
 
 
 def _folder_hash(folder: Path) -> str:

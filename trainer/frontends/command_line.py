@@ -16,16 +16,14 @@ SPEAKS = 5.0  # seconds that rank 0 may need longer to say it for all: launchers
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Reads --config or the flags of FLAGS, the trainer's own options and overrides.
-
-    `unknown` holds what is no flag: with --config argparse's own error, without it one problem among others.
-    """
-    made = parser()
-    args, args.unknown = made.parse_known_intermixed_args(argv)
+    """Reads --config or the flags of FLAGS, the trainer's own options and overrides. `unknown` holds what is no flag:
+    with --config argparse's own error, without it one problem among others."""
+    cli = parser()
+    args, args.unknown = cli.parse_known_intermixed_args(argv)
     if args.config is None and not stated_flags(args):
-        made.error("the following arguments are required: --config")
+        cli.error("the following arguments are required: --config")
     if args.config is not None and args.unknown:
-        made.error(f"unrecognized arguments: {' '.join(args.unknown)}")
+        cli.error(f"unrecognized arguments: {' '.join(args.unknown)}")
     return args
 
 
@@ -36,7 +34,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    cli = argparse.ArgumentParser(
         prog="python -m trainer",
         description="Fine-tune a text-embedding model. One process here; several under accelerate launch or torchrun "
         "(python -m launch run prints and runs the right command).",
@@ -45,40 +43,34 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=_Help,
         allow_abbrev=False,  # --epoch for --epochs would hide a typing error
     )
-    made.add_argument("--config", metavar="RUN.yaml", help="run file (.yaml or .json), or config.json")
-    made.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint, or from the start")
-    made.add_argument("--dry-run", action="store_true", help="print the plan and one batch as the model reads it")
-    made.add_argument("--engine", choices=ENGINES, help="the planned engine; any other is refused")
-    made.add_argument(
-        "--processes", type=int, metavar="N", help="the planned number of processes; any other is refused"
-    )
-    made.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the run file")
-    add_flags(made)
-    return made
-
-
-def _hint(error: BaseException) -> str:
-    return "; add --resume to go on from the last checkpoint" if isinstance(error, KeyboardInterrupt) else ""
+    cli.add_argument("--config", metavar="RUN.yaml", help="run file (.yaml or .json), or config.json")
+    cli.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint, or from the start")
+    cli.add_argument("--dry-run", action="store_true", help="print the plan and one batch as the model reads it")
+    cli.add_argument("--engine", choices=ENGINES, help="the planned engine; any other is refused")
+    cli.add_argument("--processes", type=int, metavar="N", help="the planned number of processes; any other is refused")
+    cli.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the run file")
+    add_flags(cli)
+    return cli
 
 
 def fail(error: BaseException, together: bool = False) -> int:
     """Prints the error, from rank 0 where every rank has it, else from this rank; returns the exit code.
-
-    together: every rank raises the same error here, whatever it is.
-    """
+    together: every rank raises the same error here, whatever it is."""
     if isinstance(error, Stopped):  # every rank is whole and leaves by itself
         if rank() == 0:
             print(error, file=sys.stderr, flush=True)
         return error.code
-    if world_size() == 1:
-        text, code = report(error)
-        print(text + _hint(error), file=sys.stderr)
-        return code
     try:
         text, code = report(error)
-        text += _hint(error)
     except Exception:
+        if world_size() == 1:
+            raise
         text, code = traceback.format_exc(), 1
+    if isinstance(error, KeyboardInterrupt):
+        text += "; add --resume to go on from the last checkpoint"
+    if world_size() == 1:
+        print(text, file=sys.stderr)
+        return code
     everywhere = together or (isinstance(error, KnownError) and error.on_every_rank)
     if rank() == 0 or not everywhere:
         print(text if rank() == 0 else f"rank {rank()}: {text}", file=sys.stderr, flush=True)

@@ -29,10 +29,8 @@ LORA = ("lora_r", "lora_alpha", "lora_dropout")
 
 @dataclass
 class FineTuningConfig:
-    """A training run. None: the run file's default.
-
-    The global batch is per_device_train_batch_size x gradient_accumulation_steps x processes.
-    """
+    """A training run, of per_device_train_batch_size x gradient_accumulation_steps x processes rows a step. None: the
+    run file's default."""
 
     model_name_or_path: str
     dataset_path: str | Path  # records (docs/data.md) or a shard folder
@@ -93,10 +91,7 @@ class EmbedderFineTuner:
         return run.entry(datasets)
 
     def _loss_name(self) -> str:
-        """Returns the loss's name in the run file.
-
-        A function that cannot be imported gets a name that is refused when the run is resumed without it.
-        """
+        """A function that cannot be imported gets a name that is refused when the run is resumed without it."""
         if self.loss_fn is None:
             return "infonce" if self.config.in_batch_negatives else COSINE_OF_PAIRS
         name = getattr(self.loss_fn, "__qualname__", "")

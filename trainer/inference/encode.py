@@ -17,11 +17,8 @@ def encode(engine: Engine, tokenizer, texts: list[str], prompt: str, max_len: in
 
 
 def embed(engine: Engine, tokens: list[list[int]], total: int) -> Tensor:
-    """Returns (total, d) float32 on the CPU, on every rank. Collective.
-
-    tokens: ids of this rank's texts, which are every world.size-th of `total`. Each rank embeds them in chunks sorted
-    by length; under ZeRO-3 all ranks make the same number of passes.
-    """
+    """Returns (total, d) float32 on the CPU, on every rank. Collective. tokens: ids of this rank's texts, which are
+    every world.size-th of `total`; embedded in chunks sorted by length."""
     world = engine.world
     lengths = [len(ids) for ids in tokens]
     chunks = make_chunks(lengths, CHUNK_TOKENS[engine.device.type], engine.embedder.packing is not None)

@@ -2,6 +2,7 @@
 
 import argparse
 
+from trainer.config.loading import parse_section
 from trainer.config.sections import ModelConfig
 from trainer.model_folder.spec import POOLINGS
 
@@ -17,15 +18,13 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
-    about = "run the code that a model folder brings (auto_map), if you have read it; default: refuse such a folder"
-    parser.add_argument("--trust-remote-code", action="store_true", help=about)
+    text = "run the code that a model folder brings (auto_map), if you have read it; default: refuse such a folder"
+    parser.add_argument("--trust-remote-code", action="store_true", help=text)
 
 
 def model_of(path: str, args: argparse.Namespace) -> ModelConfig:
     """Returns a model with the flags of add_model. Raises BadInput."""
-    from trainer.config.loading import parse_section
-
-    values = {"path": path, "pooling": args.pooling, "query_max_len": args.max_len, "passage_max_len": args.max_len}
-    values |= {"query_prompt": args.query_prompt, "passage_prompt": args.passage_prompt}
-    values |= {"trust_remote_code": args.trust_remote_code}
+    same_name = ("pooling", "query_prompt", "passage_prompt", "trust_remote_code")
+    values = {"path": path, "query_max_len": args.max_len, "passage_max_len": args.max_len}
+    values |= {name: getattr(args, name) for name in same_name}
     return parse_section("model", values, "the command line")

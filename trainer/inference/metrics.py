@@ -9,10 +9,7 @@ DEPTH = 1000  # documents kept for each query, as trec_eval does
 
 
 def rank_documents(queries: np.ndarray, documents: np.ndarray, data: RetrievalSet) -> dict[str, dict[str, float]]:
-    """Returns query id -> document id -> score of the DEPTH best documents, by inner product.
-
-    queries: (q, d), documents: (n, d), both float32.
-    """
+    """Returns query id -> document id -> score of the DEPTH best documents, by inner product of (q, d) and (n, d)."""
     run: dict[str, dict[str, float]] = {}
     keep = min(DEPTH, documents.shape[0])
     for start in range(0, queries.shape[0], 256):

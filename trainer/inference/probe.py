@@ -7,15 +7,13 @@ import base64
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from data_prep.common.errors import BadInput
 from data_prep.texts.tokenizer_rules import read_object
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from trainer.engine.protocol import Engine
+from trainer.engine.protocol import Engine
+from trainer.inference.encode import encode
 
 TEXTS = (
     "How do I reset a forgotten password?",
@@ -39,14 +37,12 @@ COSINE, ROUNDED_COSINE = 0.9999, 0.999  # that embeddings must keep; the second 
 
 @dataclass(frozen=True)
 class Probe:
-    """The trainer's embeddings of the probe texts when the folder was written.
-
-    They carry the prompts, and are truncated at the longer of the two lengths, the only one that a folder states.
-    """
+    """The trainer's embeddings of the probe texts when the folder was written, with the prompts; truncated at the longer
+    of the two lengths, the only one that a folder states."""
 
     texts: list[str]
-    queries: "np.ndarray"  # (texts, d) float32
-    passages: "np.ndarray"  # (texts, d) float32
+    queries: np.ndarray  # (texts, d) float32
+    passages: np.ndarray  # (texts, d) float32
     rounded: bool  # computed in bf16 or fp16, or on a quantised base
     zeros: list[str]  # names of the tensors that were all zeros
     step: int | None = None  # optimizer steps behind the weights; None: not recorded by a trainer
@@ -79,16 +75,15 @@ def read_probe(folder: Path) -> Probe:
         )
     values = read_object(folder / PROBE)
     try:
-        sides = [_unpack(values[f"{side}_float32"], values["size"]) for side in ("queries", "passages")]
+        packed = [base64.b64decode(values[f"{side}_float32"]) for side in ("queries", "passages")]
+        sides = [np.frombuffer(side, dtype="<f4").reshape(-1, values["size"]) for side in packed]
         return Probe(values["texts"], *sides, values["rounded"], values["zero_tensors"], values.get("step"))
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{folder / PROBE}: is no record of embeddings ({type(error).__name__}: {error})") from None
 
 
-def take_probe(engine: "Engine", tokenizer, spec, zeros: list[str] = ()) -> Probe:
+def take_probe(engine: Engine, tokenizer, spec, zeros: list[str] = ()) -> Probe:
     """The probe of the model that an engine holds. Collective. tokenizer: one that may be used up."""
-    from trainer.inference.encode import encode
-
     longest = spec.rules.max_len
     texts = [text.strip() for text in probe_texts(tokenizer)]
     if longest <= CUT_UP_TO:
@@ -111,11 +106,5 @@ def probe_texts(tokenizer) -> list[str]:
     return [*TEXTS, *own]
 
 
-def _pack(vectors: "np.ndarray") -> str:
+def _pack(vectors: np.ndarray) -> str:
     return base64.b64encode(vectors.astype("<f4").tobytes()).decode()
-
-
-def _unpack(text: str, size: int) -> "np.ndarray":
-    import numpy as np
-
-    return np.frombuffer(base64.b64decode(text), dtype="<f4").reshape(-1, size)

@@ -33,8 +33,8 @@ def reindex(
 
     Ids, texts and metadata are kept. The target records the model (sha256 of its files) and how it read the texts. Run
     again, killed or not, only chunks that are missing there, or whose text or metadata changed, are embedded. alias: is
-    then pointed to the target, in one step. BadInput: a target that this model did not fill, an alias where the store
-    has none or that is a collection's name, and what open_collection refuses.
+    then pointed to the target, in one step. Raises BadInput for a target that this model did not fill, an alias where
+    the store has none or that is a collection's name, and what open_collection refuses.
     """
     problems = [f"--batch {batch}: must be 1 or more"] if batch < 1 else []
     if target == config.collection:
@@ -47,11 +47,11 @@ def reindex(
         total = source.count(where)
         if not total:
             raise BadInput(f"--collection {source.name}: no chunk" + (" fits --where" if where else ""))
-        about = _about(config, encoder, where)
-        filled = _target(store, source, target, encoder, about)
+        filled = _target(store, source, target, encoder, _description(config, encoder, where))
         began, embedded = time.monotonic(), 0
-        for page in _told(batches(source.chunks(where), batch), source.name, total):
-            missing = _missing(page, filled)
+        for page in _with_progress(batches(source.chunks(where), batch), source.name, total):
+            stored = filled.stored([chunk.id for chunk in page])
+            missing = [chunk for chunk in page if stored.get(chunk.id) != chunk]
             if missing:
                 vectors = encoder.passages([chunk.text for chunk in missing])
                 filled.upsert([Chunk(c.id, c.text, c.metadata, vector) for c, vector in zip(missing, vectors)])
@@ -64,8 +64,8 @@ def reindex(
     return embedded
 
 
-def _told(pages: Iterable[list[Chunk]], name: str, total: int) -> Iterator[list[Chunk]]:
-    """Yields the pages and prints the progress about every five seconds. (The encoder has a bar for each page.)"""
+def _with_progress(pages: Iterable[list[Chunk]], name: str, total: int) -> Iterator[list[Chunk]]:
+    """Yields the pages and prints the progress every EVERY_SECONDS. (The encoder has a bar for each page.)"""
     done, last = 0, time.monotonic()
     for page in pages:
         yield page
@@ -75,7 +75,7 @@ def _told(pages: Iterable[list[Chunk]], name: str, total: int) -> Iterator[list[
             say(f"re-embedding {name}: {done:,} of {total:,} chunks")
 
 
-def _about(config: StoreConfig, encoder: TextEncoder, where: dict[str, Any] | None) -> dict[str, Any]:
+def _description(config: StoreConfig, encoder: TextEncoder, where: dict[str, Any] | None) -> dict[str, Any]:
     """Returns the target's description: all that decides its vectors and its chunks."""
     spec = encoder.spec
     return {
@@ -88,20 +88,20 @@ def _about(config: StoreConfig, encoder: TextEncoder, where: dict[str, Any] | No
     }
 
 
-def _target(store: Store, source: Collection, name: str, encoder: TextEncoder, about: dict[str, Any]) -> Collection:
+def _target(store: Store, source: Collection, name: str, encoder: TextEncoder, facts: dict[str, Any]) -> Collection:
     """Opens the target, or creates it. Raises BadInput if it belongs to another run."""
     if name not in store.names():
         if name in (store.aliases() or {}):
             raise BadInput(
                 f"--target {name}: is an alias; name a new collection, and move the alias with --alias {name}"
             )
-        description = {**about, MODEL: encoder.config.path, STATE: UNFINISHED}
-        return store.create(name, encoder.size, description, cosine=encoder.spec.normalize, **source.layout)
+        facts |= {MODEL: encoder.config.path, STATE: UNFINISHED}
+        return store.create(name, encoder.size, facts, cosine=encoder.spec.normalize, **source.layout)
     target = store.open(name, **source.layout)
     recorded = target.about
     if FINGERPRINT not in recorded:
         raise BadInput(f"--target {name}: is there already and was not made by reindex; choose another name")
-    differing = [key for key, value in about.items() if recorded.get(key) != value]
+    differing = [key for key, value in facts.items() if recorded.get(key) != value]
     if differing:
         shown = "; ".join(f"{key.removeprefix('embedfleet_')}: {_short(recorded.get(key))}" for key in differing)
         raise BadInput(
@@ -113,12 +113,6 @@ def _target(store: Store, source: Collection, name: str, encoder: TextEncoder, a
 
 def _short(value: Any) -> str:
     return f"{value[:12]}…" if isinstance(value, str) and len(value) > 40 else repr(value)
-
-
-def _missing(page: list[Chunk], target: Collection) -> list[Chunk]:
-    """Returns the page's chunks that the target lacks, or stores with another text or metadata."""
-    stored = target.stored([chunk.id for chunk in page])
-    return [chunk for chunk in page if stored.get(chunk.id) != chunk]
 
 
 def _check_alias(store: Store, alias: str | None, target: str) -> None:
@@ -144,7 +138,6 @@ def _report(target: Collection, encoder: TextEncoder, total: int, embedded: int,
 
 
 def _switch(store: Store, source: str, target: str, alias: str | None) -> None:
-    """Points the alias to the target, and prints what is left to do."""
     aliases = store.aliases()
     if alias is not None:
         store.swap_alias(alias, target)

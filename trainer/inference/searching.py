@@ -58,10 +58,7 @@ def in_store(encoder: TextEncoder, collection: Collection, where: dict | None) -
 
 
 def over_collection(encoder: TextEncoder, collection: Collection, where: dict | None) -> Searcher:
-    """Returns the store's search if its vectors are this model's. Otherwise its texts are embedded here, with a note.
-
-    The model of the vectors: recorded by reindex, or a few chunks are embedded again and compared.
-    """
+    """Returns the store's search if its vectors are this model's; else its texts are embedded here, with a note."""
     if collection.about.get(STATE) == UNFINISHED:
         say(f"note: {collection.name} is unfinished: reindex was stopped before its end")
     if holds(encoder, collection):
@@ -77,14 +74,15 @@ def over_collection(encoder: TextEncoder, collection: Collection, where: dict | 
 
 
 def holds(encoder: TextEncoder, collection: Collection) -> bool:
-    """True if the collection's vectors are this model's; sets encoder.dim where only their first numbers are stored."""
-    size, about = collection.size, collection.about
+    """True if the collection's vectors are this model's: reindex recorded it, or a few chunks are embedded again and
+    compared. Sets encoder.dim where only the first numbers are stored."""
+    size, facts = collection.size, collection.about
     if size is None:
         return False
-    if FINGERPRINT in about:
-        if about[FINGERPRINT] != encoder.fingerprint:
+    if FINGERPRINT in facts:
+        if facts[FINGERPRINT] != encoder.fingerprint:
             return False
-        encoder.dim = about[DIM] if about[DIM] < encoder.size else None
+        encoder.dim = facts[DIM] if facts[DIM] < encoder.size else None
         return True
     if size != encoder.size:
         return False

@@ -3,7 +3,8 @@
 import hashlib
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from data_prep.common.console import say
 from data_prep.common.errors import BadInput
@@ -13,17 +14,12 @@ from trainer.model_folder.dense import WEIGHTS
 from trainer.model_folder.files import fetch
 from trainer.model_folder.spec import read_spec
 
-if TYPE_CHECKING:
-    import numpy as np
-
 IDENTITY = ("config.json", "adapter_config.json", "tokenizer.json")  # beside the weights
 
 
 class TextEncoder:
-    """Encodes queries and passages with a model folder or hub id, which is loaded with the first text.
-
-    Raises BadInput for a folder that cannot be used, at once; and for a dim above the model's, once it is loaded.
-    """
+    """Encodes queries and passages with a model folder or hub id, which is loaded with the first text. Raises BadInput
+    for a folder that cannot be used, at once; and for a dim above the model's, once it is loaded."""
 
     dim: int | None  # Matryoshka (Kusupati et al. 2022, arXiv:2205.13147): the first numbers, normalised again
     cut: int  # texts so far that were truncated
@@ -67,15 +63,15 @@ class TextEncoder:
         facts += [f"{d.bias} {d.activation} {sha256_of(Path(d.folder) / WEIGHTS)}" for d in self.spec.dense]
         return hashlib.sha256("\n".join(facts).encode()).hexdigest()
 
-    def queries(self, texts: list[str]) -> "np.ndarray":
+    def queries(self, texts: list[str]) -> np.ndarray:
         """Returns (texts, d) float32."""
         return self._encode(texts, self.spec.rules.query_prompt, self.spec.rules.query_max_len)
 
-    def passages(self, texts: list[str]) -> "np.ndarray":
+    def passages(self, texts: list[str]) -> np.ndarray:
         """Returns (texts, d) float32."""
         return self._encode(texts, self.spec.rules.passage_prompt, self.spec.rules.passage_max_len)
 
-    def _encode(self, texts: list[str], prompt: str, max_len: int) -> "np.ndarray":
+    def _encode(self, texts: list[str], prompt: str, max_len: int) -> np.ndarray:
         from torch.nn.functional import normalize
 
         from trainer.inference.encode import embed
