@@ -6,7 +6,7 @@ from importlib import import_module
 
 from data_prep.common.errors import guarded
 
-# a module of data_prep.cli each
+# a module of data_prep.cli each: see its docstring
 COMMANDS = ("sample", "generate", "crawl", "logs", "compose", "augment", "mine", "shard", "inspect")
 STEPS = (
     "sample (or your own store) -> generate, or crawl -> compose -> augment -> mine -> shard -> python -m trainer; "
@@ -24,7 +24,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m data_prep", description=f"{__doc__} {STEPS}.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name in COMMANDS:
-        import_module(f"data_prep.cli.{name}").add(commands)
+        command = import_module(f"data_prep.cli.{name}")
+        summary = " ".join(command.__doc__.split())
+        layout = {"description": summary, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        epilog = f"example:\n  python -m data_prep {command.EXAMPLE}"
+        subparser = commands.add_parser(name, help=summary, epilog=epilog, **layout)
+        subparser.set_defaults(run=command.run)
+        command.add_flags(subparser)
     return parser
 
 

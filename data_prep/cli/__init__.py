@@ -1,22 +1,17 @@
-"""The command line of data preparation, one module per command. Each has `add(commands)`; nothing heavy is imported."""
+"""The command line of data preparation, one module per command; nothing heavy is imported.
+
+Each has a docstring (the summary in its help), EXAMPLE (the end of its help, which a test runs), add_flags and run.
+"""
 
 import argparse
-from collections.abc import Callable
-
-
-def command(commands, name: str, run: Callable, summary: str, example: str) -> argparse.ArgumentParser:
-    """Adds a subcommand that calls run(arguments); its help ends in an example, which a test runs."""
-    parser = commands.add_parser(
-        name,
-        help=summary,
-        description=summary,
-        epilog=f"example:\n  python -m data_prep {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run)
-    return parser
+from typing import Any
 
 
 def add_positive(parser: argparse.ArgumentParser) -> None:
     text = "which text of a chunk row that has both becomes the positive"
     parser.add_argument("--positive", choices=("answer", "context"), help=text)
+
+
+def values(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Returns the values of these flags, for a function whose keywords have the same names."""
+    return {name: getattr(args, name) for name in names}

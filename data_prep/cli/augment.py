@@ -1,20 +1,15 @@
-"""augment: records with variants of their queries."""
+"""Add variants of each row's query: typos, synonyms, case, punctuation, transliteration."""
 
 import argparse
 from pathlib import Path
 
-from data_prep.cli import add_positive, command
+from data_prep.cli import add_positive, values
 from data_prep.common.errors import BadInput
 
+EXAMPLE = "augment records.jsonl --output augmented.jsonl --variants 2 --typo-rate 0.3 --case-rate 0.1"
 
-def add(commands) -> None:
-    parser = command(
-        commands,
-        "augment",
-        run,
-        "Add variants of each row's query: typos, synonyms, case, punctuation, transliteration.",
-        "augment records.jsonl --output augmented.jsonl --variants 2 --typo-rate 0.3 --case-rate 0.1",
-    )
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT")
     parser.add_argument("--output", type=Path, required=True, metavar="F.jsonl")
     parser.add_argument("--variants", type=int, default=1, metavar="N", help="of each row, at most (default 1)")
@@ -48,25 +43,14 @@ def run(args: argparse.Namespace) -> None:
     from data_prep.augmentation.augment import augment
     from data_prep.augmentation.rewriting import Changes
 
-    rates = ("typo_rate", "synonym_rate", "case_rate", "punctuation_rate", "transliteration_rate")
-    values = {name: getattr(args, name) for name in rates}
-    if args.typos is not None:
-        values["typo_kinds"] = _kinds(args.typos)
-    augment(
-        args.inputs,
-        args.output,
-        changes=Changes(**values),
-        variants=args.variants,
-        misspellings=args.misspellings,
-        synonyms=args.synonyms,
-        score_scale=args.score_scale,
-        seed=args.seed,
-        positive=args.positive,
-    )
+    rates = values(args, "typo_rate", "synonym_rate", "case_rate", "punctuation_rate", "transliteration_rate")
+    kinds = {} if args.typos is None else {"typo_kinds": _kinds(args.typos)}
+    options = values(args, "variants", "misspellings", "synonyms", "score_scale", "seed", "positive")
+    augment(args.inputs, args.output, changes=Changes(**rates, **kinds), **options)
 
 
 def _kinds(text: str) -> dict[str, float]:
-    """`swap=2,drop` as kind -> weight."""
+    """Returns kind -> weight, from text such as `swap=2,drop`."""
     kinds = {}
     for part in text.split(","):
         name, equals, weight = part.partition("=")

@@ -1,20 +1,15 @@
-"""compose: inputs of any accepted format to one JSONL of records."""
+"""Turn inputs of any accepted format into one JSONL of records."""
 
 import argparse
 from pathlib import Path
 
-from data_prep.cli import add_positive, command
+from data_prep.cli import add_positive, values
 from data_prep.common.errors import BadInput
 
+EXAMPLE = "compose pairs.jsonl glossary.csv --output records.jsonl --hard-k 2 --skip-bad"
 
-def add(commands) -> None:
-    parser = command(
-        commands,
-        "compose",
-        run,
-        "Turn inputs of any accepted format into one JSONL of records.",
-        "compose pairs.jsonl glossary.csv --output records.jsonl --hard-k 2 --skip-bad",
-    )
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="*", type=Path, metavar="INPUT")
     help_text = "the same as INPUT, for those who name it"
     parser.add_argument("--input", nargs="+", action="extend", default=[], type=Path, metavar="INPUT", help=help_text)
@@ -37,13 +32,5 @@ def run(args: argparse.Namespace) -> None:
     inputs = args.inputs + args.input
     if not inputs:
         raise BadInput("compose: no input; name files or folders: compose a.jsonl b.csv --output all.jsonl")
-    compose(
-        inputs,
-        args.output,
-        hard_k=args.hard_k,
-        positive=args.positive,
-        skip_bad=args.skip_bad,
-        balance=args.balance,
-        per_value=args.per_value,
-        seed=args.seed,
-    )
+    options = values(args, "hard_k", "positive", "skip_bad", "balance", "per_value", "seed")
+    compose(inputs, args.output, **options)

@@ -1,24 +1,18 @@
-"""crawl: glossaries from Wikipedia, web pages and saved pages to one file of terms and definitions."""
+"""Crawl glossaries (MediaWiki, HTML, Markdown) to one file of terms and definitions."""
 
 import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
-from data_prep.cli import command
+from data_prep.cli import values
 from data_prep.common.errors import Failed
 
+EXAMPLE = "crawl --dry-run --output glossary.csv"
 # extra `crawl`
 NEEDED = ("httpx", "protego", "w3lib", "lxml", "selectolax", "markdown_it", "mdit_py_plugins", "charset_normalizer")
 
 
-def add(commands) -> None:
-    parser = command(
-        commands,
-        "crawl",
-        run,
-        "Crawl glossaries (MediaWiki, HTML, Markdown) to one file of terms and definitions.",
-        "crawl --dry-run --output glossary.csv",
-    )
+def add_flags(parser: argparse.ArgumentParser) -> None:
     help_text = (
         "what to crawl: wikipedia_glossary (all glossaries of the Wikipedia in --lang), wikipedia_glossary:TITLE (a "
         "page or category), an http(s) address, a saved page (.html, .md), or a .txt that lists such sources"
@@ -50,15 +44,5 @@ def run(args: argparse.Namespace) -> None:
         raise Failed(f"crawl needs {', '.join(missing)}: pip install 'embedfleet[crawl]'")
     from data_prep.crawling.crawl import crawl
 
-    crawl(
-        args.sources,
-        args.output,
-        limit=args.limit_per_source,
-        language=args.lang,
-        delay=args.delay,
-        timeout=args.timeout,
-        contact=args.contact,
-        cache=args.cache,
-        max_age=args.max_age,
-        dry_run=args.dry_run,
-    )
+    options = values(args, "delay", "timeout", "contact", "cache", "max_age", "dry_run")
+    crawl(args.sources, args.output, limit=args.limit_per_source, language=args.lang, **options)

@@ -1,13 +1,17 @@
-"""generate: question-answer pairs from the chunks of a store."""
+"""Make question-answer pairs from the chunks of a vector store, with a language model or --offline without one."""
 
 import argparse
 from pathlib import Path
 
-from data_prep.cli import command
+from data_prep.cli import values
 from data_prep.common.errors import BadInput
 from data_prep.common.files import check
 from data_prep.stores.flags import add_store, store_of, where_of
 
+EXAMPLE = (
+    "generate --path chroma --collection docs --model M --base-url http://localhost:8000/v1 --output pairs.jsonl\n"
+    "  python -m data_prep generate --offline --path chroma --collection docs --output pairs.jsonl --hide name"
+)
 # Flags of one way of generating only; the other way refuses them.
 OFFLINE = ("hide", "min_words", "keywords")
 MODEL = ("model", "base_url", "prompt", "system_prompt", "var", "sample", "concurrency", "temperature", "timeout")
@@ -15,15 +19,7 @@ MODEL += ("price_in", "price_out", "cache")
 FILTERS = ("question_words", "answer_words", "same_language", "grounded", "round_trip", "near_duplicates")
 
 
-def add(commands) -> None:
-    parser = command(
-        commands,
-        "generate",
-        run,
-        "Make question-answer pairs from the chunks of a vector store, with a language model or --offline without one.",
-        "generate --path chroma --collection docs --model M --base-url http://localhost:8000/v1 --output pairs.jsonl\n"
-        "  python -m data_prep generate --offline --path chroma --collection docs --output pairs.jsonl --hide name",
-    )
+def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="F.jsonl")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N chunks; --offline: at most N pairs")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of what is drawn (default 0)")
@@ -41,10 +37,9 @@ def add(commands) -> None:
 
 def _add_model(group) -> None:
     group.add_argument("--model", metavar="M", help="the model's name, as its server knows it")
-    text = (
-        "an OpenAI-compatible server (default: OPENAI_BASE_URL, YC_OPENAI_API_BASE or OpenAI's own); the key comes from"
-    )
-    group.add_argument("--base-url", metavar="URL", help=f"{text} OPENAI_API_KEY or YC_OPENAI_API_KEY, or .env")
+    text = "an OpenAI-compatible server (default: OPENAI_BASE_URL, YC_OPENAI_API_BASE or OpenAI's own); the key comes "
+    text += "from OPENAI_API_KEY or YC_OPENAI_API_KEY, or .env"
+    group.add_argument("--base-url", metavar="URL", help=text)
     text = "what is asked, with {context} for the chunk's text (default: the prompt shipped with the package)"
     group.add_argument("--prompt", type=Path, metavar="FILE", help=text)
     group.add_argument("--system-prompt", metavar="TEXT")
@@ -91,15 +86,8 @@ def _check_way(args: argparse.Namespace) -> None:
 def _run_offline(args: argparse.Namespace) -> None:
     from data_prep.generation.offline import generate_offline
 
-    generate_offline(
-        store_of(args),
-        args.output,
-        where=where_of(args),
-        hide=args.hide or (),
-        limit=args.limit,
-        seed=args.seed,
-        **_set_flags(args, ("min_words", "keywords")),
-    )
+    options = _set_flags(args, "hide", "limit", "seed", "min_words", "keywords")
+    generate_offline(store_of(args), args.output, where=where_of(args), **options)
 
 
 def _run_model(args: argparse.Namespace) -> None:
@@ -109,19 +97,19 @@ def _run_model(args: argparse.Namespace) -> None:
 
     names = {"prompt": "prompt_path", "store": "db_type", "collection": "collection_name", "output": "output_path"}
     same = ("path", "host", "port", "ssl", "url", "text_field", "vector_name", "limit", "seed", *MODEL)
-    flags = _set_flags(args, tuple(name for name in (*same, *names) if name != "var"))
+    flags = _set_flags(args, *(name for name in (*same, *names) if name != "var"))
     config = QuestionGenerationConfig(
         **{names.get(name, name): value for name, value in flags.items()},
         where=where_of(args),
         prompt_variables=_variables(args.var or []),
-        filters=Filters(**_set_flags(args, FILTERS) | _ranges(args)),
+        filters=Filters(**_set_flags(args, *FILTERS) | _ranges(args)),
     )
     QuestionGenerator(config).generate()
 
 
-def _set_flags(args: argparse.Namespace, names: tuple[str, ...]) -> dict[str, object]:
+def _set_flags(args: argparse.Namespace, *names: str) -> dict[str, object]:
     """Returns the flags that are on the command line; the others keep the defaults of their config."""
-    return {name: value for name in names if (value := getattr(args, name)) is not None}
+    return {name: value for name, value in values(args, *names).items() if value is not None}
 
 
 def _variables(texts: list[str]) -> dict[str, str]:

@@ -1,14 +1,14 @@
-"""inspect: what is in an input or shard folder."""
+"""Show what is in an input or shard folder: counts, lengths, languages, duplicates, leakage, problems."""
 
 import argparse
 from pathlib import Path
 
-from data_prep.cli import add_positive, command
+from data_prep.cli import add_positive, values
+
+EXAMPLE = "inspect shards --tokenizer MODEL_FOLDER --html report.html"
 
 
-def add(commands) -> None:
-    text = "Show what is in an input or shard folder: counts, lengths, languages, duplicates, leakage, problems."
-    parser = command(commands, "inspect", run, text, "inspect shards --tokenizer MODEL_FOLDER --html report.html")
+def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", type=Path, metavar="PATH")
     parser.add_argument("--json", action="store_true", help="only JSON on stdout")
     parser.add_argument("--html", type=Path, metavar="F.html", help="write it as one page with plots, too")
@@ -22,11 +22,4 @@ def add(commands) -> None:
 def run(args: argparse.Namespace) -> None:
     from data_prep.quality.inspect import inspect
 
-    inspect(
-        args.path,
-        as_json=args.json,
-        html=args.html,
-        positive=args.positive,
-        tokenizer=args.tokenizer,
-        exclude=args.exclude,
-    )
+    inspect(args.path, as_json=args.json, **values(args, "html", "positive", "tokenizer", "exclude"))

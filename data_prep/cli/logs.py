@@ -1,19 +1,12 @@
-"""logs: search logs to scored records."""
+"""Turn search logs (columns query, item, position, count, maybe impressions) into scored records."""
 
 import argparse
 from pathlib import Path
 
-from data_prep.cli import command
+EXAMPLE = "logs clicks.csv --output scored.jsonl --items products.csv"
 
 
-def add(commands) -> None:
-    parser = command(
-        commands,
-        "logs",
-        run,
-        "Turn search logs (columns query, item, position, count, maybe impressions) into scored records.",
-        "logs clicks.csv --output scored.jsonl --items products.csv",
-    )
+def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", type=Path, metavar="LOG")
     parser.add_argument("--output", type=Path, required=True, metavar="F.jsonl")
     help_text = "catalogue with columns id, text, maybe title, where the log names items by id"

@@ -1,39 +1,30 @@
-"""mine: hard negatives from a corpus, a store or the rows' own positives."""
+"""Add hard negatives to rows: texts that rank high for the query, by BM25 or an embedding model, and are no positive
+of the row, of an equal query or of the same document."""
 
 import argparse
 from contextlib import ExitStack
 from pathlib import Path
 
-from data_prep.cli import add_positive, command
+from data_prep.cli import add_positive, values
 from data_prep.common.files import check, check_output_file
 from data_prep.mining.dense_search import EXACT_UP_TO
 from data_prep.mining.miner import DEPTH, METHODS, Choice
 from data_prep.stores.flags import add_store, store_flags, store_of, where_of
 
+EXAMPLE = "mine records.jsonl --output mined.jsonl --model MODEL --k 2 --relative-margin 0.05"
 
-def add(commands) -> None:
-    parser = command(
-        commands,
-        "mine",
-        run,
-        "Add hard negatives to rows: texts that rank high for the query, by BM25 or an embedding model, and are no "
-        "positive of the row, of an equal query or of the same document.",
-        "mine records.jsonl --output mined.jsonl --model MODEL --k 2 --relative-margin 0.05",
-    )
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT")
     parser.add_argument("--output", type=Path, required=True, metavar="F.jsonl")
-    _add_corpus(parser)
-    _add_choice(parser)
-    _add_models(parser)
-    add_positive(parser)
-    add_store(parser, required=False)
-
-
-def _add_corpus(parser: argparse.ArgumentParser) -> None:
     text = "rows with id, text and perhaps title, or a retrieval set, to choose from (default: the inputs' positives)"
     parser.add_argument("--corpus", type=Path, metavar="FILE|SET", help=text)
     text = "metadata field; texts whose value is the row's are of the same document"
     parser.add_argument("--same-document", metavar="FIELD", help=text)
+    _add_choice(parser)
+    _add_models(parser)
+    add_positive(parser)
+    add_store(parser, required=False)
 
 
 def _add_choice(parser: argparse.ArgumentParser) -> None:
@@ -62,9 +53,8 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: the best there is")
     text = "run the code that these models bring, if you have read it; default: refuse them"
     group.add_argument("--trust-remote-code", action="store_true", help=text)
-    group.add_argument(
-        "--stored-vectors", action="store_true", help="take the store's embeddings, made by this --model"
-    )
+    text = "take the store's embeddings, made by this --model"
+    group.add_argument("--stored-vectors", action="store_true", help=text)
     text = f"texts from which on an index searches them approximately (default {EXACT_UP_TO:,})"
     group.add_argument("--approximate-above", type=int, default=EXACT_UP_TO, metavar="N", help=text)
     text = "keep embeddings and scores here (default: beside the output until it is whole)"
@@ -93,11 +83,9 @@ def run(args: argparse.Namespace) -> None:
             args.output,
             Mining(method, choice, args.same_document, args.approximate_above),
             corpus=_corpus(args, stack),
-            stored_vectors=args.stored_vectors,
             encoder=_encoder(args),
             scorer=_scorer(args),
-            cache=args.cache,
-            positive=args.positive,
+            **values(args, "stored_vectors", "cache", "positive"),
         )
 
 
@@ -120,9 +108,8 @@ def _encoder(args: argparse.Namespace):
         return None
     from data_prep.mining.models import SentenceEncoder
 
-    prompts = {"query_prompt": args.query_prompt, "passage_prompt": args.passage_prompt}
-    code = {"trust_remote_code": args.trust_remote_code}
-    return SentenceEncoder(args.model, **prompts, **code, max_len=args.max_len, device=args.device)
+    options = values(args, "query_prompt", "passage_prompt", "trust_remote_code", "max_len", "device")
+    return SentenceEncoder(args.model, **options)
 
 
 def _scorer(args: argparse.Namespace):

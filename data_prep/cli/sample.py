@@ -1,19 +1,12 @@
-"""sample: the standard library's docstrings as a store to try things on."""
+"""Fill an embedded Chroma collection with the docstrings of the installed standard library."""
 
 import argparse
 from pathlib import Path
 
-from data_prep.cli import command
+EXAMPLE = "sample --path chroma --collection stdlib"
 
 
-def add(commands) -> None:
-    parser = command(
-        commands,
-        "sample",
-        run,
-        "Fill an embedded Chroma collection with the docstrings of the installed standard library.",
-        "sample --path chroma --collection stdlib",
-    )
+def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--path", type=Path, required=True, metavar="DIR", help="folder of the embedded Chroma store")
     parser.add_argument("--collection", required=True, metavar="NAME")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N docstrings")

@@ -1,20 +1,15 @@
-"""shard: inputs to Arrow shards."""
+"""Write inputs as Arrow shards, split by document, without duplicates and leakage."""
 
 import argparse
 from pathlib import Path
 
-from data_prep.cli import add_positive, command
+from data_prep.cli import add_positive, values
 from data_prep.common.errors import BadInput
 
+EXAMPLE = "shard records.jsonl --output shards --num-shards 4 --eval-fraction 0.1"
 
-def add(commands) -> None:
-    parser = command(
-        commands,
-        "shard",
-        run,
-        "Write inputs as Arrow shards, split by document, without duplicates and leakage.",
-        "shard records.jsonl --output shards --num-shards 4 --eval-fraction 0.1",
-    )
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     text = "Arrow files of the train split (default: about 500 MB each)"
@@ -50,29 +45,17 @@ def run(args: argparse.Namespace) -> None:
     from data_prep.common.workers import cores
     from data_prep.sharding.build import shard
 
-    shard(
-        args.inputs,
-        args.output,
-        num_shards=args.num_shards,
-        eval_fraction=args.eval_fraction,
-        split_by=args.split_by,
-        seed=args.seed,
-        positive=args.positive,
-        on_leakage=args.on_leakage,
-        near_duplicates=args.near_duplicates,
-        exclude=args.exclude,
-        tokens=_tokens(args),
-        workers=cores() if args.workers is None else args.workers,
-        overwrite=args.overwrite,
-    )
+    options = values(args, "num_shards", "eval_fraction", "split_by", "seed", "positive", "on_leakage", "overwrite")
+    options |= values(args, "near_duplicates", "exclude")
+    workers = cores() if args.workers is None else args.workers
+    shard(args.inputs, args.output, tokens=_tokens(args), workers=workers, **options)
 
 
 def _tokens(args: argparse.Namespace):
-    """The options of tokenisation; None without --tokenizer."""
+    """Returns the options of tokenisation; None without --tokenizer."""
     from data_prep.sharding.tokenise import TokenOptions
 
-    names = ("query_prompt", "passage_prompt", "query_max_len", "passage_max_len")
-    asked = {name: getattr(args, name) for name in names}
+    asked = values(args, "query_prompt", "passage_prompt", "query_max_len", "passage_max_len")
     if args.tokenizer is not None:
         return TokenOptions(args.tokenizer, **asked)
     given = [f"--{name.replace('_', '-')}" for name, value in asked.items() if value is not None]
