@@ -59,7 +59,8 @@ def augment(
     with spool_beside(output) as spool, whole_file(output) as lines:
         queries, rows, scored = _spool(inputs, spool, positive)
         counts = _Counts(variants)
-        for record in track(_spooled(spool), "variants", total=rows):
+        spool.seek(0)
+        for record in track((Record(**json.loads(line)) for line in spool), "variants", total=rows):
             lines.write(record.to_json() + "\n")
             if is_variant(record):
                 counts.copied += 1
@@ -78,7 +79,6 @@ def augment(
 
 
 def _idle(changes: Changes, misspellings: Path | None, synonyms: Path | None) -> list[str]:
-    """Returns the problems with flags that would change nothing."""
     problems = []
     if misspellings and not changes.typo_rate:
         problems.append("--misspellings is given, but --typo-rate is 0, so none would be used")
@@ -108,26 +108,18 @@ def _spool(inputs: list[Path], spool: IO[str], positive: str | None) -> tuple[di
     queries: dict[int, int] = {}
     rows = scored = 0
     for path, name in source_names(inputs).items():
-        for record in track(
-            read_records(path, positive=positive, source=name, problems=problems), f"reading {path.name}"
-        ):
+        records = read_records(path, positive=positive, source=name, problems=problems)
+        for record in track(records, f"reading {path.name}"):
             used = [key for key in (PARENT, PARENT_QUERY, AUGMENTED) if key in record.metadata]
             if used and not is_variant(record):
-                problems.file(
-                    f"{path}: record {record.id}: its metadata has {', '.join(map(repr, used))}, names that variants "
-                    "need; rename the field"
-                )
+                names = f"its metadata has {', '.join(map(repr, used))}, names that variants need"
+                problems.file(f"{path}: record {record.id}: {names}; rename the field")
             queries.setdefault(text_key(record.query), query_key(record))
             rows += 1
             scored += record.score is not None
             spool.write(record.to_json() + "\n")
     problems.check()
     return queries, rows, scored
-
-
-def _spooled(spool: IO[str]) -> Iterator[Record]:
-    spool.seek(0)
-    yield from (Record(**json.loads(line)) for line in spool)
 
 
 @dataclass
@@ -145,10 +137,8 @@ class _Counts:
         if self.copied:
             say(f"{self.copied:,} rows are variants already: copied as they are")
         if self.fewer:
-            say(
-                f"{self.fewer:,} rows got fewer than {self.wanted} variants ({self.none:,} none): no other text was "
-                "found that is no other row's query"
-            )
+            why = "no other text was found that is no other row's query"
+            say(f"{self.fewer:,} rows got fewer than {self.wanted} variants ({self.none:,} none): {why}")
         each = ", ".join(f"{kind} {count:,}" for kind, count in self.kinds.most_common())
         result(f"{output}: {rows:,} rows and {self.variants:,} variants ({each})")
 

@@ -27,14 +27,10 @@ class Changes:
         values = {f"--{name}-rate": getattr(self, f"{name}_rate") for name in rates}
         problems = [f"{flag} {value:g}: must be in 0..1" for flag, value in values.items() if not 0 <= value <= 1]
         unknown = [kind for kind in self.typo_kinds if kind not in KINDS]
-        problems += [
-            f"--typos {kind}: no kind; there are {', '.join(KINDS)}.{nearest(kind, KINDS)}" for kind in unknown
-        ]
-        problems += [
-            f"--typos {kind}={weight:g}: a weight must be more than 0"
-            for kind, weight in self.typo_kinds.items()
-            if not 0 < weight < float("inf")
-        ]
+        known = ", ".join(KINDS)
+        problems += [f"--typos {kind}: no kind; there are {known}.{nearest(kind, KINDS)}" for kind in unknown]
+        weights = {kind: weight for kind, weight in self.typo_kinds.items() if not 0 < weight < float("inf")}
+        problems += [f"--typos {kind}={weight:g}: a weight must be more than 0" for kind, weight in weights.items()]
         return problems
 
 
@@ -89,19 +85,15 @@ def _in_other_case(text: str, draw: random.Random) -> str:
 
 def _with_other_signs(text: str, draw: random.Random) -> str:
     """Returns the text without punctuation, without that at the end, or with spaces or nothing for hyphens.
-
-    A text without punctuation gets a mark at its end. Signs between digits (2.5, 10-12) stay.
-    """
+    A text without punctuation gets a mark at its end. Signs between digits (2.5, 10-12) stay."""
     marks = [i for i, char in enumerate(text) if unicodedata.category(char).startswith("P") and not _in_number(text, i)]
     if not marks:
         return text + draw.choice("?.!")
     hyphens = [i for i in marks if unicodedata.category(text[i]) == "Pd"]
-    ways = [
-        _replaced(text, marks, " "),
-        text[: len(text) - _trailing(text, marks)],
-        _replaced(text, hyphens, " "),
-        _replaced(text, hyphens, ""),
-    ]
+    end = len(text)
+    while end - 1 in marks:
+        end -= 1
+    ways = [_replaced(text, marks, " "), text[:end], _replaced(text, hyphens, " "), _replaced(text, hyphens, "")]
     ways = [way for way in dict.fromkeys(ways) if way != text and way.strip()]
     return draw.choice(ways) if ways else text
 
@@ -113,11 +105,3 @@ def _in_number(text: str, at: int) -> bool:
 def _replaced(text: str, positions: list[int], by: str) -> str:
     chosen = set(positions)
     return " ".join("".join(by if i in chosen else char for i, char in enumerate(text)).split())
-
-
-def _trailing(text: str, marks: list[int]) -> int:
-    """Returns the number of marks at the end of the text."""
-    count = 0
-    while len(text) - count - 1 in marks:
-        count += 1
-    return count

@@ -42,15 +42,12 @@ def track(
         return
     _showing = True
     try:
-        yield from _shown(iterable, label, total, size)
+        yield from (_bar if sys.stderr.isatty() else _lines)(iterable, label, total, size)
     finally:
         _showing = False
 
 
-def _shown(iterable: Iterable[T], label: str, total: int | None, size: Callable[[T], int]) -> Iterator[T]:
-    if sys.stderr.isatty():
-        yield from _bar(iterable, label, total, size)
-        return
+def _lines(iterable: Iterable[T], label: str, total: int | None, size: Callable[[T], int]) -> Iterator[T]:
     last, done = time.monotonic(), 0
     for item in iterable:
         now = time.monotonic()

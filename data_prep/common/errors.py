@@ -1,5 +1,6 @@
 """Errors that the user can fix, collected so that one run reports all of them."""
 
+import difflib
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -46,8 +47,6 @@ def of_system(error: OSError) -> str:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Returns ` Did you mean 'x'?` for the nearest known word, or an empty string."""
-    import difflib
-
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
 

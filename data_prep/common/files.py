@@ -57,10 +57,7 @@ def spool_beside(path: Path) -> Iterator[IO[str]]:
 def check_output_file(
     output: Path, inputs: Iterable[Path] = (), suffix: str | tuple[str, ...] = ".jsonl", flag: str = "--output"
 ) -> list[str]:
-    """Returns the problems of an output path, before any work is done.
-
-    suffix: of the format, or formats, to write. flag: named in the problems.
-    """
+    """Returns the problems of an output path, before any work is done. suffix: of the format, or formats, to write."""
     problems, suffixes = [], (suffix,) if isinstance(suffix, str) else suffix
     if output.suffix not in suffixes:
         problems.append(f"{flag} {output}: must end in {' or '.join(suffixes)}, the format that is written")
@@ -74,9 +71,8 @@ def check_output_file(
         if same_path(path, output):
             problems.append(f"{flag} {output}: is also an input; choose another name")
         if same_path(path, rejected):
-            problems.append(
-                f"--output {output}: its rejected lines would replace the input {path}; choose another name"
-            )
+            fate = f"its rejected lines would replace the input {path}"
+            problems.append(f"--output {output}: {fate}; choose another name")
     return problems
 
 

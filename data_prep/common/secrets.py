@@ -23,9 +23,8 @@ def secret(name: str) -> str | None:
     try:
         value = dotenv_values(file).get(name)
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(
-            f"{file}: cannot be read ({type(error).__name__}); it must be UTF-8 lines of NAME=value"
-        ) from None
+        mend = "it must be UTF-8 lines of NAME=value"
+        raise BadInput(f"{file}: cannot be read ({type(error).__name__}); {mend}") from None
     return _usable(name, value) if value else None
 
 

@@ -36,7 +36,8 @@ def histogram(counts: dict[str, int], colour: int, label: str) -> str:
     for bits in range(first, last + 1):
         count, bound = by_bits.get(bits, 0), 1 << (bits - 1)
         x, height = (bits - first) * step, tall * count / most
-        title = f"{_range(bound)}: {count:,} texts ({_percent(count, total)})"
+        lengths = f"{bound // 2 + 1:,} to {bound:,}" if bound > 2 else str(bound)
+        title = f"{lengths}: {count:,} texts ({_percent(count, total)})"
         parts.append(_rect(x + 1.5, base - height, step - 3, height, f"var(--c{colour})", title))
         parts.append(_text(x + step / 2, base + 14, _short(bound), "mid small"))
         if 200 * count >= total:  # smaller ones would overlap
@@ -49,7 +50,10 @@ def curves(series: dict[str, list[tuple[int, float]]], marks: set[int], label: s
     left, right, top, base = 42, WIDTH - 12, 12, 150
     lengths = [length for points in series.values() for length, _ in points]
     low, high = math.log2(min(lengths)), math.log2(max(lengths))
-    full = _round_up(max(share for points in series.values() for _, share in points))
+    most = max(share for points in series.values() for _, share in points)
+    full = next(
+        share for share in (0.01, 0.02, 0.04, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0) if share >= most
+    )  # each quarter is readable
 
     def at(length: int, share: float) -> tuple[float, float]:
         return left + (right - left) * (math.log2(length) - low) / (high - low), base - (base - top) * share / full
@@ -209,16 +213,6 @@ def _percent(count: int, total: int) -> str:
     return f"{share:.0f} %" if share >= 10 or share == 0 else f"{share:.1f} %" if share >= 0.1 else "<0.1 %"
 
 
-def _range(bound: int) -> str:
-    """Returns the lengths below an upper bound."""
-    return f"{bound // 2 + 1:,} to {bound:,}" if bound > 2 else str(bound)
-
-
 def _short(number: int) -> str:
     """Returns 1024 as 1k."""
     return f"{number // 1024}k" if number >= 1024 else str(number)
-
-
-def _round_up(share: float) -> float:
-    """Returns the next larger share whose quarters are readable."""
-    return next(value for value in (0.01, 0.02, 0.04, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0) if value >= share)

@@ -1,5 +1,6 @@
-"""Work on one core or many. Results come in the order of the tasks, for any number of processes."""
+"""Work in batches, on one core or many. Results come in the order of the tasks, for any number of processes."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -7,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from typing import Any, TypeVar
 
 from data_prep.common.errors import Failed
@@ -14,6 +16,13 @@ from data_prep.common.errors import Failed
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 AHEAD = 2  # tasks that wait for each worker: the next one is there when one ends, and memory stays bounded
+
+
+def batches(items: Iterable[Task], size: int) -> Iterator[list[Task]]:
+    """Yields lists of `size` items; the last may be shorter (itertools.batched needs Python 3.12)."""
+    items = iter(items)
+    while batch := list(islice(items, size)):
+        yield batch
 
 
 def cores() -> int:
@@ -78,16 +87,12 @@ class Workers:
 
 
 def _pool(count: int) -> ProcessPoolExecutor:
-    import multiprocessing
-
     # A fork would copy locks that threads of this process hold (Arrow's, the progress bar's).
     return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_begin)
 
 
 def _begin() -> None:
     """Sets up a worker: it ignores Ctrl-C, and ends with the main process, however that ends."""
-    import multiprocessing
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core each
     parent = multiprocessing.parent_process()

@@ -50,9 +50,8 @@ def compose(
         waiting = stack.enter_context(spool_beside(output)) if even else lines
         counts = {}
         for path in inputs:
-            rows: Iterable[Record] = track(
-                read_records(path, positive=positive, source=names[path], problems=problems), f"reading {path.name}"
-            )
+            records = read_records(path, positive=positive, source=names[path], problems=problems)
+            rows: Iterable[Record] = track(records, f"reading {path.name}")
             if hard_k:
                 rows = list(rows)
                 if not problems.count:

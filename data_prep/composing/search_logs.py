@@ -27,7 +27,7 @@ from data_prep.common.files import check, check_output_file, whole_file
 from data_prep.reading.files import Blank, Item, read_items
 from data_prep.reading.formats import Row, kind, source_names
 from data_prep.reading.row_problems import Problem, Problems
-from data_prep.records import Record, text_key
+from data_prep.records import Record, document_text, text_key
 
 LEAST_THETA = 0.1
 NAMES = {"clicked_item": "item", "clicked item": "item", "clicks": "count"}  # other names of our columns
@@ -54,10 +54,6 @@ class LoggedQuery:
     text: str
     items: dict[int, LoggedItem] = field(default_factory=dict)  # by the key of their text or id
     deepest_click: int = 0  # the lowest position of a click
-
-    @property
-    def clicks(self) -> int:
-        return sum(item.clicks for item in self.items.values())
 
 
 @dataclass(frozen=True)
@@ -229,13 +225,13 @@ def _catalogue(path: Path, problems: Problems) -> dict[int, tuple[str, str]]:
         if row.found:
             problems.row(Problem(str(path), item.line, "; ".join(row.found), item.raw))
         else:
-            catalogue[text_key(name)] = (name, f"{title}\n{text}" if title else text)
+            catalogue[text_key(name)] = (name, document_text(title, text))
     return catalogue
 
 
 def _scores(query: LoggedQuery, rule: Rule, left_out: Counter[str]) -> dict[int, float]:
     """Returns item key -> score in 0..1, 0 for negatives. Empty if the query is left out."""
-    if query.clicks < rule.min_clicks:
+    if sum(item.clicks for item in query.items.values()) < rule.min_clicks:
         left_out[f"queries with fewer than {rule.min_clicks} clicks (--min-clicks)"] += 1
         return {}
     relevance = {}
@@ -258,7 +254,6 @@ def _scores(query: LoggedQuery, rule: Rule, left_out: Counter[str]) -> dict[int,
 def _pairs(
     query: LoggedQuery, scores: dict[int, float], catalogue: dict | None, rule: Rule, left_out: Counter[str]
 ) -> Iterator[Record]:
-    """Yields a record with a score for each item."""
     for key, score in scores.items():
         item = query.items[key]
         if text := _text(key, item, catalogue, left_out):

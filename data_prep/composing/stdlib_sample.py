@@ -9,6 +9,7 @@ import sysconfig
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from data_prep.common.console import result, say, track
@@ -34,11 +35,7 @@ def sample(path: Path, collection: str, *, limit: int | None = None) -> int:
         raise BadInput(f"--limit {limit}: must be 1 or more")
     check_target(StoreConfig("chroma", collection, path=path))
     skipped: Counter[str] = Counter()
-    chunks: list[Chunk] = []
-    for chunk in track(_kept(_docstrings(skipped), skipped), "reading docstrings"):
-        chunks.append(chunk)
-        if len(chunks) == limit:
-            break
+    chunks = list(islice(track(_kept(_docstrings(skipped), skipped), "reading docstrings"), limit))
     if not chunks:
         raise Failed(f"no docstring in {_library()}: this Python is installed without its sources")
     for reason, count in skipped.items():
@@ -107,14 +104,16 @@ def _files(top: str) -> list[Path]:
 
 def _walk(node: ast.AST, module: str, top: str, outer: tuple[str, ...]) -> Iterator[Chunk]:
     """Yields the docstring of a module, class or function, then those of its public names (not inside functions)."""
-    documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+    is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    documented = is_function or isinstance(node, ast.Module | ast.ClassDef)
     if documented and (text := (ast.get_docstring(node) or "").strip()):
         function = "method" if len(outer) > 1 else "function"
         kind = "module" if not outer else "class" if isinstance(node, ast.ClassDef) else function
         name, qualname = outer[-1] if outer else module.rpartition(".")[2], ".".join((module, *outer))
-        metadata = {"module": top, "name": name, "qualname": qualname, "kind": kind, "signature": _signature(node)}
+        signature = f"{node.name}({ast.unparse(node.args)})" if is_function else ""
+        metadata = {"module": top, "name": name, "qualname": qualname, "kind": kind, "signature": signature}
         yield Chunk(f"{module}:{'.'.join(outer) or '__doc__'}", text, metadata)
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+    if is_function:
         return
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -122,12 +121,6 @@ def _walk(node: ast.AST, module: str, top: str, outer: tuple[str, ...]) -> Itera
                 yield from _walk(child, module, top, (*outer, child.name))
         elif isinstance(child, ast.If | ast.Try):  # names defined for some platforms only
             yield from _walk(child, module, top, outer)
-
-
-def _signature(node: ast.AST) -> str:
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-        return f"{node.name}({ast.unparse(node.args)})"
-    return ""
 
 
 def _topics(tree: ast.Module, module: str) -> Iterator[Chunk]:

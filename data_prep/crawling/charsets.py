@@ -37,11 +37,8 @@ def decode(body: bytes, content_type: str = "") -> Decoded:
     declared, notes = _declared(body, content_type)
     for mark, charset in _MARKS:
         if body.startswith(mark):
-            notes += [
-                f"{origin} says {name}, the byte order mark {charset}"
-                for origin, name in declared
-                if not _same(name, charset)
-            ]
+            others = [other for other in declared if not _same(other[1], charset)]
+            notes += [f"{origin} says {name}, the byte order mark {charset}" for origin, name in others]
             return Decoded(body[len(mark) :].decode(charset, "replace"), charset, "; ".join(notes))
     charset, why = _choose(body, declared)
     text = body.decode(charset, "replace")

@@ -56,7 +56,6 @@ class _Pages(BaseHTTPRequestHandler):
 
 
 def _answer(parameters: dict[str, list[str]]) -> str:
-    """Returns the file with the wiki's answer to this request."""
     if parameters.get("action") == ["parse"]:
         return "parse.json"
     if parameters.get("prop") == ["extracts"]:

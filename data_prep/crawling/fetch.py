@@ -71,7 +71,6 @@ class _Host:
         self._last = float("-inf")  # when the last request began
 
     async def wait(self) -> None:
-        """Sleeps until the next request may begin."""
         await asyncio.sleep(max(0.0, self._last + self.delay - time.monotonic()))
         self._last = time.monotonic()
 
@@ -184,9 +183,7 @@ class Fetcher:
 
     async def _request(self, url: str, host: _Host) -> Answer:
         """Requests until there is an answer to keep, at most 1 + RETRIES times. Raises NotFetched.
-
-        The wait before a retry is what the server asks for (Retry-After), else twice the last one.
-        """
+        The wait before a retry is what the server asks for (Retry-After), else twice the last one."""
         for tries in range(1, RETRIES + 2):
             await host.wait()
             wait = self._how.delay * 2 ** (tries - 1)
@@ -241,10 +238,7 @@ async def _read(response: httpx.Response) -> bytes:
 
 
 def _unpack(body: bytes, coding: str) -> bytes:
-    """Returns the body without its Content-Encoding.
-
-    httpx would unpack a small chunk to any size, so that a few kilobytes could fill the memory.
-    """
+    """Returns the body without its Content-Encoding. httpx would unpack a few kilobytes to any size, in memory."""
     if coding in ("", "identity"):
         return body
     if coding not in ("gzip", "x-gzip", "deflate"):
@@ -264,9 +258,7 @@ def _check_size(size: int) -> None:
 
 def _redirect(answer: Answer) -> str:
     """Returns the address this answer redirects to, by Location or `<meta http-equiv="refresh">`, or "".
-
-    Raises _BadRedirect for one that is not followed.
-    """
+    Raises _BadRedirect for one that is not followed."""
     target, kind = "", answer.headers.get("content-type", "")
     if answer.status in REDIRECTED:
         target = answer.headers.get(LOCATION, "")
@@ -306,7 +298,6 @@ def _reason(error: Exception) -> str:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yields the error and all that led to it."""
     while error is not None:
         yield error
         for other in error.exceptions if isinstance(error, BaseExceptionGroup) else ():

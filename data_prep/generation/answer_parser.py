@@ -54,10 +54,8 @@ def parse(text: str, cut: bool = False) -> Parsed:
 
 
 def _whole_values(text: str) -> tuple[list[Any], str, bool, int]:
-    """Finds the outermost whole JSON arrays and objects in a text.
-
-    Returns them, the text after the last, whether the text ends inside one, and how many brackets opened none.
-    """
+    """Returns the outermost whole JSON arrays and objects of a text, the text after the last, whether the text ends
+    inside one, and how many brackets opened none."""
     decoder = json.JSONDecoder(strict=False)  # models write line breaks into strings
     values, at, failures, end, ends_inside = [], 0, 0, 0, False
     while failures < MOST_FAILURES and (match := _OPEN.search(text, at)):

@@ -200,14 +200,13 @@ class Model:
         return _Fault("connection", f"the connection broke: {reason}")
 
     async def _of_status(self, error: Any) -> Exception:
-        """Returns the exception for an HTTP status of 300 or more."""
         status, reason = error.status_code, self._clean(_reason(error))
         reply = f"{status}{f': {reason}' if reason else ''}"
         if status in (400, 413, 415, 422, 501):
             return _BadRequest(reply)
         if status == 429 and error.code == "insufficient_quota":
             return Failed(f"{self.server.url} answers {reply}; the account has no quota left")
-        if status in (408, 409, 425, 429) or (status >= 500):
+        if status in (408, 409, 425, 429) or status >= 500:
             return _Fault(str(status), f"the server answers {reply}", _wait_of(error.response.headers))
         if status == 401:
             key = f"{self.server.key_name} is not accepted" if self.server.key else "it wants a key: set OPENAI_API_KEY"
@@ -247,9 +246,8 @@ class Model:
             content, refusal = _text(message.get("content")), _text(message.get("refusal"))
         except (KeyError, IndexError, TypeError, AttributeError):
             reason = self._clean(str(body.get("error", "")) if isinstance(body, dict) else "")
-            raise _Fault(
-                "no choices", f"the server's answer holds no message{f': {reason}' if reason else ''}"
-            ) from None
+            lack = f"the server's answer holds no message{f': {reason}' if reason else ''}"
+            raise _Fault("no choices", lack) from None
         usage = body.get("usage") if isinstance(body.get("usage"), dict) else {}
         return Answer(
             self._no_key(content),
@@ -260,8 +258,7 @@ class Model:
         )
 
     def _no_key(self, text: str) -> str:
-        """Removes the key if the server echoes it. A short key ("none", "EMPTY") is no secret and may be a word of the
-        text."""
+        """Removes a key that the server echoes. A short one ("none", "EMPTY") is no secret and may be a word."""
         return without(text, self.server.key) if self.server.key and len(self.server.key) >= 16 else text
 
     def _clean(self, reason: object) -> str:
@@ -301,8 +298,3 @@ def _wait_of(headers: Any) -> float | None:
 def messages(system: str | None, prompt: str) -> list[dict[str, str]]:
     """Returns the messages to send for one chunk."""
     return ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": prompt}]
-
-
-def list_retries(retries: Counter[str]) -> str:
-    """Returns repeated calls in words: `429 x 12, timeout x 3`."""
-    return ", ".join(f"{kind} x {count:,}" for kind, count in sorted(retries.items()))

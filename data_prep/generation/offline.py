@@ -60,9 +60,7 @@ def generate_offline(
     check(problems)
     hide, rules, skipped = tuple(hide), Counter(), Counter()
     fields: dict[str, None] = {}
-    lacking = Counter()
-    chunks = 0
-    collection = config.collection
+    lacking, chunks, collection = Counter(), 0, config.collection
     with open_collection(config) as store, whole_file(output) as lines:
         keywords_of = _keywords_of(store, where, keywords) if keywords else None
         for chunk in track(store.chunks(where), f"pairs from {collection}"):
@@ -96,18 +94,13 @@ def _check_pairs(collection, where, hide, chunks, rules, skipped, lacking, field
     if not chunks:
         raise BadInput(f"--collection {collection}: no chunk" + (f" fits --where {json.dumps(where)}" if where else ""))
     known = ", ".join(sorted(fields)) or "none"
-    check(
-        [
-            f"--hide {name}: no chunk has this metadata field; there are: {known}.{nearest(name, fields)}"
-            for name in hide
-            if lacking[name] == chunks
-        ]
-    )
+    unknown = [name for name in hide if lacking[name] == chunks]
+    lack = f"no chunk has this metadata field; there are: {known}"
+    check([f"--hide {name}: {lack}.{nearest(name, fields)}" for name in unknown])
     if not rules:
         why = "; ".join(f"{count:,} {reason}" for reason, count in skipped.items())
-        raise BadInput(
-            f"--collection {collection}: no pair from {chunks:,} chunks: {why} (--min-words: words of an answer)"
-        )
+        hint = "(--min-words: words of an answer)"
+        raise BadInput(f"--collection {collection}: no pair from {chunks:,} chunks: {why} {hint}")
 
 
 def make_pair(
@@ -129,15 +122,15 @@ def make_pair(
     """
     digest = hashlib.blake2b(f"{seed}:{chunk.id}".encode(), digest_size=8).digest()
     draw = random.Random(int.from_bytes(digest, "big"))
-    names = [str(chunk.metadata.get(name) or "") for name in hide]
+    text, names = chunk.text, [str(chunk.metadata.get(name) or "") for name in hide]
 
-    def hidden(text: str) -> str:
-        return functools.reduce(hide_name, names, text)
+    def hidden(question: str) -> str:
+        return functools.reduce(hide_name, names, question)
 
     rules = {
         "title": lambda: title_pair(chunk, min_words),
-        "inverse_cloze": lambda: inverse_cloze(chunk.text, draw, min_words, hidden),
-        "keyword": lambda: keyword_pair(chunk.text, min_words, keywords) if keywords else None,
+        "inverse_cloze": lambda: inverse_cloze(text, draw, min_words, hidden),
+        "keyword": lambda: (keywords(text), text.strip()) if keywords and _words(text) >= min_words else None,
     }
     reason = "no title with a body, and no sentence to take out of a long enough rest"
     for rule, make in rules.items():
@@ -151,11 +144,6 @@ def make_pair(
             return {"chunk_id": chunk.id, "question": question, "answer": answer, "metadata": metadata}
         reason = f"question of fewer than {QUESTION_WORDS} words"
     return reason
-
-
-def keyword_pair(text: str, min_words: int, keywords: Callable[[str], str]) -> tuple[str, str] | None:
-    """Returns the keywords and the text, or None for too short a text."""
-    return (keywords(text), text.strip()) if _words(text) >= min_words else None
 
 
 def title_pair(chunk: Chunk, min_words: int) -> tuple[str, str] | None:

@@ -15,13 +15,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
-from data_prep.common.batches import batches
 from data_prep.common.console import Meter, result, say, track
 from data_prep.common.errors import Failed
 from data_prep.common.files import cache_folder, rejected_name, whole_file
+from data_prep.common.workers import batches
 from data_prep.generation.answer_cache import Answer, AnswerCache
 from data_prep.generation.answer_parser import PAIRS_FORMAT, Parsed
-from data_prep.generation.client import Model, Unanswered, list_retries, messages
+from data_prep.generation.client import Model, Unanswered, messages
 from data_prep.generation.concurrency import Asking
 from data_prep.generation.config import QuestionGenerationConfig
 from data_prep.generation.endpoint import endpoint
@@ -51,24 +51,16 @@ class QuestionGenerator:
         raised. Answers are never lost: the same call continues from them.
         """
         prompt = self.config.prompt()
-        _check_installed()
-        request = {
-            "model": self.config.model,
-            "system": self.config.system_prompt or "",
-            "prompt": prompt.parts,
-            "temperature": self.config.temperature,
-        }
+        if missing := [name for name in NEEDED if find_spec(name) is None]:
+            raise Failed(f"a language model needs {', '.join(missing)}: pip install 'embedfleet[llm]'")
+        request = {"model": self.config.model, "system": self.config.system_prompt or "", "prompt": prompt.parts}
+        request["temperature"] = self.config.temperature
         folder = Path(self.config.cache) if self.config.cache else cache_folder("answers")
         with open_collection(self.config.store()) as collection, AnswerCache(folder, request) as cache:
             run = _Run(self.config, prompt, Selection(self.config, collection), cache)
             run.ask()
             run.write(self.encoder)
         return self.config.output
-
-
-def _check_installed() -> None:
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise Failed(f"a language model needs {', '.join(missing)}: pip install 'embedfleet[llm]'")
 
 
 class _Run:
@@ -82,7 +74,6 @@ class _Run:
         self.tokens = [0, 0]  # of this run: in, out
 
     def ask(self) -> None:
-        """Asks the model about every chunk without an answer."""
         config = self.config
         if all(chunk.text in self.cache for chunk in self.chunks):
             self.reused = self.chunks.total
@@ -133,7 +124,6 @@ class _Run:
         self.tokens = [sum(pair) for pair in zip(self.tokens, (count or 0 for count in counts))]
 
     def _note(self, model: Model) -> str:
-        """Returns the pairs, tokens, cost and repeated calls of this run so far."""
         tokens_in, tokens_out = self.tokens
         note = f"{self.pairs:,} pairs, {tokens_in:,} + {tokens_out:,} tokens"
         if self.uncounted:
@@ -141,12 +131,14 @@ class _Run:
         if self.config.price_in is not None:
             cost = (tokens_in * self.config.price_in + tokens_out * self.config.price_out) / MILLION
             note += f", cost {cost:,.4f}"
-        return note + (f", repeated calls: {list_retries(model.retries)}" if model.retries else "")
+        repeated = ", ".join(f"{kind} x {count:,}" for kind, count in sorted(model.retries.items()))
+        return note + (f", repeated calls: {repeated}" if repeated else "")
 
     def write(self, encoder: Encoder | None) -> None:
-        """Writes the output and the rejected, from the cache."""
         output, rejected = self.config.output, rejected_name(self.config.output)
-        filters = self.config.filters.build(self._indexed, encoder)
+        filters = self.config.filters.build(
+            lambda: track(self.chunks.every_chunk(), "indexing for the round trip"), encoder
+        )
         no_pair = None
         with whole_file(rejected) as rejects:
             writer = _Writer(rejects, self.cache, self.parsed, self.unanswered)
@@ -171,9 +163,6 @@ class _Run:
                 f"{writer.waiting:,} chunks have no answer yet and {output} lacks their pairs; run the same command "
                 "again: it asks about those only"
             )
-
-    def _indexed(self) -> Iterator[Chunk]:
-        return track(self.chunks.every_chunk(), "indexing for the round trip")
 
 
 class _Writer:
@@ -208,7 +197,6 @@ class _Writer:
                 yield Pair(chunk, question, text)
 
     def write(self, lines: IO[str], pairs: list[Pair], filters: list[Filter]) -> None:
-        """Writes the pairs that every filter keeps."""
         reasons: list[str | None] = [None] * len(pairs)
         for each in filters:
             kept = [row for row, reason in enumerate(reasons) if reason is None]

@@ -161,11 +161,8 @@ def tidy(text: str) -> str:
     """Returns the text in NFC without invisible characters, repeated spaces and stray breaks."""
     text = unicodedata.normalize("NFC", _INVISIBLE.sub("", text.replace("\r", "")))
     text = re.sub(" {2,}", " ", text)  # first, or the next expression takes quadratic time for a row of spaces
-    return re.sub(rf" ?[{_LINE}{_PARAGRAPH}][ {_LINE}{_PARAGRAPH}]*", _break, text).strip()
-
-
-def _break(match: re.Match) -> str:
-    return "\n\n" if _PARAGRAPH in match[0] else "\n"
+    breaks = rf" ?[{_LINE}{_PARAGRAPH}][ {_LINE}{_PARAGRAPH}]*"
+    return re.sub(breaks, lambda match: "\n\n" if _PARAGRAPH in match[0] else "\n", text).strip()
 
 
 def clean_term(text: str) -> str:

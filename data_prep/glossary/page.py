@@ -72,7 +72,9 @@ def from_html(text: str, url: str, language: str = "", about_terms: bool = False
     if document is None:
         page.notes.append("the page is empty")
         return page
-    page.notes += _other_language(document, language)
+    lang = (document.get("lang") or "").partition("-")[0].lower()
+    if language and lang not in ("", language.lower()):
+        page.notes.append(f"the page says that it is in {lang!r}, --lang says {language!r}")
     is_glossary = about_terms or structures.about_terms(document, url)
     markup.prune(document)
     _collect(document, is_glossary, page)
@@ -92,13 +94,6 @@ def from_markdown(text: str, url: str, language: str = "") -> Page:
     for entry in page.entries:
         entry.line = 0  # a line of the HTML would lead nowhere
     return page
-
-
-def _other_language(document: html.HtmlElement, language: str) -> list[str]:
-    lang = (document.get("lang") or "").partition("-")[0].lower()
-    if language and lang and lang != language.lower():
-        return [f"the page says that it is in {lang!r}, --lang says {language!r}"]
-    return []
 
 
 def _collect(document: html.HtmlElement, is_glossary: bool, page: Page) -> None:
@@ -137,7 +132,6 @@ def _filled(by_structure: dict[str, list[structures.Group]]) -> dict[str, list[s
 
 
 def _nothing(document: html.HtmlElement, is_glossary: bool) -> str:
-    """Returns why the page has no entry."""
     if not markup.text_of(structures.main_content(document)):
         return "the page has no text (is it made by JavaScript?)"
     tried = "no DefinedTerm, definition list or table of terms"

@@ -46,15 +46,11 @@ def defined_terms(document: html.HtmlElement) -> list[Group]:
     for scope in document.xpath("//*[@itemscope][contains(@itemtype, 'schema.org/DefinedTerm')]"):
         if "DefinedTermSet" in scope.get("itemtype"):
             continue
-        own = [e for e in scope.xpath(".//*[@itemprop]") if next(_scopes(e)) is scope]
+        own = [e for e in scope.xpath(".//*[@itemprop]") if e.xpath("ancestor::*[@itemscope][1]")[0] is scope]
         values = [(name, e.get("content") or e) for e in own for name in e.get("itemprop").split()]
         terms = [value for name, value in values if name in ("name", "alternateName")]
         groups.append(Group(terms, [value for name, value in values if name == "description"]))
     return groups
-
-
-def _scopes(element: html.HtmlElement) -> Iterator[html.HtmlElement]:
-    return (above for above in element.iterancestors() if above.get("itemscope") is not None)
 
 
 def lists(document: html.HtmlElement, glossary: bool) -> list[Group]:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from data_prep.common.batches import batches
 from data_prep.common.console import result, say, track
 from data_prep.common.errors import BadInput
 from data_prep.common.files import spool_beside, whole_file
+from data_prep.common.workers import batches
 from data_prep.mining.bm25 import Bm25
 from data_prep.mining.candidates import Corpus
 from data_prep.mining.dense_search import EXACT_UP_TO, Dense, Encoder

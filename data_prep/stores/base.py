@@ -63,19 +63,16 @@ class StoreConfig:
         """Returns contradictions, with their flags."""
         if self.kind not in KINDS:
             return [f"--store {self.kind}: must be one of {', '.join(KINDS)}"]
-        server, other = ("host", "url") if self.kind == "chroma" else ("url", "host")
-        problems = []
-        foreign = [other] + (["text_field", "vector_name"] if self.kind == "chroma" else ["port", "ssl"])
-        for name in foreign:
-            if getattr(self, name):
-                flag = name.replace("_", "-")
-                problems.append(f"--{flag}: belongs to --store {'qdrant' if self.kind == 'chroma' else 'chroma'}")
-        places = [self.path is not None, getattr(self, server) is not None]
-        if sum(places) != 1:
-            problems.append(
-                f"--store {self.kind}: needs --path DIR (a folder) or --{server} (a server)"
-                + (", not both" if sum(places) == 2 else "")
-            )
+        if self.kind == "chroma":
+            server, other, foreign = "host", "qdrant", ("url", "text_field", "vector_name")
+        else:
+            server, other, foreign = "url", "chroma", ("host", "port", "ssl")
+        given = [name.replace("_", "-") for name in foreign if getattr(self, name)]
+        problems = [f"--{name}: belongs to --store {other}" for name in given]
+        addresses = (self.path is not None) + (getattr(self, server) is not None)
+        if addresses != 1:
+            both = ", not both" if addresses else ""
+            problems.append(f"--store {self.kind}: needs --path DIR (a folder) or --{server} (a server){both}")
         if self.kind == "chroma" and self.host is None:
             problems += [f"--{name}: needs --host" for name in ("port", "ssl") if getattr(self, name)]
         if self.port is not None and not 1 <= self.port <= 65535:

@@ -8,15 +8,15 @@
 import re
 import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from data_prep.common.errors import BadInput, Failed
 from data_prep.common.secrets import secret, without
 from data_prep.stores.base import CHROMA_PORT, PAGE, Chunk, Collection, Store, StoreConfig, check_folder
-
-if TYPE_CHECKING:
-    import numpy as np
 
 PLACEHOLDER = "none: every vector is the placeholder [0.0]; only the texts and metadata are real"
 TOKEN = "CHROMA_TOKEN"
@@ -47,7 +47,10 @@ class ChromaStore(Store):
         settings = Settings(anonymized_telemetry=False)
         if config.path is not None:
             self.location = f"in {config.path}"
-            _check_folder(config.path, create)
+            if not create:  # Chroma would create one silently
+                check_folder(config.path, FILE, "Chroma", "Chroma folder")
+            if (config.path / FILE).is_file() and not _is_chroma(config.path / FILE):
+                raise BadInput(f"--path {config.path}: {FILE} is damaged or no Chroma database")
             with self.failures():
                 self.client = chromadb.PersistentClient(str(config.path), settings=settings)
             return
@@ -130,7 +133,9 @@ class ChromaCollection(Collection):
         while True:
             overlap = 0 if last is None else 1
             self.free_page()
-            got = self._get(where, page + overlap, offset - overlap, include)
+            limits = {"limit": page + overlap, "offset": offset - overlap}
+            with self.filtered(where):
+                got = self.inner.get(where=where, include=include, **limits)
             if overlap and got["ids"][:1] != [last]:
                 raise Failed(
                     f"--collection {self.name}: chunks were deleted while it was read, so that others would be missed; "
@@ -143,10 +148,6 @@ class ChromaCollection(Collection):
             if len(got["ids"]) < page:
                 return
             offset += page
-
-    def _get(self, where: dict[str, Any] | None, limit: int, offset: int, include: list[str]) -> dict[str, Any]:
-        with self.filtered(where):
-            return self.inner.get(where=where, limit=limit, offset=offset, include=include)
 
     def refused(self, error: Exception) -> bool:
         from chromadb.errors import InvalidArgumentError
@@ -162,7 +163,7 @@ class ChromaCollection(Collection):
         with self.store.failures():
             self.inner.modify(metadata={**self.about, **about})
 
-    def nearest(self, vectors: "np.ndarray", k: int, native: dict[str, Any] | None) -> list[list[Chunk]]:
+    def nearest(self, vectors: np.ndarray, k: int, native: dict[str, Any] | None) -> list[list[Chunk]]:
         include = ["documents", "metadatas", "embeddings"]
         got = self.inner.query(query_embeddings=vectors, n_results=k, where=native, include=include)
         names = ("ids", *include)
@@ -186,10 +187,7 @@ class ChromaCollection(Collection):
 
 def _chunks(got: dict[str, Any]) -> list[Chunk]:
     """Returns the chunks of an answer. Chroma returns the fields of a chunk in no fixed order, so they are sorted."""
-    import numpy as np
-
-    texts, fields = got["documents"], got["metadatas"]
-    vectors = got.get("embeddings")
+    texts, fields, vectors = got["documents"], got["metadatas"], got.get("embeddings")
     vectors = [None] * len(texts) if vectors is None else np.asarray(vectors, dtype=np.float32)
     return [
         Chunk(chunk_id, text or "", dict(sorted((metadata or {}).items())), vector)
@@ -197,21 +195,10 @@ def _chunks(got: dict[str, Any]) -> list[Chunk]:
     ]
 
 
-def _check_folder(path: Path, create: bool) -> None:
-    """BadInput for a path that is no store, unless it is to be created: Chroma would create one silently."""
-    if not create:
-        check_folder(path, FILE, "Chroma", "Chroma folder")
-    if (path / FILE).is_file() and not _is_chroma(path / FILE):
-        raise BadInput(f"--path {path}: {FILE} is damaged or no Chroma database")
-
-
 def _is_chroma(file: Path) -> bool:
     try:
-        connection = sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)
-        try:
+        with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as connection:
             return bool(connection.execute("select 1 from sqlite_master where name = 'collections'").fetchone())
-        finally:
-            connection.close()
     except sqlite3.Error:
         return False
 

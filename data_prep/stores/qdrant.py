@@ -10,17 +10,17 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from data_prep.common.console import say
 from data_prep.common.errors import BadInput, Failed, nearest
 from data_prep.common.secrets import secret
 from data_prep.stores.base import PAGE, Chunk, Collection, Store, StoreConfig, check_folder
 
-if TYPE_CHECKING:
-    import numpy as np
-
 KEY = "QDRANT_API_KEY"
+FILE = "meta.json"
 # Names by LangChain, fastembed and most others. Taken if exactly one of them is there.
 TEXT_FIELDS = ("text", "page_content", "document", "content")
 LOOKED_AT = 100  # points whose fields are listed
@@ -48,7 +48,10 @@ class QdrantStore(Store):
         self.config, self.served = config, config.path is None
         if config.path is not None:
             self.location = f"in {config.path}"
-            _check_folder(config.path, create)
+            if not create:
+                check_folder(config.path, FILE, "Qdrant", "folder of Qdrant's local mode")
+            if (config.path / FILE).is_file() and not _is_qdrant(config.path / FILE):
+                raise BadInput(f"--path {config.path}: {FILE} is damaged or not Qdrant's")
             with self.failures(), _quiet():
                 self.client = QdrantClient(path=str(config.path))
             return
@@ -115,9 +118,8 @@ class QdrantStore(Store):
             with self.failures():
                 counts = {one: self.client.count(one).count for one in there}
             raise self.no_collection(name, counts)
-        return QdrantCollection(
-            self, name, text_field or self.config.text_field, vector_name or self.config.vector_name
-        )
+        config = self.config
+        return QdrantCollection(self, name, text_field or config.text_field, vector_name or config.vector_name)
 
     def create(
         self,
@@ -143,9 +145,8 @@ class QdrantStore(Store):
             kept = self.client.get_collection(name).config.metadata or {}
             if not about.items() <= kept.items():
                 self.client.delete_collection(name)
-                raise BadInput(
-                    f"--url {self.config.url}: keeps no metadata of collections; it needs Qdrant 1.16 or newer"
-                )
+                lacking = "keeps no metadata of collections; it needs Qdrant 1.16 or newer"
+                raise BadInput(f"--url {self.config.url}: {lacking}")
         return QdrantCollection(self, name, None, vector_name)
 
     def swap_alias(self, alias: str, name: str) -> None:
@@ -193,10 +194,7 @@ class QdrantCollection(Collection):
         return vectors.size if vectors and vectors.multivector_config is None else None
 
     def _vector_name(self, asked: str | None) -> str | None:
-        """Returns the named vector to read: the requested one or the only one.
-
-        None: the vector has no name, or there are several or none; then reading embeddings raises BadInput.
-        """
+        """Returns the requested or the only named vector; None if there is no such one (see `_vectors_read`)."""
         vectors = self.params.vectors
         names = sorted(vectors) if isinstance(vectors, dict) else []
         if asked is not None and asked not in names:
@@ -266,13 +264,9 @@ class QdrantCollection(Collection):
             if self.text_field in chunk.metadata:
                 raise BadInput(f"--collection {self.name}: {chunk.id} has a metadata field {self.text_field!r} as well")
             vector = chunk.embedding.tolist()
-            points.append(
-                models.PointStruct(
-                    id=_point_id(chunk.id),
-                    vector={self.vector_name: vector} if self.vector_name else vector,
-                    payload={self.text_field: chunk.text, **chunk.metadata},
-                )
-            )
+            named = {self.vector_name: vector} if self.vector_name else vector
+            payload = {self.text_field: chunk.text, **chunk.metadata}
+            points.append(models.PointStruct(id=_point_id(chunk.id), vector=named, payload=payload))
         with self.store.failures(), _quiet():
             for start in range(0, len(points), PAGE):
                 self.store.client.upsert(self.name, points[start : start + PAGE], wait=True)
@@ -282,11 +276,11 @@ class QdrantCollection(Collection):
             self.store.client.update_collection(self.name, metadata=about)
         self.about = {**self.about, **about}
 
-    def query(self, vectors: "np.ndarray", k: int, where: dict[str, Any] | None = None) -> list[list[Chunk]]:
+    def query(self, vectors: np.ndarray, k: int, where: dict[str, Any] | None = None) -> list[list[Chunk]]:
         self._vectors_read()  # before the size is compared: its message says more
         return super().query(vectors, k, where)
 
-    def nearest(self, vectors: "np.ndarray", k: int, native: Any) -> list[list[Chunk]]:
+    def nearest(self, vectors: np.ndarray, k: int, native: Any) -> list[list[Chunk]]:
         from qdrant_client import models
 
         options = {"limit": k, "filter": native, "using": self.vector_name}
@@ -306,47 +300,41 @@ class QdrantCollection(Collection):
             raise BadInput(f"--collection {self.name}: its vectors are one per token, not one embedding per text")
         return [self.vector_name] if self.vector_name else True
 
-    def _embedding(self, point) -> "np.ndarray":
-        import numpy as np
-
+    def _embedding(self, point) -> np.ndarray:
         vector = point.vector if self.vector_name is None else (point.vector or {}).get(self.vector_name)
         if vector is None:
             raise BadInput(f"--collection {self.name}: the point {point.id} has no such vector; leave it out (--where)")
         return np.asarray(vector, dtype=np.float32)
 
     def native_filter(self, where: dict[str, Any]) -> Any:
-        return parse_filter(where)
+        """Returns Qdrant's filter for a JSON object. Raises BadInput.
+
+        The object is in Qdrant's own form (must, should, must_not, min_should), or {field: value, …} for fields that
+        all hold these texts, whole numbers or booleans.
+        """
+        from pydantic import ValidationError
+        from qdrant_client import models
+
+        if not set(where) & _FILTER_KEYS:
+            wrong = [key for key, value in where.items() if not isinstance(value, str | int | bool)]
+            if wrong:
+                raise BadInput(
+                    f"--where {json.dumps(where)}: {', '.join(wrong)}: the plain form takes a text, a whole number or "
+                    'a boolean; for more use Qdrant\'s own, such as {"must": [{"key": "year", "range": {"gte": 2020}}]}'
+                )
+            matches = {key: models.MatchValue(value=value) for key, value in where.items()}
+            return models.Filter(must=[models.FieldCondition(key=key, match=match) for key, match in matches.items()])
+        try:
+            return models.Filter(**where)
+        except ValidationError as error:
+            deepest = max(error.errors(), key=lambda one: len(one["loc"]))
+            keys = ".".join(str(part) for part in deepest["loc"])
+            raise BadInput(f"--where {json.dumps(where)}: is no Qdrant filter: {keys}: {deepest['msg']}") from None
 
     def refused(self, error: Exception) -> bool:
         from qdrant_client.http.exceptions import UnexpectedResponse
 
         return isinstance(error, (UnexpectedResponse, ValueError)) and getattr(error, "status_code", 400) in (400, 422)
-
-
-def parse_filter(where: dict[str, Any]):
-    """Returns Qdrant's filter for a JSON object. Raises BadInput.
-
-    The object is in Qdrant's own form (must, should, must_not, min_should), or {field: value, …} for fields that all
-    hold these texts, whole numbers or booleans.
-    """
-    from pydantic import ValidationError
-    from qdrant_client import models
-
-    if not set(where) & _FILTER_KEYS:
-        wrong = [key for key, value in where.items() if not isinstance(value, str | int | bool)]
-        if wrong:
-            raise BadInput(
-                f"--where {json.dumps(where)}: {', '.join(wrong)}: the plain form takes a text, a whole number or a "
-                'boolean; for more use Qdrant\'s own, such as {"must": [{"key": "year", "range": {"gte": 2020}}]}'
-            )
-        must = [models.FieldCondition(key=key, match=models.MatchValue(value=value)) for key, value in where.items()]
-        return models.Filter(must=must)
-    try:
-        return models.Filter(**where)
-    except ValidationError as error:
-        deepest = max(error.errors(), key=lambda one: len(one["loc"]))
-        keys = ".".join(str(part) for part in deepest["loc"])
-        raise BadInput(f"--where {json.dumps(where)}: is no Qdrant filter: {keys}: {deepest['msg']}") from None
 
 
 def _point_id(chunk_id: str) -> int | str:
@@ -361,17 +349,11 @@ def _point_id(chunk_id: str) -> int | str:
     raise BadInput(f"id {chunk_id!r}: Qdrant takes whole numbers and UUIDs (8-4-4-4-12, small letters) only")
 
 
-def _check_folder(path: Path, create: bool) -> None:
-    file = path / "meta.json"
-    if not create:
-        check_folder(path, file.name, "Qdrant", "folder of Qdrant's local mode")
-    if file.is_file():
-        try:
-            known = "collections" in json.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, TypeError):
-            known = False
-        if not known:
-            raise BadInput(f"--path {path}: meta.json is damaged or not Qdrant's")
+def _is_qdrant(file: Path) -> bool:
+    try:
+        return "collections" in json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, TypeError):
+        return False
 
 
 @contextmanager

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from data_prep.common.batches import batches
 from data_prep.common.console import EVERY_SECONDS, result, say
 from data_prep.common.errors import BadInput
 from data_prep.common.files import check
+from data_prep.common.workers import batches
 from data_prep.stores.base import Chunk, Collection, Store, StoreConfig
 from data_prep.stores.open import check_target, open_store
 from trainer.inference.text_encoder import TextEncoder
