@@ -51,9 +51,8 @@ def curves(series: dict[str, list[tuple[int, float]]], marks: set[int], label: s
     lengths = [length for points in series.values() for length, _ in points]
     low, high = math.log2(min(lengths)), math.log2(max(lengths))
     most = max(share for points in series.values() for _, share in points)
-    full = next(
-        share for share in (0.01, 0.02, 0.04, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0) if share >= most
-    )  # each quarter is readable
+    readable = (0.01, 0.02, 0.04, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # in quarters
+    full = next(share for share in readable if share >= most)
 
     def at(length: int, share: float) -> tuple[float, float]:
         return left + (right - left) * (math.log2(length) - low) / (high - low), base - (base - top) * share / full

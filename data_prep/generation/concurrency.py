@@ -16,7 +16,6 @@ class Asking:
     """Asks about each text of `wanted` once and puts the answers into the cache.
 
     The first text is asked about alone, so that a wrong server, key or model shows at one call.
-
     wanted: (the chunk's text, the messages to send), or None to let other tasks run.
     on_answer: called with text, answer and parsed answer, once the answer is on disk.
     unanswered: text -> why it has no answer; complete after `run`.

@@ -4,9 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from data_prep.mining.bm25 import TOKENS, Bm25
 from data_prep.mining.candidates import Corpus
@@ -15,8 +13,11 @@ from data_prep.stores.base import Chunk
 from data_prep.texts.languages import UNSURE, language
 from data_prep.texts.near_duplicates import Bands, check_similarity, jaccard, shingles
 
+if TYPE_CHECKING:
+    import numpy as np
+
 # Texts -> (n, d) float, such as SentenceTransformer.encode; similarity is the dot product.
-Encoder = Callable[[list[str]], np.ndarray]
+Encoder = Callable[[list[str]], "np.ndarray"]
 NO_LANGUAGE = (UNSURE, "zxx")  # zxx: numbers, markup
 
 
@@ -142,11 +143,15 @@ class _RoundTrip:
 
 
 def _bm25_scores(corpus: Corpus) -> Callable[[list[str]], Iterator[Any]]:
+    import numpy as np
+
     index, everything = Bm25(corpus), np.arange(len(corpus.texts))
     return lambda questions: (index.scores([question], [everything])[0] for question in questions)
 
 
 def _embedding_scores(texts: list[str], encoder: Encoder) -> Callable[[list[str]], Iterator[Any]]:
+    import numpy as np
+
     documents = np.asarray(encoder(texts), np.float32)  # (n, d)
     return lambda questions: iter(np.asarray(encoder(questions), np.float32) @ documents.T)
 

@@ -136,9 +136,8 @@ class _Run:
 
     def write(self, encoder: Encoder | None) -> None:
         output, rejected = self.config.output, rejected_name(self.config.output)
-        filters = self.config.filters.build(
-            lambda: track(self.chunks.every_chunk(), "indexing for the round trip"), encoder
-        )
+        label = "indexing for the round trip"
+        filters = self.config.filters.build(lambda: track(self.chunks.every_chunk(), label), encoder)
         no_pair = None
         with whole_file(rejected) as rejects:
             writer = _Writer(rejects, self.cache, self.parsed, self.unanswered)

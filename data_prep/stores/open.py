@@ -38,7 +38,6 @@ def write_chunks(path: str | Path, collection: str, chunks: Iterable[Chunk], dig
     """Writes the chunks to an embedded Chroma collection without vectors. Returns False if it exists already.
 
     An interrupted write is completed. BadInput: the collection has another digest or was made by something else.
-
     digest: a hash of the chunks, kept in the collection's metadata.
     """
     config, chunks = StoreConfig("chroma", collection, path=Path(path)), list(chunks)
