@@ -7,8 +7,7 @@ from pathlib import Path
 
 from data_prep.cli import add_positive, values
 from data_prep.common.files import check, check_output_file
-from data_prep.mining.dense_search import EXACT_UP_TO
-from data_prep.mining.miner import DEPTH, METHODS, Choice
+from data_prep.mining.choice import DEPTH, EXACT_UP_TO, METHODS, Choice
 from data_prep.stores.flags import add_store, store_flags, store_of, where_of
 
 EXAMPLE = "mine records.jsonl --output mined.jsonl --model MODEL --k 2 --relative-margin 0.05"

@@ -5,13 +5,11 @@ a query looks into the cells nearest to it.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from data_prep.common.console import say, track
 from data_prep.common.errors import Failed
-
-if TYPE_CHECKING:
-    import numpy as np
 
 ADDED_AT_ONCE = 16_384  # embeddings
 TRAINED_PER_CELL = 64  # embeddings
@@ -25,9 +23,7 @@ class ApproximateIndex:
     4 d bytes more for each of 256 sqrt(size) embeddings.
     """
 
-    def __init__(self, embeddings: "Callable[[int, int], np.ndarray]", size: int, d: int):
-        import numpy as np
-
+    def __init__(self, embeddings: Callable[[int, int], np.ndarray], size: int, d: int):
         try:
             import faiss
         except ImportError:
@@ -43,7 +39,7 @@ class ApproximateIndex:
         for first in track(range(0, size, ADDED_AT_ONCE), f"building the index (blocks of {ADDED_AT_ONCE:,})"):
             self.index.add(np.ascontiguousarray(embeddings(first, min(size, first + ADDED_AT_ONCE))))
 
-    def tune(self, queries: "np.ndarray", expected: "list[np.ndarray]", count: int) -> None:
+    def tune(self, queries: np.ndarray, expected: list[np.ndarray], count: int) -> None:
         """Sets the number of cells per query so that `count` results contain RECALL of the expected ones."""
         probes = 8
         while True:
@@ -59,7 +55,7 @@ class ApproximateIndex:
             f"exact search finds for {len(queries)} of the queries"
         )
 
-    def search(self, queries: "np.ndarray", count: int) -> "list[np.ndarray]":
+    def search(self, queries: np.ndarray, count: int) -> list[np.ndarray]:
         """Returns the numbers of about the `count` nearest embeddings. queries: (q, d) float32."""
         _, places = self.index.search(queries, count)
         return [row[row >= 0] for row in places]

@@ -1,12 +1,9 @@
 """Texts ranked by the words they share with a query."""
 
-from typing import TYPE_CHECKING
+import numpy as np
 
 from data_prep.mining.candidates import Corpus
 from data_prep.mining.ranker import Ranked, best
-
-if TYPE_CHECKING:
-    import numpy as np
 
 # Scripts without spaces are matched by character, everything else by words of two letters or more.
 _UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
@@ -28,10 +25,8 @@ class Bm25:
         if self.index:
             self.index.index(words, show_progress=False)
 
-    def rank(self, queries: list[str], banned: "list[np.ndarray]", stop: int) -> list[Ranked]:
+    def rank(self, queries: list[str], banned: list[np.ndarray], stop: int) -> list[Ranked]:
         """Returns the best candidates (see Ranker.rank); a text that shares no word with the query is none."""
-        import numpy as np
-
         ranked = []
         for scores, places in zip(self._scores(queries), banned):
             scores = scores[: self.candidates]
@@ -44,15 +39,13 @@ class Bm25:
             ranked.append(Ranked(top, int((banned_scores > last).sum())))
         return ranked
 
-    def scores(self, queries: list[str], places: "list[np.ndarray]") -> "list[np.ndarray]":
+    def scores(self, queries: list[str], places: list[np.ndarray]) -> list[np.ndarray]:
         return [row[some] for row, some in zip(self._scores(queries), places)]
 
     def cut(self) -> dict[str, int]:
         return {}
 
     def _scores(self, queries: list[str]):
-        import numpy as np
-
         for words in _words(queries, return_ids=False):
             known = [word for word in words if self.index and word in self.index.vocab_dict]
             yield self.index.get_scores(known) if known else np.zeros(self.size, np.float32)

@@ -2,13 +2,11 @@
 
 from array import array
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from data_prep.common.errors import BadInput, nearest
 from data_prep.records import Record, normalise, query_key, text_key
-
-if TYPE_CHECKING:  # numpy is loaded where it is needed only: `data_prep --help` answers at once
-    import numpy as np
 
 
 class Corpus:
@@ -78,14 +76,12 @@ class Corpus:
         numbers = (self._number.get(text_key(text)) for text in texts)
         return [number for number in numbers if number is not None]
 
-    def forbidden(self, record: Record) -> "np.ndarray":
+    def forbidden(self, record: Record) -> np.ndarray:
         """Texts that must not become negatives of a row: sorted, distinct numbers.
 
         They are its query, positives and negatives, the positives of an equal query (of a variant: of its parent's
         query), and the texts of the same documents.
         """
-        import numpy as np
-
         own = self.places([record.query, *record.positives, *record.negatives])
         documents = self._documents(record.doc_ids, record.metadata)
         groups = [self._of_query.get(query_key(record)), *(self._of_document.get(key) for key in documents)]
@@ -102,14 +98,12 @@ class _Groups:
         self.pairs.extend((key, number))
 
     def seal(self) -> None:
-        import numpy as np
-
         pairs = np.frombuffer(self.pairs, np.int64).reshape(-1, 2)
         pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
         self.keys, self.numbers = np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1])
         del self.pairs
 
-    def get(self, key: int) -> "np.ndarray":
+    def get(self, key: int) -> np.ndarray:
         first, last = self.keys.searchsorted(key, "left"), self.keys.searchsorted(key, "right")
         return self.numbers[first:last]
 

@@ -2,17 +2,15 @@
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
+
+import numpy as np
 
 from data_prep.common.console import say
 from data_prep.mining.candidates import Corpus
 from data_prep.mining.ranker import Ranked, best
 from data_prep.mining.vector_cache import VectorCache
 
-if TYPE_CHECKING:
-    import numpy as np
-
-EXACT_UP_TO = 200_000  # candidates: default for exact search
 GATHERED = 16_384  # embeddings of passages read from disk at a time
 SAMPLED = 64  # queries searched both ways, to measure the recall of the index
 SCORES_AT_ONCE = 1 << 26  # float32 scores in memory at a time: 256 MiB
@@ -26,10 +24,10 @@ class Encoder(Protocol):
     unit: bool  # embeddings have length 1
     max_len: int  # tokens of a text, its prompt included
 
-    def queries(self, texts: list[str]) -> "tuple[np.ndarray, np.ndarray]":
+    def queries(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Returns (n, size) float32, whose inner products are similarities, and (n,) bool: the text was truncated."""
 
-    def passages(self, texts: list[str]) -> "tuple[np.ndarray, np.ndarray]": ...
+    def passages(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 class Dense:
@@ -41,8 +39,6 @@ class Dense:
     name = "embeddings"
 
     def __init__(self, corpus: Corpus, passages: VectorCache, queries: VectorCache, approximate_above: int):
-        import numpy as np
-
         self.corpus, self.passages, self.queries = corpus, passages, queries
         self.rows = np.full(len(corpus.texts), -1)  # row of each text in `passages`; -1: not computed yet
         chosen = corpus.texts[: corpus.candidates]
@@ -66,7 +62,7 @@ class Dense:
         self.index = ApproximateIndex(self._embeddings, size, self.passages.size)
         self.tuned = False
 
-    def rank(self, queries: list[str], banned: "list[np.ndarray]", stop: int) -> list[Ranked]:
+    def rank(self, queries: list[str], banned: list[np.ndarray], stop: int) -> list[Ranked]:
         banned = [places[places < self.corpus.candidates] for places in banned]
         vectors = self._queries(queries)
         if not self.index:
@@ -78,9 +74,7 @@ class Dense:
             self.tuned = True
         return self._approximate(vectors, banned, stop, count)
 
-    def _exact(self, queries: "np.ndarray", banned: "list[np.ndarray]", stop: int) -> list[Ranked]:
-        import numpy as np
-
+    def _exact(self, queries: np.ndarray, banned: list[np.ndarray], stop: int) -> list[Ranked]:
         ranked, size = [], self.corpus.candidates
         at_once = max(1, SCORES_AT_ONCE // size)
         for start in range(0, len(queries), at_once):
@@ -92,9 +86,7 @@ class Dense:
             ranked += [_ranked(row, row_banned, stop) for row, row_banned in zip(scores, banned[start:])]
         return ranked
 
-    def _approximate(self, queries: "np.ndarray", banned: "list[np.ndarray]", stop: int, count: int) -> list[Ranked]:
-        import numpy as np
-
+    def _approximate(self, queries: np.ndarray, banned: list[np.ndarray], stop: int, count: int) -> list[Ranked]:
         results = []
         for query, near, row_banned in zip(queries, self.index.search(queries, count), banned):
             ranked = _ranked(
@@ -103,23 +95,19 @@ class Dense:
             results.append(Ranked(near[ranked.places], ranked.banned))
         return results
 
-    def scores(self, queries: list[str], places: "list[np.ndarray]") -> "list[np.ndarray]":
-        import numpy as np
-
+    def scores(self, queries: list[str], places: list[np.ndarray]) -> list[np.ndarray]:
         needed = np.unique(np.concatenate(places)) if places else np.empty(0, np.int64)
         new = needed[self.rows[needed] < 0]
         self.rows[new] = self.passages.rows([self.corpus.texts[i] for i in new])
         return [self.passages.all[self.rows[some]] @ query for query, some in zip(self._queries(queries), places)]
 
-    def _queries(self, texts: Sequence[str]) -> "np.ndarray":
+    def _queries(self, texts: Sequence[str]) -> np.ndarray:
         rows = self.queries.rows(texts)
         self.cut_queries.update(row for row in rows.tolist() if self.queries.truncated[row])
         return self.queries.all[rows]
 
-    def _embeddings(self, first: int, last: int) -> "np.ndarray":
+    def _embeddings(self, first: int, last: int) -> np.ndarray:
         """Embeddings of texts first … last-1; not copied if they are in this order on disk."""
-        import numpy as np
-
         rows = self.rows[first:last]
         start = int(rows[0])
         if np.array_equal(rows, np.arange(start, start + len(rows))):
@@ -127,14 +115,12 @@ class Dense:
         return self.passages.all[rows]
 
     def cut(self) -> dict[str, int]:
-        import numpy as np
-
         used = self.rows[self.rows >= 0]
         passages = int(np.frombuffer(self.passages.truncated, bool)[used].sum())
         return {f"of {len(used):,} passages": passages, "queries": len(self.cut_queries)}
 
 
-def _ranked(scores: "np.ndarray", banned: "np.ndarray", stop: int) -> Ranked:
+def _ranked(scores: np.ndarray, banned: np.ndarray, stop: int) -> Ranked:
     """Returns the `stop` best texts. scores: (n,), overwritten. banned: numbers of texts to skip."""
     hit = scores[banned]
     scores[banned] = -float("inf")

@@ -8,14 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+
 from data_prep.common.console import result, say, track
 from data_prep.common.errors import BadInput
 from data_prep.common.files import spool_beside, whole_file
 from data_prep.common.workers import batches
 from data_prep.mining.bm25 import Bm25
 from data_prep.mining.candidates import Corpus
-from data_prep.mining.dense_search import EXACT_UP_TO, Dense, Encoder
-from data_prep.mining.miner import Choice, Miner, PairScorer
+from data_prep.mining.choice import EXACT_UP_TO, Choice
+from data_prep.mining.dense_search import Dense, Encoder
+from data_prep.mining.miner import Miner, PairScorer
 from data_prep.mining.ranker import Ranker
 from data_prep.mining.vector_cache import VectorCache
 from data_prep.reading.formats import read_records, source_names
@@ -129,8 +132,6 @@ def _read_corpus(chunks: Iterable[Chunk], texts: Corpus, encoder: Encoder | None
 
 def _stored(chunks: list[Chunk], encoder: Encoder):
     """Returns the vectors of a store, (n, d) float32, normalised if the model's are."""
-    import numpy as np
-
     if sizes := {len(chunk.embedding) for chunk in chunks} - {encoder.size}:
         raise BadInput(f"--stored-vectors: the store's have {sizes.pop()} numbers, the model's {encoder.size}")
     vectors = np.stack([chunk.embedding for chunk in chunks]).astype(np.float32)
@@ -139,8 +140,6 @@ def _stored(chunks: list[Chunk], encoder: Encoder):
 
 def _compare(chunks: list[Chunk], stored, encoder: Encoder) -> None:
     """Raises BadInput if the stored vectors are not the encoder's."""
-    import numpy as np
-
     computed, _ = encoder.passages([chunk.text for chunk in chunks])
     lengths = np.linalg.norm(computed, axis=1) * np.linalg.norm(stored, axis=1)
     if (least := float(((computed * stored).sum(axis=1) / lengths.clip(1e-12)).min())) < ALIKE:

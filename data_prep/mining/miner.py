@@ -6,59 +6,18 @@ positive's score less a margin, absolute or relative (NV-Retriever, arXiv:2407.1
 
 from dataclasses import dataclass, field
 from itertools import chain, zip_longest
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
+
+import numpy as np
 
 from data_prep.common.console import say, track
 from data_prep.common.errors import BadInput
 from data_prep.mining.bm25 import Bm25
 from data_prep.mining.candidates import Corpus, same_answer
+from data_prep.mining.choice import DEPTH, Choice
 from data_prep.mining.ranker import Ranker
 from data_prep.mining.vector_cache import VectorCache
 from data_prep.records import Record
-
-if TYPE_CHECKING:
-    import numpy as np
-
-METHODS = ("bm25", "dense", "both")
-DEPTH = 100  # candidates of a row, after the skipped ones
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The part of a ranking that becomes negatives: the first k candidates of ranks first … stop-1 below the limit.
-
-    Rank 0 is the best candidate; a text that may never be a negative has no rank.
-    """
-
-    k: int = 2  # negatives per row
-    first: int = 0
-    stop: int = DEPTH
-    margin: float | None = None  # the limit: lowest score of the row's positives less this
-    relative_margin: float | None = None  # and less this share of its absolute value; 0.05: 95 % of a positive score
-
-    def problems(self) -> list[str]:
-        """Lists the contradictions, by flag."""
-        problems = []
-        if self.k < 1:
-            problems.append(f"--k {self.k}: must be 1 or more")
-        if not 0 <= self.first < self.stop:
-            problems.append(f"--range {self.first}:{self.stop}: must be A:B with 0 <= A < B")
-        elif self.k > self.stop - self.first:
-            problems.append(f"--k {self.k}: more than the {self.stop - self.first} candidates of --range; widen it")
-        if self.margin is not None and not self.margin >= 0:
-            problems.append(f"--margin {self.margin}: must be 0 or more")
-        if self.relative_margin is not None and not 0 <= self.relative_margin < 1:
-            problems.append(f"--relative-margin {self.relative_margin}: must be 0 or more and below 1 (0.05: 95 %)")
-        return problems
-
-    @property
-    def has_margin(self) -> bool:
-        return self.margin is not None or self.relative_margin is not None
-
-    def limit(self, positives: "np.ndarray") -> float:
-        """Highest score that a negative may have. positives: the scores of the row's positives."""
-        lowest = float(positives.min())
-        return min(lowest - (self.margin or 0.0), lowest - (self.relative_margin or 0.0) * abs(lowest))
 
 
 class PairScorer(Protocol):
@@ -67,7 +26,7 @@ class PairScorer(Protocol):
     digest: str  # of everything that changes a score
     max_len: int  # tokens of a pair
 
-    def scores(self, pairs: list[tuple[str, str]]) -> "tuple[np.ndarray, np.ndarray]":
+    def scores(self, pairs: list[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
         """Returns the scores of (query, text) pairs, (n, 1) float32, and (n,) bool: the pair was truncated."""
 
 
@@ -116,10 +75,8 @@ class Miner:
             self.counts.fewer += len(chosen) < self.choice.k
             self.counts.none += not chosen
 
-    def _candidates(self, records: list[Record]) -> "list[np.ndarray]":
+    def _candidates(self, records: list[Record]) -> list[np.ndarray]:
         """Returns the candidates of each record, as numbers of corpus texts, best first."""
-        import numpy as np
-
         queries = [record.query for record in records]
         banned = [self.corpus.forbidden(record) for record in records]
         windows: list[list[list[int]]] = [[] for _ in records]
@@ -136,13 +93,11 @@ class Miner:
             candidates.append(np.array([number for number in turns if number not in best], np.int64))
         return candidates
 
-    def _scores(self, records: list[Record], candidates: "list[np.ndarray]"):
+    def _scores(self, records: list[Record], candidates: list[np.ndarray]):
         """Returns for each record the scores of its known texts and of its candidates; empty if nothing needs them.
 
         Known texts are its positives, followed for a cross-encoder by the negatives that it has.
         """
-        import numpy as np
-
         if self.pairs is None and not self.choice.has_margin:
             return [[]] * len(records), [[]] * len(records)
         queries = [record.query for record in records]

@@ -3,13 +3,10 @@
 import hashlib
 import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from data_prep.common.errors import BadInput, Failed
-
-if TYPE_CHECKING:
-    import numpy as np
-
 
 TRUST = "give --trust-remote-code only if you have read it"
 
@@ -75,15 +72,13 @@ class SentenceEncoder:
         facts = (self.query_prompt, self.passage_prompt, self.max_len, self.unit)
         self.digest = _digest(self.model, facts)
 
-    def queries(self, texts: list[str]) -> "tuple[np.ndarray, np.ndarray]":
+    def queries(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         return self._encode(self.model.encode_query, texts, self.query_prompt)
 
-    def passages(self, texts: list[str]) -> "tuple[np.ndarray, np.ndarray]":
+    def passages(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         return self._encode(self.model.encode_document, texts, self.passage_prompt)
 
-    def _encode(self, encode, texts: list[str], prompt: str) -> "tuple[np.ndarray, np.ndarray]":
-        import numpy as np
-
+    def _encode(self, encode, texts: list[str], prompt: str) -> tuple[np.ndarray, np.ndarray]:
         cut = _cut(self.model.tokenizer, self.max_len, [prompt + text for text in texts])
         vectors = encode(texts, prompt=prompt, normalize_embeddings=self.unit, show_progress_bar=False)
         return vectors.astype(np.float32, copy=False), cut
@@ -111,10 +106,8 @@ class CrossEncoderScorer:
         self.max_len = self.model.max_seq_length if hasattr(self.model, "max_seq_length") else self.model.max_length
         self.digest = _digest(self.model, (self.max_len, str(self.model.activation_fn)))
 
-    def scores(self, pairs: list[tuple[str, str]]) -> "tuple[np.ndarray, np.ndarray]":
+    def scores(self, pairs: list[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
         """Returns (n, 1) float32 scores, and (n,) bool: the pair was truncated."""
-        import numpy as np
-
         cut = _cut(self.model.tokenizer, self.max_len, [query for query, _ in pairs], [text for _, text in pairs])
         scores = self.model.predict(pairs, show_progress_bar=False)
         return np.asarray(scores, np.float32).reshape(-1, 1), cut
@@ -149,10 +142,8 @@ def _check(flag: str, path: str, model, trust_remote_code: bool) -> None:
         raise BadInput(f"{flag} {path}: has no fast tokenizer (tokenizer.json)")
 
 
-def _cut(tokenizer, max_len: int, *texts: list[str]) -> "np.ndarray":
+def _cut(tokenizer, max_len: int, *texts: list[str]) -> np.ndarray:
     """Returns (n,) bool: the text, or pair of texts, is longer than max_len tokens."""
-    import numpy as np
-
     encoded = tokenizer(*texts, truncation=True, max_length=max_len, return_attention_mask=False)
     return np.array([bool(encoding.overflowing) for encoding in encoded.encodings])
 

@@ -4,16 +4,13 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from data_prep.common.console import say, track
 from data_prep.common.errors import Failed
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    Compute = Callable[[list], tuple[np.ndarray, np.ndarray]]
-
+Compute = Callable[[list], tuple[np.ndarray, np.ndarray]]
 Text = str | tuple[str, str]  # a text, or the two that a cross-encoder reads together
 
 
@@ -25,8 +22,7 @@ class VectorCache:
     Failed: another process has the files open.
     """
 
-    def __init__(self, folder: Path, name: str, size: int, compute: "Compute", block: int):
-        import numpy as np
+    def __init__(self, folder: Path, name: str, size: int, compute: Compute, block: int):
         from filelock import FileLock, Timeout
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,15 +48,11 @@ class VectorCache:
         return len(self.truncated)
 
     def _map(self) -> None:
-        import numpy as np
-
         shape = (len(self), self.size)
         self.all = np.memmap(self.vectors, np.float32, "r", shape=shape) if len(self) else np.empty(shape, np.float32)
 
-    def rows(self, texts: Sequence[Text], label: str = "") -> "np.ndarray":
+    def rows(self, texts: Sequence[Text], label: str = "") -> np.ndarray:
         """Rows of the texts in `all`, (n,) int64; computes missing ones. label: of the progress bar."""
-        import numpy as np
-
         keys = [_key(text) for text in texts]
         missing = {key: i for i, key in enumerate(keys) if key not in self.row_of}
         if label and 0 < len(missing) < len(set(keys)):
@@ -72,10 +64,8 @@ class VectorCache:
             self.put([texts[i] for i in block], *self.compute([texts[i] for i in block]))
         return np.array([self.row_of[key] for key in keys], np.int64)
 
-    def put(self, texts: Sequence[Text], vectors: "np.ndarray", truncated: "np.ndarray | None" = None) -> None:
+    def put(self, texts: Sequence[Text], vectors: np.ndarray, truncated: np.ndarray | None = None) -> None:
         """Appends the vectors of the texts that are missing."""
-        import numpy as np
-
         new = list({key: i for i, text in enumerate(texts) if (key := _key(text)) not in self.row_of}.values())
         if not new:
             return

@@ -17,6 +17,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from data_prep.common.errors import BadInput
 from data_prep.common.files import HashedFile
 from data_prep.sharding.spool import Piece, batches_of, pieces_of
@@ -157,8 +159,6 @@ class Encoder:
         return encoded
 
     def directly(self, texts: list[str]) -> list[bytes]:
-        import numpy as np
-
         encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(each.ids, self.dtype).tobytes() for each in encoded]
 
@@ -256,8 +256,6 @@ def _read_tokenizer(path: Path) -> tuple[Loaded, Encoder]:
 
 def make_tokens(task: TokenTask) -> TokenPart:
     """Writes the tokens of some rows into the spool."""
-    import numpy as np
-
     loaded, encoder = _read_tokenizer(task.tokenizer)
     facts, columns = loaded.facts, [[], [], []]
     tokens, cut_texts = 0, np.zeros(2, np.int64)
@@ -282,8 +280,6 @@ def make_tokens(task: TokenTask) -> TokenPart:
 
 def _texts(batch: Any, facts: TokenFacts) -> tuple[list[str], Any]:
     """Returns a batch's texts with prompts, row after row (query, positives, negatives), and the texts of each row."""
-    import numpy as np
-
     rows = zip(*(batch.column(name).to_pylist() for name in ("query", "positives", "negatives")))
     texts, texts_of = [], []
     for query, positives, negatives in rows:
@@ -295,8 +291,6 @@ def _texts(batch: Any, facts: TokenFacts) -> tuple[list[str], Any]:
 
 def _laid(ids: list[bytes], lengths: Any, limits: Any, loaded: Loaded) -> bytes:
     """Returns the ids of all texts end to end, with special tokens, truncated to their limits."""
-    import numpy as np
-
     facts = loaded.facts
     before, after = (np.array(some, facts.dtype).tobytes() for some in (loaded.before, loaded.after))
     parts = []
@@ -319,8 +313,6 @@ def join_tokens(
     spool: Path, parts: list[TokenPart], loaded: Loaded, build: Path
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Joins the parts into the files of tokens.py; returns the manifest's facts of them and of the files."""
-    import numpy as np
-
     files = ids, starts, lengths, rows = [HashedFile(build / name) for name in FILES]
     for file in (starts, rows):
         file.write(np.zeros(1, "<i8"))

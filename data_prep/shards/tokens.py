@@ -17,13 +17,12 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from data_prep.common.errors import BadInput
 from data_prep.texts.tokenizer_rules import TextRules
-
-if TYPE_CHECKING:
-    import numpy as np
 
 FILES = ("train.tokens", "train.token_starts", "train.token_lengths", "train.token_rows")
 TOKENIZER_FILE = "tokenizer.json"
@@ -79,8 +78,6 @@ class TokenArrays:
     """The memory-mapped tokens of a split. Memory does not grow with the number of rows."""
 
     def __init__(self, folder: Path, facts: TokenFacts):
-        import numpy as np
-
         self.facts = facts
         dtypes = (facts.dtype, "<i8", "<i4", "<i8")
         mapped = (np.memmap(folder / name, dtype, "r") for name, dtype in zip(FILES, dtypes))

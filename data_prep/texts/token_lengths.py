@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from data_prep.common.console import track
 from data_prep.common.errors import BadInput
 from data_prep.records import Record
@@ -46,8 +48,6 @@ def token_lengths(reader: Reader, records: Iterable[Record]) -> tuple[dict[str, 
     A field (query, positive, negative) with texts has "texts", "limit", "cut", "p50", "p90", "p99", "max", "over":
     {bound: texts longer than it} and "histogram", see lengths.py.
     """
-    import numpy as np
-
     lengths: dict[str, list[int]] = {"query": [], "positive": [], "negative": []}
     waiting: list[tuple[str, str]] = []
     tokenizer = tokenizer_of(reader.folder)

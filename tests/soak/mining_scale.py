@@ -18,9 +18,9 @@ import numpy as np
 import psutil
 
 from data_prep.mining.candidates import Corpus
+from data_prep.mining.choice import Choice
 from data_prep.mining.dense_search import Dense
 from data_prep.mining.mine import Mining, mine
-from data_prep.mining.miner import Choice
 from data_prep.mining.vector_cache import VectorCache
 from data_prep.stores.base import Chunk
 

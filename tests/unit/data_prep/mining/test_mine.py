@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from data_prep.common.errors import BadInput, Failed
 from data_prep.mining.bm25 import Bm25
 from data_prep.mining.candidates import Corpus
+from data_prep.mining.choice import Choice
 from data_prep.mining.mine import Mining, mine
-from data_prep.mining.miner import Choice, Miner, add_hard_negatives
+from data_prep.mining.miner import Miner, add_hard_negatives
 from data_prep.mining.ranker import best
 from data_prep.mining.vector_cache import VectorCache
 from data_prep.records import PARENT, PARENT_QUERY, Record, text_key
