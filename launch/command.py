@@ -1,5 +1,6 @@
 """Builds the exact command that starts a run on an engine. Pure: starts no process, reads nothing of the machine."""
 
+import shlex
 import sys
 from dataclasses import dataclass, field
 
@@ -16,8 +17,6 @@ class Command:
     environ: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        import shlex
-
         variables = [f"{key}={shlex.quote(value)}" for key, value in self.environ.items()]
         return " ".join([*variables, shlex.join(self.argv)])
 

@@ -14,7 +14,7 @@ from launch.command import Command, Machine, build, choose, device_of
 from launch.machine import free_port, this_machine
 from launch.machine_checks import machine_findings
 from trainer.config.sections import RunConfig
-from trainer.diagnosis.findings import Finding, shown
+from trainer.diagnosis.findings import shown
 from trainer.distributed.deepspeed_json import check_deepspeed
 from trainer.distributed.engines import OFFLOADED, ZERO
 from trainer.run_dir.record import versions
@@ -42,13 +42,10 @@ def doctor(engine: str | None, processes: int | None) -> int:
     """
     machine = this_machine()
     cases = cases_of(engine, processes, machine)
-    _say_versions()
-    findings = machine_findings(machine, None, "", os.environ)
-    for finding in findings:
-        result(shown(finding))
+    code = _report(machine, None, "")
     for case in cases:
         result(f"{case.engine:8}  {'not available: ' + case.problem if case.problem else 'can run'}")
-    return _code(findings)
+    return code
 
 
 def exactness(engine: str | None, processes: int | None) -> int:
@@ -56,8 +53,16 @@ def exactness(engine: str | None, processes: int | None) -> int:
     machine = this_machine()
     cases = cases_of(engine, processes, machine)
     _say_versions()
-    with TemporaryDirectory(prefix="embedfleet-doctor-") as folder:
-        return _compare(cases, machine, Path(folder))
+    with TemporaryDirectory(prefix="embedfleet-doctor-") as name:
+        folder = Path(name)
+        code, output = execute(Command([sys.executable, "-m", WORKER, "--make", str(folder)]))
+        if code:
+            raise Failed(f"the case to compare could not be made:\n{_tail(output)}")
+        facts = json.loads((folder / "facts.json").read_text())
+        result(f"device    {facts['device']}, {machine.cores} cores\nbackends  {', '.join(facts['backends'])}\n")
+        result(TABLE.format("engine", "processes", "gradient error", "update error", "verdict"))
+        passed = [_row(case, machine, folder) for case in cases]
+    return 0 if all(passed) else 1
 
 
 def examine(config: RunConfig, machine: Machine, command: Command) -> int:
@@ -65,21 +70,23 @@ def examine(config: RunConfig, machine: Machine, command: Command) -> int:
 
     command: starts trainer.diagnosis.ranks on the ranks of this machine. Returns the exit code.
     """
-    _say_versions()
-    findings = machine_findings(machine, Path(config.output_dir), config.model.path, os.environ)
-    for finding in findings:
-        result(shown(finding))
-    code, output = execute(command, found_on_stdout=True)
+    machine_code = _report(machine, Path(config.output_dir), config.model.path)
+    code, output = execute(command, findings_on_stdout=True)
     if code:
         say(_tail(output))
-    return code or _code(findings)
+    return code or machine_code
 
 
 def _say_versions() -> None:
     result("versions  " + ", ".join(f"{name} {version}" for name, version in versions().items()))
 
 
-def _code(findings: list[Finding]) -> int:
+def _report(machine: Machine, run_dir: Path | None, model: str) -> int:
+    """Prints versions and this machine's findings; returns the exit code, 1 after a FAIL."""
+    _say_versions()
+    findings = machine_findings(machine, run_dir, model, os.environ)
+    for finding in findings:
+        result(shown(finding))
     return 1 if any(finding.level == "FAIL" for finding in findings) else 0
 
 
@@ -100,22 +107,10 @@ def cases_of(engine: str | None, processes: int | None, machine: Machine) -> lis
 
 
 def _case(requested: str, processes: int | None, machine: Machine) -> Case:
-    """Raises BadInput if the engine cannot run here."""
     engine, processes = choose(requested, processes, machine, "auto")
     if engine in ZERO:
         check_deepspeed(device_of(engine, machine, "auto"))
     return Case(engine, processes)
-
-
-def _compare(cases: list[Case], machine: Machine, folder: Path) -> int:
-    code, output = execute(Command([sys.executable, "-m", WORKER, "--make", str(folder)]))
-    if code:
-        raise Failed(f"the case to compare could not be made:\n{_tail(output)}")
-    facts = json.loads((folder / "facts.json").read_text())
-    result(f"device    {facts['device']}, {machine.cores} cores\nbackends  {', '.join(facts['backends'])}\n")
-    result(TABLE.format("engine", "processes", "gradient error", "update error", "verdict"))
-    passed = [_row(case, machine, folder) for case in cases]
-    return 0 if all(passed) else 1
 
 
 def _row(case: Case, machine: Machine, folder: Path) -> bool:
@@ -138,21 +133,21 @@ def _row(case: Case, machine: Machine, folder: Path) -> bool:
     return exact
 
 
-def execute(command: Command, found_on_stdout: bool = False) -> tuple[int, str]:
+def execute(command: Command, findings_on_stdout: bool = False) -> tuple[int, str]:
     """Runs a command, for at most TIMEOUT seconds; returns exit code and output.
 
-    found_on_stdout: its stdout goes to ours, and only stderr is returned.
+    findings_on_stdout: its stdout goes to ours, and only stderr is returned.
     """
-    out = {"stdout": None, "stderr": subprocess.PIPE} if found_on_stdout else {
-        "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}  # fmt: skip
-    started = subprocess.Popen(command.argv, env=os.environ | command.environ, text=True, **out)
+    stdout, stderr = (None, subprocess.PIPE) if findings_on_stdout else (subprocess.PIPE, subprocess.STDOUT)
+    environ = os.environ | command.environ
+    started = subprocess.Popen(command.argv, env=environ, text=True, stdout=stdout, stderr=stderr)
     try:
         output = started.communicate(timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
         started.terminate()  # not killed: a launcher then ends its ranks
         output = started.communicate()
-        return 1, f"{output[found_on_stdout]}\nno end after {TIMEOUT} seconds"
-    return started.returncode, output[found_on_stdout]
+        return 1, f"{output[findings_on_stdout]}\nno end after {TIMEOUT} seconds"
+    return started.returncode, output[findings_on_stdout]
 
 
 def _tail(output: str) -> str:

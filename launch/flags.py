@@ -28,13 +28,9 @@ def _add_run(commands) -> argparse.ArgumentParser:
         epilog="example: python -m launch run --config run.yaml --engine zero2 --processes 2 optim.lr=1e-4",
     )
     _add_run_file(run)
-    run.add_argument(
-        "--engine",
-        default="auto",
-        metavar="E",
-        help="auto, cpu, mps, single_gpu, ddp, zero1, zero2, zero3, zero2_offload or zero3_offload "
-        "(auto: one process, or ddp over all GPUs)",
-    )
+    text = "auto, cpu, mps, single_gpu, ddp, zero1, zero2, zero3, zero2_offload or zero3_offload "
+    text += "(auto: one process, or ddp over all GPUs)"
+    run.add_argument("--engine", default="auto", metavar="E", help=text)
     run.add_argument("--processes", type=int, metavar="N", help="ranks on this machine")
     _add_nodes(run)
     run.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint, or from the start")
@@ -61,16 +57,14 @@ def _add_slurm(commands) -> argparse.ArgumentParser:
         "--time 00:30:00 --requeue --output run.sbatch",
     )
     _add_run_file(slurm)
-    slurm.add_argument(
-        "--engine", default="auto", metavar="E", help="auto, cpu, single_gpu, ddp, zero1, zero2, zero3 …"
-    )
+    text = "auto, cpu, single_gpu, ddp, zero1, zero2, zero3 …"
+    slurm.add_argument("--engine", default="auto", metavar="E", help=text)
     slurm.add_argument("--nodes", type=int, default=1, metavar="N")
     slurm.add_argument("--gpus-per-node", type=int, default=0, metavar="G", help="0: ranks on CPUs (default)")
     slurm.add_argument("--ranks-per-node", type=int, metavar="R", help="default: one per GPU, or 2")
     slurm.add_argument("--cpus-per-rank", type=int, default=4, metavar="C", help="default 4")
-    slurm.add_argument(
-        "--time", required=True, metavar="T", help="the limit as sbatch takes it: 30, 04:00:00, 1-12:00:00"
-    )
+    text = "the limit as sbatch takes it: 30, 04:00:00, 1-12:00:00"
+    slurm.add_argument("--time", required=True, metavar="T", help=text)
     slurm.add_argument("--partition", default="", metavar="P")
     text = "go on by itself after the time limit and after a node failed"
     slurm.add_argument("--requeue", action="store_true", help=text)

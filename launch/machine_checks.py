@@ -64,10 +64,8 @@ def environment_findings(environ: Mapping[str, str]) -> list[Finding]:
         findings.append(Finding("warn", "environment", text, "unset it; `launch run` sets it where it belongs"))
     stale = [name for name in LEFT_BY_LAUNCHERS if name in environ]
     if stale:
-        text = (
-            f"{', '.join(stale)} set in this shell: a plain `python -m trainer` would wait for ranks that nobody starts"
-        )
-        findings.append(Finding("FAIL", "environment", text, f"unset {' '.join(stale)}"))
+        text = "set in this shell: a plain `python -m trainer` would wait for ranks that nobody starts"
+        findings.append(Finding("FAIL", "environment", f"{', '.join(stale)} {text}", f"unset {' '.join(stale)}"))
     if environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
         text = f"ACCELERATE_MIXED_PRECISION is {environ['ACCELERATE_MIXED_PRECISION']}"
         findings.append(Finding("warn", "environment", text, "unset it: train.precision of the run file says it"))

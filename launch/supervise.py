@@ -6,6 +6,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -54,9 +55,8 @@ def supervise(first: Command, again: Callable[[], Command], run_dir: Path, resta
             step = _step(run_dir)
             vain, reached = (0 if step > reached else vain + 1), step
             if attempt == restarts:
-                say(
-                    f"failed with exit code {code} after {restarts} restart(s); the newest checkpoint is of step {step}"
-                )
+                newest_step = f"the newest checkpoint is of step {step}"
+                say(f"failed with exit code {code} after {restarts} restart(s); {newest_step}")
                 return 1
             if vain == IN_VAIN + 1:
                 say(f"failed {vain} times without a checkpoint after step {step}: not started again; see above for why")
@@ -82,7 +82,6 @@ def _in_foreground() -> bool:
 
 
 def _step(run_dir: Path) -> int:
-    """Returns the step of the newest checkpoint."""
     folder, _ = newest(run_dir)
     return read_state(folder).step if folder else 0
 
@@ -91,10 +90,8 @@ def _end_of(child: subprocess.Popen) -> int:
     """Waits for the exit code; kills a launcher that outlives its ranks, waits for other nodes and ignores SIGTERM."""
     had_ranks, since = False, 0.0
     while True:
-        try:
+        with suppress(subprocess.TimeoutExpired):
             return child.wait(timeout=LOOK)
-        except subprocess.TimeoutExpired:
-            pass
         if _launched(child):
             had_ranks, since = True, time.monotonic()
         elif had_ranks and time.monotonic() - since > LINGER:
@@ -106,30 +103,25 @@ def _end_orphans(mark: str) -> None:
     """Kills ranks that outlived their launcher: they would go on to train beside the restarted ones."""
     killed = []
     for process in psutil.process_iter():
-        try:
+        with suppress(psutil.Error):  # another user's, or ended meanwhile
             if process.environ().get(MARK) == mark:
                 process.kill()
                 killed.append(process)
-        except psutil.Error:  # another user's, or ended meanwhile
-            continue
     psutil.wait_procs(killed, timeout=LINGER)
 
 
 def _ranks(child: subprocess.Popen) -> list[psutil.Process]:
     """Lists the trainers below a launcher, or the only process."""
-    try:
+    with suppress(psutil.Error):  # ended meanwhile
         return _launched(child) or [psutil.Process(child.pid)]
-    except psutil.Error:  # ended meanwhile
-        return []
+    return []
 
 
 def _launched(child: subprocess.Popen) -> list[psutil.Process]:
     """Lists the trainers below a launcher."""
     trainers = []
-    try:
+    with suppress(psutil.Error):  # ended meanwhile
         for process in psutil.Process(child.pid).children(recursive=True):
             if "RANK" in process.environ():
                 trainers.append(process)
-    except psutil.Error:  # ended meanwhile
-        pass
     return trainers

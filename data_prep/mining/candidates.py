@@ -30,7 +30,7 @@ class Corpus:
         """Adds a text of a document that may be chosen; returns its number, which equal texts share."""
         number = self._add(text)
         self.candidates = len(self.texts)
-        for key in self._documents([document], metadata):
+        for key in self._document_keys([document], metadata):
             self._of_document.add(key, number)
         return number
 
@@ -42,7 +42,7 @@ class Corpus:
         query = query_key(record)
         for i, number in enumerate(numbers):
             self._of_query.add(query, number)
-            for key in self._documents(record.doc_ids[i : i + 1], record.metadata):
+            for key in self._document_keys(record.doc_ids[i : i + 1], record.metadata):
                 self._of_document.add(key, number)
 
     def _add(self, text: str) -> int:
@@ -51,8 +51,7 @@ class Corpus:
             self.texts.append(text)
         return number
 
-    def _documents(self, ids: Iterable[str], metadata: dict) -> list[int]:
-        """Returns a key for each document that a text belongs to."""
+    def _document_keys(self, ids: Iterable[str], metadata: dict) -> list[int]:
         keys = [text_key(f"id:{one}") for one in ids if one]
         if self.same_document:
             self._fields.update(dict.fromkeys(metadata))
@@ -83,7 +82,7 @@ class Corpus:
         query), and the texts of the same documents.
         """
         own = self.places([record.query, *record.positives, *record.negatives])
-        documents = self._documents(record.doc_ids, record.metadata)
+        documents = self._document_keys(record.doc_ids, record.metadata)
         groups = [self._of_query.get(query_key(record)), *(self._of_document.get(key) for key in documents)]
         return np.unique(np.concatenate([np.array(own, np.int64), *groups]))
 

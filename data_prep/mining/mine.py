@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,7 +74,7 @@ def mine(
         if corpus is not None:
             _read_corpus(corpus, texts, encoder, passages if stored_vectors else None)
         waiting = stack.enter_context(spool_beside(output))
-        count = _read_rows(inputs, names, positive, texts, waiting, choose=corpus is None, scored=scorer is not None)
+        count = _read_rows(names, positive, texts, waiting, choose=corpus is None, scored=scorer is not None)
         texts.seal()
         if not texts.candidates:
             raise BadInput("the corpus holds no text to choose from")
@@ -86,9 +86,11 @@ def mine(
             pairs_at_most = count * len(rankers) * (mining.choice.stop - mining.choice.first)
             say(f"the cross-encoder scores up to {pairs_at_most:,} candidates (--range A:B says how many of a row)")
         miner = Miner(texts, mining.choice, rankers, pairs)
+        waiting.seek(0)
         with whole_file(output) as lines:
             at_once = ROWS_RESCORED_AT_ONCE if scorer else ROWS_AT_ONCE
-            for records in batches(track(_records(waiting), "mining", count), at_once):
+            rows = (Record(**json.loads(line)) for line in waiting)
+            for records in batches(track(rows, "mining", count), at_once):
                 miner.add(records)
                 lines.writelines(record.to_json() + "\n" for record in records)
         _print_summary(miner, rankers, encoder, scorer)
@@ -118,19 +120,17 @@ def _open_caches(
 
 def _read_corpus(chunks: Iterable[Chunk], texts: Corpus, encoder: Encoder | None, vectors: VectorCache | None) -> None:
     """Adds the chunks to the corpus. vectors: receives the embeddings that the chunks bring; None: they bring none."""
-    compared = False
-    for block in batches(track(chunks, "reading the corpus"), TEXTS_AT_ONCE):
+    for number, block in enumerate(batches(track(chunks, "reading the corpus"), TEXTS_AT_ONCE)):
         for chunk in block:
             texts.add(chunk.text, chunk.id, chunk.metadata)
         if vectors is not None:
             stored = _stored(block, encoder)
-            if not compared:
-                _compare(block[:SAMPLED], stored[:SAMPLED], encoder)
+            if number == 0:
+                _check_stored(block[:SAMPLED], stored[:SAMPLED], encoder)
             vectors.put([chunk.text for chunk in block], stored)
-            compared = True
 
 
-def _stored(chunks: list[Chunk], encoder: Encoder):
+def _stored(chunks: list[Chunk], encoder: Encoder) -> np.ndarray:
     """Returns the vectors of a store, (n, d) float32, normalised if the model's are."""
     if sizes := {len(chunk.embedding) for chunk in chunks} - {encoder.size}:
         raise BadInput(f"--stored-vectors: the store's have {sizes.pop()} numbers, the model's {encoder.size}")
@@ -138,8 +138,7 @@ def _stored(chunks: list[Chunk], encoder: Encoder):
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12) if encoder.unit else vectors
 
 
-def _compare(chunks: list[Chunk], stored, encoder: Encoder) -> None:
-    """Raises BadInput if the stored vectors are not the encoder's."""
+def _check_stored(chunks: list[Chunk], stored: np.ndarray, encoder: Encoder) -> None:
     computed, _ = encoder.passages([chunk.text for chunk in chunks])
     lengths = np.linalg.norm(computed, axis=1) * np.linalg.norm(stored, axis=1)
     if (least := float(((computed * stored).sum(axis=1) / lengths.clip(1e-12)).min())) < ALIKE:
@@ -150,19 +149,13 @@ def _compare(chunks: list[Chunk], stored, encoder: Encoder) -> None:
 
 
 def _read_rows(
-    inputs: list[Path],
-    names: dict[Path, str],
-    positive: str | None,
-    texts: Corpus,
-    waiting: IO[str],
-    choose: bool,
-    scored: bool,
+    names: dict[Path, str], positive: str | None, texts: Corpus, waiting: IO[str], choose: bool, scored: bool
 ) -> int:
     """Reads the rows into `waiting`, as JSON lines, and their positives into the corpus; returns their number."""
     problems = Problems()
     count = with_teacher = 0
-    for path in inputs:
-        rows = read_records(path, positive=positive, source=names[path], problems=problems)
+    for path, name in names.items():
+        rows = read_records(path, positive=positive, source=name, problems=problems)
         for record in track(rows, f"reading {path.name}"):
             texts.add_row(record, choose)
             waiting.write(record.to_json() + "\n")
@@ -176,12 +169,6 @@ def _read_rows(
     if with_teacher:
         say(f"{with_teacher:,} rows had teacher_scores; those of the cross-encoder replace them")
     return count
-
-
-def _records(waiting: IO[str]) -> Iterator[Record]:
-    waiting.seek(0)
-    for line in waiting:
-        yield Record(**json.loads(line))
 
 
 def _print_summary(miner: Miner, rankers: list[Ranker], encoder: Encoder | None, scorer: PairScorer | None) -> None:

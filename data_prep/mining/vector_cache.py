@@ -35,7 +35,7 @@ class VectorCache:
         self.entry = np.dtype([("key", "<u8"), ("truncated", "?")])
         self.keys = open(folder / f"{name}.keys", "a+b")  # noqa: SIM115  open as long as the cache is
         self.vectors = open(folder / f"{name}.f32", "a+b")  # noqa: SIM115
-        whole = min(_length(self.keys) // self.entry.itemsize, _length(self.vectors) // (4 * size))
+        whole = min(self.keys.tell() // self.entry.itemsize, self.vectors.tell() // (4 * size))
         self.keys.truncate(whole * self.entry.itemsize)  # half-written by a run that was killed
         self.vectors.truncate(whole * 4 * size)
         self.keys.seek(0)
@@ -90,10 +90,6 @@ class VectorCache:
         self.keys.close()
         self.vectors.close()
         self.lock.release()
-
-
-def _length(handle) -> int:
-    return os.fstat(handle.fileno()).st_size
 
 
 def _key(text: Text) -> int:

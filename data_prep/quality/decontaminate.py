@@ -63,9 +63,12 @@ class HeldOut:
         """Returns a Match or None for each row. Equal texts take precedence over near ones."""
         matches = [self._equal(record) for record in records]
         if self.near is not None and self.keys:
+            self._index = self._index or _Nearest(list(self.keys.values()), self.near)
             unmatched = [row for row, match in enumerate(matches) if match is None]
             texts = [(row, side, text) for row in unmatched for side, text in _texts(records[row])]
-            for (row, side, _), near in zip(texts, self._nearest([text for _, _, text in texts])):
+            nearest, unsure = self._index.of([text for _, _, text in texts])
+            self.unsure += unsure
+            for (row, side, _), near in zip(texts, nearest):
                 if near and not matches[row]:
                     matches[row] = Match(near[0], side, near[1])
         return matches
@@ -75,13 +78,6 @@ class HeldOut:
             if held := self.keys.get(text_key(text)):
                 return Match(held, side, 1.0)
         return None
-
-    def _nearest(self, texts: list[str]) -> list[tuple[Held, float] | None]:
-        if self._index is None:
-            self._index = _Nearest(list(self.keys.values()), self.near)
-        nearest, unsure = self._index.of(texts)
-        self.unsure += unsure
-        return nearest
 
 
 def _texts(record: Record) -> list[tuple[str, str]]:
@@ -98,7 +94,7 @@ class _Nearest:
         keys, self.sizes = self.bands.keys([[[normalise(each.text)] for each in held]])
         self.order = np.argsort(keys, axis=0, kind="stable")  # (n, bands)
         self.keys = np.take_along_axis(keys, self.order, axis=0)
-        self.shingles = lru_cache(100_000)(lambda place: shingles(normalise(held[place].text)))
+        self.shingles = lru_cache(100_000)(lambda number: shingles(normalise(held[number].text)))
 
     def of(self, texts: list[str]) -> tuple[list[tuple[Held, float] | None], int]:
         """Returns for each text the nearest held-out text that is similar enough, or None; and how many are unsure."""
@@ -111,11 +107,9 @@ class _Nearest:
         for row, text in enumerate(normal):
             candidates = proposed.get(row, ())
             own_shingles = shingles(text) if candidates else set()
-            best = max(
-                ((jaccard(own_shingles, self.shingles(other)), -other) for other in candidates[:CANDIDATES]),
-                default=(0, 0),
-            )
-            nearest.append((self.held[-best[1]], best[0]) if best[0] >= self.similarity else None)
+            pairs = ((jaccard(own_shingles, self.shingles(other)), -other) for other in candidates[:CANDIDATES])
+            similarity, number = max(pairs, default=(0, 0))
+            nearest.append((self.held[-number], similarity) if similarity >= self.similarity else None)
             unsure += nearest[-1] is None and len(candidates) > CANDIDATES
         return nearest, unsure
 
@@ -161,7 +155,6 @@ def held_out(
 
 
 def _queries_and_documents(path: Path, data: RetrievalSet | None) -> tuple[list[str], list[str]]:
-    """data: the set of this path, if it is read already."""
     folder = data.shards if data else open_shards(path) if (path / MANIFEST).is_file() else None
     if folder is None:
         data = data or load_set(path)

@@ -1,8 +1,10 @@
 """The report on an input or a shard folder: counts, lengths, languages, and findings (checks.py)."""
 
 import json
+import sys
 from array import array
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from data_prep.quality.sampling import Spool, spread
 from data_prep.reading.formats import read_records
 from data_prep.reading.row_problems import SHOWN, Problem, Problems
 from data_prep.records import Record
-from data_prep.shards.folder import MANIFEST, looks_unfinished, open_shards
+from data_prep.shards.folder import MANIFEST, Rows, looks_unfinished, open_shards
 from data_prep.texts.lengths import Lengths
 from data_prep.texts.near_duplicates import SIMILARITY
 from data_prep.texts.token_lengths import Reader, reader_of, token_lengths
@@ -104,11 +106,11 @@ def _read(path: Path, positive: str | None) -> _Rows:
     rows = _Rows()
     if path.is_dir() and ((path / MANIFEST).exists() or looks_unfinished(path)):
         folder = open_shards(path)
-        for split in folder.splits:
-            for record in track(folder.split(split), f"reading {path.name}/{split}", total=folder.rows(split)):
-                rows.add(record, split)
-        splits = [folder.split(split) for split in folder.splits]
-        rows.take = lambda numbers: _take(splits, numbers)
+        splits = {name: folder.split(name) for name in folder.splits}
+        for name, split in splits.items():
+            for record in track(split, f"reading {path.name}/{name}", total=len(split)):
+                rows.add(record, name)
+        rows.take = lambda numbers: _take(splits.values(), numbers)
         return rows
     spool, problems = Spool(), Problems(sink=rows.reject)
     for record in track(read_records(path, positive=positive, problems=problems), f"reading {path.name}"):
@@ -120,7 +122,7 @@ def _read(path: Path, positive: str | None) -> _Rows:
     return rows
 
 
-def _take(splits: list, numbers: list[int]) -> list[Record]:
+def _take(splits: Iterable[Rows], numbers: list[int]) -> list[Record]:
     """Reads rows of all splits by ascending number; numbers go on from split to split."""
     records, before = [], 0
     for split in splits:
@@ -145,7 +147,11 @@ def _report(path: Path, rows: _Rows, reader: Reader | None, excluded: dict[str, 
     tokens, measured = token_lengths(reader, records) if reader else (None, 0)
     prompts = (reader.rules.query_prompt, reader.rules.passage_prompt) if reader else ("", "")
     sources = {name: len(numbers) for name, numbers in by_source.items()}
-    estimated = [*_near_leakage(excluded, train_records), *languages, *checks.prompts(sample, *prompts)]
+    estimated = []
+    for name, texts in excluded.items():
+        mend = checks.leave_out(name, SIMILARITY)
+        estimated += checks.near_leakage(train_records, nearly(texts), name, "--exclude", mend)
+    estimated += [*languages, *checks.prompts(sample, *prompts)]
     findings = [
         *checks.unreadable(rows.empty, rows.problems - rows.empty, len(keys) + rows.problems),
         *_leakage(path, rows, excluded),
@@ -191,17 +197,7 @@ def _leakage(path: Path, rows: _Rows, excluded: dict[str, HeldOut]) -> list[Find
     return findings
 
 
-def _near_leakage(excluded: dict[str, HeldOut], records: list[Record]) -> list[Finding]:
-    findings = []
-    for name, texts in excluded.items():
-        mend = checks.leave_out(name, SIMILARITY)
-        findings += checks.near_leakage(records, nearly(texts), name, "--exclude", mend)
-    return findings
-
-
 def _show(report: dict[str, Any]) -> None:
-    import sys
-
     from rich.console import Console
     from rich.markup import escape
 

@@ -20,16 +20,13 @@ SHARES = {
 
 
 def page(report: dict[str, Any]) -> str:
-    """The whole page. report: see inspect.inspect."""
-    plots = [_sources(report), _repeats(report), *_lengths(report), _cut(report), _languages(report), _table(report)]
-    shown = f'<div class="plots">{"".join(filter(None, plots))}</div>'
-    return pages.page(report["path"], _about(report), f"{_tiles(report)}{_findings(report)}{shown}{_problems(report)}")
-
-
-def _about(report: dict[str, Any]) -> str:
+    """Returns the whole page. report: see inspect.inspect."""
     splits = ", ".join(f"{name} {rows:,}" for name, rows in report["splits"].items())
     splits = f" ({escape(splits)})" if splits else ""
-    return f"{report['rows']:,} rows{splits}. Made by <code>python -m data_prep inspect</code>."
+    subtitle = f"{report['rows']:,} rows{splits}. Made by <code>python -m data_prep inspect</code>."
+    plots = [_sources(report), _repeats(report), *_lengths(report), _cut(report), _languages(report), _table(report)]
+    shown = f'<div class="plots">{"".join(filter(None, plots))}</div>'
+    return pages.page(report["path"], subtitle, f"{_tiles(report)}{_findings(report)}{shown}{_problems(report)}")
 
 
 def _tiles(report: dict[str, Any]) -> str:
@@ -89,17 +86,16 @@ def _lengths(report: dict[str, Any]) -> list[str]:
 
 
 def _cut(report: dict[str, Any]) -> str:
-    if not report["tokens"]:
+    tokens = report["tokens"]
+    if not tokens:
         body = '<p class="soft">Add <code>--tokenizer MODEL</code> to see what each maximum length would cut.</p>'
         return f"<section><h2>Truncation</h2>{body}</section>"
+    marks = {of["limit"] for of in tokens.values()}
+    last = max(2 * max(of["max"] for of in tokens.values()), 64, *marks)
     series = {}
-    for field in FIELDS:
-        if of := report["tokens"].get(field):
-            series[field] = [(int(bound), count / of["texts"]) for bound, count in of["over"].items()]
-    longest = max(of["max"] for of in report["tokens"].values())
-    marks = {of["limit"] for of in report["tokens"].values()}
-    last = max(2 * longest, 64, *marks)
-    series = {name: [point for point in points if point[0] <= last] for name, points in series.items()}
+    for field in (name for name in FIELDS if name in tokens):
+        shares = ((int(bound), count / tokens[field]["texts"]) for bound, count in tokens[field]["over"].items())
+        series[field] = [(bound, share) for bound, share in shares if bound <= last]
     intro = "Share of texts that a maximum length (in tokens, prompts included) cuts."
     return section("Truncation by maximum length", intro, svg.curves(series, marks, "share of texts cut"))
 
@@ -118,9 +114,7 @@ def _languages(report: dict[str, Any]) -> str:
 
 def _table(report: dict[str, Any]) -> str:
     rows = []
-    for field in FIELDS:
-        if field not in report["lengths"]:
-            continue
+    for field in (name for name in FIELDS if name in report["lengths"]):
         units = {unit: report["lengths"][field][unit] for unit in ("characters", "words")}
         if report["tokens"] and field in report["tokens"]:
             units["tokens"] = report["tokens"][field]

@@ -17,20 +17,17 @@ class Spool:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the object)
         self._ends = array("q", [0])
 
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
     def add(self, record: Record) -> None:
         self._file.write(line := record.to_json().encode())
         self._ends.append(self._ends[-1] + len(line))
 
     def take(self, rows: list[int]) -> list[Record]:
         """Returns the records of these rows, like Rows.take."""
-        return [self._read(row) for row in rows]
-
-    def _read(self, row: int) -> Record:
-        self._file.seek(self._ends[row])
-        return Record(**json.loads(self._file.read(self._ends[row + 1] - self._ends[row])))
+        records = []
+        for row in rows:
+            self._file.seek(self._ends[row])
+            records.append(Record(**json.loads(self._file.read(self._ends[row + 1] - self._ends[row]))))
+        return records
 
 
 def spread(rows_of: dict[str, Any], size: int, least: int = 200) -> dict[str, Any]:

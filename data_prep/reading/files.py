@@ -2,6 +2,7 @@
 
 import codecs
 import contextlib
+import csv
 import json
 import math
 import os
@@ -92,14 +93,10 @@ def _text_lines(path: Path) -> Iterator[str]:
 
 def _no_utf8(text: str) -> str | None:
     """Returns the problem if this text came from bytes outside UTF-8."""
-    bad = next((i for i, char in enumerate(text) if "\udc80" <= char <= "\udcff"), None)
+    bad = None if text.isascii() else next((i for i, char in enumerate(text) if "\udc80" <= char <= "\udcff"), None)
     if bad is None:
         return None
     return f"is not valid UTF-8: byte 0x{ord(text[bad]) - 0xDC00:02x} at character {bad + 1}; save the file as UTF-8"
-
-
-class _BadJson(ValueError):
-    pass
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -107,12 +104,12 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(row) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise _BadJson(f"key {twice!r} stands twice")  # plain JSON readers keep the last one silently
+        raise ValueError(f"key {twice!r} stands twice")  # plain JSON readers keep the last one silently
     return row
 
 
 def _no_constant(name: str) -> Any:
-    raise _BadJson(f"{name} is not JSON; leave the key out or write null")
+    raise ValueError(f"{name} is not JSON; leave the key out or write null")
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_no_constant)
@@ -142,7 +139,7 @@ def _json_row(path: Path, number: int, line: bytes) -> Item | Problem | Blank:
     raw = line.decode(errors="surrogateescape")
     if not raw.strip():
         return Blank(number)
-    reason = _no_utf8(raw) if not raw.isascii() else None
+    reason = _no_utf8(raw)
     if reason is None:
         try:
             return Item(number, DECODER.decode(raw), raw)
@@ -180,7 +177,7 @@ def decode_fast(line: bytes) -> Any:
 def _read_json(path: Path) -> Iterator[Item]:
     """Streams an array of rows. The whole text is in memory, unlike JSONL."""
     text = "".join(_text_lines(path))
-    if reason := (_no_utf8(text) if not text.isascii() else None):
+    if reason := _no_utf8(text):
         raise BadInput(f"{path}: {reason}")
     mend = "a .json file holds one array of rows; name a file with one row per line .jsonl"
     at, line = _skip(text, 0, 1)
@@ -214,8 +211,6 @@ def _skip(text: str, at: int, line: int) -> tuple[int, int]:
 
 
 def _read_csv(path: Path) -> Iterator[Item | Problem | Blank]:
-    import csv
-
     csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is shorter than real texts
     comma = "\t" if path.suffix == ".tsv" else ","
     rows = csv.reader(_text_lines(path), delimiter=comma, strict=True)
@@ -230,11 +225,9 @@ def _read_csv(path: Path) -> Iterator[Item | Problem | Blank]:
             elif header is None:
                 header = _header(path, line, cells, comma)
             elif len(cells) != len(header):
-                mend = "quote a text that holds the separator"
-                yield Problem(
-                    str(path), line, f"{len(cells)} cells where the header names {len(header)} columns; {mend}", raw
-                )
-            elif reason := (_no_utf8(raw) if not raw.isascii() else None):
+                reason = f"{len(cells)} cells where the header names {len(header)} columns"
+                yield Problem(str(path), line, f"{reason}; quote a text that holds the separator", raw)
+            elif reason := _no_utf8(raw):
                 yield Problem(str(path), line, reason, raw)
             else:
                 yield Item(line, _csv_row(header, cells), raw, table=True)
@@ -273,9 +266,7 @@ def _read_parquet(path: Path) -> Iterator[Item]:
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
-        batches = file.iter_batches(batch_size=TABLE_BATCH)
-        yield from _table_items(batches)
+        yield from _table_items(pq.ParquetFile(path).iter_batches(batch_size=TABLE_BATCH))
     except (pa.ArrowException, OSError) as error:
         raise BadInput(f"{path}: is not a readable Parquet file: {str(error).splitlines()[0]}") from None
 

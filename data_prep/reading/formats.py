@@ -16,9 +16,8 @@ from data_prep.reading.row_problems import BadRow, Problem, Problems
 from data_prep.records import Record
 
 # Names that other tools give to negatives and scores: as metadata they would be lost to training without a word.
-MISNAMED = frozenset(("neg", "negs", "negative", "negatives", "pos", "positives", "scores")) | frozenset(
-    ("hard_neg", "hard_negs", "hard_negative", "hard_negatives")
-)
+MISNAMED = {"neg", "negs", "negative", "negatives", "hard_neg", "hard_negs", "hard_negative", "hard_negatives"}
+MISNAMED |= {"pos", "positives", "scores"}
 MISSING = object()
 
 
@@ -107,9 +106,8 @@ class Row:
             if value is None and self.table:
                 continue
             if key in MISNAMED:
-                self.found.append(
-                    f"key {key!r} does not belong to this shape, so it would not be trained on; rename it"
-                )
+                text = "does not belong to this shape, so it would not be trained on; rename it"
+                self.found.append(f"key {key!r} {text}")
             if merged.get(key, value) != value:
                 self.found.append(f"key {key!r} has another value in 'metadata'; keep one of them")
             merged[key] = value
@@ -236,9 +234,8 @@ def recognise(values: dict[str, Any]) -> Shape:
     lacking = [key for key in best.required if key not in values]
     hints = [(key, nearest(key, [k for k in keys if k not in best.required])) for key in lacking]
     missing = ", ".join(f"key {key!r} is missing" + (f" ({hint.strip()})" if hint else "") for key, hint in hints)
-    raise UnknownShape(
-        f"unknown shape with keys {', '.join(map(repr, keys[:12]))}; nearest is {best.example}: {missing}"
-    )
+    shown = ", ".join(map(repr, keys[:12]))
+    raise UnknownShape(f"unknown shape with keys {shown}; nearest is {best.example}: {missing}")
 
 
 @lru_cache
@@ -284,11 +281,11 @@ def _no_text(record: Record) -> list[str]:
 
 def source_names(paths: list[Path]) -> dict[Path, str]:
     """Names each input by its stem, or by folder and file if stems are equal."""
-    stems = [path.resolve().stem for path in paths]
-    names = {}
-    for path, stem in zip(paths, stems):
-        names[path] = stem if stems.count(stem) == 1 else f"{path.resolve().parent.name}/{path.resolve().name}"
     resolved = [path.resolve() for path in paths]
+    stems = [path.stem for path in resolved]
+    names = {}
+    for path, whole in zip(paths, resolved):
+        names[path] = whole.stem if stems.count(whole.stem) == 1 else f"{whole.parent.name}/{whole.name}"
     if twice := sorted({str(path) for path in resolved if resolved.count(path) > 1}):
         raise BadInput([f"{path}: is given twice as an input" for path in twice])
     if len(set(names.values())) < len(paths):
@@ -364,8 +361,7 @@ def read_span(
             except BadRow as error:
                 problems.row(Problem(str(path), item.line, str(error), item.raw), error.hint)
                 continue
-            if more:
-                notes.extra.update(dict.fromkeys(more))
+            notes.extra.update(dict.fromkeys(more))
             if item.part:
                 notes.parts[item.part] = notes.parts.get(item.part, 0) + 1
             record.source = record.source or (f"{source}/{item.part}" if item.part else source)

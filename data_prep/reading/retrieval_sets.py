@@ -15,6 +15,7 @@ from typing import Any
 
 from data_prep.common.console import track
 from data_prep.common.errors import BadInput
+from data_prep.reading.formats import read_records
 from data_prep.records import document_text, query_key, text_key
 from data_prep.shards.folder import ShardFolder, open_shards
 from data_prep.stores.base import StoreConfig
@@ -59,7 +60,7 @@ def load_set(path: str | Path) -> RetrievalSet:
         problems.append(f"{path}: no query has a relevant document")
     if problems:
         raise BadInput(problems[:50])
-    return RetrievalSet(path.name, list(docs), list(docs.values()), list(judged), list(judged.values()), qrels)
+    return RetrievalSet(path.name, [*docs], [*docs.values()], [*judged], [*judged.values()], qrels)
 
 
 def _json_lines(path: Path, problems: list[str]) -> Iterator[tuple[int, dict]]:
@@ -91,8 +92,7 @@ def _texts(path: Path, problems: list[str], with_title: bool) -> dict[str, str]:
         if key is None or not isinstance(text, str):
             problems.append(f"{path}:{number}: needs the keys id (or _id) and text")
             continue
-        title = value.get("title") if with_title else ""
-        full = document_text(title, text)
+        full = document_text(value.get("title") if with_title else "", text)
         if not full.strip():
             problems.append(f"{path}:{number}: text of {key!r} is empty")
         if str(key) in texts:
@@ -154,14 +154,11 @@ def eval_set_of(shards: ShardFolder) -> RetrievalSet:
         queries.setdefault(query, record.query)
         same = grades.setdefault(query_key(record), {})
         own = qrels.setdefault(query, same)
+        for text in (*record.positives, *record.negatives):
+            docs.setdefault(f"d{text_key(text)}", text)
         for text in record.positives:
-            docs.setdefault(f"d{text_key(text)}", text)
             own[f"d{text_key(text)}"] = same[f"d{text_key(text)}"] = 1
-        for text in record.negatives:
-            docs.setdefault(f"d{text_key(text)}", text)
-    return RetrievalSet(
-        path.name, list(docs), list(docs.values()), list(queries), list(queries.values()), qrels, graded, shards
-    )
+    return RetrievalSet(path.name, [*docs], [*docs.values()], [*queries], [*queries.values()], qrels, graded, shards)
 
 
 def load_collection(config: StoreConfig, pairs: Path, where: dict[str, Any] | None = None) -> RetrievalSet:
@@ -170,8 +167,6 @@ def load_collection(config: StoreConfig, pairs: Path, where: dict[str, Any] | No
     Relevant, with grade 1: the chunks that a pair names by `chunk_id`, or a record by `doc_ids`. Raises BadInput: no
     such collection, bad rows, unknown chunks.
     """
-    from data_prep.reading.formats import read_records
-
     with open_collection(config) as collection:
         docs = {chunk.id: chunk.text for chunk in track(collection.chunks(where), f"reading {config.collection}")}
     queries: dict[str, str] = {}
@@ -193,6 +188,4 @@ def load_collection(config: StoreConfig, pairs: Path, where: dict[str, Any] | No
         problems.append(f"{pairs}: holds no pair")
     if problems:
         raise BadInput(problems)
-    return RetrievalSet(
-        config.collection, list(docs), list(docs.values()), list(queries), list(queries.values()), qrels
-    )
+    return RetrievalSet(config.collection, [*docs], [*docs.values()], [*queries], [*queries.values()], qrels)

@@ -142,9 +142,8 @@ def _read(pool: Workers, tasks: Iterable[ReadTask], names: dict[Path, str]) -> l
     """Reads every input once; notes and problems are reported in the order of the rows."""
     parts, problems = [], Problems()
     label = f"reading {next(iter(names)).name if len(names) == 1 else f'{len(names)} inputs'}"
-    for path, input_parts in groupby(
-        track(pool.map(read_part, tasks), label, size=lambda part: part.rows), lambda part: part.path
-    ):
+    done = track(pool.map(read_part, tasks), label, size=lambda part: part.rows)
+    for path, input_parts in groupby(done, lambda part: part.path):
         notes = Notes()
         for part in input_parts:
             parts.append(part)

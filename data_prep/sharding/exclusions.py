@@ -23,9 +23,6 @@ class Exclusions(NamedTuple):
     held: Path | None = None  # the held-out texts, a file of `write_held`
 
 
-ALL_STAY = Exclusions()
-
-
 def write_held(paths: list[Path], similarity: float | None, spool: Path) -> Path | None:
     """Writes the held-out texts to a file for the processes that read rows; returns None without sets.
 

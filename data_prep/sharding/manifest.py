@@ -20,7 +20,6 @@
 It holds no time, version of a package or number of workers: the same input and seed give the same bytes.
 """
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,13 +27,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_prep.common.console import result
-from data_prep.common.files import fsync_folder, sha256_of
+from data_prep.common.files import fsync_folder
 from data_prep.quality import checks, gate
 from data_prep.sharding.split import EVAL, TRAIN, SplitPlan
 from data_prep.sharding.spool import facts_of
 from data_prep.sharding.write import WrittenSplits, fingerprint_of, write_json
 from data_prep.shards.folder import MANIFEST, SCHEMA_VERSION, ShardFolder
-from data_prep.shards.shared_keys import FILES as SHARING_FILES
 from data_prep.shards.shared_keys import by_source, write
 
 CODES = {"train": TRAIN, "eval": EVAL}
@@ -119,13 +117,7 @@ def _write_sharing(
     """Writes the sources of train rows and the keys that they share; returns {source: shared keys} and the entries."""
     names = [name for name, of in sources.items() if of["train"]]
     by_name = by_source(names, source_of, *plan.train_pairs(splits))
-    write(build, by_name)
-    entries = []
-    for name in SHARING_FILES:
-        with open(build / name, "rb") as handle:
-            os.fsync(handle.fileno())
-        entries.append({"path": name, "bytes": (build / name).stat().st_size, "sha256": sha256_of(build / name)})
-    return {source.name: len(source.shared) for source in by_name}, entries
+    return {source.name: len(source.shared) for source in by_name}, write(build, by_name)
 
 
 def print_summary(output: Path, manifest: dict[str, Any]) -> None:

@@ -38,7 +38,7 @@ class SplitPlan:
     """
 
     def __init__(self, folder: Path, parts: list[Part], by_field: bool, fraction: float, seed: int):
-        self.folder, self.parts = folder, parts
+        self.folder, self.parts, self.filled = folder, parts, [part for part in parts if part.rows]
         self.by_field, self.fraction, self.seed = by_field, fraction, seed
         self.rows = sum(part.rows for part in parts)
         self.twins = self._exact_duplicates()
@@ -50,13 +50,10 @@ class SplitPlan:
     def _columns(self, *names: str) -> Iterator[tuple[Any, ...]]:
         """Yields for each part its first row and these arrays."""
         start = 0
-        for part in self._filled():
+        for part in self.filled:
             with facts_of(self.folder, part.number) as facts:
                 yield start, *(facts[name] for name in names)
             start += part.rows
-
-    def _filled(self) -> list[Part]:
-        return [part for part in self.parts if part.rows]
 
     def _exact_duplicates(self) -> tuple[Any, Any]:
         """Returns the duplicate rows, ascending, and for each the first equal row."""
@@ -95,7 +92,7 @@ class SplitPlan:
     def leave_out_held(self, splits: Any) -> dict[str, dict[str, int]]:
         """Leaves out train rows with a held-out text; returns {set: {"query" or "document": rows}}."""
         left_out: dict[str, dict[str, int]] = {}
-        for part, (start, excluded) in zip(self._filled(), self._columns("excluded")):
+        for part, (start, excluded) in zip(self.filled, self._columns("excluded")):
             part_splits = splits[start : start + part.rows]
             excluded_train = (excluded > 0) & (part_splits == TRAIN)
             counts = np.bincount(excluded[excluded_train], minlength=1 + len(part.sets))[1:]

@@ -30,7 +30,7 @@ from data_prep.reading.files import Span, check_readable
 from data_prep.reading.formats import Notes, read_span
 from data_prep.reading.row_problems import Problems, field_value
 from data_prep.records import Record, count_words, is_variant, query_key, text_key
-from data_prep.sharding.exclusions import ALL_STAY, Exclusions, Marks
+from data_prep.sharding.exclusions import Exclusions, Marks
 from data_prep.shards.columns import arrow_schema, to_batch
 from data_prep.texts.lengths import FIELDS, Lengths
 
@@ -68,7 +68,7 @@ class Part:
 
 
 def read_tasks(
-    names: dict[Path, str], folder: Path, positive: str | None, split_by: str | None, exclusions: Exclusions = ALL_STAY
+    names: dict[Path, str], folder: Path, positive: str | None, split_by: str | None, exclusions: Exclusions
 ) -> Iterator[ReadTask]:
     """Yields the tasks of all inputs, in order. A JSONL file is cut at line ends; another input is one task."""
     number = 0
@@ -110,8 +110,7 @@ def read_part(task: ReadTask) -> Part:
 
         waiting: list[Record] = []
         size = 0
-        records = read_span(task.path, task.span, task.positive, task.source, part.problems, part.notes)
-        for record in records:
+        for record in read_span(task.path, task.span, task.positive, task.source, part.problems, part.notes):
             size += facts.add(record, part.problems)
             waiting.append(record)
             if len(waiting) >= BATCH_ROWS or size >= BATCH_BYTES:

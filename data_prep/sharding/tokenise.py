@@ -225,7 +225,7 @@ class TokenTask(NamedTuple):
     number: int
     folder: Path
     pieces: list[Piece]
-    tokenizer: Path  # written by _write_tokenizer
+    tokenizer: Path  # written by token_tasks
 
 
 class TokenPart(NamedTuple):
@@ -237,14 +237,6 @@ class TokenPart(NamedTuple):
     tokens: int
     cut_queries: int  # truncated
     cut_passages: int  # truncated
-
-
-def _write_tokenizer(loaded: Loaded, folder: Path) -> Path:
-    """Writes the tokenizer into the spool, named by its content, so that a worker loads it once."""
-    content = json.dumps([loaded.facts.for_manifest(), *loaded[1:]])
-    path = folder / f"tokenizer-{hashlib.sha256(content.encode()).hexdigest()[:16]}.json"
-    path.write_text(content, encoding="utf-8")
-    return path
 
 
 @lru_cache(maxsize=1)
@@ -304,7 +296,10 @@ def _laid(ids: list[bytes], lengths: Any, limits: Any, loaded: Loaded) -> bytes:
 
 def token_tasks(spool: Path, counts: list[int], loaded: Loaded) -> list[TokenTask]:
     """Returns the tasks for all train rows. counts: train rows in each part of the spool."""
-    tokenizer = _write_tokenizer(loaded, spool)
+    content = json.dumps([loaded.facts.for_manifest(), *loaded[1:]])
+    # named by content, because _read_tokenizer caches by name
+    tokenizer = spool / f"tokenizer-{hashlib.sha256(content.encode()).hexdigest()[:16]}.json"
+    tokenizer.write_text(content, encoding="utf-8")
     firsts = range(0, sum(counts), TASK_ROWS)
     return [TokenTask(i, spool, pieces_of(counts, first, TASK_ROWS), tokenizer) for i, first in enumerate(firsts)]
 
@@ -321,17 +316,17 @@ def join_tokens(
         with open(_file(spool, part.number), "rb") as file:
             while block := file.read(COPY_BYTES):
                 ids.write(block)
-        with np.load(_file(spool, part.number) + ".npz") as made:
-            rows.write((texts + made["texts_of"].cumsum()).astype("<i8"))
-            lengths.write(made["lengths"].astype("<i4"))
-            starts.write((tokens + made["kept"].cumsum()).astype("<i8"))
+        with np.load(_file(spool, part.number) + ".npz") as arrays:
+            rows.write((texts + arrays["texts_of"].cumsum()).astype("<i8"))
+            lengths.write(arrays["lengths"].astype("<i4"))
+            starts.write((tokens + arrays["kept"].cumsum()).astype("<i8"))
         texts += part.texts
         tokens += part.tokens
     for file in files:
         file.close()
     cut = {f"cut_{side}": sum(getattr(part, f"cut_{side}") for part in parts) for side in ("queries", "passages")}
-    about = loaded.facts.for_manifest() | {"texts": texts, "tokens": tokens} | cut
-    return about, [file.entry(build) for file in files]
+    facts = loaded.facts.for_manifest() | {"texts": texts, "tokens": tokens} | cut
+    return facts, [file.entry(build) for file in files]
 
 
 def _file(folder: Path, number: int) -> str:

@@ -1,5 +1,6 @@
 """The second pass of `shard`: writes rows of the spool to the files of the splits, and their token arrays."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -164,8 +165,6 @@ def _describe_split(folder: Path, entries: list[dict[str, Any]]) -> list[dict[st
 
 def fingerprint_of(entries: list[dict[str, Any]]) -> str:
     """sha256 over the sorted paths and hashes of files."""
-    import hashlib
-
     listed = sorted(f"{entry['path']} {entry['sha256']}" for entry in entries)
     return hashlib.sha256("\n".join(listed).encode()).hexdigest()
 

@@ -12,8 +12,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from data_prep.common.files import HashedFile
 
 FILES = ("train.rows", "train.key_starts", "train.key_rows", "train.sharing_rows", "train.sharing_keys")
 
@@ -111,8 +114,8 @@ def by_source(names: list[str], source_of: np.ndarray, rows: np.ndarray, keys: n
     return [SourceRows(name, own, shared_keys(within[rows[pair]], keys[pair])) for name, own, pair in split]
 
 
-def write(folder: Path, sources: list[SourceRows]) -> None:
-    """Writes the five files of all sources."""
+def write(folder: Path, sources: list[SourceRows]) -> list[dict[str, Any]]:
+    """Writes the five files of all sources; returns their entries of the manifest."""
     shared = [source.shared for source in sources]
     columns = (
         [source.rows for source in sources],
@@ -121,8 +124,11 @@ def write(folder: Path, sources: list[SourceRows]) -> None:
         [each.sharing_rows for each in shared],
         [each.sharing_keys for each in shared],
     )
-    for name, parts in zip(FILES, columns, strict=True):
-        np.concatenate(parts).astype("<i8").tofile(folder / name)
+    files = [HashedFile(folder / name) for name in FILES]
+    for file, parts in zip(files, columns, strict=True):
+        with file:
+            file.write(np.concatenate(parts).astype("<i8"))
+    return [file.entry(folder) for file in files]
 
 
 def read(folder: Path, rows: dict[str, int], keys: dict[str, int]) -> list[SourceRows]:

@@ -65,24 +65,20 @@ class Bands:
 
         sides[s][row]: the normalised texts of one side of a row.
         """
+        from rensa import RMinHash
+
         assert len(sides) == self.sides
         keys = np.zeros((len(sides[0]), self.count), np.uint64)
         sizes = np.empty((len(sides[0]), self.sides), np.int32)
         for side, rows in enumerate(sides):
             hashes, ends = _hashes(rows)
             sizes[:, side] = _distinct(hashes, ends)
-            values = self._signatures(hashes, ends, side).reshape(len(rows), self.count, self.rows)
+            offsets = np.concatenate(([0], ends)).astype(np.uint64)
+            signatures = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, self.count * self.rows, side)
+            values = np.array(signatures.to_rows(), np.uint64).reshape(len(rows), self.count, self.rows)
             for number in range(self.rows):
                 keys = splitmix(keys ^ values[:, :, number])
         return (keys >> np.uint64(32)).astype(np.uint32), sizes
-
-    def _signatures(self, hashes: Any, ends: Any, seed: int) -> Any:
-        """Returns rensa's MinHash of each row's hashes, (n, count * rows) uint64."""
-        from rensa import RMinHash
-
-        offsets = np.concatenate(([0], ends)).astype(np.uint64)
-        signatures = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, self.count * self.rows, seed)
-        return np.array(signatures.to_rows(), np.uint64)
 
 
 def _hashes(rows: list[list[str]]) -> tuple[Any, Any]:

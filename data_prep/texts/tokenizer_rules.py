@@ -10,10 +10,7 @@ from data_prep.common.errors import BadInput
 
 AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")  # position ids start behind the padding id
 _NO_LENGTH = 10**6  # tokenizers that know no limit state 1e30
-PROMPTS = {
-    "query_prompt": ("query",),
-    "passage_prompt": ("document", "passage", "corpus"),
-}  # their names
+PROMPTS = {"query_prompt": ("query",), "passage_prompt": ("document", "passage", "corpus")}  # their names
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*/config.json")
 
 

@@ -93,10 +93,10 @@ class Outlook:
         return counts
 
     def model(self) -> Model:
-        parameters, bits = self.footprint.parameters, self.spec.bits
+        parameters = self.footprint.parameters
         trained = [p for p in parameters if p.trained]
         frozen = [p for p in parameters if not p.trained]
-        stored = sum(quantised_bytes(p.shape[0], p.numel, bits if p.linear else None) for p in frozen)
+        stored = sum(quantised_bytes(p.shape[0], p.numel, self.spec.bits if p.linear else None) for p in frozen)
         return Model(
             trained=sum(p.numel for p in trained),
             frozen=sum(p.numel for p in frozen),
@@ -215,9 +215,8 @@ def _traffic(outlook: Outlook, engine: str, budget: int) -> tuple[int, int]:
         traffic = Traffic(loss.gathers, loss.gathers_queries, loss.gathers_all, outlook.footprint.size, logged)
         kept, more = kept_and_more(max(share.tokens for share in shares), budget)
         passes = math.ceil(kept / outlook.footprint.chunk.tokens) + 2 * math.ceil(more / outlook.footprint.chunk.tokens)
-        parameters = model.trained + model.frozen
         chunk_passes = 2 * passes - math.ceil(more / outlook.footprint.chunk.tokens)  # backward passes gather again
-        gradients = gradient_bytes(engine, ranks, model.trained, parameters, chunk_passes)
+        gradients = gradient_bytes(engine, ranks, model.trained, model.trained + model.frozen, chunk_passes)
         calls = max(calls, planned_collectives(ranks, loss, buckets))
         sent = max(sent, traffic.embeddings(shares) + gradients)
     return calls, sent
@@ -239,7 +238,5 @@ def choose_engine(estimates: list[Estimate], asked: str) -> tuple[Estimate | Non
             passed = f"; {', '.join(skipped)} would not fit or would embed more texts twice" if skipped else ""
             return candidate, f"of those that fit, it sends least and embeds fewest texts twice{passed}"
         skipped.append(candidate.engine)
-    return (
-        None,
-        "no engine fits: lower train.micro_batch_tokens, take more ranks, or fine-tune adapters (model.finetune)",
-    )
+    mend = "lower train.micro_batch_tokens, take more ranks, or fine-tune adapters (model.finetune)"
+    return None, f"no engine fits: {mend}"

@@ -70,12 +70,8 @@ class Need:
     @property
     def total(self) -> int:
         """Peak bytes: in a backward pass, or while gradients are reduced; the loss comes before."""
-        return (
-            self.state
-            + self.process
-            + self.held
-            + max(self.activations + max(self.working, self.loss) + self.gathered, self.gradients + self.buckets)
-        )
+        backward = self.activations + max(self.working, self.loss) + self.gathered
+        return self.state + self.process + self.held + max(backward, self.gradients + self.buckets)
 
     def shown(self) -> dict[str, int]:
         return asdict(self) | {"state": self.state, "total": self.total}
@@ -174,8 +170,7 @@ def read_bytes(text: str, flag: str) -> int:
 
 def shown(count: float) -> str:
     """Formats bytes for people: 1.25 GB."""
-    for unit in ("TB", "GB", "MB", "kB"):
-        size = {"TB": 10**12, "GB": 10**9, "MB": 10**6, "kB": 10**3}[unit]
+    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return f"{count:.0f} B"

@@ -5,6 +5,8 @@ import json
 import shlex
 from dataclasses import asdict
 
+import psutil
+
 from data_prep.common.console import result
 from data_prep.common.errors import BadInput, Failed
 from launch.command import MASTER_PORT, TORCHRUN, Command
@@ -12,6 +14,7 @@ from launch.machine import this_machine
 from launch.plan.estimate import Estimate, Outlook, Ranks, choose_engine, engines_for, estimate, look
 from launch.plan.memory import NEED, read_bytes, shown
 from launch.plan.traffic import Cost, Link, scaling
+from trainer.config.imports import check_packages
 from trainer.config.sections import RunConfig
 from trainer.distributed.deepspeed_json import config_folder
 from trainer.distributed.engines import ONE_PROCESS, ZERO
@@ -26,8 +29,6 @@ NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)  # of the scaling table
 
 
 def show_plan(args: argparse.Namespace) -> int:
-    from trainer.config.imports import check_packages
-
     check_packages()
     config = load_run_file(args.config, args.overrides)
     link = Link(read_bytes(args.bandwidth, "--bandwidth"), args.latency)
@@ -63,8 +64,6 @@ def ranks_of(args: argparse.Namespace, config: RunConfig) -> Ranks:
         return Ranks(args.nodes, per_node, device, read_bytes(args.gpu_memory, "--gpu-memory"))
     if device == "cuda":
         raise BadInput("--gpu-memory: say how much each GPU has, for example 80GB")
-    import psutil
-
     return Ranks(args.nodes, per_node, device, psutil.virtual_memory().available // per_node)
 
 
@@ -74,8 +73,7 @@ def commands_for(args: argparse.Namespace, ranks: Ranks, engine: str) -> dict[st
     run += args.overrides
     slurm = ["python", "-m", "launch", "slurm", "--config", args.config, "--engine", engine]
     slurm += ["--nodes", str(ranks.nodes), "--time", "TIME"]
-    slurm += ["--gpus-per-node", str(ranks.per_node)] if ranks.device == "cuda" else []
-    slurm += ["--ranks-per-node", str(ranks.per_node)] if ranks.device != "cuda" else []
+    slurm += ["--gpus-per-node" if ranks.device == "cuda" else "--ranks-per-node", str(ranks.per_node)]
     sbatch = {"sbatch": shlex.join([*slurm, "--submit", *args.overrides])}
     if engine in ONE_PROCESS:
         return {"python": shlex.join(["python", *run])} | (sbatch if ranks.device != "mps" else {})
@@ -132,16 +130,12 @@ def describe(
             "negatives_per_query": outlook.negatives,
             "tokens_of_the_busiest_rank": outlook.tokens,
         },
-        "engines": [_values(each) for each in estimates],
+        "engines": [asdict(each) | {"need": each.need.shown() if each.need else None} for each in estimates],
         "chosen": chosen.engine if chosen else None,
         "reason": reason,
         "commands": commands,
         "scaling": table,
     }
-
-
-def _values(engine: Estimate) -> dict:
-    return asdict(engine) | {"need": engine.need.shown() if engine.need else None}
 
 
 def render(facts: dict) -> str:
@@ -165,33 +159,30 @@ def render(facts: dict) -> str:
     ]
     lines += [f"{name}:\n  {command}" for name, command in facts["commands"].items()]
     words = " ".join(facts["commands"].values()).split()
-    lines += [
-        f"{word}: {meaning}" for word, meaning in PLACEHOLDERS.items() if {word, f"{word}:{MASTER_PORT}"} & set(words)
-    ]
+    used = {word.removesuffix(f":{MASTER_PORT}") for word in words}
+    lines += [f"{word}: {meaning}" for word, meaning in PLACEHOLDERS.items() if word in used]
     return "\n".join([*lines, *_scaling_table(facts["scaling"])])
 
 
 def _memory_table(engines: list[dict]) -> list[str]:
-    lines = ["bytes of a rank  " + " ".join(f"{name:>11}" for name in (*NEED, "total"))]
+    names = (*NEED, "total")
+    lines = ["bytes of a rank  " + " ".join(f"{name:>11}" for name in names)]
     for one in engines:
         if one["need"]:
-            lines.append(
-                f"{one['engine']:16} " + " ".join(f"{shown(one['need'][name]):>11}" for name in (*NEED, "total"))
-            )
+            lines.append(f"{one['engine']:16} " + " ".join(f"{shown(one['need'][name]):>11}" for name in names))
     return lines
 
 
 def _cost_table(engines: list[dict]) -> list[str]:
-    lines = [
-        f"{'engine':16} {'fits':>5} {'largest tokens':>15} {'collectives':>12} {'sent per step':>14} {'epoch':>10}"
-    ]
+    table = "{:16} {:>5} {:>15} {:>12} {:>14} {:>10}"
+    lines = [table.format("engine", "fits", "largest tokens", "collectives", "sent per step", "epoch")]
     for one in engines:
         if one["refused"]:
             lines.append(f"{one['engine']:16} refused: {one['refused']}")
             continue
         epoch = "-" if one["epoch_seconds"] is None else f"{one['epoch_seconds'] / 60:.1f} min"
         row = ("yes" if one["fits"] else "no", one["largest"] or "-", one["calls"], shown(one["sent"]), epoch)
-        lines.append("{:16} {:>5} {:>15} {:>12} {:>14} {:>10}".format(one["engine"], *row))
+        lines.append(table.format(one["engine"], *row))
     return lines
 
 

@@ -60,8 +60,8 @@ def render(job: Job) -> str:
 
 def _directives(job: Job) -> str:
     array = len(job.tasks) > 1
-    lines = ["#!/usr/bin/env bash"]
-    lines += [
+    lines = [
+        "#!/usr/bin/env bash",
         f"# Rendered by: {job.rendered_by}",
         f"#SBATCH --job-name={job.name}",
         *([f"#SBATCH --array=0-{len(job.tasks) - 1}"] if array else []),

@@ -75,18 +75,15 @@ def make_job(args: argparse.Namespace) -> tuple[Job, list[RunConfig]]:
     configs = [
         load_config(args.config, [*args.overrides, *task.overrides, f"output_dir={task.output_dir}"]) for task in tasks
     ]
+    name = re.sub(r"[^\w.-]", "-", Path(config.output_dir).name) or "embedfleet"
     job = Job(
-        name=_name(config.output_dir), run_file=args.config, engine=engine, tasks=tuple(tasks),
+        name=name, run_file=args.config, engine=engine, tasks=tuple(tasks),
         overrides=tuple(args.overrides), nodes=args.nodes, ranks=ranks, gpus=args.gpus_per_node,
         cpus_per_rank=args.cpus_per_rank, time=args.time, signal=args.signal, requeue=args.requeue,
         partition=args.partition, container=args.container, sbatch=tuple(args.sbatch), launcher=args.launcher,
         rendered_by=args.typed, python=args.python or ("python" if args.container else sys.executable),
     )  # fmt: skip
     return job, configs
-
-
-def _name(output_dir: str) -> str:
-    return re.sub(r"[^\w.-]", "-", Path(output_dir).name) or "embedfleet"
 
 
 def _sweep(text: str, problems: list[str]) -> list[str]:

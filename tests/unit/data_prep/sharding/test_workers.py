@@ -21,6 +21,7 @@ from data_prep.common.workers import Workers
 from data_prep.reading.formats import source_names
 from data_prep.records import Record
 from data_prep.sharding.build import shard
+from data_prep.sharding.exclusions import Exclusions
 from data_prep.sharding.split import EVAL, LEFT_OUT, SplitPlan
 from data_prep.sharding.spool import pieces_of, read_part, read_tasks
 from data_prep.shards.folder import open_shards
@@ -111,7 +112,7 @@ def plan_of(folder, some, by_field=False, fraction=0.5) -> SplitPlan:
     shutil.rmtree(folder / "spool", ignore_errors=True)
     (folder / "spool").mkdir()
     path = write_records(folder / "a.jsonl", some)
-    tasks = read_tasks(source_names([path]), folder / "spool", None, "field" if by_field else None)
+    tasks = read_tasks(source_names([path]), folder / "spool", None, "field" if by_field else None, Exclusions())
     return SplitPlan(folder / "spool", [read_part(task) for task in tasks], by_field, fraction, 0)
 
 
