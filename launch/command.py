@@ -126,10 +126,19 @@ def build(
         return Command([sys.executable, *trainer])
     yaml = config_folder("accelerate_configs") / f"{engine}.yaml"
     flags = ["--num_processes", str(total)]
-    flags += nodes_flags(nodes, engine) if nodes else ["--main_process_port", str(port)]
+    environ = dict(TORCHRUN)
+    if nodes:
+        flags += ["--num_machines", str(nodes.count), "--machine_rank", str(nodes.rank)]
+        flags += ["--main_process_ip", nodes.address, "--main_process_port", str(nodes.port)]
+        flags += NO_SSH if engine in ZERO else ()
+        if nodes.interface:  # else gloo takes the card of the host's name, which may not resolve
+            environ["GLOO_SOCKET_IFNAME" if device == "cpu" else "NCCL_SOCKET_IFNAME"] = nodes.interface
+    else:
+        flags += ["--main_process_port", str(port)]
     flags += NO_DYNAMO if engine == "ddp" else ()
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(yaml), *flags]
-    return Command([*launcher, *trainer], _environ(engine, processes, machine, device, nodes))
+    environ |= device_environ(engine, device, max(1, machine.cores // processes))
+    return Command([*launcher, *trainer], environ)
 
 
 def trainer_flags(
@@ -138,20 +147,6 @@ def trainer_flags(
     """Arguments of every rank, after its interpreter or launcher. total: processes on all machines."""
     flags = ["-m", module, "--config", run_file, "--engine", engine, "--processes", str(total)]
     return [*flags, *(["--resume"] if resume else []), *overrides, f"train.device={device}"]
-
-
-def nodes_flags(nodes: Nodes, engine: str) -> list[str]:
-    """Flags of accelerate for one machine of several."""
-    flags = ["--num_machines", str(nodes.count), "--machine_rank", str(nodes.rank)]
-    flags += ["--main_process_ip", nodes.address, "--main_process_port", str(nodes.port)]
-    return [*flags, *(NO_SSH if engine in ZERO else ())]
-
-
-def _environ(engine: str, processes: int, machine: Machine, device: str, nodes: Nodes | None) -> dict[str, str]:
-    variables = dict(TORCHRUN)
-    if nodes and nodes.interface:  # else gloo takes the card of the host's name, which may not resolve
-        variables["GLOO_SOCKET_IFNAME" if device == "cpu" else "NCCL_SOCKET_IFNAME"] = nodes.interface
-    return variables | device_environ(engine, device, max(1, machine.cores // processes))
 
 
 def device_environ(engine: str, device: str, threads: int) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """python -m launch doctor: checks what this machine can run, and that it trains exactly. Only children import torch."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -13,10 +14,13 @@ from data_prep.common.errors import BadInput, Failed
 from launch.command import Command, Machine, build, choose, device_of
 from launch.machine import free_port, this_machine
 from launch.machine_checks import machine_findings
+from launch.nodes import find_nodes
+from trainer.config.imports import check_packages
 from trainer.config.sections import RunConfig
 from trainer.diagnosis.findings import shown
 from trainer.distributed.deepspeed_json import check_deepspeed
 from trainer.distributed.engines import OFFLOADED, ZERO
+from trainer.frontends.flat_json import load_run_file
 from trainer.run_dir.record import versions
 
 LIMIT = 1e-5  # largest relative error in fp32
@@ -33,6 +37,23 @@ class Case:
     engine: str
     processes: int
     problem: str = ""  # the reason that it cannot run here
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    check_packages()
+    if args.config is None:
+        if args.overrides or args.nnodes != 1 or args.node_rank is not None or args.master is not None:
+            raise BadInput("doctor: --nnodes, --node-rank, --master and overrides are about a run; give --config")
+        return (exactness if args.exactness else doctor)(args.engine, args.processes)
+    if args.exactness:
+        raise BadInput("doctor: --exactness has a case of its own; leave out --config")
+    config, machine = load_run_file(args.config, args.overrides), this_machine()
+    requested = args.engine or "auto"
+    engine, processes = choose(requested, args.processes, machine, config.train.device, args.nnodes)
+    nodes = find_nodes(args.nnodes, args.node_rank, args.master)
+    device = device_of(engine, machine, config.train.device)
+    arguments = (args.config, args.overrides, engine, processes, machine, device, False, free_port())
+    return examine(config, machine, build(*arguments, module="trainer.diagnosis.ranks", nodes=nodes))
 
 
 def doctor(engine: str | None, processes: int | None) -> int:

@@ -1,17 +1,16 @@
 """The flags of `python -m launch`. Imports nothing slow, so that --help answers at once."""
 
 import argparse
-from collections.abc import Callable
 
 LAUNCHERS = ("torchrun", "accelerate")
 
 
-def parser(run: Callable, slurm: Callable, doctor: Callable, plan: Callable) -> argparse.ArgumentParser:
-    """Returns the parser; the namespace has the function of the command in `work`."""
+def parser() -> argparse.ArgumentParser:
+    """Returns the parser; the namespace has the name of the command in `command`."""
     arguments = argparse.ArgumentParser(prog="python -m launch", description="Start training runs.")
     commands = arguments.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add, work in ((_add_run, run), (_add_slurm, slurm), (_add_doctor, doctor), (_add_plan, plan)):
-        add(commands).set_defaults(work=work)
+    for add in (_add_run, _add_slurm, _add_doctor, _add_plan):
+        add(commands)
     return arguments
 
 
@@ -20,7 +19,7 @@ def _add_run_file(command) -> None:
     command.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the run file")
 
 
-def _add_run(commands) -> argparse.ArgumentParser:
+def _add_run(commands) -> None:
     run = commands.add_parser(
         "run",
         help="check a run, print the exact command, run it",
@@ -37,7 +36,6 @@ def _add_run(commands) -> argparse.ArgumentParser:
     text = "start a run that failed again from its newest whole checkpoint, at most so often (default 0)"
     run.add_argument("--max-restarts", type=int, default=0, metavar="N", help=text)
     run.add_argument("--dry-run", action="store_true", help="check and print the command, start nothing")
-    return run
 
 
 def _add_nodes(command) -> None:
@@ -47,7 +45,7 @@ def _add_nodes(command) -> None:
     several.add_argument("--master", metavar="HOST[:PORT]", help="node 0, as all of them reach it (port 29500)")
 
 
-def _add_slurm(commands) -> argparse.ArgumentParser:
+def _add_slurm(commands) -> None:
     slurm = commands.add_parser(
         "slurm",
         help="render an sbatch script for a run, or submit and follow it",
@@ -80,10 +78,9 @@ def _add_slurm(commands) -> argparse.ArgumentParser:
     slurm.add_argument("--sbatch", action="append", default=[], metavar="FLAG", help=text)
     slurm.add_argument("--output", metavar="FILE", help="write the script here instead of showing it")
     slurm.add_argument("--submit", action="store_true", help="submit the script and follow the job")
-    return slurm
 
 
-def _add_doctor(commands) -> argparse.ArgumentParser:
+def _add_doctor(commands) -> None:
     doctor = commands.add_parser(
         "doctor",
         help="what is wrong here, and whether it trains exactly",
@@ -99,10 +96,9 @@ def _add_doctor(commands) -> argparse.ArgumentParser:
     doctor.add_argument("--processes", type=int, metavar="N", help="ranks of the engines that have several (default 2)")
     _add_nodes(doctor)
     doctor.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the run file")
-    return doctor
 
 
-def _add_plan(commands) -> argparse.ArgumentParser:
+def _add_plan(commands) -> None:
     plan = commands.add_parser(
         "plan",
         help="memory, steps, traffic and time of every engine, and the commands",
@@ -121,4 +117,3 @@ def _add_plan(commands) -> argparse.ArgumentParser:
     plan.add_argument("--bandwidth", default="25GB", metavar="BYTES", help="per second and rank (default 25GB)")
     plan.add_argument("--latency", type=float, default=20e-6, metavar="S", help="of a message (default 20e-6)")
     plan.add_argument("--json", action="store_true", help="everything as one JSON object")
-    return plan

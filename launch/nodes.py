@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from data_prep.common.errors import BadInput
+from data_prep.common.files import check
 from launch.command import MASTER_PORT, Nodes
 
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
@@ -20,16 +21,14 @@ def find_nodes(count: int, rank: int | None, master: str | None) -> Nodes | None
     flags = {"--node-rank": rank, "--master": master}
     if count == 1:
         useless = [f"{flag}: is for several nodes; give --nnodes" for flag, value in flags.items() if value is not None]
-        if useless:
-            raise BadInput(useless)
+        check(useless)
         return None
     problems = []
     if rank is None or not 0 <= rank < count:
         problems.append(f"--node-rank: say which of the {count} nodes this is, 0 to {count - 1} (given: {rank})")
     if master is None:
         problems.append("--master: say where node 0 is, HOST or HOST:PORT, as every node reaches it")
-    if problems:
-        raise BadInput(problems)
+    check(problems)
     host, port = parse_master(master)
     address = resolve(host)
     if rank == 0:
@@ -55,9 +54,8 @@ def resolve(host: str) -> str:
     try:
         return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0]
     except OSError as error:
-        raise BadInput(
-            f"--master: {host} does not resolve on this node ({error}); give node 0's address, or add it to /etc/hosts"
-        ) from None
+        mend = "give node 0's address, or add it to /etc/hosts"
+        raise BadInput(f"--master: {host} does not resolve on this node ({error}); {mend}") from None
 
 
 def own_addresses() -> dict[str, str]:
@@ -87,14 +85,11 @@ def _check_master(host: str, address: str, port: int) -> None:
     own = own_addresses()
     if ipaddress.ip_address(address).is_loopback:
         if host != "localhost" and host != address:
-            raise BadInput(
-                f"--master: {host} is {address} on this node, which no other node reaches; give an address of this "
-                f"node: {_listed(own)}"
-            )
+            mend = f"give an address of this node: {_listed(own)}"
+            raise BadInput(f"--master: {host} is {address} on this node, which no other node reaches; {mend}")
     elif address not in own:
-        raise BadInput(
-            f"--master: {host} ({address}) is not this node, but node 0 must be; this node's addresses: {_listed(own)}"
-        )
+        text = f"is not this node, but node 0 must be; this node's addresses: {_listed(own)}"
+        raise BadInput(f"--master: {host} ({address}) {text}")
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

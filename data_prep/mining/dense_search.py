@@ -89,9 +89,8 @@ class Dense:
     def _approximate(self, queries: np.ndarray, banned: list[np.ndarray], stop: int, count: int) -> list[Ranked]:
         results = []
         for query, near, row_banned in zip(queries, self.index.search(queries, count), banned):
-            ranked = _ranked(
-                self.passages.all[self.rows[near]] @ query, np.flatnonzero(np.isin(near, row_banned)), stop
-            )
+            scores = self.passages.all[self.rows[near]] @ query
+            ranked = _ranked(scores, np.flatnonzero(np.isin(near, row_banned)), stop)
             results.append(Ranked(near[ranked.places], ranked.banned))
         return results
 

@@ -162,9 +162,8 @@ def _read_rows(
             count += 1
             with_teacher += record.teacher_scores is not None
     if with_teacher and not scored:
-        problems.file(
-            f"{with_teacher:,} rows have teacher_scores, which mined texts would lack; add --rescore, or leave them out"
-        )
+        mend = "add --rescore, or leave them out"
+        problems.file(f"{with_teacher:,} rows have teacher_scores, which mined texts would lack; {mend}")
     problems.check()
     if with_teacher:
         say(f"{with_teacher:,} rows had teacher_scores; those of the cross-encoder replace them")

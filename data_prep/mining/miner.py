@@ -162,9 +162,8 @@ def add_hard_negatives(records: list[Record], k: int, where: str) -> None:
     with `teacher_scores`, whose new texts would have none.
     """
     if scored := sum(record.teacher_scores is not None for record in records):
-        raise BadInput(
-            f"{where}: --hard-k cannot add to {scored:,} rows with teacher_scores; leave it out for this input"
-        )
+        mend = "leave it out for this input"
+        raise BadInput(f"{where}: --hard-k cannot add to {scored:,} rows with teacher_scores; {mend}")
     corpus = Corpus()
     for record in records:
         corpus.add_row(record, choose=True)

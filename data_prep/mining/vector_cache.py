@@ -72,9 +72,8 @@ class VectorCache:
         texts, vectors = [texts[i] for i in new], vectors[new]
         truncated = np.zeros(len(new), bool) if truncated is None else truncated[new]
         if len(bad := np.flatnonzero(~np.isfinite(vectors).all(axis=1))):
-            raise Failed(
-                f"{self.name}: the model gives no number for {len(bad):,} texts, as for {str(texts[bad[0]])[:80]!r}"
-            )
+            example = str(texts[bad[0]])[:80]
+            raise Failed(f"{self.name}: the model gives no number for {len(bad):,} texts, as for {example!r}")
         entries = np.empty(len(texts), self.entry)
         entries["key"], entries["truncated"] = [_key(text) for text in texts], truncated
         for handle, data in ((self.vectors, np.ascontiguousarray(vectors, np.float32)), (self.keys, entries)):

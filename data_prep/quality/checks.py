@@ -76,9 +76,8 @@ def leakage(keys: Keys, train: int, held: Any, name: str, about: str, mend: str)
 
 def leave_out(name: str, near: float | None = None) -> str:
     """Mend of leakage from a set."""
-    return (
-        f"python -m data_prep shard … --exclude {name}{f' --near-duplicates {near:g}' if near else ''} leaves them out"
-    )
+    option = f" --near-duplicates {near:g}" if near else ""
+    return f"python -m data_prep shard … --exclude {name}{option} leaves them out"
 
 
 def texts_of_rows(keys: Keys) -> list[Finding]:

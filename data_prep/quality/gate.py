@@ -78,7 +78,10 @@ class Gate:
             findings += [Finding.of_json(one) for one in recorded["found"]]
         else:
             findings += of_rows(self.shards)
-        estimated = self._near_leakage(records, sets)
+        estimated = []
+        for key, whole in sets.items():
+            path = self.evals[key]
+            estimated += checks.near_leakage(records, nearly(whole), path, key, checks.leave_out(path, SIMILARITY))
         estimated += checks.prompts(sample, self.reader.rules.query_prompt, self.reader.rules.passage_prompt)
         findings += checks.of_sample(estimated, len(records), len(rows))
         findings += self._truncation(rows, records)
@@ -92,9 +95,8 @@ class Gate:
         if tokens and all(tokens[name] == getattr(rules, name) for name in ("query_max_len", "passage_max_len")):
             queries = self.shards.rows("train")
             passages = tokens["texts"] - queries
-            return checks.cut_texts("query", tokens["cut_queries"], queries, rules.query_max_len) + checks.cut_texts(
-                "passage", tokens["cut_passages"], passages, rules.passage_max_len
-            )
+            findings = checks.cut_texts("query", tokens["cut_queries"], queries, rules.query_max_len)
+            return findings + checks.cut_texts("passage", tokens["cut_passages"], passages, rules.passage_max_len)
         if has_tokenizer(self.reader.folder):
             table, measured = token_lengths(self.reader, records)
             return checks.of_sample(checks.truncation(table), measured, len(rows))
@@ -103,8 +105,7 @@ class Gate:
 
     def _exact(self, rows: Rows, sets: dict[str, HeldOut]) -> list[Finding]:
         """Runs the checks that need the keys of all rows."""
-        negatives = rows.count("negatives") > 0
-        if not negatives and not sets:
+        if not sets and not rows.count("negatives"):
             return []
         keys = scan(rows)
         findings = checks.texts_of_rows(keys)
@@ -112,14 +113,6 @@ class Gate:
             path, keys_held = self.evals[key], np.fromiter(whole.keys, np.int64)
             findings += checks.leakage(keys, len(keys), keys_held, path, key, checks.leave_out(path))
         return checks.of_sample(findings, len(keys), len(rows))
-
-    def _near_leakage(self, records: list[Record], sets: dict[str, HeldOut]) -> list[Finding]:
-        findings = []
-        for key, whole in sets.items():
-            path = self.evals[key]
-            mend = checks.leave_out(path, SIMILARITY)
-            findings += checks.near_leakage(records, nearly(whole), path, key, mend)
-        return findings
 
 
 def of_rows(shards: ShardFolder) -> list[Finding]:

@@ -66,9 +66,8 @@ def check_readable(path: Path) -> None:
     if path.is_dir():
         return
     if path.suffix not in SUFFIXES:
-        raise BadInput(
-            f"{path}: unknown file type {path.suffix!r}; accepted: {' '.join(SUFFIXES)} or a datasets folder"
-        )
+        accepted = f"{' '.join(SUFFIXES)} or a datasets folder"
+        raise BadInput(f"{path}: unknown file type {path.suffix!r}; accepted: {accepted}")
     try:
         with open(path, "rb") as handle:
             head = handle.read(4)
@@ -290,11 +289,9 @@ def _read_datasets_folder(path: Path) -> Iterator[Item]:
             f"{path}: looks like a shard folder but has no manifest.json, so it is unfinished or a partial copy; "
             f"run shard again, or name one split ({path / 'train'}) to read it as plain rows"
         )
-    known = ("dataset_dict.json", "state.json")
-    if not any((path / name).exists() for name in known):
-        raise BadInput(
-            f"{path}: is a folder that `datasets` did not write (no {' or '.join(known)}); name a file in it"
-        )
+    if not any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
+        lacking = "no dataset_dict.json or state.json"
+        raise BadInput(f"{path}: is a folder that `datasets` did not write ({lacking}); name a file in it")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     import datasets
     import pyarrow as pa

@@ -289,9 +289,8 @@ def source_names(paths: list[Path]) -> dict[Path, str]:
     if twice := sorted({str(path) for path in resolved if resolved.count(path) > 1}):
         raise BadInput([f"{path}: is given twice as an input" for path in twice])
     if len(set(names.values())) < len(paths):
-        raise BadInput(
-            "two inputs have the same file and folder name, so their rows could not be told apart; rename one"
-        )
+        equal = "two inputs have the same file and folder name"
+        raise BadInput(f"{equal}, so their rows could not be told apart; rename one")
     return names
 
 

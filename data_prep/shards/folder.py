@@ -173,9 +173,8 @@ class ShardFolder:
         files = [entry["path"] for entry in self.manifest["files"] if entry["path"].startswith(f"{name}/data-")]
         rows = Rows([self.path / file for file in files])
         if len(rows) != self.rows(name):
-            raise BadInput(
-                f"{self.path}: {name} has {len(rows)} rows, its manifest says {self.rows(name)}; run shard again"
-            )
+            stated = f"its manifest says {self.rows(name)}"
+            raise BadInput(f"{self.path}: {name} has {len(rows)} rows, {stated}; run shard again")
         return rows
 
     def _known(self, split: str) -> None:
@@ -206,9 +205,8 @@ def open_shards(path: str | Path) -> ShardFolder:
     if not path.exists():
         raise BadInput(f"{path}: no such folder; make one with: python -m data_prep shard INPUT… --output {path}")
     if not path.is_dir():
-        raise BadInput(
-            f"{path}: is a file, not a shard folder; make one with: python -m data_prep shard {path} --output …"
-        )
+        mend = f"make one with: python -m data_prep shard {path} --output …"
+        raise BadInput(f"{path}: is a file, not a shard folder; {mend}")
     if not (path / MANIFEST).is_file():
         raise BadInput(f"{path}: has no {MANIFEST}, so it is unfinished or no shard folder; run shard again")
     manifest = _read_manifest(path / MANIFEST)
@@ -232,9 +230,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, OSError):
         raise BadInput(f"{path}: is no shard manifest; run shard again") from None
     if version != SCHEMA_VERSION:
-        mend = (
-            "install a newer embedfleet" if isinstance(version, int) and version > SCHEMA_VERSION else "run shard again"
-        )
+        newer = isinstance(version, int) and version > SCHEMA_VERSION
+        mend = "install a newer embedfleet" if newer else "run shard again"
         raise BadInput(f"{path}: has schema_version {version!r}, this version reads {SCHEMA_VERSION}; {mend}")
     lacking = [key for key in ("rows", "files", "sources", "shared_keys", "fingerprint") if key not in manifest]
     if lacking:

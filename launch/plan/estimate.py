@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from data_prep.common.errors import BadInput
 from launch.plan.memory import FP32, HEADROOM, Model, Need, Passes, kept_and_more, moments_bytes, need, quantised_bytes
-from launch.plan.traffic import INT64, KEYS, SCORES, Link, Share, Traffic, gradient_bytes
+from launch.plan.traffic import INT64, KEYS, SCORES, Link, Share, embedding_bytes, gradient_bytes
 from trainer.config.compatibility import check_modes
 from trainer.config.sections import RunConfig
 from trainer.distributed.deepspeed_json import read_ds_json
@@ -161,9 +161,8 @@ def needed_with(outlook: Outlook, engine: str, budget: int) -> Need:
     kept, more = kept_and_more(outlook.tokens, budget)
     chunk = outlook.footprint.chunk
     part = min(1.0, kept / chunk.tokens)
-    passes = Passes(
-        max(1, round(chunk.tokens * part)), *(round(part * x) for x in (chunk.kept, chunk.first, chunk.later))
-    )
+    sizes = (round(part * size) for size in (chunk.kept, chunk.first, chunk.later))
+    passes = Passes(max(1, round(chunk.tokens * part)), *sizes)
     zero = DEFAULTS | (read_ds_json(f"{engine}.json")["zero_optimization"] if engine in ZERO else {})
     bucket = max(outlook.footprint.buckets)
     return need(
@@ -210,15 +209,13 @@ def _traffic(outlook: Outlook, engine: str, budget: int) -> tuple[int, int]:
     buckets = len(outlook.footprint.buckets) if engine == "ddp" else 0  # DeepSpeed makes its own
     calls = sent = 0
     for batch, shares in zip(outlook.batches, outlook.shares):
-        loss = Objective(outlook.config.loss_of(batch.source), outlook.spec.normalize)
-        logged = len(loss.stat_names) + len(USAGE)
-        traffic = Traffic(loss.gathers, loss.gathers_queries, loss.gathers_all, outlook.footprint.size, logged)
+        loss = exchange(outlook.config, batch.source, outlook.spec.normalize, ranks, len(buckets))
         kept, more = kept_and_more(max(share.tokens for share in shares), budget)
         passes = math.ceil(kept / outlook.footprint.chunk.tokens) + 2 * math.ceil(more / outlook.footprint.chunk.tokens)
         chunk_passes = 2 * passes - math.ceil(more / outlook.footprint.chunk.tokens)  # backward passes gather again
         gradients = gradient_bytes(engine, ranks, model.trained, model.trained + model.frozen, chunk_passes)
-        calls = max(calls, planned_collectives(ranks, loss, buckets))
-        sent = max(sent, traffic.embeddings(shares) + gradients)
+        embeddings = embedding_bytes(loss, outlook.footprint.size, shares)
+        calls, sent = max(calls, loss.calls), max(sent, embeddings + gradients)
     return calls, sent
 
 

@@ -23,28 +23,21 @@ class Share:
         return self.rows + self.documents
 
 
-@dataclass(frozen=True)
-class Traffic:
-    """A loss's exchange of embeddings, see trainer.loss.objective.Objective."""
+def embedding_bytes(loss, size: int, shares: list[Share]) -> int:
+    """Bytes that a rank sends in a step before the gradients, around a ring; as World counts them.
 
-    gathers: bool  # gathers…: see trainer.loss.objective.Objective
-    gathers_queries: bool
-    gathers_all: bool
-    size: int  # numbers of an embedding
-    logged: int  # numbers that are summed for the log
-
-    def embeddings(self, shares: list[Share]) -> int:
-        """Bytes that a rank sends in a step before the gradients, around a ring; as World counts them."""
-        ranks = len(shares)
-        others, ring = ranks - 1, 2 * (ranks - 1) / ranks
-        sent = others * len(StepRow._fields) * INT64 + int(ring * self.logged * INT64)
-        if self.gathers:
-            most = max(share.documents for share in shares)
-            travelling = [share.texts if self.gathers_queries else share.documents for share in shares]
-            sent += others * most * KEYS * INT64 + others * max(travelling) * self.size * FP32
-            sent += int(ring * sum(travelling) * self.size * FP32)
-            sent += others * most * SCORES * INT64 if self.gathers_all else 0
-        return sent
+    loss: its trainer.diagnosis.forecast.Exchange. size: numbers of an embedding.
+    """
+    ranks = len(shares)
+    others, ring = ranks - 1, 2 * (ranks - 1) / ranks
+    sent = others * len(StepRow._fields) * INT64 + int(ring * loss.logged * INT64)
+    if loss.gathers:
+        most = max(share.documents for share in shares)
+        travelling = [share.texts if loss.gathers_queries else share.documents for share in shares]
+        sent += others * most * KEYS * INT64 + others * max(travelling) * size * FP32
+        sent += int(ring * sum(travelling) * size * FP32)
+        sent += others * most * SCORES * INT64 if loss.gathers_all else 0
+    return sent
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data_prep.common.console import result, say
 from data_prep.common.errors import BadInput, Failed
-from data_prep.common.files import whole_file
+from data_prep.common.files import check, whole_file
 from launch.command import Machine, choose
 from launch.slurm.script import Job, Task, render
 from trainer.config.imports import check_packages
@@ -62,8 +62,7 @@ def make_job(args: argparse.Namespace) -> tuple[Job, list[RunConfig]]:
     except BadInput as error:
         problems += error.problems
     sweeps = [_sweep(text, problems) for text in args.sweep]
-    if problems:
-        raise BadInput(problems)
+    check(problems)
     config = load_run_file(args.config, args.overrides)
     machine = Machine(args.gpus_per_node, False, args.cpus_per_rank)
     engine, ranks = choose(args.engine, args.ranks_per_node, machine, config.train.device, args.nodes)
@@ -127,20 +126,21 @@ def follow(number: str, job: Job) -> int:
 
     Returns 0 if every run is finished.
     """
-    shown, log = "", _Tail(Path(f"{job.tasks[0].output_dir.rstrip('/')}-logs") / number / "node-0.out")
+    log = Path(f"{job.tasks[0].output_dir.rstrip('/')}-logs") / number / "node-0.out"
+    shown, offset = "", 0
     try:
         while (state := _state(number)) is not None:
             if state != shown:
                 say(f"job {number}: {state}")
                 shown = state
             if len(job.tasks) == 1:
-                log.show()
+                offset = _show_new(log, offset)
             time.sleep(LOOK)
     except KeyboardInterrupt:
         say(f"job {number} goes on; to end it: scancel {number}")
         return 130
     if len(job.tasks) == 1:
-        log.show()
+        _show_new(log, offset)
     missing = [task.output_dir for task in job.tasks if not (Path(task.output_dir) / "final" / MARKER).is_file()]
     if missing:
         say(f"job {number} ended, but these runs are not finished: {', '.join(missing)}; see their -logs folders")
@@ -161,19 +161,14 @@ def _state(number: str) -> str | None:
     return ", ".join(state if len(states) == 1 else f"{count} {state}" for state, count in counts.items())
 
 
-class _Tail:
-    """Prints what is new in a file, which may not exist yet."""
-
-    def __init__(self, path: Path):
-        self.path, self.offset = path, 0
-
-    def show(self) -> None:
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self.offset)
-                new = file.read()
-        except FileNotFoundError:
-            return
-        self.offset += len(new)
-        sys.stderr.write(new.decode("utf-8", "replace"))
-        sys.stderr.flush()
+def _show_new(path: Path, offset: int) -> int:
+    """Prints what a file, which may not exist yet, holds after `offset` bytes; returns the bytes shown in all."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            new = file.read()
+    except FileNotFoundError:
+        return offset
+    sys.stderr.write(new.decode("utf-8", "replace"))
+    sys.stderr.flush()
+    return offset + len(new)

@@ -1,0 +1,46 @@
+"""python -m launch run: checks a run, prints the exact command and runs it; restarts it after a failure."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from launch.command import build, choose, device_of
+from launch.machine import free_port, this_machine
+from launch.nodes import find_nodes
+from launch.supervise import PAUSE, supervise
+from trainer.config.imports import check_packages
+from trainer.distributed.deepspeed_json import check_deepspeed
+from trainer.distributed.engines import ZERO
+from trainer.frontends.flat_json import load_run_file
+from trainer.preflight.check_run import check_run
+from trainer.preflight.inputs import Inputs
+
+
+def run(args: argparse.Namespace) -> int:
+    check_packages()
+    config = load_run_file(args.config, args.overrides)
+    machine = this_machine()
+    engine, processes = choose(args.engine, args.processes, machine, config.train.device, args.nnodes)
+    nodes = find_nodes(args.nnodes, args.node_rank, args.master)
+    # Node 0 may have created the output folder already, and it alone checks that it may be written.
+    warnings = check_run(Inputs(config), args.resume or bool(nodes and nodes.rank), engine=engine)
+    device = device_of(engine, machine, config.train.device)
+    if engine in ZERO:
+        check_deepspeed(device)
+
+    def command_to(resume: bool):
+        arguments = (args.config, args.overrides, engine, processes, machine, device, resume)
+        return build(*arguments, port=free_port(), nodes=nodes)
+
+    command = command_to(args.resume)
+    of_several = f", node {nodes.rank} of {nodes.count}" if nodes else ""
+    print(f"{engine}, {processes} process(es) on {device}{of_several}:\n{command}", file=sys.stderr, flush=True)
+    if args.dry_run:
+        print("".join(f"{line}\n" for line in warnings), end="", file=sys.stderr)  # a real run prints them itself
+        return 0
+    if args.max_restarts or nodes:
+        pause = PAUSE if nodes else 0.0
+        return supervise(command, lambda: command_to(True), Path(config.output_dir), args.max_restarts, pause)
+    # The launcher replaces this process: signals reach it, and its exit code is ours.
+    os.execvpe(command.argv[0], command.argv, os.environ | command.environ)
