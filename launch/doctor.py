@@ -57,10 +57,7 @@ def run_doctor(args: argparse.Namespace) -> int:
 
 
 def doctor(engine: str | None, processes: int | None) -> int:
-    """Prints this machine's findings and the engines that can run; returns the exit code, 1 after a FAIL.
-
-    Raises BadInput if the named engine cannot run here.
-    """
+    """Prints findings and the engines that can run; returns 1 after a FAIL. BadInput: the named one cannot run here."""
     machine = this_machine()
     cases = cases_of(engine, processes, machine)
     code = _report(machine, None, "")

@@ -57,5 +57,5 @@ class ApproximateIndex:
 
     def search(self, queries: np.ndarray, count: int) -> list[np.ndarray]:
         """Returns the numbers of about the `count` nearest embeddings. queries: (q, d) float32."""
-        _, places = self.index.search(queries, count)
-        return [row[row >= 0] for row in places]
+        _, numbers = self.index.search(queries, count)
+        return [row[row >= 0] for row in numbers]

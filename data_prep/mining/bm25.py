@@ -28,11 +28,11 @@ class Bm25:
     def rank(self, queries: list[str], banned: list[np.ndarray], stop: int) -> list[Ranked]:
         """Returns the best candidates (see Ranker.rank); a text that shares no word with the query is none."""
         ranked = []
-        for scores, places in zip(self._scores(queries), banned):
+        for scores, numbers in zip(self._scores(queries), banned):
             scores = scores[: self.candidates]
-            places = places[places < self.candidates]
-            banned_scores = scores[places]
-            scores[places] = 0.0
+            numbers = numbers[numbers < self.candidates]
+            banned_scores = scores[numbers]
+            scores[numbers] = 0.0
             sharing = np.flatnonzero(scores)
             top = sharing[best(scores[sharing], stop)]
             last = scores[top[-1]] if len(top) == stop else 0.0

@@ -108,10 +108,7 @@ class _Groups:
 
 
 def same_answer(text: str, positives: list[str]) -> bool:
-    """Returns True if the text contains a positive or is part of one, so that it answers the query as well.
-
-    Texts of fewer than four words do not count.
-    """
+    """Returns True if the text contains a positive or is part of one; texts of fewer than four words do not count."""
     candidate = normalise(text)
     for positive in map(normalise, positives):
         shorter, longer = sorted((candidate, positive), key=len)

@@ -25,10 +25,7 @@ class Keywords:
             self.texts_with.update({normalise(word) for word in _WORDS.findall(text)})
 
     def of(self, text: str, most: int) -> list[str]:
-        """Up to `most` distinct words of highest weight, in the order and spelling of the text.
-
-        A word that every text contains has weight 0 and is skipped.
-        """
+        """Returns up to `most` words of highest weight, in the text's order and spelling; words of every text never."""
         spelled: dict[str, str] = {}
         counts: Counter[str] = Counter()
         for word in _WORDS.findall(text):

@@ -114,10 +114,7 @@ class _Nearest:
         return nearest, unsure
 
     def _proposed(self, keys: Any, sizes: Any) -> dict[int, list[int]]:
-        """Proposes held-out texts for texts: those with a common band and a fitting size.
-
-        Index of a text -> numbers of held-out texts, most common bands first, at most CANDIDATES + 1.
-        """
+        """Returns for each text the held-out ones of a common band and a fitting size, most common bands first."""
         columns = [self.keys[:, band] for band in range(self.bands.count)]
         first, last = (
             np.stack([column.searchsorted(keys[:, band], side) for band, column in enumerate(columns)])

@@ -44,10 +44,7 @@ class Span(NamedTuple):
 
 
 def read_items(path: Path, span: Span | None = None) -> Iterator[Item | Problem | Blank]:
-    """Streams the rows of an input, or of some lines of a JSONL file.
-
-    A bad row is yielded as a Problem. Raises BadInput if the rest of a file cannot be read.
-    """
+    """Streams an input's rows, or those of a JSONL span; a bad one as a Problem. BadInput: the rest is unreadable."""
     check_readable(path)
     if path.is_dir():
         yield from _read_datasets_folder(path)

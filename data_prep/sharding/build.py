@@ -114,7 +114,6 @@ def _bad_options(
 
 
 def _empty_build(output: Path) -> Path:
-    """Makes the folder of an unfinished build, with an empty spool."""
     build = unfinished_name(output)
     if build.exists():
         say(f"removing what an interrupted run left: {build}")
@@ -165,14 +164,13 @@ def _decide(plan: SplitPlan, exclusions: Exclusions, on_leakage: str) -> tuple[A
         excluded = {"rows": plan.leave_out_held(splits), "unsure": sum(part.unsure for part in plan.parts)}
     leaks, leaking = plan.leaks(splits), 0
     if len(leaks.keys) and on_leakage == "refuse":
-        raise BadInput(_describe(leaks, Rows(arrow_files(plan.folder, plan.parts))))
+        raise BadInput(_describe_leaks(leaks, Rows(arrow_files(plan.folder, plan.parts))))
     if len(leaks.keys):
         leaking = plan.drop(splits, leaks, TRAIN if on_leakage == "drop-train" else EVAL)
     return splits, LeftOut(plan.duplicates, near, excluded, leaking)
 
 
-def _describe(leaks: Leaks, rows: Rows, shown: int = 3) -> list[str]:
-    """Describes the leakage between splits, with examples."""
+def _describe_leaks(leaks: Leaks, rows: Rows, shown: int = 3) -> list[str]:
     texts, train_rows = len(leaks.keys), len(set(leaks.train_rows.tolist()))
     lines = [f"leakage: {texts:,} texts or documents of eval are in train too (at least {train_rows:,} train rows)"]
     for pair in zip(leaks.train_rows[:shown].tolist(), leaks.eval_rows[:shown].tolist()):

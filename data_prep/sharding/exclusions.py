@@ -24,10 +24,7 @@ class Exclusions(NamedTuple):
 
 
 def write_held(paths: list[Path], similarity: float | None, spool: Path) -> Path | None:
-    """Writes the held-out texts to a file for the processes that read rows; returns None without sets.
-
-    BadInput: see decontaminate.held_out.
-    """
+    """Writes the held-out texts to a file for the processes that read rows; None without sets. Raises like held_out."""
     if not paths:
         return None
     texts = list(held_out(paths).keys.values())

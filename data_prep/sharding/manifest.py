@@ -88,10 +88,7 @@ def write_manifest(
 
 
 def _sources(plan: SplitPlan, splits: Any, names: list[str]) -> tuple[dict[str, dict[str, int]], Any]:
-    """Counts rows by source and split; returns also the source of each train row, as an index into train's sources.
-
-    names: the splits. Sources are sorted by name.
-    """
+    """Counts rows by source, sorted, and split; returns also each train row's index into the sources of train."""
     sources = sorted({source for part in plan.parts for source in part.sources})
     index = {source: i for i, source in enumerate(sources)}
     counts = np.zeros((len(names), len(sources)), np.int64)

@@ -76,10 +76,7 @@ class SplitPlan:
         return later[order], earlier[order]
 
     def leave_out_near(self, similarity: float) -> tuple[int, int]:
-        """Leaves out near duplicates of earlier kept rows; returns their number, and that of unsure rows.
-
-        See near_duplicates.py.
-        """
+        """Leaves out near duplicates of earlier kept rows; returns their number, and that of unsure rows."""
         index, kept = NearDuplicates(similarity), np.flatnonzero(self.kept)
         for start, keys, sizes in self._columns("near_keys", "near_sizes"):
             part_kept = self.kept[start : start + len(keys)]

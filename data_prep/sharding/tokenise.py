@@ -128,10 +128,10 @@ def _special_tokens(backend: Any) -> tuple[list[int], list[int]]:
     """Returns the ids that every text gets before and after its own."""
     own = backend.encode("a", add_special_tokens=False).ids
     ids = backend.encode("a").ids
-    places = [i for i in range(len(ids) - len(own) + 1) if own and ids[i : i + len(own)] == own]
-    if len(places) != 1:
+    starts = [i for i in range(len(ids) - len(own) + 1) if own and ids[i : i + len(own)] == own]
+    if len(starts) != 1:
         raise BadInput("--tokenizer: cannot tell its special tokens from those of a text; leave --tokenizer out")
-    return ids[: places[0]], ids[places[0] + len(own) :]
+    return ids[: starts[0]], ids[starts[0] + len(own) :]
 
 
 class Encoder:

@@ -92,7 +92,6 @@ def _write_tasks(build: Path, split: str, counts: list[int], shards: int) -> lis
 
 
 def _work(task: WriteTask | tokenise.TokenTask) -> WrittenFile | tokenise.TokenPart:
-    """Does one task of either kind, in a worker."""
     return _write_file(task) if isinstance(task, WriteTask) else tokenise.make_tokens(task)
 
 

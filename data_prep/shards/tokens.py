@@ -88,10 +88,7 @@ class TokenArrays:
         return self._rows[rows]
 
     def ids(self, texts: np.ndarray, max_len: int) -> tuple[list[list[int]], int]:
-        """Returns the ids of these texts, truncated to max_len, and how many texts were truncated.
-
-        max_len: at most the length of the stored tokens.
-        """
+        """Returns the ids of these texts, cut to max_len (at most the stored length), and how many were truncated."""
         ids = [
             self._cut(self._ids[start:stop].tolist(), max_len)
             for start, stop in zip(self._starts[texts].tolist(), self._starts[texts + 1].tolist())

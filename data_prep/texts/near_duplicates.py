@@ -61,10 +61,7 @@ class Bands:
         self.sides = sides
 
     def keys(self, sides: list[list[list[str]]]) -> tuple[Any, Any]:
-        """Returns (n, count) uint32 keys, and (n, sides) int32 numbers of distinct shingles.
-
-        sides[s][row]: the normalised texts of one side of a row.
-        """
+        """Returns (n, count) uint32 keys, (n, sides) int32 numbers of shingles. sides[s][row]: normalised texts."""
         from rensa import RMinHash
 
         assert len(sides) == self.sides
@@ -226,13 +223,13 @@ class _Buckets:
         for first in range(0, self.rows, BLOCK):
             pairs, cut = [], []
             for (members, start), order, rows in zip(self.bands, by_row, sorted_rows):
-                places = order[rows.searchsorted(first) : rows.searchsorted(first + BLOCK)]
-                count = places - start[places]  # earlier members of the bucket
-                cut.append(members[places[count > CANDIDATES]])
+                positions = order[rows.searchsorted(first) : rows.searchsorted(first + BLOCK)]
+                count = positions - start[positions]  # earlier members of the bucket
+                cut.append(members[positions[count > CANDIDATES]])
                 count = np.minimum(count, CANDIDATES)
-                number = np.repeat(np.arange(len(places)), count)
+                number = np.repeat(np.arange(len(positions)), count)
                 within = np.arange(len(number)) - (count.cumsum() - count)[number]
-                row, partner = members[places][number], members[start[places][number] + within]
+                row, partner = members[positions][number], members[start[positions][number] + within]
                 pairs.append(row.astype(np.uint64) << np.uint64(32) | partner)
             pairs, common = np.unique(np.concatenate(pairs), return_counts=True)
             row, partner = (pairs >> np.uint64(32)).astype(np.int64), (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)

@@ -122,10 +122,7 @@ def submit(script: Path) -> str:
 
 
 def follow(number: str, job: Job) -> int:
-    """Prints the states of a job, and for a single run the log of node 0, until the job has left the queue.
-
-    Returns 0 if every run is finished.
-    """
+    """Prints a job's states, and a single run's log, until it has left the queue; returns 0 if every run finished."""
     log = Path(f"{job.tasks[0].output_dir.rstrip('/')}-logs") / number / "node-0.out"
     shown, offset = "", 0
     try:
