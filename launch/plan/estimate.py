@@ -209,13 +209,14 @@ def _traffic(outlook: Outlook, engine: str, budget: int) -> tuple[int, int]:
     buckets = len(outlook.footprint.buckets) if engine == "ddp" else 0  # DeepSpeed makes its own
     calls = sent = 0
     for batch, shares in zip(outlook.batches, outlook.shares):
-        loss = exchange(outlook.config, batch.source, outlook.spec.normalize, ranks, len(buckets))
+        loss = Objective(outlook.config.loss_of(batch.source), outlook.spec.normalize)
         kept, more = kept_and_more(max(share.tokens for share in shares), budget)
         passes = math.ceil(kept / outlook.footprint.chunk.tokens) + 2 * math.ceil(more / outlook.footprint.chunk.tokens)
         chunk_passes = 2 * passes - math.ceil(more / outlook.footprint.chunk.tokens)  # backward passes gather again
         gradients = gradient_bytes(engine, ranks, model.trained, model.trained + model.frozen, chunk_passes)
-        embeddings = embedding_bytes(loss, outlook.footprint.size, shares)
-        calls, sent = max(calls, loss.calls), max(sent, embeddings + gradients)
+        logged = len(loss.stat_names) + len(USAGE)
+        embeddings = embedding_bytes(loss, logged, outlook.footprint.size, shares)
+        calls, sent = max(calls, planned_collectives(ranks, loss, buckets)), max(sent, embeddings + gradients)
     return calls, sent
 
 

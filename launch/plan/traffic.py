@@ -23,14 +23,14 @@ class Share:
         return self.rows + self.documents
 
 
-def embedding_bytes(loss, size: int, shares: list[Share]) -> int:
+def embedding_bytes(loss, logged: int, size: int, shares: list[Share]) -> int:
     """Bytes that a rank sends in a step before the gradients, around a ring; as World counts them.
 
-    loss: its trainer.diagnosis.forecast.Exchange. size: numbers of an embedding.
+    loss: a trainer.loss.objective.Objective. logged: numbers that are summed for the log. size: numbers of an embedding.
     """
     ranks = len(shares)
     others, ring = ranks - 1, 2 * (ranks - 1) / ranks
-    sent = others * len(StepRow._fields) * INT64 + int(ring * loss.logged * INT64)
+    sent = others * len(StepRow._fields) * INT64 + int(ring * logged * INT64)
     if loss.gathers:
         most = max(share.documents for share in shares)
         travelling = [share.texts if loss.gathers_queries else share.documents for share in shares]

@@ -37,8 +37,10 @@ COSINE, ROUNDED_COSINE = 0.9999, 0.999  # that embeddings must keep; the second 
 
 @dataclass(frozen=True)
 class Probe:
-    """The trainer's embeddings of the probe texts when the folder was written, with the prompts; truncated at the longer
-    of the two lengths, the only one that a folder states."""
+    """The trainer's embeddings of the probe texts when the folder was written, with the prompts.
+
+    Truncated at the longer of the two lengths, the only one that a folder states.
+    """
 
     texts: list[str]
     queries: np.ndarray  # (texts, d) float32

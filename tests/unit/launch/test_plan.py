@@ -15,9 +15,10 @@ from launch.plan.memory import Model, Passes, _passes, need, quantised_bytes, re
 from launch.plan.traffic import Cost, Link, Share, embedding_bytes, scaling
 from tests import tiny
 from trainer.config.loading import load_config
+from trainer.config.sections import LossConfig
 from trainer.diagnosis.footprint import footprint
-from trainer.diagnosis.forecast import Exchange
 from trainer.distributed.engines import ENGINES
+from trainer.loss.objective import Objective
 from trainer.model.build import build_embedder, count_parameters
 from trainer.model_folder.spec import read_spec
 
@@ -222,14 +223,14 @@ def test_a_link_takes_a_trees_messages_both_ways_and_the_bytes_once():
 
 def test_traffic_is_what_the_collectives_count():
     shares = [Share(8, 10, 100), Share(8, 12, 90)]
-    sent = embedding_bytes(Exchange(True, False, False, logged=10, calls=0), 32, shares)
+    sent = embedding_bytes(Objective(LossConfig(), True), 10, 32, shares)
     assert sent == 6 * 8 + 10 * 8 + 12 * 4 * 8 + 12 * 32 * 4 + 22 * 32 * 4
 
 
 def test_traffic_of_a_loss_that_needs_every_row_holds_its_queries_and_facts():
     """CoSENT: texts instead of documents, and three numbers about every document."""
     shares = [Share(8, 10, 100), Share(8, 12, 90)]
-    sent = embedding_bytes(Exchange(True, True, True, logged=10, calls=0), 32, shares)
+    sent = embedding_bytes(Objective(LossConfig(name="cosent"), True), 10, 32, shares)
     assert sent == 6 * 8 + 10 * 8 + 12 * (4 + 3) * 8 + 20 * 32 * 4 + 38 * 32 * 4
 
 
