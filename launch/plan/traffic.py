@@ -26,7 +26,7 @@ class Share:
 def embedding_bytes(loss, logged: int, size: int, shares: list[Share]) -> int:
     """Bytes that a rank sends in a step before the gradients, around a ring; as World counts them.
 
-    loss: a trainer.loss.objective.Objective. logged: numbers that are summed for the log. size: numbers of an embedding.
+    loss: a trainer.loss.objective.Objective. logged: numbers summed for the log. size: numbers of an embedding.
     """
     ranks = len(shares)
     others, ring = ranks - 1, 2 * (ranks - 1) / ranks
