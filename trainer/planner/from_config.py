@@ -13,10 +13,10 @@ def make_plan(config: RunConfig, sources: Sequence[SourceRows], fingerprint: str
     data, train = config.data, config.train
     small = [source for source in sources if len(source.rows) < train.batch_size]
     check([_too_small(source.name, len(source.rows), len(sources), config) for source in small])
+    apart = frozenset(source.name for source in sources if _in_batch(config.loss_of(source.name)))
     return BatchPlan(
         tuple(sources), train.batch_size, fingerprint, train.seed, data.last_batch, data.mixing,
-        data.mixing_temperature, frozenset(s.name for s in sources if _in_batch(config.loss_of(s.name))),
-        train.steps_per_epoch,
+        data.mixing_temperature, apart, cut=train.steps_per_epoch,
     )  # fmt: skip
 
 
