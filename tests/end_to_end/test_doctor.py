@@ -38,7 +38,7 @@ PLANTED = """
 import sys
 from launch import doctor
 from launch.__main__ import main
-from trainer import exactness
+from trainer.diagnosis import exactness
 from trainer.engine.torch_engine import TorchEngine
 
 TorchEngine.gradient_factor = 2.0
