@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from data_prep.cli import add_positive, values
+from data_prep.cli.arguments import add_positive, values
 from data_prep.common.errors import BadInput
 
 EXAMPLE = "augment records.jsonl --output augmented.jsonl --variants 2 --typo-rate 0.3 --case-rate 0.1"

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from data_prep.cli import add_positive, values
+from data_prep.cli.arguments import add_positive, values
 from data_prep.common.errors import BadInput
 
 EXAMPLE = "compose pairs.jsonl glossary.csv --output records.jsonl --hard-k 2 --skip-bad"

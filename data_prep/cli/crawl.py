@@ -4,7 +4,7 @@ import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
-from data_prep.cli import values
+from data_prep.cli.arguments import values
 from data_prep.common.errors import Failed
 
 EXAMPLE = "crawl --dry-run --output glossary.csv"

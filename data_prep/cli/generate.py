@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from data_prep.cli import values
+from data_prep.cli.arguments import values
 from data_prep.common.errors import BadInput
 from data_prep.common.files import check
 from data_prep.stores.flags import add_store, store_of, where_of

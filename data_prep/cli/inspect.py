@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from data_prep.cli import add_positive, values
+from data_prep.cli.arguments import add_positive, values
 
 EXAMPLE = "inspect shards --tokenizer MODEL_FOLDER --html report.html"
 

@@ -5,7 +5,7 @@ import argparse
 from contextlib import ExitStack
 from pathlib import Path
 
-from data_prep.cli import add_positive, values
+from data_prep.cli.arguments import add_positive, values
 from data_prep.common.files import check, check_output_file
 from data_prep.mining.choice import DEPTH, EXACT_UP_TO, METHODS, Choice
 from data_prep.stores.flags import add_store, store_flags, store_of, where_of

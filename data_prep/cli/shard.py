@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from data_prep.cli import add_positive, values
+from data_prep.cli.arguments import add_positive, values
 from data_prep.common.errors import BadInput
 
 EXAMPLE = "shard records.jsonl --output shards --num-shards 4 --eval-fraction 0.1"

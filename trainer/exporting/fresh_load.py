@@ -11,10 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.config.sections import ModelConfig
 from trainer.exporting.onnx import ONNX_FILE, onnx_embeddings
 from trainer.inference.probe import read_probe
-from trainer.inference.text_encoder import TextEncoder
 
 WITH_CODE = "--trust-remote-code"
 THEIRS, OURS, ONNX = "sentence-transformers", "trainer.inference", "onnxruntime"
@@ -47,6 +45,9 @@ def _theirs(folder: Path, texts: list[str], trust_remote_code: bool) -> dict:
 
 
 def _ours(folder: Path, texts: list[str], trust_remote_code: bool) -> dict:
+    from trainer.config.sections import ModelConfig
+    from trainer.inference.text_encoder import TextEncoder
+
     encoder = TextEncoder(ModelConfig(path=str(folder), trust_remote_code=trust_remote_code), "cpu")
     return {"query": encoder.queries(texts), "document": encoder.passages(texts)}
 
