@@ -19,5 +19,5 @@ if [ $# -gt 0 ]; then
 fi
 # One run, so that all failures stand together. Two processes of one thread each take whole files, the longest first
 # (tests/conftest.py): ranks of the one fill what the other waits for.
-OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n 2 --dist loadfile --no-loadscope-reorder || failed=$?
+OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10 || failed=$?
 exit "$failed"
