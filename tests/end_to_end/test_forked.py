@@ -11,9 +11,11 @@ from tests.launching import environment, run
 SCRIPT = """
 import atexit, json, os, sys, threading
 atexit.register(lambda: print("at the end"))
-threading.Thread(target=lambda: print("a thread")).start()
+last = threading.Event()
+threading.Thread(target=lambda: last.wait() and print("a thread")).start()
 print(json.dumps([sys.argv[1:], os.getcwd(), os.environ.get("ONLY_HERE"), "RANK" in os.environ, __name__]))
 print("an error", file=sys.stderr)
+last.set()
 {end}
 """
 ENDS = {"pass": 0, "sys.exit(7)": 7, "sys.exit('a reason')": 1, "raise ValueError('a bug')": 1}

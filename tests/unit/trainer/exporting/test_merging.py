@@ -8,7 +8,6 @@ from safetensors.torch import load_file, save_file
 
 from data_prep.common.errors import Failed
 from tests import tiny
-from trainer import merge as module
 from trainer.config.sections import ModelConfig
 from trainer.exporting.merging import merge
 from trainer.inference.probe import LENGTHS, TEXTS, probe_texts
@@ -118,7 +117,7 @@ def test_another_base_is_refused(tmp_path, adapters, tiny_bert, capsys):
 
 def test_a_merged_model_that_gives_no_numbers_is_not_written(tmp_path, tiny_bert, monkeypatch):
     given = iter([torch.ones(3, 4), torch.full((3, 4), float("nan"))])  # of the unmerged model, of the merged one
-    monkeypatch.setattr(module, "_embeddings", lambda *_: next(given))
+    monkeypatch.setattr("trainer.exporting.merging._embeddings", lambda *_: next(given))
     adapter = tiny.adapter(tmp_path / "adapter", tiny_bert)
     with pytest.raises(Failed, match="merged and unmerged embeddings differ"):
         merge(str(tiny_bert), adapter, tmp_path / "merged")
