@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# How fast the machine is proves nothing. Every run tries the same examples, so that a failure is of the change it tests.
+# How fast the machine is proves nothing. Every run tries the same examples: a failure is of the change it tests.
 # EMBEDFLEET_EXAMPLES=1000 python -m pytest tests/unit: as many others, drawn anew.
 EXAMPLES = os.environ.get("EMBEDFLEET_EXAMPLES")
 settings.register_profile("embedfleet", deadline=None, max_examples=int(EXAMPLES or 50), derandomize=not EXAMPLES)
