@@ -2,6 +2,7 @@
 
 import json
 import re
+from bisect import bisect
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,14 +10,37 @@ from data_prep.reading.formats import kind
 from data_prep.records import normalise
 
 CUT_OFF = "cut off: the answer ends inside a pair"
+IN_THOUGHT = "no answer: it ends inside a thought of the model"
 MOST_FAILURES = 500  # brackets that open no JSON; beyond them the parser gives up
 _TEXT = {"type": "string"}
 _PAIR = {"type": "object", "properties": {"question": _TEXT, "answer": _TEXT}, "required": ["question", "answer"]}
 _PAIRS = {"pairs": {"type": "array", "items": {**_PAIR, "additionalProperties": False}}}
 _SCHEMA = {"type": "object", "properties": _PAIRS, "required": ["pairs"], "additionalProperties": False}
 PAIRS_FORMAT = {"type": "json_schema", "json_schema": {"name": "pairs", "strict": True, "schema": _SCHEMA}}
-_THOUGHT = re.compile(r"\A\s*<think>.*?(?:</think>|\Z)", re.DOTALL)
 _OPEN = re.compile(r"[\[{]")
+
+# Marks of thoughts: <think>, [THINK], ◁think▷, <seed:think>, <|begin_of_thought|>, channels, and marks that lost theirs
+_NAME = (
+    r"(?P<{}>think|thought|reason|reflect|analysis|deliberation|rationale|scratch[-_ ]?pad|inner[-_ ]?monologue|cot"
+    r"|chain[-_ ]?of[-_ ]?thoughts?)(?:ing|ion|s)?(?:[-_ ]?process)?"
+)
+_LEFT, _RIGHT = r"(?:[<＜][|｜]?|&lt;|\[|◁)\s*", r"\s*(?:[|｜]?[>＞]|&gt;|\](?!\()|▷)"
+_MARK = re.compile(
+    rf"{_LEFT}(?:[/\\]\s*(?:\w+:)?{_NAME.format('end')}|end[-_ ]?(?:of[-_ ])?{_NAME.format('end_of')}"
+    rf"|{_NAME.format('name_end')}[-_ ]?end){_RIGHT}"
+    rf"|{_LEFT}(?:(?:begin|start)[-_ ]?(?:of[-_ ])?)?(?:\w+:)?{_NAME.format('start')}(?:[-_ ]?(?:start|begin))?"
+    rf"(?:\s[^<>\[\]{{}}]*=[^<>\[\]{{}}]*(?<!/))?{_RIGHT}"
+    r"|(?P<end_channel><\|channel\|?>\s*final|<channel\|>|assistantfinal(?-i:(?![a-z])))"
+    r"|(?P<start_channel><\|channel\|?>|assistant(?:analysis|commentary)|\A\s*(?-i:analysis(?=[A-Z])))"
+    r"|(?P<end_inner><\|inner_suffix\|>|<unused95>|\.\.\.done thinking\.|here(?:'s| is) my response:)"
+    r"|(?P<start_inner><\|inner_prefix\|>|<unused94>|^thinking\.\.\.\s*$|here(?:'s| is) my thought process:)"
+    r"|(?P<end_solution><\|(?:(?:begin|start)_(?:of_)?(?:solution|response|answer)|content)\|>)"
+    r"|(?P<start_details><details\b[^<>]*(?:reason|think|thought)[^<>]*>)|(?P<close_details></details\s*>)"
+    r"|(?P<close_message><\|end\|>)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_ANSWER = re.compile(r"<(?:final[-_ ]?)?(?:answer|response|output|solution|final)>(?=[^\[{]*[\[{])", re.IGNORECASE)
+_THOUGHT_KEY = re.compile(rf"(?:\w+[-_ ])?{_NAME.format('key')}(?:[-_ ](?:content|details))?|drafts?", re.IGNORECASE)
 
 
 @dataclass(slots=True)
@@ -30,14 +54,17 @@ class Parsed:
 def parse(text: str, cut: bool = False) -> Parsed:
     """Returns the pairs in a model's answer: every object with the keys "question" and "answer", at any depth.
 
-    - Whole JSON is taken as it is, anywhere in the text. A reasoning model's <think> part is removed first.
+    - Only what follows the last thought counts, whatever marks it, with or without a mark where it begins.
+    - Whole JSON is taken as it is, anywhere in that text.
     - JSON that is only cut off keeps its whole pairs: half an answer must not be trained on.
     - json-repair mends malformed JSON and closes what is open. If the answer was cut, its last pair is dropped.
 
     cut: the server says that the answer ends at its limit of tokens.
     """
-    text = _THOUGHT.sub("", text, count=1)
-    values, rest, ends_inside, failures = _whole_values(text)
+    text, inside = _after_thoughts(text)
+    if inside:
+        return Parsed(misfits=[IN_THOUGHT])
+    values, rest, ends_inside, failures, _ = _whole_values(text)
     parsed = _collect(values)
     if failures >= MOST_FAILURES:
         parsed.misfits.append("a heap of brackets that open no JSON")
@@ -53,22 +80,81 @@ def parse(text: str, cut: bool = False) -> Parsed:
     return parsed
 
 
-def _whole_values(text: str) -> tuple[list[Any], str, bool, int]:
+def is_thought(name: str) -> bool:
+    """Returns True for the name of a field or part that holds a thought: "reasoning_content", "thinking"."""
+    return bool(_THOUGHT_KEY.fullmatch(name.strip()))
+
+
+def _after_thoughts(text: str) -> tuple[str, bool]:
+    """Returns the text after the last thought, and if the text ends inside one: then nothing follows it.
+
+    - An end without a beginning ends a thought that began with the text: servers cut the first mark away.
+    - An end of another notation than the one that is open is a word of the thought.
+    - A mark inside a whole pair is a word of the pair.
+    """
+    marks = list(_MARK.finditer(text))
+    pairs = _pair_spans(text) if marks or _ANSWER.search(text) else []
+    opened: dict[str, str] = {}  # notation -> its mark, in the order of the text
+    begin = 0
+    for mark in marks:
+        if _within(mark, pairs):
+            continue
+        starts, notation = _read_mark(mark, opened)
+        if starts:
+            opened.setdefault(notation, mark[0])
+        elif notation is not None and (notation in opened or not opened):
+            while opened and opened.popitem()[0] != notation:
+                continue
+            if not opened:
+                begin = mark.end()
+    answers = (mark for mark in _ANSWER.finditer(text, begin) if not _within(mark, pairs))
+    first = next(answers, None)
+    return ("", True) if opened else (text[first.end() if first else begin :], False)
+
+
+def _read_mark(mark: re.Match[str], opened: dict[str, str]) -> tuple[bool, str | None]:
+    """Returns True if a thought starts here, and its notation; None if the mark ends something else."""
+    kind, last = mark.lastgroup, next(reversed(opened), "")
+    if kind == "close_details":
+        return False, "details" if "details" in opened else None
+    if kind == "close_message":
+        return False, last if opened.get(last, "").startswith("<|") else None
+    starts, _, notation = kind.partition("_")
+    if kind in ("start", "end", "end_of", "name_end"):
+        notation = mark[kind].casefold()
+        notation = "think" if notation == "thought" else notation
+    return starts == "start", notation
+
+
+def _pair_spans(text: str) -> list[tuple[int, int]]:
+    """Returns where the whole JSON values with a pair lie, in order."""
+    values, _, _, _, spans = _whole_values(text)
+    return [span for value, span in zip(values, spans) if _collect([value]).pairs]
+
+
+def _within(mark: re.Match[str], spans: list[tuple[int, int]]) -> bool:
+    after = bisect(spans, (mark.start(), len(mark.string)))
+    return after > 0 and mark.start() < spans[after - 1][1]
+
+
+def _whole_values(text: str) -> tuple[list[Any], str, bool, int, list[tuple[int, int]]]:
     """Returns the outermost whole JSON arrays and objects of a text, the text after the last, whether the text ends
-    inside one, and how many brackets opened none."""
+    inside one, how many brackets opened none, and where the values lie."""
     decoder = json.JSONDecoder(strict=False)  # models write line breaks into strings
     values, at, failures, end, ends_inside = [], 0, 0, 0, False
+    spans: list[tuple[int, int]] = []
     while failures < MOST_FAILURES and (match := _OPEN.search(text, at)):
         try:
             value, at = decoder.raw_decode(text, match.start())
             values.append(value)
+            spans.append((match.start(), at))
             end = at
         except json.JSONDecodeError as error:
             ends_inside |= _at_end(error, text)
             at, failures = match.end(), failures + 1
         except RecursionError:
             failures = MOST_FAILURES
-    return values, text[end:], ends_inside, failures
+    return values, text[end:], ends_inside, failures, spans
 
 
 def _at_end(error: json.JSONDecodeError, text: str) -> bool:
@@ -106,7 +192,7 @@ def _walk(value: Any, parsed: Parsed, seen: set[str]) -> None:
         if "question" in keys or "answer" in keys:
             _pair(*(value.get(keys.get(name)) for name in ("question", "answer")), parsed, seen)
             return
-        value = list(value.values())
+        value = [inner for key, inner in value.items() if not is_thought(key)]
     elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
         parsed.misfits += [f"not an object: {kind(item)}" for item in value if not isinstance(item, dict)]
     if isinstance(value, list):
