@@ -87,8 +87,9 @@ class Call:
 class LanguageModel:
     """share: of calls that fail, drawn by (seed, chunk, number of the call). forms: of answers, drawn by (seed, chunk).
     script: what the calls about a chunk get one after the other, the last again and again; "*" for every other chunk.
-    structured: whether the server takes, ignores or refuses response_format. slow: seconds of a "timeout"; delay: of
-    an answer."""
+    structured: whether the server takes, ignores, refuses or crashes at response_format (500, maybe with a reason).
+    elsewhere: what calls outside of /v1 get: "404", or "200 error" as from LM Studio. slow: seconds of a "timeout";
+    delay: of an answer."""
 
     def __init__(
         self,
@@ -98,6 +99,7 @@ class LanguageModel:
         faults: tuple[str, ...] = FAULTS,
         forms: tuple[str, ...] = ("plain",),
         structured: str = "take",
+        elsewhere: str = "404",
         retry_after: str = "0.05",
         slow: float = 2.0,
         delay: float = 0.0,
@@ -105,6 +107,7 @@ class LanguageModel:
         key: str = KEY,
     ):
         self.seed, self.share, self.faults, self.forms, self.structured = seed, share, faults, forms, structured
+        self.elsewhere = elsewhere
         self.retry_after, self.slow, self.delay, self.script, self.key = retry_after, slow, delay, script or {}, key
         self.calls: list[Call] = []
         self.lock = threading.Condition()
@@ -168,7 +171,15 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = 1 << 16  # head and body in one packet
 
     def do_GET(self) -> None:
+        if self.path != "/v1/models":
+            return self._elsewhere()
         self._json(200, {"object": "list", "data": [{"id": MODEL, "object": "model"}]})
+
+    def _elsewhere(self) -> None:
+        if self.server.model.elsewhere == "200 error":
+            self._json(200, {"error": f"Unexpected endpoint or method. ({self.command} {self.path})"})
+        else:
+            self._json(404, {"detail": "Not Found"})
 
     def do_POST(self) -> None:
         server: LanguageModel = self.server.model
@@ -178,10 +189,14 @@ class _Handler(BaseHTTPRequestHandler):
         call, outcome = server.begin(name[1] if name else "?", body)
         if key != server.key:
             outcome = "401"
+        elif not self.path.startswith("/v1/"):
+            outcome = "elsewhere"
         elif self.path != "/v1/chat/completions" or body["model"] != MODEL:
             outcome = "404"
         elif server.structured == "refuse" and call.structured:
             outcome = "400 response_format"
+        elif server.structured.startswith("crash") and call.structured:
+            outcome = f"500{server.structured.removeprefix('crash')}"
         try:
             self._answer(server, call, outcome, key)
         except OSError:  # the client is gone: its own timeout, or killed
@@ -192,6 +207,8 @@ class _Handler(BaseHTTPRequestHandler):
         if outcome == "answered":
             server.closing.wait(server.delay)
             self._json(200, self._completion(server, call.chunk))
+        elif outcome == "elsewhere":
+            self._elsewhere()
         elif outcome == "timeout":
             server.closing.wait(server.slow)
             self.close_connection = True
@@ -207,6 +224,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif outcome == "error in 200":
             self._json(200, {"error": {"message": f"upstream failed for {key}", "code": 502}})
+        elif outcome.startswith("200 "):
+            self._json(200, json.loads(outcome[4:]))
         elif outcome == "html":
             self._head(200, 15, "text/html")
             self.wfile.write(b"<html>hi</html>")

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import random
+import re
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -17,12 +18,23 @@ from data_prep.common.errors import BadInput, Failed, nearest
 from data_prep.common.retry_after import retry_after
 from data_prep.common.secrets import without
 from data_prep.generation.answer_cache import Answer
-from data_prep.generation.endpoint import Endpoint
+from data_prep.generation.answer_parser import is_thought
+from data_prep.generation.endpoint import Endpoint, neighbours
 
 CONNECT_SECONDS = 10.0
+PROBE_SECONDS = 3.0  # for one list of models
 REASON_CHARACTERS = 300
 # After so many refused, or unanswered, chunks without any answer between them, the fault is not the chunks'.
 REFUSED_IN_A_ROW, SILENT_IN_A_ROW = 10, 3
+ATTEMPTS_UNHEARD = 3  # about the next chunks, if the first got no answer
+BUSY = ("408", "409", "425", "429", "502", "503", "504", "529")  # says nothing about what the server can do
+# In the text of a 500: the request is at fault, so that repeating it is of no use.
+_REJECTED = re.compile(
+    r"json.?schema|response.?format|grammar|structured|template|jinja|\broles?\b|unsupported|not support"
+    r"|context (?:size|length|window)",
+    re.IGNORECASE,
+)
+_NO_SUCH_PATH = re.compile(r"end.?point|no such (?:path|url|route)|unknown (?:path|url|route|method)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -63,11 +75,23 @@ class _BadRequest(Exception):
     """The server rejects the request itself."""
 
 
+class _Reply(Exception):
+    """A status and its reason inside of a 200."""
+
+
+class _Page(Exception):
+    """An answer of this content type, which is not JSON, before any answer."""
+
+
+class _Strange(Exception):
+    """A whole answer that no chat completion is. Before the first good one, the address may be wrong."""
+
+
 class Model:
     """One model of one server, called by many tasks of one event loop.
 
     Calls ask for structured output (response_format json_schema) until the server refuses it and answers without it;
-    this is reported once.
+    this is reported once. A server that fails with it and answers without it twice does not support it either.
     """
 
     def __init__(
@@ -99,6 +123,8 @@ class Model:
         self._in_a_row: Counter[str] = Counter()
         self.retries: Counter[str] = Counter()  # repeated calls, by kind
         self.heard = False  # True once the server has answered
+        self._failed_structured = 0  # chunks that failed with structured output and were answered without
+        self._thoughts_only = False  # reported
 
     def stop(self) -> None:
         """Lets pending calls finish; further ones raise Stopped."""
@@ -108,29 +134,39 @@ class Model:
     def stopping(self) -> bool:
         return self._stopping.is_set()
 
+    @property
+    def known(self) -> bool:
+        """True once the server has answered and it is known if it supports structured output."""
+        return self.heard and self._structured is not None
+
     async def close(self) -> None:
         await self._client.close()
 
     async def ask(self, messages: list[dict[str, str]]) -> Answer:
         """Returns the model's answer. Unanswered, Stopped; BadInput, Failed: no call would succeed."""
-        last = ""
-        for attempt in range(self.retry.attempts):
+        last, failed = "", ""
+        again = self._in_a_row["silent"] > 0 and not self.heard
+        attempts = min(ATTEMPTS_UNHEARD, self.retry.attempts) if again else self.retry.attempts
+        for attempt in range(attempts):
             await self._wait_turn()
             try:
-                answer = await self._fitting(messages)
+                answer = await self._fitting(messages, failed)
             except _BadRequest as error:
                 self._count_in_a_row("refused", REFUSED_IN_A_ROW, str(error))
                 raise Unanswered(f"refused by the server: {error}", again=False) from None
             except _Fault as fault:
                 self.retries[fault.kind] += 1
+                if not self.heard and str(fault) != last:
+                    say(f"note: {self.server.url}: {fault}; asking again, up to {attempts} times")
                 last = str(fault)
-                await self._pause(attempt, fault)
+                failed = "" if failed or fault.kind in BUSY else last  # with and without structured output in turn
+                await self._pause(attempt, attempts, fault)
                 continue
             self._in_a_row.clear()
             self.heard = True
             return answer
         self._count_in_a_row("silent", SILENT_IN_A_ROW, last)
-        raise Unanswered(f"no answer after {self.retry.attempts} calls: {last}", again=True)
+        raise Unanswered(f"no answer after {attempts} calls: {last}", again=True)
 
     def _count_in_a_row(self, what: str, most: int, reason: str) -> None:
         self._in_a_row[what] += 1
@@ -143,9 +179,9 @@ class Model:
         if self.stopping:
             raise Stopped
 
-    async def _pause(self, attempt: int, fault: _Fault) -> None:
+    async def _pause(self, attempt: int, attempts: int, fault: _Fault) -> None:
         if fault.wait is None:
-            if attempt + 1 < self.retry.attempts:
+            if attempt + 1 < attempts:
                 await self._sleep(min(self.retry.longest, self.retry.first * 2**attempt) * random.uniform(0.5, 1))
             return
         if fault.wait > self.retry.patience:
@@ -159,9 +195,11 @@ class Model:
             await asyncio.wait_for(self._stopping.wait(), seconds)
             raise Stopped
 
-    async def _fitting(self, messages: list[dict[str, str]]) -> Answer:
-        """Makes one call, with structured output if the server supports it."""
-        if self._structured is not False:
+    async def _fitting(self, messages: list[dict[str, str]], failed: str) -> Answer:
+        """Makes one call, with structured output if the server supports it. failed: why the call before, which asked
+        for structured output, failed."""
+        refusal, plain = failed, self._structured is False or (self._structured is None and failed)
+        if not plain:
             try:
                 answer = await self._call(messages, self._format)
                 self._structured = True
@@ -169,11 +207,14 @@ class Model:
             except _BadRequest as error:
                 if self._structured:
                     raise
-                refusal = error
+                refusal = str(error)
         answer = await self._call(messages, {})
         if self._structured is None:
-            self._structured = False
-            say(f"note: {self.server.url} takes no response_format json_schema ({refusal}); answers are read as text")
+            self._failed_structured += 1
+            if not failed or self._failed_structured > 1:
+                self._structured = False
+                reason = f"takes no response_format json_schema ({refusal})"
+                say(f"note: {self.server.url} {reason}; answers are read as text")
         return answer
 
     async def _call(self, messages: list[dict[str, str]], more: dict[str, Any]) -> Answer:
@@ -182,7 +223,9 @@ class Model:
         try:
             async with asyncio.timeout(self.timeout):  # the client's own limits a silence, not a trickle
                 response = await create(model=self.name, messages=messages, **self._more, **more)
-        except (TimeoutError, openai.APITimeoutError):
+        except (TimeoutError, openai.APITimeoutError) as error:
+            if type(error.__cause__).__name__ == "ConnectTimeout":
+                raise self._of_connection(error) from None
             raise _Fault("timeout", f"no answer within {self.timeout:g} s") from None
         except openai.APIStatusError as error:
             raise await self._of_status(error) from None
@@ -190,64 +233,100 @@ class Model:
             raise self._of_connection(error) from None
         except openai.OpenAIError as error:
             raise Failed(f"{self.server.url}: {self._clean(error)}") from None
-        return self._read(response)
+        try:
+            return self._read(response)
+        except _Strange as error:
+            raise await self._of_strange(str(error)) from None
+        except _Reply as error:
+            raise await self._of_reply(*error.args, None, None) from None
+        except _Page as error:
+            reply = f"{self.server.url} answers with {error} that is no JSON"
+            raise Failed(f"{reply}; {await self._address()}") from None
+
+    async def _of_strange(self, reason: str) -> Exception:
+        """Returns the error for an answer that no chat completion is: a wrong address, unless models are listed."""
+        if not self.heard and (_NO_SUCH_PATH.search(reason) or not await self._models_at(self.server.url)):
+            return BadInput(f"{self.server.url}: {reason}; {await self._address()}")
+        return _Fault("no choices", reason)
 
     def _of_connection(self, error: Exception) -> Exception:
         cause = error.__cause__ or error
         reason = self._clean(cause) or type(cause).__name__
-        if type(cause).__name__ == "ConnectError" and not self.heard:  # of httpx2, or httpx in older clients
+        kind = type(cause).__name__  # of httpx2, or httpx in older clients
+        if kind in ("ConnectError", "ConnectTimeout") and not self.heard:
             return Failed(f"cannot connect to {self.server.url}: {reason}; is the server up, and --base-url right?")
+        if kind == "RemoteProtocolError" and "illegal" in reason and not self.heard:
+            return Failed(f"{self.server.url} answers with something that is no HTTP ({reason}); is --base-url right?")
         return _Fault("connection", f"the connection broke: {reason}")
 
     async def _of_status(self, error: Any) -> Exception:
-        status, reason = error.status_code, self._clean(_reason(error))
+        reason, wait = self._clean(_reason(error.body)), _wait_of(error.response.headers)
+        return await self._of_reply(error.status_code, reason, error.code, wait)
+
+    async def _of_reply(self, status: int, reason: str, code: str | None, wait: float | None) -> Exception:
         reply = f"{status}{f': {reason}' if reason else ''}"
-        if status in (400, 413, 415, 422, 501):
+        if status in (400, 413, 415, 422, 501) or (status == 500 and _REJECTED.search(reason)):
             return _BadRequest(reply)
-        if status == 429 and error.code == "insufficient_quota":
+        if status == 429 and code == "insufficient_quota":
             return Failed(f"{self.server.url} answers {reply}; the account has no quota left")
         if status in (408, 409, 425, 429) or status >= 500:
-            return _Fault(str(status), f"the server answers {reply}", _wait_of(error.response.headers))
+            return _Fault(str(status), f"the server answers {reply}", wait)
         if status == 401:
             key = f"{self.server.key_name} is not accepted" if self.server.key else "it wants a key: set OPENAI_API_KEY"
             return BadInput(f"{self.server.url} answers {reply}; {key}")
         if status == 403:
             return BadInput(f"{self.server.url} answers {reply}; the key may not use {self.name!r}, or not from here")
-        if status == 404:
-            return BadInput(f"{self.server.url} answers {reply}; {await self._models()}")
+        if status in (404, 405):
+            return BadInput(f"{self.server.url} answers {reply}; {await self._models(status)}")
         return Failed(f"{self.server.url} answers {reply}")
 
-    async def _models(self) -> str:
+    async def _models(self, status: int) -> str:
         """Returns the hint for a 404: the server's models, if it lists them."""
-        try:
-            async with asyncio.timeout(CONNECT_SECONDS):
-                names = [str(model.id) for model in (await self._client.models.list()).data]
-        except Exception:  # only an explanation: whatever goes wrong here, the 404 is what counts
-            names = []
-        if not names:
-            return "is --base-url right (it mostly ends in /v1)?"
+        names = await self._models_at(self.server.url)
+        if not names or status == 405:
+            return await self._address()
         shown = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
         return self._clean(f"--model {self.name}: the server has {shown}.{nearest(self.name, names)}")
 
+    async def _models_at(self, url: str) -> list[str]:
+        """Returns the names of the models that are listed at this address; none where anything goes wrong."""
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                return [str(model.id) for model in (await self._client.with_options(base_url=url).models.list()).data]
+        except Exception:  # only an explanation: the first error is what counts
+            return []
+
+    async def _address(self) -> str:
+        """Returns the hint for a wrong address: the one beside it where models are listed."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CONNECT_SECONDS):
+                for url in neighbours(self.server.url):
+                    if await self._models_at(url):
+                        return f"models are listed at {url}: give --base-url {url}"
+        return "is --base-url right (it mostly ends in /v1)?"
+
     def _read(self, response: Any) -> Answer:
+        """_Page, _Strange, _Reply: it is no chat completion."""
         try:
             body = json.loads(response.http_response.text)
         except ValueError:
             kind = response.http_response.headers.get("content-type", "")
             if "json" not in kind and not self.heard:
-                raise Failed(
-                    f"{self.server.url} answers with {kind or 'something'} that is no JSON; is --base-url right (it "
-                    "mostly ends in /v1)?"
-                ) from None
+                raise _Page(kind or "something") from None
             raise _Fault("no JSON", "the server's answer is no JSON") from None
         try:
             choice = body["choices"][0]
             message = choice["message"]
             content, refusal = _text(message.get("content")), _text(message.get("refusal"))
         except (KeyError, IndexError, TypeError, AttributeError):
-            reason = self._clean(str(body.get("error", "")) if isinstance(body, dict) else "")
-            lack = f"the server's answer holds no message{f': {reason}' if reason else ''}"
-            raise _Fault("no choices", lack) from None
+            error = body.get("error") if isinstance(body, dict) else None
+            reason = self._clean(_reason(error if isinstance(error, dict) else body))
+            status = error.get("code") if isinstance(error, dict) else None
+            if isinstance(status, int) and 400 <= status < 600:
+                raise _Reply(status, reason) from None
+            raise _Strange(f"the server's answer holds no message{f': {reason}' if reason else ''}") from None
+        if not content and not refusal:
+            self._note_thoughts(message)
         usage = body.get("usage") if isinstance(body.get("usage"), dict) else {}
         return Answer(
             self._no_key(content),
@@ -256,6 +335,15 @@ class Model:
             *(_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")),
             url=self.server.url,
         )
+
+    def _note_thoughts(self, message: dict[str, Any]) -> None:
+        fields = sorted(name for name, value in message.items() if value and is_thought(name))
+        if fields and not self._thoughts_only:
+            self._thoughts_only = True
+            say(
+                f"note: {self.server.url} answers with a thought ({', '.join(fields)}) and no text; thoughts are not "
+                "read: raise the server's limit of tokens, or turn its reasoning parser off"
+            )
 
     def _no_key(self, text: str) -> str:
         """Removes a key that the server echoes. A short one ("none", "EMPTY") is no secret and may be a word."""
@@ -266,22 +354,32 @@ class Model:
         return text if len(text) <= REASON_CHARACTERS else text[:REASON_CHARACTERS] + " …"
 
 
-def _reason(error: Any) -> str:
+def _reason(body: Any) -> str:
     """Returns the server's message: {"error": {"message": …}}, {"error": …}, {"detail": …}, or the whole body."""
-    body = error.body
     for key in ("message", "detail", "error"):
         if isinstance(body, dict) and body.get(key):
-            return str(body[key])
+            return _reason(body[key])
     return "" if body is None else str(body)
 
 
 def _text(content: Any) -> str:
-    """Returns the text of a message's content: a text, a list of parts with texts, or nothing."""
+    """Returns the text of a message's content: a text, a list of parts with texts, or nothing. Thoughts are no text."""
     if content is None:
         return ""
     if isinstance(content, list):
-        return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+        return "".join(map(_part, content))
     return content if isinstance(content, str) else json.dumps(content)
+
+
+def _part(part: Any) -> str:
+    if not isinstance(part, dict):
+        return part if isinstance(part, str) else ""
+    kind = re.sub(
+        r"[-_.](?:text|content|delta|summary)$|^(?:redacted|summary)[-_.]", "", str(part.get("type") or "text")
+    )
+    if part.get("thought") is True or is_thought(kind):
+        return ""
+    return str(part.get("text") or "")
 
 
 def _count(value: Any) -> int | None:

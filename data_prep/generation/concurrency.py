@@ -15,7 +15,8 @@ from data_prep.generation.client import Model, Stopped, Unanswered
 class Asking:
     """Asks about each text of `wanted` once and puts the answers into the cache.
 
-    The first text is asked about alone, so that a wrong server, key or model shows at one call.
+    Texts are asked about one by one until the server has answered and it is known what it can do, so that a wrong
+    server, key or model shows at one call.
     wanted: (the chunk's text, the messages to send), or None to let other tasks run.
     on_answer: called with text, answer and parsed answer, once the answer is on disk.
     unanswered: text -> why it has no answer; complete after `run`.
@@ -70,7 +71,7 @@ class Asking:
         if _in_main_thread():
             self._loop.add_signal_handler(signal.SIGINT, self._interrupted)
         try:
-            for work, count in ((self._one, 1), (self._all, self.concurrency)):
+            for work, count in ((self._first, 1), (self._all, self.concurrency)):
                 self._workers = [asyncio.create_task(work()) for _ in range(count)]
                 await asyncio.gather(*self._workers, return_exceptions=True)
         finally:
@@ -84,6 +85,10 @@ class Asking:
         elif self._interrupts > 1:
             for worker in self._workers:
                 worker.cancel()
+
+    async def _first(self) -> None:
+        while not self.model.known and await self._one():
+            continue
 
     async def _all(self) -> None:
         while await self._one():

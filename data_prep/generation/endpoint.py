@@ -1,5 +1,6 @@
 """The server to ask and the key to it, from flags, the environment or .env."""
 
+import re
 from dataclasses import dataclass, field
 
 from data_prep.common.errors import BadInput
@@ -46,3 +47,12 @@ def endpoint(base_url: str | None = None) -> Endpoint:
             f"no key for {OPENAI_URL}: put OPENAI_API_KEY into the environment or .env, or name your server: --base-url"
         )
     return server
+
+
+def neighbours(url: str) -> list[str]:
+    """Returns the addresses that people mean by this one: without a call's path, and with the version that it lacks."""
+    root = re.sub(r"/(?:chat/completions|completions|responses|models|embeddings)$", "", url.rstrip("/"))
+    root = re.sub(r"/chat$", "", root)
+    host = re.match(r"[a-z]+://[^/]+", root, re.IGNORECASE)
+    others = [root, f"{root}/v1", *([f"{host[0]}/v1"] if host else []), f"{root}/api/v1", f"{root}/openai/v1"]
+    return [other for other in dict.fromkeys(others) if other != url.rstrip("/")]

@@ -2,6 +2,8 @@
 
 import asyncio
 import random
+import socket
+import threading
 import time
 from email.utils import formatdate
 
@@ -16,6 +18,7 @@ from tests.language_model import FAULTS, KEY, MODEL, TOKENS_IN, TOKENS_OUT, Lang
 from tests.launching import free_port
 
 FAST = Retry(attempts=4, first=0.01, longest=0.05)
+_WHOLE = language_model._Handler._completion
 
 
 @pytest.fixture(autouse=True)
@@ -134,6 +137,95 @@ def test_what_does_not_pass_ends_at_the_first_call(outcome, kind, reason):
     assert len(server.calls) == 1
 
 
+@pytest.mark.parametrize("elsewhere", ["404", "200 error"])
+@pytest.mark.parametrize("path", ["", "/", "/chat/completions", "/api", "/v2"])
+def test_a_wrong_base_url_is_named_with_the_right_one_at_the_first_call(path, elsewhere):
+    server = LanguageModel(elsewhere=elsewhere)
+    with serving(server) as url:
+        (error,), _ = ask(url.removesuffix("/v1") + path, 1, retry=Retry())
+    assert type(error) is BadInput
+    assert f"models are listed at {url}: give --base-url {url}" in str(error)
+    assert len(server.calls) == 1
+
+
+def test_a_base_url_with_the_path_of_a_call_is_named_too():
+    server = LanguageModel()
+    with serving(server) as url:
+        (error,), _ = ask(f"{url}/chat/completions", 1, retry=Retry())
+    assert str(error).endswith(f"models are listed at {url}: give --base-url {url}")
+
+
+@pytest.mark.parametrize("body", ['{"status": "ok"}', "[]", "null", '"pong"', '{"message": {"content": "hi"}}'])
+def test_a_server_without_models_that_answers_something_else_is_at_no_right_url(body, monkeypatch):
+    monkeypatch.setattr(Model, "_models_at", nothing)
+    server = LanguageModel(script={"*": [f"200 {body}"]})
+    with serving(server) as url:
+        (error,), _ = ask(url, 1, retry=Retry())
+    assert type(error) is BadInput
+    assert "answer holds no message" in str(error)
+    assert str(error).endswith("; is --base-url right (it mostly ends in /v1)?")
+    assert len(server.calls) == 1
+
+
+async def nothing(self, url):
+    return []
+
+
+@pytest.mark.parametrize(
+    "body, kind, reason",
+    [
+        ('{"error": {"message": "no such model", "code": 404}}', BadInput, "answers 404: no such model; --model"),
+        ('{"error": {"message": "key?", "code": 401}}', BadInput, "answers 401: key?; OPENAI_API_KEY is not accepted"),
+        ('{"error": {"message": "too long", "code": 400}}', Unanswered, "refused by the server: 400: too long"),
+    ],
+)
+def test_a_status_inside_a_200_counts_as_that_status(body, kind, reason):
+    with serving(LanguageModel(script={"*": [f"200 {body}"]})) as url:
+        (error,), _ = ask(url, 1)
+    assert type(error) is kind
+    assert reason in str(error)
+
+
+def test_an_error_in_a_200_of_a_server_that_lists_models_passes(capsys):
+    with serving(LanguageModel(script={"c1": ['200 {"error": "the model is being loaded"}', "answered"]})) as url:
+        (answer,), model = ask(url, 1)
+    assert (answer.text, model.retries) == (content("c1", "plain"), {"no choices": 1})
+    line = capsys.readouterr().err
+    assert line == (
+        f"note: {url}: the server's answer holds no message: the model is being loaded; asking again, up to 4 times\n"
+    )
+
+
+def test_an_address_that_lets_nobody_in_ends_the_run_at_the_first_call(monkeypatch):
+    class ConnectTimeout(Exception):
+        """As of the client's HTTP library."""
+
+    async def create(self, *_, **__):
+        import openai
+
+        raise openai.APITimeoutError(request=None) from ConnectTimeout("timed out")
+
+    monkeypatch.setattr("openai.resources.chat.completions.AsyncCompletions.create", create)
+    (error,), _ = ask("http://127.0.0.1:9/v1", 1)
+    assert isinstance(error, Failed)
+    assert "cannot connect to http://127.0.0.1:9/v1: timed out" in str(error)
+
+
+def test_a_port_that_speaks_no_http_ends_the_run_at_the_first_call():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=greet, args=(listener,), daemon=True).start()
+        (error,), _ = ask(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", 1, retry=Retry())
+    assert isinstance(error, Failed)
+    assert "answers with something that is no HTTP (" in str(error)
+
+
+def greet(listener: socket.socket) -> None:
+    connection, _ = listener.accept()
+    with connection:
+        connection.recv(1 << 16)
+        connection.sendall(b"-ERR unknown command\r\n\r\n")
+
+
 def test_a_wrong_model_name_gets_the_nearest():
     with serving(LanguageModel()) as url:
         (error,), _ = ask(url, 1, name="tiny-aksel")
@@ -191,6 +283,96 @@ def test_structured_output_falls_back_once_and_says_so(capsys):
     assert [call.structured for call in server.calls] == [True, False, False, False]
     (line,) = capsys.readouterr().err.splitlines()
     assert "takes no response_format json_schema (400: 400 for key [hidden] response_format)" in line
+
+
+@pytest.mark.parametrize("reason", ["json_schema", "grammar", "response_format"])
+def test_a_500_that_names_the_schema_is_a_refusal_of_it(reason, capsys):
+    server = LanguageModel(structured=f"crash {reason}")
+    with serving(server) as url:
+        found, model = ask(url, 1, 2, 3, retry=Retry())
+    assert [one.text for one in found] == [content(f"c{n}", "plain") for n in (1, 2, 3)]
+    assert [call.structured for call in server.calls] == [True, False, False, False]
+    assert not model.retries
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"takes no response_format json_schema (500: 500 for key [hidden] {reason})" in line
+
+
+def test_a_500_without_a_reason_is_tried_without_the_schema_and_believed_the_second_time(capsys):
+    server = LanguageModel(structured="crash")
+    with serving(server) as url:
+        found, model = ask(url, 1, 2, 3)
+    assert [one.text for one in found] == [content(f"c{n}", "plain") for n in (1, 2, 3)]
+    assert [call.structured for call in server.calls] == [True, False, True, False, False]
+    assert model.known
+    err = capsys.readouterr().err
+    assert "the server answers 500: 500 for key [hidden]; asking again, up to 4 times" in err
+    assert "takes no response_format json_schema (the server answers 500" in err
+
+
+@pytest.mark.parametrize("fault", ["500", "dropped", "half-closed"])
+def test_one_passing_fault_does_not_cost_the_schema(fault, capsys):
+    server = LanguageModel(script={"c1": [fault, "answered"]})
+    with serving(server) as url:
+        ask(url, 1, 2, 3)
+    assert [call.structured for call in server.calls] == [True, False, True, True]
+    assert "json_schema" not in capsys.readouterr().err
+
+
+def test_a_busy_server_keeps_the_schema():
+    server = LanguageModel(script={"c1": ["503", "429", "answered"]})
+    with serving(server) as url:
+        ask(url, 1, 2)
+    assert [call.structured for call in server.calls] == [True] * 4
+
+
+def test_a_server_that_never_answered_gets_fewer_calls_about_the_next_chunks(capsys):
+    server = LanguageModel(script={"*": ["500"]})
+    with serving(server) as url:
+        found, _ = ask(url, 1, 2, 3)
+    assert [type(one) for one in found] == [Unanswered, Unanswered, Failed]
+    assert [len(server.of(f"c{n}")) for n in (1, 2, 3)] == [4, 3, 3]
+    assert "asking again, up to 4 times" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking", "reasoning_details"])
+def test_a_thought_in_a_field_of_its_own_is_not_read(monkeypatch, name, capsys):
+    thought = {name: content("c9", "plain")}
+    with serving(answering(monkeypatch, thought)) as url:
+        (answer,), _ = ask(url, 1)
+    assert answer.text == content("c1", "plain")
+    with serving(answering(monkeypatch, {**thought, "content": None})) as url:
+        (answer, again), _ = ask(url, 1, 2)
+    assert (answer.text, again.text) == ("", "")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"answers with a thought ({name}) and no text" in line
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "thinking", "thinking": [{"type": "text", "text": "wrong"}]},
+        {"type": "thinking", "text": "wrong"},
+        {"type": "reasoning", "text": "wrong"},
+        {"type": "reasoning_text", "text": "wrong"},
+        {"type": "text", "thought": True, "text": "wrong"},
+    ],
+)
+def test_a_thought_among_the_parts_of_the_content_is_not_read(monkeypatch, part):
+    with serving(answering(monkeypatch, {"content": [part, {"type": "text", "text": "right"}]})) as url:
+        (answer,), _ = ask(url, 1)
+    assert answer.text == "right"
+
+
+def answering(monkeypatch, more: dict) -> LanguageModel:
+    """A server with these values in its messages."""
+
+    def changed(self, server, name):
+        made = _WHOLE(self, server, name)
+        made["choices"][0]["message"] |= more
+        return made
+
+    monkeypatch.setattr(language_model._Handler, "_completion", changed)
+    return LanguageModel()
 
 
 def test_structured_output_stays_where_a_chunk_is_refused_with_and_without(capsys):
