@@ -6,9 +6,12 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import regex
 
 from data_prep.common.console import result, say, track
 from data_prep.common.errors import BadInput, nearest
@@ -17,6 +20,7 @@ from data_prep.mining.bm25 import TOKENS
 from data_prep.mining.keywords import Keywords
 from data_prep.stores.base import Chunk, Collection, StoreConfig
 from data_prep.stores.open import open_collection
+from data_prep.texts.sentences import sentences
 
 TITLE_WORDS = 25
 QUESTION_WORDS = 3
@@ -24,9 +28,7 @@ KEEP_SENTENCE = 0.1  # share, by Lee et al. 2019, section 4: the model must also
 _HEADING = re.compile(r"#{1,6}\s+(?P<title>\S.*?)\s*#*\s*(?:\n|$)")
 _UNDERLINED = re.compile(r"(?P<title>\S.*)\n(?P<line>([=*~^#-])\3{2,})\s*(?:\n|$)")
 _PARAGRAPHS = re.compile(r"\n[ \t]*\n")
-_SENTENCE_END = re.compile(
-    r"(?:(?<=[.!?。！？])|(?<=[.!?][\"')\]]))\s+(?=[\"'(\[]*[^\W\d_a-z])|(?<=[。！？])(?=\S)|\n[ \t]*\n"
-)
+_LINE_ENDS = re.compile(r"\r\n?|\x85|\u2028")
 # Words as a measure of length. Scripts without spaces count by character; signs and single letters do not count.
 _WORDS = re.compile(TOKENS)
 
@@ -122,6 +124,7 @@ def make_pair(
     """
     digest = hashlib.blake2b(f"{seed}:{chunk.id}".encode(), digest_size=8).digest()
     draw = random.Random(int.from_bytes(digest, "big"))
+    chunk = replace(chunk, text=_LINE_ENDS.sub("\n", chunk.text))
     text, names = chunk.text, [str(chunk.metadata.get(name) or "") for name in hide]
 
     def hidden(question: str) -> str:
@@ -132,17 +135,22 @@ def make_pair(
         "inverse_cloze": lambda: inverse_cloze(text, draw, min_words, hidden),
         "keyword": lambda: (keywords(text), text.strip()) if keywords and _words(text) >= min_words else None,
     }
-    reason = "no title with a body, and no sentence to take out of a long enough rest"
+    short = _words(text) < min_words
+    reason = f"shorter than {min_words} words (--min-words)"
     for rule, make in rules.items():
         pair = make()
         if pair is None:
+            continue
+        if isinstance(pair, str):
+            reason = reason if short else pair
             continue
         question, answer, *kept = pair
         question = hidden(question)
         if _words(question) >= QUESTION_WORDS:
             metadata = {**chunk.metadata, "rule": rule} | ({"sentence_kept": True} if any(kept) else {})
             return {"chunk_id": chunk.id, "question": question, "answer": answer, "metadata": metadata}
-        reason = f"question of fewer than {QUESTION_WORDS} words"
+        if not short:
+            reason = f"question of fewer than {QUESTION_WORDS} words"
     return reason
 
 
@@ -170,35 +178,28 @@ def title_pair(chunk: Chunk, min_words: int) -> tuple[str, str] | None:
 
 def inverse_cloze(
     text: str, draw: random.Random, min_words: int, hidden: Callable[[str], str] = str
-) -> tuple[str, str, bool] | None:
-    """Returns a drawn sentence, the rest of the text, and if the sentence stayed in it; None for too short a text.
+) -> tuple[str, str, bool] | str:
+    """Returns a drawn sentence, the rest of the text, and if the sentence stayed in it; or why there is none.
 
     hidden: removes names from a sentence; only sentences that keep enough words are drawn.
     """
-    spans, words = list(_sentences(text)), _words(text)
+    spans, words = list(sentences(text)), _words(text)
     fit = [
         (start, end)
         for start, end in spans
         if _words(hidden(text[start:end])) >= QUESTION_WORDS and words - _words(text[start:end]) >= min_words
     ]
-    if len(spans) < 2 or not fit:
-        return None
+    if len(spans) < 2:
+        return "no title, and one sentence only: no end of a sentence inside the text"
+    if not fit:
+        return f"no title, and no sentence of {QUESTION_WORDS} words whose rest has {min_words} words (--min-words)"
     start, end = draw.choice(fit)
     question = " ".join(text[start:end].split())
     if draw.random() < KEEP_SENTENCE:
         return question, text.strip(), True
     rest = f"{text[:start].rstrip()}{' ' if text[:start].strip() and text[end:].strip() else ''}{text[end:].lstrip()}"
-    return (question, rest.strip(), False) if _squeeze(question) not in _squeeze(rest) else None
-
-
-def _sentences(text: str) -> Iterator[tuple[int, int]]:
-    """Yields start and end of each sentence: up to . ! ? before an upper-case letter, or to the end of a paragraph."""
-    start = 0
-    for match in [*_SENTENCE_END.finditer(text), None]:
-        end = match.start() if match else len(text)
-        if text[start:end].strip():
-            yield start, end
-        start = match.end() if match else end
+    stands_twice = _squeeze(question) in _squeeze(rest)
+    return "the drawn sentence stands twice in the text" if stands_twice else (question, rest.strip(), False)
 
 
 def _words(text: str) -> int:
@@ -209,13 +210,16 @@ def _squeeze(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def name_pattern(name: str) -> re.Pattern[str] | None:
-    """Pattern of a name in every spelling: `ordered_dict`, `OrderedDict`, "ordered dict", `x.y.OrderedDict()`."""
-    parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^\W_A-Z]+|[A-Z]", name) or re.findall(r"\w+", name)
+def name_pattern(name: str) -> regex.Pattern[str] | None:
+    """Pattern of a name in every spelling: `ordered_dict`, `OrderedDict`, "ordered dict", `x.y.OrderedDict()`.
+
+    By `regex`, whose \\w holds the marks on letters too (the vowel signs of Hindi), unlike Python's.
+    """
+    parts = regex.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^\W_A-Z]+|[A-Z]", name) or regex.findall(r"\w+", name)
     if not parts:
         return None
-    spelled = r"[\W_]?".join(map(re.escape, parts))
-    return re.compile(rf"(?<!\w)(?:\w+\.)*_*{spelled}_*(?:\(\))?(?!\w)", re.IGNORECASE)
+    spelled = r"[\W_]?".join(map(regex.escape, parts))
+    return regex.compile(rf"(?<!\w)(?:\w+\.)*_*{spelled}_*(?:\(\))?(?!\w)", regex.IGNORECASE)
 
 
 def hide_name(question: str, name: str) -> str:

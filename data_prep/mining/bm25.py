@@ -1,13 +1,18 @@
 """Texts ranked by the words they share with a query."""
 
+import unicodedata
+
 import numpy as np
 
 from data_prep.mining.candidates import Corpus
 from data_prep.mining.ranker import Ranked, best
 
-# Scripts without spaces are matched by character, everything else by words of two letters or more.
-_UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
-TOKENS = rf"(?u)[{_UNSPACED}]|(?:(?![{_UNSPACED}])\w){{2,}}"
+# Scripts without spaces are matched by character, everything else by words of two characters or more. Python's \w
+# lacks the marks that stand on or beside a letter: the vowel signs of Hindi, the points of Hebrew and Arabic.
+_MARKED = range(0x300, 0x20000)
+_MARKS = "".join(char for char in map(chr, _MARKED) if unicodedata.category(char) in ("Mn", "Mc"))
+_UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17d3\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+TOKENS = rf"(?u)[{_UNSPACED}]|(?![{_UNSPACED}])\w(?:(?![{_UNSPACED}])[\w{_MARKS}])+"
 
 
 class Bm25:

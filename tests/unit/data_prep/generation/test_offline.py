@@ -118,6 +118,55 @@ def test_scripts_without_spaces_have_sentences_and_words():
     assert made["question"] in ("これは最初の文です。", "次の文はもっと長いです！", "最後の文です。")
 
 
+THREE = {
+    "Hindi": "दरवाज़े का हैंडल पहले घुमाया जाता है। फिर चौखट को अंदर खींचा जाता है। बगीचे की ताज़ी हवा अंदर आती है।",
+    "lower case": "the handle is turned first. then the frame is pulled inward. fresh air of the garden comes in.",
+    "Urdu": "پہلے دستہ گھمایا جاتا ہے۔ پھر چوکھٹ کو اندر کھینچا جاتا ہے۔ باغ کی تازہ ہوا اندر آتی ہے۔",
+    "Russian in lower case": "сначала поворачивают ручку двери. потом тянут раму внутрь. свежий воздух входит в дом.",
+    "Amharic": "መጀመሪያ እጀታው ይዞራል በቀስታ። ከዚያ ፍሬሙ ወደ ውስጥ ይጎተታል። ንጹህ አየር ከአትክልቱ ይገባል።",
+    "Thai": "หมุนที่จับของหน้าต่างก่อนเสมอ แล้วดึงกรอบหน้าต่างเข้ามาด้านใน อากาศบริสุทธิ์จากสวนก็เข้ามา",
+}
+
+
+@pytest.mark.parametrize("language", THREE)
+def test_every_sentence_of_every_script_can_be_drawn(language):
+    text = THREE[language]
+    made = [make_pair(Chunk(str(i), text), min_words=6) for i in range(60)]
+    assert all(isinstance(one, dict) for one in made)
+    parts = re.split(r"(?<=[।።۔.])\s+" if language != "Thai" else r"\s+", text)
+    assert {one["question"] for one in made} == set(parts)
+    assert len(parts) == 3
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r", "\x85"])
+def test_line_ends_of_every_system_divide_paragraphs_and_headings(end):
+    for text in (f"Open the window.\n\n{BODY}", f"# Open the window.\n{BODY}", f"Open the window.\n=====\n{BODY}"):
+        made = pair(text.replace("\n", end))
+        assert (made["question"], made["answer"]) == ("Open the window.", BODY)
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("Open it.", "shorter than 8 words (--min-words)"),
+        ("Open.\n\nIt is short.", "shorter than 8 words (--min-words)"),
+        (BODY, "no title, and one sentence only: no end of a sentence inside the text"),
+        ("दरवाज़े का हैंडल पहले घुमाया जाता है और फिर चौखट", "no title, and one sentence only"),
+        (
+            "He goes in then. Now they open up.",
+            "no title, and no sentence of 3 words whose rest has 8 words (--min-words)",
+        ),
+        (f"{BODY} {BODY}", "the drawn sentence stands twice in the text"),
+    ],
+)
+def test_the_reason_is_the_one_that_holds(text, reason):
+    assert pair(text).startswith(reason)
+
+
+def test_a_hidden_name_that_leaves_no_question_is_the_reason():
+    assert pair(f"Open the window.\n\n{BODY}", name="window", hide=["name"]).startswith("no title, and no sentence")
+
+
 @pytest.mark.parametrize(
     "question, name, left",
     [
@@ -125,6 +174,11 @@ def test_scripts_without_spaces_have_sentences_and_words():
         ("An ordered_dict, OrderedDict or ordered dict", "OrderedDict", "An, or"),
         ("add() finds no addition in x.add", "add", "finds no addition in"),
         ("Call FOO_BAR now.", "foo_bar", "Call now."),
+        ("यह दरवाज़े का हैंडल है", "दरवाज़े", "यह का हैंडल है"),
+        ("यह दरवाज़े है", "दरवा", "यह दरवाज़े है"),
+        ("فتح مَرْحَبًا الآن", "مَرْحَبًا", "فتح الآن"),
+        ("Le cafe\u0301 ouvre", "cafe\u0301", "Le ouvre"),
+        ("Le cafe\u0301 ouvre", "cafe", "Le cafe\u0301 ouvre"),
         ("nothing to hide", "", "nothing to hide"),
         ("nothing to hide", "other", "nothing to hide"),
     ],
