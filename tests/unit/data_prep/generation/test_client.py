@@ -449,59 +449,6 @@ def test_retry_after_as_a_date_to_come():
     assert 50 < _wait_of({"retry-after": formatdate(time.time() + 60, usegmt=True)}) <= 60
 
 
-OURS, OPEN, YC = "http://ours:1/v1", "https://open.example/v1", "https://yc.example/v1"
-
-
-@pytest.mark.parametrize(
-    "environment, base_url, url, key",
-    [
-        ({"OPENAI_API_KEY": "o"}, None, "https://api.openai.com/v1", "o"),
-        ({"OPENAI_API_KEY": "o", "OPENAI_BASE_URL": OPEN}, None, OPEN, "o"),
-        ({"YC_OPENAI_API_KEY": "y", "YC_OPENAI_API_BASE": YC}, None, YC, "y"),
-        ({"OPENAI_API_KEY": "o", "YC_OPENAI_API_BASE": YC}, None, "https://api.openai.com/v1", "o"),
-        ({"OPENAI_BASE_URL": OURS, "YC_OPENAI_API_KEY": "y", "YC_OPENAI_API_BASE": YC}, None, OURS, None),
-        ({"OPENAI_API_KEY": "o", "YC_OPENAI_API_KEY": "y", "YC_OPENAI_API_BASE": YC}, f"{YC}/", f"{YC}/", "y"),
-        ({"OPENAI_API_KEY": "o", "YC_OPENAI_API_KEY": "y", "YC_OPENAI_API_BASE": YC}, OURS, OURS, "o"),
-        ({}, OURS, OURS, None),
-    ],
-)
-def test_a_key_goes_to_its_own_address_only(monkeypatch, environment, base_url, url, key):
-    monkeypatch.delenv("OPENAI_API_KEY")
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    found = endpoint(base_url)
-    assert (found.url, found.key) == (url, key)
-    assert key is None or repr(key) not in repr(found)
-
-
-def test_keys_and_address_from_dotenv(monkeypatch, tmp_path):
-    monkeypatch.delenv("OPENAI_API_KEY")
-    (tmp_path / ".env").write_text(f'OPENAI_API_KEY="{KEY}"\nOPENAI_BASE_URL={OURS}\n')
-    found = endpoint()
-    assert (found.url, found.key, str(found)) == (OURS, KEY, f"{OURS} (key from OPENAI_API_KEY)")
-
-
-@pytest.mark.parametrize(
-    "environment, base_url, reason",
-    [
-        ({}, None, "no key for https://api.openai.com/v1: put OPENAI_API_KEY into the environment or .env"),
-        ({"YC_OPENAI_API_KEY": "y"}, None, "YC_OPENAI_API_BASE: is not set, but YC_OPENAI_API_KEY is"),
-        ({"OPENAI_BASE_URL": "ours:1"}, None, "OPENAI_BASE_URL ours:1: must look like http://localhost:8000/v1"),
-        ({}, "http://me:word@ours:1/v1", "--base-url: holds a user, password or query; the key belongs into"),
-        ({}, "http://ours:port/v1", "--base-url: Port could not be cast"),
-        ({"OPENAI_API_KEY": "two words"}, OURS, "OPENAI_API_KEY: holds a space"),
-    ],
-)
-def test_what_is_wrong_with_key_or_address(monkeypatch, environment, base_url, reason):
-    monkeypatch.delenv("OPENAI_API_KEY")
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(BadInput) as error:
-        endpoint(base_url)
-    assert reason in str(error.value)
-    assert "word" not in str(error.value).replace("password", "")
-
-
 def test_only_one_file_imports_openai():
     from tests.launching import ROOT
 
