@@ -185,7 +185,9 @@ async def _visit_wiki(one: Crawled, fetcher: Fetcher, limit: int | None) -> None
         title = source.title or await _own_category(source, fetcher)
         async for page in wiki.pages(title):
             if page.html:
-                one.keep(glossary.from_html(page.html, page.url, about_terms=True))
+                read = glossary.from_html(page.html, page.url, about_terms=True)
+                read.notes += [page.cut] if page.cut else []
+                one.keep(read)
             else:
                 leads.entries.append(glossary.Entry(page.title, tidy(page.lead), page.url))
             if limit and len(leads.entries) + sum(len(page.entries) for page in one.pages) >= limit:

@@ -34,6 +34,7 @@ LONGEST_REFRESH = 100.0  # seconds; a page that reloads itself later than that i
 RETRIES = 3
 RETRIED = frozenset((408, 429, 500, 502, 503, 504, 522, 524))
 LONGEST_WAIT = 120.0  # seconds that a server may ask us to wait before we give up on the page
+GZIP = b"\x1f\x8b"
 _ASK_TO_WAIT = ("maxlag", "ratelimited")  # MediaWiki-API-Error, with HTTP status 200
 
 
@@ -243,12 +244,26 @@ def _unpack(body: bytes, coding: str) -> bytes:
         return body
     if coding not in ("gzip", "x-gzip", "deflate"):
         raise NotFetched(f"is packed as {coding}, which was not asked for")
+    if not body:
+        return body
     for window in (zlib.MAX_WBITS | 32, -zlib.MAX_WBITS):  # with a header of gzip or zlib; "deflate" without any
         with contextlib.suppress(zlib.error):
-            unpacked = zlib.decompressobj(window).decompress(body, MAX_PAGE + 1)
-            _check_size(len(unpacked))
-            return unpacked
+            return _inflate(body, window, coding)
     raise NotFetched(f"its {coding} is broken")
+
+
+def _inflate(body: bytes, window: int, coding: str) -> bytes:
+    """Returns the unpacked stream, or streams: several in a row are one body (RFC 1952, 2.2). Raises zlib.error."""
+    unpacked = bytearray()
+    while True:
+        stream = zlib.decompressobj(window)
+        unpacked += stream.decompress(body, MAX_PAGE + 1 - len(unpacked))
+        _check_size(len(unpacked))
+        if not stream.eof:
+            raise _Retryable(f"its {coding} ends in the middle: the answer was cut short")
+        body = stream.unused_data
+        if not body.startswith(GZIP):  # what follows is no further stream but padding
+            return bytes(unpacked)
 
 
 def _check_size(size: int) -> None:

@@ -1,6 +1,7 @@
 """API of MediaWiki (Wikipedia and others): the pages of a title or category, and their text, with continuation.
 
-Answers of both `formatversion`s are read. Only `get` speaks to the network, one request after the other.
+Answers of both `formatversion`s are read, and continuation in both forms: `continue` (asked for since 1.21, the
+default since 1.26) and `query-continue`. Only `get` speaks to the network, one request after the other.
 """
 
 import re
@@ -15,6 +16,8 @@ from data_prep.glossary.words import ABOUT_TERMS
 ARTICLE, CATEGORY = 0, 14  # namespaces
 MAXLAG = 5  # seconds behind which the databases may be before the server asks us to wait
 LEADS_AT_ONCE = 20  # the limit of TextExtracts per answer
+# What the parser writes in place of a template beyond its limits
+_OMITTED = re.compile(r"<!--\s*WARNING: (?:template|argument) omitted")
 
 Get = Callable[[str], Awaitable[dict]]  # URL -> the JSON answer; raises ApiError without one
 
@@ -46,6 +49,7 @@ class WikiPage:
     url: str
     html: str = ""  # of a glossary
     lead: str = ""  # the text before the first heading of an article
+    cut: str = ""  # why the wiki left out a part of the page; empty: it is whole
 
 
 def address(api: str, **parameters: Any) -> str:
@@ -57,17 +61,43 @@ def address(api: str, **parameters: Any) -> str:
 def read_query(data: Any) -> QueryResult:
     """Reads the answer to action=query. Raises ApiError."""
     _check(data)
-    query = data.get("query", {})
+    query = _object(data, "query")
     pages = query.get("pages", [])
     result = QueryResult(pages=[_page(page) for page in (pages.values() if isinstance(pages, dict) else pages)])
     # normalized, converted and redirects map titles to other ones: the pages have the last one
     others = {"pages", "normalized", "converted", "redirects", "interwiki"}
     result.lists = {name: rows for name, rows in query.items() if name not in others and isinstance(rows, list)}
-    result.general = query.get("general", {})
-    result.more = {key: str(value) for key, value in data.get("continue", {}).items()}
-    for module, warning in data.get("warnings", {}).items():
-        result.warnings.append(f"{module}: {warning.get('warnings') or warning.get('*') or warning}")
+    result.general = _object(query, "general")
+    result.more = _more(data)
+    result.warnings = _warnings(data)
     return result
+
+
+def _object(answer: dict, key: str) -> dict:
+    """Returns the object under this key. PHP writes an empty one as []."""
+    value = answer.get(key) or {}
+    if not isinstance(value, dict):
+        raise ApiError(f"is no answer of MediaWiki ({key!r} is no object)")
+    return value
+
+
+def _more(data: dict) -> dict[str, str]:
+    """Returns the parameters that continue the query. Old wikis have them by module, under "query-continue"."""
+    modules = [_object(data, "continue")] if "continue" in data else [*_object(data, "query-continue").values()]
+    if not all(isinstance(module, dict) for module in modules):
+        raise ApiError("is no answer of MediaWiki (its continuation is no object)")
+    return {key: str(value) for module in modules for key, value in module.items()}
+
+
+def _warnings(data: dict) -> list[str]:
+    warnings = data.get("warnings") or {}
+    if isinstance(warnings, list):  # in the form of `errorformat`
+        warnings = {one.get("module", ""): one for one in warnings if isinstance(one, dict)}
+    texts = {
+        module: one.get("warnings") or one.get("text") or one.get("*") or one if isinstance(one, dict) else one
+        for module, one in (warnings.items() if isinstance(warnings, dict) else ())
+    }
+    return [f"{module}: {text}" for module, text in texts.items()]
 
 
 def _page(page: dict) -> dict:
@@ -95,21 +125,22 @@ def _check(data: Any) -> None:
         text = error.get("info") or error.get("text") or error.get("*") or ""
         kind = Missing if error.get("code") == "missingtitle" else ApiError
         raise kind(f"the wiki says {error.get('code')}: {text}")
-    if not {"query", "parse", "batchcomplete", "continue"} & set(data):
+    if not {"query", "parse", "batchcomplete", "continue", "query-continue"} & set(data):
         raise ApiError(f"is no answer of MediaWiki (its keys: {', '.join(map(str, data)) or 'none'})")
 
 
 async def query(get: Get, api: str, **parameters: Any) -> AsyncIterator[QueryResult]:
     """Yields every answer to one query, continued to its end."""
-    more: dict[str, str] = {}
+    more, seen = {"continue": ""}, []  # the empty one asks a wiki before 1.26 for the newer form
     while True:
         result = read_query(await get(address(api, action="query", **parameters | more)))
         yield result
         if not result.more:
             return
-        if result.more == more:
-            raise ApiError(f"continues at the same place again and again ({more})")
+        if result.more in seen:
+            raise ApiError(f"continues at the same place again and again ({result.more})")
         more = result.more
+        seen.append(more)
 
 
 async def merged_pages(get: Get, api: str, **parameters: Any) -> dict[str, dict]:
@@ -128,10 +159,20 @@ class Wiki:
 
     def __init__(self, api: str, get: Get, report: Callable[[str], None]):
         """api: address of its api.php; report: called with every note for people."""
-        self.api, self.get, self.report = api, get, report
+        self.api, self.report, self._ask = api, report, get
         self.left: Counter = Counter()  # reason -> pages that were left out
         self.failed: list[tuple[str, str]] = []  # (title, reason) of a category's pages that could not be fetched
         self._article_path = urljoin(api, "index.php?title=$1")
+        self._warned: set[str] = set()
+
+    async def get(self, url: str) -> dict:
+        """Returns the answer of the wiki. Each of its warnings (a limit, a truncated result) is said once."""
+        data = await self._ask(url)
+        for warning in _warnings(data) if isinstance(data, dict) else ():
+            if warning not in self._warned:
+                self._warned.add(warning)
+                self.report(f"warning of the wiki: {warning}")
+        return data
 
     async def pages(self, title: str) -> AsyncIterator[WikiPage]:
         """Yields the page of this title, or the pages of this category.
@@ -170,8 +211,6 @@ class Wiki:
         parameters = {"titles": title, "redirects": True, "prop": "info", "meta": "siteinfo", "siprop": "general"}
         async for result in query(self.get, self.api, **parameters):
             start = start or next(iter(result.pages), {})
-            for warning in result.warnings:
-                self.report(f"warning of the wiki: {warning}")
             if path := result.general.get("articlepath"):
                 self._article_path = urljoin(self.api, path)
         if not start or start["missing"]:
@@ -206,7 +245,9 @@ class Wiki:
         parameters = {"page": title, "prop": "text", "redirects": True, "disableeditsection": True, "disabletoc": True}
         data = await self.get(address(self.api, action="parse", disablelimitreport=True, **parameters))
         name, text = read_parse(data)
-        return WikiPage(name or title, self._url(name or title), html=text)
+        left = len(_OMITTED.findall(text))
+        cut = f"{left:,} templates beyond the wiki's limits are left out of the page by the wiki" if left else ""
+        return WikiPage(name or title, self._url(name or title), html=text, cut=cut)
 
     async def _leads(self, titles: list[str]) -> AsyncIterator[WikiPage]:
         parameters = {"prop": "extracts", "exintro": True, "explaintext": True, "exlimit": "max"}

@@ -18,8 +18,14 @@ TEXT = b"<p>text" * 100
 
 @pytest.mark.parametrize(
     ("coding", "packed"),
-    [("", TEXT), ("gzip", gzip.compress(TEXT)), ("deflate", zlib.compress(TEXT)), ("deflate", zlib.compress(TEXT)[2:])],
-    ids=["none", "gzip", "deflate", "deflate without its header"],
+    [
+        ("", TEXT),
+        ("gzip", gzip.compress(TEXT)),
+        ("gzip", gzip.compress(TEXT[:50]) + gzip.compress(TEXT[50:]) + bytes(8)),
+        ("deflate", zlib.compress(TEXT)),
+        ("deflate", zlib.compress(TEXT)[2:]),
+    ],
+    ids=["none", "gzip", "gzip in two streams and padding", "deflate", "deflate without its header"],
 )
 def test_packed_bodies_are_unpacked(coding, packed):
     assert _unpack(packed, coding) == TEXT
@@ -30,7 +36,19 @@ def test_packed_bodies_are_unpacked(coding, packed):
     [
         ("br", b"", "is packed as br, which was not asked for"),
         ("gzip", b"no gzip", "its gzip is broken"),
+        ("gzip", gzip.compress(TEXT)[:-12], "its gzip ends in the middle: the answer was cut short"),
+        (
+            "gzip",
+            gzip.compress(TEXT) + gzip.compress(TEXT)[:12],
+            "its gzip ends in the middle: the answer was cut short",
+        ),
+        ("deflate", zlib.compress(TEXT)[:-9], "its deflate ends in the middle: the answer was cut short"),
         ("gzip", gzip.compress(bytes(MAX_PAGE + 1)), "is larger than 10 MiB; it was not read further"),
+        (
+            "gzip",
+            gzip.compress(bytes(MAX_PAGE)) + gzip.compress(b"x"),
+            "is larger than 10 MiB; it was not read further",
+        ),
     ],
 )
 def test_bodies_that_are_not_unpacked(coding, packed, reason):

@@ -101,12 +101,94 @@ def test_a_query_is_continued_to_its_end_and_put_together(recorded):
     assert all(request["maxlag"] == "5" and request["prop"] == "langlinks" for request in asked)
 
 
-def test_a_continuation_that_does_not_move_is_an_error(recorded):
+@pytest.mark.parametrize("places", ["1", "12"], ids=["at one place", "in a circle"])
+def test_a_continuation_that_does_not_move_is_an_error(places):
+    asked = []
+
     async def get(url):
-        return {"query": {"pages": []}, "continue": {"xxcontinue": "1"}}
+        asked.append(url)
+        return {"query": {"pages": []}, "continue": {"xxcontinue": places[len(asked) % len(places)]}}
 
     with pytest.raises(ApiError, match="again and again"):
         asyncio.run(merged_pages(get, "http://w/api.php"))
+
+
+def old_wiki(release: int, asked: list[dict[str, str]], members: int = 25, at_once: int = 10):
+    """A wiki whose category is larger than one answer, as a release of MediaWiki 1.x continues."""
+
+    async def get(url):
+        request = {key: value[0] for key, value in parse_qs(urlsplit(url).query, keep_blank_values=True).items()}
+        asked.append(request)
+        if request["action"] == "parse":
+            text = f"<dl><dt>{request['page']}</dt><dd>A thing.</dd></dl>"
+            return {"parse": {"title": request["page"], "text": {"*": text}}}
+        if "list" not in request:
+            return {"query": {"pages": {"1": {"ns": 14, "title": "Category:Glossaries"}}, "general": []}}
+        start = int(request.get("cmcontinue", 0))
+        names = [f"Glossary {number}" for number in range(members)][start : start + at_once]
+        answer = {"query": {"categorymembers": [{"ns": 0, "title": name} for name in names]}}
+        further = {"cmcontinue": start + at_once}
+        if start + at_once >= members:
+            return answer
+        if release >= 26 or (release >= 21 and "continue" in request):
+            return answer | {"continue": {**further, "continue": "-||"}}
+        return answer | {"query-continue": {"categorymembers": further}}
+
+    return get
+
+
+async def titles_of(wiki: mediawiki.Wiki, title: str) -> list[str]:
+    return [page.title async for page in wiki.pages(title)]
+
+
+@pytest.mark.parametrize("release", [19, 20, 21, 25, 26, 43])
+def test_a_category_is_read_to_its_end_whatever_the_release_calls_the_continuation(release):
+    """Before 1.26 an answer is continued by `query-continue` unless `continue` is asked for; before 1.21 always."""
+    asked, said = [], []
+    wiki = mediawiki.Wiki("https://w.example/api.php", old_wiki(release, asked), said.append)
+    titles = asyncio.run(titles_of(wiki, "Category:Glossaries"))
+    assert titles == [f"Glossary {number}" for number in range(25)] and not said
+    assert [request.get("cmcontinue") for request in asked if "list" in request] == [None, "10", "20"]
+
+
+def test_old_continuations_of_several_modules_go_on_together():
+    answer = {"query-continue": {"links": {"plcontinue": "1|0|A"}, "extracts": {"excontinue": 1}}, "query": []}
+    assert read_query(answer).more == {"plcontinue": "1|0|A", "excontinue": "1"}
+    assert read_query({"query": {"pages": []}, "query-continue": [], "warnings": []}).more == {}
+
+
+@pytest.mark.parametrize(
+    "warnings",
+    [
+        {"result": {"*": "This result was truncated."}},
+        {"result": {"warnings": "This result was truncated."}},
+        [{"module": "result", "text": "This result was truncated.", "code": "truncatedresult"}],
+    ],
+)
+def test_every_answer_that_warns_of_a_cut_is_reported_once(warnings):
+    answer, said = old_wiki(43, []), []
+
+    async def get(url):
+        return await answer(url) | ({"warnings": warnings} if "list=" in url or "action=parse" in url else {})
+
+    wiki = mediawiki.Wiki("https://w.example/api.php", get, said.append)
+    assert len(asyncio.run(titles_of(wiki, "Category:Glossaries"))) == 25
+    assert said == ["warning of the wiki: result: This result was truncated."]
+
+
+def test_templates_that_the_wiki_left_out_of_a_page_are_counted():
+    text = "<p>x</p><!-- WARNING: template omitted, post-expand include size too large -->"
+
+    async def get(url):
+        if "action=parse" in url:
+            return {"parse": {"title": "Glossary", "text": text * 2}}
+        return {"query": {"pages": [{"ns": 0, "title": "Glossary"}]}}
+
+    async def only():
+        return [page async for page in mediawiki.Wiki("https://w.example/api.php", get, print).pages("Glossary")]
+
+    (page,) = asyncio.run(only())
+    assert page.cut == "2 templates beyond the wiki's limits are left out of the page by the wiki"
 
 
 def test_a_real_category_is_walked(recorded):
