@@ -114,14 +114,18 @@ def text_of(element: html.HtmlElement, skip: Collection[html.HtmlElement] = ()) 
 
 def sections(element: html.HtmlElement) -> list[tuple[html.HtmlElement, str]]:
     """Returns every heading with the text up to the next heading of any level, in order."""
-    headings = set(element.iter(*HEADINGS))
+    return parts(element, set(element.iter(*HEADINGS)))
+
+
+def parts(element: html.HtmlElement, marks: Collection[html.HtmlElement]) -> list[tuple[html.HtmlElement, str]]:
+    """Returns every mark in the element with the text up to the next mark, in order."""
     parts: list[tuple[html.HtmlElement, list[str]]] = []
-    for piece in _pieces(element, headings):
+    for piece in _pieces(element, marks):
         if not isinstance(piece, str):
             parts.append((piece, []))
         elif parts:
             parts[-1][1].append(piece)
-    return [(heading, tidy("".join(pieces))) for heading, pieces in parts]
+    return [(mark, tidy("".join(pieces))) for mark, pieces in parts]
 
 
 def _pieces(element: html.HtmlElement, skip: Collection[html.HtmlElement]) -> Iterator[str | html.HtmlElement]:

@@ -1,8 +1,9 @@
 """Terms and definitions of one page, by the structure of its HTML. Markdown is rendered to HTML first."""
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 from lxml import etree, html
 
@@ -11,6 +12,7 @@ from data_prep.glossary.cross_references import Reference, reference
 from data_prep.records import normalise
 
 LONGEST_TERM = 200  # characters
+_PAGE_NUMBER = re.compile(r"/+(?:(?:page/+)?\d+/+)?$")
 
 
 @dataclass(slots=True, eq=False)
@@ -75,11 +77,35 @@ def from_html(text: str, url: str, language: str = "", about_terms: bool = False
     lang = (document.get("lang") or "").partition("-")[0].lower()
     if language and lang not in ("", language.lower()):
         page.notes.append(f"the page says that it is in {lang!r}, --lang says {language!r}")
+    if further := _next_page(document, url):
+        page.notes.append(f"goes on at {further}, which is not read: name it as a source too")
     is_glossary = about_terms or structures.about_terms(document, url)
     markup.prune(document)
     _collect(document, is_glossary, page)
     _drop_repeats(page)
     return page
+
+
+def _next_page(document: html.HtmlElement, url: str) -> str:
+    """Returns the address of the next page of the same glossary by rel="next", or "". To be called before pruning.
+
+    The next chapter of a book has the same mark: only an address that differs in its query or page number counts.
+    """
+    for link in document.iter("a", "link"):
+        if "next" in link.get("rel", "").lower().split() and link.get("href"):
+            here, there = urlsplit(url), urlsplit(_joined(url, link.get("href")))
+            bare = [_PAGE_NUMBER.sub("/", f"{address.path}/") for address in (here, there)]
+            if (here.netloc, bare[0]) == (there.netloc, bare[1]) and here[2:4] != there[2:4]:
+                return there.geturl()
+    return ""
+
+
+def _joined(url: str, link: str) -> str:
+    """Returns the address of a link on the page, or "" if it is none."""
+    try:
+        return urlsplit(urljoin(url, link.strip())).geturl()
+    except ValueError:
+        return ""
 
 
 def from_markdown(text: str, url: str, language: str = "") -> Page:
@@ -144,7 +170,7 @@ def _take(group: structures.Group, page: Page) -> int:
     """Adds an entry for each term of the group and returns their number. Skips what is no entry, with its reason."""
     texts = [text if isinstance(text, str) else markup.text_of(text) for text in group.definitions]
     definition = markup.clean_definition("\n\n".join(text for text in texts if text))
-    links = [(markup.text_of(a), urljoin(page.url, a.get("href").strip())) for a in group.links if a.get("href")]
+    links = [(markup.text_of(a), _joined(page.url, a.get("href"))) for a in group.links if a.get("href")]
     see = reference(definition, links)
     taken, line = 0, group.line
     for element in group.terms or [""]:
@@ -168,6 +194,8 @@ def _no_entry(term: str, definition: str) -> str:
         return f"the term is longer than {LONGEST_TERM} characters"
     if normalise(term) == normalise(definition):
         return "the definition only repeats the term"
+    if structures.names_columns(term, definition):
+        return "these are headings of columns"
     if "\ufffd" in term or "\ufffd" in definition:
         return "holds bytes that the page's charset does not have"
     return ""

@@ -1,6 +1,7 @@
 """Structures that hold terms and definitions. Each function finds one kind in a pruned document."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -13,6 +14,9 @@ FEWEST = 3  # plain list items, headings or bold words: any page may have fewer
 
 WIDEST = 64  # columns of a table that are read
 BOLD = ("b", "strong", "dfn")
+BLOCKS = (markup.PARAGRAPHS | markup.LINES | markup.CELLS | {"body", "center", "fieldset", "html"}) - {"br", "hr"}
+_HEAD_CLASS = re.compile(r"(?:^|[\s_-])(?:t|table)?head(?:er|ing|row)?s?(?:$|[\s_-])", re.I)
+LONGEST_HEAD = 3  # words of a column's heading that is marked as no heading
 _SEPARATED = re.compile(r"\s*(?:[:：–—]|-\s)")
 
 
@@ -91,14 +95,28 @@ def tables(document: html.HtmlElement, headed: bool) -> list[Group]:
     """Finds tables whose headings name a term and a definition column, or else the other tables of two columns."""
     groups = []
     for table in document.xpath("//table[not(ancestor::table) and not(.//table) and not(.//dl) and not(ancestor::dl)]"):
-        rows = _grid(table)
-        head = rows[0] if rows and _is_head(rows[0]) else []
+        head, rows = _head_and_body(_grid(table))
         columns = _columns(head)
         if headed and columns:
-            groups += [_row(row, *columns) for row in rows[1:] if not _divides(row, head)]
-        elif not headed and not columns and rows and all(len(row) == 2 for row in rows):
-            groups += [_row(row, [0], 1) for row in rows[bool(head) :] if not _divides(row, head)]
+            groups += [_row(row, *columns) for row in rows if not _divides(row, head)]
+        elif not headed and not columns and rows and all(len(row) == 2 for row in [head or rows[0], *rows]):
+            groups += [_row(row, [0], 1) for row in rows if not _divides(row, head)]
     return groups
+
+
+def _head_and_body(rows: list[list[html.HtmlElement]]) -> tuple[list[html.HtmlElement], list[list[html.HtmlElement]]]:
+    """Returns the row of headings ([]: there is none), and the rows below it. Titles over all columns are left out."""
+    first = next((place for place, row in enumerate(rows) if not _is_title(row)), 0)
+    if not _is_head(rows[first:]):
+        return [], rows
+    body = rows[first + 1 :]
+    while body and _in_thead(body[0]):
+        body = body[1:]
+    return rows[first], body
+
+
+def _is_title(row: list[html.HtmlElement]) -> bool:
+    return len(row) > 1 and all(cell is row[0] for cell in row)
 
 
 def _grid(table: html.HtmlElement) -> list[list[html.HtmlElement]]:
@@ -132,10 +150,30 @@ def _span(cell: html.HtmlElement, name: str) -> int:
     return max(int(value[:4]), 1) if value.isdecimal() else 1
 
 
-def _is_head(row: list[html.HtmlElement]) -> bool:
-    return all(cell.tag == "th" for cell in row) or all(
-        next(cell.iterancestors("thead"), None) is not None for cell in row
-    )
+def _is_head(rows: list[list[html.HtmlElement]]) -> bool:
+    """Returns True if the first row holds the headings: by its tags, its words, its class or its bold type."""
+    if not rows:
+        return False
+    row, below = rows[0], rows[1:2]
+    if all(cell.tag == "th" for cell in row) or _in_thead(row):
+        return True
+    if not below:
+        return False
+    if _columns(row) and all(len(markup.text_of(cell).split()) <= LONGEST_HEAD for cell in row):
+        return True
+    return all(map(_is_marked, row)) and not all(map(_is_marked, below[0]))
+
+
+def _in_thead(row: list[html.HtmlElement]) -> bool:
+    return all(next(cell.iterancestors("thead"), None) is not None for cell in row)
+
+
+def _is_marked(cell: html.HtmlElement) -> bool:
+    """Returns True if the cell looks like a heading: by its tag, by a class of its own or its row, or wholly bold."""
+    text = markup.text_of(cell)
+    by_class = _HEAD_CLASS.search(f"{cell.get('class', '')} {cell.getparent().get('class', '')}")
+    bold = bool(text) and any(markup.text_of(bold) == text for bold in cell.iter(*BOLD))
+    return bool(cell.tag == "th" or by_class or bold)
 
 
 def _columns(head: list[html.HtmlElement]) -> tuple[list[int], int] | None:
@@ -144,6 +182,12 @@ def _columns(head: list[html.HtmlElement]) -> tuple[list[int], int] | None:
     definition = next((i for i, heading in enumerate(words) if heading & DEFINITION_HEADS), None)
     terms = [i for i, heading in enumerate(words) if heading & TERM_HEADS and i != definition]
     return (terms, definition) if terms and definition is not None else None
+
+
+def names_columns(term: str, definition: str) -> bool:
+    """Returns True for a term and a definition that are the headings of their columns, such as "Term" and "Meaning"."""
+    words = [set(re.findall(r"\w+", text.casefold())) for text in (term, definition)]
+    return bool(words[0] and words[1] and words[0] <= TERM_HEADS and words[1] <= DEFINITION_HEADS)
 
 
 def _row(row: list[html.HtmlElement], terms: list[int], definition: int) -> Group:
@@ -156,7 +200,7 @@ def _divides(row: list[html.HtmlElement], head: list[html.HtmlElement]) -> bool:
     """Returns True for a row without an entry: one cell over all columns (a letter), a repeated head, or empty."""
     texts = [markup.text_of(cell) for cell in row]
     repeated = [markup.text_of(cell) for cell in head] == texts
-    return not any(texts) or repeated or (len(row) > 1 and all(cell is row[0] for cell in row))
+    return not any(texts) or repeated or _is_title(row)
 
 
 def headings(document: html.HtmlElement) -> tuple[list[Group], list[tuple[int, str, str]]]:
@@ -213,33 +257,94 @@ def main_content(document: html.HtmlElement) -> html.HtmlElement:
 
 
 def bold_words(document: html.HtmlElement) -> list[Group]:
-    """Finds list items and paragraphs that begin with a bold word and a colon or dash.
+    """Finds bold words that begin a line and have a colon or dash behind them.
 
-    The definition of a paragraph reaches to the next such paragraph or heading.
+    The definition reaches to the next such word in the block, and that of a paragraph's last one to the next such
+    paragraph or heading. Blocks that are no list item or paragraph (a cell, a `div`) are read if they hold several.
     """
+    leads = _leads(main_content(document))
+    every = {lead for own in leads.values() for lead in own}
     groups = []
-    for block in main_content(document).iter("li", "p"):
-        lead = _lead(block)
-        if lead is None:
+    for block, own in leads.items():
+        if block.tag not in ("li", "p") and len(own) < 2:
             continue
-        definitions = [markup.text_of(block, {lead})]
-        links = list(block.iter("a"))
-        if block.tag == "p":
-            for following in block.itersiblings():
-                if following.tag in markup.HEADINGS or following.tag == "hr" or _lead(following) is not None:
-                    break
-                definitions.append(markup.text_of(following))
-                links += following.iter("a")
-        groups.append(Group([lead], definitions, links))
+        marks = own  # an item's list is part of its definition
+        if block.tag != "li":
+            marks = [e for e in block.iter(etree.Element) if e in every or e.tag in markup.HEADINGS]
+        links = _links_by_mark(block, set(marks))
+        parts = [(lead, text) for lead, text in markup.parts(block, set(marks)) if lead in own]
+        found = [Group([lead], [text], links[lead]) for lead, text in parts]
+        for following in block.itersiblings() if block.tag == "p" else ():
+            if _ends_definition(following, leads, every):
+                break
+            found[-1].definitions.append(markup.text_of(following))
+            found[-1].links += following.iter("a")
+        groups += found
     return groups if len(groups) >= FEWEST else []
 
 
-def _lead(block: html.HtmlElement) -> html.HtmlElement | None:
-    """Returns the bold word that this block begins with, if a separator follows it."""
-    if not isinstance(block.tag, str) or (block.text or "").strip():
-        return None
-    first = next(block.iterchildren(tag=etree.Element), None)
-    if first is None or first.tag not in BOLD:
-        return None
-    separated = markup.text_of(first).endswith((":", "：")) or _SEPARATED.match(first.tail or "")
-    return first if separated else None
+def _ends_definition(element: html.HtmlElement, leads: dict, every: set[html.HtmlElement]) -> bool:
+    """Returns True for an element behind a paragraph that is not part of the definition which ends in the paragraph."""
+    if element.tag in markup.HEADINGS or element.tag == "hr" or element in leads or element in every:
+        return True
+    return element.tag not in ("ul", "ol", "dl", "table") and any(inner in leads for inner in element.iter())
+
+
+def _leads(root: html.HtmlElement) -> dict[html.HtmlElement, list[html.HtmlElement]]:
+    """Returns block -> the bold words that begin a line of it and have a separator behind them, in order.
+
+    Left out: a word that stands so in several definitions ("Example:"), as it labels a part of them.
+    """
+    leads: dict[html.HtmlElement, list[html.HtmlElement]] = {}
+    names: Counter[str] = Counter()
+    for bold in root.iter(*BOLD):
+        name = markup.text_of(bold)
+        if not name or next(bold.iterancestors(*BOLD), None) is not None or not _begins_line(bold):
+            continue
+        block = next((above for above in bold.iterancestors() if above.tag in BLOCKS), root)
+        if name.endswith((":", "：")) or _SEPARATED.match(_behind(bold, block)):
+            leads.setdefault(block, []).append(bold)
+            names[markup.clean_term(name)] += 1
+    for block, (first, *others) in leads.items():
+        titles = {lead: markup.clean_term(markup.text_of(lead)) for lead in others}
+        leads[block] = [first, *(lead for lead, title in titles.items() if names[title] == 1 and not _no_term(title))]
+    return leads
+
+
+def _begins_line(element: html.HtmlElement) -> bool:
+    """Returns True if no text stands before the element on its line."""
+    while True:
+        before, above = element.getprevious(), element.getparent()
+        if above is None:
+            return True
+        if ((above.text if before is None else before.tail) or "").strip():
+            return False
+        if before is None:
+            if above.tag in BLOCKS:
+                return True
+            element = above
+        elif before.tag in BLOCKS or before.tag in ("br", "hr"):
+            return True
+        elif isinstance(before.tag, str) and before.text_content().strip():
+            return False
+        else:
+            element = before
+
+
+def _behind(element: html.HtmlElement, block: html.HtmlElement) -> str:
+    """Returns the text behind the element, or behind the inline elements that hold nothing else."""
+    while not (element.tail or "").strip() and element.getnext() is None and element.getparent() not in (block, None):
+        element = element.getparent()
+    return element.tail or ""
+
+
+def _links_by_mark(block: html.HtmlElement, marks: set[html.HtmlElement]) -> dict[html.HtmlElement, list]:
+    """Returns mark -> the links behind it, up to the next mark."""
+    links: dict[html.HtmlElement, list] = {}
+    current, last = None, None
+    for element in block.iter(etree.Element):
+        if element in marks:
+            current, last = links.setdefault(element, []), element
+        elif element.tag == "a" and current is not None and last not in element.iterancestors():
+            current.append(element)
+    return links

@@ -30,6 +30,7 @@ def pairs(page: glossary.Page) -> dict[str, str]:
 STRUCTURES = {
     "dl.glossary": "<dl class='glossary docutils'><dt>ant</dt><dd>An insect.</dd><dt>bee</dt><dd>Another.</dd></dl>",
     "definition list": ABOUT + "<dl><dt>ant<dd>An insect.<dt>bee<dd>Another.</dl>",
+    "bold lines": ABOUT + "<p><b>ant</b> - An insect.<br><b>bee</b> - Another.<br><b>cow</b> - None.</p>",
     "definition list in divs": ABOUT
     + "<dl><div><dt>ant</dt><dd>An insect.</dd></div><div><dt>bee</dt><dd>Another.</dd></div></dl>",
     "table with headings": "<table><tr><th>Abk.<th>Begriff<th>Bedeutung<tr><td>1<td>ant<td>An insect.<tr><td>2<td>bee"
@@ -184,6 +185,121 @@ def test_tables_with_spans_repeated_heads_and_letters():
     assert [item.reason for item in page.skipped] == ["no definition"]
     shared = "<table><tr><th>Term<th>Meaning<tr><td>ant<td rowspan=2>An insect.<tr><td>emmet<tr><td>bee<td>It stings."
     assert read(shared) == {"ant": "An insect.", "emmet": "An insect.", "bee": "It stings."}
+
+
+HEADS = {
+    "words in td": "<tr><td>Term</td><td>Definition</td></tr>",
+    "words in td and th": "<tr><th>Term</th><td>Definition</td></tr>",
+    "other language": "<tr><td>Fachbegriff</td><td>Erklärung</td></tr>",
+    "several words": "<tr><td>The term</td><td>Its meaning</td></tr>",
+    "bold, words unknown": "<tr><td><b>Name</b></td><td><strong>What it is</strong></td></tr>",
+    "class of the row": "<tr class='sticky-header'><td>Name</td><td>What it is</td></tr>",
+    "class of the cells": "<tr><td class=tablehead>Name</td><td class='tablehead x'>What it is</td></tr>",
+    "title before td": "<tr><td colspan=2>Our glossary</td></tr><tr><td>Term</td><td>Definition</td></tr>",
+    "title before th": "<tr><th colspan=2>Our glossary</th></tr><tr><th>Name</th><th>What it is</th></tr>",
+    "two rows of thead": "<thead><tr><td>Term<td>Definition</tr><tr><td>(English)<td>(long)</tr></thead>",
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_row_is_no_entry_whatever_its_cells_are(head):
+    rows = "<tr><td>ant</td><td>An insect.</td></tr><tr><td><b>bee</b></td><td>Another.</td></tr>"
+    found = glossary.from_html(f"{ABOUT}<table>{HEADS[head]}{rows}</table>", URL)
+    assert pairs(found) == {"ant": "An insect.", "bee": "Another."} and not found.skipped
+
+
+def test_a_head_row_of_td_names_the_columns_of_a_wider_table():
+    text = (
+        "<table><tr><td>No.<td>Abbreviation<td>Meaning<tr><td>1<td>TLS<td>Thread-local storage.<tr><td>2<td>OD"
+        "<td>Open data.</table>"
+    )
+    assert read(text) == {"TLS": "Thread-local storage.", "OD": "Open data."}
+
+
+def test_first_rows_that_are_entries_stay():
+    """A first row with words of headings in a sentence, in bold like all rows, or with the class of an entry."""
+    word = "<tr><td>word<td>A unit of language that has a meaning of its own.<tr><td>ant<td>An insect."
+    assert set(read(f"{ABOUT}<table>{word}</table>")) == {"word", "ant"}
+    bold = "<tr><td><b>ant</b><td><b>An insect.</b><tr><td><b>bee</b><td><b>Another.</b>"
+    assert set(read(f"{ABOUT}<table>{bold}</table>")) == {"ant", "bee"}
+    classed = "<tr class=headword><td>ant<td>An insect.<tr class=note><td>bee<td>Another."
+    assert set(read(f"{ABOUT}<table>{classed}</table>")) == {"ant", "bee"}
+
+
+def test_headings_of_columns_in_a_list_are_no_entry():
+    text = ABOUT + "<dl><dt>Term</dt><dd>Meaning</dd><dt>ant</dt><dd>An insect.</dd><dt>bee</dt><dd>Another.</dd></dl>"
+    found = glossary.from_html(text, URL)
+    assert set(pairs(found)) == {"ant", "bee"}
+    assert [item.reason for item in found.skipped] == ["these are headings of columns"]
+
+
+LINES = {
+    "paragraph": "<p><b>ant</b> - An insect.<br><b>bee</b> - Another.<br>It stings.<br><b>cow</b> - None.</p>",
+    "paragraphs": "<p><b>ant</b> - An insect.<br><b>bee</b> - Another.</p><p>It stings.</p><p><b>cow</b> - None.</p>",
+    "list item": "<ul><li><b>ant</b>: An insect.<br/><b>bee</b>: Another.<br/>It stings.<li><b>cow</b>: None.</ul>",
+    "cell": "<table><tr><td><b>ant</b> – An insect.<br><b>bee</b> – Another.<br>It stings."
+    "<br><b>cow</b> – None.</table>",
+    "division": "<div><b>ant</b>: An insect.<br><br><b>bee</b>: Another.<br>It stings.<br><b>cow</b>: None.</div>",
+    "body": "<body>Words:<br><b>ant:</b> An insect.<br><b>bee:</b> Another.<p>It stings.</p><b>cow:</b> None.",
+    "wrapped": "<p><span><b>ant</b></span> - An insect.<br><i><b>bee</b></i> - Another.<br>It stings.<br>"
+    "<a id=c></a><strong>cow</strong> - None.</p>",
+    "nested bold": "<p><b><dfn>ant</dfn></b>: An insect.<br><b><dfn>bee</dfn></b>: Another.<br>It stings.<br>"
+    "<b><dfn>cow</dfn></b>: None.</p>",
+    "text before": "<p>All of them:<br><b>ant</b> - An insect.<br><b>bee</b> - Another.<br>It stings.<br><b>cow</b> - "
+    "None.</p>",
+    "division after a paragraph": "<p><b>ant</b>: An insect.</p><div><b>bee</b>: Another.<br>It stings.<br>"
+    "<b>cow</b>: None.</div>",
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_every_line_that_begins_with_a_bold_word_is_an_entry(name):
+    found = read(ABOUT + LINES[name])
+    assert {term: squeezed(definition) for term, definition in found.items()} == {
+        "ant": "Aninsect.",
+        "bee": "Another.Itstings.",
+        "cow": "None.",
+    }
+
+
+def test_bold_words_within_a_definition_do_not_end_it():
+    """Within a line; without a separator; the label of a part; a section that is no term; a list in an item."""
+    text = (
+        "<ul><li><b>ant</b>: An <b>insect</b>: six legs.<br><b>Example:</b> the wood ant.</li>"
+        "<li><b>bee</b>: Another.<br><b>Also</b> a verb.<br><b>Example:</b> the bumblebee.</li>"
+        "<li><b>cow</b>: None.<br><b>See also:</b> ox.<ul><li><b>calf</b>: a young one</li></ul></li></ul>"
+    )
+    assert read(ABOUT + text) == {
+        "ant": "An insect: six legs.\nExample: the wood ant.",
+        "bee": "Another.\nAlso a verb.\nExample: the bumblebee.",
+        "cow": "None.\nSee also: ox.\n\ncalf: a young one",
+        "calf": "a young one",
+    }
+
+
+def test_references_are_those_of_their_own_line():
+    text = (
+        "<p><b>OD</b>: see <a href='#t'>that</a><br><b><a id=t></a>Open data</b>: Data for all.<br>"
+        "<b>PD</b>: Not <a href='/x'>open</a>.</p>"
+    )
+    assert read(ABOUT + text) == {"OD": "Data for all.", "Open data": "Data for all.", "PD": "Not open."}
+
+
+@pytest.mark.parametrize(
+    ("link", "further"),
+    [
+        ("<link rel=next href='?page=2'>", "http://example.org/terms?page=2"),
+        ("<a rel='nofollow next' href='/terms/page/2/'>More</a>", "http://example.org/terms/page/2/"),
+        ("<a rel=next href='terms/2'>More</a>", "http://example.org/terms/2"),
+        ("<a rel=next href='chapter-2'>Next chapter</a>", ""),
+        ("<a rel=next href='http://[bad'>Next</a><a rel=next href='#b'>b</a>", ""),
+        ("<a rel=prev href='?page=0'>Back</a>", ""),
+    ],
+)
+def test_a_glossary_that_goes_on_at_another_page_is_reported(link, further):
+    found = glossary.from_html(STRUCTURES["dl.glossary"] + link, "http://example.org/terms")
+    assert found.notes == ([f"goes on at {further}, which is not read: name it as a source too"] if further else [])
+    assert len(found.entries) == 2
 
 
 def test_headings_take_their_whole_section_and_report_what_they_pass():
