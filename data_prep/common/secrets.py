@@ -1,8 +1,10 @@
 """Secrets: read from the environment or a `.env` file, and removed from every message."""
 
 import os
+from pathlib import Path
 from urllib.parse import urlsplit
 
+from data_prep.common.environment import read_dotenv
 from data_prep.common.errors import BadInput
 
 HIDDEN = "[hidden]"
@@ -15,17 +17,11 @@ def secret(name: str) -> str | None:
     """
     if value := os.environ.get(name):
         return _usable(name, value)
-    from dotenv import dotenv_values, find_dotenv
+    from dotenv import find_dotenv
 
     file = find_dotenv(usecwd=True)
-    if not file:
-        return None
-    try:
-        value = dotenv_values(file).get(name)
-    except (OSError, UnicodeDecodeError) as error:
-        mend = "it must be UTF-8 lines of NAME=value"
-        raise BadInput(f"{file}: cannot be read ({type(error).__name__}); {mend}") from None
-    return _usable(name, value) if value else None
+    value = read_dotenv(Path(file)).get(name) if file else None
+    return _usable(f"{file}: {name}", value) if value else None
 
 
 def _usable(name: str, value: str) -> str:

@@ -22,6 +22,7 @@ import httpx
 from protego import Protego
 from w3lib.html import get_meta_refresh
 
+from data_prep.common.environment import network_client, proxy_note
 from data_prep.common.retry_after import retry_after
 from data_prep.crawling.http_cache import Answer, HttpCache
 
@@ -92,17 +93,18 @@ class Fetcher:
             "Accept-Language": f"{how.language},en;q=0.5" if how.language != "en" else "en",
             "Accept-Encoding": "gzip, deflate",  # those that `_unpack` knows
         }
-        trusted = httpx.create_ssl_context()
-        trusted.load_default_certs()  # the system's, beside those of httpx
-        self._client = httpx.AsyncClient(
-            headers=headers,
-            verify=trusted,
-            trust_env=how.proxies,
-            timeout=None,  # `_exchange` has one for the whole answer
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # stores none
-            event_hooks={"response": [_hide_location]},
-            limits=httpx.Limits(max_keepalive_connections=0),  # one that the server closed meanwhile would cost a try
-        )
+        with network_client():
+            trusted = httpx.create_ssl_context(trust_env=how.proxies)
+            trusted.load_default_certs()  # the system's, beside those of httpx
+            self._client = httpx.AsyncClient(
+                headers=headers,
+                verify=trusted,
+                trust_env=how.proxies,
+                timeout=None,  # `_exchange` has one for the whole answer
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # stores none
+                event_hooks={"response": [_hide_location]},
+                limits=httpx.Limits(max_keepalive_connections=0),  # a connection closed meanwhile would cost a try
+            )
         self._cache = HttpCache(how.cache, headers["Accept-Language"], how.max_age)
         return self
 
@@ -215,7 +217,8 @@ class Fetcher:
         except TimeoutError:
             raise _Retryable(f"no whole answer in time, {RETRIES + 1} times (--timeout)") from None
         except (httpx.TransportError, OSError) as error:
-            raise _Retryable("the answer was cut short" if response else _reason(error)) from None
+            note = proxy_note(url) if self._how.proxies else ""
+            raise _Retryable("the answer was cut short" if response else _reason(error) + note) from None
         answer = Answer(url, response.status_code, dict(response.headers.multi_items()), body)
         self._cache.put(answer)
         return answer

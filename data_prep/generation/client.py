@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_prep.common.console import EVERY_SECONDS, say
+from data_prep.common.environment import network_client, proxy_note
 from data_prep.common.errors import BadInput, Failed, nearest
 from data_prep.common.retry_after import retry_after
 from data_prep.common.secrets import without
@@ -110,12 +111,13 @@ class Model:
         self._openai = openai
         self.server, self.name, self.timeout, self.retry = server, name, timeout, retry
         self._format = {"response_format": response_format}
-        self._client = openai.AsyncOpenAI(
-            api_key=server.key or "none",  # the client insists on one
-            base_url=server.url,
-            max_retries=0,
-            timeout=openai.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout)),
-        )
+        with network_client(server.url):
+            self._client = openai.AsyncOpenAI(
+                api_key=server.key or "none",  # the client insists on one
+                base_url=server.url,
+                max_retries=0,
+                timeout=openai.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout)),
+            )
         self._more = {} if temperature is None else {"temperature": temperature}
         self._structured: bool | None = None  # None: unknown
         self._stopping = asyncio.Event()
@@ -254,7 +256,10 @@ class Model:
         reason = self._clean(cause) or type(cause).__name__
         kind = type(cause).__name__  # of httpx2, or httpx in older clients
         if kind in ("ConnectError", "ConnectTimeout") and not self.heard:
-            return Failed(f"cannot connect to {self.server.url}: {reason}; is the server up, and --base-url right?")
+            note = proxy_note(self.server.url)
+            return Failed(
+                f"cannot connect to {self.server.url}: {reason}{note}; is the server up, and --base-url right?"
+            )
         if kind == "RemoteProtocolError" and "illegal" in reason and not self.heard:
             return Failed(f"{self.server.url} answers with something that is no HTTP ({reason}); is --base-url right?")
         return _Fault("connection", f"the connection broke: {reason}")

@@ -3,7 +3,9 @@
 import re
 from dataclasses import dataclass, field
 
+from data_prep.common.environment import header_problems
 from data_prep.common.errors import BadInput
+from data_prep.common.files import check
 from data_prep.common.secrets import secret, url_problem
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -28,6 +30,7 @@ def endpoint(base_url: str | None = None) -> Endpoint:
     The key and the base URL of one provider belong together (NAMES): a key is never sent to another provider's
     address. base_url takes the key of the provider with this address, else the first key. Raises BadInput.
     """
+    check(header_problems("OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_CUSTOM_HEADERS"))
     known = [(key_name, secret(key_name), secret(url_name), url_name) for key_name, url_name in NAMES]
     if base_url is None:
         name, key, url, url_name = next((one for one in known if one[1] or one[2]), known[0])

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.common.environment import network_client, proxy_note, settings_read_by
 from data_prep.common.errors import BadInput, Failed
 from data_prep.common.secrets import secret, without
 from data_prep.stores.base import CHROMA_PORT, PAGE, Chunk, Collection, Store, StoreConfig, check_folder
@@ -38,13 +39,8 @@ class ChromaStore(Store):
     kind = "Chroma"
 
     def __init__(self, config: StoreConfig, create: bool = False):
-        try:
-            import chromadb
-            from chromadb.config import Settings
-        except ImportError:
-            raise Failed("--store chroma: needs Chroma: pip install 'embedfleet[stores]'") from None
+        chromadb, settings = _import()
         self.served = config.path is None
-        settings = Settings(anonymized_telemetry=False)
         if config.path is not None:
             self.location = f"in {config.path}"
             if not create:  # Chroma would create one silently
@@ -203,17 +199,35 @@ def _is_chroma(file: Path) -> bool:
         return False
 
 
+def _import() -> tuple[Any, Any]:
+    """Returns the library and its settings. BadInput for a variable (environment, `.env`) that it cannot read."""
+    with settings_read_by("chromadb"):
+        try:
+            import chromadb
+            from chromadb.config import Settings
+        except ImportError:
+            raise Failed("--store chroma: needs Chroma: pip install 'embedfleet[stores]'") from None
+        # the address comes from the flags: another one in the environment would be an error
+        settings = Settings(anonymized_telemetry=False, chroma_server_host=None, chroma_server_http_port=None)
+    if getattr(settings, "chroma_db_impl", None):
+        raise BadInput("CHROMA_DB_IMPL: is of Chroma before 0.4, and newer ones refuse to start with it; unset it")
+    return chromadb, settings
+
+
 def _check_server(config: StoreConfig, headers: dict[str, str]) -> None:
     """BadInput unless a Chroma server answers and takes the token. The client's own errors do not say which it is."""
     import httpx
 
     host = f"[{config.host}]" if ":" in config.host else config.host
     url = f"{'https' if config.ssl else 'http'}://{host}:{config.port or CHROMA_PORT}/api/v2/auth/identity"
+    with network_client(url):
+        client = httpx.Client(headers=headers, timeout=_ANSWER_SECONDS)
     try:
-        answer = httpx.get(url, headers=headers, timeout=_ANSWER_SECONDS)
+        with client:
+            answer = client.get(url)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         reason = without(str(error) or type(error).__name__, *headers.values())
-        raise BadInput(f"{config.place}: no Chroma server answers there ({reason})") from None
+        raise BadInput(f"{config.place}: no Chroma server answers there ({reason}){proxy_note(url)}") from None
     if answer.status_code in (401, 403):
         state = f"refuses the token in {TOKEN}" if headers else f"wants a token: set {TOKEN} (environment or .env)"
         raise BadInput(f"{config.place}: the server {state} (HTTP {answer.status_code})")

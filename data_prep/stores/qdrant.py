@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.common.console import say
+from data_prep.common.environment import network_client, proxy_note
 from data_prep.common.errors import BadInput, Failed, nearest
 from data_prep.common.secrets import secret
 from data_prep.stores.base import PAGE, Chunk, Collection, Store, StoreConfig, check_folder
@@ -59,7 +60,7 @@ class QdrantStore(Store):
         self.location = f"at {config.url}"
         if self.secret and config.url.startswith("http:"):
             say(f"note: --url {config.url} is not https: {KEY} travels unencrypted")
-        with _quiet():
+        with _quiet(), network_client(config.url):
             options = {"api_key": self.secret, "timeout": _ANSWER_SECONDS, "check_compatibility": False}
             self.client = QdrantClient(url=config.url, **options)
         self._check_server()
@@ -79,7 +80,8 @@ class QdrantStore(Store):
                 raise self.failure(error) from None
             raise BadInput(f"{flags}: what answers there is no Qdrant server (HTTP {error.status_code})") from None
         except ResponseHandlingException as error:
-            raise BadInput(f"{flags}: no Qdrant server answers there ({self.reason(error)})") from None
+            note = proxy_note(self.config.url)
+            raise BadInput(f"{flags}: no Qdrant server answers there ({self.reason(error)}){note}") from None
         except ValueError:
             raise BadInput(f"{flags}: what answers there is no Qdrant server (its answer is not JSON)") from None
 

@@ -1,8 +1,10 @@
 """Upload of an exported folder to a model hub by huggingface_hub. HF_ENDPOINT names the hub, HF_TOKEN the rights."""
 
+import os
 import re
 from pathlib import Path
 
+from data_prep.common.environment import network_client
 from data_prep.common.errors import Failed
 from data_prep.common.files import check
 from data_prep.common.secrets import secret, without
@@ -14,7 +16,11 @@ class Hub:
     """A model repository to write to. Raises BadInput, before any work, for an id that is none or without a token."""
 
     def __init__(self, repository: str):
+        import httpx
+
         self.repository, self.token = repository, secret("HF_TOKEN")
+        with network_client(os.environ.get("HF_ENDPOINT") or "https://huggingface.co"):
+            httpx.Client().close()  # as huggingface_hub makes one when all work is done
         problems = [] if _ID.fullmatch(repository) else [f"--push {repository}: is not of the form OWNER/NAME"]
         if not self.token:
             problems.append("--push: HF_TOKEN is not set; put a token that may write into the environment or .env")
