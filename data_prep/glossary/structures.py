@@ -307,7 +307,8 @@ def _leads(root: html.HtmlElement) -> dict[html.HtmlElement, list[html.HtmlEleme
             names[markup.clean_term(name)] += 1
     for block, (first, *others) in leads.items():
         titles = {lead: markup.clean_term(markup.text_of(lead)) for lead in others}
-        leads[block] = [first, *(lead for lead, title in titles.items() if names[title] == 1 and not _no_term(title))]
+        terms = [lead for lead, title in titles.items() if names[title] == 1 and not NO_TERM.fullmatch(title)]
+        leads[block] = [first, *terms]
     return leads
 
 

@@ -262,6 +262,11 @@ def test_every_line_that_begins_with_a_bold_word_is_an_entry(name):
     }
 
 
+def test_terms_of_one_letter_are_not_glued():
+    text = "<p><b>A</b> - x<br><b>B</b> - y</p><p><b>C</b> - z</p>"
+    assert read(ABOUT + text) == {"A": "x", "B": "y", "C": "z"}
+
+
 def test_bold_words_within_a_definition_do_not_end_it():
     """Within a line; without a separator; the label of a part; a section that is no term; a list in an item."""
     text = (
