@@ -44,7 +44,12 @@ def network_client(*urls: str) -> Iterator[None]:
 
 
 def proxy_note(url: str) -> str:
-    """Returns ` (asked through …)` for messages about a server that is asked through a proxy, else an empty string."""
+    """Returns what the environment does to requests to this server, for the message about a failed one, or ""."""
+    no_authorities = _no_authorities([url])
+    return _through_proxy(url) + (f" ({no_authorities})" if no_authorities else "")
+
+
+def _through_proxy(url: str) -> str:
     proxies, server = getproxies(), urlsplit(url)
     kind = next((kind for kind in (server.scheme.lower(), "all") if proxies.get(kind)), None)
     if kind is None or _excluded(server.hostname or "", proxies.get("no", "")):

@@ -132,6 +132,11 @@ def test_a_server_behind_a_proxy_is_said_to_be_so(monkeypatch):
         assert proxy_note(url) == "", url
 
 
+def test_an_https_server_that_failed_without_any_authority_is_said_to_be_so(monkeypatch):
+    monkeypatch.setenv("SSL_CERT_DIR", "/gone")
+    assert "SSL_CERT_DIR=/gone: no such folder" in proxy_note("https://h") and not proxy_note("http://h")
+
+
 KEY = "OPENAI_API_KEY"
 
 
