@@ -70,6 +70,11 @@ def text_key(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(normalise(text).encode(), digest_size=8).digest(), "big") >> 1
 
 
+def id_key(name: str) -> int:
+    """A 63-bit key of an id: equal keys mean equal ids, to the letter. No text has the key of an id."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8, person=b"id").digest(), "big") >> 1
+
+
 def document_text(title: str | None, text: str) -> str:
     """Joins title and text: the form in which a document is searched and embedded."""
     return f"{title}\n{text}" if title else text

@@ -52,7 +52,7 @@ class LoggedQuery:
     """The rows of one query."""
 
     text: str
-    items: dict[int, LoggedItem] = field(default_factory=dict)  # by the key of their text or id
+    items: dict[int | str, LoggedItem] = field(default_factory=dict)  # by id, or by the key of their text
     deepest_click: int = 0  # the lowest position of a click
 
 
@@ -89,15 +89,16 @@ def logs(inputs: list[Path], output: Path, *, rule: Rule, rows: str = "pairs", i
     Columns of a log: query, item, position, count, maybe impressions. Rows of one query and item, of any input, are
     added up. rows: "pairs", a record with a score for each query and item (losses cosine and cosent); "lists", a record
     for each query, whose positives score at least rule.positive_score and whose negatives were never clicked (InfoNCE).
-    items: a catalogue with columns id, text, maybe title; the log's items are its ids then. Everything left out is
-    counted. Memory holds an entry for each query and item, and the catalogue. Raises BadInput with every problem.
+    items: a catalogue with columns id, text, maybe title; the log's items are its ids then, compared exactly.
+    Everything left out is counted. Memory holds an entry for each query and item, and the catalogue. Raises BadInput
+    with every problem.
     """
     assert rows in ROWS
     check([*check_output_file(output, [*inputs, *([items] if items else [])]), *rule.problems()])
     source_names(inputs)  # refuses an input given twice
     problems = Problems()
     catalogue = _catalogue(items, problems) if items else None
-    log = _Log(rule)
+    log = _Log(rule, by_id=catalogue is not None)
     for path in inputs:
         log.read(path, problems)
     problems.check()
@@ -107,6 +108,8 @@ def logs(inputs: list[Path], output: Path, *, rule: Rule, rows: str = "pairs", i
     how = "impressions x theta" if log.with_impressions else "no impressions: clicks / theta"
     theta = f"theta = max(position^-{rule.eta:g}, {LEAST_THETA})"
     say(f"{log.rows:,} rows of {len(log.queries):,} queries ({how}, {theta})")
+    for line in _other_spellings(log, catalogue or {}):
+        say(line)
     left_out: Counter[str] = Counter()
     with whole_file(output) as lines:
         positives = negatives = count = 0
@@ -133,8 +136,9 @@ def _records(log: "_Log", rows: str, catalogue: dict | None, rule: Rule, left_ou
 class _Log:
     """Rows of all inputs, added up."""
 
-    def __init__(self, rule: Rule):
-        self.rule = rule
+    def __init__(self, rule: Rule, by_id: bool):
+        """by_id: items are ids, which are equal to the letter; otherwise texts, equal in their normal form."""
+        self.rule, self.by_id = rule, by_id
         self.queries: dict[int, LoggedQuery] = {}
         self.rows = 0
         self.with_impressions: bool | None = None  # the first row decides
@@ -162,10 +166,11 @@ class _Log:
         self.rows += 1
         self.extra.update(dict.fromkeys(row.values))
         logged = self.queries.setdefault(text_key(query), LoggedQuery(query))
-        shown = logged.items.get(text_key(name))
+        key = name if self.by_id else text_key(name)
+        shown = logged.items.get(key)
         if shown is None:
-            extra = {key: value for key, value in row.values.items() if value is not None}
-            shown = logged.items[text_key(name)] = LoggedItem(name, extra)
+            extra = {column: value for column, value in row.values.items() if value is not None}
+            shown = logged.items[key] = LoggedItem(name, extra)
         theta = self.rule.theta(position)
         shown.clicks += clicks
         shown.weighted += clicks / theta
@@ -211,25 +216,37 @@ def _whole(row: Row, key: str, least: int) -> int:
     return value
 
 
-def _catalogue(path: Path, problems: Problems) -> dict[int, tuple[str, str]]:
-    """Returns key of an id -> (id, title and text)."""
-    catalogue = {}
+def _catalogue(path: Path, problems: Problems) -> dict[str, str]:
+    """Returns id -> title and text."""
+    catalogue: dict[str, str] = {}
     for item in _items(path, problems):
         if not isinstance(item.value, dict):
             problems.row(Problem(str(path), item.line, f"must be an object with id and text, not {kind(item.value)}"))
             continue
         row = Row(item.value, item.table)
         name, title, text = row.name("id", required=True), row.text("title", required=False), row.text("text")
-        if not row.found and text_key(name) in catalogue:
+        if not row.found and name in catalogue:
             row.found.append(f"id {name!r} stands twice")
         if row.found:
             problems.row(Problem(str(path), item.line, "; ".join(row.found), item.raw))
         else:
-            catalogue[text_key(name)] = (name, document_text(title, text))
+            catalogue[name] = document_text(title, text)
     return catalogue
 
 
-def _scores(query: LoggedQuery, rule: Rule, left_out: Counter[str]) -> dict[int, float]:
+def _other_spellings(log: "_Log", catalogue: dict[str, str]) -> list[str]:
+    """Returns a note on items that the catalogue lacks, but has with other case, width or white space."""
+    lacking = {item.name for query in log.queries.values() for item in query.items.values()} - catalogue.keys()
+    spellings = {text_key(name): name for name in catalogue} if lacking else {}
+    pairs = [(name, spellings[text_key(name)]) for name in sorted(lacking) if text_key(name) in spellings]
+    if not pairs:
+        return []
+    one, other = pairs[0]
+    differ = f"{len(pairs):,} items differ from an id of the catalogue in case, width or white space only"
+    return [f"note: {differ}, such as {one!r} from {other!r}; ids are compared exactly"]
+
+
+def _scores(query: LoggedQuery, rule: Rule, left_out: Counter[str]) -> dict[int | str, float]:
     """Returns item key -> score in 0..1, 0 for negatives. Empty if the query is left out."""
     if sum(item.clicks for item in query.items.values()) < rule.min_clicks:
         left_out[f"queries with fewer than {rule.min_clicks} clicks (--min-clicks)"] += 1
@@ -252,7 +269,7 @@ def _scores(query: LoggedQuery, rule: Rule, left_out: Counter[str]) -> dict[int,
 
 
 def _pairs(
-    query: LoggedQuery, scores: dict[int, float], catalogue: dict | None, rule: Rule, left_out: Counter[str]
+    query: LoggedQuery, scores: dict[int | str, float], catalogue: dict | None, rule: Rule, left_out: Counter[str]
 ) -> Iterator[Record]:
     for key, score in scores.items():
         item = query.items[key]
@@ -263,7 +280,7 @@ def _pairs(
 
 
 def _lists(
-    query: LoggedQuery, scores: dict[int, float], catalogue: dict | None, rule: Rule, left_out: Counter[str]
+    query: LoggedQuery, scores: dict[int | str, float], catalogue: dict | None, rule: Rule, left_out: Counter[str]
 ) -> Iterator[Record]:
     """Yields one record of positives and negatives, if the query has a positive."""
     texts = {key: _text(key, query.items[key], catalogue, left_out) for key in scores}
@@ -280,11 +297,11 @@ def _lists(
         left_out["queries without a positive that the catalogue has"] += 1
 
 
-def _text(key: int, item: LoggedItem, catalogue: dict | None, left_out: Counter[str]) -> str:
+def _text(key: int | str, item: LoggedItem, catalogue: dict | None, left_out: Counter[str]) -> str:
     """Returns the text of an item, or "" for one that the catalogue lacks."""
     if catalogue is None:
         return item.name
     if key not in catalogue:
         left_out["items that the catalogue lacks (--items)"] += 1
         return ""
-    return catalogue[key][1]
+    return catalogue[key]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from data_prep.common.errors import BadInput, nearest
-from data_prep.records import Record, normalise, query_key, text_key
+from data_prep.records import Record, id_key, normalise, query_key, text_key
 
 
 class Corpus:
@@ -52,13 +52,13 @@ class Corpus:
         return number
 
     def _document_keys(self, ids: Iterable[str], metadata: dict) -> list[int]:
-        keys = [text_key(f"id:{one}") for one in ids if one]
+        keys = [id_key(f"id:{one}") for one in ids if one]
         if self.same_document:
             self._fields.update(dict.fromkeys(metadata))
             value = metadata.get(self.same_document)
             if value is not None:
                 self._with_field += 1
-                keys.append(text_key(f"field:{value}"))
+                keys.append(id_key(f"field:{value}"))
         return keys
 
     def seal(self) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from data_prep.common.errors import BadInput
-from data_prep.records import Record, query_key, text_key
+from data_prep.records import Record, id_key, query_key, text_key
 from data_prep.shards.folder import ShardFolder, open_shards
 from trainer.config.sections import DataConfig
 from trainer.loss.batch import Batch
@@ -95,11 +95,11 @@ class TrainData:
         """drawn: index of each record's positive that takes part; its other positives are masked, never negatives."""
         negatives = [r.negatives[: self.data.max_hard_negatives] for r in records]
         tokens, truncated = (self._read_tokens if self.tokens else self._make_tokens)(ids, records, drawn, negatives)
-        row_keys = [[text_key(t) for t in r.positives] + [text_key(f"id:{d}") for d in r.doc_ids] for r in records]
+        row_keys = [[text_key(t) for t in r.positives] + [id_key(d) for d in r.doc_ids] for r in records]
         width = max((len(keys) for keys in row_keys), default=1)
         row_query = [query_key(r) for r in records]
         documents = [
-            (text_key(r.positives[k]), text_key(f"id:{r.doc_ids[k]}") if r.doc_ids else NO_KEY, query, row)
+            (text_key(r.positives[k]), id_key(r.doc_ids[k]) if r.doc_ids else NO_KEY, query, row)
             for row, (r, k, query) in enumerate(zip(records, drawn, row_query))
         ] + [(text_key(text), NO_KEY, NO_KEY, row) for row, texts in enumerate(negatives) for text in texts]
         keys = torch.tensor(documents, dtype=torch.int64).reshape(-1, len(DocumentKeys._fields))

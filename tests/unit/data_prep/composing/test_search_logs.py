@@ -86,6 +86,58 @@ def test_a_catalogue_gives_the_texts_and_document_ids(tmp_path, capsys):
         assert {text for row in found for text in row["positives"]} == {"Pipe\nsteel", "cap"}
 
 
+@pytest.mark.parametrize("rows", ["pairs", "lists"])
+@pytest.mark.parametrize("other", ["afco6wid", "aFCO6Wid ", "aFCO6W\u0130d", "\uff41FCO6Wid", "aFCO\u2076Wid"])
+def test_an_item_is_its_id_to_the_letter(tmp_path, capsys, rows, other):
+    catalogue = write_jsonl(tmp_path / "c.jsonl", [{"id": "aFCO6Wid", "text": "steel pipe"}])
+    log = write_jsonl(
+        tmp_path / "log.jsonl",
+        [{"query": "flue", "item": item, "position": 1, "count": n} for item, n in (("aFCO6Wid", 2), (other, 9))],
+    )
+    code, _, err = run(
+        capsys,
+        "logs",
+        log,
+        "--items",
+        catalogue,
+        "--rows",
+        rows,
+        "--output",
+        tmp_path / "o.jsonl",
+        "--positive-score",
+        0.1,
+    )
+    assert code == 0, err
+    (row,) = read_jsonl(tmp_path / "o.jsonl")
+    assert (row["positives"], row["doc_ids"]) == (["steel pipe"], ["aFCO6Wid"])
+    assert row["metadata"].get("clicks", 2) == 2
+    assert "left out: 1 items that the catalogue lacks (--items)" in err
+    spelled_otherwise = (
+        f"1 items differ from an id of the catalogue in case, width or white space only, such as {other!r}"
+    )
+    assert (spelled_otherwise in err) == (other != "aFCO6W\u0130d")
+
+
+def test_a_catalogue_holds_ids_that_differ_in_case(tmp_path, capsys):
+    ids = ["x1", "X1", "\uff581", "x\u00b9", " x1", "e\u0301", "\u00e9"]
+    catalogue = write_jsonl(tmp_path / "c.jsonl", [{"id": name, "text": f"text of {i}"} for i, name in enumerate(ids)])
+    log = write_jsonl(
+        tmp_path / "l.jsonl",
+        [{"query": "q", "item": name, "position": 1, "count": 2 + i} for i, name in enumerate(ids)],
+    )
+    code, _, err = run(capsys, "logs", log, "--items", catalogue, "--output", tmp_path / "o.jsonl")
+    assert code == 0, err
+    rows = read_jsonl(tmp_path / "o.jsonl")
+    found = [(row["doc_ids"], row["positives"], row["metadata"]["clicks"]) for row in rows]
+    assert found == [([name], [f"text of {i}"], 2 + i) for i, name in enumerate(ids)]
+
+
+def test_items_that_are_texts_are_equal_in_their_normal_form(tmp_path, capsys):
+    log = [("flue", "Pipe A", 1, 2), ("flue", "pipe  a", 1, 3)]
+    rows, _, _ = made(tmp_path, capsys, "query,item,position,count", log)
+    assert [(row["positives"], row["metadata"]["clicks"]) for row in rows] == [(["Pipe A"], 5)]
+
+
 def test_rows_of_several_logs_are_added_up_and_their_columns_kept(tmp_path, capsys):
     header = "query,item,position,count,category"
     first = write_csv(tmp_path / "a.csv", header, [("flue", "pipe", 1, 2, "heating"), ("flue", "cap", 1, 1, "")])

@@ -209,6 +209,16 @@ def test_a_document_is_its_id_in_rows_and_corpus_alike(tmp_path, capsys):
     assert "1 of 2 rows got fewer than 2 hard negatives, 0 of them none" in err
 
 
+def test_chunks_whose_ids_differ_in_case_are_different_documents(tmp_path, capsys):
+    corpus = write_jsonl(
+        tmp_path / "c.jsonl", [{"id": name, "text": f"frost {i}"} for i, name in enumerate(("x1", "X1", "\uff581"))]
+    )
+    rows = write_jsonl(tmp_path / "a.jsonl", [{"query": "frost", "positives": ["ice"], "doc_ids": ["X1"]}])
+    out = tmp_path / "o.jsonl"
+    assert run(capsys, "mine", rows, "--corpus", corpus, "--output", out, "--k", "3")[0] == 0
+    assert sorted(read_jsonl(out)[0]["negatives"]) == ["frost 0", "frost 2"]
+
+
 # --- margins ---
 
 

@@ -94,6 +94,21 @@ def test_duplicates_in_a_batch_are_masked_and_counted(tiny_bert, tiny_shards):
     assert with_mask["negatives_per_query"] == pytest.approx(4 - 2 / 5)
 
 
+@pytest.mark.parametrize(
+    ("ids", "masked"),
+    [
+        (["aFCO6Wid", "afco6wid", "AFCO6WID", "aFCO6Wid "], 0),
+        (["x1", "\uff581", "x\u00b9", "x1\u0301"], 0),
+        (["x1", "X1", "x1", "X1"], 4),  # each of the four has one other row's positive of its document
+    ],
+)
+def test_documents_are_masked_by_their_ids_to_the_letter(tiny_bert, tiny_shards, ids, masked):
+    texts = [" ".join(tiny.WORDS[i : i + 5]) for i in range(0, 40, 5)]
+    records = [Record(query=texts[i], positives=[texts[i + 4]], doc_ids=[name]) for i, name in enumerate(ids)]
+    engine, batch = engine_and_batch(tiny_bert, tiny_shards, rows=records)
+    assert gradients(engine, batch, EVERYTHING)[1].values["masked_negatives"] == masked
+
+
 def test_logged_similarities_are_means_over_pairs(tiny_bert, tiny_shards):
     engine, batch = engine_and_batch(tiny_bert, tiny_shards)
     found = gradients(engine, batch, EVERYTHING, mask_duplicates=False)[1].values
