@@ -45,6 +45,11 @@ class Record:
         return json.dumps({name: getattr(self, name) for name in self.__slots__}, ensure_ascii=False)
 
 
+def has_text(text: str) -> bool:
+    """Returns True if a character shows: one that is neither white space nor of zero width."""
+    return any(char.isprintable() and not char.isspace() for char in text)
+
+
 def normalise(text: str) -> str:
     """Normal form of a text, by which texts are compared: NFKC, case-folded, white space collapsed."""
     if _is_plain(text):

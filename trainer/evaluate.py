@@ -44,7 +44,9 @@ def _data(args: argparse.Namespace) -> RetrievalSet:
         raise BadInput("name what is evaluated on: --data SET, or --collection NAME of a store with --pairs FILE")
     if args.data is not None:
         check(store_flags(args))
-        return load_set(args.data)
+        return load_set(args.data, args.strict)
+    if args.strict:
+        raise BadInput("--strict: belongs to --data SET")
     return load_collection(store_of(args), args.pairs, where_of(args))
 
 
@@ -86,6 +88,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", required=True, help="model folder or hub id")
     parser.add_argument("--baseline", help="model to compare with, e.g. the one before training")
     parser.add_argument("--data", metavar="SET", help="retrieval set, or shard folder with an eval split")
+    text = "refuse a set with empty texts, or with judgements of queries or documents that it lacks (default: say so)"
+    parser.add_argument("--strict", action="store_true", help=text)
     parser.add_argument("--pairs", type=Path, metavar="FILE", help="pairs that name the chunks of --collection")
     parser.add_argument("--json", help="write the result here as well")
     add_store(parser, required=False)

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from data_prep.common.console import one_line
+from data_prep.common.console import one_line, say
 from data_prep.common.errors import BadInput, guarded
 from data_prep.common.files import check
 from data_prep.reading.retrieval_sets import load_set
@@ -42,6 +42,8 @@ def run(args: argparse.Namespace) -> None:
     hits = {}
     if args.data is not None:
         data = load_set(args.data)
+        for note in data.notes:
+            say(note)
         for side, encoder in encoders.items():
             hits[side] = in_memory(encoder, data.doc_ids, data.doc_texts)(args.query, args.top)
     else:

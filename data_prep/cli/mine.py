@@ -18,6 +18,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="F.jsonl")
     text = "rows with id, text and perhaps title, or a retrieval set, to choose from (default: the inputs' positives)"
     parser.add_argument("--corpus", type=Path, metavar="FILE|SET", help=text)
+    text = "refuse a --corpus that holds documents without text (default: leave them out)"
+    parser.add_argument("--strict", action="store_true", help=text)
     text = "metadata field; texts whose value is the row's are of the same document"
     parser.add_argument("--same-document", metavar="FIELD", help=text)
     _add_choice(parser)
@@ -93,7 +95,7 @@ def _corpus(args: argparse.Namespace, stack: ExitStack):
     if args.corpus:
         from data_prep.reading.corpus import read_corpus
 
-        return read_corpus(args.corpus)
+        return read_corpus(args.corpus, args.strict)
     if not args.collection:
         return None
     from data_prep.stores.open import open_collection
@@ -141,6 +143,8 @@ def _contradictions(args: argparse.Namespace, method: str) -> list[str]:
         problems.append(f"--approximate-above {args.approximate_above}: must be 0 or more")
     if args.corpus and args.collection:
         problems.append("--corpus and --collection: choose one of them")
+    if args.strict and not args.corpus:
+        problems.append("--strict: belongs to --corpus, which is not given")
     if args.stored_vectors and not args.collection:
         problems.append("--stored-vectors: needs a store (--collection)")
     if not args.collection:

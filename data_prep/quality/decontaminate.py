@@ -154,7 +154,10 @@ def held_out(
 def _queries_and_documents(path: Path, data: RetrievalSet | None) -> tuple[list[str], list[str]]:
     folder = data.shards if data else open_shards(path) if (path / MANIFEST).is_file() else None
     if folder is None:
-        data = data or load_set(path)
+        if data is None:
+            data = load_set(path)
+            for note in data.notes:
+                say(f"note: {note}")
         relevant = {doc for query in data.query_ids for doc, grade in data.qrels[query].items() if grade > 0}
         return data.query_texts, [text for doc, text in zip(data.doc_ids, data.doc_texts) if doc in relevant]
     split = "eval" if "eval" in folder.splits else "train"

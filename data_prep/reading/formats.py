@@ -13,7 +13,7 @@ from data_prep.common.console import say
 from data_prep.common.errors import BadInput, nearest
 from data_prep.reading.files import Blank, Item, Span, read_items
 from data_prep.reading.row_problems import BadRow, Problem, Problems
-from data_prep.records import Record
+from data_prep.records import Record, has_text
 
 # Names that other tools give to negatives and scores: as metadata they would be lost to training without a word.
 MISNAMED = {"neg", "negs", "negative", "negatives", "hard_neg", "hard_negs", "hard_negative", "hard_negatives"}
@@ -46,8 +46,7 @@ class Row:
         if not isinstance(value, str):
             self.found.append(f"key {where!r} must be a text, not {kind(value)}")
             return ""
-        # `isprintable` also sees through texts of zero-width characters only
-        if not value[:1].isalnum() and not any(char.isprintable() and not char.isspace() for char in value):
+        if not value[:1].isalnum() and not has_text(value):
             self.found.append(f"key {where!r} is empty")
         return value
 

@@ -8,6 +8,7 @@ A set is one of these:
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +16,13 @@ from typing import Any
 
 from data_prep.common.console import track
 from data_prep.common.errors import BadInput
-from data_prep.reading.formats import read_records
-from data_prep.records import document_text, query_key, text_key
+from data_prep.reading.formats import MISSING, read_records
+from data_prep.records import document_text, has_text, query_key, text_key
 from data_prep.shards.folder import ShardFolder, open_shards
 from data_prep.stores.base import StoreConfig
 from data_prep.stores.open import open_collection
+
+_GRADE = re.compile(r"\s*[-+]?\d+(\.0*)?\s*", re.ASCII)  # pandas writes whole numbers as 1.0
 
 
 @dataclass
@@ -32,19 +35,38 @@ class RetrievalSet:
     query_ids: list[str]
     query_texts: list[str]  # in the order of query_ids
     qrels: dict[str, dict[str, int]]  # query id -> document id -> grade
+    flaws: list[str] = field(default_factory=list)  # lines: what is left out, or judged and missing, with counts
     left_out: int = 0  # graded pairs of an eval split, skipped: a score does not say what is relevant
     shards: ShardFolder | None = field(default=None, compare=False, repr=False)  # whose eval split it is
 
     @property
     def notes(self) -> list[str]:
         """Lines to print once."""
-        if not self.left_out:
-            return []
-        return [f"{self.name}: {self.left_out} graded pairs are not evaluated, as they do not say what is relevant"]
+        graded = f"{self.name}: {self.left_out} graded pairs are not evaluated, as they do not say what is relevant"
+        return [*self.flaws, *([graded] if self.left_out else [])]
 
 
-def load_set(path: str | Path) -> RetrievalSet:
-    """Reads a retrieval set or a shard folder's eval split. Raises BadInput with every problem."""
+class _Flaws:
+    """Flaws that do not prevent an evaluation: of each kind the first one, and their number."""
+
+    def __init__(self):
+        self._kinds: dict[str, tuple[str, int]] = {}
+
+    def add(self, where: str, fate: str) -> None:
+        """fate: ends the line that begins with the count of this kind."""
+        first, count = self._kinds.get(fate, (where, 0))
+        self._kinds[fate] = first, count + 1
+
+    def lines(self) -> list[str]:
+        return [f"{first}; {count:,} {fate}" for fate, (first, count) in self._kinds.items()]
+
+
+def load_set(path: str | Path, strict: bool = False) -> RetrievalSet:
+    """Reads a retrieval set or a shard folder's eval split. Raises BadInput with every problem.
+
+    Published sets have empty texts, and judgements of queries and documents that they lack. Those become notes of the
+    set. strict: problems.
+    """
     path = Path(path)
     if not path.is_dir():
         state = "is a file" if path.exists() else "no such folder"
@@ -52,20 +74,24 @@ def load_set(path: str | Path) -> RetrievalSet:
     if (path / "manifest.json").is_file():
         return eval_set_of(open_shards(path))
     problems: list[str] = []
-    docs = _texts(path / "corpus.jsonl", problems, with_title=True)
-    queries = _texts(path / "queries.jsonl", problems, with_title=False)
-    qrels = _qrels(path, docs, queries, problems)
+    flaws = _Flaws()
+    docs = _texts(path / "corpus.jsonl", "documents", problems, flaws)
+    queries = _texts(path / "queries.jsonl", "queries", problems, flaws)
+    qrels = _qrels(path, docs, queries, problems, flaws)
+    docs, queries = ({key: text for key, text in texts.items() if has_text(text)} for texts in (docs, queries))
     judged = {q: text for q, text in queries.items() if any(grade > 0 for grade in qrels.get(q, {}).values())}
-    if not problems and not judged:
-        problems.append(f"{path}: no query has a relevant document")
+    if not problems and not any(grade > 0 and doc in docs for q in judged for doc, grade in qrels[q].items()):
+        problems += [f"{path}: no query has a relevant document", *flaws.lines()]
+    elif not problems and strict:
+        problems += [f"{line} (refused by --strict)" for line in flaws.lines()]
     if problems:
         raise BadInput(problems[:50])
-    return RetrievalSet(path.name, [*docs], [*docs.values()], [*judged], [*judged.values()], qrels)
+    return RetrievalSet(path.name, [*docs], [*docs.values()], [*judged], [*judged.values()], qrels, flaws.lines())
 
 
 def _json_lines(path: Path, problems: list[str]) -> Iterator[tuple[int, dict]]:
     try:
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):
                 if not line.strip():
                     continue
@@ -84,50 +110,67 @@ def _json_lines(path: Path, problems: list[str]) -> Iterator[tuple[int, dict]]:
         problems.append(f"{path}: cannot be read ({error})")
 
 
-def _texts(path: Path, problems: list[str], with_title: bool) -> dict[str, str]:
+def _texts(path: Path, kind: str, problems: list[str], flaws: _Flaws) -> dict[str, str]:
+    """Returns id -> text, also of those without text. kind: "documents", which have titles, or "queries"."""
     texts: dict[str, str] = {}
     for number, value in _json_lines(path, problems):
-        key = value.get("id", value.get("_id"))
-        text = value.get("text")
+        key = value.get("_id") if value.get("id") is None else value["id"]
+        text = "" if value.get("text", MISSING) is None else value.get("text")
         if key is None or not isinstance(text, str):
             problems.append(f"{path}:{number}: needs the keys id (or _id) and text")
             continue
-        full = document_text(value.get("title") if with_title else "", text)
-        if not full.strip():
-            problems.append(f"{path}:{number}: text of {key!r} is empty")
-        if str(key) in texts:
+        full = document_text(value.get("title") if kind == "documents" else "", text)
+        if texts.get(str(key), full) != full:
             problems.append(f"{path}:{number}: id {key!r} stands twice")
+        elif str(key) in texts:
+            flaws.add(
+                f"{path}:{number}: id {key!r} stands twice with the same text", "rows that repeat one are left out"
+            )
+        elif not has_text(full):
+            flaws.add(f"{path}:{number}: text of {key!r} is empty", f"{kind} without text are left out")
         texts[str(key)] = full
     if not texts and not problems:
         problems.append(f"{path}: empty")
     return texts
 
 
-def _qrels(path: Path, docs: dict, queries: dict, problems: list[str]) -> dict[str, dict[str, int]]:
+def _qrels(path: Path, docs: dict, queries: dict, problems: list[str], flaws: _Flaws) -> dict[str, dict[str, int]]:
+    """Returns query id -> document id -> grade, without unknown queries. docs, queries: id -> text."""
     beir = path / "qrels" / "test.tsv"
     file = beir if beir.is_file() else path / "qrels.tsv"
+    qrels: dict[str, dict[str, int]] = {}
+    for number, query, doc, grade in _judgements(file, problems):
+        if not has_text(queries.get(query, "")):
+            state = "has no text" if query in queries else "is not in queries.jsonl"
+            flaws.add(f"{file}:{number}: query {query!r} {state}", "judgements of such queries are left out")
+            continue
+        if not has_text(docs.get(doc, "")):
+            state = "has no text" if doc in docs else "is not in corpus.jsonl"
+            flaws.add(
+                f"{file}:{number}: document {doc!r} {state}", "judgements of such documents count as not retrieved"
+            )
+        if qrels.setdefault(query, {}).setdefault(doc, grade) != grade:
+            fate = "judgements replace an earlier one of the same documents"
+            flaws.add(f"{file}:{number}: document {doc!r} has another grade for {query!r} above", fate)
+        qrels[query][doc] = grade
+    return qrels
+
+
+def _judgements(file: Path, problems: list[str]) -> Iterator[tuple[int, str, str, int]]:
+    """Yields line, query id, document id and grade."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        with file.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, 1):
+                fields = line.rstrip("\n").split("\t")
+                if (number == 1 and fields[-1:] == ["score"]) or not line.strip():
+                    continue  # BEIR's header, or a blank line
+                if len(fields) != 3 or not _GRADE.fullmatch(fields[2]):
+                    need = "needs query id, document id and a whole grade, separated by tabs"
+                    problems.append(f"{file}:{number}: {need}")
+                    continue
+                yield number, fields[0], fields[1], int(float(fields[2]))
     except (OSError, UnicodeDecodeError):
         problems.append(f"{file}: missing or unreadable (three columns: query id, document id, grade)")
-        return {}
-    qrels: dict[str, dict[str, int]] = {}
-    for number, line in enumerate(lines, 1):
-        fields = line.split("\t")
-        if number == 1 and fields[-1:] == ["score"]:
-            continue  # BEIR's header
-        if not line.strip():
-            continue
-        if len(fields) != 3 or not fields[2].strip().lstrip("-").isdigit():
-            problems.append(f"{file}:{number}: needs query id, document id and a whole grade, separated by tabs")
-            continue
-        query, doc, grade = fields[0], fields[1], int(fields[2])
-        if query not in queries:
-            problems.append(f"{file}:{number}: query {query!r} is not in queries.jsonl")
-        if doc not in docs:
-            problems.append(f"{file}:{number}: document {doc!r} is not in corpus.jsonl")
-        qrels.setdefault(query, {})[doc] = grade
-    return qrels
 
 
 def eval_set_of(shards: ShardFolder) -> RetrievalSet:
@@ -158,7 +201,9 @@ def eval_set_of(shards: ShardFolder) -> RetrievalSet:
             docs.setdefault(f"d{text_key(text)}", text)
         for text in record.positives:
             own[f"d{text_key(text)}"] = same[f"d{text_key(text)}"] = 1
-    return RetrievalSet(path.name, [*docs], [*docs.values()], [*queries], [*queries.values()], qrels, graded, shards)
+    return RetrievalSet(
+        path.name, [*docs], [*docs.values()], [*queries], [*queries.values()], qrels, [], graded, shards
+    )
 
 
 def load_collection(config: StoreConfig, pairs: Path, where: dict[str, Any] | None = None) -> RetrievalSet:

@@ -47,7 +47,7 @@ def lines_of(node: yaml.Node | None, prefix: tuple = ()) -> dict[tuple, int | st
 def read_values(path: Path, known: Iterable[str]) -> tuple[dict, dict[tuple, int | str]]:
     """Returns the nested values of a run file and the line of each key. Raises BadInput."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise BadInput(f"{path}: no such run file") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -32,7 +32,7 @@ def read_ds_json(name: str) -> dict:
         known = ", ".join(sorted(p.name for p in own.parent.glob("*.json")))
         raise BadInput(f"{name}: no such DeepSpeed config. embedfleet ships: {known}")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: not a readable DeepSpeed JSON: {error}") from None
     if not isinstance(values, dict):

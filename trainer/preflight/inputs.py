@@ -70,6 +70,11 @@ class Inputs:
         """The evaluation sets by source, like eval_paths."""
         return {name: self.eval_set(path) for name, path in self.eval_paths.items()}
 
+    @property
+    def eval_notes(self) -> list[str]:
+        """Notes on the evaluation sets that are read already."""
+        return [note for data in self._sets.values() for note in data.notes]
+
     def eval_set(self, path: str) -> RetrievalSet:
         """The evaluation set of one path, read once."""
         if path not in self._sets:

@@ -77,6 +77,8 @@ def _compare(facts: Facts, baseline: str | None, data: str | None, device: str, 
     if path is None:
         raise BadInput("the run has no evaluation set; --data SET names one")
     held_out = load_set(path) if data else inputs.eval_set(path)
+    for note in held_out.notes:
+        say(note)
     if model.lora.start:
         facts.missing.append(f"{model.lora.start}, where training began: before is its base")
     lengths = {key: getattr(model, key) for key in ("query_max_len", "passage_max_len")}

@@ -34,6 +34,7 @@ def _run_lines(inputs: Inputs, warnings: list[str]) -> list[str]:
         *warnings,
         f"data: {config.data.train}, {plan.rows} rows, fingerprint {plan.fingerprint[:16]}",
         f"evaluation: {eval_paths or 'none (no data.eval, no eval split with judgements)'}",
+        *inputs.eval_notes,
         f"plan: {steps} steps ({config.train.epochs} epoch(s) of {plan.epoch_steps}), global batch "
         f"{plan.batch_size}, last batch of {', '.join(map(str, plan.last_batches))}, "
         f"{plan.left_out_per_epoch} row(s) left out per pass, "

@@ -473,19 +473,53 @@ def test_bad_rows_of_inputs_and_corpus_are_told_with_their_lines(tmp_path, capsy
     )
     code, _, err = run(capsys, "mine", good, "--output", tmp_path / "o.jsonl")
     assert code == 2 and "a.jsonl:2:" in err and "a.jsonl:3:" in err
-    corpus = write_jsonl(tmp_path / "c.jsonl", [{"id": 1, "text": "x"}, {"id": 2, "txt": "x"}, ["x"], {"text": " "}])
+    corpus = write_jsonl(tmp_path / "c.jsonl", [{"id": 1, "text": "x"}, {"id": 2, "txt": "x"}, ["x"], {"text": 1}])
     code, _, err = run(capsys, "mine", good, "--corpus", corpus, "--output", tmp_path / "o.jsonl")
     assert code == 2
     for part in (
         "c.jsonl:2: key 'text' is missing",
         "Did you mean 'txt'?",
         "c.jsonl:3: a document",
-        "c.jsonl:4: key 'text' is empty",
+        "c.jsonl:4: key 'text' must be a text, not a number (1)",
     ):
         assert part in err
     taught = [{"query": "q", "positives": ["p"], "teacher_scores": [1.0]}]
     code, _, err = run(capsys, "mine", write_jsonl(tmp_path / "t.jsonl", taught), "--output", tmp_path / "o.jsonl")
     assert code == 2 and "1 rows have teacher_scores" in err and "--rescore" in err
+
+
+EMPTY = {  # file -> its content; the second and the third document have no text
+    "corpus.jsonl": '{"id":"a","text":"frost"}\n{"id":"e","text":""}\n{"id":"f","title":null,"text":null}\n',
+    "c.json": '[{"_id":"a","text":"frost"},\n{"_id":"e","title":" ","text":" "},\n{"_id":"f","text":"\\t"}]',
+    "c.csv": "\ufeffid,title,text\na,,frost\ne,,\nf, ,  \n",
+    "c.tsv": "id\ttext\na\tfrost\ne\t\nf\t \n",
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_documents_without_text_are_left_out_of_a_corpus_and_counted(tmp_path, capsys, name):
+    (tmp_path / name).write_text(EMPTY[name], encoding="utf-8")
+    corpus = tmp_path if name == "corpus.jsonl" else tmp_path / name
+    first = 2 if name != "c.csv" and name != "c.tsv" else 3
+    rows = write_jsonl(tmp_path / "rows.jsonl", [{"query": "frost where", "positive": "ice"}])
+    call = ("mine", rows, "--corpus", corpus, "--output", tmp_path / "o.jsonl")
+    code, _, err = run(capsys, *call)
+    assert code == 0, err
+    assert f"{name}:{first}: key 'text' is empty; 2 documents without text are left out" in err
+    assert read_jsonl(tmp_path / "o.jsonl")[0]["negatives"] == ["frost"]
+    code, _, err = run(capsys, *call, "--strict")
+    assert code == 2
+    for line in (first, first + 1):
+        assert f"{name}:{line}: key 'text' is empty (refused by --strict)" in err
+
+
+def test_a_corpus_without_any_text_is_refused(tmp_path, capsys):
+    rows = write_jsonl(tmp_path / "rows.jsonl", [{"query": "frost where", "positive": "ice"}])
+    corpus = write_jsonl(tmp_path / "c.jsonl", [{"id": "a", "text": ""}, {"id": "b", "text": " "}])
+    code, _, err = run(capsys, "mine", rows, "--corpus", corpus, "--output", tmp_path / "o.jsonl")
+    assert code == 2 and "c.jsonl:1: key 'text' is empty, like those of all 2 rows" in err
+    code, _, err = run(capsys, "mine", rows, "--strict", "--output", tmp_path / "o.jsonl")
+    assert code == 2 and "--strict: belongs to --corpus" in err
 
 
 def test_a_corpus_of_one_input_without_others_says_so(tmp_path, capsys):

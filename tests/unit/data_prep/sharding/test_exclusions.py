@@ -97,6 +97,18 @@ def test_eval_rows_may_hold_texts_of_an_evaluation_set(tmp_path, capsys):
     assert len(source.rows) == open_shards(tmp_path / "s").rows("train")
 
 
+def test_a_published_set_with_flaws_is_excluded_and_they_are_said(tmp_path, capsys):
+    held = planted.rows(5, seed=7)
+    folder = write_set(tmp_path / "set", held)
+    for name, line in (("corpus.jsonl", '{"id": "none", "text": ""}\n'), ("qrels.tsv", "lost\td0\t1\n")):
+        (folder / name).write_text((folder / name).read_text(encoding="utf-8") + line, encoding="utf-8")
+    path = write_records(tmp_path / "a.jsonl", [*planted.rows(5), *held])
+    code, out, err = run(capsys, "shard", path, "--output", tmp_path / "s", "--eval-fraction", "0", "--exclude", folder)
+    assert code == 0 and "train rows left out by --exclude: 5" in out
+    assert "corpus.jsonl:8: text of 'none' is empty; 1 documents without text are left out" in err
+    assert "qrels.tsv:7: query 'lost' is not in queries.jsonl; 1 judgements of such queries are left out" in err
+
+
 @pytest.mark.parametrize(
     "flags, part",
     [

@@ -221,6 +221,8 @@ def test_a_deepspeed_json_that_states_a_fact_of_the_run_file_is_refused(change, 
 def test_the_configs_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert read_ds_json("ds_configs/zero3.json")["zero_optimization"]["stage"] == 3
+    (tmp_path / "mine.json").write_text('\ufeff{"zero_optimization": {"stage": 1}}', encoding="utf-8")
+    assert read_ds_json("mine.json")["zero_optimization"]["stage"] == 1
     with pytest.raises(BadInput, match="zero1.json"):
         read_ds_json("ds_configs/zero9.json")
 

@@ -101,7 +101,7 @@ BREAKS = {
     "unknown query": lambda f: (f / "qrels.tsv").write_text("zzz\ta\t1\n"),
     "grade not a number": lambda f: (f / "qrels.tsv").write_text("q\ta\tgood\n"),
     "nothing relevant": lambda f: (f / "qrels.tsv").write_text("q\ta\t0\n"),
-    "empty text": lambda f: (f / "corpus.jsonl").write_text('{"id":"a","text":" "}\n{"id":"b","text":"y"}\n'),
+    "empty text": lambda f: (f / "corpus.jsonl").write_text('{"id":"a","text":" "}\n{"id":"b","text":""}\n'),
 }
 WORDS = {
     "no corpus": "corpus.jsonl: missing",
@@ -125,6 +125,113 @@ def test_a_broken_set_names_file_and_line(tmp_path, case):
     with pytest.raises(BadInput) as caught:
         load_set(folder)
     assert WORDS[case] in str(caught.value)
+
+
+def add(folder, name, text):
+    path = folder / name
+    path.write_text(path.read_text() + text, encoding="utf-8")
+
+
+LEFT = "judgements of such queries are left out"
+UNSEEN = "judgements of such documents count as not retrieved"
+# flaw -> file, what is added to it, the note; each as published sets have it
+FLAWS = {
+    "NFCorpus": ("qrels.tsv", "x1\ta\t1\nx2\tb\t2\n", f"qrels.tsv:2: query 'x1' is not in queries.jsonl; 2 {LEFT}"),
+    "FiQA": (
+        "corpus.jsonl",
+        '{"id":"e","title":"","text":""}\n{"id":"f","text":" "}\n{"id":"g","text":"\\u200b\\ufeff"}\n',
+        "corpus.jsonl:3: text of 'e' is empty; 3 documents without text are left out",
+    ),
+    "null": (
+        "corpus.jsonl",
+        '{"id":null,"_id":"e","title":null,"text":null}\n',
+        "corpus.jsonl:3: text of 'e' is empty; 1 documents without text are left out",
+    ),
+    "empty query": (
+        "queries.jsonl",
+        '{"id":"e","text":""}\n',
+        "queries.jsonl:3: text of 'e' is empty; 1 queries without text are left out",
+    ),
+    "a cut corpus": ("qrels.tsv", "q\tzz\t1\n", f"qrels.tsv:2: document 'zz' is not in corpus.jsonl; 1 {UNSEEN}"),
+    "repeated": (
+        "corpus.jsonl",
+        '{"id":"b","title":"","text":"two"}\n',
+        "corpus.jsonl:3: id 'b' stands twice with the same text; 1 rows that repeat one are left out",
+    ),
+    "judged twice": (
+        "qrels.tsv",
+        "q\tb\t1\nq\tb\t2\n",
+        "qrels.tsv:3: document 'b' has another grade for 'q' above; "
+        "1 judgements replace an earlier one of the same documents",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FLAWS)
+def test_a_set_with_flaws_is_read_and_they_are_counted(tmp_path, case):
+    folder = write_set(tmp_path / "set")
+    name, added, note = FLAWS[case]
+    add(folder, name, added)
+    data = load_set(folder)
+    assert data.notes == [f"{folder}/{note}"]
+    assert (data.doc_ids, data.doc_texts, data.query_ids) == (["a", "b"], ["T\none", "two"], ["q"])
+    grade = 2 if case == "judged twice" else 1
+    assert data.qrels == {"q": {"b": grade} | ({"zz": 1} if case == "a cut corpus" else {})}
+    with pytest.raises(BadInput) as caught:
+        load_set(folder, strict=True)
+    assert str(caught.value) == f"{folder}/{note} (refused by --strict)"
+
+
+def test_judgements_of_empty_texts(tmp_path):
+    folder = write_set(tmp_path / "set")
+    add(folder, "corpus.jsonl", '{"id":"e","text":""}\n')
+    add(folder, "queries.jsonl", '{"id":"eq","text":""}\n')
+    add(folder, "qrels.tsv", "q\te\t1\neq\ta\t1\n")
+    data = load_set(folder)
+    assert data.notes[2:] == [
+        f"{folder}/qrels.tsv:2: document 'e' has no text; 1 {UNSEEN}",
+        f"{folder}/qrels.tsv:3: query 'eq' has no text; 1 {LEFT}",
+    ]
+    run = rank_documents(np.eye(2, dtype=np.float32)[1:], np.eye(2, dtype=np.float32), data)
+    assert means(score_run(data.qrels, run))["recall@10"] == 0.5, "as trec_eval counts a document that no search finds"
+
+
+def test_a_good_set_passes_strict_without_a_note(tmp_path):
+    assert load_set(write_set(tmp_path / "set"), strict=True).notes == []
+
+
+@pytest.mark.parametrize("beir", [False, True], ids=["ours", "beir"])
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_a_byte_order_mark_is_no_part_of_a_set(tmp_path, beir, ends):
+    folder = write_set(tmp_path / "set", beir)
+    plain = load_set(folder)
+    for path in (*folder.glob("*.*"), *folder.glob("qrels/*")):
+        path.write_text("\ufeff" + path.read_text(), encoding="utf-8", newline=ends)
+    marked = load_set(folder, strict=True)
+    assert marked == plain and marked.notes == []
+
+
+@pytest.mark.parametrize(("grade", "read"), [("1.0", 1), ("2.", 2), (" 3 ", 3), ("+1", 1)])
+def test_whole_grades_in_other_spellings(tmp_path, grade, read):
+    folder = write_set(tmp_path / "set")
+    (folder / "qrels.tsv").write_text(f"q\tb\t{grade}\n")
+    assert load_set(folder).qrels == {"q": {"b": read}}
+
+
+@pytest.mark.parametrize("grade", ["0.5", "\u00b2", "--1", "nan", "inf", "1e3", ""])
+def test_what_is_no_whole_grade(tmp_path, grade):
+    folder = write_set(tmp_path / "set")
+    (folder / "qrels.tsv").write_text(f"q\tb\t{grade}\n", encoding="utf-8")
+    with pytest.raises(BadInput, match="qrels.tsv:1: needs query id, document id and a whole grade"):
+        load_set(folder)
+
+
+def test_an_id_of_judgements_may_hold_a_line_separator_of_unicode(tmp_path):
+    name = "a\u2028b\x85c\x1dd"
+    (tmp_path / "corpus.jsonl").write_text(json.dumps({"id": name, "text": "t"}) + "\n")
+    (tmp_path / "queries.jsonl").write_text(json.dumps({"id": "q", "text": "t"}) + "\n")
+    (tmp_path / "qrels.tsv").write_text(f"q\t{name}\t1\n", encoding="utf-8")
+    assert load_set(tmp_path).qrels == {"q": {name: 1}}
 
 
 def test_the_reciprocal_rank_is_cut_at_ten_with_ties_in_trec_evals_order():

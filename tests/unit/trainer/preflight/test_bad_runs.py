@@ -414,6 +414,8 @@ def test_files_as_people_write_them(run):
     assert load_config(run.write(text)).train.batch_size == 8
     yaml = "output_dir: o\nmodel: {path: m}\ndata: {train: t}\ntrain:\n"
     assert load_config(run.write(yaml, "run.yaml"), ["train.epochs=2"]).train.epochs == 2
+    for name, content in (("run.json", text), ("run.yaml", yaml)):  # Windows editors put a byte order mark first
+        assert load_config(run.write("\ufeff" + content, name)) == load_config(run.write(content, name))
 
 
 @pytest.mark.parametrize("record", ["{}", "not json", '{"config": {}, "data_fingerprint": "x"}'])
@@ -493,6 +495,17 @@ def test_the_good_run_passes_the_same_checks(run, capsys):
     assert launch_main(["run", "--config", run.write(), "--dry-run"]) == 0
     assert train_main(["--config", run.write(), "--dry-run"]) == 0
     assert "first batch: 8 queries" in capsys.readouterr().out
+
+
+def test_a_dry_run_tells_the_flaws_of_an_evaluation_set(run, capsys, tmp_path):
+    (tmp_path / "corpus.jsonl").write_text('{"id": "a", "text": "one"}\n{"id": "b", "text": ""}\n')
+    (tmp_path / "queries.jsonl").write_text('{"id": "q", "text": "what"}\n')
+    (tmp_path / "qrels.tsv").write_text("q\ta\t1\nlost\ta\t1\n")
+    run.values["data"]["eval"] = str(tmp_path)
+    assert train_main(["--config", run.write(), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "text of 'b' is empty; 1 documents without text are left out" in shown
+    assert "qrels.tsv:2: query 'lost' is not in queries.jsonl" in shown
 
 
 def test_dry_run_shows_a_decoded_batch_with_prompts_and_masks(run, capsys, tmp_path):
