@@ -44,16 +44,21 @@ def _data(args: argparse.Namespace) -> RetrievalSet:
         raise BadInput("name what is evaluated on: --data SET, or --collection NAME of a store with --pairs FILE")
     if args.data is not None:
         check(store_flags(args))
-        return load_set(args.data, args.strict)
-    if args.strict:
-        raise BadInput("--strict: belongs to --data SET")
+        return load_set(args.data, args.strict, args.ignore_identical_ids)
+    check([f"{flag}: belongs to --data SET" for flag, given in _set_flags(args).items() if given])
     return load_collection(store_of(args), args.pairs, where_of(args))
+
+
+def _set_flags(args: argparse.Namespace) -> dict[str, bool]:
+    return {"--strict": args.strict, "--ignore-identical-ids": args.ignore_identical_ids}
 
 
 def run(args: argparse.Namespace) -> int:
     data = _data(args)
     for note in data.notes:
         say(note)
+    if args.ignore_identical_ids and not data.ignored_documents():
+        say(f"--ignore-identical-ids changes nothing: no query of {data.name} has the id of a document")
     configs = {path: model_of(path, args) for path in (args.model, args.baseline) if path}
     for config in configs.values():
         TextEncoder(config)  # reads the folder, so that problems show before any work
@@ -67,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
         "documents": len(data.doc_ids),
         "metrics": means(tuned),
     }
+    if args.ignore_identical_ids:
+        result["ignored_identical_ids"] = len(data.ignored_documents())
     if args.baseline:
         base = evaluate_folder(configs[args.baseline], data, args.device)
         result |= {"baseline": args.baseline, "comparison": compare(base, tuned)}
@@ -90,6 +97,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", metavar="SET", help="retrieval set, or shard folder with an eval split")
     text = "refuse a set with empty texts, or with judgements of queries or documents that it lacks (default: say so)"
     parser.add_argument("--strict", action="store_true", help=text)
+    text = "do not retrieve the document with the query's own id, as BEIR does (ArguAna)"
+    parser.add_argument("--ignore-identical-ids", action="store_true", help=text)
     parser.add_argument("--pairs", type=Path, metavar="FILE", help="pairs that name the chunks of --collection")
     parser.add_argument("--json", help="write the result here as well")
     add_store(parser, required=False)

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     hits = {}
     if args.data is not None:
         data = load_set(args.data)
-        for note in data.notes:
+        for note in data.flaws:
             say(note)
         for side, encoder in encoders.items():
             hits[side] = in_memory(encoder, data.doc_ids, data.doc_texts)(args.query, args.top)

@@ -156,7 +156,7 @@ def _queries_and_documents(path: Path, data: RetrievalSet | None) -> tuple[list[
     if folder is None:
         if data is None:
             data = load_set(path)
-            for note in data.notes:
+            for note in data.flaws:
                 say(f"note: {note}")
         relevant = {doc for query in data.query_ids for doc, grade in data.qrels[query].items() if grade > 0}
         return data.query_texts, [text for doc, text in zip(data.doc_ids, data.doc_texts) if doc in relevant]

@@ -38,12 +38,35 @@ class RetrievalSet:
     flaws: list[str] = field(default_factory=list)  # lines: what is left out, or judged and missing, with counts
     left_out: int = 0  # graded pairs of an eval split, skipped: a score does not say what is relevant
     shards: ShardFolder | None = field(default=None, compare=False, repr=False)  # whose eval split it is
+    ignore_identical_ids: bool = False  # BEIR's rule: no document is retrieved for the query of the same id
 
     @property
     def notes(self) -> list[str]:
         """Lines to print once."""
         graded = f"{self.name}: {self.left_out} graded pairs are not evaluated, as they do not say what is relevant"
-        return [*self.flaws, *([graded] if self.left_out else [])]
+        return [*self.flaws, *([graded] if self.left_out else []), *self._note_on_ids()]
+
+    def own_documents(self) -> dict[int, int]:
+        """Returns number of a query -> number of the document with its id."""
+        number_of = {query: number for number, query in enumerate(self.query_ids)}
+        return {number_of[doc]: number for number, doc in enumerate(self.doc_ids) if doc in number_of}
+
+    def ignored_documents(self) -> dict[int, int]:
+        """Returns number of a query -> number of the document that is not retrieved for it."""
+        return self.own_documents() if self.ignore_identical_ids else {}
+
+    def _note_on_ids(self) -> list[str]:
+        own = self.own_documents()
+        if not own:
+            return []
+        count = f"{self.name}: {len(own):,} of {len(self.query_ids):,} queries have the id of a document"
+        if self.ignore_identical_ids:
+            return [f"{count}, which is not retrieved for them (BEIR's rule)"]
+        pairs = ((self.query_texts[query], self.doc_texts[doc]) for query, doc in own.items())
+        same = sum(text_key(query) in (text_key(doc), text_key(doc.partition("\n")[2])) for query, doc in pairs)
+        mend = "--ignore-identical-ids of trainer.evaluate, data.ignore_identical_ids of a run file"
+        rule = f"BEIR does not retrieve that document for them; by that rule: {mend}"
+        return [f"{count}, {same:,} of them its text; it is ranked like any other. {rule}"]
 
 
 class _Flaws:
@@ -61,11 +84,11 @@ class _Flaws:
         return [f"{first}; {count:,} {fate}" for fate, (first, count) in self._kinds.items()]
 
 
-def load_set(path: str | Path, strict: bool = False) -> RetrievalSet:
+def load_set(path: str | Path, strict: bool = False, ignore_identical_ids: bool = False) -> RetrievalSet:
     """Reads a retrieval set or a shard folder's eval split. Raises BadInput with every problem.
 
     Published sets have empty texts, and judgements of queries and documents that they lack. Those become notes of the
-    set. strict: problems.
+    set. strict: problems. ignore_identical_ids: see RetrievalSet.
     """
     path = Path(path)
     if not path.is_dir():
@@ -86,7 +109,8 @@ def load_set(path: str | Path, strict: bool = False) -> RetrievalSet:
         problems += [f"{line} (refused by --strict)" for line in flaws.lines()]
     if problems:
         raise BadInput(problems[:50])
-    return RetrievalSet(path.name, [*docs], [*docs.values()], [*judged], [*judged.values()], qrels, flaws.lines())
+    sides = [*docs], [*docs.values()], [*judged], [*judged.values()]
+    return RetrievalSet(path.name, *sides, qrels, flaws.lines(), ignore_identical_ids=ignore_identical_ids)
 
 
 def _json_lines(path: Path, problems: list[str]) -> Iterator[tuple[int, dict]]:

@@ -100,6 +100,7 @@ class DataConfig(Section):
     train: str = Field(min_length=1)
     eval: str | None = None
     general: str | None = None  # a set beside the domain's, to see what is forgotten
+    ignore_identical_ids: bool = False  # in evaluations, the document with the query's own id (BEIR's rule)
     max_hard_negatives: int | None = Field(None, ge=0)  # per row; None takes all
     last_batch: Literal["keep", "drop"] = "keep"
     mixing: Literal["proportional", "temperature", "round_robin"] = "proportional"  # of sources; a batch is of one

@@ -78,5 +78,6 @@ class Inputs:
     def eval_set(self, path: str) -> RetrievalSet:
         """The evaluation set of one path, read once."""
         if path not in self._sets:
-            self._sets[path] = eval_set_of(self.shards) if path == self.config.data.train else load_set(path)
+            own, rule = path == self.config.data.train, self.config.data.ignore_identical_ids
+            self._sets[path] = eval_set_of(self.shards) if own else load_set(path, ignore_identical_ids=rule)
         return self._sets[path]

@@ -56,11 +56,13 @@ class _Side:
         queries, documents = encoder.queries(data.query_texts), encoder.passages(data.doc_texts)
         self.per_query = score_run(data.qrels, rank_documents(queries, documents, data))
         self.queries, self.documents = _unit(queries), _unit(documents)
+        self.ignored = data.ignored_documents()
 
     def best(self, query: int) -> list[tuple[int, float]]:
         """Returns (document, cosine) of the SHOWN_HITS best documents."""
         row = self.documents @ self.queries[query]
-        return [(int(i), float(row[i])) for i in np.argsort(-row, kind="stable")[:SHOWN_HITS]]
+        ranked = [i for i in np.argsort(-row, kind="stable")[: SHOWN_HITS + 1] if i != self.ignored.get(query)]
+        return [(int(i), float(row[i])) for i in ranked[:SHOWN_HITS]]
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
@@ -79,13 +81,15 @@ def _similarities(sides: dict[str, _Side], data: RetrievalSet) -> tuple[list[flo
     """Returns Comparison.edges and .shares of every query with its relevant documents, and with all others."""
     number_of = {doc: i for i, doc in enumerate(data.doc_ids)}
     edges = np.linspace(-1.0, 1.0, 2 * BINS + 1)
+    ignored = data.ignored_documents()
     counts = {side: {"relevant": np.zeros(2 * BINS), "other": np.zeros(2 * BINS)} for side in sides}
     for number, query in enumerate(data.query_ids):
         right = [number_of[doc] for doc, grade in data.qrels[query].items() if grade > 0 and doc in number_of]
+        not_other = [*right, ignored[number]] if number in ignored else right
         for side, model in sides.items():
             row = (model.documents @ model.queries[number]).clip(-1, 1)
             counts[side]["relevant"] += np.histogram(row[right], edges)[0]
-            counts[side]["other"] += np.histogram(np.delete(row, right), edges)[0]
+            counts[side]["other"] += np.histogram(np.delete(row, not_other), edges)[0]
     used = np.flatnonzero(sum(kind for of in counts.values() for kind in of.values()))
     first, last = used[0], used[-1] + 1
     shares = {

@@ -76,7 +76,8 @@ def _compare(facts: Facts, baseline: str | None, data: str | None, device: str, 
     path = data or inputs.eval_paths.get("")
     if path is None:
         raise BadInput("the run has no evaluation set; --data SET names one")
-    held_out = load_set(path) if data else inputs.eval_set(path)
+    rule = facts.config.data.ignore_identical_ids
+    held_out = load_set(path, ignore_identical_ids=rule) if data else inputs.eval_set(path)
     for note in held_out.notes:
         say(note)
     if model.lora.start:

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 from data_prep.common.errors import BadInput
-from data_prep.reading.retrieval_sets import load_set
+from data_prep.reading.retrieval_sets import RetrievalSet, load_set
 from data_prep.sharding.build import shard
 from data_prep.shards.folder import open_shards
 from trainer.config.sections import RunConfig
+from trainer.evaluate import main as evaluate
 from trainer.inference.metrics import means, paired_bootstrap, rank_documents, score_run
 from trainer.preflight.inputs import Inputs
+from trainer.reporting.comparison import SHOWN_HITS, _Side
 
 
 def read_trec(folder):
@@ -232,6 +234,113 @@ def test_an_id_of_judgements_may_hold_a_line_separator_of_unicode(tmp_path):
     (tmp_path / "queries.jsonl").write_text(json.dumps({"id": "q", "text": "t"}) + "\n")
     (tmp_path / "qrels.tsv").write_text(f"q\t{name}\t1\n", encoding="utf-8")
     assert load_set(tmp_path).qrels == {"q": {name: 1}}
+
+
+# --- queries that are documents ---
+
+
+def write_arguments(folder, titled=False):
+    """Like ArguAna: every query is a document, of the same id, and asks for the other one."""
+    folder.mkdir()
+    texts = {"a-pro": "w1 w2 w3 w4", "a-con": "w9 w8 w7 w6"}  # words of the tiny models
+    title = "On taxes" if titled else ""
+    docs = [{"_id": name, "title": title, "text": text} for name, text in texts.items()]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
+    queries = [{"_id": name, "text": f" {text}\n"} for name, text in texts.items()]
+    (folder / "queries.jsonl").write_text("".join(json.dumps(query) + "\n" for query in queries))
+    (folder / "qrels").mkdir()
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\na-pro\ta-con\t1\na-con\ta-pro\t1\n")
+    return folder
+
+
+@pytest.mark.parametrize("titled", [False, True])
+def test_the_document_of_the_querys_id_is_ignored_on_demand(tmp_path, titled):
+    folder = write_arguments(tmp_path / "arguana", titled)
+    vectors = np.array([[1.0, 0.0], [0.9, 0.1]], dtype=np.float32)
+    data = load_set(folder)
+    assert means(score_run(data.qrels, rank_documents(vectors, vectors, data)))["nDCG@10"] < 0.9
+    (note,) = data.notes
+    assert note.startswith(
+        "arguana: 2 of 2 queries have the id of a document, 2 of them its text; it is ranked like any"
+    )
+    data = load_set(folder, ignore_identical_ids=True)
+    run = rank_documents(vectors, vectors, data)
+    assert {query: list(docs) for query, docs in run.items()} == {"a-pro": ["a-con"], "a-con": ["a-pro"]}
+    assert means(score_run(data.qrels, run))["nDCG@10"] == 1.0
+    assert data.notes == [
+        "arguana: 2 of 2 queries have the id of a document, which is not retrieved for them (BEIR's rule)"
+    ]
+
+
+def test_numbers_that_coincide_are_said_to_be_other_texts(tmp_path):
+    folder = write_set(tmp_path / "set")
+    add(folder, "queries.jsonl", '{"id":"a","text":"another text"}\n')
+    add(folder, "qrels.tsv", "a\tb\t1\n")
+    assert "1 of 2 queries have the id of a document, 0 of them its text" in load_set(folder).notes[0]
+    assert load_set(write_set(tmp_path / "other"), ignore_identical_ids=True).notes == []
+
+
+@pytest.mark.parametrize("depth", [1, 3, 20])
+def test_ignoring_is_what_beir_does(tmp_path, monkeypatch, depth):
+    """BEIR searches one document more and takes out the query's own; ids differ by case only here."""
+    monkeypatch.setattr("trainer.inference.metrics.DEPTH", depth)
+    rng = np.random.default_rng(depth)
+    ids = ["a", "A", "b", "B", "c", "C", "d", "D"]
+    queries, documents = rng.standard_normal((4, 5)), rng.standard_normal((8, 5))
+    named = ["A", "b", "z", "C"]
+    data = RetrievalSet("s", ids, ids, named, named, {}, ignore_identical_ids=True)
+    run = rank_documents(queries, documents, data)
+    for name, scores in zip(named, queries @ documents.T):
+        best = sorted(zip(scores.tolist(), ids), reverse=True)[: depth + 1]
+        assert run[name] == pytest.approx(
+            {doc: score for score, doc in [one for one in best if one[1] != name][:depth]}
+        )
+
+
+def test_a_query_whose_own_document_is_the_only_one_finds_nothing(tmp_path):
+    vector = np.ones((1, 1), np.float32)
+    data = RetrievalSet("s", ["a"], ["t"], ["a"], ["t"], {"a": {"a": 1}}, ignore_identical_ids=True)
+    assert set(means(score_run(data.qrels, rank_documents(vector, vector, data))).values()) == {0.0}
+
+
+def test_evaluate_ignores_identical_ids_and_refuses_flaws_on_demand(tmp_path, tiny_bert, capsys):
+    folder, out = write_arguments(tmp_path / "arguana"), tmp_path / "out.json"
+    call = ["--model", str(tiny_bert), "--data", str(folder), "--json", str(out), "--device", "cpu"]
+    assert evaluate(call) == 0
+    assert json.loads(out.read_text())["metrics"]["nDCG@10"] == pytest.approx(1 / np.log2(3))
+    assert "2 of 2 queries have the id of a document" in capsys.readouterr().err
+    assert evaluate([*call, "--ignore-identical-ids"]) == 0
+    result = json.loads(out.read_text())
+    assert (result["metrics"]["nDCG@10"], result["ignored_identical_ids"]) == (1.0, 2)
+    add(folder, "corpus.jsonl", '{"_id":"e","title":"","text":""}\n')
+    assert evaluate(call) == 0
+    assert "corpus.jsonl:3: text of 'e' is empty; 1 documents without text are left out" in capsys.readouterr().err
+    assert evaluate([*call, "--strict"]) == 2
+    assert "refused by --strict" in capsys.readouterr().err
+    plain = ["--model", str(tiny_bert), "--data", str(write_set(tmp_path / "plain")), "--device", "cpu"]
+    assert evaluate([*plain, "--ignore-identical-ids"]) == 0
+    assert "--ignore-identical-ids changes nothing" in capsys.readouterr().err
+
+
+def test_a_run_file_sets_the_rule_for_its_evaluations(tmp_path):
+    folder = write_arguments(tmp_path / "arguana")
+    values = {"output_dir": "o", "model": {"path": "m"}, "data": {"train": "t", "eval": str(folder)}}
+    for rule in (False, True):
+        values["data"]["ignore_identical_ids"] = rule
+        inputs = Inputs(RunConfig.model_validate(values))
+        assert inputs.eval_set(str(folder)).ignore_identical_ids == rule
+        assert "have the id of a document" in inputs.eval_notes[0]
+
+
+def test_the_report_shows_no_ignored_document():
+    side = _Side.__new__(_Side)
+    side.queries, side.documents, side.ignored = np.eye(1, 3), np.eye(4, 3), {0: 0}
+    assert [number for number, _ in side.best(0)] == [1, 2, 3][:SHOWN_HITS]
+    side.ignored = {}
+    assert side.best(0)[0] == (0, 1.0)
+
+
+# --- the order of ties; eval splits ---
 
 
 def test_the_reciprocal_rank_is_cut_at_ten_with_ties_in_trec_evals_order():
