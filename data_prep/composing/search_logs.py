@@ -25,7 +25,8 @@ from data_prep.common.console import result, say, track
 from data_prep.common.errors import BadInput
 from data_prep.common.files import check, check_output_file, whole_file
 from data_prep.reading.files import Blank, Item, read_items
-from data_prep.reading.formats import Row, kind, source_names
+from data_prep.reading.formats import source_names
+from data_prep.reading.row import Row, kind
 from data_prep.reading.row_problems import Problem, Problems
 from data_prep.records import Record, document_text, text_key
 

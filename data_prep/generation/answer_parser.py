@@ -6,7 +6,7 @@ from bisect import bisect
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_prep.reading.formats import kind
+from data_prep.reading.row import kind
 from data_prep.records import normalise
 
 CUT_OFF = "cut off: the answer ends inside a pair"

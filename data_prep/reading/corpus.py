@@ -6,7 +6,7 @@ from pathlib import Path
 from data_prep.common.console import say
 from data_prep.common.errors import nearest
 from data_prep.reading.files import Blank, Item, read_items
-from data_prep.reading.formats import MISSING, kind
+from data_prep.reading.row import MISSING, kind
 from data_prep.reading.row_problems import Problem, Problems
 from data_prep.records import document_text, has_text
 from data_prep.stores.base import Chunk

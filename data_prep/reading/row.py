@@ -1,0 +1,130 @@
+"""The keys of one row, taken one by one with their types checked."""
+
+import contextlib
+import datetime
+import decimal
+import json
+from typing import Any
+
+from data_prep.records import has_text
+
+MISSING = object()
+
+
+class Row:
+    """The keys of one row, taken one by one; the keys that remain become metadata."""
+
+    def __init__(self, values: dict[str, Any], table: bool):
+        self.values, self.table = dict(values), table
+        self.found: list[str] = []  # problems
+        self.extra: list[str] = []  # keys that became metadata
+
+    def take(self, key: str, required: bool) -> Any:
+        value = self.values.pop(key, MISSING)
+        if value is MISSING or value is None:
+            if required:
+                state = "missing" if value is MISSING else "empty" if self.table else "null"
+                self.found.append(f"key {key!r} is {state}")
+            return None
+        return value
+
+    def text(self, key: str, required: bool = True) -> str:
+        value = self.take(key, required)
+        return "" if value is None else self._text(key, value)
+
+    def _text(self, where: str, value: Any) -> str:
+        if not isinstance(value, str):
+            self.found.append(f"key {where!r} must be a text, not {kind(value)}")
+            return ""
+        if not value[:1].isalnum() and not has_text(value):
+            self.found.append(f"key {where!r} is empty")
+        return value
+
+    def texts(self, key: str, required: bool = False) -> list[str]:
+        value = self.take(key, required)
+        if value is None:
+            return []
+        if not isinstance(value, list):
+            self.found.append(f"key {key!r} must be a list of texts, not {kind(value)}")
+            return []
+        if required and not value:
+            self.found.append(f"key {key!r} is empty: it needs at least one text")
+        return [self._text(f"{key}[{i}]", text) for i, text in enumerate(value)]
+
+    def name(self, key: str, required: bool = False) -> str:
+        """Takes an id: a text, or a whole number that becomes a text."""
+        value = self.take(key, required)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        if value == "" and not required:  # our own records may have no id yet
+            return ""
+        return "" if value is None else self._text(key, value)
+
+    def number(self, key: str, value: Any) -> float:
+        """Returns a finite number; in a table it may be a text or a decimal."""
+        if self.table and isinstance(value, str | decimal.Decimal):
+            with contextlib.suppress(ValueError):
+                value = float(value)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self.found.append(f"key {key!r} must be a number, not {kind(value)}")
+            return 0.0
+        if value != value or abs(value) == float("inf"):
+            self.found.append(f"key {key!r} is {value}; it must be a finite number")
+            return 0.0
+        return float(value)
+
+    def score(self, key: str = "score", required: bool = False) -> float | None:
+        value = self.take(key, required)
+        if value is None:
+            return None
+        score = self.number(key, value)
+        if not 0.0 <= score <= 1.0:
+            self.found.append(f"key {key!r} is {score:g}, outside 0..1; divide by the largest grade")
+        return score
+
+    def metadata(self) -> dict[str, Any]:
+        """Returns the row's own metadata with every key that remains."""
+        own = self.take("metadata", required=False)
+        if isinstance(own, str) and self.table:  # a table holds it as JSON
+            try:
+                own = json.loads(own)
+            except ValueError as error:
+                self.found.append(f"key 'metadata' is no JSON object: {error}")
+                own = None
+        if own is not None and not isinstance(own, dict):
+            self.found.append(f"key 'metadata' must be an object, not {kind(own)}")
+            own = None
+        merged = dict(own or {})
+        for key, value in self.values.items():
+            if value is None and self.table:
+                continue
+            if merged.get(key, value) != value:
+                self.found.append(f"key {key!r} has another value in 'metadata'; keep one of them")
+            merged[key] = value
+            self.extra.append(key)
+        return self._plain(merged) if self.table else merged
+
+    def _plain(self, value: dict[str, Any]) -> dict[str, Any]:
+        """Turns dates and decimals of tables, which JSON lacks, into texts."""
+
+        def text(item: Any) -> str:
+            if isinstance(item, datetime.date | datetime.time):
+                return item.isoformat()
+            if isinstance(item, decimal.Decimal):
+                return str(item)
+            raise TypeError(f"metadata cannot hold {kind(item)}; leave that column out")
+
+        try:
+            return json.loads(json.dumps(value, default=text, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            self.found.append(str(error))
+            return {}
+
+
+def kind(value: Any) -> str:
+    """Describes the type of a value for people."""
+    names = {bool: "true/false", str: "a text", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    if value is None:
+        return "null"
+    shown = f" ({value!r})" if isinstance(value, int | float | str) and len(repr(value)) < 30 else ""
+    return names.get(type(value), type(value).__name__) + shown
