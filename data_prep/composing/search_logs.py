@@ -18,6 +18,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -198,12 +199,16 @@ def _items(path: Path, problems: Problems) -> Iterator[Item]:
 
 
 def _whole(row: Row, key: str, least: int) -> int:
-    """Returns the whole number of a key; in a table it may be a text."""
+    """Returns the whole number of a key; in a table it may be a text, or 1.0 where pandas met an empty cell."""
     value = row.take(key, required=True)
     if isinstance(value, str) and row.table:
         with contextlib.suppress(ValueError):
             value = int(value)
-    if isinstance(value, float) and value.is_integer():  # a column of a table with empty cells
+    if isinstance(value, str | Decimal) and row.table:
+        with contextlib.suppress(ValueError):
+            number = float(value)
+            value = number if number.is_integer() else value
+    if isinstance(value, float) and value.is_integer():
         value = int(value)
     if value is None:
         return least

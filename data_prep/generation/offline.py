@@ -16,6 +16,7 @@ import regex
 from data_prep.common.console import result, say, track
 from data_prep.common.errors import BadInput, nearest
 from data_prep.common.files import check, check_output_file, whole_file
+from data_prep.common.finite import NULLS, is_finite, with_nulls
 from data_prep.mining.bm25 import TOKENS
 from data_prep.mining.keywords import Keywords
 from data_prep.stores.base import Chunk, Collection, StoreConfig
@@ -62,7 +63,7 @@ def generate_offline(
     check(problems)
     hide, rules, skipped = tuple(hide), Counter(), Counter()
     fields: dict[str, None] = {}
-    lacking, chunks, collection = Counter(), 0, config.collection
+    lacking, chunks, nulls, collection = Counter(), 0, 0, config.collection
     with open_collection(config) as store, whole_file(output) as lines:
         keywords_of = _keywords_of(store, where, keywords) if keywords else None
         for chunk in track(store.chunks(where), f"pairs from {collection}"):
@@ -73,7 +74,8 @@ def generate_offline(
             if isinstance(pair, str):
                 skipped[pair] += 1
                 continue
-            lines.write(json.dumps(pair, ensure_ascii=False) + "\n")
+            nulls += not is_finite(pair["metadata"])
+            lines.write(json.dumps(with_nulls(pair), ensure_ascii=False) + "\n")
             rules[pair["metadata"]["rule"]] += 1
             if rules.total() == limit:
                 break
@@ -82,6 +84,8 @@ def generate_offline(
         say(f"left out: {count:,} chunks: {reason}")
     for name, count in lacking.items():
         say(f"note: {count:,} chunks have no metadata field {name!r} to hide")
+    if nulls:
+        say(f"note: {nulls:,} pairs: {NULLS}")
     each = ", ".join(f"{rule} {count:,}" for rule, count in sorted(rules.items()))
     result(f"{output}: {rules.total():,} pairs from {chunks:,} chunks ({each})")
     return rules.total()

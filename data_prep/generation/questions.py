@@ -18,6 +18,7 @@ from typing import IO
 from data_prep.common.console import Meter, result, say, track
 from data_prep.common.errors import Failed
 from data_prep.common.files import cache_folder, rejected_name, whole_file
+from data_prep.common.finite import NULLS, is_finite, with_nulls
 from data_prep.common.workers import batches
 from data_prep.generation.answer_cache import Answer, AnswerCache
 from data_prep.generation.answer_parser import PAIRS_FORMAT, Parsed
@@ -153,6 +154,8 @@ class _Run:
             say(f"left out: {count:,} x {kind}, such as {writer.examples[kind]}")
         if writer.reasons:
             say(f"all that was left out, with reasons: {rejected}")
+        if writer.nulls:
+            say(f"note: {writer.nulls:,} pairs: {NULLS}")
         if no_pair:
             raise no_pair
         what = f"{writer.count:,} pairs from {writer.chunks:,} chunks"
@@ -173,6 +176,7 @@ class _Writer:
         self.rejects, self.cache, self.parsed, self.unanswered = rejects, cache, parsed, unanswered
         self.chunks = 0
         self.count = 0  # pairs written
+        self.nulls = 0  # of them, those with NaN or infinity in their metadata
         self.waiting = 0  # chunks without an answer that may get one later
         self.reasons: Counter[str] = Counter()
         self.examples: dict[str, str] = {}  # kind of reason -> its first chunk and full reason
@@ -207,7 +211,8 @@ class _Writer:
                 self.reject(pair.chunk, reason, question=pair.question, answer=pair.answer)
                 continue
             line = {"chunk_id": pair.chunk.id, "question": pair.question, "answer": pair.answer}
-            line |= {"metadata": pair.chunk.metadata, "context": pair.chunk.text}
+            line |= {"metadata": with_nulls(pair.chunk.metadata), "context": pair.chunk.text}
+            self.nulls += not is_finite(pair.chunk.metadata)
             lines.write(json.dumps(line, ensure_ascii=False) + "\n")
             self.count += 1
 

@@ -79,8 +79,8 @@ def check_readable(path: Path) -> None:
 
 
 def _text_lines(path: Path) -> Iterator[str]:
-    """Streams lines with their ends. Bytes outside UTF-8 become lone surrogates, so that reading goes on after them."""
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as handle:
+    """Streams lines with their ends (\\n, \\r\\n or \\r). Bytes outside UTF-8 become lone surrogates."""
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as handle:
         first = True
         for line in handle:
             yield line.removeprefix("\ufeff") if first else line
@@ -120,13 +120,31 @@ def _why_json(error: Exception) -> str:
 def _read_jsonl(path: Path, span: Span) -> Iterator[Item | Problem | Blank]:
     with open(path, "rb") as handle:
         handle.seek(span.start)
-        at = span.start
-        for number, line in enumerate(handle, span.line):
+        at, number = span.start, span.line
+        for line in handle:
             if at >= span.stop:
                 break
             text = line if at else line.removeprefix(codecs.BOM_UTF8)
             at += len(line)
-            yield _json_row(path, number, text.rstrip(b"\r\n"))
+            if b"\r" in (text := text.rstrip(b"\r\n")):
+                yield from _rows_between_returns(path, number, text)
+            else:
+                yield _json_row(path, number, text)
+            number += line_ends(line)
+
+
+def line_ends(block: bytes) -> int:
+    """Counts the line ends of a block that is not cut within one: \\n, \\r\\n, and the \\r of old Macs."""
+    returns = block.count(b"\r")
+    return block.count(b"\n") + (returns - block.count(b"\r\n") if returns else 0)
+
+
+def _rows_between_returns(path: Path, number: int, text: bytes) -> Iterator[Item | Problem | Blank]:
+    """Yields the rows of a text whose lines end with \\r; one row, if the \\r are mere white space in it."""
+    whole = _json_row(path, number, text)
+    lines = [_json_row(path, number + i, line) for i, line in enumerate(text.split(b"\r"))]
+    rows = any(isinstance(line, Item) for line in lines)
+    yield from lines if isinstance(whole, Problem) and rows else [whole]
 
 
 def _json_row(path: Path, number: int, line: bytes) -> Item | Problem | Blank:
@@ -172,7 +190,8 @@ def decode_fast(line: bytes) -> Any:
 
 def _read_json(path: Path) -> Iterator[Item]:
     """Streams an array of rows. The whole text is in memory, unlike JSONL."""
-    text = "".join(_text_lines(path))
+    # a line end is no part of a JSON text, so that one kind of it is enough to count lines
+    text = "".join(line.rstrip("\r\n") + "\n" if line[-1:] in "\r\n" else line for line in _text_lines(path))
     if reason := _no_utf8(text):
         raise BadInput(f"{path}: {reason}")
     mend = "a .json file holds one array of rows; name a file with one row per line .jsonl"

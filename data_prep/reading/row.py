@@ -6,6 +6,7 @@ import decimal
 import json
 from typing import Any
 
+from data_prep.common.finite import is_finite
 from data_prep.records import has_text
 
 MISSING = object()
@@ -52,8 +53,10 @@ class Row:
         return [self._text(f"{key}[{i}]", text) for i, text in enumerate(value)]
 
     def name(self, key: str, required: bool = False) -> str:
-        """Takes an id: a text, or a whole number that becomes a text."""
+        """Takes an id: a text, or a whole number that becomes a text (pandas writes 7.0 beside an empty cell)."""
         value = self.take(key, required)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
         if value == "" and not required:  # our own records may have no id yet
@@ -102,7 +105,11 @@ class Row:
                 self.found.append(f"key {key!r} has another value in 'metadata'; keep one of them")
             merged[key] = value
             self.extra.append(key)
-        return self._plain(merged) if self.table else merged
+        merged = self._plain(merged) if self.table else merged
+        if names := [key for key, value in merged.items() if not is_finite(value)]:
+            text = "holds NaN or infinity, which JSON lacks; write null or leave the key out"
+            self.found += [f"key {name!r} {text}" for name in names]
+        return merged
 
     def _plain(self, value: dict[str, Any]) -> dict[str, Any]:
         """Turns dates and decimals of tables, which JSON lacks, into texts."""
@@ -115,7 +122,7 @@ class Row:
             raise TypeError(f"metadata cannot hold {kind(item)}; leave that column out")
 
         try:
-            return json.loads(json.dumps(value, default=text, allow_nan=False))
+            return json.loads(json.dumps(value, default=text))
         except (TypeError, ValueError) as error:
             self.found.append(str(error))
             return {}

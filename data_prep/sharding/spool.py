@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_prep.common.errors import BadInput
-from data_prep.reading.files import Span, check_readable
+from data_prep.reading.files import Span, check_readable, line_ends
 from data_prep.reading.formats import Notes, read_span
 from data_prep.reading.row_problems import Problems, field_value
 from data_prep.records import Record, count_words, is_variant, query_key, text_key
@@ -93,7 +93,7 @@ def _spans(path: Path) -> Iterator[Span | None]:
             if not block.endswith(b"\n"):
                 block += handle.readline()
             yield Span(start, start + len(block), line)
-            start, line = start + len(block), line + block.count(b"\n")
+            start, line = start + len(block), line + line_ends(block)
 
 
 def read_part(task: ReadTask) -> Part:

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import math
 import re
 import subprocess
 import sys
@@ -316,19 +317,22 @@ def test_in_a_notebook_whose_loop_runs(generate):
     assert triples(asyncio.run(cell())) == wanted(server, range(3))
 
 
-def test_from_a_qdrant_collection(generate, tmp_path):
+def test_from_a_qdrant_collection(generate, tmp_path, capsys):
     pytest.importorskip("qdrant_client")
     from qdrant_client import QdrantClient, models
 
     client = QdrantClient(path=str(tmp_path / "qdrant"))
     client.create_collection("docs", models.VectorParams(size=1, distance=models.Distance.COSINE))
-    points = [models.PointStruct(id=n, vector=[1.0], payload={"text": chunk(n).text, "page": n}) for n in range(5)]
+    payloads = [{"text": chunk(n).text, "page": n} | ({"price": math.nan} if n == 1 else {}) for n in range(5)]
+    points = [models.PointStruct(id=n, vector=[1.0], payload=payload) for n, payload in enumerate(payloads)]
     client.upsert("docs", points)
     client.close()
     server = LanguageModel()
     lines = generate(server, db_type="qdrant", path=tmp_path / "qdrant")
     assert [line["chunk_id"] for line in lines] == [str(n) for n in range(5) for _ in range(2)]
     assert lines[0]["metadata"] == {"page": 0}
+    assert lines[2]["metadata"] == {"page": 1, "price": None}
+    assert "note: 2 pairs: their metadata holds NaN or infinity" in capsys.readouterr().err
 
 
 def test_filters_keep_aside_what_they_leave_out(generate, tmp_path, capsys):
