@@ -39,6 +39,7 @@ def augment(
     score_scale: float = 1.0,
     seed: int = 0,
     positive: str | None = None,
+    columns: dict[str, str] | None = None,
 ) -> int:
     """Writes every record of the inputs, each followed by up to `variants` variants; returns the number of variants.
 
@@ -57,7 +58,7 @@ def augment(
     writer = Writer(changes, *_lists(misspellings, synonyms, problems))
     check(problems)
     with spool_beside(output) as spool, whole_file(output) as lines:
-        queries, rows, scored = _spool(inputs, spool, positive)
+        queries, rows, scored = _spool(inputs, spool, positive, columns)
         counts = _Counts(variants)
         spool.seek(0)
         for record in track((Record(**json.loads(line)) for line in spool), "variants", total=rows):
@@ -102,13 +103,15 @@ def _lists(misspellings: Path | None, synonyms: Path | None, problems: list[str]
     return lists
 
 
-def _spool(inputs: list[Path], spool: IO[str], positive: str | None) -> tuple[dict[int, int], int, int]:
+def _spool(
+    inputs: list[Path], spool: IO[str], positive: str | None, columns: dict[str, str] | None
+) -> tuple[dict[int, int], int, int]:
     """Writes all records to the spool. Returns (key of each query -> its row's query_key, rows, rows with a score)."""
     problems = Problems()
     queries: dict[int, int] = {}
     rows = scored = 0
     for path, name in source_names(inputs).items():
-        records = read_records(path, positive=positive, source=name, problems=problems)
+        records = read_records(path, positive=positive, columns=columns, source=name, problems=problems)
         for record in track(records, f"reading {path.name}"):
             used = [key for key in (PARENT, PARENT_QUERY, AUGMENTED) if key in record.metadata]
             if used and not is_variant(record):

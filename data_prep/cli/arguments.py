@@ -5,8 +5,24 @@ from typing import Any
 
 
 def add_positive(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of everything that reads rows."""
     text = "which text of a chunk row that has both becomes the positive"
     parser.add_argument("--positive", choices=("answer", "context"), help=text)
+    text = "names for keys or columns of the inputs, such as query=sentence1,positive=sentence2"
+    parser.add_argument("--columns", type=_columns, metavar="NEW=OLD,...", help=text)
+
+
+def _columns(text: str) -> dict[str, str]:
+    """Returns {old name: new name} of text such as query=sentence1,positive=sentence2."""
+    names: dict[str, str] = {}
+    for part in text.split(","):
+        new, equals, old = (side.strip() for side in part.partition("="))
+        if not (new and equals and old):
+            raise argparse.ArgumentTypeError(f"{part!r} must be NEW=OLD, such as query=sentence1")
+        if old in names or new in names.values():
+            raise argparse.ArgumentTypeError(f"{old if old in names else new!r} is named twice")
+        names[old] = new
+    return names
 
 
 def values(args: argparse.Namespace, *names: str) -> dict[str, Any]:

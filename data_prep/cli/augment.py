@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
 
     rates = values(args, "typo_rate", "synonym_rate", "case_rate", "punctuation_rate", "transliteration_rate")
     kinds = {} if args.typos is None else {"typo_kinds": _kinds(args.typos)}
-    options = values(args, "variants", "misspellings", "synonyms", "score_scale", "seed", "positive")
+    options = values(args, "variants", "misspellings", "synonyms", "score_scale", "seed", "positive", "columns")
     augment(args.inputs, args.output, changes=Changes(**rates, **kinds), **options)
 
 

@@ -32,5 +32,5 @@ def run(args: argparse.Namespace) -> None:
     inputs = args.inputs + args.input
     if not inputs:
         raise BadInput("compose: no input; name files or folders: compose a.jsonl b.csv --output all.jsonl")
-    options = values(args, "hard_k", "positive", "skip_bad", "balance", "per_value", "seed")
+    options = values(args, "hard_k", "positive", "columns", "skip_bad", "balance", "per_value", "seed")
     compose(inputs, args.output, **options)

@@ -22,4 +22,4 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from data_prep.quality.inspect import inspect
 
-    inspect(args.path, as_json=args.json, **values(args, "html", "positive", "tokenizer", "exclude"))
+    inspect(args.path, as_json=args.json, **values(args, "html", "positive", "columns", "tokenizer", "exclude"))

@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
             corpus=_corpus(args, stack),
             encoder=_encoder(args),
             scorer=_scorer(args),
-            **values(args, "stored_vectors", "cache", "positive"),
+            **values(args, "stored_vectors", "cache", "positive", "columns"),
         )
 
 

@@ -45,7 +45,9 @@ def run(args: argparse.Namespace) -> None:
     from data_prep.common.workers import cores
     from data_prep.sharding.build import shard
 
-    options = values(args, "num_shards", "eval_fraction", "split_by", "seed", "positive", "on_leakage", "overwrite")
+    options = values(
+        args, "num_shards", "eval_fraction", "split_by", "seed", "positive", "columns", "on_leakage", "overwrite"
+    )
     options |= values(args, "near_duplicates", "exclude")
     workers = cores() if args.workers is None else args.workers
     shard(args.inputs, args.output, tokens=_tokens(args), workers=workers, **options)

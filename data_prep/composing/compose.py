@@ -20,6 +20,7 @@ def compose(
     *,
     hard_k: int = 0,
     positive: str | None = None,
+    columns: dict[str, str] | None = None,
     skip_bad: bool = False,
     balance: str | None = None,
     per_value: int | None = None,
@@ -50,7 +51,7 @@ def compose(
         waiting = stack.enter_context(spool_beside(output)) if even else lines
         counts = {}
         for path in inputs:
-            records = read_records(path, positive=positive, source=names[path], problems=problems)
+            records = read_records(path, positive=positive, columns=columns, source=names[path], problems=problems)
             rows: Iterable[Record] = track(records, f"reading {path.name}")
             if hard_k:
                 rows = list(rows)

@@ -54,6 +54,7 @@ def mine(
     scorer: PairScorer | None = None,
     cache: Path | None = None,
     positive: str | None = None,
+    columns: dict[str, str] | None = None,
 ) -> int:
     """Writes the rows of all inputs, in order, with their hard negatives to `output`; returns the number of negatives.
 
@@ -74,7 +75,7 @@ def mine(
         if corpus is not None:
             _read_corpus(corpus, texts, encoder, passages if stored_vectors else None)
         waiting = stack.enter_context(spool_beside(output))
-        count = _read_rows(names, positive, texts, waiting, choose=corpus is None, scored=scorer is not None)
+        count = _read_rows(names, positive, columns, texts, waiting, corpus is None, scorer is not None)
         texts.seal()
         if not texts.candidates:
             raise BadInput("the corpus holds no text to choose from")
@@ -149,13 +150,19 @@ def _check_stored(chunks: list[Chunk], stored: np.ndarray, encoder: Encoder) -> 
 
 
 def _read_rows(
-    names: dict[Path, str], positive: str | None, texts: Corpus, waiting: IO[str], choose: bool, scored: bool
+    names: dict[Path, str],
+    positive: str | None,
+    columns: dict[str, str] | None,
+    texts: Corpus,
+    waiting: IO[str],
+    choose: bool,
+    scored: bool,
 ) -> int:
     """Reads the rows into `waiting`, as JSON lines, and their positives into the corpus; returns their number."""
     problems = Problems()
     count = with_teacher = 0
     for path, name in names.items():
-        rows = read_records(path, positive=positive, source=name, problems=problems)
+        rows = read_records(path, positive=positive, columns=columns, source=name, problems=problems)
         for record in track(rows, f"reading {path.name}"):
             texts.add_row(record, choose)
             waiting.write(record.to_json() + "\n")

@@ -20,7 +20,7 @@ from data_prep.quality.gate import nearly
 from data_prep.quality.row_keys import Keys
 from data_prep.quality.sampling import Spool, spread
 from data_prep.reading.formats import read_records
-from data_prep.reading.row_problems import SHOWN, Problem, Problems
+from data_prep.reading.row_problems import Kinds, Problem, Problems, problem_lines
 from data_prep.records import Record
 from data_prep.shards.folder import MANIFEST, Rows, looks_unfinished, open_shards
 from data_prep.texts.lengths import Lengths
@@ -48,9 +48,8 @@ class _Rows:
     sources: dict[str, array] = field(default_factory=dict)
     lengths: Lengths = field(default_factory=Lengths)
     take: Take | None = None  # reads rows again, by number
-    problems: int = 0  # rows that cannot be read as records
+    unreadable: Kinds = field(default_factory=Kinds)  # rows that cannot be read as records
     empty: int = 0  # of them, those with an empty text
-    shown: list[Problem] = field(default_factory=list)
 
     def add(self, record: Record, split: str = "") -> None:
         self.sources.setdefault(record.source, array("q")).append(len(self.keys))
@@ -59,10 +58,8 @@ class _Rows:
         self.lengths.add(record)
 
     def reject(self, problem: Problem) -> None:
-        self.problems += 1
         self.empty += "is empty" in problem.reason
-        if len(self.shown) < SHOWN:
-            self.shown.append(problem)
+        self.unreadable.row(problem)
 
     @property
     def train(self) -> int:
@@ -76,6 +73,7 @@ def inspect(
     as_json: bool = False,
     html: Path | None = None,
     positive: str | None = None,
+    columns: dict[str, str] | None = None,
     tokenizer: str | None = None,
     exclude: list[Path] | None = None,
 ) -> dict[str, Any]:
@@ -83,14 +81,14 @@ def inspect(
 
     path, rows, splits {name: rows}, sources {name: rows}, lengths (see lengths.py), COUNTS {name: rows},
     near_duplicates, languages (see checks.py), tokens (see token_lengths.py; null without a tokenizer), sample {what:
-    rows it was counted on}, findings [checks.Finding], problems {"count", "shown": [{file, line, reason}]}.
+    rows it was counted on}, findings [checks.Finding], problems {"count", "shown": [Kind.to_json]}.
     tokenizer: model folder or hub id; its tokenizer measures the texts. exclude: evaluation sets whose texts are
     leakage. html: file for the same content as a page. Bad rows are content; an unreadable input is BadInput.
     """
     check(check_output_file(html, [path], suffix=".html", flag="--html") if html else [])
     reader = reader_of(tokenizer, "--tokenizer") if tokenizer else None
     excluded = {str(folder): held_out([folder]) for folder in exclude or []}
-    rows = _read(path, positive)
+    rows = _read(path, positive, columns)
     report = _report(path, rows, reader, excluded)
     result(json.dumps(report, ensure_ascii=False, indent=2)) if as_json else _show(report)
     if html:
@@ -102,7 +100,7 @@ def inspect(
     return report
 
 
-def _read(path: Path, positive: str | None) -> _Rows:
+def _read(path: Path, positive: str | None, columns: dict[str, str] | None) -> _Rows:
     rows = _Rows()
     if path.is_dir() and ((path / MANIFEST).exists() or looks_unfinished(path)):
         folder = open_shards(path)
@@ -113,7 +111,8 @@ def _read(path: Path, positive: str | None) -> _Rows:
         rows.take = lambda numbers: _take(splits.values(), numbers)
         return rows
     spool, problems = Spool(), Problems(sink=rows.reject)
-    for record in track(read_records(path, positive=positive, problems=problems), f"reading {path.name}"):
+    records = read_records(path, positive=positive, columns=columns, problems=problems)
+    for record in track(records, f"reading {path.name}"):
         rows.add(record)
         spool.add(record)
     if problems.files:
@@ -132,7 +131,7 @@ def _take(splits: Iterable[Rows], numbers: list[int]) -> list[Record]:
 
 
 def _report(path: Path, rows: _Rows, reader: Reader | None, excluded: dict[str, HeldOut]) -> dict[str, Any]:
-    keys = rows.keys
+    keys, unreadable = rows.keys, rows.unreadable.count
     by_source = {name: np.frombuffer(numbers, np.int64) for name, numbers in rows.sources.items()}
     numbers = {name: some.tolist() for name, some in spread(by_source, SAMPLE).items()}
     sample = {name: rows.take(some) for name, some in numbers.items()}
@@ -153,7 +152,7 @@ def _report(path: Path, rows: _Rows, reader: Reader | None, excluded: dict[str, 
         estimated += checks.near_leakage(train_records, nearly(texts), name, "--exclude", mend)
     estimated += [*languages, *checks.prompts(sample, *prompts)]
     findings = [
-        *checks.unreadable(rows.empty, rows.problems - rows.empty, len(keys) + rows.problems),
+        *checks.unreadable(rows.empty, unreadable - rows.empty, len(keys) + unreadable),
         *_leakage(path, rows, excluded),
         *checks.texts_of_rows(keys),
         *checks.duplicates(keys),
@@ -179,8 +178,8 @@ def _report(path: Path, rows: _Rows, reader: Reader | None, excluded: dict[str, 
         "sample": {"languages": len(records), "near_duplicates": len(chosen), "tokens": measured},
         "findings": [one.to_json() | {"line": one.line()} for one in checks.sorted_findings(findings)],
         "problems": {
-            "count": rows.problems,
-            "shown": [{"file": row.file, "line": row.line, "reason": row.reason} for row in rows.shown],
+            "count": unreadable,
+            "shown": [kind.to_json() for kind in rows.unreadable.kinds()],
         },
     }
 
@@ -212,10 +211,8 @@ def _show(report: dict[str, Any]) -> None:
     console.print(f"{near['rows']:>10,}  near duplicates (Jaccard {near['similarity']:g}) among {near['of']:,} rows")
     problems = report["problems"]
     console.print(f"{problems['count']:>10,}  rows that cannot be read as records")
-    for row in problems["shown"]:
-        console.print(escape(f"  {row['file']}:{row['line']}: {row['reason']}"))
-    if problems["count"] > len(problems["shown"]):
-        console.print(f"  … and {problems['count'] - len(problems['shown']):,} more")
+    for line in problem_lines(problems):
+        console.print(escape(f"  {line}"))
     for one in report["findings"]:
         style = "red" if one["severity"] == "error" else "yellow"
         console.print(f"[{style}]{one['severity']}[/{style}] {escape(one['line'])}")

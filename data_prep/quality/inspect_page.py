@@ -6,6 +6,7 @@ from typing import Any
 from data_prep.common import html_page as pages
 from data_prep.common import svg
 from data_prep.common.html_page import section
+from data_prep.reading.row_problems import problem_lines
 from data_prep.texts.languages import UNSURE
 
 FIELDS = ("query", "positive", "negative")
@@ -125,10 +126,7 @@ def _table(report: dict[str, Any]) -> str:
 
 
 def _problems(report: dict[str, Any]) -> str:
-    shown, count = report["problems"]["shown"], report["problems"]["count"]
-    if not count:
+    items = [f"<li>{escape(line)}</li>" for line in problem_lines(report["problems"])]
+    if not items:
         return ""
-    items = [f"<li>{escape('{file}:{line}: {reason}'.format(**row))}</li>" for row in shown]
-    if count > len(shown):
-        items.append(f"<li>… and {count - len(shown):,} more</li>")
     return f'<section><h2>Rows that cannot be read</h2><ul class="found">{"".join(items)}</ul></section>'

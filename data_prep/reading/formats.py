@@ -17,43 +17,24 @@ from data_prep.records import Record
 
 def _own(row: Row, _: str | None) -> Record:
     query, positives = row.text("query"), row.texts("positives", required=True)
-    negatives, score, teacher = (
-        row.texts("negatives"),
-        row.score(),
-        row.take("teacher_scores", required=False),
-    )
+    negatives, score, teacher = row.texts("negatives"), row.score(), row.take("teacher_scores", required=False)
     if teacher is not None:
         if isinstance(teacher, list):
-            teacher = [
-                row.number(f"teacher_scores[{i}]", value)
-                for i, value in enumerate(teacher)
-            ]
+            teacher = [row.number(f"teacher_scores[{i}]", value) for i, value in enumerate(teacher)]
         else:
-            row.found.append(
-                f"key 'teacher_scores' must be a list of numbers, not {kind(teacher)}"
-            )
+            row.found.append(f"key 'teacher_scores' must be a list of numbers, not {kind(teacher)}")
             teacher = None
     source = row.take("source", required=False)
     if not isinstance(source, str | None):
         row.found.append(f"key 'source' must be a text, not {kind(source)}")
-    return Record(
-        query,
-        positives,
-        negatives,
-        score,
-        teacher,
-        source or "",
-        doc_ids=row.texts("doc_ids"),
-    )
+    return Record(query, positives, negatives, score, teacher, source or "", doc_ids=row.texts("doc_ids"))
 
 
 def _chunk(row: Row, positive: str | None) -> Record:
     chunk_id, question = row.name("chunk_id", required=True), row.text("question")
     has_context = row.values.get("context") is not None
     if has_context and positive is None:
-        row.found.append(
-            "has both 'answer' and 'context': choose with --positive answer or --positive context"
-        )
+        row.found.append("has both 'answer' and 'context': choose with --positive answer or --positive context")
     # the other text stays in the metadata, under its own name
     chosen = row.text("context" if positive == "context" else "answer")
     return Record(question, [chosen], doc_ids=[chunk_id])
@@ -61,9 +42,7 @@ def _chunk(row: Row, positive: str | None) -> Record:
 
 def _pair(query: str, positive: str) -> Callable[[Row, str | None], Record]:
     """Builds records from these two keys; other spellings of negatives follow (supervision.py)."""
-    return lambda row, _: Record(
-        row.text(query), [row.text(positive)], row.texts("hard_negatives")
-    )
+    return lambda row, _: Record(row.text(query), [row.text(positive)], row.texts("hard_negatives"))
 
 
 def _lists(row: Row, _: str | None) -> Record:
@@ -86,54 +65,29 @@ class Shape(NamedTuple):
 
 SHAPES = (
     Shape(("query", "positives"), '{"query", "positives": […], …} (records)', _own),
-    Shape(
-        ("chunk_id", "question", "answer"),
-        '{"chunk_id", "question", "answer", "metadata", "context"?}',
-        _chunk,
-    ),
-    Shape(
-        ("anchor", "positive"),
-        '{"anchor", "positive", "hard_negatives"?: […]}',
-        _pair("anchor", "positive"),
-    ),
-    Shape(
-        ("query", "positive"),
-        '{"query", "positive", "negative"?} (or "negative_1", …)',
-        _pair("query", "positive"),
-    ),
-    Shape(
-        ("question", "answer"), '{"question", "answer"}', _pair("question", "answer")
-    ),
+    Shape(("chunk_id", "question", "answer"), '{"chunk_id", "question", "answer", "metadata", "context"?}', _chunk),
+    Shape(("anchor", "positive"), '{"anchor", "positive", "hard_negatives"?: […]}', _pair("anchor", "positive")),
+    Shape(("query", "positive"), '{"query", "positive", "negative"?} (or "negative_1", …)', _pair("query", "positive")),
+    Shape(("question", "answer"), '{"question", "answer"}', _pair("question", "answer")),
     Shape(("query", "pos"), '{"query", "pos": […], "neg": […]}', _lists),
-    Shape(
-        ("query", "item", "score"),
-        '[query, item, score] or {"query", "item", "score"}, score in 0..1',
-        _scored,
-    ),
+    Shape(("query", "item", "score"), '[query, item, score] or {"query", "item", "score"}, score in 0..1', _scored),
     Shape(("term", "definition"), '{"term", "definition"} (glossary)', _glossary),
 )
-ACCEPTED = (
-    " | ".join(shape.example for shape in SHAPES)
-    + ". CSV, TSV and Parquet name the same keys as columns."
-)
+ACCEPTED = " | ".join(shape.example for shape in SHAPES) + ". CSV, TSV and Parquet name the same keys as columns."
 
 
 class UnknownShape(BadRow):
     """A row whose keys are none of the accepted shapes."""
 
-    hint = f"accepted rows: {ACCEPTED}"
+    hint = f"accepted rows: {ACCEPTED} Other names: --columns query=sentence1,positive=sentence2 renames keys."
 
 
 def recognise(values: dict[str, Any]) -> Shape:
     """Returns the only shape whose keys this row has. Raises UnknownShape, naming the nearest one."""
     fitting = _fitting(tuple(values))
-    if (
-        len(fitting) > 1
-    ):  # a table has the columns of all its rows: null ones do not count
+    if len(fitting) > 1:  # a table has the columns of all its rows: null ones do not count
         filled = {key for key, value in values.items() if value is not None}
-        fitting = [
-            shape for shape in fitting if set(shape.required) <= filled
-        ] or fitting
+        fitting = [shape for shape in fitting if set(shape.required) <= filled] or fitting
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -143,71 +97,58 @@ def recognise(values: dict[str, Any]) -> Shape:
     if not keys:
         raise UnknownShape("the row is empty: {}")
     if {"query", "position"} <= set(keys):
-        raise UnknownShape(
-            "these are keys of a search log; make scored rows of it with: python -m data_prep logs"
-        )
+        raise UnknownShape("these are keys of a search log; make scored rows of it with: python -m data_prep logs")
     best = max(SHAPES, key=lambda shape: _likeness(shape, keys))
     lacking = [key for key in best.required if key not in values]
-    hints = [
-        (key, nearest(key, [k for k in keys if k not in best.required]))
-        for key in lacking
-    ]
-    missing = ", ".join(
-        f"key {key!r} is missing" + (f" ({hint.strip()})" if hint else "")
-        for key, hint in hints
-    )
+    hints = [(key, nearest(key, [k for k in keys if k not in best.required])) for key in lacking]
+    missing = ", ".join(f"key {key!r} is missing" + (f" ({hint.strip()})" if hint else "") for key, hint in hints)
     shown = ", ".join(map(repr, keys[:12]))
-    raise UnknownShape(
-        f"unknown shape with keys {shown}; nearest is {best.example}: {missing}"
-    )
+    raise UnknownShape(f"unknown shape with keys {shown}; nearest is {best.example}: {missing}")
 
 
 @lru_cache
 def _fitting(keys: tuple[str, ...]) -> list[Shape]:
     """Returns the shapes whose keys are all present, without those whose keys are a part of another one's."""
     fitting = [shape for shape in SHAPES if set(shape.required) <= set(keys)]
-    return [
-        s
-        for s in fitting
-        if not any(set(s.required) < set(other.required) for other in fitting)
-    ]
+    return [s for s in fitting if not any(set(s.required) < set(other.required) for other in fitting)]
 
 
 def _likeness(shape: Shape, keys: list[str]) -> float:
     """Returns the share of the shape's keys that the row has; a near miss counts half."""
-    hits = sum(
-        1.0 if key in keys else 0.5 if nearest(key, keys) else 0.0
-        for key in shape.required
-    )
+    hits = sum(1.0 if key in keys else 0.5 if nearest(key, keys) else 0.0 for key in shape.required)
     return hits / len(shape.required)
 
 
-def to_record(item: Item, positive: str | None = None) -> tuple[Record, list[str]]:
-    """Returns the record of one row and its extra keys. Raises BadRow with every reason."""
+def to_record(
+    item: Item, positive: str | None = None, columns: dict[str, str] | None = None
+) -> tuple[Record, list[str]]:
+    """Returns the record of one row and its extra keys. Raises BadRow with every reason. columns: see read_records."""
     value = item.value
     if isinstance(value, list):
         if len(value) != 3:
-            raise BadRow(
-                f"an array row must be [query, item, score]; this one has {len(value)} values"
-            )
+            raise BadRow(f"an array row must be [query, item, score]; this one has {len(value)} values")
         value = dict(zip(("query", "item", "score"), value))
     if not isinstance(value, dict):
-        raise BadRow(
-            f"a row must be an object or [query, item, score], not {kind(value)}"
-        )
+        raise BadRow(f"a row must be an object or [query, item, score], not {kind(value)}")
+    value = _renamed(value, columns) if columns else value
     shape, row = recognise(value), Row(value, item.table)
     record = shape.build(row, positive)
     record.id = row.name("id")
     read_supervision(row, record, own=shape.build is _own)
     record.metadata = row.metadata()
-    problems = (
-        row.found
-        or record.problems()
-        or (_no_text(record) if "\\u" in item.raw else [])
-    )
+    problems = row.found or record.problems() or (_no_text(record) if "\\u" in item.raw else [])
     if problems:
         raise BadRow("; ".join(problems))
     return record, row.extra
+
+
+def _renamed(values: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
+    """Returns the row with new names of its keys. Raises BadRow for two values under one name."""
+    renamed = {columns.get(key, key): value for key, value in values.items()}
+    if len(renamed) < len(values):
+        twice = [f"{new}={old}" for old, new in columns.items() if new in values and old in values]
+        raise BadRow(f"--columns {','.join(twice)}: the row has that new name too; rename it as well")
+    return renamed
 
 
 def _no_text(record: Record) -> list[str]:
@@ -225,11 +166,7 @@ def source_names(paths: list[Path]) -> dict[Path, str]:
     stems = [path.stem for path in resolved]
     names = {}
     for path, whole in zip(paths, resolved):
-        names[path] = (
-            whole.stem
-            if stems.count(whole.stem) == 1
-            else f"{whole.parent.name}/{whole.name}"
-        )
+        names[path] = whole.stem if stems.count(whole.stem) == 1 else f"{whole.parent.name}/{whole.name}"
     if twice := sorted({str(path) for path in resolved if resolved.count(path) > 1}):
         raise BadInput([f"{path}: is given twice as an input" for path in twice])
     if len(set(names.values())) < len(paths):
@@ -244,10 +181,9 @@ class Notes:
 
     rows: int = 0
     blank: int = 0  # lines without content
-    extra: dict[str, None] = field(
-        default_factory=dict
-    )  # keys that became metadata, in order
+    extra: dict[str, None] = field(default_factory=dict)  # keys that became metadata, in order
     parts: dict[str, int] = field(default_factory=dict)  # rows by split
+    renamed: set[str] = field(default_factory=set)  # keys that --columns names and a row has
     whole: bool = True  # False: an error ended the reading
 
     def merge(self, later: "Notes") -> None:
@@ -255,22 +191,21 @@ class Notes:
         self.rows += later.rows
         self.blank += later.blank
         self.extra.update(later.extra)
+        self.renamed |= later.renamed
         for name, count in later.parts.items():
             self.parts[name] = self.parts.get(name, 0) + count
         self.whole &= later.whole
 
-    def close(self, path: Path, problems: Problems) -> None:
+    def close(self, path: Path, problems: Problems, columns: dict[str, str] | None = None) -> None:
         """Prints the notes on stderr; an input without rows is a problem."""
+        if absent := [old for old in columns or () if old not in self.renamed]:
+            say(f"note: {path}: --columns: no row has {', '.join(map(repr, absent))}")
         if self.whole and not self.rows:
             problems.file(f"{path}: has no rows; it needs at least one")
         if self.parts:
-            say(
-                f"note: {path}: all splits are read: {', '.join(f'{name} ({n:,})' for name, n in self.parts.items())}"
-            )
+            say(f"note: {path}: all splits are read: {', '.join(f'{name} ({n:,})' for name, n in self.parts.items())}")
         if self.extra:
-            say(
-                f"note: {path}: kept in metadata, as no shape has these keys: {', '.join(self.extra)}"
-            )
+            say(f"note: {path}: kept in metadata, as no shape has these keys: {', '.join(self.extra)}")
         if self.blank:
             say(f"note: {path}: {self.blank:,} blank lines hold no row")
 
@@ -279,21 +214,21 @@ def read_records(
     path: str | Path,
     *,
     positive: str | None = None,
+    columns: dict[str, str] | None = None,
     source: str | None = None,
     problems: Problems | None = None,
 ) -> Iterator[Record]:
     """Streams the records of one input: .jsonl, .json (an array), .csv, .tsv, .parquet, or a `datasets` folder.
 
-    positive: "answer" or "context", for chunk rows that have both. source: default of the rows' source (default: the
-    file's stem); an id defaults to "<source>:<line>". Extra keys become metadata and are listed once on stderr. Bad
-    rows and unreadable files go to `problems`; without it, BadInput with all of them is raised at the end.
+    positive: "answer" or "context", for chunk rows that have both. columns: key of the input -> the name it is read
+    under. source: default of the rows' source (default: the file's stem); an id defaults to "<source>:<line>". Extra
+    keys become metadata and are listed once on stderr. Bad rows and unreadable files go to `problems`; without it,
+    BadInput with all of them is raised at the end.
     """
     path, notes = Path(path), Notes()
     collected = problems if problems is not None else Problems()
-    yield from read_span(
-        path, None, positive, source or path.resolve().stem, collected, notes
-    )
-    notes.close(path, collected)
+    yield from read_span(path, None, positive, source or path.resolve().stem, collected, notes, columns)
+    notes.close(path, collected, columns)
     if problems is None:
         collected.check()
 
@@ -305,6 +240,7 @@ def read_span(
     source: str,
     problems: Problems,
     notes: Notes,
+    columns: dict[str, str] | None = None,
 ) -> Iterator[Record]:
     """Streams the records of some lines (None: all) of an input, like read_records; `notes` counts its rows."""
     try:
@@ -316,19 +252,17 @@ def read_span(
             if isinstance(item, Problem):
                 problems.row(item)
                 continue
+            if columns and isinstance(item.value, dict):
+                notes.renamed |= columns.keys() & item.value.keys()
             try:
-                record, more = to_record(item, positive)
+                record, more = to_record(item, positive, columns)
             except BadRow as error:
-                problems.row(
-                    Problem(str(path), item.line, str(error), item.raw), error.hint
-                )
+                problems.row(Problem(str(path), item.line, str(error), item.raw), error.hint)
                 continue
             notes.extra.update(dict.fromkeys(more))
             if item.part:
                 notes.parts[item.part] = notes.parts.get(item.part, 0) + 1
-            record.source = record.source or (
-                f"{source}/{item.part}" if item.part else source
-            )
+            record.source = record.source or (f"{source}/{item.part}" if item.part else source)
             record.id = record.id or f"{record.source}:{item.line}"
             yield record
     except BadInput as error:

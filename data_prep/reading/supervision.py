@@ -97,7 +97,7 @@ def _read(row: Row, record: Record, keys: dict[int, list[tuple[int, str]]], own:
         unread += [key for _, key in keys.get(NEGATIVE_IDS, [])]
     for key in unread:
         text = "looks like supervision, but this shape does not read it, so it would not be trained on; rename it"
-        row.found.append(f"key {key!r} {text}, or move it into 'metadata'")
+        row.found.append(f"key {key!r} {text} (--columns other={key}), or move it into 'metadata'")
     _read_teacher(row, record, keys.get(POSITIVE_SCORES, []), keys.get(NEGATIVE_SCORES, []), negatives)
     names = [key for _, key in keys.get(GRADES, [])]
     stated = [name for name in ("score", "teacher_scores") if getattr(record, name) is not None]
@@ -157,7 +157,9 @@ def _read_grade(row: Row, record: Record, key: str) -> None:
     if not isinstance(value, list):
         before = len(row.found)
         record.score = row.score(key)
-        row.found[before:] = [f"{reason}; if it is no score, rename it" for reason in row.found[before:]]
+        row.found[before:] = [
+            f"{reason}; if it is no score, rename it (--columns other={key})" for reason in row.found[before:]
+        ]
         return
     numbers, documents = _numbers(row, key), len(record.positives) + len(record.negatives)
     if len(numbers) != documents:

@@ -40,6 +40,7 @@ def shard(
     split_by: str | None = None,
     seed: int = 0,
     positive: str | None = None,
+    columns: dict[str, str] | None = None,
     on_leakage: str = "refuse",
     near_duplicates: float | None = None,
     exclude: list[Path] | tuple = (),
@@ -52,9 +53,9 @@ def shard(
     num_shards: Arrow files of the train split (default: about 500 MB each). eval_fraction: expected share of groups in
     eval; 0 writes no eval split. split_by: a metadata field whose values are the groups (default: rows that share a
     document, positive or query text). on_leakage: the answer to a text in both splits, which only split_by can cause.
-    near_duplicates: Jaccard similarity from which the later of two rows is left out (default: none is). exclude:
-    evaluation sets whose texts, or with near_duplicates near duplicates of them, no train row may hold. tokens: the
-    tokenizer of the train rows (default: none). workers: most processes; 1: this one only.
+    columns: see read_records. near_duplicates: Jaccard similarity from which the later of two rows is left out
+    (default: none is). exclude: evaluation sets whose texts, or with near_duplicates near duplicates of them, no train
+    row may hold. tokens: the tokenizer of the train rows (default: none). workers: most processes; 1: this one only.
 
     Rows wait on disk beside the output; split.py states the memory. BadInput lists every problem.
     """
@@ -70,7 +71,7 @@ def shard(
         with Workers(min(workers, _useful_workers(inputs))) as pool:
             tokenizer = pool.aside(tokenise.load, source) if source else None
             exclusions = Exclusions(near_duplicates, write_held(exclude, near_duplicates, spool))
-            parts = _read(pool, read_tasks(names, spool, positive, split_by, exclusions), names)
+            parts = _read(pool, read_tasks(names, spool, positive, split_by, exclusions, columns), names, columns)
             plan = SplitPlan(spool, parts, bool(split_by), eval_fraction, seed)
             splits, left_out = _decide(plan, exclusions, on_leakage)
             counts = _checked_counts(plan, splits, num_shards)
@@ -137,7 +138,9 @@ def _useful_workers(inputs: list[Path]) -> int:
     return max(1, -(-sum(file.stat().st_size for file in files) // SPAN_BYTES))
 
 
-def _read(pool: Workers, tasks: Iterable[ReadTask], names: dict[Path, str]) -> list[Part]:
+def _read(
+    pool: Workers, tasks: Iterable[ReadTask], names: dict[Path, str], columns: dict[str, str] | None
+) -> list[Part]:
     """Reads every input once; notes and problems are reported in the order of the rows."""
     parts, problems = [], Problems()
     label = f"reading {next(iter(names)).name if len(names) == 1 else f'{len(names)} inputs'}"
@@ -148,7 +151,7 @@ def _read(pool: Workers, tasks: Iterable[ReadTask], names: dict[Path, str]) -> l
             parts.append(part)
             notes.merge(part.notes)
             problems.merge(part.problems)
-        notes.close(path, problems)
+        notes.close(path, problems, columns)
     problems.check()
     return parts
 
@@ -183,15 +186,35 @@ def _describe_leaks(leaks: Leaks, rows: Rows, shown: int = 3) -> list[str]:
 def _checked_counts(plan: SplitPlan, splits: Any, num_shards: int | None) -> dict[str, int]:
     """Counts the rows of each split. Raises BadInput for a split without rows."""
     counts = {name: int((splits == code).sum()) for name, code in CODES.items() if name == "train" or plan.fraction}
-    mend = "change --eval-fraction or --seed, or give more documents"
-    problems = [f"no row is left for the {split} split: {mend}" for split, rows in counts.items() if not rows]
+    problems = []
+    if not counts["train"]:
+        problems.append("no row is left for the train split: change --eval-fraction or --seed, or give more documents")
+    if counts.get("eval") == 0:
+        problems.append(f"no row is left for the eval split: {_why_no_eval(plan)}")
     if not problems and num_shards and num_shards > counts["train"]:
         problems.append(f"--num-shards {num_shards}: more than the {counts['train']} rows of train")
-    if problems and plan.kept_in_train:
-        share = f"{plan.kept_in_train:,} of {int(plan.kept.sum()):,} rows share texts or documents"
-        problems.append(f"{share}, so they stay in one split; --split-by FIELD splits them by a metadata field")
     check(problems)
     return counts
+
+
+def _why_no_eval(plan: SplitPlan) -> str:
+    """Explains an eval split without rows, and names the mend that can help."""
+    rows, largest = int(plan.kept.sum()), plan.largest_group
+    if rows < 2:
+        return f"{rows:,} rows are left without duplicates; give more rows, or --eval-fraction 0"
+    if plan.by_field and plan.groups == 1:
+        return f"all {rows:,} rows have the same value of --split-by; name another field, or --eval-fraction 0"
+    mend = "change --eval-fraction or --seed, or give more documents"
+    if plan.by_field or 2 * largest <= rows:
+        return f"its {rows:,} rows form {plan.groups:,} groups, each for one split; {mend}"
+    shared, example = plan.most_shared(), ""
+    if len(shared):
+        first, second = Rows(arrow_files(plan.folder, plan.parts)).take(shared[:2].tolist())
+        example = f" (one of them is in {len(shared):,} rows, such as {first.id} and {second.id})"
+    facts = f"{largest:,} of {rows:,} rows share texts or documents, directly or through other rows{example}"
+    mends = "remove what they share, split by a metadata field with --split-by FIELD, or --eval-fraction 0"
+    others = "" if plan.groups == 1 else f"; another --seed can draw from {rows - largest:,} other rows"
+    return f"{facts}, so they stay in train; {mends}{others}"
 
 
 def _put_in_place(build: Path, output: Path) -> None:

@@ -46,6 +46,7 @@ class SplitPlan:
         self.kept[self.twins[0]] = False
         self.duplicates = len(self.twins[0])  # exact ones, removed; their keys count for the row that stayed
         self.kept_in_train = 0  # rows of a group too large for eval; set by `assign`
+        self.groups = self.largest_group = 0  # number of groups, rows of the largest one; set by `assign`
 
     def _columns(self, *names: str) -> Iterator[tuple[Any, ...]]:
         """Yields for each part its first row and these arrays."""
@@ -140,6 +141,7 @@ class SplitPlan:
         groups = np.concatenate([group for _, group in self._columns("group")]) if self.by_field else self._connected()
         groups, group_of, sizes = np.unique(groups[self.kept], return_inverse=True, return_counts=True)
         chosen = np.fromiter((self._share(group) < self.fraction for group in groups.tolist()), bool, len(groups))
+        self.groups, self.largest_group = len(groups), int(sizes.max(initial=0))
         large = chosen & (2 * sizes > len(group_of))
         self.kept_in_train = int(sizes[large].sum())
         splits[self.kept] = np.where((chosen & ~large)[group_of], EVAL, TRAIN)
@@ -168,6 +170,11 @@ class SplitPlan:
             np.minimum.at(of_component, component, smallest[rows])
             smallest[rows] = of_component[component]
         return smallest
+
+    def most_shared(self) -> Any:
+        """Returns the rows, ascending, of the text or document that most kept rows share; empty if none is shared."""
+        rows, numbers = self.shared
+        return np.sort(rows[numbers == np.bincount(numbers).argmax()]) if len(rows) else rows
 
     def leaks(self, splits: Any) -> Leaks:
         """Finds the texts and documents that rows of both splits hold."""

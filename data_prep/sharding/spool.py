@@ -50,6 +50,7 @@ class ReadTask(NamedTuple):
     positive: str | None
     split_by: str | None
     exclusions: Exclusions
+    columns: dict[str, str] | None = None  # see read_records
 
 
 @dataclass
@@ -68,13 +69,18 @@ class Part:
 
 
 def read_tasks(
-    names: dict[Path, str], folder: Path, positive: str | None, split_by: str | None, exclusions: Exclusions
+    names: dict[Path, str],
+    folder: Path,
+    positive: str | None,
+    split_by: str | None,
+    exclusions: Exclusions,
+    columns: dict[str, str] | None = None,
 ) -> Iterator[ReadTask]:
     """Yields the tasks of all inputs, in order. A JSONL file is cut at line ends; another input is one task."""
     number = 0
     for path, name in names.items():
         for span in _spans(path):
-            yield ReadTask(number, path, span, name, folder, positive, split_by, exclusions)
+            yield ReadTask(number, path, span, name, folder, positive, split_by, exclusions, columns)
             number += 1
 
 
@@ -110,7 +116,8 @@ def read_part(task: ReadTask) -> Part:
 
         waiting: list[Record] = []
         size = 0
-        for record in read_span(task.path, task.span, task.positive, task.source, part.problems, part.notes):
+        input_rows = task.path, task.span, task.positive, task.source
+        for record in read_span(*input_rows, part.problems, part.notes, task.columns):
             size += facts.add(record, part.problems)
             waiting.append(record)
             if len(waiting) >= BATCH_ROWS or size >= BATCH_BYTES:

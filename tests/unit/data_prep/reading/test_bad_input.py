@@ -263,11 +263,11 @@ def workplace(inputs, monkeypatch):
 
 def test_all_problems_of_all_inputs_are_listed_up_to_a_limit(tmp_path, capsys):
     first = write_jsonl(tmp_path / "a.jsonl", [PAIR, "{", '{"anchor": "", "positive": 1}'])
-    second = write_jsonl(tmp_path / "b.jsonl", ["[]"] * 100)
+    second = write_jsonl(tmp_path / "b.jsonl", ["[]", *({"x" * (i + 1): 1} for i in range(100))])
     err = refused(capsys, [], "compose", first, second, tmp_path / "c.csv", "--output", tmp_path / "o.jsonl")
     assert "a.jsonl:2: invalid JSON" in err
     assert "a.jsonl:3: key 'anchor' is empty; key 'positive' must be a text" in err
-    assert "… and 53 more" in err  # 2 + 100 + the missing file, of which 50 are shown
+    assert "… and 54 more" in err  # 2 + 101 + the missing file, of which 50 are shown
     assert err.count("b.jsonl:") == 48
 
 
