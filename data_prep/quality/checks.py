@@ -4,6 +4,8 @@ A check returns findings; some return a table as well. Checks over Keys are exac
 over records are estimates from a sample.
 """
 
+import html
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -27,6 +29,17 @@ OTHER_LANGUAGE = 0.01  # least share of a source's texts of known language that 
 SMALL_SOURCE = 0.01  # share of all rows; a smaller source is a finding
 COMMON_START, FEW = 0.5, 20  # least share and number of a source's texts whose common start may be a prompt
 Take = Callable[[list[int]], list[Record]]  # rows by number, like Rows.take
+_NAME = (
+    "(?:a|abbr|article|b|blockquote|body|br|center|code|dd|div|dl|dt|em|font|h[1-6]|head|hr|html|i|img|li|main|nav|ol|"
+    "p|pre|script|section|span|strong|style|table|tbody|td|th|tr|ul)"
+)
+# a declaration; or two tags of HTML, the first at the start; or an element of XML from start to end
+_HTML = re.compile(
+    rf"<!doctype\b|<\?xml\b|<{_NAME}(?:\s[^<>]*)?/?>.*</?{_NAME}(?:\s[^<>]*)?/?>"
+    r"|<([a-z][\w:.-]*)(?:\s[^<>]*)?>.*</\1\s*>\Z",
+    re.IGNORECASE | re.DOTALL,
+)
+_BLANKS = "\ufeff \t\r\n"
 _START = re.compile(r"[^\n:]{1,40}:\s")
 
 
@@ -184,6 +197,43 @@ def _prompts_of(side: str, prompt: str, texts: list[str], source: str) -> list[F
         what, mend = "begin with {start!r}", f"if that is a prompt, it belongs in {key}"
     text = f"{count:,} of {len(texts):,} {side} texts of {source!r} {what.format(start=start)}"
     return [Finding("prompts", "warning", count, len(texts), text, mend, key)]
+
+
+def markup(records: dict[str, list[Record]]) -> list[Finding]:
+    """Finds texts that are JSON, HTML or XML as a whole. records: those of each source."""
+    findings = []
+    for source, rows in records.items():
+        sides = {"query": [(row.query,) for row in rows], "passage": [(*row.positives, *row.negatives) for row in rows]}
+        for side, texts in sides.items():
+            kinds = [[kind for text in some if (kind := markup_of(text))] for some in texts]
+            counts, of = Counter(kind for some in kinds for kind in some), sum(map(len, texts))
+            if not counts:
+                continue
+            listed = " and ".join(f"{count:,} are {kind}" for kind, count in sorted(counts.items()))
+            text = f"of {of:,} {side} texts of {source!r}, {listed} as a whole"
+            ids = tuple(row.id for row, some in zip(rows, kinds) if some)[:SHOWN]
+            mend = "train on the plain text in them (generate --text-field names a field within JSON)"
+            findings.append(Finding("markup", "warning", counts.total(), of, text, mend, ids=ids))
+    return findings
+
+
+def markup_of(text: str) -> str | None:
+    """Returns "JSON" or "HTML or XML" for a text that is that as a whole; None for prose that has some of it."""
+    text = text.strip(_BLANKS)
+    if text.startswith(("{", "[")):
+        return "JSON" if _is_json(text) else None
+    if text.startswith("&lt;"):
+        text = html.unescape(text)
+    return "HTML or XML" if text.startswith("<") and _HTML.match(text) else None
+
+
+def _is_json(text: str) -> bool:
+    """Returns True for an object with keys and for a list of texts or objects: not for {}, [1] or [x]."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return bool(value) and (isinstance(value, dict) or any(isinstance(item, dict | list | str) for item in value))
 
 
 def truncation(table: dict[str, Any]) -> list[Finding]:

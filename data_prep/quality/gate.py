@@ -30,7 +30,7 @@ from data_prep.shards.folder import MANIFEST, Rows, ShardFolder, open_shards
 from data_prep.texts.near_duplicates import SIMILARITY
 from data_prep.texts.token_lengths import Reader, has_tokenizer, token_lengths
 
-VERSION = 1  # of the checks; part of the cache key
+VERSION = 2  # of the checks; part of the cache key
 SCAN_ROWS = 2_000_000
 SAMPLE = 5_000
 NEAR_ROWS = 20_000
@@ -116,10 +116,10 @@ class Gate:
 
 
 def of_rows(shards: ShardFolder) -> list[Finding]:
-    """Findings that depend on the rows alone: near duplicates, languages, and train rows near those of eval."""
+    """Findings that depend on the rows alone: near duplicates, languages, markup, and train rows near those of eval."""
     rows = shards.split("train")
     _, sample, records = _sample(shards, rows)
-    estimated = checks.languages(sample)[0]
+    estimated = [*checks.languages(sample)[0], *checks.markup(sample)]
     if "eval" in shards.splits:
         eval_texts = HeldOut()
         eval_texts.add("eval", *texts_of(list(shards.split("eval"))))

@@ -150,7 +150,7 @@ def _report(path: Path, rows: _Rows, reader: Reader | None, excluded: dict[str, 
     for name, texts in excluded.items():
         mend = checks.leave_out(name, SIMILARITY)
         estimated += checks.near_leakage(train_records, nearly(texts), name, "--exclude", mend)
-    estimated += [*languages, *checks.prompts(sample, *prompts)]
+    estimated += [*languages, *checks.markup(sample), *checks.prompts(sample, *prompts)]
     findings = [
         *checks.unreadable(rows.empty, unreadable - rows.empty, len(keys) + unreadable),
         *_leakage(path, rows, excluded),

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.quality import gate
-from data_prep.quality.checks import NO_TRAINING, Finding, imbalance, prompts
+from data_prep.quality.checks import NO_TRAINING, Finding, imbalance, markup, markup_of, prompts
 from data_prep.quality.row_keys import Keys
 from data_prep.quality.sampling import Spool, spread
 from data_prep.records import Record, is_variant, normalise
@@ -356,3 +356,57 @@ def test_small_sources_are_told():
 def test_a_line_shows_some_rows_only():
     one = Finding("n", "warning", 5, 9, "5 of 9", "mend", "", ("a:1", "x" * 50))
     assert one.line() == f"n: 5 of 9 (a:1, …{'x' * 39} …); mend"
+
+
+@pytest.mark.parametrize(
+    "text, kind",
+    [
+        ('{"text": "Mould grows.", "page": 3}', "JSON"),
+        ('\ufeff [{"type": "text", "text": "Mould grows."}]\n', "JSON"),
+        ('["a", "b"]', "JSON"),
+        ("<p>Mould grows.</p>", "HTML or XML"),
+        ("<!DOCTYPE html><title>Mould", "HTML or XML"),
+        ("\n<DIV class='a'>Mould<br>grows", "HTML or XML"),
+        ("<p>Mould\n<p>grows", "HTML or XML"),
+        ('<?xml version="1.0"?><a/>', "HTML or XML"),
+        ("<doc id='1'>Mould grows.</doc>", "HTML or XML"),
+        ("&lt;p&gt;Mould grows.&lt;/p&gt;", "HTML or XML"),
+        ("{name} is a placeholder", None),
+        ("{}", None),
+        ("[1] Smith, 1999", None),
+        ("[1]", None),
+        ("{'a': 1}", None),
+        ("3 < 4 and 5 > 2", None),
+        ("<name> stands for a name", None),
+        ("<p> is the tag of a paragraph", None),
+        ("<user@example.org> wrote: <see above>", None),
+        ("The tag <b>b</b> is bold.", None),
+        ("42", None),
+        ('"a text"', None),
+        ("null", None),
+    ],
+)
+def test_texts_that_are_markup_as_a_whole(text, kind):
+    assert markup_of(text) == kind
+
+
+def test_markup_is_counted_by_inspect_and_by_the_gate(tmp_path, capsys):
+    rows = [{"anchor": f"question {i} of all", "positive": f"an answer to number {i}, in words"} for i in range(60)]
+    for i in (3, 7, 11):
+        rows[i]["positive"] = json.dumps({"text": f"answer {i}", "page": i})
+    rows[20]["positive"] = "<div><p>answer 20</p></div>"
+    rows[30]["anchor"] = "<b>question</b> 30"
+    rows[40]["negative"] = '[{"text": "x"}]'
+    path = write_jsonl(tmp_path / "in.jsonl", rows)
+    code, out, _ = run(capsys, "inspect", path, "--json")
+    found = [one for one in json.loads(out)["findings"] if one["name"] == "markup"]
+    assert code == 0 and [one["count"] for one in found] == [1, 5]
+    assert "of 61 passage texts of 'in', 1 are HTML or XML and 4 are JSON as a whole" in found[1]["text"]
+    code, _, err = run(capsys, "shard", path, "--output", tmp_path / "s")
+    assert code == 0, err
+    recorded = open_shards(tmp_path / "s").manifest["findings"]["found"]
+    assert {one["name"] for one in recorded} >= {"markup"}
+
+
+def test_plain_texts_are_no_markup():
+    assert markup({"a": [Record("what is {x}", ["<x> is [1]"], ["3 < 4"])]}) == []
