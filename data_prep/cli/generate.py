@@ -6,7 +6,7 @@ from pathlib import Path
 from data_prep.cli.arguments import values
 from data_prep.common.errors import BadInput
 from data_prep.common.files import check
-from data_prep.stores.flags import add_store, store_of, where_of
+from data_prep.stores.flags import FLAGS, add_store, store_of, where_of
 
 EXAMPLE = (
     "generate --path chroma --collection docs --model M --base-url http://localhost:8000/v1 --output pairs.jsonl\n"
@@ -96,7 +96,7 @@ def _run_model(args: argparse.Namespace) -> None:
     from data_prep.generation.questions import QuestionGenerator
 
     names = {"prompt": "prompt_path", "store": "db_type", "collection": "collection_name", "output": "output_path"}
-    same = ("path", "host", "port", "ssl", "url", "text_field", "vector_name", "limit", "seed", *MODEL)
+    same = (*FLAGS, "limit", "seed", *MODEL)
     flags = _set_flags(args, *(name for name in (*same, *names) if name != "var"))
     config = QuestionGenerationConfig(
         **{names.get(name, name): value for name, value in flags.items()},

@@ -29,6 +29,9 @@ class QuestionGenerationConfig:
     url: str | None = None
     text_field: str | None = None
     vector_name: str | None = None
+    tenant: str | None = None
+    database: str | None = None
+    upgrade_store: bool = False
     where: dict[str, Any] | None = None
     limit: int | None = None  # only the first chunks
     sample: int | None = None  # chunks drawn by the seed; a larger sample contains a smaller one
@@ -53,12 +56,12 @@ class QuestionGenerationConfig:
     def store(self) -> StoreConfig:
         host, port, ssl, url = self.host, self.port, self.ssl, self.url
         if self.db_type == "qdrant" and host and not url:
-            url = f"http{'s' if ssl else ''}://{host}:{port or 6333}"
+            url = f"http{'s' if ssl else ''}://{host}" + (f":{port}" if port else "")
             host, port, ssl = None, None, False
         path = None if self.path is None else Path(self.path)
-        return StoreConfig(
-            self.db_type, self.collection_name, path, host, port, ssl, url, self.text_field, self.vector_name
-        )
+        same = ("text_field", "vector_name", "tenant", "database", "upgrade_store")
+        more = {name: getattr(self, name) for name in same}
+        return StoreConfig(self.db_type, self.collection_name, path, host, port, ssl, url, **more)
 
     def prompt(self) -> Prompt:
         """Reads the prompt file. BadInput lists its problems and all others of this config."""

@@ -9,7 +9,7 @@ open.py opens them; chroma.py and qdrant.py implement them and are imported only
 import gc
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 KINDS = ("chroma", "qdrant")
 CHROMA_PORT = 8000
+HTTPS_PORT = 443
 PAGE = 1000  # chunks held at a time
 QUERIES = 100  # vectors asked at a time
 
@@ -47,8 +48,11 @@ class StoreConfig:
     port: int | None = None
     ssl: bool = False
     url: str | None = None  # of a Qdrant server
-    text_field: str | None = None  # payload field with a Qdrant point's text
+    text_field: str | None = None  # payload field with a Qdrant point's text, or a path such as meta.body
     vector_name: str | None = None  # of a Qdrant collection's named vectors
+    tenant: str | None = None  # of Chroma, as database; None: Chroma's default
+    database: str | None = None
+    upgrade_store: bool = False  # opening may change a folder that an older version of the library wrote
 
     @property
     def place(self) -> str:
@@ -57,7 +61,12 @@ class StoreConfig:
             return f"--path {self.path}"
         if self.url is not None:
             return f"--url {self.url}"
-        return f"--host {self.host} --port {self.port or CHROMA_PORT}" + (" --ssl" if self.ssl else "")
+        return f"--host {self.host} --port {self.chroma_port}" + (" --ssl" if self.ssl else "")
+
+    @property
+    def chroma_port(self) -> int:
+        """Returns the port of a Chroma server: with TLS, which Chroma itself does not speak, that of the proxy."""
+        return self.port or (HTTPS_PORT if self.ssl else CHROMA_PORT)
 
     def problems(self) -> list[str]:
         """Returns contradictions, with their flags."""
@@ -66,7 +75,7 @@ class StoreConfig:
         if self.kind == "chroma":
             server, other, foreign = "host", "qdrant", ("url", "text_field", "vector_name")
         else:
-            server, other, foreign = "url", "chroma", ("host", "port", "ssl")
+            server, other, foreign = "url", "chroma", ("host", "port", "ssl", "tenant", "database")
         given = [name.replace("_", "-") for name in foreign if getattr(self, name)]
         problems = [f"--{name}: belongs to --store {other}" for name in given]
         addresses = (self.path is not None) + (getattr(self, server) is not None)
@@ -75,6 +84,8 @@ class StoreConfig:
             problems.append(f"--store {self.kind}: needs --path DIR (a folder) or --{server} (a server){both}")
         if self.kind == "chroma" and self.host is None:
             problems += [f"--{name}: needs --host" for name in ("port", "ssl") if getattr(self, name)]
+        if self.upgrade_store and self.path is None:
+            problems.append("--upgrade-store: needs --path")
         if self.port is not None and not 1 <= self.port <= 65535:
             problems.append(f"--port {self.port}: must be 1 to 65535")
         if self.host is not None and ("/" in self.host or "@" in self.host):
@@ -93,6 +104,7 @@ class Store(AbstractContextManager):
     location: str  # "in FOLDER" or "at ADDRESS", for messages
     secret: str | None = None  # token or key; removed from messages
     served: bool  # a server, not a folder
+    temporary: ExitStack | None = None  # what closing the store removes: the copy that was opened
 
     def errors(self) -> tuple[type[Exception], ...]:
         """Returns the exceptions of the store's library, besides ValueError and RuntimeError."""
@@ -149,10 +161,17 @@ class Store(AbstractContextManager):
         listed = [f"{one} ({count:,} chunks)" for one, count in counts.items()]
         listed += [f"{alias} (an alias of {of})" for alias, of in sorted(aliases.items())]
         there, hint = ", ".join(listed) or "no collection", nearest(name, [*counts, *aliases])
+        there += self.elsewhere(empty=not listed)
         return BadInput(f"--collection {name}: not {self.location}, which has {there}.{hint}")
+
+    def elsewhere(self, empty: bool) -> str:
+        """Returns where else the store may hold collections, as the end of a sentence. empty: none is here."""
+        return ""
 
     def close(self) -> None:
         self.client.close()
+        if self.temporary:
+            self.temporary.close()
 
     def __exit__(self, *_) -> None:
         self.close()

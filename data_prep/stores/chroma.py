@@ -8,20 +8,21 @@
 import re
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
-from data_prep.common.environment import network_client, proxy_note, settings_read_by
-from data_prep.common.errors import BadInput, Failed
+from data_prep.common.environment import network_client, proxy_note
+from data_prep.common.errors import BadInput, Failed, nearest
 from data_prep.common.secrets import secret, without
-from data_prep.stores.base import CHROMA_PORT, PAGE, Chunk, Collection, Store, StoreConfig, check_folder
+from data_prep.stores.base import PAGE, Chunk, Collection, Store, StoreConfig
+from data_prep.stores.folders import CHROMA_FILE, import_chromadb, rows_of
 
 PLACEHOLDER = "none: every vector is the placeholder [0.0]; only the texts and metadata are real"
 TOKEN = "CHROMA_TOKEN"
-FILE = "chroma.sqlite3"
+TENANT, DATABASE = "default_tenant", "default_database"  # Chroma's own defaults
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,510}[A-Za-z0-9]")
 _ANSWER_SECONDS = 20.0
 
@@ -38,25 +39,69 @@ class ChromaStore(Store):
 
     kind = "Chroma"
 
-    def __init__(self, config: StoreConfig, create: bool = False):
-        chromadb, settings = _import()
-        self.served = config.path is None
+    def __init__(self, config: StoreConfig, folder: Path | None = None):
+        """folder: the one to open for config.path."""
+        chromadb, settings = import_chromadb()
+        self.config, self.served = config, config.path is None
+        self.tenant, self.database = config.tenant or TENANT, config.database or DATABASE
+        part = {"tenant": self.tenant, "database": self.database}
+        self.location = f"in {config.path}" if config.path else f"at {config.host}:{config.chroma_port}"
+        if config.tenant or config.database:
+            self.location += f", database {self.database} of tenant {self.tenant}"
         if config.path is not None:
-            self.location = f"in {config.path}"
-            if not create:  # Chroma would create one silently
-                check_folder(config.path, FILE, "Chroma", "Chroma folder")
-            if (config.path / FILE).is_file() and not _is_chroma(config.path / FILE):
-                raise BadInput(f"--path {config.path}: {FILE} is damaged or no Chroma database")
+            self.folder = folder or config.path
+            self._check_database()
             with self.failures():
-                self.client = chromadb.PersistentClient(str(config.path), settings=settings)
+                self.client = chromadb.PersistentClient(str(self.folder), settings=settings, **part)
             return
         self.secret = secret(TOKEN)
-        self.location = f"at {config.host}:{config.port or CHROMA_PORT}"
         headers = {"Authorization": f"Bearer {self.secret}", "X-Chroma-Token": self.secret} if self.secret else {}
+        self.headers = headers
         _check_server(config, headers)
-        server = {"host": config.host, "port": config.port or CHROMA_PORT, "ssl": config.ssl, "headers": headers}
+        self._check_database()
+        server = {"host": config.host, "port": config.chroma_port, "ssl": config.ssl, "headers": headers}
         with self.failures():
-            self.client = chromadb.HttpClient(**server, settings=settings)
+            self.client = chromadb.HttpClient(**server, settings=settings, **part)
+
+    def _check_database(self) -> None:
+        """BadInput, with those there, if the tenant or database that the flags name does not exist."""
+        if not (self.config.tenant or self.config.database) or self._has_database():
+            return
+        there = self._databases()
+        own = [database for tenant, database in there if tenant == self.tenant]
+        listed = _listed(there, self.tenant) or "none that is listed"
+        if own:
+            hint = nearest(self.database, own)
+            raise BadInput(
+                f"--database {self.database}: not a database of tenant {self.tenant}; there: {listed}.{hint}"
+            )
+        hint = nearest(self.tenant, [tenant for tenant, _ in there])
+        raise BadInput(f"--tenant {self.tenant}: {self.config.place} has no database of it; there: {listed}.{hint}")
+
+    def _has_database(self) -> bool:
+        if not self.served:
+            return (self.tenant, self.database) in self._databases()
+        answer = _ask(self.config, self.headers, "tenants", self.tenant, "databases", self.database)
+        return answer is None or answer.status_code != 404
+
+    def _databases(self) -> list[tuple[str, str]]:
+        """Returns (tenant, database) of all of a folder; of a server, which lists no tenants, those of this tenant."""
+        if self.served:
+            answer = _ask(self.config, self.headers, "tenants", self.tenant, "databases")
+            rows = answer.json() if answer is not None and answer.is_success else []
+            return sorted((self.tenant, one["name"]) for one in rows)
+        try:
+            return sorted(rows_of(self.folder / CHROMA_FILE, "select tenant_id, name from databases"))
+        except sqlite3.Error:  # a new folder, or one from before there were tenants
+            return [(TENANT, DATABASE)]
+
+    def elsewhere(self, empty: bool) -> str:
+        with self.failures():
+            others = [one for one in self._databases() if one != (self.tenant, self.database)]
+        if not others and not empty:
+            return ""
+        there = f"; others there: {_listed(others, self.tenant)}" if others else ""
+        return f" in database {self.database} of tenant {self.tenant} (--database and --tenant name another{there})"
 
     def errors(self) -> tuple[type[Exception], ...]:
         import httpx
@@ -191,35 +236,31 @@ def _chunks(got: dict[str, Any]) -> list[Chunk]:
     ]
 
 
-def _is_chroma(file: Path) -> bool:
+def _listed(databases: list[tuple[str, str]], own: str) -> str:
+    return ", ".join(name if tenant == own else f"{name} (tenant {tenant})" for tenant, name in databases)
+
+
+def _address(config: StoreConfig) -> str:
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    return f"{'https' if config.ssl else 'http'}://{host}:{config.chroma_port}/api/v2"
+
+
+def _ask(config: StoreConfig, headers: dict[str, str], *path: str) -> Any:
+    """Returns the answer of a server that has answered before, or None."""
+    import httpx
+
+    url = "/".join([_address(config), *(quote(part, safe="") for part in path)])
     try:
-        with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as connection:
-            return bool(connection.execute("select 1 from sqlite_master where name = 'collections'").fetchone())
-    except sqlite3.Error:
-        return False
-
-
-def _import() -> tuple[Any, Any]:
-    """Returns the library and its settings. BadInput for a variable (environment, `.env`) that it cannot read."""
-    with settings_read_by("chromadb"):
-        try:
-            import chromadb
-            from chromadb.config import Settings
-        except ImportError:
-            raise Failed("--store chroma: needs Chroma: pip install 'embedfleet[stores]'") from None
-        # the address comes from the flags: another one in the environment would be an error
-        settings = Settings(anonymized_telemetry=False, chroma_server_host=None, chroma_server_http_port=None)
-    if getattr(settings, "chroma_db_impl", None):
-        raise BadInput("CHROMA_DB_IMPL: is of Chroma before 0.4, and newer ones refuse to start with it; unset it")
-    return chromadb, settings
+        return httpx.get(url, headers=headers, timeout=_ANSWER_SECONDS)
+    except httpx.HTTPError:
+        return None
 
 
 def _check_server(config: StoreConfig, headers: dict[str, str]) -> None:
     """BadInput unless a Chroma server answers and takes the token. The client's own errors do not say which it is."""
     import httpx
 
-    host = f"[{config.host}]" if ":" in config.host else config.host
-    url = f"{'https' if config.ssl else 'http'}://{host}:{config.port or CHROMA_PORT}/api/v2/auth/identity"
+    url = f"{_address(config)}/auth/identity"
     with network_client(url):
         client = httpx.Client(headers=headers, timeout=_ANSWER_SECONDS)
     try:

@@ -7,7 +7,9 @@ from typing import Any
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import check
-from data_prep.stores.base import CHROMA_PORT, KINDS, StoreConfig
+from data_prep.stores.base import CHROMA_PORT, HTTPS_PORT, KINDS, StoreConfig
+
+FLAGS = ("path", "host", "port", "ssl", "tenant", "database", "url", "text_field", "vector_name", "upgrade_store")
 
 
 def add_store(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -16,12 +18,19 @@ def add_store(parser: argparse.ArgumentParser, required: bool = True) -> None:
     group.add_argument("--store", choices=KINDS, default="chroma", help="default chroma")
     group.add_argument("--path", type=Path, metavar="DIR", help="folder of embedded Chroma or of Qdrant's local mode")
     group.add_argument("--host", metavar="NAME", help="Chroma server")
-    group.add_argument("--port", type=int, metavar="N", help=f"of the Chroma server (default {CHROMA_PORT})")
+    text = f"of the Chroma server (default {CHROMA_PORT}, with --ssl {HTTPS_PORT})"
+    group.add_argument("--port", type=int, metavar="N", help=text)
     group.add_argument("--ssl", action="store_true", help="the Chroma server speaks https")
-    group.add_argument("--url", metavar="URL", help="Qdrant server, such as http://localhost:6333")
+    group.add_argument("--tenant", metavar="NAME", help="of Chroma (default: Chroma's default_tenant)")
+    group.add_argument("--database", metavar="NAME", help="of the Chroma tenant (default: default_database)")
+    text = "Qdrant server, such as http://localhost:6333 (without a port: https 443, http 6333)"
+    group.add_argument("--url", metavar="URL", help=text)
     group.add_argument("--collection", required=required, metavar="NAME")
-    group.add_argument("--text-field", metavar="FIELD", help="payload field that holds a Qdrant point's text")
+    text = "payload field that holds a Qdrant point's text, or a path to it such as meta.body"
+    group.add_argument("--text-field", metavar="FIELD", help=text)
     group.add_argument("--vector-name", metavar="NAME", help="which of the named vectors of a Qdrant collection")
+    text = "a folder that an older version wrote may be changed for good; by default a temporary copy is read"
+    group.add_argument("--upgrade-store", action="store_true", help=text)
     text = (
         "only these chunks: Chroma's filter, such as '{\"kind\": \"function\"}', or Qdrant's, such as "
         '\'{"must": [{"key": "year", "range": {"gte": 2020}}]}\'; {"field": value} serves both'
@@ -31,14 +40,13 @@ def add_store(parser: argparse.ArgumentParser, required: bool = True) -> None:
 
 def store_flags(args: argparse.Namespace) -> list[str]:
     """Returns a problem for each store flag without --collection, as it would be ignored."""
-    names = ("path", "host", "port", "ssl", "url", "text_field", "vector_name", "where")
-    return [f"--{name.replace('_', '-')}: needs --collection" for name in names if getattr(args, name)]
+    given = [name for name in (*FLAGS, "where") if getattr(args, name)]
+    return [f"--{name.replace('_', '-')}: needs --collection" for name in given]
 
 
 def store_of(args: argparse.Namespace) -> StoreConfig:
     """Returns the collection that the flags name. BadInput for flags that contradict each other."""
-    names = ("collection", "path", "host", "port", "ssl", "url", "text_field", "vector_name")
-    config = StoreConfig(args.store, **{name: getattr(args, name) for name in names})
+    config = StoreConfig(args.store, args.collection, **{name: getattr(args, name) for name in FLAGS})
     check(config.problems())
     return config
 

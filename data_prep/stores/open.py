@@ -1,20 +1,23 @@
 """Opens a store of either kind, and writes a small one."""
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import check
 from data_prep.stores.base import PAGE, Chunk, Collection, Store, StoreConfig
+from data_prep.stores.folders import examine_chroma, examine_qdrant, folder_to_open
 
 
 def open_collection(config: StoreConfig) -> Collection:
     """Opens a collection for reading.
 
-    BadInput, listing what exists instead: contradictory config, no store there, a refused key, no such collection, text
-    field or named vector. Failed: the store is locked by another process or fails.
+    A folder that opening would change (an older version wrote it) is read from a temporary copy, unless
+    config.upgrade_store. BadInput, listing what exists instead: contradictory config, no store there, a refused key, no
+    such collection, text field or named vector. Failed: the store is locked by another process or fails.
     """
-    store = open_store(config)
+    store = open_store(config, reading=True)
     try:
         return store.open(config.collection)
     except BaseException:
@@ -22,16 +25,23 @@ def open_collection(config: StoreConfig) -> Collection:
         raise
 
 
-def open_store(config: StoreConfig, create: bool = False) -> Store:
-    """Opens a store. create: makes a new or empty folder a store. Raises as open_collection."""
+def open_store(config: StoreConfig, create: bool = False, reading: bool = False) -> Store:
+    """Opens a store. create: makes a new or empty folder a store. Raises as open_collection.
+
+    reading: nothing will be written, so a copy may be opened. Otherwise a folder that opening would change is BadInput.
+    """
     check(config.problems())
     if config.kind == "chroma":
-        from data_prep.stores.chroma import ChromaStore
-
-        return ChromaStore(config, create)
-    from data_prep.stores.qdrant import QdrantStore
-
-    return QdrantStore(config, create)
+        from data_prep.stores.chroma import ChromaStore as Kind
+    else:
+        from data_prep.stores.qdrant import QdrantStore as Kind
+    examine = examine_chroma if config.kind == "chroma" else examine_qdrant
+    change = None if config.path is None else examine(config.path, create)
+    with ExitStack() as stack:
+        folder = stack.enter_context(folder_to_open(config, change, reading, create))
+        store = Kind(config, folder)
+        store.temporary = stack.pop_all()
+    return store
 
 
 def write_chunks(path: str | Path, collection: str, chunks: Iterable[Chunk], digest: str) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -18,12 +19,11 @@ from data_prep.common.console import say
 from data_prep.common.environment import network_client, proxy_note
 from data_prep.common.errors import BadInput, Failed, nearest
 from data_prep.common.secrets import secret
-from data_prep.stores.base import PAGE, Chunk, Collection, Store, StoreConfig, check_folder
+from data_prep.stores.base import HTTPS_PORT, PAGE, Chunk, Collection, Store, StoreConfig
+from data_prep.stores.payloads import TEXT_FIELDS, json_texts, name_of, put, take, text_path, value_at
 
 KEY = "QDRANT_API_KEY"
-FILE = "meta.json"
-# Names by LangChain, fastembed and most others. Taken if exactly one of them is there.
-TEXT_FIELDS = ("text", "page_content", "document", "content")
+PORT = 6333
 LOOKED_AT = 100  # points whose fields are listed
 _ANSWER_SECONDS = 60
 _FILTER_KEYS = {"must", "should", "must_not", "min_should"}
@@ -36,12 +36,19 @@ def name_problem(name: str) -> str | None:
     return 'a Qdrant name has 1 to 255 characters, none of them < > : " / \\ | ? *'
 
 
+def port_of(url: str) -> int:
+    """Returns the port of a server's URL. Without one: Qdrant's own for http, and for https, by a proxy, https' own."""
+    parts = urlsplit(url)
+    return parts.port or (HTTPS_PORT if parts.scheme == "https" else PORT)
+
+
 class QdrantStore(Store):
     """A folder of Qdrant's local mode, or a server."""
 
     kind = "Qdrant"
 
-    def __init__(self, config: StoreConfig, create: bool = False):
+    def __init__(self, config: StoreConfig, folder: Path | None = None):
+        """folder: the one to open for config.path."""
         try:
             from qdrant_client import QdrantClient
         except ImportError:
@@ -49,12 +56,8 @@ class QdrantStore(Store):
         self.config, self.served = config, config.path is None
         if config.path is not None:
             self.location = f"in {config.path}"
-            if not create:
-                check_folder(config.path, FILE, "Qdrant", "folder of Qdrant's local mode")
-            if (config.path / FILE).is_file() and not _is_qdrant(config.path / FILE):
-                raise BadInput(f"--path {config.path}: {FILE} is damaged or not Qdrant's")
             with self.failures(), _quiet():
-                self.client = QdrantClient(path=str(config.path))
+                self.client = QdrantClient(path=str(folder or config.path))
             return
         self.secret = secret(KEY)
         self.location = f"at {config.url}"
@@ -62,14 +65,17 @@ class QdrantStore(Store):
             say(f"note: --url {config.url} is not https: {KEY} travels unencrypted")
         with _quiet(), network_client(config.url):
             options = {"api_key": self.secret, "timeout": _ANSWER_SECONDS, "check_compatibility": False}
-            self.client = QdrantClient(url=config.url, **options)
+            self.client = QdrantClient(url=config.url, port=port_of(config.url), **options)
         self._check_server()
 
     def _check_server(self) -> None:
         """BadInput unless a Qdrant server answers and takes the key."""
         from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
-        flags = self.config.place
+        flags, port = self.config.place, port_of(self.config.url)
+        if urlsplit(self.config.url).port is None:
+            other = PORT if port == HTTPS_PORT else 80
+            flags += f" (asked at port {port}; write the port into the URL if it is another, such as {other})"
         try:
             self.client.get_collections()
         except UnexpectedResponse as error:
@@ -164,7 +170,7 @@ class QdrantStore(Store):
 
 
 class QdrantCollection(Collection):
-    """Ids are whole numbers or UUIDs, here as text. A chunk's metadata is its payload without the text field."""
+    """Ids are whole numbers or UUIDs, here as text. A chunk's metadata is its payload without the text."""
 
     def __init__(self, store: QdrantStore, name: str, text_field: str | None, vector_name: str | None):
         self.store, self.name = store, name
@@ -173,7 +179,8 @@ class QdrantCollection(Collection):
         self.params, self.about = info.config.params, info.config.metadata or {}
         self.indexes = sorted(info.payload_schema)
         self.vector_name = self._vector_name(vector_name)
-        self.text_field = self._text_field(text_field or self.about.get("text_field"))
+        self.text_path = self._text_path(text_field or self.about.get("text_field"))
+        self.text_field = name_of(self.text_path)
 
     @property
     def layout(self) -> dict[str, str]:
@@ -204,29 +211,17 @@ class QdrantCollection(Collection):
             raise BadInput(f"--vector-name {asked}: {self.name} has {listed}.{nearest(asked, names)}")
         return asked or (names[0] if len(names) == 1 else None)
 
-    def _text_field(self, asked: str | None) -> str:
+    def _text_path(self, asked: str | None) -> tuple[str, ...]:
         with self.store.failures():
             points, _ = self.store.client.scroll(self.name, limit=LOOKED_AT, with_payload=True)
-        kinds: dict[str, set[str]] = {}
-        for point in points:
-            for key, value in (point.payload or {}).items():
-                kinds.setdefault(key, set()).add("text" if isinstance(value, str) else type(value).__name__)
-        texts = [key for key, types in kinds.items() if "text" in types]
-        listed = ", ".join(f"{key} ({'/'.join(sorted(types))})" for key, types in sorted(kinds.items())) or "none"
-        if asked is not None:
-            if points and asked not in texts:
-                raise BadInput(
-                    f"--text-field {asked}: no text stands there in the first {len(points)} points of {self.name}; "
-                    f"payload fields: {listed}.{nearest(asked, texts)}"
-                )
-            return asked
-        known = [name for name in TEXT_FIELDS if name in texts]
-        if points and len(known) != 1:
-            state = f"{' and '.join(known)} may both be it" if known else f"none is called {' or '.join(TEXT_FIELDS)}"
-            raise BadInput(f"--text-field: which payload field of {self.name} holds the text? {state}; there: {listed}")
-        if known:
-            say(f"{self.name}: the text is the payload field {known[0]!r} (--text-field chooses another)")
-        return known[0] if known else TEXT_FIELDS[0]
+        payloads = [point.payload or {} for point in points]
+        path, note = text_path(payloads, asked, self.name)
+        if note:
+            say(note)
+        if count := json_texts(payloads, path):
+            mend = f"a path names the text in it, such as --text-field {name_of((*path, 'text'))}"
+            say(f"note: {self.name}: {count:,} of the first {len(payloads):,} texts are JSON objects; {mend}")
+        return path
 
     def count(self, where: dict[str, Any] | None = None) -> int:
         with self.filtered(where) as native:
@@ -254,7 +249,7 @@ class QdrantCollection(Collection):
 
     def _chunk(self, point, embedding: bool) -> Chunk:
         payload = dict(sorted((point.payload or {}).items()))
-        text = payload.pop(self.text_field, "")
+        text, payload = take(payload, self.text_path)
         vector = self._embedding(point) if embedding else None
         return Chunk(str(point.id), text if isinstance(text, str) else "", payload, vector)
 
@@ -263,11 +258,11 @@ class QdrantCollection(Collection):
 
         points = []
         for chunk in chunks:
-            if self.text_field in chunk.metadata:
+            if value_at(chunk.metadata, self.text_path) is not None:
                 raise BadInput(f"--collection {self.name}: {chunk.id} has a metadata field {self.text_field!r} as well")
             vector = chunk.embedding.tolist()
             named = {self.vector_name: vector} if self.vector_name else vector
-            payload = {self.text_field: chunk.text, **chunk.metadata}
+            payload = put(chunk.metadata, self.text_path, chunk.text)
             points.append(models.PointStruct(id=_point_id(chunk.id), vector=named, payload=payload))
         with self.store.failures(), _quiet():
             for start in range(0, len(points), PAGE):
@@ -349,13 +344,6 @@ def _point_id(chunk_id: str) -> int | str:
     except ValueError:
         pass
     raise BadInput(f"id {chunk_id!r}: Qdrant takes whole numbers and UUIDs (8-4-4-4-12, small letters) only")
-
-
-def _is_qdrant(file: Path) -> bool:
-    try:
-        return "collections" in json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, TypeError):
-        return False
 
 
 @contextmanager
