@@ -5,6 +5,7 @@ import sys
 from importlib import import_module
 
 from data_prep.common.errors import guarded
+from data_prep.common.paths import with_homes
 
 # a module of data_prep.cli each: see its docstring
 COMMANDS = ("sample", "generate", "crawl", "logs", "compose", "augment", "mine", "shard", "inspect")
@@ -17,7 +18,7 @@ STEPS = (
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns 0, 1 (failed outside the input), 2 (bad input) or 130 (Ctrl-C)."""
     arguments = _parser().parse_args(argv)
-    return guarded(lambda: arguments.run(arguments))
+    return guarded(lambda: arguments.run(with_homes(arguments)))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,6 +5,7 @@ import sys
 from importlib import import_module
 
 from data_prep.common.errors import guarded
+from data_prep.common.paths import with_homes
 from launch import flags
 
 # module and function of each command, imported when it is asked for: --help answers at once
@@ -21,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     args = flags.parser().parse_args(argv)
     args.typed = f"python -m launch {shlex.join(argv)}"
     module, function = COMMANDS[args.command]
-    return guarded(lambda: getattr(import_module(module), function)(args))
+    return guarded(lambda: getattr(import_module(module), function)(with_homes(args)))
 
 
 if __name__ == "__main__":

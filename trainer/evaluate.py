@@ -10,6 +10,7 @@ from pathlib import Path
 from data_prep.common.console import say
 from data_prep.common.errors import BadInput, guarded
 from data_prep.common.files import check, check_output_file, write_json
+from data_prep.common.paths import with_homes
 from data_prep.reading.retrieval_sets import RetrievalSet, load_collection, load_set
 from data_prep.stores.flags import add_store, store_flags, store_of, where_of
 from trainer.inference.evaluation import compare, evaluate_folder
@@ -103,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", help="write the result here as well")
     add_store(parser, required=False)
     add_model(parser)
-    return guarded(lambda: run(parser.parse_args(argv)))
+    return guarded(lambda: run(with_homes(parser.parse_args(argv))))
 
 
 if __name__ == "__main__":

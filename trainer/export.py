@@ -7,6 +7,7 @@ from pathlib import Path
 from data_prep.common.console import result
 from data_prep.common.errors import guarded
 from data_prep.common.files import check
+from data_prep.common.paths import with_homes
 from trainer.exporting.hub import Hub
 from trainer.inference.flags import add_trust
 
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--base", metavar="FOLDER|HUB_ID", help="where an adapter's base is now, if it was moved")
     parser.add_argument("--push", metavar="HUB_ID", help="then upload to this model repository (HF_TOKEN)")
     add_trust(parser)
-    return guarded(lambda: run(parser.parse_args(argv)))
+    return guarded(lambda: run(with_homes(parser.parse_args(argv))))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data_prep.common.console import result
 from data_prep.common.errors import guarded
+from data_prep.common.paths import with_homes
 from trainer.inference.flags import add_trust
 from trainer.model_folder.spec import POOLINGS
 
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--qlora_base", choices=["dequantized", "full"], default="dequantized", help=base)
     parser.add_argument("--pooling", choices=list(POOLINGS), help="where neither folder states it")
     add_trust(parser)
-    return guarded(lambda: run(parser.parse_args(argv)))
+    return guarded(lambda: run(with_homes(parser.parse_args(argv))))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from data_prep.common.errors import guarded
+from data_prep.common.paths import with_homes
 from data_prep.stores.flags import add_store, store_of, where_of
 from trainer.inference.flags import add_model, model_of
 from trainer.inference.reindexing import reindex
@@ -27,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--alias", metavar="NAME", help="Qdrant: point this alias to the target at the end")
     add_store(parser)
     add_model(parser)
-    return guarded(lambda: run(parser.parse_args(argv)))
+    return guarded(lambda: run(with_homes(parser.parse_args(argv))))
 
 
 def run(args: argparse.Namespace) -> None:

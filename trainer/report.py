@@ -7,6 +7,7 @@ from pathlib import Path
 from data_prep.common.console import result
 from data_prep.common.errors import guarded
 from data_prep.common.files import check, check_output_file, whole_file
+from data_prep.common.paths import with_homes
 from trainer.inference.flags import add_trust
 from trainer.reporting.facts import read_facts
 from trainer.reporting.page import write_report
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", metavar="SET", help="retrieval set; default: the run's own evaluation set")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "mps", "cuda"])
     add_trust(parser)
-    return guarded(lambda: run(parser.parse_args(argv)))
+    return guarded(lambda: run(with_homes(parser.parse_args(argv))))
 
 
 if __name__ == "__main__":

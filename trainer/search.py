@@ -6,6 +6,7 @@ import sys
 from data_prep.common.console import one_line, say
 from data_prep.common.errors import BadInput, guarded
 from data_prep.common.files import check
+from data_prep.common.paths import with_homes
 from data_prep.reading.retrieval_sets import load_set
 from data_prep.stores.flags import add_store, store_flags, store_of, where_of
 from data_prep.stores.open import open_collection
@@ -70,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", metavar="SET", help="retrieval set, or shard folder with an eval split")
     add_store(parser, required=False)
     add_model(parser)
-    return guarded(lambda: run(parser.parse_args(argv)))
+    return guarded(lambda: run(with_homes(parser.parse_args(argv), texts=("query",))))
 
 
 if __name__ == "__main__":

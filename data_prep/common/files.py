@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from data_prep.common.errors import BadInput
+from data_prep.common.paths import expanded
 
 
 def unfinished_name(path: Path) -> Path:
@@ -99,10 +100,11 @@ def check(problems: list[str]) -> None:
 def cache_folder(name: str) -> Path:
     """Returns the folder of one cache: below EMBEDFLEET_CACHE, else below embedfleet/ in XDG_CACHE_HOME or ~/.cache."""
     own, shared = os.environ.get("EMBEDFLEET_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    own = own and expanded(own)
     if own and (blocked := existing_parent(Path(own))) and not blocked.is_dir():
         raise BadInput(f"EMBEDFLEET_CACHE={own}: {blocked} is a file; name a folder")
     try:
-        return Path(own or Path(shared or Path.home() / ".cache", "embedfleet"), name)
+        return Path(own or Path(expanded(shared) if shared else Path.home() / ".cache", "embedfleet"), name)
     except RuntimeError:  # no HOME, and the user has no entry in the system's list
         raise BadInput("HOME: is not set, and caches go below it; set it, or EMBEDFLEET_CACHE to a folder") from None
 

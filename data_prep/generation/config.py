@@ -7,6 +7,7 @@ from typing import Any
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import check, check_output_file
+from data_prep.common.paths import user_path
 from data_prep.generation.client import Retry
 from data_prep.generation.filters import Filters
 from data_prep.generation.prompt import EXAMPLE, Prompt, read_prompt
@@ -51,14 +52,14 @@ class QuestionGenerationConfig:
 
     @property
     def output(self) -> Path:
-        return Path(self.output_path)
+        return user_path(self.output_path)
 
     def store(self) -> StoreConfig:
         host, port, ssl, url = self.host, self.port, self.ssl, self.url
         if self.db_type == "qdrant" and host and not url:
             url = f"http{'s' if ssl else ''}://{host}" + (f":{port}" if port else "")
             host, port, ssl = None, None, False
-        path = None if self.path is None else Path(self.path)
+        path = None if self.path is None else user_path(self.path)
         same = ("text_field", "vector_name", "tenant", "database", "upgrade_store")
         more = {name: getattr(self, name) for name in same}
         return StoreConfig(self.db_type, self.collection_name, path, host, port, ssl, url, **more)
@@ -84,7 +85,7 @@ class QuestionGenerationConfig:
         ]
         problems += self.filters.problems()
         try:
-            prompt = read_prompt(Path(self.prompt_path), self.prompt_variables)
+            prompt = read_prompt(user_path(self.prompt_path), self.prompt_variables)
         except BadInput as error:
             problems += error.problems
         check(problems)

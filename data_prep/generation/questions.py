@@ -19,6 +19,7 @@ from data_prep.common.console import Meter, result, say, track
 from data_prep.common.errors import Failed
 from data_prep.common.files import cache_folder, rejected_name, whole_file
 from data_prep.common.finite import NULLS, is_finite, with_nulls
+from data_prep.common.paths import user_path
 from data_prep.common.workers import batches
 from data_prep.generation.answer_cache import Answer, AnswerCache
 from data_prep.generation.answer_parser import PAIRS_FORMAT, Parsed
@@ -56,7 +57,7 @@ class QuestionGenerator:
             raise Failed(f"a language model needs {', '.join(missing)}: pip install 'embedfleet[llm]'")
         request = {"model": self.config.model, "system": self.config.system_prompt or "", "prompt": prompt.parts}
         request["temperature"] = self.config.temperature
-        folder = Path(self.config.cache) if self.config.cache else cache_folder("answers")
+        folder = user_path(self.config.cache) if self.config.cache else cache_folder("answers")
         with open_collection(self.config.store()) as collection, AnswerCache(folder, request) as cache:
             run = _Run(self.config, prompt, Selection(self.config, collection), cache)
             run.ask()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_prep.common.errors import BadInput
+from data_prep.common.paths import expanded
 
 AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")  # position ids start behind the padding id
 _NO_LENGTH = 10**6  # tokenizers that know no limit state 1e30
@@ -47,6 +48,7 @@ def fetch(path: str, patterns: tuple[str, ...], where: str) -> str:
 
     patterns: the files to download. where: the key or flag that named the model, for messages.
     """
+    path = expanded(path)
     if Path(path).exists() or not is_hub_id(path):
         return path
     from huggingface_hub import snapshot_download

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from data_prep.common.errors import BadInput, nearest
 from data_prep.common.files import check
+from data_prep.common.paths import user_path
 from trainer.config.sections import RunConfig
 from trainer.config.yaml_reader import override, read_values
 
@@ -53,7 +54,7 @@ def _problem(error: dict, where: str, lines: dict[tuple, int | str]) -> tuple[st
 def load_config(path: str | Path, overrides: list[str] | tuple = ()) -> RunConfig:
     """Reads a run file (.yaml, .yml or .json) and `section.key=value` overrides. Raises BadInput with every problem:
     file, line, key and the nearest known key."""
-    path = Path(path)
+    path = user_path(path)
     if path.suffix not in (".yaml", ".yml", ".json"):
         raise BadInput(f"{path}: a run file ends in .yaml, .yml or .json")
     values, lines = read_values(path, RunConfig.model_fields)

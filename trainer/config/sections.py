@@ -4,9 +4,12 @@ import math
 import re
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
 
 from data_prep.common.errors import nearest
+from data_prep.common.paths import expanded
+
+UserPath = Annotated[str, AfterValidator(expanded)]  # `~` is the home folder
 
 
 class Section(BaseModel):
@@ -42,7 +45,7 @@ class LoraConfig(Section):
     targets: list[str] | Literal["all-linear"] | None = None
     rslora: bool = False
     dora: bool = False
-    start: str | None = None
+    start: UserPath | None = None
 
     @model_serializer(mode="wrap")
     def _as_stated(self, plain):
@@ -61,8 +64,8 @@ class FreezeConfig(Section):
 class ModelConfig(Section):
     """The model, and its trained part. None: what the model folder's own files say."""
 
-    path: str = Field(min_length=1)
-    tokenizer: str | None = None  # folder or hub id; None: that of `path`
+    path: UserPath = Field(min_length=1)
+    tokenizer: UserPath | None = None  # folder or hub id; None: that of `path`
     pooling: Literal["mean", "cls", "last", "weighted_mean"] | None = None
     normalize: bool | None = None
     query_prompt: str | None = None
@@ -97,9 +100,9 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """The data. eval: a shard folder or a retrieval set; None takes the eval split of `train`, if there is one."""
 
-    train: str = Field(min_length=1)
-    eval: str | None = None
-    general: str | None = None  # a set beside the domain's, to see what is forgotten
+    train: UserPath = Field(min_length=1)
+    eval: UserPath | None = None
+    general: UserPath | None = None  # a set beside the domain's, to see what is forgotten
     ignore_identical_ids: bool = False  # in evaluations, the document with the query's own id (BEIR's rule)
     max_hard_negatives: int | None = Field(None, ge=0)  # per row; None takes all
     last_batch: Literal["keep", "drop"] = "keep"
@@ -236,11 +239,11 @@ class SourceConfig(Section):
     """Settings for the rows of one source. None: the run file's for all."""
 
     loss: LossConfig | None = None
-    eval: str | None = None  # evaluated beside data.eval
+    eval: UserPath | None = None  # evaluated beside data.eval
 
 
 class RunConfig(Section):
-    output_dir: str = Field(min_length=1)
+    output_dir: UserPath = Field(min_length=1)
     model: ModelConfig
     data: DataConfig
     loss: LossConfig = LossConfig()

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from data_prep.common.errors import BadInput
+from data_prep.common.paths import user_path
 from trainer.distributed.deepspeed_json import config_folder, read_ds_json, zero_engine
 from trainer.distributed.engines import ENGINES, ONE_PROCESS, ZERO
 
@@ -147,7 +148,7 @@ _SWITCHES = ("cpu", "multi_gpu", "use_deepspeed", "use_fsdp", "quiet", "debug", 
 def _launch_yaml(path: str | None) -> dict:
     """The accelerate YAML, or the user's default one where no file was named; {} where there is none."""
     try:
-        values = yaml.safe_load(Path(path or accelerate_default()).read_text(encoding="utf-8"))
+        values = yaml.safe_load(user_path(path or accelerate_default()).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
         return {}  # accelerate itself reports an unreadable file
     return values if isinstance(values, dict) else {}
@@ -155,7 +156,7 @@ def _launch_yaml(path: str | None) -> dict:
 
 def accelerate_default(environ: Mapping[str, str] = os.environ) -> Path:
     """The user's default YAML, which `accelerate launch` reads if no file is named."""
-    home = Path(environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    home = user_path(environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
     return home / "accelerate" / "default_config.yaml"
 
 

@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from data_prep.common.errors import BadInput, nearest
@@ -94,7 +93,7 @@ def from_flags(args: argparse.Namespace) -> Entry:
     per_device, accumulation = (run.whole(f"--{name}", values[name], 1) for name in SIZES)
     run.batch(per_device, accumulation, tuple(f"--{name}" for name in SIZES), not stated.keys().isdisjoint(SIZES))
     eval_fraction = run.share("--eval_fraction", values["eval_fraction"])
-    datasets = [Path(text) for text in stated.get("train_dataset", [])]
+    datasets = [run.path("--train_dataset", text) for text in stated.get("train_dataset", [])]
     run.dataset("--train_dataset", datasets)
     run.override([text for text in overrides if "=" in text or not run.problems])  # not the value of an unknown flag
     entry = run.entry(datasets, eval_fraction)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.common.errors import BadInput, nearest
+from data_prep.common.paths import expanded, user_path
 from trainer.config.loading import load_config
 from trainer.config.sections import RunConfig
 from trainer.config.yaml_reader import read_values
@@ -41,6 +42,7 @@ def is_flat(values: dict) -> bool:
 
 def load_run_file(path: str, overrides: Iterable[str] = ()) -> RunConfig:
     """Loads a run file for commands that take no flat config.json. Raises BadInput, also for a flat one."""
+    path = expanded(path)
     if path.endswith(".json") and Path(path).is_file() and is_flat(read_values(Path(path), RunConfig.model_fields)[0]):
         raise BadInput(
             f"{path}: is a flat config.json, which the trainer alone takes: torchrun --nproc-per-node N -m trainer "
@@ -51,6 +53,7 @@ def load_run_file(path: str, overrides: Iterable[str] = ()) -> RunConfig:
 
 def from_json(path: Path, overrides: Iterable[str] = ()) -> Entry | None:
     """Translates a flat config.json; returns None for a run file. Raises BadInput with every problem."""
+    path = user_path(path)
     values, lines = read_values(path, [key.partition(".")[0] for key in KEYS])
     if not is_flat(values):
         return None
@@ -78,7 +81,7 @@ def from_json(path: Path, overrides: Iterable[str] = ()) -> Entry | None:
     sizes = ("train.batch_size", "train.grad_accum_steps")
     numbers = [run.whole(f"{origin(key)}: {key}", given.get(key, n), 1) for key, n in zip(sizes, (PER_DEVICE, 1))]
     run.batch(*numbers, sizes, not given.keys().isdisjoint(sizes))
-    datasets = [Path(str(given.get("data.pairs_path", PAIRS)))]
+    datasets = [run.path("data.pairs_path", str(given.get("data.pairs_path", PAIRS)))]
     if "data.pairs_path" not in given:
         run.notes.append(f"no data.pairs_path: {PAIRS}")
     run.dataset("data.pairs_path", datasets)

@@ -85,7 +85,7 @@ class EmbedderFineTuner:
         run.put("loss.name", self._loss_name(), "loss_fn")
         sizes = ("per_device_train_batch_size", "gradient_accumulation_steps")
         run.batch(*(run.whole(name, getattr(config, name), 1) for name in sizes), sizes, True)
-        datasets = [Path(config.dataset_path)]
+        datasets = [run.path("FineTuningConfig.dataset_path", config.dataset_path)]
         run.dataset("dataset_path", datasets)
         run.override(config.overrides)
         return run.entry(datasets)

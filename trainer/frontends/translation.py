@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_prep.common.errors import BadInput
+from data_prep.common.paths import user_path
 from data_prep.texts.tokenizer_rules import position_limit, read_object
 from trainer.config.loading import parse_config
 from trainer.config.sections import RunConfig
@@ -96,6 +98,14 @@ class Translation:
             self.origins[tuple(key.split("."))] = f"override {text}"
             if key == "train.batch_size":
                 self.batch_note = None
+
+    def path(self, name: str, value: str | Path) -> Path:
+        """Returns a path of the frontend's own with its home folder; a problem is recorded."""
+        try:
+            return user_path(value)
+        except BadInput as error:
+            self.problems += [f"{name}: {problem}" for problem in error.problems]
+            return Path(value)
 
     def dataset(self, name: str, paths: list[Path]) -> None:
         """Sets the training data: files to shard into the run directory, or one shard folder."""
