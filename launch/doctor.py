@@ -19,7 +19,8 @@ from trainer.config.imports import check_packages
 from trainer.config.sections import RunConfig
 from trainer.diagnosis.findings import shown
 from trainer.distributed.deepspeed_json import check_deepspeed
-from trainer.distributed.engines import OFFLOADED, ZERO
+from trainer.distributed.engines import OFFLOADED, ONE_PROCESS, ZERO
+from trainer.distributed.launcher_claims import check_shell
 from trainer.frontends.flat_json import load_run_file
 from trainer.run_dir.record import versions
 
@@ -50,6 +51,7 @@ def run_doctor(args: argparse.Namespace) -> int:
     config, machine = load_run_file(args.config, args.overrides), this_machine()
     requested = args.engine or "auto"
     engine, processes = choose(requested, args.processes, machine, config.train.device, args.nnodes)
+    check_shell(engine in ONE_PROCESS, args.nnodes > 1)
     nodes = find_nodes(args.nnodes, args.node_rank, args.master)
     device = device_of(engine, machine, config.train.device)
     arguments = (args.config, args.overrides, engine, processes, machine, device, False, free_port())

@@ -13,9 +13,7 @@ from data_prep.common.errors import BadInput
 from launch.command import Machine
 from trainer.diagnosis.findings import Finding, disk
 from trainer.distributed.deepspeed_json import check_deepspeed
-from trainer.distributed.launcher_claims import accelerate_default
-
-LEFT_BY_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+from trainer.distributed.launcher_claims import OF_A_RANK, accelerate_default, forces_cpu, of_torchrun
 
 
 def machine_findings(machine: Machine, run_dir: Path | None, model: str, environ: Mapping[str, str]) -> list[Finding]:
@@ -59,13 +57,16 @@ def _name() -> Finding:
 def environment_findings(environ: Mapping[str, str]) -> list[Finding]:
     """Checks for variables of a shell that silently change runs."""
     findings = []
-    if environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1", "yes"):
+    if forces_cpu(environ):
         text = "ACCELERATE_USE_CPU is set: with it accelerate drops DeepSpeed and runs plain data parallelism"
         findings.append(Finding("warn", "environment", text, "unset it; `launch run` sets it where it belongs"))
-    stale = [name for name in LEFT_BY_LAUNCHERS if name in environ]
+    stale = [name for name in OF_A_RANK if name in environ]
     if stale:
         text = "set in this shell: a plain `python -m trainer` would wait for ranks that nobody starts"
         findings.append(Finding("FAIL", "environment", f"{', '.join(stale)} {text}", f"unset {' '.join(stale)}"))
+    for problem in of_torchrun(environ):
+        text, _, mend = problem.partition("; ")
+        findings.append(Finding("FAIL", "environment", text, mend))
     if environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
         text = f"ACCELERATE_MIXED_PRECISION is {environ['ACCELERATE_MIXED_PRECISION']}"
         findings.append(Finding("warn", "environment", text, "unset it: train.precision of the run file says it"))

@@ -11,7 +11,8 @@ from launch.nodes import find_nodes
 from launch.supervise import PAUSE, supervise
 from trainer.config.imports import check_packages
 from trainer.distributed.deepspeed_json import check_deepspeed
-from trainer.distributed.engines import ZERO
+from trainer.distributed.engines import ONE_PROCESS, ZERO
+from trainer.distributed.launcher_claims import check_shell
 from trainer.frontends.flat_json import load_run_file
 from trainer.preflight.check_run import check_run
 from trainer.preflight.inputs import Inputs
@@ -22,6 +23,7 @@ def run(args: argparse.Namespace) -> int:
     config = load_run_file(args.config, args.overrides)
     machine = this_machine()
     engine, processes = choose(args.engine, args.processes, machine, config.train.device, args.nnodes)
+    check_shell(engine in ONE_PROCESS, args.nnodes > 1)
     nodes = find_nodes(args.nnodes, args.node_rank, args.master)
     # Node 0 may have created the output folder already, and it alone checks that it may be written.
     warnings = check_run(Inputs(config), args.resume or bool(nodes and nodes.rank), engine=engine)

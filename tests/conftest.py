@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.launching import LAUNCHER_VARIABLES
+
 # How fast the machine is proves nothing. Every run tries the same examples: a failure is of the change it tests.
 # EMBEDFLEET_EXAMPLES=1000 python -m pytest tests/unit: as many others, drawn anew.
 EXAMPLES = os.environ.get("EMBEDFLEET_EXAMPLES")
@@ -17,6 +19,8 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # A test never asks a hub, is tracked nowhere, and no launcher of the outside reaches into it.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.pop("WANDB_PROJECT", None)
+for _name in [name for name in os.environ if name.startswith(LAUNCHER_VARIABLES)]:
+    del os.environ[_name]
 # Nor does it leave anything in the user's cache.
 _cache = tempfile.TemporaryDirectory(prefix="embedfleet-tests-")
 os.environ["EMBEDFLEET_CACHE"] = _cache.name

@@ -7,12 +7,17 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LAUNCHER_VARIABLES = ("ACCELERATE_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "DS_ACCELERATOR", "OMP_NUM_THREADS")
+LAUNCHER_VARIABLES = (  # beginnings of their names
+    "ACCELERATE_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "PET_", "TORCHELASTIC_", "GROUP_", "ROLE_",
+    "SLURM_", "OMPI_", "PMI_", "DS_ACCELERATOR", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME",
+)  # fmt: skip
 
 
 def environment(**extra: str) -> dict[str, str]:
     """This process's environment without what a launcher may have left in it."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER_VARIABLES)}
+    kept = {
+        key: value for key, value in os.environ.items() if not key.startswith((*LAUNCHER_VARIABLES, "OMP_NUM_THREADS"))
+    }
     return kept | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"} | extra
 
 

@@ -13,7 +13,7 @@ from data_prep.common.files import check
 from trainer.config.imports import check_packages
 from trainer.config.loading import load_config
 from trainer.config.sections import RunConfig
-from trainer.distributed.launcher_claims import rank
+from trainer.distributed.launcher_claims import check_launcher, rank
 from trainer.distributed.stop import listen_early
 from trainer.frontends.command_line import fail, parse
 from trainer.frontends.flags import beside_a_run_file, from_flags
@@ -24,8 +24,10 @@ from trainer.run_dir.layout import RUN_FILE
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(sys.argv[1:] if argv is None else argv)
-    together = True  # so far every rank does the same and fails the same way: rank 0 speaks for all
+    together = False
     try:
+        check_launcher()
+        together = True  # so far every rank does the same and fails the same way: rank 0 speaks for all
         check_packages()
         entry = translated(args)
         config = entry.config if entry else load_config(args.config, args.overrides)

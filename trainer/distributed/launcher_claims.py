@@ -1,6 +1,8 @@
 """The planned world against the actual one: several launch paths fall back silently. Never imports torch."""
 
 import os
+import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -9,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from data_prep.common.errors import BadInput
+from data_prep.common.files import check
 from data_prep.common.paths import user_path
 from trainer.distributed.deepspeed_json import config_folder, read_ds_json, zero_engine
 from trainer.distributed.engines import ENGINES, ONE_PROCESS, ZERO
@@ -17,19 +20,127 @@ from trainer.distributed.engines import ENGINES, ONE_PROCESS, ZERO
 TASKS = {"srun": "SLURM_STEP_NUM_TASKS", "mpirun": "OMPI_COMM_WORLD_SIZE", "mpiexec": "PMI_SIZE"}
 
 
+# What a launcher tells each process it starts.
+OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+NUMBERS = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}  # and the least value
+YES, NO = ("y", "yes", "t", "true", "on", "1"), ("n", "no", "f", "false", "off", "0", "")  # as accelerate reads them
+SWITCHES = ("ACCELERATE_USE_CPU", "ACCELERATE_USE_DEEPSPEED")
+
+
 def rank() -> int:
     """Returns the rank that the launcher gave this process, 0 without a launcher. World.rank is the group's own."""
-    return int(os.environ.get("RANK", "0"))
+    return _number("RANK", 0)
 
 
 def world_size() -> int:
     """Returns the number of processes that the launcher started, 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _number("WORLD_SIZE", 1)
 
 
-def forces_cpu() -> bool:
+def local_world_size() -> int:
+    """Returns the number of processes that the launcher started on this machine, 1 without a launcher."""
+    return _number("LOCAL_WORLD_SIZE", 1)
+
+
+def forces_cpu(environ: Mapping[str, str] | None = None) -> bool:
     """True where the launcher makes accelerate use the CPU."""
-    return os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1", "yes")
+    return _is_on("ACCELERATE_USE_CPU", environ)
+
+
+def uses_deepspeed() -> bool:
+    """True where the launcher makes accelerate use DeepSpeed."""
+    return _is_on("ACCELERATE_USE_DEEPSPEED")
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, "").strip()
+    return int(text) if text.isdecimal() else default  # check_launcher refuses any other text
+
+
+def _is_on(name: str, environ: Mapping[str, str] | None = None) -> bool:
+    return (os.environ if environ is None else environ).get(name, "").lower() in YES
+
+
+def check_launcher(environ: Mapping[str, str] | None = None) -> None:
+    """Raises BadInput for variables that no launcher leaves like this: each with its value and the mend."""
+    check(launcher_problems(os.environ if environ is None else environ))
+
+
+def launcher_problems(environ: Mapping[str, str]) -> list[str]:
+    """Returns a line for each launcher variable that is no number, or that others contradict."""
+    problems = []
+    for name, least in (NUMBERS | dict.fromkeys(TASKS.values(), 1)).items():
+        if name in environ and not (environ[name].strip().isdecimal() and int(environ[name]) >= least):
+            problems.append(f"{name}={environ[name]!r} in the environment: not a whole number from {least} up; ")
+    problems += [
+        f"{name}={environ[name]!r} in the environment: neither true nor false; "
+        for name in SWITCHES
+        if environ.get(name, "").lower() not in (*YES, *NO)
+    ]
+    if problems:
+        return [problem + f"unset {problem.partition('=')[0]}" for problem in problems]
+    return _contradictions(environ)
+
+
+def _contradictions(environ: Mapping[str, str]) -> list[str]:
+    world, rank = int(environ.get("WORLD_SIZE", 1)), int(environ.get("RANK", 0))
+    mend = f"unset {' '.join(name for name in OF_A_RANK if name in environ)}"
+    launcher = "or let a launcher set all of them (python -m launch run, torchrun)"
+    missing = [name for name in ("RANK", "MASTER_ADDR") if not environ.get(name)]
+    if "WORLD_SIZE" in environ and missing:
+        text = f"WORLD_SIZE={world} in the environment, but no {' and no '.join(missing)}: left over, as no launcher"
+        return [f"{text} started this process; {mend}, {launcher}"]
+    if rank >= world:
+        of = f"WORLD_SIZE={world}" if "WORLD_SIZE" in environ else "no WORLD_SIZE"
+        return [f"RANK={rank} in the environment, but {of}: no such rank; {mend}, {launcher}"]
+    local, here = int(environ.get("LOCAL_RANK", 0)), int(environ.get("LOCAL_WORLD_SIZE", world))
+    if "WORLD_SIZE" in environ and local >= here:
+        return [f"LOCAL_RANK={local} in the environment, but {here} rank(s) on this machine; {mend}, {launcher}"]
+    if here > world:
+        return [f"LOCAL_WORLD_SIZE={here} in the environment, but {world} rank(s) in all; {mend}, {launcher}"]
+    port = environ.get("MASTER_PORT", "")
+    if "WORLD_SIZE" in environ and port and not (port.isdecimal() and 0 < int(port) < 65536):
+        return [f"MASTER_PORT={port!r} in the environment: not a port; {mend}, {launcher}"]
+    return []
+
+
+def check_shell(one_process: bool, several_nodes: bool, environ: Mapping[str, str] | None = None) -> None:
+    """Raises BadInput for variables of this shell with which the ranks of `launch run` would be others.
+
+    They inherit the shell's environment. one_process: no launcher replaces RANK and the like on the way to the trainer.
+    several_nodes: their number, this node's rank and the address of node 0 are stated, which replaces torchrun's own.
+    """
+    environ = os.environ if environ is None else environ
+    check(_alone(environ) if one_process else [] if several_nodes else of_torchrun(environ))
+
+
+def _alone(environ: Mapping[str, str]) -> list[str]:
+    problems = launcher_problems(environ)
+    if problems or int(environ.get("WORLD_SIZE", 1)) == 1:
+        return problems
+    names = " ".join(name for name in OF_A_RANK if name in environ)
+    return [
+        f"WORLD_SIZE={environ['WORLD_SIZE']} in the environment: the one process of this engine would wait for others "
+        f"that nobody starts; unset {names}, or give --engine ddp --processes {environ['WORLD_SIZE']}"
+    ]
+
+
+def of_torchrun(environ: Mapping[str, str]) -> list[str]:
+    """Returns a line for each variable that makes torchrun, also inside `accelerate launch`, wait for other nodes."""
+    fits = {
+        "PET_NNODES": re.compile("1|1:1"),
+        "PET_NODE_RANK": re.compile("0"),
+        "PET_MASTER_ADDR": re.compile(
+            "|".join(map(re.escape, ("localhost", "127.0.0.1", "::1", socket.gethostname())))
+        ),
+        "PET_RDZV_ENDPOINT": re.compile(r"(localhost|127\.0\.0\.1)(:\d*)?"),
+    }
+    wrong = [name for name, pattern in fits.items() if environ.get(name) and not pattern.fullmatch(environ[name])]
+    return [
+        f"{name}={environ[name]} in the environment: torchrun would wait there for other nodes; unset {name}, or say "
+        "on each node: --nnodes N --node-rank R --master HOST"
+        for name in wrong
+    ]
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 import os
 import socket
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 
+from data_prep.common.console import say
 from data_prep.common.errors import BadInput
 from data_prep.common.workers import cores
 from trainer.config.sections import OptimConfig, RunConfig
@@ -15,12 +17,25 @@ from trainer.distributed.collectives import World
 from trainer.distributed.deepspeed_json import zero_engine
 from trainer.distributed.device import DTYPES, pick_device
 from trainer.distributed.engines import ENGINES, LONE, ZERO
-from trainer.distributed.launcher_claims import Claim, check_world, claims, forces_cpu, world_size
+from trainer.distributed.launcher_claims import (
+    OF_A_RANK,
+    Claim,
+    check_launcher,
+    check_world,
+    claims,
+    forces_cpu,
+    local_world_size,
+    rank,
+    uses_deepspeed,
+    world_size,
+)
 from trainer.distributed.stop import Stopped
 from trainer.engine.protocol import Engine
 from trainer.engine.torch_engine import TorchEngine
 from trainer.engine.zero_engine import ZeroEngine, load_models_whole, plugin
 from trainer.model.embedder import Embedder
+
+SILENCE = 15.0  # seconds that joining the group may take before a rank says what it waits for
 
 
 @dataclass
@@ -47,6 +62,7 @@ def start(config: RunConfig, run_file: str, engine: str | None = None, processes
     """Joins the process group and checks that the world is the planned one, before anything is loaded. Raises BadInput
     with what to run instead. engine, processes: the trainer's flags; the launcher's environment and command line are
     compared with the actual world as well."""
+    check_launcher()
     planned = claims(engine, processes)
     if any(claim.engine and claim.engine not in ENGINES for claim in planned):  # accelerate itself may fail of it
         check_world(world_size(), "ddp", planned, run_file)
@@ -77,12 +93,13 @@ def start(config: RunConfig, run_file: str, engine: str | None = None, processes
     backend = "nccl" if kind == "cuda" else "gloo"
     timeout = timedelta(minutes=config.train.timeout_minutes)  # a cut link is noticed by this alone
     handlers = [InitProcessGroupKwargs(backend=backend, timeout=timeout)] if "WORLD_SIZE" in os.environ else []
-    accelerator = Accelerator(
-        cpu=kind == "cpu" and not ds_json,
-        mixed_precision="no",  # the model autocasts by itself, the same on every engine
-        deepspeed_plugin=deepspeed_plugin,
-        kwargs_handlers=handlers,
-    )
+    with _says_what_it_waits_for(config.train.timeout_minutes):
+        accelerator = Accelerator(
+            cpu=kind == "cpu" and not ds_json,
+            mixed_precision="no",  # the model autocasts by itself, the same on every engine
+            deepspeed_plugin=deepspeed_plugin,
+            kwargs_handlers=handlers,
+        )
     if ds_json:
         load_models_whole()
     world = World(accelerator.process_index, accelerator.num_processes)
@@ -118,11 +135,12 @@ def process_group(runtime: Runtime):
 def _deepspeed_json(engine: str | None, planned: list[Claim], run_file: str) -> str | None:
     """Returns the DeepSpeed JSON to use: the launcher's, or the one of --engine zeroN under torchrun."""
     by_launcher = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
-    under_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("true", "1")
+    under_deepspeed = uses_deepspeed()
     if under_deepspeed and by_launcher == "none":
         raise BadInput(
             "the accelerate YAML describes ZeRO inline; name a deepspeed_config_file instead "
-            f"(ours: accelerate_configs/{', '.join(f'{name}.yaml' for name in ZERO)})"
+            f"(ours: accelerate_configs/{', '.join(f'{name}.yaml' for name in ZERO)}); where no accelerate runs: unset "
+            "ACCELERATE_USE_DEEPSPEED"
         )
     name = by_launcher if under_deepspeed else (f"{engine}.json" if engine in ZERO else None)
     if name and forces_cpu():
@@ -141,19 +159,37 @@ def _check_environment(config: RunConfig) -> None:
     if stated not in ("no", config.train.precision):
         raise BadInput(
             f"mixed_precision: {stated} in the accelerate YAML, train.precision: {config.train.precision} in the run "
-            "file; the run file owns the precision: remove it from the YAML"
+            "file; the run file owns the precision: remove it from the YAML, or unset ACCELERATE_MIXED_PRECISION"
         )
     steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     if steps not in ("1", "auto"):
         raise BadInput(
             f"gradient_accumulation_steps: {steps} in the accelerate YAML; raise train.batch_size in the run file "
-            "instead (accumulation there adds no negatives)"
+            "instead (accumulation there adds no negatives), and unset ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
         )
+
+
+@contextmanager
+def _says_what_it_waits_for(minutes: float):
+    """Names the ranks' meeting point where joining takes long: variables that were left over lead to nobody."""
+    names = [name for name in OF_A_RANK if name in os.environ]
+    text = (
+        f"rank {rank()} of {world_size()} waits for the others at {os.environ.get('MASTER_ADDR')}:"
+        f"{os.environ.get('MASTER_PORT')}, for up to {minutes:g} minutes; if no launcher runs: unset {' '.join(names)}"
+    )
+    timer = threading.Timer(SILENCE, say, [text])
+    timer.daemon = True
+    if world_size() > 1:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _share_cores() -> None:
     """Ranks of one machine share its cores. torchrun sets OMP_NUM_THREADS=1 for each where it is not set."""
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    ranks = local_world_size()
     if ranks > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
         torch.set_num_threads(max(1, cores() // ranks))
 

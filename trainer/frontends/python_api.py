@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data_prep.common.console import say
 from trainer.config.sections import COSINE_OF_PAIRS
-from trainer.distributed.launcher_claims import rank
+from trainer.distributed.launcher_claims import check_launcher, rank
 from trainer.frontends.auto_shards import prepare
 from trainer.frontends.flags import FLAGS, without_default
 from trainer.frontends.translation import PER_DEVICE, Entry, Translation, check_world
@@ -60,6 +60,7 @@ class EmbedderFineTuner:
 
     def train(self, resume: bool = False) -> Path:
         """Trains and returns the folder of the final model. Raises BadInput with every problem, and Failed."""
+        check_launcher()
         entry = self._translate()
         check_world(None)
         if rank() == 0:

@@ -1,11 +1,11 @@
 """The tokens whose activations fit: `micro_batch_tokens: auto`, resolved once, by all ranks together."""
 
-import os
 from pathlib import Path
 
 import psutil
 import torch
 
+from trainer.distributed.launcher_claims import local_world_size
 from trainer.engine.chunks import CHUNK_TOKENS
 from trainer.engine.protocol import Engine
 from trainer.model.recompute import not_recomputed
@@ -65,7 +65,7 @@ def free_bytes(device: torch.device) -> int:
     """Memory that this rank may still take: free on its GPU, or its share of what machine and cgroup have left."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    ranks = local_world_size()
     return min(psutil.virtual_memory().available, _cgroup_left()) // ranks
 
 
