@@ -49,8 +49,8 @@ def _add_slurm(commands) -> None:
     slurm = commands.add_parser(
         "slurm",
         help="render an sbatch script for a run, or submit and follow it",
-        description="Renders an sbatch script. With --submit the run is checked, submitted and followed; Ctrl-C ends "
-        "the following, not the job.",
+        description="Checks a run and renders an sbatch script. With --submit it is submitted and followed; Ctrl-C "
+        "ends the following, not the job.",
         epilog="example: python -m launch slurm --config run.yaml --engine zero2 --nodes 2 --ranks-per-node 2 "
         "--time 00:30:00 --requeue --output run.sbatch",
     )
@@ -66,6 +66,8 @@ def _add_slurm(commands) -> None:
     slurm.add_argument("--partition", default="", metavar="P")
     text = "go on by itself after the time limit and after a node failed"
     slurm.add_argument("--requeue", action="store_true", help=text)
+    text = "take folders of finished runs too, and leave those runs as they are (without it they are refused)"
+    slurm.add_argument("--resume", action="store_true", help=text)
     text = "seconds before the limit at which the run writes a checkpoint and ends (default 120)"
     slurm.add_argument("--signal", type=int, default=120, metavar="S", help=text)
     slurm.add_argument("--container", default="", metavar="IMAGE", help="for pyxis, or a .sif file for apptainer")

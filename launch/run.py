@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+from launch.before_start import few_rows, finished_note, rows_per_rank
 from launch.command import build, choose, device_of
 from launch.machine import free_port, this_machine
 from launch.nodes import find_nodes
@@ -26,7 +27,8 @@ def run(args: argparse.Namespace) -> int:
     check_shell(engine in ONE_PROCESS, args.nnodes > 1)
     nodes = find_nodes(args.nnodes, args.node_rank, args.master)
     # Node 0 may have created the output folder already, and it alone checks that it may be written.
-    warnings = check_run(Inputs(config), args.resume or bool(nodes and nodes.rank), engine=engine)
+    inputs = Inputs(config)
+    warnings = check_run(inputs, args.resume or bool(nodes and nodes.rank), engine=engine)
     device = device_of(engine, machine, config.train.device)
     if engine in ZERO:
         check_deepspeed(device)
@@ -38,9 +40,13 @@ def run(args: argparse.Namespace) -> int:
     command = command_to(args.resume)
     of_several = f", node {nodes.rank} of {nodes.count}" if nodes else ""
     print(f"{engine}, {processes} process(es) on {device}{of_several}:\n{command}", file=sys.stderr, flush=True)
-    if args.dry_run:
-        print("".join(f"{line}\n" for line in warnings), end="", file=sys.stderr)  # a real run prints them itself
+    shape = inputs.plan.batch_size, processes * args.nnodes
+    if args.dry_run:  # a real run prints the warnings itself
+        lines = [rows_per_rank(*shape), *few_rows(*shape), *warnings, *finished_note(config.output_dir)]
+        print("\n".join(lines), file=sys.stderr)
         return 0
+    for line in few_rows(*shape):
+        print(line, file=sys.stderr, flush=True)
     if args.max_restarts or nodes:
         pause = PAUSE if nodes else 0.0
         return supervise(command, lambda: command_to(True), Path(config.output_dir), args.max_restarts, pause)

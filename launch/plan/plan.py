@@ -9,6 +9,7 @@ import psutil
 
 from data_prep.common.console import result
 from data_prep.common.errors import BadInput, Failed
+from launch.before_start import few_rows, finished_note, rows_per_rank
 from launch.command import MASTER_PORT, TORCHRUN, Command
 from launch.machine import this_machine
 from launch.plan.estimate import Estimate, Outlook, Ranks, choose_engine, engines_for, estimate, look
@@ -124,12 +125,14 @@ def describe(
         "steps": {
             "rows": plan.rows,
             "global_batch": plan.batch_size,
+            "rows_per_rank": plan.batch_size / ranks.count,
             "per_epoch": plan.steps_per_epoch,
             "total": outlook.steps,
             "left_out_per_epoch": plan.left_out_per_epoch,
             "negatives_per_query": outlook.negatives,
             "tokens_of_the_busiest_rank": outlook.tokens,
         },
+        "warnings": [*few_rows(plan.batch_size, ranks.count), *finished_note(outlook.config.output_dir)],
         "engines": [asdict(each) | {"need": each.need.shown() if each.need else None} for each in estimates],
         "chosen": chosen.engine if chosen else None,
         "reason": reason,
@@ -148,6 +151,8 @@ def render(facts: dict) -> str:
         f"ranks: {ranks['nodes']} x {ranks['per_node']} on {ranks['device']}, {shown(ranks['memory'])} each",
         f"steps: {steps['total']} in all, {steps['per_epoch']} per epoch, global batch {steps['global_batch']} of "
         f"{steps['rows']} rows, {steps['left_out_per_epoch']} left out per pass",
+        rows_per_rank(steps["global_batch"], ranks["count"]),
+        *facts["warnings"],
         f"negatives per query: {span} in the first batches, before duplicates are masked",
         f"tokens of the busiest rank: {steps['tokens_of_the_busiest_rank']}",
         "",

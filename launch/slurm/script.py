@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from launch.command import NO_DYNAMO, NO_SSH, TORCHRUN, device_environ, trainer_flags
 from trainer.distributed.engines import ONE_PROCESS, ZERO
+from trainer.distributed.launcher_claims import OF_A_RANK
 from trainer.distributed.stop import MARKER as REQUEUE
 from trainer.run_dir.layout import MARKER as COMPLETE
 
@@ -40,6 +41,7 @@ class Job:
     time: str = "01:00:00"
     signal: int = 120  # seconds before the time limit
     requeue: bool = False
+    resume: bool = False  # a finished run is left as it is, and counts as done
     partition: str = ""
     container: str = ""  # image for pyxis, or .sif file for apptainer
     sbatch: tuple[str, ...] = ()  # further lines for sbatch
@@ -96,6 +98,7 @@ def _variables(job: Job) -> str:
         lines += ["esac"]
     else:
         lines.append(f"run_dir={shlex.quote(job.tasks[0].output_dir)}")
+    lines += _of_a_finished_run(job)
     lines.append("# beside the run folder, which the run makes itself: node-N.out, and a folder with a file per rank")
     lines.append('logs="${run_dir%/}-logs/$SLURM_JOB_ID"')
     lines.append('mkdir -p "$logs"')
@@ -108,6 +111,21 @@ def _variables(job: Job) -> str:
     return "\n".join(lines)
 
 
+def _of_a_finished_run(job: Job) -> list[str]:
+    """Returns the lines that keep the script from reporting success for a run that somebody else finished."""
+    start = f'if [ -f "$run_dir/final/{COMPLETE}" ]; then'
+    if job.resume:
+        return ["# --resume: a finished run is left as it is", start, "  exit 0", "fi"]
+    return [
+        "# a finished run would be resumed and train nothing; only a requeued job may have finished it itself",
+        start,
+        '  if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then exit 0; fi',
+        '  echo "$run_dir holds a finished run: name another output_dir, or render with --resume" >&2',
+        "  exit 1",
+        "fi",
+    ]
+
+
 _WHY = {
     "OMP_NUM_THREADS": "# ranks share the cores of a node; left alone, each would take one thread",
     "ACCELERATE_USE_CPU": "# without it accelerate's ranks on a CPU each train alone",
@@ -117,7 +135,10 @@ _WHY = {
 
 def _environment(job: Job) -> str:
     lines = []
-    if job.engine not in ONE_PROCESS:
+    if job.engine in ONE_PROCESS:
+        names = " ".join(OF_A_RANK)
+        lines += ["# left over in the shell that submits, these would make it wait for other ranks", f"unset {names}"]
+    else:
         lines += [
             "# torchrun (in accelerate too) reads its flags from PET_*: it hands SIGUSR1 on instead of dying of it,",
             "# and leaves the ranks the time to write a checkpoint",

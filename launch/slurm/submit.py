@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 
 from data_prep.common.console import result, say
-from data_prep.common.errors import BadInput, Failed
+from data_prep.common.errors import BadInput, Failed, collect
 from data_prep.common.files import check, whole_file
+from launch.before_start import few_rows, is_finished, rows_per_rank
 from launch.command import Machine, choose
 from launch.slurm.script import Job, Task, render
 from trainer.config.imports import check_packages
@@ -31,13 +32,12 @@ _COMMA = re.compile(r",(?![^\[{]*[\]}])")  # not one inside brackets
 def render_or_submit(args: argparse.Namespace) -> int:
     check_packages()
     job, configs = make_job(args)
+    if args.submit and shutil.which("sbatch") is None:
+        raise BadInput("--submit: there is no sbatch on this machine; render the script with --output FILE")
+    for line in check_job(job, configs):
+        say(line)
     script = render(job)
     path = Path(args.output) if args.output else Path(f"{job.name}.sbatch") if args.submit else None
-    if args.submit:
-        if shutil.which("sbatch") is None:
-            raise BadInput("--submit: there is no sbatch on this machine; render the script with --output FILE")
-        for config in configs:  # resume: the output folder may exist
-            check_run(Inputs(config), resume=True, engine=job.engine)
     if path is None:
         result(script.rstrip("\n"))
         return 0
@@ -45,6 +45,25 @@ def render_or_submit(args: argparse.Namespace) -> int:
         file.write(script)
     say(f"{path}: {len(job.tasks)} run(s) of {job.engine}, {job.nodes} node(s) x {job.ranks} rank(s) on {job.device}")
     return follow(submit(path), job) if args.submit else 0
+
+
+def check_job(job: Job, configs: list[RunConfig]) -> list[str]:
+    """Checks every run of a job as `launch run` does; returns what to print. Raises BadInput with every problem."""
+    problems: list[str] = []
+    lines: list[str] = []
+    for config in configs:
+        inputs = Inputs(config)  # resume: the output folder may hold an interrupted run
+        warnings = collect(problems, check_run, inputs, True, False, job.engine)
+        if is_finished(config.output_dir) and not job.resume:
+            problems.append(
+                f"output_dir: {config.output_dir} holds a finished run, so the job would train nothing; name another "
+                "folder, or add --resume, with which finished runs are left as they are"
+            )
+        if warnings is not None:
+            shape = inputs.plan.batch_size, job.nodes * job.ranks
+            lines += [rows_per_rank(*shape), *few_rows(*shape), *warnings]
+    check(list(dict.fromkeys(problems)))
+    return list(dict.fromkeys(lines))
 
 
 def make_job(args: argparse.Namespace) -> tuple[Job, list[RunConfig]]:
@@ -78,7 +97,7 @@ def make_job(args: argparse.Namespace) -> tuple[Job, list[RunConfig]]:
     job = Job(
         name=name, run_file=args.config, engine=engine, tasks=tuple(tasks),
         overrides=tuple(args.overrides), nodes=args.nodes, ranks=ranks, gpus=args.gpus_per_node,
-        cpus_per_rank=args.cpus_per_rank, time=args.time, signal=args.signal, requeue=args.requeue,
+        cpus_per_rank=args.cpus_per_rank, time=args.time, signal=args.signal, requeue=args.requeue, resume=args.resume,
         partition=args.partition, container=args.container, sbatch=tuple(args.sbatch), launcher=args.launcher,
         rendered_by=args.typed, python=args.python or ("python" if args.container else sys.executable),
     )  # fmt: skip

@@ -19,8 +19,12 @@ EXAMPLES = sorted((ROOT / "launch" / "examples").glob("*.sbatch"))
 
 
 @pytest.fixture(autouse=True)
-def run_file(tmp_path, monkeypatch):
+def run_file(tmp_path, monkeypatch, tiny_bert, tiny_shards):
+    """A run that can be started; the checks of a whole run are made in test_before_start.py."""
     (tmp_path / "run.yaml").write_text("output_dir: runs/first\nmodel: {path: m}\ndata: {train: shards}\n")
+    (tmp_path / "m").symlink_to(tiny_bert)
+    (tmp_path / "shards").symlink_to(tiny_shards)
+    monkeypatch.setattr("launch.slurm.submit.check_run", lambda *_: [])
     monkeypatch.chdir(tmp_path)
 
 
@@ -127,6 +131,36 @@ def test_no_secret_of_the_environment_is_in_a_script(capsys, monkeypatch):
         monkeypatch.setenv(name, "planted-secret")
     for kind, more in itertools.product(KINDS, MORE):
         assert "planted" not in rendered(capsys, *kind, *more)
+
+
+def test_one_process_meets_no_ranks_of_the_shell_that_submitted_it(capsys):
+    script = rendered(capsys, "--engine", "cpu")
+    assert "\nunset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT\n" in script
+    assert "unset" not in rendered(capsys, *KINDS[0]), "torchrun sets them for its ranks"
+
+
+def ended(script: str, finished: bool, **environ: str) -> subprocess.CompletedProcess:
+    """The script's end, up to its first srun, which prints `trains` here."""
+    if finished:
+        Path("runs/first/final").mkdir(parents=True, exist_ok=True)
+        Path("runs/first/final/complete.json").touch()
+    start = script.partition("srun_flags=(")[0]
+    env = {"PATH": os.environ["PATH"], "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n"} | environ
+    return subprocess.run(["bash", "-c", f"{start}\necho trains"], capture_output=True, text=True, env=env)
+
+
+def test_the_script_in_the_folder_of_a_finished_run(capsys):
+    script = rendered(capsys, "--engine", "cpu", "--requeue")
+    asked = rendered(capsys, "--engine", "cpu", "--requeue", "--resume")
+    assert ended(script, False).stdout == ended(asked, False).stdout == "trains\n"
+    done = ended(script, True)
+    assert (done.returncode, done.stdout) == (1, "") and "runs/first holds a finished run" in done.stderr
+    requeued = ended(script, True, SLURM_RESTART_COUNT="1")
+    assert (requeued.returncode, requeued.stdout) == (0, ""), "it finished before it was requeued"
+    assert (ended(asked, True).returncode, ended(asked, True).stdout) == (0, "")
+    assert main(["slurm", "--config", "run.yaml", "--time", "5", "--engine", "cpu"]) == 2
+    assert "runs/first holds a finished run" in capsys.readouterr().err
+    rendered(capsys, "--engine", "cpu", "--resume")
 
 
 BAD = [
