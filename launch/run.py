@@ -47,8 +47,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     for line in few_rows(*shape):
         print(line, file=sys.stderr, flush=True)
-    if args.max_restarts or nodes:
+    if args.max_restarts or engine not in ONE_PROCESS:  # a launcher's traceback would bury what a rank says
         pause = PAUSE if nodes else 0.0
         return supervise(command, lambda: command_to(True), Path(config.output_dir), args.max_restarts, pause)
-    # The launcher replaces this process: signals reach it, and its exit code is ours.
+    # The run replaces this process: signals reach it, and its exit code is ours.
     os.execvpe(command.argv[0], command.argv, os.environ | command.environ)

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import tempfile
 import time
 import uuid
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import psutil
 
 from data_prep.common.console import say
 from launch.command import Command
+from trainer.distributed import last_words
 from trainer.distributed.stop import EXIT_CODE, SIGNALS, marker_written
 from trainer.run_dir.layout import newest, read_state
 
@@ -41,11 +43,15 @@ def supervise(first: Command, again: Callable[[], Command], run_dir: Path, resta
 
     before = {number: signal.signal(number, pass_on) for number in SIGNALS}
     earlier = marker_written(run_dir)  # by an earlier run; this run removes the file only after loading
+    folder = tempfile.TemporaryDirectory(prefix="embedfleet-run-", ignore_cleanup_errors=True)
+    words = Path(folder.name, "errors")
     try:
         command, vain, reached = first, 0, _step(run_dir)
         for attempt in range(restarts + 1):
             mark = uuid.uuid4().hex
-            child = subprocess.Popen(command.argv, env=os.environ | command.environ | {MARK: mark})
+            words.unlink(missing_ok=True)
+            marks = {MARK: mark, last_words.VARIABLE: str(words)}
+            child = subprocess.Popen(command.argv, env=os.environ | command.environ | marks)
             code = _end_of(child)
             _end_orphans(mark)
             if code == 0:
@@ -57,10 +63,13 @@ def supervise(first: Command, again: Callable[[], Command], run_dir: Path, resta
             if attempt == restarts:
                 newest_step = f"the newest checkpoint is of step {step}"
                 say(f"failed with exit code {code} after {restarts} restart(s); {newest_step}")
+                _repeat(words)
                 return 1
             if vain == IN_VAIN + 1:
                 say(f"failed {vain} times without a checkpoint after step {step}: not started again; see above for why")
+                _repeat(words)
                 return 1
+            _repeat(words)
             say(f"failed with exit code {code}: restart {attempt + 1} of {restarts}, from step {step}")
             time.sleep(pause)
             if signals:
@@ -69,7 +78,14 @@ def supervise(first: Command, again: Callable[[], Command], run_dir: Path, resta
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        folder.cleanup()
     raise AssertionError("the last attempt returns")
+
+
+def _repeat(words: Path) -> None:
+    """Prints the errors of the ranks once more, below the traceback of their launcher."""
+    for text in last_words.read(words):
+        say(f"the run failed: {text}")
 
 
 def _in_foreground() -> bool:

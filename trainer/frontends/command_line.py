@@ -7,6 +7,7 @@ import time
 import traceback
 
 from data_prep.common.errors import KnownError, report
+from trainer.distributed import last_words
 from trainer.distributed.engines import ENGINES
 from trainer.distributed.launcher_claims import rank, world_size
 from trainer.distributed.stop import Stopped
@@ -74,6 +75,7 @@ def fail(error: BaseException, together: bool = False) -> int:
     everywhere = together or (isinstance(error, KnownError) and error.on_every_rank)
     if rank() == 0 or not everywhere:
         print(text if rank() == 0 else f"rank {rank()}: {text}", file=sys.stderr, flush=True)
+        last_words.leave(f"rank {rank()}: {text if isinstance(error, KnownError) else text.strip().splitlines()[-1]}")
     else:
         time.sleep(SPEAKS)
     # Leaving in order would wait for ranks that sit in a collective; the launcher ends them when this one is gone.

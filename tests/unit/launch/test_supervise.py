@@ -11,10 +11,14 @@ import time
 
 import pytest
 
+from data_prep.common.errors import Failed
 from launch import supervise as module
 from launch.command import Command
 from launch.supervise import supervise
+from tests.launching import ROOT
+from trainer.distributed import last_words
 from trainer.distributed.stop import EXIT_CODE, MARKER
+from trainer.frontends.command_line import fail
 
 STARTED = "open({started!r}, 'a').write('x')"
 # As torchrun: two ranks below it; it ends badly once they have ended.
@@ -48,6 +52,50 @@ def test_a_run_that_ends_well_after_a_restart_is_done(tmp_path, capsys):
     fails, ends = (Command([sys.executable, "-SEc", f"raise SystemExit({code})"]) for code in (3, 0))
     assert supervise(fails, lambda: ends, tmp_path, 9) == 0
     assert capsys.readouterr().err.count("failed with exit code 3: restart 1 of 9, from step 0") == 1
+
+
+SPEAKS = """
+import sys
+from trainer.distributed import last_words
+for rank in (1, 0, 1):
+    last_words.leave(f"rank {rank}: error: rank {rank} lost the others\\n  - a second line")
+print("Traceback (most recent call last):", file=sys.stderr)
+sys.exit(1)
+"""
+
+
+@pytest.mark.parametrize("restarts", [0, 1, 9])
+def test_the_ranks_errors_stand_below_the_traceback_of_their_launcher(tmp_path, capfd, restarts, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    speaks = Command([sys.executable, "-c", SPEAKS])
+    assert supervise(speaks, lambda: speaks, tmp_path, restarts) == 1
+    last = capfd.readouterr().err.rpartition("Traceback")[2].splitlines()[-4:]
+    assert last == [
+        "the run failed: rank 1: error: rank 1 lost the others", "  - a second line",
+        "the run failed: rank 0: error: rank 0 lost the others", "  - a second line",
+    ]  # fmt: skip
+
+
+def test_a_run_that_failed_without_a_word_has_no_word_of_an_earlier_attempt(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    fails = Command([sys.executable, "-SEc", "raise SystemExit(1)"])
+    assert supervise(Command([sys.executable, "-c", SPEAKS]), lambda: fails, tmp_path, 1) == 1
+    assert "the run failed" not in capfd.readouterr().err.rpartition("restart 1 of 1")[2]
+
+
+@pytest.mark.parametrize(
+    ("error", "left"), [(Failed("lost"), "rank 1: error: lost"), (KeyError("x"), "rank 1: KeyError: 'x'")]
+)
+def test_a_rank_leaves_its_error_for_launch_run(tmp_path, monkeypatch, capsys, error, left):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", last_words.VARIABLE: str(tmp_path / "errors")}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "_exit", lambda code: None)
+    try:
+        raise error
+    except (Failed, KeyError) as caught:
+        fail(caught)
+    assert last_words.read(tmp_path / "errors") == [left]
+    assert last_words.read(tmp_path / "none") == []
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, EXIT_CODE), (signal.SIGINT, 130)])
