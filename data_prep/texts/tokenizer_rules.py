@@ -39,6 +39,12 @@ class AskedRules(Protocol):
     passage_max_len: int | None
 
 
+WITHOUT_NETWORK = (
+    "on a machine without a network: run `hf download {} --local-dir FOLDER` on one that has it, copy the folder here, "
+    "and name the folder"
+)
+
+
 def is_hub_id(path: str) -> bool:
     return not Path(path).exists() and path.count("/") <= 1 and not path.startswith((".", "/", "~"))
 
@@ -58,7 +64,9 @@ def fetch(path: str, patterns: tuple[str, ...], where: str) -> str:
         return snapshot_download(path, allow_patterns=list(patterns))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise BadInput(f"{where}: {path!r} is neither a folder here nor a model the hub gave us ({reason})") from None
+        asked = isinstance(error, HfHubHTTPError | HFValidationError) and not isinstance(error, LocalEntryNotFoundError)
+        what = f"{where}: {path!r} is neither a folder here nor a model the hub gave us ({reason})"
+        raise BadInput(what if asked else f"{what}; {WITHOUT_NETWORK.format(path)}") from None
 
 
 def read_text_rules(

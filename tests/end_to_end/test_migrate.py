@@ -134,5 +134,6 @@ def test_ranks_of_a_node_download_a_hub_model_once(tiny_bert, tmp_path):
 def test_a_model_that_no_cache_holds_is_an_error():
     from trainer.model_folder.files import fetch
 
-    with pytest.raises(BadInput, match="'org/nowhere' is neither a folder here nor a model the hub gave us"):
+    with pytest.raises(BadInput, match="'org/nowhere' is neither a folder here nor a model the hub gave us") as error:
         fetch("org/nowhere")
+    assert "without a network: run `hf download org/nowhere --local-dir FOLDER` on one that has it" in str(error.value)
