@@ -16,7 +16,8 @@ from typing import Any
 
 from data_prep.common.console import track
 from data_prep.common.errors import BadInput
-from data_prep.reading.formats import MISSING, read_records
+from data_prep.reading.formats import read_records
+from data_prep.reading.row import MISSING
 from data_prep.records import document_text, has_text, query_key, text_key
 from data_prep.shards.folder import ShardFolder, open_shards
 from data_prep.stores.base import StoreConfig

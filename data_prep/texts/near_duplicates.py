@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.common.splitmix import splitmix
 from data_prep.records import Record, is_variant, normalise
+from data_prep.texts.splitmix import splitmix
 
 SHINGLE = 4  # characters
 SIMILARITY = 0.85

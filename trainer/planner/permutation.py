@@ -11,7 +11,7 @@ from math import isqrt
 
 import numpy as np
 
-from data_prep.common.splitmix import mix
+from data_prep.texts.splitmix import mix
 
 FEISTEL_ROUNDS = 8
 

@@ -9,8 +9,8 @@
 
 import numpy as np
 
-from data_prep.common.splitmix import mix
 from data_prep.shards.shared_keys import Shared, SourceRows
+from data_prep.texts.splitmix import mix
 from trainer.planner.permutation import Permutation, number_of
 
 BLOCK = 2**16  # pairs (row, shared key) examined together: about 10 MB of working memory

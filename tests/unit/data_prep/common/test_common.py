@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from data_prep.common.splitmix import GOLDEN_GAMMA, splitmix
 from data_prep.common.workers import batches
+from data_prep.texts.splitmix import GOLDEN_GAMMA, splitmix
 
 
 def test_batches_hold_every_item_in_order():

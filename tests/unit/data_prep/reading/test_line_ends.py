@@ -8,8 +8,9 @@ import pytest
 
 from data_prep.common.errors import BadInput
 from data_prep.common.finite import is_finite, with_nulls
-from data_prep.reading.files import Blank, Problem, read_items
+from data_prep.reading.files import Blank, read_items
 from data_prep.reading.formats import read_records
+from data_prep.reading.row_problems import Problem
 from data_prep.sharding import spool
 from data_prep.shards.folder import open_shards
 from tests.unit.data_prep.helpers import PAIR, read_jsonl, run, write_jsonl
