@@ -9,7 +9,11 @@ from typing import Any, Protocol
 from data_prep.common.errors import BadInput
 from data_prep.common.paths import expanded
 
-AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")  # position ids start behind the padding id
+AFTER_PADDING = (  # position ids start behind the padding id
+    "roberta", "xlm-roberta", "camembert", "mpnet", "data2vec-text", "xlm-roberta-xl", "roberta-prelayernorm", "xmod",
+    "longformer", "ibert", "luke", "lilt", "markuplm", "layoutlmv3", "esm",
+)  # fmt: skip
+_N_POSITIONS = ("gpt2", "openai-gpt", "gpt_bigcode")  # their name of the number of learned positions
 _NO_LENGTH = 10**6  # tokenizers that know no limit state 1e30
 PROMPTS = {"query_prompt": ("query",), "passage_prompt": ("document", "passage", "corpus")}  # their names
 TOKENIZER_FILES = ("*.json", "*.txt", "*.model", "*/config.json")
@@ -128,5 +132,9 @@ def _stated_length(folder: Path) -> int | None:
 
 def position_limit(settings: dict) -> int | None:
     """Returns the tokens that a transformer has positions for; None: no limit. settings: its config.json."""
-    positions = settings.get("max_position_embeddings")
-    return positions - 2 if positions and settings.get("model_type") in AFTER_PADDING else positions
+    kind = settings.get("model_type")
+    positions = settings.get("n_positions" if kind in _N_POSITIONS else "max_position_embeddings")
+    if not positions or kind not in AFTER_PADDING or settings.get("position_embedding_type") == "rotary":
+        return positions
+    padding = 1 if kind == "mpnet" else settings.get("pad_token_id") or 0  # mpnet's is fixed
+    return positions - max(2, padding + 1)
