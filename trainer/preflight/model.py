@@ -5,13 +5,17 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from data_prep.common.errors import BadInput
+from data_prep.common.files import check
 from data_prep.texts.tokenizer_rules import read_json
+from trainer.model_folder.files import fetch
 from trainer.model_folder.spec import ModelSpec, hidden_size
+from trainer.model_folder.vocabulary import unembedded
 from trainer.preflight.inputs import Inputs
 
 
 def check_model(inputs: Inputs) -> ModelSpec:
-    """Returns the model's description. Raises BadInput for an adapter, damaged weights, or a too large matryoshka."""
+    """Returns the model's description. Raises BadInput for an adapter, damaged weights, tokens without an embedding, or
+    a too large matryoshka."""
     config, spec = inputs.config, inputs.spec
     folder = spec.path
     if spec.is_adapter:
@@ -25,6 +29,9 @@ def check_model(inputs: Inputs) -> ModelSpec:
         largest = loss.dims[0][0]
         if size and largest and largest > size:
             raise BadInput(f"{key}.matryoshka: {largest}, but the embeddings of {folder} have {size} dimensions")
+    own = config.model.tokenizer
+    named = ("model.tokenizer", fetch(own)) if own else ("model.path", folder)
+    check([] if spec.own_code else unembedded(*named, settings))  # own code may count otherwise
     for file in Path(folder).glob("*.safetensors"):
         try:
             with safe_open(file, framework="numpy") as tensors:

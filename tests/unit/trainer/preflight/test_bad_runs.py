@@ -102,6 +102,10 @@ def pickled_weights(run):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
+def fewer_embeddings(run):
+    edit_json(run.copy_model() / "config.json", vocab_size=403)
+
+
 def damaged_weights(run):
     (run.copy_model() / "model.safetensors").write_bytes(b"not a tensor")
 
@@ -205,6 +209,10 @@ CASES = {
     "not a model": (lambda r: r.values["model"].update(path=str(r.folder)), "it has no config.json"),
     "no weights": (weights_gone, "holds no *.safetensors weights"),
     "pickled weights": (pickled_weights, "convert them to safetensors"),
+    "tokens without embeddings": (
+        fewer_embeddings,
+        "has 1 token(s) without an embedding ('w399'): the model embeds 403",
+    ),
     "no tokenizer": (lambda r: (r.copy_model() / "tokenizer.json").unlink(), "holds no tokenizer"),
     "remote code": (remote_code, "auto_map"),
     "broken model config": (lambda r: (r.copy_model() / "config.json").write_text("{"), "not readable JSON"),
