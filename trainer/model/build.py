@@ -9,7 +9,7 @@ from data_prep.common.errors import BadInput
 from trainer.config.sections import FreezeConfig, ModelConfig
 from trainer.model import adapters, dense_layers, quantization
 from trainer.model.embedder import Embedder
-from trainer.model.tokenizer import check_vocabulary, eos_notes, load_tokenizer
+from trainer.model.tokenizer import check_vocabulary, eos_notes, load_tokenizer, padding_notes
 from trainer.model_folder.families import FAMILIES, family_of
 from trainer.model_folder.files import fetch
 from trainer.model_folder.spec import TRUST, ModelSpec, read_spec
@@ -31,7 +31,7 @@ def load_embedder(
     """
     spec = spec or read_spec(config, fetch(config.path, config.trust_remote_code))
     tokenizer = load_tokenizer(config, spec.path)
-    spec.notes.extend(eos_notes(tokenizer, spec))
+    spec.notes.extend([*eos_notes(tokenizer, spec), *padding_notes(tokenizer, config.tokenizer or spec.path)])
     embedder, untrained = build_embedder(spec, config, checkpoint, device, dtype, seed)
     if config.tokenizer:
         check_vocabulary(tokenizer, embedder.backbone, config)

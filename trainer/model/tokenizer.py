@@ -26,7 +26,15 @@ def load_tokenizer(config: ModelConfig, folder: str):
         _lower(tokenizer)
     if config.append_eos:
         _append_eos(tokenizer, f"{key}: {source}")
+    if tokenizer.pad_token is None:  # decoders: training pads by itself, but no one else encodes a batch without
+        tokenizer.pad_token = _any_token(tokenizer)
     return tokenizer
+
+
+def _any_token(tokenizer) -> str:
+    """Returns a token to pad with; the attention mask keeps it out of every embedding."""
+    special = (tokenizer.eos_token, tokenizer.unk_token, tokenizer.sep_token, tokenizer.bos_token)
+    return next(filter(None, special), None) or tokenizer.convert_ids_to_tokens(0)
 
 
 def _lower(tokenizer) -> None:
@@ -60,6 +68,14 @@ def eos_notes(tokenizer, spec: ModelSpec) -> list[str]:
     if spec.pooling != "last" or _ends_in_eos(tokenizer):
         return []
     return ["pooling last: the tokenizer ends no text in EOS, so the text's own last token is taken (model.append_eos)"]
+
+
+def padding_notes(tokenizer, folder: str) -> list[str]:
+    """Returns a line where load_tokenizer has chosen the token to pad with."""
+    files = [read_object(Path(folder) / name) for name in ("tokenizer_config.json", "special_tokens_map.json")]
+    if any(file.get("pad_token") for file in files) or tokenizer.pad_token != _any_token(tokenizer):
+        return []
+    return [f"padding: the tokenizer has no padding token; {tokenizer.pad_token!r} is written as one (it is masked)"]
 
 
 def check_vocabulary(tokenizer, backbone: nn.Module, config: ModelConfig) -> None:
