@@ -24,6 +24,8 @@ BASE_HASH = "base_sha256"  # key in the header of the weights: hash of the base'
 _PREFIX = "base_model.model."  # of a parameter in peft's files
 # peft writes a DoRA magnitude without ".weight", and reads it with or without; transformers 5.23 reads it with only.
 _FILE_NAME = re.compile(r"\.lora_magnitude_vector$")
+# Parts of a model for another task (a language model, a classifier, the T5 with its decoder): no embedding sees them.
+_HEADS = ("lm_head", "score", "classifier", "qa_outputs", "decoder")
 
 
 class Adapter:
@@ -33,6 +35,9 @@ class Adapter:
         """model: peft's. base: path or hub id of the base, as the adapter's files name it."""
         self.model, self.base = model, base
         self.base_sha256: str | None = None
+        # Frozen tensors of the base that the adapter's own file holds (peft saves the embeddings of an adapted or
+        # resized embed_tokens), by their names in it: they take the place of the base's, and are written again.
+        self.of_base: dict[str, Tensor] = {}
 
     @property
     def dropout(self) -> bool:
@@ -43,7 +48,7 @@ class Adapter:
         the backbone's parameter names."""
         named = {_PREFIX + name: tensor for name, tensor in weights.items()}
         state = _peft().get_peft_model_state_dict(self.model, state_dict=named, save_embedding_layers=False)
-        state = {_FILE_NAME.sub(r"\g<0>.weight", name): t.contiguous() for name, t in state.items()}
+        state = {_FILE_NAME.sub(r"\g<0>.weight", name): t.contiguous() for name, t in state.items()} | self.of_base
         facts = {"format": "pt"} | ({BASE_HASH: self.base_sha256} if self.base_sha256 else {})
         save_file(state, folder / ADAPTER_WEIGHTS, metadata=facts)
         _sort_header(folder / ADAPTER_WEIGHTS)
@@ -54,7 +59,8 @@ class Adapter:
 
     def read(self, folder: Path) -> None:
         """Loads the weights of an adapter of the same shape. Raises BadInput for another."""
-        weights = load_file(folder / ADAPTER_WEIGHTS)
+        backbone = self.model.get_base_model()
+        weights = {f"{_PREFIX}{name}": tensor for name, tensor in _own(load_file(folder / ADAPTER_WEIGHTS), backbone)}
         try:
             keys = _peft().set_peft_model_state_dict(self.model, weights)
         except (RuntimeError, ValueError) as error:  # other sizes
@@ -64,6 +70,25 @@ class Adapter:
         mismatched += [name for name in keys.missing_keys if ".lora_" in name]
         if mismatched:
             raise BadInput(f"{folder}: is an adapter of other layers, {mismatched[0]} is on one side only")
+        frozen = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
+        self.of_base = {name: tensor for name, tensor in weights.items() if name in frozen}
+
+
+def _own(weights: dict[str, Tensor], backbone: nn.Module):
+    """Yields (name in the backbone, tensor) of an adapter's file. The file of a model with a head names the transformer
+    in it (`model.layers…`), and may hold the head, which no embedding sees."""
+    parts = dict(backbone.named_children())
+    for name, tensor in weights.items():
+        name = _inner_name(name.removeprefix(_PREFIX), backbone)
+        part = name.partition(".")[0]
+        if part in parts or part not in _HEADS:
+            yield name, tensor
+
+
+def _inner_name(name: str, backbone: nn.Module) -> str:
+    """Returns the name of a module or tensor without that of the transformer in a model with a head."""
+    outer = getattr(backbone, "base_model_prefix", "")
+    return name.removeprefix(f"{outer}.") if outer and outer not in dict(backbone.named_children()) else name
 
 
 def _sort_header(path: Path) -> None:
@@ -91,8 +116,8 @@ def attach(backbone: nn.Module, config: LoraConfig, base: str, seed: int) -> Ada
 def settings_of(backbone: nn.Module, config: LoraConfig):
     """peft's description of the adapter."""
     if config.start:
-        settings = _peft().LoraConfig.from_pretrained(config.start)
-        settings.lora_dropout, settings.inference_mode = config.dropout, False
+        settings = _read_settings(config.start, backbone)
+        settings.lora_dropout = config.dropout
     else:
         settings = _peft().LoraConfig(
             task_type="FEATURE_EXTRACTION", r=config.r, lora_alpha=config.alpha, lora_dropout=config.dropout,
@@ -102,10 +127,25 @@ def settings_of(backbone: nn.Module, config: LoraConfig):
     return settings
 
 
+def _read_settings(folder: str, backbone: nn.Module):
+    """Reads an adapter's settings, of any task, for the transformer without a head."""
+    settings = _peft().LoraConfig.from_pretrained(folder)
+    settings.task_type, settings.inference_mode = "FEATURE_EXTRACTION", False
+    if isinstance(settings.target_modules, (list, set)):
+        settings.target_modules = {_inner_name(name, backbone) for name in settings.target_modules}
+    for patterns in ("rank_pattern", "alpha_pattern"):
+        named = {_inner_name(name, backbone): value for name, value in (getattr(settings, patterns) or {}).items()}
+        setattr(settings, patterns, named)
+    names = [name for name, _ in backbone.named_modules()]
+    asked = [_inner_name(name, backbone) for name in settings.modules_to_save or []]
+    kept = [name for name in asked if _among(name, names)]
+    settings.modules_to_save = kept or None
+    return settings
+
+
 def load(backbone: nn.Module, folder: Path) -> Adapter:
     """Wraps the backbone in the adapter of a folder. Raises BadInput for an adapter of other layers."""
-    settings = _peft().LoraConfig.from_pretrained(str(folder))
-    settings.inference_mode = False
+    settings = _read_settings(str(folder), backbone)
     adapter = Adapter(wrap(backbone, settings), backbone.name_or_path)
     adapter.read(folder)
     return adapter
@@ -123,7 +163,11 @@ def wrap(backbone: nn.Module, settings):
     """Returns peft's model of the backbone, whose layers it wraps in place."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft's calls of transformers
-        return _peft().get_peft_model(backbone, settings)
+        try:
+            return _peft().get_peft_model(backbone, settings)
+        except ValueError as error:  # targets of which the model has none
+            reason = str(error).splitlines()[0]
+            raise BadInput(f"the adapter does not fit a {backbone.config.model_type} ({reason})") from None
 
 
 def targets(backbone: nn.Module, config: LoraConfig) -> list[str] | str:
