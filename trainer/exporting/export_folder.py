@@ -14,6 +14,7 @@ from trainer.exporting.onnx import check_onnx, write_onnx
 from trainer.exporting.proof import prove
 from trainer.inference.probe import Probe, read_probe
 from trainer.model_folder.files import ADAPTER_CONFIG, base_folder, fetch
+from trainer.model_folder.older_versions import add_older_names
 from trainer.model_folder.spec import TRUST, read_spec
 from trainer.reporting.model_card import model_card
 from trainer.run_dir import checkpoint_writer
@@ -51,6 +52,7 @@ def export(
             merged.write(target)
         else:
             shutil.copytree(folder, target, ignore=_left_out(folder), dirs_exist_ok=True)
+            add_older_names(target)  # for folders of earlier versions of the trainer
         if adapter and not merge and base is not None:
             _point_to(target, base)
         (target / "README.md").write_text(model_card(folder, spec, adapter and not merge, onnx), encoding="utf-8")

@@ -8,12 +8,14 @@ from torch import Tensor
 from trainer.model import dense_layers, quantization
 from trainer.model.embedder import Embedder
 from trainer.model_folder import dense
+from trainer.model_folder.older_versions import add_older_names, write_tokenizer_settings
 from trainer.model_folder.spec import POOLINGS, ModelSpec
 
 
 def save_embedder(folder: Path, weights: dict[str, Tensor], embedder: Embedder, tokenizer, spec: ModelSpec) -> None:
-    """Writes a folder that sentence-transformers and transformers load. weights: fp32 CPU tensors by the embedder's
-    parameter names, of the whole model or of its adapter."""
+    """Writes a folder that sentence-transformers and transformers load, versions 4.57 and 5 alike.
+
+    weights: fp32 CPU tensors by the embedder's parameter names, of the whole model or of its adapter."""
     backbone = embedder.backbone
     dense_layers.write(folder, spec.dense, weights)
     weights = {name: tensor for name, tensor in weights.items() if not dense.is_of(name, spec.dense)}
@@ -25,6 +27,8 @@ def save_embedder(folder: Path, weights: dict[str, Tensor], embedder: Embedder, 
         backbone.save_pretrained(folder, state_dict=weights, save_original_format=False)
         backbone.config.use_cache = False
     tokenizer.save_pretrained(folder)
+    write_tokenizer_settings(folder, tokenizer.model_input_names, tokenizer.padding_side)
+    add_older_names(folder)
     kinds = ["Transformer", "Pooling", *("Dense" for _ in spec.dense)] + (["Normalize"] if spec.normalize else [])
     modules = [
         {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"}

@@ -8,6 +8,7 @@ from pathlib import Path
 from data_prep.texts.tokenizer_rules import is_hub_id, read_object
 from trainer.inference.probe import read_probe
 from trainer.model_folder.dense import shape_of
+from trainer.model_folder.older_versions import least_version
 from trainer.model_folder.spec import ModelSpec
 from trainer.run_dir.layout import read_state
 from trainer.run_dir.log import LOG, read_events
@@ -125,9 +126,18 @@ def _model(spec: ModelSpec, base: str | None, is_adapter: bool) -> str:
         "query prompt": f"`{spec.rules.query_prompt}`" if spec.rules.query_prompt else "none",
         "document prompt": f"`{spec.rules.passage_prompt}`" if spec.rules.passage_prompt else "none",
     }
+    rows["least version"] = _least_version(spec)
     if spec.bidirectional is not None:
         rows["attention"] = "both directions" if spec.bidirectional else "causal"
     return f"## Model\n\n{_table(('', ''), rows.items())}"
+
+
+def _least_version(spec: ModelSpec) -> str:
+    least = least_version(read_object(Path(spec.base) / "config.json"), spec.bidirectional)
+    if least:
+        return f"transformers {least}, sentence-transformers 5.0"
+    unlike = ", and version 4 reads this model's attention as causal" if spec.bidirectional else ""
+    return f"transformers {versions()['transformers']}, sentence-transformers 5.0: older ones were not tried{unlike}"
 
 
 def _training(story: Story) -> str:

@@ -95,6 +95,7 @@ def test_a_whole_model_is_exported_and_loads_elsewhere(tmp_path, folders, capsys
     assert not (out / "training_config.json").exists(), "holds this machine's paths"
     card = (out / "README.md").read_text()
     assert "library_name: sentence-transformers" in card and "`w1 w2 `" in card and "| pooling | mean |" in card
+    assert "| least version | transformers 4.57, sentence-transformers 5.0 |" in card
     assert str(tmp_path) not in card
     from sentence_transformers import SentenceTransformer
     from transformers import AutoModel
