@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCHER_VARIABLES = (  # beginnings of their names
     "ACCELERATE_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "PET_", "TORCHELASTIC_", "GROUP_", "ROLE_",
-    "SLURM_", "OMPI_", "PMI_", "DS_ACCELERATOR", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME",
+    "SLURM_STEP_", "OMPI_", "PMI_", "DS_ACCELERATOR",
 )  # fmt: skip
 
 

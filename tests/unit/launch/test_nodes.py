@@ -72,6 +72,8 @@ def test_a_port_that_is_taken_is_told_on_node_0():
 
 
 def test_the_network_card_that_leads_to_node_0_is_found_unless_it_was_given(monkeypatch):
+    for name in nodes_module.INTERFACES:
+        monkeypatch.delenv(name, raising=False)
     loopback = own_addresses()["127.0.0.1"]
     assert interface_to("127.0.0.1") == loopback
     assert find_nodes(2, 1, "127.0.0.1").interface == loopback
