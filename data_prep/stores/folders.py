@@ -105,6 +105,7 @@ def examine_chroma(folder: Path, create: bool) -> str | None:
 
     create: it may be missing or empty. Otherwise Chroma would create a store there silently.
     """
+    import_chromadb()  # first: what keeps the library from starting is named whatever the folder is
     file = folder / CHROMA_FILE
     if not create:
         if list(folder.glob("chroma-*.parquet")) and not file.is_file():
