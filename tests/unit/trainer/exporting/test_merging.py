@@ -9,7 +9,6 @@ from safetensors.torch import load_file, save_file
 from data_prep.common.errors import Failed
 from tests import tiny
 from trainer.config.sections import ModelConfig
-from trainer.exporting import merging as module
 from trainer.exporting.merging import merge
 from trainer.inference.probe import LENGTHS, TEXTS, probe_texts
 from trainer.merge import main
