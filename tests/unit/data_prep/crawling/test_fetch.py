@@ -2,6 +2,7 @@
 
 import gzip
 import zlib
+from functools import partial
 
 import pytest
 
@@ -14,15 +15,15 @@ from data_prep.crawling.fetch import MAX_PAGE, NotFetched, _redirect, _unpack
 from data_prep.crawling.http_cache import Answer
 
 TEXT = b"<p>text" * 100
-GZIP = gzip.compress(TEXT, mtime=0)  # without the time: every process must name the tests alike
+gzipped = partial(gzip.compress, mtime=0)  # without the time: every process must name the tests alike
 
 
 @pytest.mark.parametrize(
     ("coding", "packed"),
     [
         ("", TEXT),
-        ("gzip", GZIP),
-        ("gzip", gzip.compress(TEXT[:50]) + gzip.compress(TEXT[50:]) + bytes(8)),
+        ("gzip", gzipped(TEXT)),
+        ("gzip", gzipped(TEXT[:50]) + gzipped(TEXT[50:]) + bytes(8)),
         ("deflate", zlib.compress(TEXT)),
         ("deflate", zlib.compress(TEXT)[2:]),
     ],
@@ -37,17 +38,17 @@ def test_packed_bodies_are_unpacked(coding, packed):
     [
         ("br", b"", "is packed as br, which was not asked for"),
         ("gzip", b"no gzip", "its gzip is broken"),
-        ("gzip", GZIP[:-12], "its gzip ends in the middle: the answer was cut short"),
+        ("gzip", gzipped(TEXT)[:-12], "its gzip ends in the middle: the answer was cut short"),
         (
             "gzip",
-            GZIP + GZIP[:12],
+            gzipped(TEXT) + gzipped(TEXT)[:12],
             "its gzip ends in the middle: the answer was cut short",
         ),
         ("deflate", zlib.compress(TEXT)[:-9], "its deflate ends in the middle: the answer was cut short"),
-        ("gzip", gzip.compress(bytes(MAX_PAGE + 1)), "is larger than 10 MiB; it was not read further"),
+        ("gzip", gzipped(bytes(MAX_PAGE + 1)), "is larger than 10 MiB; it was not read further"),
         (
             "gzip",
-            gzip.compress(bytes(MAX_PAGE)) + gzip.compress(b"x"),
+            gzipped(bytes(MAX_PAGE)) + gzipped(b"x"),
             "is larger than 10 MiB; it was not read further",
         ),
     ],
