@@ -12,7 +12,6 @@ from data_prep.augmentation.phrases import Phrases, in_case_of, read_misspelling
 from data_prep.augmentation.rewriting import Changes, Writer
 from data_prep.augmentation.typos import KINDS, Typist
 from data_prep.common.errors import BadInput
-from data_prep.reading.row_problems import SHOWN
 
 syllables = st.text(st.characters(min_codepoint=ord("가"), max_codepoint=ord("힣")), min_size=2, max_size=6)
 latin = st.text("abcdefghijklmnopqrstuvwxyz", min_size=4, max_size=10)
@@ -173,12 +172,16 @@ def test_case_punctuation_and_script():
     "read, content, parts",
     [
         (read_misspellings, "recieve receive\nteh\tthe\n", [":1: must be a misspelling, a tab"]),
-        (read_misspellings, "a\tb\tc\n\tx\nSame\tsame\n", [":1: must", ":2: must", ":3: misspelling and correction"]),
+        (
+            read_misspellings,
+            "a\tb\tc\n\tx\nSame\tsame\n",
+            [":1: must", "(2 times; also line 2)", ":3: misspelling and"],
+        ),
         (read_misspellings, "# nothing\n\n", ["has no line to use"]),
-        (read_synonyms, "a, b\nalone\nx => y => z\na,,b\n", [":2: needs two different", ":3: must be", ":4: must be"]),
+        (read_synonyms, "a, b\nalone\nx => y => z\na,,b\n", [":2: needs two different", ":3: must be", "also line 4)"]),
         (read_synonyms, "!, ?\n", [":1: must be texts"]),
         (read_synonyms, b"\xff\xfe", ["is not UTF-8"]),
-        (read_synonyms, "x\n" * 60, [f"… and {60 - SHOWN} more"]),
+        (read_synonyms, "x\n" * 60, ["(60 times; also line 2, line 3, line 4, 56 more)"]),
         (read_synonyms, None, ["No such file"]),
     ],
 )
