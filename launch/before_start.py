@@ -1,4 +1,4 @@
-"""What `plan`, `run --dry-run` and `slurm` say of a run before anything starts. Never imports torch."""
+"""Lines about a run before anything starts, for `plan`, `run --dry-run` and `slurm`. Never imports torch."""
 
 from pathlib import Path
 

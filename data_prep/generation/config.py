@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.common.errors import BadInput
+from data_prep.common.errors import collect
 from data_prep.common.files import check, check_output_file
 from data_prep.common.paths import user_path
 from data_prep.generation.client import Retry
@@ -84,9 +84,6 @@ class QuestionGenerationConfig:
             if (value := getattr(self, name)) is not None and not value >= 0
         ]
         problems += self.filters.problems()
-        try:
-            prompt = read_prompt(user_path(self.prompt_path), self.prompt_variables)
-        except BadInput as error:
-            problems += error.problems
+        prompt = collect(problems, lambda: read_prompt(user_path(self.prompt_path), self.prompt_variables))
         check(problems)
         return prompt

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_prep.common.errors import BadInput
+from data_prep.common.errors import BadInput, collect
 from data_prep.common.files import check
 from data_prep.texts.tokenizer_rules import TextRules, read_json, read_object, read_text_rules
 from trainer.config.sections import FreezeConfig, ModelConfig
@@ -73,10 +73,7 @@ def read_spec(config: ModelConfig, folder: str | Path, base: str | Path | None =
         rules, chosen = read_text_rules(folder, config, "model.{}".format, base)
     except BadInput as error:
         problems += error.problems
-    try:
-        dense = _dense(config, folder, settings, notes)
-    except BadInput as error:
-        problems += error.problems
+    dense = collect(problems, _dense, config, folder, settings, notes)
     problems += _own_code_problems(config) if own_code else _freeze_problems(config, folder, settings, family)
     problems += _start_problems(config) if config.lora.start else []
     check(problems)
