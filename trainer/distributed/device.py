@@ -1,12 +1,24 @@
-"""Devices, and the precision of matrix products on them."""
+"""Devices, copies to them, and the precision of matrix products on them."""
 
 import torch
+from torch import Tensor
 
 from data_prep.common.errors import BadInput
 from trainer.distributed.engines import LONE
 from trainer.distributed.launcher_claims import forces_cpu
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # of train.precision
+
+UNHURRIED = {
+    "cuda"
+}  # types of device that take a copy from pinned memory while the host goes on; MPS reads it too late
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Returns a CPU tensor's copy on the device, without waiting for it where that is safe."""
+    if device.type not in UNHURRIED or tensor.device == device:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def pick_device(asked: str, engine: str | None = None, several: bool = False) -> str:

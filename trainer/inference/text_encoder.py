@@ -40,12 +40,13 @@ class TextEncoder:
         from trainer.engine.torch_engine import TorchEngine
         from trainer.model.build import load_embedder
 
-        embedder, tokenizer, spec, _ = load_embedder(self.config)
+        device = torch.device(pick_device(self.device))
+        embedder, tokenizer, spec, _ = load_embedder(self.config, device=device)
         for note in spec.notes:
             say(f"{self.config.path}: {note}")
         if self.dim is not None and not 1 <= self.dim <= embedder.size:
             raise BadInput(f"--dim {self.dim}: {self.config.path} makes embeddings of {embedder.size} numbers")
-        return TorchEngine(embedder, OptimConfig(), World(), torch.device(pick_device(self.device)), None), tokenizer
+        return TorchEngine(embedder, OptimConfig(), World(), device, None), tokenizer
 
     @property
     def size(self) -> int:

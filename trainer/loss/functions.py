@@ -14,14 +14,15 @@ def cosine_mse(queries: Tensor, positives: Tensor, scores: Tensor) -> Tensor:
     return (F.cosine_similarity(queries, positives) - scores).square().sum()
 
 
-def cosent(queries: Tensor, positives: Tensor, scores: Tensor, temperature: float = 0.05) -> Tensor:
+def cosent(queries: Tensor, positives: Tensor, scores: Tensor, temperature: float | Tensor = 0.05) -> Tensor:
     """CoSENT (Huang et al. 2024, doi:10.1109/TASLP.2024.3402087) of the whole batch, one number: log(1 + sum of
     exp((cos_i - cos_j) / temperature) over pairs with score_i < score_j). (m, d), (m, d), (m,)."""
     cosines = F.cosine_similarity(queries, positives)
-    # m numbers: on the CPU in float64, which MPS lacks
-    order = scores.cpu().argsort()
-    ranked = scores.cpu()[order]
-    logits = cosines.cpu().double()[order] / temperature
+    place = "cpu" if cosines.device.type == "mps" else cosines.device  # float64, which MPS lacks
+    order = scores.to(place).argsort()
+    ranked = scores.to(place)[order]
+    learned = temperature.to(place) if isinstance(temperature, Tensor) else temperature
+    logits = cosines.to(place).double()[order] / learned
     # of the pairs (i, j): log of the sum over j with a higher score than i, which start where i's ties end
     higher = torch.cat([torch.logcumsumexp(-logits.flip(0), 0).flip(0), logits.new_full((1,), float("-inf"))])
     pairs = logits + higher[torch.searchsorted(ranked, ranked, right=True)]

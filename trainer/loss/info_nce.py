@@ -138,7 +138,7 @@ class _TiledInfoNCE(torch.autograd.Function):
                     positive += tile.positive
                     correct += tile.correct
                     first_masked += tile.masked[0]
-        counts = queries.new_tensor([count * (n - 1) - first_masked, masked])
+        counts = [queries.new_full((), number) for number in (count * (n - 1) - first_masked, masked)]
         ctx.save_for_backward(query_grad, doc_grad)
         ctx.temperature_grad = temperature_grad.to(temperature) if task.learned else None
         stats = torch.stack([positive, similarity - positive, *counts, correct]).float()

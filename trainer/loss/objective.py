@@ -15,6 +15,7 @@ from torch import Tensor
 from data_prep.common.errors import BadInput
 from trainer.config.sections import DIRECTIONS, LOSSES, LossConfig
 from trainer.distributed.collectives import World
+from trainer.distributed.device import send
 from trainer.loss.batch import Batch
 from trainer.loss.exchange import DocumentKeys, DocumentScores
 from trainer.loss.functions import cosent, cosine_mse, kl, margin_mse, shorten
@@ -61,10 +62,11 @@ class Objective:
         leaves = [scope.queries.requires_grad_(), scope.documents.requires_grad_()]
         temperature: float | Tensor = self.temperature
         if self.config.temperature_lr is not None:
-            temperature = torch.tensor(self.temperature, dtype=embeddings.dtype, device=embeddings.device)
+            temperature = embeddings.new_full((), self.temperature)
             leaves.append(temperature.requires_grad_())
         # a rank without rows has a graph too
-        total, by_term, stats = sum(leaf.sum() * 0.0 for leaf in leaves), dict.fromkeys(self.terms, 0.0), None
+        zero = sum(leaf.sum() * 0.0 for leaf in leaves)
+        total, by_term, stats = zero, dict.fromkeys(self.terms, zero.detach()), None
         for dim, dim_weight in self.config.dims:
             queries, documents = scope.queries, scope.documents
             if dim is not None:
@@ -72,13 +74,13 @@ class Objective:
             for name, weight in self.terms.items():
                 value, term_stats = self._term(name, queries, documents, scope, batch, temperature)
                 total = total + weight * dim_weight * value
-                by_term[name] += dim_weight * value.item()
+                by_term[name] = by_term[name] + dim_weight * value.detach()
                 stats = term_stats if stats is None else stats  # of the first size of embeddings
         query_grad, doc_grad, *rest = torch.autograd.grad(total, leaves)
-        values = [total.item(), rest[0].item() if rest else 0.0]
-        values += (own_similarities(scope, batch) if stats is None else stats).tolist()
-        sums = torch.tensor([*values, *by_term.values()], dtype=torch.float64)
-        return self._home(query_grad, doc_grad, counts, world), sums
+        temperature_grad = rest[0] if rest else torch.zeros_like(total)
+        stats = own_similarities(scope, batch) if stats is None else stats
+        sums = [total.detach(), temperature_grad, *stats.unbind(), *by_term.values()]
+        return self._home(query_grad, doc_grad, counts, world), _on_host(sums)
 
     def _term(
         self, name: str, queries: Tensor, documents: Tensor, scope: Scope, batch: Batch, temperature: float | Tensor
@@ -97,13 +99,14 @@ class Objective:
             )  # fmt: skip
             return out.loss / batch.global_rows, out.stats
         if name == "cosine":
-            scores = batch.scores.to(queries)
+            scores = send(batch.scores.to(queries.dtype), queries.device)
             return cosine_mse(queries[rows], documents[scope.target], scores) / batch.global_rows, None
         if name == "cosent":
             scores = scope.scores.score[scope.positives].to(queries)
             return cosent(queries, documents[scope.positives], scores, temperature) * scope.share, None
-        own = (queries[rows], documents, scope.target, batch.negative_row.to(rows.device), scope.own_negatives)
-        teacher = (batch.teacher_positive.to(queries), batch.teacher_negative.to(queries))
+        own = (queries[rows], documents, scope.target, send(batch.negative_row, rows.device), scope.own_negatives)
+        scores = batch.teacher_positive, batch.teacher_negative
+        teacher = [send(x.to(queries.dtype), queries.device) for x in scores]
         if name == "margin_mse":
             return margin_mse(*own, *teacher) / max(1, scope.hard_negatives), None
         assert name == "kl", name
@@ -133,7 +136,7 @@ class Objective:
         """Gathers the embeddings and facts that the loss needs of other ranks. Collective."""
         device, b = embeddings.device, batch.rows
         queries, documents = embeddings[:b], embeddings[b:]
-        keys, scores = DocumentKeys(*(key.to(device) for key in batch.documents)), batch.document_scores()
+        keys, scores = DocumentKeys.unpack(send(batch.documents.pack(), device)), batch.document_scores()
         blocks, me, share = [(b, documents.shape[0])], 0, b / batch.global_rows
         if self.gathers:
             blocks, me, share = counts, world.rank, 1.0 / world.size
@@ -161,7 +164,7 @@ class Objective:
             own_negatives=positions.negatives[me],
             doc_row=keys.row + positions.row_start_of_doc,
             keys=keys,
-            scores=DocumentScores(*(x.to(device, real if x.is_floating_point() else x.dtype) for x in scores)),
+            scores=DocumentScores(*(send(x.to(real if x.is_floating_point() else x.dtype), device) for x in scores)),
             share=share,
             hard_negatives=sum(n - r for r, n in counts),
             by_row=len(self.directions) > 1,
@@ -176,3 +179,9 @@ class Objective:
             return torch.cat([query_grad, world.sum_home(doc_grad, docs)])
         pairs = zip(query_grad.split([r for r, _ in counts]), doc_grad.split(docs))
         return world.sum_home(torch.cat([part for pair in pairs for part in pair]), [r + n for r, n in counts])
+
+
+def _on_host(numbers: list[Tensor]) -> Tensor:
+    """(numbers,) float64 on the CPU, brought there together: each copy waits for the device."""
+    real = torch.float32 if numbers[0].device.type == "mps" else torch.float64
+    return torch.stack([number.to(real) for number in numbers]).cpu().double()

@@ -6,6 +6,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from trainer.distributed.device import send
 from trainer.loss.batch import Batch
 from trainer.loss.exchange import DocumentKeys, DocumentScores
 from trainer.loss.masks import duplicate_mask, row_mask
@@ -33,7 +34,7 @@ class Scope:
     def duplicates(self, batch: Batch, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
         """Mask of info_nce for this rank's rows start..stop."""
         device = self.rows.device
-        row_keys, row_query = batch.row_keys[start:stop].to(device), batch.row_query[start:stop].to(device)
+        row_keys, row_query = send(batch.row_keys[start:stop], device), send(batch.row_query[start:stop], device)
         documents = duplicate_mask(row_keys, row_query, self.keys.text, self.keys.document_id, self.keys.query)
         return documents, row_mask(documents, self.positives) if self.by_row else None
 
@@ -43,8 +44,8 @@ def own_similarities(scope: Scope, batch: Batch) -> Tensor:
     with torch.no_grad():
         queries = scope.queries[scope.rows]
         near = (queries * scope.documents[scope.target]).sum()
-        far = (queries[batch.negative_row.to(queries.device)] * scope.documents[scope.own_negatives]).sum()
-    return torch.stack([near, far, far.new_tensor(len(scope.own_negatives)), *far.new_zeros(2)])
+        far = (queries[send(batch.negative_row, queries.device)] * scope.documents[scope.own_negatives]).sum()
+    return torch.stack([near, far, far.new_full((), len(scope.own_negatives)), *far.new_zeros(2)])
 
 
 class Positions:
@@ -56,5 +57,5 @@ class Positions:
         starts = [0, *accumulate(n for _, n in blocks)]
         self.positives = [torch.arange(s, s + r, device=device) for s, (r, _) in zip(starts, blocks)]
         self.negatives = [torch.arange(s + r, s + n, device=device) for s, (r, n) in zip(starts, blocks)]
-        sizes = torch.tensor([n for _, n in blocks], device=device)
-        self.row_start_of_doc = torch.tensor(self.row_starts[:-1], device=device).repeat_interleave(sizes)  # (n,)
+        sizes = torch.tensor([n for _, n in blocks])
+        self.row_start_of_doc = send(torch.tensor(self.row_starts[:-1]).repeat_interleave(sizes), device)  # (n,)

@@ -5,9 +5,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from trainer.distributed.device import send
 from trainer.model import adapters
 from trainer.model.packing import Packing, Run, register, runs_of
 from trainer.model.recompute import recompute
+from trainer.model_folder.families import family_of
+
+PADDING = -1  # no token has this id
 
 
 def pool(hidden: Tensor, mask: Tensor, how: str) -> Tensor:
@@ -72,6 +76,9 @@ class Embedder(nn.Module):
         self.own_use_cache = getattr(backbone.config, "use_cache", None)
         backbone.config.use_cache = False
         self.pooling, self.normalize = pooling, normalize
+        family = family_of(backbone)
+        # Tokens see only earlier ones, so padding on the right needs no mask, which would keep fast kernels away.
+        self.causal = family is not None and family.causal and getattr(backbone.config, "is_causal", True)
 
     @property
     def size(self) -> int:
@@ -130,11 +137,11 @@ class Embedder(nn.Module):
         if self.packing:
             self.packing.noise.reseed(seed)
             runs = runs_of(lengths)
-            inputs, mask = self.packing.inputs(tokens.to(device), runs), None
+            inputs, mask = self.packing.inputs(send(tokens, device), runs), None
         else:
-            ids = pad_sequence(tokens.split(lengths), batch_first=True)
-            mask = (torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]).long().to(device)
-            inputs = {"input_ids": ids.to(device), "attention_mask": mask}
+            ids = send(pad_sequence(tokens.split(lengths), batch_first=True, padding_value=PADDING), device)
+            mask = (ids != PADDING).long()
+            inputs = {"input_ids": ids.clamp(min=0)} | ({} if self.causal else {"attention_mask": mask})
         # The cast of a weight is used once per pass, so caching it would only hold a second copy (of a gathered
         # shard, under ZeRO-3).
         with torch.autocast(device.type, autocast, enabled=autocast is not None, cache_enabled=False):

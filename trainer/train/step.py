@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from trainer.distributed.device import send
 from trainer.distributed.step_row import NO_WISHES, StepRow, Wishes
 from trainer.engine.chunks import CHUNK_TOKENS, cost_of, kept_chunks, lay, make_chunks
 from trainer.engine.protocol import Engine
@@ -63,11 +64,11 @@ def compute_gradients(
             if i >= first_kept:
                 graphs[i] = out
             parts.append(out[: len(chunk)].detach())
-        order = torch.tensor([i for chunk in chunks for i in chunk], dtype=torch.int64, device=engine.device)
+        order = send(torch.tensor([i for chunk in chunks for i in chunk], dtype=torch.int64), engine.device)
         stacked = torch.cat(parts)
         embeddings = torch.empty_like(stacked).index_copy_(0, order, stacked)
         gradient, sums = objective(embeddings, batch, counts, world)
-        gradient = gradient * engine.gradient_factor
+        by_chunk = (gradient[order] * engine.gradient_factor).split([len(chunk) for chunk in chunks])
         # Kept graphs go first: their memory is free again before any chunk is embedded a second time.
         for i in [*range(first_kept, len(chunks)), *range(first_kept)]:
             chunk = chunks[i]
@@ -75,7 +76,7 @@ def compute_gradients(
             if out is None:
                 out = engine.embed(*lay(chunk, batch.tokens), seed=batch.seed + i)
             upstream = torch.zeros_like(out)
-            upstream[: len(chunk)] = gradient[chunk]
+            upstream[: len(chunk)] = by_chunk[i]
             engine.backward((out * upstream).sum())
     usage = torch.tensor([len(lengths), sum(lengths), sum(costs), batch.truncated], dtype=torch.float64)  # as in USAGE
     totals = world.sum(torch.cat([sums, usage]))
