@@ -132,7 +132,8 @@ def build(
         flags += ["--main_process_ip", nodes.address, "--main_process_port", str(nodes.port)]
         flags += NO_SSH if engine in ZERO else ()
         if nodes.interface:  # else gloo takes the card of the host's name, which may not resolve
-            environ["GLOO_SOCKET_IFNAME" if device == "cpu" else "NCCL_SOCKET_IFNAME"] = nodes.interface
+            card = {"GLOO_SOCKET_IFNAME": nodes.interface} if device == "cpu" else {}
+            environ |= card or {"NCCL_SOCKET_IFNAME": f"={nodes.interface}"}  # = : that card, not each that begins so
     else:
         flags += ["--main_process_port", str(port)]
     flags += NO_DYNAMO if engine == "ddp" else ()

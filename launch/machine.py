@@ -5,6 +5,8 @@ import platform
 import shutil
 import socket
 import subprocess
+from itertools import takewhile
+from pathlib import Path
 
 from data_prep.common.workers import cores
 from launch.command import Machine
@@ -15,15 +17,44 @@ def this_machine() -> Machine:
     return Machine(gpus=_gpus(), mps=mps, cores=cores())
 
 
+VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+NVIDIA_FILES = ("proc/driver/nvidia/gpus/*", "dev/nvidia[0-9]*")  # where a container has no nvidia-smi
+AMD_NODES = "sys/class/kfd/kfd/topology/nodes/*/properties"  # CPUs are nodes too, without SIMD units
+
+
 def _gpus() -> int:
-    """Counts the CUDA devices that ranks may use: those of CUDA_VISIBLE_DEVICES if set, else of nvidia-smi."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([name for name in visible.split(",") if name.strip() and name.strip() != "-1"])
+    """Counts the devices that ranks may use under torch's name `cuda`, NVIDIA's or AMD's: those that the environment
+    makes visible, else those that the driver lists."""
+    for name in VISIBLE:
+        if name in os.environ:
+            return _visible(os.environ[name])
+    return _listed_by_nvidia_smi() or gpus_of_drivers(Path("/"))
+
+
+def _visible(names: str) -> int:
+    """Counts as CUDA does: the list ends at the first device that is none."""
+    return len(list(takewhile(lambda name: name.strip() not in ("", "-1"), names.split(","))))
+
+
+def _listed_by_nvidia_smi() -> int:
     if shutil.which("nvidia-smi") is None:
         return 0
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def gpus_of_drivers(root: Path) -> int:
+    """Counts GPUs by the files of NVIDIA's and AMD's drivers."""
+    nvidia = max(len(list(root.glob(pattern))) for pattern in NVIDIA_FILES)
+    return nvidia or sum(_has_simd_units(file) for file in root.glob(AMD_NODES))
+
+
+def _has_simd_units(properties: Path) -> bool:
+    try:
+        facts = dict(line.split() for line in properties.read_text(encoding="ascii").splitlines())
+    except (OSError, ValueError):
+        return False
+    return int(facts.get("simd_count", "0")) > 0
 
 
 def free_port() -> int:

@@ -1,8 +1,8 @@
 """A pretended accelerator: real numbers behind tensors that say device "meta".
 
 - An operation that mixes such tensors with plain ones raises Mixed, as CUDA would.
-- Every synchronisation of host and device is counted in `Pretended.synchronisations`, by kind and place; a copy that the
-  host does not wait for (non_blocking, from pinned memory) is none.
+- Every synchronisation of host and device is counted in `Pretended.synchronisations`, by kind and place; a copy that
+  the host does not wait for (non_blocking, from pinned memory) is none.
 - Not covered: NCCL, autocast, kernels, memory.
 
     with Pretended() as device:

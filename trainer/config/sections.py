@@ -203,7 +203,8 @@ class TrainConfig(Section):
     steps_per_epoch: int | None = Field(None, ge=1)  # None: a whole pass; fewer cut it, and the next epoch goes on
     micro_batch_tokens: Annotated[int, Field(ge=64)] | Literal["auto"] = "auto"
     gradient_checkpointing: bool = False  # blocks keep their input only; the rest is made again in the backward pass
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"  # of matrix products
+    deterministic: bool = False  # on CUDA: the same bytes again on the same cards and versions; slower
     device: Literal["auto", "cpu", "mps", "cuda"] = "auto"
     seed: int = Field(0, ge=0)
     log_every: int = Field(10, ge=1)  # lines on the screen; logs.jsonl holds every step

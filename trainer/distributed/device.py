@@ -1,5 +1,7 @@
 """Devices, copies to them, and the precision of matrix products on them."""
 
+import os
+
 import torch
 from torch import Tensor
 
@@ -7,11 +9,11 @@ from data_prep.common.errors import BadInput
 from trainer.distributed.engines import LONE
 from trainer.distributed.launcher_claims import forces_cpu
 
-DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # of train.precision
+DTYPES = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # of train.precision
 
-UNHURRIED = {
-    "cuda"
-}  # types of device that take a copy from pinned memory while the host goes on; MPS reads it too late
+# One order of sums in cuBLAS and NCCL
+DETERMINISTIC = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "NCCL_ALGO": "Ring", "NCCL_PROTO": "Simple"}
+UNHURRIED = {"cuda"}  # take a copy from pinned memory while the host goes on; MPS would read it too late
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
@@ -19,6 +21,29 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type not in UNHURRIED or tensor.device == device:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def choose_kernels(device: str, precision: str = "fp32", deterministic: bool = False) -> None:
+    """Chooses the kernels of this process, before its first product. Raises BadInput for tf32 elsewhere than on CUDA.
+
+    device: cuda, mps or cpu, which needs no choice. cuDNN's attention is off: it makes a plan for every new shape, and
+    shapes are nearly always new here. TF32 is what the run file says, whatever TORCH_ALLOW_TF32_CUBLAS_OVERRIDE says.
+    """
+    if precision == "tf32" and device != "cuda":
+        raise BadInput(f"train.precision: tf32 is for CUDA, and this run is on {device}; use fp32")
+    if device != "cuda":
+        return
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    if deterministic:
+        for name, value in DETERMINISTIC.items():
+            os.environ.setdefault(name, value)
+        torch.use_deterministic_algorithms(True)
+
+
+def rounds_products(device: torch.device) -> bool:
+    """True where products of fp32 numbers are computed in TF32."""
+    return device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
 
 
 def pick_device(asked: str, engine: str | None = None, several: bool = False) -> str:

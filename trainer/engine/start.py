@@ -15,7 +15,7 @@ from data_prep.common.workers import cores
 from trainer.config.sections import OptimConfig, RunConfig
 from trainer.distributed.collectives import World
 from trainer.distributed.deepspeed_json import zero_engine
-from trainer.distributed.device import DTYPES, pick_device
+from trainer.distributed.device import DTYPES, choose_kernels, pick_device
 from trainer.distributed.engines import ENGINES, LONE, ZERO
 from trainer.distributed.launcher_claims import (
     OF_A_RANK,
@@ -70,6 +70,7 @@ def start(config: RunConfig, run_file: str, engine: str | None = None, processes
     _check_environment(config)
     several = world_size() > 1 or ds_json is not None
     kind = pick_device(config.train.device, engine, several)
+    choose_kernels(kind, config.train.precision, config.train.deterministic)
     if kind == "cpu":  # DeepSpeed, which other libraries import where it is installed, would look for a GPU and warn
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if "WORLD_SIZE" not in os.environ and not ds_json:

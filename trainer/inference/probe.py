@@ -12,6 +12,7 @@ import numpy as np
 
 from data_prep.common.errors import BadInput
 from data_prep.texts.tokenizer_rules import read_object
+from trainer.distributed.device import rounds_products
 from trainer.engine.protocol import Engine
 from trainer.inference.encode import encode
 
@@ -93,7 +94,8 @@ def take_probe(engine: Engine, tokenizer, spec, zeros: list[str] = ()) -> Probe:
     queries = passages = encode(engine, tokenizer, texts, spec.rules.query_prompt, longest).numpy()
     if spec.rules.passage_prompt != spec.rules.query_prompt:
         passages = encode(engine, tokenizer, texts, spec.rules.passage_prompt, longest).numpy()
-    return Probe(texts, queries, passages, bool(spec.bits or engine.dtype), sorted(zeros))
+    rounded = bool(spec.bits or engine.dtype or rounds_products(engine.device))
+    return Probe(texts, queries, passages, rounded, sorted(zeros))
 
 
 def probe_texts(tokenizer) -> list[str]:

@@ -36,11 +36,12 @@ class TextEncoder:
 
         from trainer.config.sections import OptimConfig
         from trainer.distributed.collectives import World
-        from trainer.distributed.device import pick_device
+        from trainer.distributed.device import choose_kernels, pick_device
         from trainer.engine.torch_engine import TorchEngine
         from trainer.model.build import load_embedder
 
         device = torch.device(pick_device(self.device))
+        choose_kernels(device.type)
         embedder, tokenizer, spec, _ = load_embedder(self.config, device=device)
         for note in spec.notes:
             say(f"{self.config.path}: {note}")

@@ -1,6 +1,7 @@
 """A quantised base and 8-bit AdamW. Only this file imports bitsandbytes."""
 
 import logging
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -33,16 +34,30 @@ def arguments(bits: int, compute: torch.dtype | None, device: torch.device) -> d
 
 
 def layers(backbone: nn.Module) -> dict[str, nn.Module]:
-    """Returns the quantised linear layers by name, set to compute the same in training and in evaluation: on a CPU with
-    bf16 instructions a 4-bit layer would compute in bf16 wherever no gradient is wanted, and the two forward passes
-    over a chunk would differ."""
+    """Returns the quantised linear layers by name, set to compute the same in training, in evaluation and on every
+    device: on a CPU with bf16 instructions a 4-bit layer would compute in bf16 wherever no gradient is wanted, and on
+    CUDA an 8-bit layer would round its inputs by what else stands in the chunk. The two forward passes over a chunk
+    would differ, and an embedding would depend on its neighbours."""
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # a line for every product
     quantised = {n: m for n, m in backbone.named_modules() if isinstance(m, (Linear4bit, Linear8bitLt))}
     for module in quantised.values():
-        module.support_avx512bf16_for_cpu = False
+        if isinstance(module, Linear8bitLt):
+            module.forward = partial(_dequantised_product, module)
+        else:
+            module.support_avx512bf16_for_cpu = False
     return quantised
+
+
+def _dequantised_product(layer: nn.Module, x: Tensor) -> Tensor:
+    """An 8-bit layer's forward pass: a product of its input with its dequantised weights."""
+    from bitsandbytes.autograd._functions import MatMul8bitFp
+
+    if layer.weight.CB is not None:  # as it was loaded
+        layer.init_8bit_state()
+        layer.weight.data = layer.state.CB
+    return MatMul8bitFp.apply(x, layer.weight, None, layer.bias, layer.state)
 
 
 def dequantize(quantised: dict[str, nn.Module], backbone: nn.Module) -> None:

@@ -95,7 +95,7 @@ def test_one_command_for_each_node():
     ddp = build("r.yaml", [], "ddp", 2, CPU, "cpu", False, 1, nodes=nodes)
     assert ddp.environ["ACCELERATE_USE_CPU"] == "true" and "deepspeed" not in str(ddp)
     cuda = build("r.yaml", [], "ddp", 4, Machine(4, False, 8), "cuda", False, 1, nodes=nodes)
-    assert cuda.environ["NCCL_SOCKET_IFNAME"] == "eth0" and "ACCELERATE_USE_CPU" not in cuda.environ
+    assert cuda.environ["NCCL_SOCKET_IFNAME"] == "=eth0" and "ACCELERATE_USE_CPU" not in cuda.environ
 
 
 def test_the_engine_of_several_nodes():

@@ -263,3 +263,26 @@ def test_the_average_is_that_of_the_weights_after_every_update(tiny_bert):
     assert torch.equal(engine.weights()[name], weights)
     assert torch.allclose(engine.moments()[f"ema.{name}"], expected, atol=1e-6)
     assert not torch.allclose(weights, expected, atol=1e-4)
+
+
+def test_an_8_bit_layer_multiplies_by_its_dequantised_weights_whatever_the_device(tiny_bert):
+    """bitsandbytes would round inputs by their neighbours on CUDA: no product may be its own."""
+    config = ModelConfig(path=str(tiny_bert), finetune="qlora", quantization_bits=8, lora={"r": 2})
+    embedder = load_embedder(config)[0]
+    assert embedder.quantised
+    for layer in embedder.quantised.values():
+        x = torch.randn(3, layer.in_features, generator=torch.manual_seed(0)).requires_grad_()
+        out = layer(x)
+        weights = layer.state.CB.float() * layer.state.SCB[:, None] / 127
+        assert torch.allclose(out, torch.nn.functional.linear(x, weights, layer.bias), atol=1e-6)
+        (grad,) = torch.autograd.grad(out.sum(), x)
+        assert torch.allclose(grad, weights.sum(dim=0).expand_as(x), atol=1e-5)
+
+
+def test_8_bit_layers_never_reach_bitsandbytes_choice_by_device(tiny_bert, monkeypatch):
+    import bitsandbytes
+
+    config = ModelConfig(path=str(tiny_bert), finetune="qlora", quantization_bits=8, lora={"r": 2})
+    embedder = load_embedder(config)[0]
+    monkeypatch.setattr(bitsandbytes, "matmul", None)
+    gradient(embedder)
