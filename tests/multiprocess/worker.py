@@ -42,7 +42,7 @@ def main(setting: str, engine: str, world: int, cells: list[dict], out: str) -> 
     runtime = start(first, "run.json", engine, world)
     reference = Path(setting) / "dense.pt"
     dense = torch.load(reference, weights_only=False) if reference.exists() else {}
-    with process_group(runtime):
+    with process_group(runtime, first.train.timeout_minutes):
         group = Group(Path(setting), Path(out).with_suffix(""), runtime, dense)
         for cell in cells:
             faulthandler.dump_traceback_later(cell.get("limit", LIMIT), exit=True)

@@ -154,7 +154,7 @@ def _adamw(parameters: Sequence[Tensor], optim: OptimConfig) -> torch.optim.Adam
 def compare(config: RunConfig, run_file: str, engine: str | None, processes: int | None) -> None:
     """Writes errors.json into the output folder. Collective: one call per rank."""
     runtime = start(config, run_file, engine, processes)
-    with process_group(runtime):
+    with process_group(runtime, config.train.timeout_minutes):
         job = prepare(runtime, Inputs(config), resume=False)
         expected = load_file(Path(run_file).parent / "reference.safetensors")
         errors = engine_error(job.engine, job.data, job.objectives, config.optim.lr, expected)

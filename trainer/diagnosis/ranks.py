@@ -36,7 +36,7 @@ SEEN_SECONDS = 5.0  # a network file system may show a new file late
 def diagnose(config: RunConfig, run_file: str, engine: str | None, processes: int | None) -> bool:
     """Prints the findings; returns True if no check failed. Collective. Raises BadInput for an unplanned world."""
     runtime = start(config, run_file, engine, processes)
-    with process_group(runtime):
+    with process_group(runtime, config.train.timeout_minutes):
         findings = [_ranks(runtime), *_agree(runtime.world, config), _names(runtime.world), _skew(runtime.world)]
         findings += [_shared(runtime.world, Path(config.output_dir)), *_resources(runtime.world, config)]
         findings += _network(runtime)

@@ -24,6 +24,7 @@ class World:
         self.calls = 0  # collectives begun
         self.sent = 0  # bytes that this rank sends if every collective runs around a ring, the least possible
         self.doing = "joining"  # the current collective, for the message where it never ends
+        self.step = 0  # optimizer steps made
 
     def gather_ints(self, values: list[int]) -> Tensor:
         """Gathers k integers of every rank: (world, k) int64 on the CPU."""
@@ -126,6 +127,7 @@ class World:
 
     def report(self, step: int) -> None:
         """Writes this rank's progress into the group's store, for ranks that wait for it in vain."""
+        self.step = step
         if self.size > 1:
             _store().set(f"embedfleet/{self.rank}", json.dumps([step, self.calls, time.time()]))
 

@@ -30,11 +30,13 @@ from trainer.distributed.launcher_claims import (
     world_size,
 )
 from trainer.distributed.stop import Stopped
+from trainer.distributed.watch import Watch
 from trainer.engine.protocol import Engine
 from trainer.engine.torch_engine import TorchEngine
 from trainer.engine.zero_engine import ZeroEngine, load_models_whole, plugin
 from trainer.model.embedder import Embedder
 
+PATIENCE = 0.9  # of the timeout: a Watch speaks before NCCL aborts the process
 SILENCE = 15.0  # seconds that joining the group may take before a rank says what it waits for
 
 
@@ -112,17 +114,21 @@ def start(config: RunConfig, run_file: str, engine: str | None = None, processes
 
 
 @contextmanager
-def process_group(runtime: Runtime):
-    """Leaves the group in order: without the last barrier some ranks abort while others are still at work."""
+def process_group(runtime: Runtime, patience_minutes: float):
+    """Leaves the group in order: without the last barrier some ranks abort while others are still at work.
+    patience_minutes: train.timeout_minutes, after which a collective fails; where it cannot by itself, a Watch does."""
     failed = True
+    watch = Watch(runtime.world, PATIENCE * 60 * patience_minutes) if _fails_in_silence() else None
     try:
         yield
         failed = False
     except Stopped:  # on every rank, after the same step
         failed = False
         raise
-    except RuntimeError as error:
-        lost = runtime.world.lost(error)
+    except BaseException as error:
+        if watch:
+            watch.failed(error)
+        lost = runtime.world.lost(error) if isinstance(error, RuntimeError) else None
         if lost is None:
             raise
         raise lost from error
@@ -130,7 +136,13 @@ def process_group(runtime: Runtime):
         # After a failure other ranks may sit in a collective: leaving the group would wait for them. The process ends.
         if torch.distributed.is_initialized() and not failed:
             runtime.world.barrier()
+            if watch:
+                watch.stop()
             torch.distributed.destroy_process_group()
+
+
+def _fails_in_silence() -> bool:
+    return torch.distributed.is_initialized() and torch.distributed.get_backend() == "nccl"
 
 
 def _deepspeed_json(engine: str | None, planned: list[Claim], run_file: str) -> str | None:

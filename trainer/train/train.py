@@ -30,7 +30,7 @@ def train(
     in place of the run file's loss, see user_functions.LossBatch. Raises BadInput and Failed.
     """
     runtime = start(config, run_file, engine, processes)
-    with process_group(runtime):
+    with process_group(runtime, config.train.timeout_minutes):
         final, inputs = Path(config.output_dir) / "final", Inputs(config)
         check_agreement(runtime.world, facts_of(config, inputs.fingerprint))
         warnings = runtime.world.on_first(lambda: check(inputs, resume, loss_fn, runtime.engine))
