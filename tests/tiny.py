@@ -41,9 +41,10 @@ def tokenizer(folder: Path, bert: bool = True, eos: bool = True, side: str = "ri
 
 FAMILIES = {  # ours -> how its texts are pooled where a test does not care
     "bert": "mean", "xlm-r": "cls", "mpnet": "mean", "modernbert": "mean",
-    "qwen2": "last", "qwen3": "last", "llama": "last", "t5": "mean",
+    "qwen2": "last", "qwen3": "last", "llama": "last", "t5": "mean", "distilbert": "mean", "deberta": "cls",
+    "nomic": "mean", "gte": "cls", "mistral": "last", "gemma3": "mean",
 }  # fmt: skip
-DECODERS = ("qwen2", "qwen3", "llama")
+DECODERS = ("qwen2", "qwen3", "llama", "mistral")
 
 
 def model(
@@ -221,6 +222,18 @@ def _backbone(family: str, dropout: float, layers: int):
     if family == "gemma3":  # as EmbeddingGemma: a decoder whose tokens see one another
         own = {"num_key_value_heads": 1, "head_dim": 16, "sliding_window": 16, "use_bidirectional_attention": True}
         return tf.Gemma3TextModel(tf.Gemma3TextConfig(**size, **heads, **positions, **own))
+    if family == "distilbert":
+        own = {"dim": 32, "n_layers": layers, "n_heads": 2, "hidden_dim": 64, "dropout": dropout}
+        return tf.DistilBertModel(tf.DistilBertConfig(vocab_size=size["vocab_size"], **own, **positions))
+    if family == "deberta":
+        own = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8}
+        return tf.DebertaV2Model(tf.DebertaV2Config(**size, **heads, **positions, **own))
+    if family in ("nomic", "gte"):
+        name = {"nomic": "NomicBert", "gte": "Gte"}[family]
+        return getattr(tf, f"{name}Model")(getattr(tf, f"{name}Config")(**size, **heads, **positions))
+    if family == "mistral":
+        own = {"num_key_value_heads": 1, "head_dim": 16, "sliding_window": 8}
+        return tf.MistralModel(tf.MistralConfig(**size, **heads, **positions, **own))
     kind = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama"}[family]
     return getattr(tf, f"{kind}Model")(
         getattr(tf, f"{kind}Config")(**size, **heads, **positions, num_key_value_heads=1, head_dim=16)

@@ -30,7 +30,7 @@ class TorchEngine(Engine):
     ):
         self.world, self.device, self.dtype = world, device, dtype
         self.embedder = embedder if embedder.quantised else embedder.to(device)  # quantised: built on its device
-        embedder.pack(device)
+        embedder.pack(device, dtype)
         self.named = embedder.trained()
         self.optimizer = adamw(embedder, optim, device)
         self.eight_bit = optim.name == "adamw_8bit"

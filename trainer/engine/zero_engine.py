@@ -108,7 +108,7 @@ class ZeroEngine(Engine):
         self._zero = deepspeed.zero
         self.world, self.device, self.dtype = world, accelerator.device, dtype
         self.embedder = embedder
-        embedder.pack(self.device)
+        embedder.pack(self.device, dtype)
         optimizer = adamw(embedder, optim, self.device)
         self.engine, _ = accelerator.prepare(embedder, optimizer)
         self.optimizer = self.engine.optimizer

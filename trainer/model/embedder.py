@@ -7,7 +7,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from trainer.distributed.device import send
 from trainer.model import adapters
-from trainer.model.packing import Packing, Run, register, runs_of
+from trainer.model.attention import Run, runs_of
+from trainer.model.packing import Packing, register, why_padded
 from trainer.model.recompute import recompute
 from trainer.model_folder.families import family_of
 
@@ -72,6 +73,7 @@ class Embedder(nn.Module):
         self.quantised: dict[str, nn.Module] = {}  # quantised layers by name
         self.recomputed: list[nn.Module] = []  # blocks that compute again in the backward pass
         self.packing: Packing | None = None  # texts run without padding, see pack()
+        self.padded_because: str | None = None
         # A decoder would keep keys and values of every layer, which only generation needs.
         self.own_use_cache = getattr(backbone.config, "use_cache", None)
         backbone.config.use_cache = False
@@ -122,11 +124,12 @@ class Embedder(nn.Module):
     def trained(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.parameters_by_name().items() if p.requires_grad}
 
-    def pack(self, device: torch.device) -> None:
-        """Packs texts from now on, if that is possible on this device."""
-        if Packing.fits(self.backbone, device):
+    def pack(self, device: torch.device, dtype: torch.dtype | None = None) -> None:
+        """Packs texts from now on, if that is possible on this device. dtype: of the matrix products, None: fp32."""
+        self.padded_because = why_padded(self.backbone, device, dtype, self.model_dropout)
+        if not self.padded_because:
             register()
-            self.packing = Packing(self.backbone)
+            self.packing = Packing(self.backbone, device, dtype)
 
     def forward(self, tokens: Tensor, lengths: list[int], seed: int, autocast: torch.dtype | None = None) -> Tensor:
         """Texts end to end -> (texts, d) float32 on the model's device. tokens: (sum of lengths,) ids on the CPU; equal
@@ -135,7 +138,8 @@ class Embedder(nn.Module):
         if self.noisy:  # with dropout off the modules stay in eval mode, which is exact for every family
             torch.manual_seed(seed)
         if self.packing:
-            self.packing.noise.reseed(seed)
+            if self.packing.noise:
+                self.packing.noise.reseed(seed)
             runs = runs_of(lengths)
             inputs, mask = self.packing.inputs(send(tokens, device), runs), None
         else:

@@ -31,10 +31,8 @@ _DENSE = ("intermediate.dense", "output.dense")  # not that of a pooler, which i
 _BERT = Family(
     ("query", "key", "value", *_DENSE), "encoder.layer", ("embeddings",), plain_attention=True, token_types=True
 )
-_DECODER = Family(
-    ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), "layers", ("embed_tokens",),
-    causal=True, plain_attention=True,
-)  # fmt: skip
+_LLAMA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_DECODER = Family(_LLAMA_TARGETS, "layers", ("embed_tokens",), causal=True, plain_attention=True)
 _T5_TARGETS = ("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo")
 FAMILIES = {
     "bert": _BERT,
@@ -42,10 +40,26 @@ FAMILIES = {
     "xlm-roberta": _BERT,
     "camembert": _BERT,
     "mpnet": Family(("q", "k", "v", "o", *_DENSE), "encoder.layer", ("embeddings",)),
-    "modernbert": Family(("Wqkv", "Wi", "Wo"), "layers", ("embeddings",)),
+    "distilbert": Family(
+        ("q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2"),
+        "transformer.layer",
+        ("embeddings",),
+        plain_attention=True,
+    ),
+    "modernbert": Family(("Wqkv", "Wi", "Wo"), "layers", ("embeddings",), plain_attention=True),
+    "nomic_bert": Family(_LLAMA_TARGETS, "layers", ("embeddings",), plain_attention=True, token_types=True),
+    "gte": Family(_LLAMA_TARGETS, "layers", ("embeddings",), plain_attention=True),
+    "deberta-v2": Family(
+        ("query_proj", "key_proj", "value_proj", "pos_key_proj", "pos_query_proj", *_DENSE),
+        "encoder.layer",
+        ("embeddings",),
+    ),
     "qwen2": _DECODER,
     "qwen3": _DECODER,
     "llama": _DECODER,
+    "mistral": _DECODER,
+    # its config says which way it looks (EmbeddingGemma: both)
+    "gemma3_text": Family(_LLAMA_TARGETS, "layers", ("embed_tokens",), plain_attention=True),
     "t5": Family(_T5_TARGETS, "encoder.block", ("shared",), model_class="T5EncoderModel"),
     "mt5": Family(_T5_TARGETS, "encoder.block", ("shared",), model_class="MT5EncoderModel"),
 }

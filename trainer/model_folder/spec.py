@@ -219,8 +219,8 @@ def _normalize(config: ModelConfig, folder: Path, modules: list[dict], notes: li
 
 
 def hidden_size(settings: dict) -> int | None:
-    """Returns the hidden size of a transformer's config.json (T5 calls it d_model)."""
-    return settings.get("hidden_size", settings.get("d_model"))
+    """Returns the hidden size of a transformer's config.json, by the names of T5, DistilBERT and Nomic too."""
+    return next((settings[name] for name in ("hidden_size", "d_model", "dim", "n_embd") if name in settings), None)
 
 
 def _dense(config: ModelConfig, folder: Path, settings: dict, notes: list[str]) -> tuple[DenseSpec, ...]:

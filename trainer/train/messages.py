@@ -50,6 +50,8 @@ def say_start(job: Job, start: Start) -> None:
     lines += [note for data in job.eval_sets.values() for note in data.notes]
     lines += _negatives(job.config.data.max_hard_negatives, job.data.rows)
     lines += _plan_lines(plan, job.total_steps, start)
+    if reason := job.engine.embedder.padded_because:
+        lines.append(f"texts are padded to the longest of their chunk, not laid end to end: {reason}")
     epoch = step // plan.steps_per_epoch
     if meeting := plan.meeting(epoch):
         masked = job.config.loss.mask_duplicates

@@ -10,19 +10,21 @@ from hypothesis import strategies as st
 
 from tests import tiny
 from trainer.config.sections import ModelConfig
+from trainer.model.attention import Noise, Run, Sees, _PackedAttention, runs_of
 from trainer.model.build import load_embedder
-from trainer.model.packing import Noise, Packing, QuickDropout, Run, _PackedAttention, runs_of
+from trainer.model.packing import Packing, QuickDropout, register, why_padded
 
-LENGTHS = [9, 9, 6, 5, 5, 5, 1]
+LENGTHS = [30, 9, 9, 6, 5, 5, 5, 1]
+FAMILIES = ["bert", "xlm-r", "distilbert", "nomic", "gte", "modernbert", "gemma3", "mistral", "qwen2", "qwen3", "llama"]
 
 
-@pytest.fixture(scope="module", params=["bert", "xlm-r", "qwen2", "llama"])
+@pytest.fixture(scope="module", params=FAMILIES)
 def family(request, tmp_path_factory):
     return tiny.model(tmp_path_factory.mktemp("family") / request.param, request.param)
 
 
 def embedded(embedder, pooling: str, autocast=None) -> tuple[torch.Tensor, dict]:
-    """Embeddings of seven texts and the gradient of a fixed direction of theirs."""
+    """Embeddings of eight texts and the gradient of a fixed direction of theirs."""
     embedder.pooling = pooling
     tokens = torch.randint(4, 400, (sum(LENGTHS),), generator=torch.manual_seed(1))
     embedder.zero_grad()
@@ -34,7 +36,7 @@ def embedded(embedder, pooling: str, autocast=None) -> tuple[torch.Tensor, dict]
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
 @pytest.mark.parametrize("probabilities", [2**24, 100])  # all at once; some texts, and some heads, at a time
 def test_packed_texts_equal_padded_texts(family, pooling, probabilities, monkeypatch):
-    monkeypatch.setattr("trainer.model.packing.PROBABILITIES", probabilities)
+    monkeypatch.setattr("trainer.model.attention.PROBABILITIES", probabilities)
     padded, *_ = load_embedder(ModelConfig(path=str(family)))
     packed = copy.deepcopy(padded)
     packed.pack(torch.device("cpu"))
@@ -58,7 +60,7 @@ def test_packed_bf16_is_as_near_to_fp32_as_padded_bf16(tiny_bert):
 def test_a_family_whose_attention_is_not_understood_stays_padded(tiny_bert):
     embedder, *_ = load_embedder(ModelConfig(path=str(tiny_bert)))
     embedder.backbone.config.model_type = "mpnet"
-    assert not Packing.fits(embedder.backbone, torch.device("cpu"))
+    assert "attention of a mpnet" in why_padded(embedder.backbone, torch.device("cpu"), None, False)
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=20))
@@ -106,7 +108,7 @@ def test_attention_dropout_has_the_gradient_of_its_own_output():
     def value(q, k, v):
         noise = Noise()
         noise.reseed(5)
-        out = _PackedAttention.apply(q, k, v, [Run(0, 2, 3), Run(6, 1, 1)], 0.5, False, 0.4, noise)
+        out = _PackedAttention.apply(q, k, v, [Run(0, 2, 3), Run(6, 1, 1)], 0.5, Sees(False, None), 0.4, noise)
         return (out * direction).sum()
 
     grads = torch.autograd.grad(value(q, k, v), [q, k, v])
@@ -122,6 +124,71 @@ def test_attention_dropout_has_the_gradient_of_its_own_output():
 def test_without_dropout_it_is_torchs_attention():
     generator = torch.manual_seed(0)
     q, k, v = (torch.randn(1, 2, 6, 4, generator=generator) for _ in range(3))
-    out = _PackedAttention.apply(q, k, v, [Run(0, 1, 6)], 0.5, True, 0.0, Noise())
+    out = _PackedAttention.apply(q, k, v, [Run(0, 1, 6)], 0.5, Sees(True, None), 0.0, Noise())
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.5)
     assert torch.allclose(out.transpose(1, 2), expected, atol=1e-6)
+
+
+def kernel_by_the_book(query, key, value, ends, ends_again, longest, longest_again, *, scale, window_size, enable_gqa):
+    """torch.nn.attention.varlen.varlen_attn by its documentation, one text at a time: (tokens, heads, size)."""
+    assert torch.equal(ends, ends_again) and longest == longest_again == ends.diff().max() and ends.dtype == torch.int32
+    assert query.dtype in (torch.bfloat16, torch.float16) and query.dtype == key.dtype == value.dtype
+    assert enable_gqa == (query.shape[1] != key.shape[1])
+    out = []
+    for start, stop in zip(ends.tolist(), ends.tolist()[1:]):
+        ahead = torch.arange(stop - start) - torch.arange(stop - start)[:, None]
+        left, right = (stop if side < 0 else side for side in window_size)
+        parts = (x[start:stop].transpose(0, 1)[None].float() for x in (query, key, value))
+        seen = (ahead <= right) & (ahead >= -left)
+        text = F.scaled_dot_product_attention(*parts, attn_mask=seen, scale=scale, enable_gqa=enable_gqa)
+        out.append(text[0].transpose(0, 1).to(query.dtype))
+    return torch.cat(out)
+
+
+def with_kernel(embedder, monkeypatch):
+    """The embedder as on CUDA in bf16, its kernel replaced."""
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel_by_the_book)
+    register()
+    embedder.packing = Packing(embedder.backbone, torch.device("meta"), torch.bfloat16)
+    return embedder
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_around_the_kernel_for_cuda_texts_are_as_near_to_fp32_as_padded_ones(family, recomputed, monkeypatch):
+    padded, *_ = load_embedder(ModelConfig(path=str(family)))
+    packed = with_kernel(copy.deepcopy(padded), monkeypatch)
+    if recomputed:
+        packed.recompute()
+    exact, exact_grads = embedded(padded, "mean")
+    rounded = [embedded(model, "mean", torch.bfloat16) for model in (packed, padded)]
+    errors = [(out - exact).norm() for out, _ in rounded]
+    assert errors[0] < 1.5 * errors[1] + 1e-4
+    whole = {name: grad.flatten() for name, grad in exact_grads.items()}
+    slopes = [torch.cat([grads[name].flatten() - whole[name] for name in whole]).norm() for _, grads in rounded]
+    assert slopes[0] < 1.5 * slopes[1] + 1e-3 * torch.cat(list(whole.values())).norm()
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype", "dropout", "reason"),
+    [
+        ("bert", torch.bfloat16, False, None),
+        ("modernbert", torch.float16, False, None),
+        ("bert", None, False, "computes in bf16 or fp16"),
+        ("bert", torch.bfloat16, True, "no dropout, and model.dropout is on"),
+        ("t5", torch.bfloat16, False, "attention of a t5 is not known"),
+        ("deberta", torch.bfloat16, False, "attention of a deberta-v2 is not known"),
+    ],
+)
+def test_what_keeps_texts_padded_on_cuda_is_said(tmp_path, family, dtype, dropout, reason):
+    embedder, *_ = load_embedder(ModelConfig(path=str(tiny.model(tmp_path / "model", family))))
+    found = why_padded(embedder.backbone, torch.device("cuda"), dtype, dropout)
+    assert found is None if reason is None else reason in found
+
+
+@given(st.booleans(), st.integers(1, 12), st.integers(1, 12))
+def test_a_token_sees_what_the_family_says(causal, window, length):
+    hidden = Sees(causal, window).hidden(length, torch.device("cpu"))
+    for i in range(length):
+        for j in range(length):
+            sees = abs(i - j) < window and not (causal and j > i)
+            assert sees == (hidden is None or not hidden[i, j])
