@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-CHUNK_TOKENS = {"cpu": 2048, "mps": 8192, "cuda": 32768}  # per forward pass, by the size of the caches
+CHUNK_TOKENS = {"cpu": 2048, "mps": 8192, "cuda": 16384}  # per forward pass at most, by the size of the caches
 
 
 def make_chunks(lengths: list[int], budget: int, packed: bool) -> list[list[int]]:

@@ -19,7 +19,7 @@ from trainer.model.build import count_parameters, load_embedder
 from trainer.model.save import save_embedder
 from trainer.model_folder.files import weights_sha256
 from trainer.model_folder.spec import read_spec
-from trainer.train.token_budget import activation_bytes_per_token
+from trainer.train.token_budget import activations
 
 TEXTS = ["w1 w2 w3", "w4", " ".join(tiny.WORDS[:20]), "w7 w8 w9 w10 w11"]
 LENGTHS = [9, 9, 6, 5, 5, 1]
@@ -140,9 +140,9 @@ def test_recomputing_a_family_whose_blocks_cannot_be_is_refused(tmp_path):
 def test_the_automatic_budget_knows_that_blocks_are_recomputed(tmp_path):
     embedder, *_ = load_embedder(ModelConfig(path=str(tiny.model(tmp_path / "model", layers=6))))
     engine = engine_of(embedder)
-    whole = activation_bytes_per_token(engine, 32)
+    whole = activations(engine, 32).per_token
     embedder.recompute()
-    less = activation_bytes_per_token(engine, 32)
+    less = activations(engine, 32).per_token
     assert whole / 6 < less < whole / 3
     assert all(block.gradient_checkpointing for block in embedder.recomputed)
 
