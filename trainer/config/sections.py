@@ -4,7 +4,17 @@ import math
 import re
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)  # fmt: skip
 
 from data_prep.common.errors import nearest
 from data_prep.common.paths import expanded
@@ -179,12 +189,16 @@ class LossConfig(Section):
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
+# Learning rate by model.finetune, where a run states none. Adapters begin at zero and are few: they need a larger one.
+LEARNING_RATES = {"full": 2e-5, "lora": 1e-4, "qlora": 1e-4}
+
+
 class OptimConfig(Section):
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101); biases and norms take no weight decay."""
 
     # 8 bits: the moments take a quarter of the memory (Dettmers et al. 2022, arXiv:2110.02861)
     name: Literal["adamw", "adamw_8bit"] = "adamw"
-    lr: float = Field(2e-5, gt=0)
+    lr: float | None = Field(None, gt=0)  # None: RunConfig fills in that of LEARNING_RATES
     weight_decay: float = Field(0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
@@ -192,6 +206,15 @@ class OptimConfig(Section):
     warmup_ratio: float = Field(0.1, ge=0, le=1)
     max_grad_norm: float | None = Field(1.0, gt=0)
     ema: float | None = Field(None, gt=0, lt=1)  # decay of an average of the weights: what is evaluated, and final/
+
+    @property
+    def states_lr(self) -> bool:
+        """True if the run's own description states the rate, False if it is a default."""
+        return "lr" in self.model_fields_set
+
+    def with_default_lr(self, lr: float) -> "OptimConfig":
+        """Returns the section with a rate that counts as not stated."""
+        return OptimConfig.model_construct(self.model_fields_set - {"lr"}, **(dict(self) | {"lr": lr}))
 
 
 class TrainConfig(Section):
@@ -249,11 +272,17 @@ class RunConfig(Section):
     data: DataConfig
     loss: LossConfig = LossConfig()
     sources: dict[str, SourceConfig] = {}  # by the names in the shards' manifest
-    optim: OptimConfig = OptimConfig()
+    optim: OptimConfig = Field(OptimConfig(), validate_default=True)
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     watch: WatchConfig = WatchConfig()
     run_name: str | None = None  # on Weights & Biases
+
+    @field_validator("optim")
+    @classmethod
+    def _rate_of_the_mode(cls, optim: OptimConfig, info: ValidationInfo) -> OptimConfig:
+        model = info.data.get("model")  # absent where it has problems of its own
+        return optim.with_default_lr(LEARNING_RATES[model.finetune]) if model and optim.lr is None else optim
 
     @property
     def losses(self) -> dict[str, LossConfig]:

@@ -22,9 +22,9 @@ def param_groups(module: nn.Module, optim: OptimConfig) -> list[dict]:
 def adamw(module: nn.Module, optim: OptimConfig, device: torch.device) -> torch.optim.Optimizer:
     if optim.name == "adamw_8bit":
         return adamw_8bit(param_groups(module, optim), optim)
-    # The fused kernel exists for CPU and CUDA; it updates in one pass over memory.
+    # Engine.apply gives every update its rate. The fused kernel of CPU and CUDA updates in one pass over memory.
     fused = device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(param_groups(module, optim), lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=fused)
+    return torch.optim.AdamW(param_groups(module, optim), lr=0.0, betas=optim.betas, eps=optim.eps, fused=fused)
 
 
 class LossScale:

@@ -64,6 +64,9 @@ def for_a_look(entry: Entry) -> Iterator[RunConfig]:
 def as_yaml(config: RunConfig) -> str:
     """Returns a run file that holds what differs from the defaults."""
     values = config.model_dump(mode="json", exclude_defaults=True)
+    if not config.optim.states_lr:
+        del values["optim"]["lr"]
+        values = {key: value for key, value in values.items() if value != {}}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
 
 

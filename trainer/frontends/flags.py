@@ -25,7 +25,7 @@ FLAGS = {
     "finetune_type": Flag("model.finetune", "qlora", "full, lora or qlora"),
     "batch_size": Flag(None, PER_DEVICE, "rows per device and accumulation step"),
     "gradient_accumulation_steps": Flag(None, 1, "times as many rows in a global batch"),
-    "lr": Flag("optim.lr", 1e-4, "learning rate"),
+    "lr": Flag("optim.lr", None, "learning rate (default: by --finetune_type, see docs/run_file.md)"),
     "epochs": Flag("train.epochs", 2, ""),
     "steps_per_epoch": Flag("train.steps_per_epoch", None, "cut an epoch after so many steps"),
     "neg_nums": Flag("data.max_hard_negatives", 2, "hard negatives of a row, at most"),

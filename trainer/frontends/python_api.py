@@ -37,7 +37,7 @@ class FineTuningConfig:
     output_dir: str | Path
     train_adapter: bool = True  # LoRA on the frozen model; False trains all weights
     num_train_epochs: int = 1
-    learning_rate: float = 2e-5
+    learning_rate: float | None = None  # None: by the mode, 1e-4 for adapters, 2e-5 for all weights
     wandb_run_name: str | None = None  # used where WANDB_PROJECT is set
     per_device_train_batch_size: int = PER_DEVICE
     gradient_accumulation_steps: int = 1

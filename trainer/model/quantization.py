@@ -82,7 +82,7 @@ def adamw_8bit(groups: list[dict], optim: OptimConfig):
     """AdamW whose moments are 8-bit in blocks of 256; vectors and small matrices keep 32 bits, as bitsandbytes does."""
     from bitsandbytes.optim import AdamW8bit
 
-    return AdamW8bit(groups, lr=optim.lr, betas=tuple(optim.betas), eps=optim.eps)
+    return AdamW8bit(groups, lr=0.0, betas=tuple(optim.betas), eps=optim.eps)
 
 
 def load_moments(optimizer, named: dict[str, nn.Parameter], moments: dict[str, Tensor], updates: int) -> None:

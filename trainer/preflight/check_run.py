@@ -5,6 +5,8 @@ from data_prep.common.files import check
 from data_prep.quality.gate import Gate
 from data_prep.texts.token_lengths import Reader
 from trainer.config.compatibility import check_modes
+from trainer.config.recipe import unusual
+from trainer.planner.plan import total_steps
 from trainer.preflight.data import check_data, check_tokens
 from trainer.preflight.evaluation import check_eval, check_watch
 from trainer.preflight.inputs import Inputs
@@ -36,7 +38,9 @@ def check_run(inputs: Inputs, resume: bool, own_loss: bool = False, engine: str 
     collect(problems, check_tracking)
     collect(problems, check_output, config, resume, plan and plan.fingerprint, spec)
     check(problems)
-    return _pass_gate(inputs)  # last: it reads the data, and needs the model's tokenizer and the evaluation sets
+    # The gate comes last: it reads the data, and needs the model's tokenizer and the evaluation sets.
+    steps = total_steps(plan, config.train.epochs, config.train.max_steps)
+    return [*unusual(config, spec.normalize, steps), *_pass_gate(inputs)]
 
 
 def _pass_gate(inputs: Inputs) -> list[str]:

@@ -72,6 +72,20 @@ def _different(old: Any, new: Any, prefix: str) -> list[str]:
     return [] if old == new or prefix in FREE else [f"{prefix}: {old!r} in run.json, {new!r} now"]
 
 
+def recorded_lr(run_dir: str | Path) -> float | None:
+    """Returns the learning rate in run.json; None where none can be read, which check_resumable reports."""
+    with suppress(BadInput, KeyError, TypeError):
+        return read_object(Path(run_dir) / "run.json")["config"]["optim"]["lr"]
+    return None
+
+
+def as_begun(config: RunConfig, lr: float | None) -> RunConfig:
+    """Returns a config that states no learning rate with the recorded one: the default may have been another then."""
+    if lr is None or config.optim.states_lr:
+        return config
+    return config.model_copy(update={"optim": config.optim.with_default_lr(lr)})
+
+
 def check_resumable(run_dir: Path, config: RunConfig, fingerprint: str) -> None:
     """Raises BadInput if the run in run_dir is not the one that the config describes."""
     try:
@@ -81,6 +95,7 @@ def check_resumable(run_dir: Path, config: RunConfig, fingerprint: str) -> None:
         recorded_fingerprint, recorded_plan = recorded["data_fingerprint"], recorded["plan"].get("version", 1)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{run_dir}/run.json: is no record of a run that can be resumed ({error})") from None
+    config = as_begun(config, recorded_config.optim.lr)
     different = _different(recorded_config.model_dump(mode="json"), config.model_dump(mode="json"), "")
     problems = [f"{run_dir}: cannot resume, {text}" for text in different]
     if recorded_fingerprint != fingerprint:

@@ -1,5 +1,6 @@
 """Dry run, without training: the plan of steps and one batch as the model reads it."""
 
+from trainer.config.recipe import recipe
 from trainer.config.sections import RunConfig
 from trainer.distributed.device import pick_device
 from trainer.loss.masks import duplicate_mask
@@ -7,6 +8,7 @@ from trainer.model.tokenizer import load_tokenizer
 from trainer.model_folder.dense import shape_of
 from trainer.planner.plan import total_steps
 from trainer.preflight.inputs import Inputs
+from trainer.run_dir.record import as_begun, recorded_lr
 from trainer.train.data import TrainData
 from trainer.train.train import check
 
@@ -16,6 +18,7 @@ SHOWN_ROWS = 3
 def show(config: RunConfig, resume: bool) -> None:
     """Prints to stdout; trains and writes nothing. Raises BadInput like the run itself."""
     pick_device(config.train.device)
+    config = as_begun(config, recorded_lr(config.output_dir) if resume else None)
     inputs = Inputs(config)
     warnings = check(inputs, resume)
     print("\n".join([*_run_lines(inputs, warnings), *_batch_lines(inputs)]))
@@ -30,6 +33,7 @@ def _run_lines(inputs: Inputs, warnings: list[str]) -> list[str]:
         f"model: {spec.path} (pooling {spec.pooling}, {dense}{'normalised' if spec.normalize else 'not normalised'})",
         f"prompts: query {spec.rules.query_prompt!r}, passage {spec.rules.passage_prompt!r}; "
         f"at most {spec.rules.query_max_len} and {spec.rules.passage_max_len} tokens",
+        *recipe(config),
         *spec.notes,
         *warnings,
         f"data: {config.data.train}, {plan.rows} rows, fingerprint {plan.fingerprint[:16]}",

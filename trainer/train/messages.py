@@ -11,6 +11,7 @@ import torch
 
 from data_prep.common.files import write_json
 from data_prep.shards.folder import Rows
+from trainer.config.recipe import recipe
 from trainer.distributed.launcher_claims import fewer_nodes
 from trainer.engine.protocol import Applied
 from trainer.loss.batch import Batch
@@ -34,6 +35,7 @@ class Start:
     topology: dict  # processes, engine, device
     trained: int  # parameters
     parameters: int
+    own_loss: bool  # a function replaces the run file's losses
 
 
 def say_start(job: Job, start: Start) -> None:
@@ -46,7 +48,8 @@ def say_start(job: Job, start: Start) -> None:
         lines.append(f"resuming from {start.checkpoint} after step {step}")
     elif start.resume:
         lines.append("no whole checkpoint: from step 0")
-    lines += [*job.model.spec.notes, *unused_teachers(job.config, plan, job.data.rows)]
+    lines += [*recipe(job.config, start.own_loss), *job.model.spec.notes]
+    lines += unused_teachers(job.config, plan, job.data.rows)
     lines += [note for data in job.eval_sets.values() for note in data.notes]
     lines += _negatives(job.config.data.max_hard_negatives, job.data.rows)
     lines += _plan_lines(plan, job.total_steps, start)

@@ -64,7 +64,7 @@ def prepare(runtime: Runtime, inputs: Inputs, resume: bool, loss_fn: Callable | 
         eval_sets=inputs.eval_sets, objectives=objectives, temperatures=temperatures, micro_batch_tokens=budget,
         run_dir=run_dir, log=log, progress=progress, checkpoints=checkpoints,
     )  # fmt: skip
-    say_start(job, Start(resume, folder, passed_over, topology, trained, parameters))
+    say_start(job, Start(resume, folder, passed_over, topology, trained, parameters, loss_fn is not None))
     return job
 
 
