@@ -11,6 +11,7 @@ from trainer.engine.weight_average import averaged
 from trainer.inference.evaluation import evaluate_engine
 from trainer.inference.metrics import means
 from trainer.run_dir.checkpoint_writer import Clock
+from trainer.run_dir.outcome import sample_of
 from trainer.train.checkpointing import Skips, epoch_is_over
 from trainer.train.job import Job
 from trainer.train.messages import log_epoch, log_step, summarise
@@ -105,8 +106,10 @@ def finish(job: Job) -> Path:
     """Writes final/ and the summary; returns the folder final/. Collective."""
     with job.progress.seconds.of("checkpoints"):
         final = job.checkpoints.save_model("final")
+    weights = job.engine.weights()
     if job.runtime.is_main:
-        summarise(job.log, job.progress, job.run_dir, final)
+        sample = sample_of({name: weights[name] for name in job.engine.named})
+        summarise(job.log, job.progress, job.run_dir, final, sample)
     job.log.event("end", step=job.progress.state.step)
     job.log.say(f"final model: {final}")
     return final

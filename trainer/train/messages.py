@@ -18,6 +18,7 @@ from trainer.loss.batch import Batch
 from trainer.planner.plan import BatchPlan
 from trainer.preflight.losses import unused_teachers
 from trainer.run_dir.log import RunLog
+from trainer.run_dir.outcome import is_better, movement, outcome
 from trainer.train.early_stopping import Verdict
 from trainer.train.job import Job, Progress
 from trainer.train.step import StepStats
@@ -36,6 +37,7 @@ class Start:
     trained: int  # parameters
     parameters: int
     own_loss: bool  # a function replaces the run file's losses
+    weights: str | None  # outcome.sample_of the trained weights; None on a resumed run
 
 
 def say_start(job: Job, start: Start) -> None:
@@ -66,7 +68,8 @@ def say_start(job: Job, start: Start) -> None:
     for line in lines:
         log.say(line)
     counts = {"trained_parameters": start.trained, "parameters": start.parameters}
-    log.event("start", **start.topology, **counts, step=step, resumed=start.checkpoint is not None)
+    sample = {"weights": start.weights} if start.weights else {}
+    log.event("start", **start.topology, **counts, step=step, resumed=start.checkpoint is not None, **sample)
 
 
 def _plan_lines(plan: BatchPlan, total_steps: int, start: Start) -> list[str]:
@@ -161,22 +164,26 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return sum(present) / len(present) if present else None
 
 
-def summarise(log: RunLog, progress: Progress, run_dir: Path, final: Path) -> None:
-    """Writes training_summary_report.json and prints what people should know at the end; rank 0."""
-    keys = ("loss", "pairs_per_second", "truncated_texts", "masked_negatives", "texts")
-    losses, pairs, truncated, masked, texts = zip(*([event[key] for key in keys] for event in log.steps()))
+def summarise(log: RunLog, progress: Progress, run_dir: Path, final: Path, weights: str) -> None:
+    """Writes training_summary_report.json and prints what people should know at the end; rank 0.
+    weights: outcome.sample_of the trained weights."""
+    keys = ("loss", "lr", "grad_norm", "skipped", "pairs_per_second", "truncated_texts", "masked_negatives", "texts")
+    steps = [{key: event.get(key) for key in keys} for event in log.steps()]
+    losses, _, _, _, pairs, truncated, masked, texts = zip(*(event.values() for event in steps))
     spent = [event["seconds"] for event in log.events("epoch")] + [progress.seconds.take()]
     best = progress.watch.summary()
+    began = next((event["weights"] for event in log.events("start") if "weights" in event), None)
+    learnt, warnings = outcome(steps, log.events("epoch"), best, movement(began, weights))
+    for warning in warnings:
+        log.event("warning", step=progress.state.step, text=warning)
+        log.say(f"warning: {warning}")
     if best:
-        kept = [run_dir / "best", run_dir / f"checkpoint-epoch-{best['epoch']}"]
-        best["model"] = next((str(folder) for folder in kept if folder.is_dir()), None)
-        before = f" (before training {best['before_training']:.4f})" if best["before_training"] is not None else ""
-        value = f"{best['metric']} {best['value']:.4f}{before}"
-        log.say(f"best epoch {best['epoch']}: {value}; {best['model'] or 'not kept'}")
+        _say_best(log, best, run_dir)
     write_json(
         run_dir / "training_summary_report.json",
         {
             "final_model": str(final),
+            "learnt": learnt,
             "best": best,
             "stopped_early": progress.stopped_early,
             "steps": len(losses),
@@ -194,3 +201,14 @@ def summarise(log: RunLog, progress: Progress, run_dir: Path, final: Path) -> No
     )
     if sum(truncated):
         log.say(f"{sum(truncated)} of {sum(texts)} texts were longer than the model's limit and were cut")
+
+
+def _say_best(log: RunLog, best: dict, run_dir: Path) -> None:
+    """Completes Watch.summary() by where the model of the epoch is, and prints it."""
+    kept = [run_dir / "best", run_dir / f"checkpoint-epoch-{best['epoch']}"]
+    best["model"] = next((str(folder) for folder in kept if folder.is_dir()), None)
+    best["better_than_before"] = is_better(best)
+    before = f" (before training {best['before_training']:.4f})" if best["before_training"] is not None else ""
+    name = "highest" if best["better_than_before"] is False else "best"
+    value = f"{best['metric']} {best['value']:.4f}{before}"
+    log.say(f"{name} epoch {best['epoch']}: {value}; {best['model'] or 'not kept'}")

@@ -18,6 +18,7 @@ from trainer.preflight.inputs import Inputs
 from trainer.run_dir.checkpoint_writer import Writer, read_moments, sweep
 from trainer.run_dir.layout import TrainState, newest, read_state
 from trainer.run_dir.log import RunLog
+from trainer.run_dir.outcome import sample_of
 from trainer.run_dir.record import chosen_budget, describe_run
 from trainer.train.checkpointing import Checkpoints, model_writer
 from trainer.train.data import TrainData
@@ -35,7 +36,7 @@ def prepare(runtime: Runtime, inputs: Inputs, resume: bool, loss_fn: Callable | 
     folder, passed_over = world.on_first(lambda: newest(run_dir) if resume else (None, []))
     state = read_state(folder) if folder else TrainState(0, 0, 0, 0, {})
     steps = total_steps(plan, config.train.epochs, config.train.max_steps)
-    model, (trained, parameters) = _load_model(runtime, inputs, folder, state)
+    model, (trained, parameters), weights = _load_model(runtime, inputs, folder, state)
     objectives = make_objectives(config, plan, model.spec.normalize, loss_fn)
     temperatures = make_temperatures(objectives, state.temperatures)
     topology = {"processes": world.size, "engine": runtime.engine, "device": runtime.device.type}
@@ -64,14 +65,15 @@ def prepare(runtime: Runtime, inputs: Inputs, resume: bool, loss_fn: Callable | 
         eval_sets=inputs.eval_sets, objectives=objectives, temperatures=temperatures, micro_batch_tokens=budget,
         run_dir=run_dir, log=log, progress=progress, checkpoints=checkpoints,
     )  # fmt: skip
-    say_start(job, Start(resume, folder, passed_over, topology, trained, parameters, loss_fn is not None))
+    say_start(job, Start(resume, folder, passed_over, topology, trained, parameters, loss_fn is not None, weights))
     return job
 
 
 def _load_model(
     runtime: Runtime, inputs: Inputs, folder: Path | None, state: TrainState
-) -> tuple[LoadedModel, tuple[int, int]]:
-    """Returns the model in its engine, as the checkpoint `folder` has it, and (trained, all) parameters. Collective."""
+) -> tuple[LoadedModel, tuple[int, int], str | None]:
+    """Returns the model in its engine, as the checkpoint `folder` has it, (trained, all) parameters, and without a
+    checkpoint outcome.sample_of the trained weights. Collective."""
     config = inputs.config
     placing = runtime.device, runtime.dtype, config.train.seed
     embedder, tokenizer, spec, untrained = load_embedder(config.model, folder, *placing, spec=inputs.spec)
@@ -81,12 +83,13 @@ def _load_model(
     if config.train.gradient_checkpointing:
         embedder.recompute()
     counts = count_parameters(embedder)
+    sample = None if folder else sample_of(embedder.trained())  # before an engine divides them
     engine = runtime.build(embedder, config.optim)
     if folder:
         if state.updates:
             engine.load_moments(read_moments(folder), state.updates)
         engine.scale.load(state.loss_scale)
-    return LoadedModel(engine, spec, tokenizer, copy.deepcopy(tokenizer), untrained), counts
+    return LoadedModel(engine, spec, tokenizer, copy.deepcopy(tokenizer), untrained), counts, sample
 
 
 def hash_base(base: str, adapters_of_it: list[Path]) -> str:
