@@ -14,16 +14,18 @@ from data_prep.common.paths import with_homes
 from data_prep.reading.retrieval_sets import RetrievalSet, load_collection, load_set
 from data_prep.stores.flags import add_store, store_flags, store_of, where_of
 from trainer.inference.evaluation import compare, evaluate_folder
-from trainer.inference.flags import add_model, model_of
+from trainer.inference.flags import add_as_stated, add_model, models_of
 from trainer.inference.metrics import means
+from trainer.inference.reading import describe, facts_of
 from trainer.inference.text_encoder import TextEncoder
 
 FEW_QUERIES = 50
 
 
-def _print(result: dict) -> None:
+def _print(result: dict, head: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     title = f"{result['data']}: {result['queries']} queries, {result['documents']} documents"
     if "comparison" not in result:
@@ -36,7 +38,10 @@ def _print(result: dict) -> None:
             low, high = row["interval_95"]
             cells = (f"{row['base']:.4f}", f"{row['tuned']:.4f}", f"{row['difference']:+.4f}")
             table.add_row(name, *cells, f"{low:+.4f} … {high:+.4f}")
-    Console().print(table)
+    console = Console()
+    for line in head:
+        console.print(Text(line), soft_wrap=True)
+    console.print(table)
 
 
 def _data(args: argparse.Namespace) -> RetrievalSet:
@@ -60,27 +65,27 @@ def run(args: argparse.Namespace) -> int:
         say(note)
     if args.ignore_identical_ids and not data.ignored_documents():
         say(f"--ignore-identical-ids changes nothing: no query of {data.name} has the id of a document")
-    configs = {path: model_of(path, args) for path in (args.model, args.baseline) if path}
-    for config in configs.values():
-        TextEncoder(config)  # reads the folder, so that problems show before any work
+    configs = models_of(args.model, args.baseline, args)
+    specs = [TextEncoder(config).spec for config in configs]  # reads the folders, so that problems show before any work
     if args.json:
         check(check_output_file(Path(args.json), suffix=".json"))
-    tuned = evaluate_folder(configs[args.model], data, args.device)
+    tuned = evaluate_folder(configs[0], data, args.device)
     result = {
         "model": args.model,
         "data": str(args.data or args.collection),
         "queries": len(tuned),
         "documents": len(data.doc_ids),
         "metrics": means(tuned),
+        "read": facts_of(specs[0]),
     }
     if args.ignore_identical_ids:
         result["ignored_identical_ids"] = len(data.ignored_documents())
     if args.baseline:
-        base = evaluate_folder(configs[args.baseline], data, args.device)
-        result |= {"baseline": args.baseline, "comparison": compare(base, tuned)}
+        base = evaluate_folder(configs[1], data, args.device)
+        result |= {"baseline": args.baseline, "comparison": compare(base, tuned), "baseline_read": facts_of(specs[1])}
     if len(tuned) < FEW_QUERIES:
         say(f"only {len(tuned)} queries: differences of this size say little (below {FEW_QUERIES})")
-    _print(result)
+    _print(result, describe({"tuned": specs[0], "base": specs[1]} if args.baseline else {args.model: specs[0]}))
     if args.json:
         write_json(Path(args.json), result)
     return 0
@@ -103,6 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--pairs", type=Path, metavar="FILE", help="pairs that name the chunks of --collection")
     parser.add_argument("--json", help="write the result here as well")
     add_store(parser, required=False)
+    add_as_stated(parser, "--baseline")
     add_model(parser)
     return guarded(lambda: run(with_homes(parser.parse_args(argv))))
 

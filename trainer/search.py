@@ -2,21 +2,25 @@
 
 import argparse
 import sys
+from dataclasses import asdict
 
 from data_prep.common.console import one_line, say
 from data_prep.common.errors import BadInput, guarded
 from data_prep.common.files import check
 from data_prep.common.paths import with_homes
 from data_prep.reading.retrieval_sets import load_set
+from data_prep.stores.base import Collection
 from data_prep.stores.flags import add_store, store_flags, store_of, where_of
 from data_prep.stores.open import open_collection
-from trainer.inference.flags import add_model, model_of
+from trainer.inference.flags import add_as_stated, add_model, models_of
+from trainer.inference.reading import describe
+from trainer.inference.reindexing import FINGERPRINT
 from trainer.inference.searching import Hit, in_memory, over_collection
 from trainer.inference.text_encoder import TextEncoder
 
 
-def show(query: str, sides: dict[str, list[Hit]]) -> None:
-    """Prints a table of the hits, one column per model."""
+def show(query: str, sides: dict[str, list[Hit]], head: list[str] = ()) -> None:
+    """Prints a table of the hits, one column per model. head: lines above it."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -28,7 +32,10 @@ def show(query: str, sides: dict[str, list[Hit]]) -> None:
             hit = hits[rank] if rank < len(hits) else None
             cells.append(Text(f"{100 * hit.similarity:.1f} %  {hit.id}\n{one_line(hit.text, 160)}" if hit else ""))
         table.add_row(str(rank + 1), *cells)
-    Console().print(table)
+    console = Console()
+    for line in head:
+        console.print(Text(line), soft_wrap=True)
+    console.print(table)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -38,8 +45,9 @@ def run(args: argparse.Namespace) -> None:
         raise BadInput("name what is searched: --collection NAME of a store, or --data SET; one of them")
     if args.data is not None:
         check(store_flags(args))
-    paths = {"base": args.compare, "tuned": args.model} if args.compare else {"": args.model}
-    encoders = {side: TextEncoder(model_of(path, args), args.device) for side, path in paths.items()}
+    models = dict(zip(("tuned", "base") if args.compare else ("",), models_of(args.model, args.compare, args)))
+    encoders = {side: TextEncoder(model, args.device) for side, model in reversed(models.items())}
+    head = describe({side: encoder.spec for side, encoder in encoders.items()}) if args.compare else []
     hits = {}
     if args.data is not None:
         data = load_set(args.data)
@@ -52,8 +60,20 @@ def run(args: argparse.Namespace) -> None:
         with open_collection(config) as collection:
             for side, encoder in encoders.items():
                 hits[side] = over_collection(encoder, collection, where)(args.query, args.top)
+                head += _read_otherwise(encoder, collection) if args.compare else []
     for i, query in enumerate(args.query):
-        show(query, {f"{side} {encoders[side].config.path}".strip(): hits[side][i] for side in encoders})
+        show(query, {f"{side} {encoders[side].config.path}".strip(): hits[side][i] for side in encoders}, head)
+
+
+def _read_otherwise(encoder: TextEncoder, collection: Collection) -> list[str]:
+    """Returns a line if the collection holds a model's vectors of documents that were read in another way."""
+    facts, rules = collection.about, asdict(encoder.spec.rules)
+    if facts.get(FINGERPRINT) != encoder.fingerprint:
+        return []
+    recorded = {name: facts.get(f"embedfleet_{name}") for name in ("passage_prompt", "passage_max_len")}
+    unlike = [f"{name} {value!r}" for name, value in recorded.items() if value not in (None, rules[name])]
+    of = f"read unlike: {collection.name} holds the documents of {encoder.config.path}"
+    return [f"{of} as read with {' and '.join(unlike)}"] if unlike else []
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,6 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--top", type=int, default=3, metavar="K", help="results of each query (default 3)")
     parser.add_argument("--data", metavar="SET", help="retrieval set, or shard folder with an eval split")
     add_store(parser, required=False)
+    add_as_stated(parser, "--compare")
     add_model(parser)
     return guarded(lambda: run(with_homes(parser.parse_args(argv), texts=("query",))))
 

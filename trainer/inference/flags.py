@@ -4,6 +4,7 @@ import argparse
 
 from trainer.config.loading import parse_section
 from trainer.config.sections import ModelConfig
+from trainer.inference.reading import as_trained, read_alike
 from trainer.model_folder.spec import POOLINGS
 
 
@@ -15,6 +16,22 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--passage-prompt", help="put before every document; default: the model folder's own")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "mps", "cuda"])
     add_trust(parser)
+
+
+def add_as_stated(parser: argparse.ArgumentParser, other: str) -> None:
+    text = f"read {other} as its own folder says (default: like --model, so that one difference alone is measured)"
+    parser.add_argument("--as-stated", action="store_true", help=text)
+
+
+def models_of(path: str, other: str | None, args: argparse.Namespace) -> list[ModelConfig]:
+    """Returns the model at `path` and the other one if there is one, read alike unless --as-stated. Raises BadInput."""
+    model = model_of(path, args)
+    if other is None:
+        return [as_trained(model)]
+    compared = model_of(other, args)
+    if args.as_stated:
+        return [as_trained(model), as_trained(compared)]
+    return [*read_alike(model, compared)]
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:

@@ -54,7 +54,7 @@ def read_spec(config: ModelConfig, folder: str | Path, base: str | Path | None =
     family = None if own_code else FAMILIES.get(settings["model_type"])
     notes: list[str] = []
     modules = read_modules(folder)
-    stated = _stated_pooling(folder, modules)
+    stated = stated_pooling(folder, modules)
     pooling = config.pooling or stated
     if pooling is None:
         raise BadInput(
@@ -191,8 +191,9 @@ def _stated_bits(folder: Path) -> int | None:
     return 4 if asked.get("load_in_4bit") else 8 if asked.get("load_in_8bit") else None
 
 
-def _stated_pooling(folder: Path, modules: list[dict]) -> str | None:
-    for module in modules:
+def stated_pooling(folder: Path, modules: list[dict] | None = None) -> str | None:
+    """Returns the pooling that a folder states, None if it states none. modules: of read_modules, if they were read."""
+    for module in read_modules(folder) if modules is None else modules:
         if module["kind"] == "Pooling":
             values = read_object(folder / module["path"] / "config.json")
             if "pooling_mode" in values:  # sentence-transformers 5.x and later name it

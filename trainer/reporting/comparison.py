@@ -9,6 +9,7 @@ from data_prep.reading.retrieval_sets import RetrievalSet
 from trainer.config.sections import ModelConfig
 from trainer.inference.evaluation import compare
 from trainer.inference.metrics import rank_documents, score_run
+from trainer.inference.reading import describe
 from trainer.inference.text_encoder import TextEncoder
 
 BINS, SHOWN_QUERIES, SHOWN_HITS = 50, 5, 3
@@ -45,6 +46,7 @@ class Comparison:
     edges: list[float]  # of the bins of cosines
     shares: dict[str, dict[str, list[float]]]  # by side, then relevant or other: the share of its pairs in each bin
     changed: dict[str, list[Query]]  # gained or lost: queries, largest change first
+    read: tuple[str, ...] = ()  # lines: how both models read the texts
 
 
 class _Side:
@@ -53,6 +55,7 @@ class _Side:
     def __init__(self, config: ModelConfig, data: RetrievalSet, device: str):
         say(f"embedding {data.name} with {config.path}")
         encoder = TextEncoder(config, device)
+        self.spec = encoder.spec
         queries, documents = encoder.queries(data.query_texts), encoder.passages(data.doc_texts)
         self.per_query = score_run(data.qrels, rank_documents(queries, documents, data))
         self.queries, self.documents = _unit(queries), _unit(documents)
@@ -74,7 +77,8 @@ def compare_models(base: ModelConfig, tuned: ModelConfig, data: RetrievalSet, de
     sides = {side: _Side(config, data, device) for side, config in (("base", base), ("tuned", tuned))}
     base, tuned = sides["base"].per_query, sides["tuned"].per_query
     similarities, changed = _similarities(sides, data), _changed(sides, data)
-    return Comparison(data.name, len(tuned), len(data.doc_ids), compare(base, tuned), *similarities, changed)
+    read = tuple(describe({"before": sides["base"].spec, "after": sides["tuned"].spec}))
+    return Comparison(data.name, len(tuned), len(data.doc_ids), compare(base, tuned), *similarities, changed, read)
 
 
 def _similarities(sides: dict[str, _Side], data: RetrievalSet) -> tuple[list[float], dict[str, dict]]:

@@ -10,6 +10,7 @@ from data_prep.reading.retrieval_sets import load_set
 from data_prep.texts.tokenizer_rules import read_object
 from trainer.config.loading import parse_config
 from trainer.config.sections import ModelConfig, RunConfig
+from trainer.inference.reading import read_alike
 from trainer.preflight.inputs import Inputs
 from trainer.reporting.comparison import Comparison, compare_models
 from trainer.run_dir.layout import model_of_run
@@ -67,10 +68,6 @@ def read_facts(
     return facts
 
 
-# The model before training, read as the run read it, without the adapter that was trained.
-WHOLE = {"finetune": "full", "lora": {}, "quantization_bits": None, "freeze": {}}
-
-
 def _compare(facts: Facts, baseline: str | None, data: str | None, device: str, trust_remote_code: bool) -> Comparison:
     tuned, inputs, model = model_of_run(facts.run), Inputs(facts.config), facts.config.model
     path = data or inputs.eval_paths.get("")
@@ -82,7 +79,7 @@ def _compare(facts: Facts, baseline: str | None, data: str | None, device: str, 
         say(note)
     if model.lora.start:
         facts.missing.append(f"{model.lora.start}, where training began: before is its base")
-    lengths = {key: getattr(model, key) for key in ("query_max_len", "passage_max_len")}
-    code = {"trust_remote_code": trust_remote_code}
-    before = ModelConfig(**(model.model_dump() | {"path": baseline or model.path} | WHOLE | code))
-    return compare_models(before, ModelConfig(path=str(tuned), **lengths, **code), held_out, device)
+    paths = str(tuned), baseline or model.path
+    models = [ModelConfig(path=path, trust_remote_code=trust_remote_code) for path in paths]
+    after, before = read_alike(*models, began=True)
+    return compare_models(before, after, held_out, device)

@@ -70,6 +70,7 @@ def _before_and_after(comparison: Comparison | None) -> str:
         rows.append((name, f"{row['base']:.4f}", f"{row['tuned']:.4f}", change))
     caption = f"{escape(comparison.name)}: {comparison.queries:,} held-out queries, {comparison.documents:,} documents."
     caption += " The interval is of the change, by paired bootstrap over queries."
+    caption += "".join(f" {escape(line[:1].upper() + line[1:])}." for line in comparison.read)
     return section("Before and after", caption, table(("", "before", "after", "change, 95 % interval"), rows))
 
 
