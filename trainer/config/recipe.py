@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from trainer.config.sections import DIRECTIONS, LEARNING_RATES, TRAIN_LOSS, FreezeConfig, LossConfig, RunConfig
 
+PRECISIONS = {"fp32": "", "tf32": ", products rounded by CUDA"}
 MODES = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
 _TEMPERED = ("infonce", "cosent", "kl")  # losses that have a temperature; a user's function is told it as well
 _ADAPTERS = (1e-6, 1e-2)
@@ -19,7 +20,7 @@ def recipe(config: RunConfig, own_loss: bool = False) -> list[str]:
     named = config.losses if not own_loss else {}
     return [
         f"mode: {_mode(config)}",
-        f"precision: {precision}{'' if precision == 'fp32' else ', autocast over fp32 weights'}",
+        f"precision: {precision}{PRECISIONS.get(precision, ', autocast over fp32 weights')}",
         *([f"loss: the function given to train(), told temperature {config.loss.temperature:g}"] if own_loss else []),
         *(f"{key}: {_loss(loss)}" for key, loss in named.items()),
         f"learning rate: {_rate(config)}",
