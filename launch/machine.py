@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -14,7 +15,8 @@ from launch.command import Machine
 
 def this_machine() -> Machine:
     mps = platform.system() == "Darwin" and platform.machine() == "arm64"
-    return Machine(gpus=_gpus(), mps=mps, cores=cores())
+    gpus = _gpus()
+    return Machine(gpus=gpus, mps=mps, cores=cores(), capability=_capability() if gpus else None)
 
 
 VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
@@ -55,6 +57,15 @@ def _has_simd_units(properties: Path) -> bool:
     except (OSError, ValueError):
         return False
     return int(facts.get("simd_count", "0")) > 0
+
+
+def _capability() -> tuple[int, int] | None:
+    """Returns the least compute capability of the NVIDIA GPUs, None where nvidia-smi does not tell."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return min((tuple(map(int, found)) for found in re.findall(r"^(\d+)\.(\d+)$", listed, re.M)), default=None)
 
 
 def free_port() -> int:

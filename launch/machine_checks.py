@@ -14,11 +14,13 @@ from launch.command import Machine
 from trainer.diagnosis.findings import Finding, disk
 from trainer.distributed.deepspeed_json import check_deepspeed
 from trainer.distributed.launcher_claims import OF_A_RANK, accelerate_default, forces_cpu, of_torchrun
+from trainer.distributed.precision import INSTRUCTIONS, slow_precision
 
 
 def machine_findings(machine: Machine, run_dir: Path | None, model: str, environ: Mapping[str, str]) -> list[Finding]:
     """Checks this machine and this shell. run_dir, model: of the run file, if there is one."""
-    findings = [_devices(machine), _memory(), disk(run_dir or Path.cwd(), model), _compiler(machine), _name()]
+    findings = [_devices(machine), _precision(machine), _memory(), disk(run_dir or Path.cwd(), model)]
+    findings += [_compiler(machine), _name()]
     return [*findings, *environment_findings(environ), *_accelerate_default(environ), *_left_secrets()]
 
 
@@ -29,6 +31,14 @@ def _devices(machine: Machine) -> Finding:
         mend = "unset CUDA_VISIBLE_DEVICES, or look at nvidia-smi -L"
         return Finding("warn", "devices", f"{machine.cores} cores; nvidia-smi is here, but no GPU is usable", mend)
     return Finding("ok", "devices", f"{gpus}, {'an Apple GPU, ' if machine.mps else ''}{machine.cores} cores")
+
+
+def _precision(machine: Machine) -> Finding:
+    """Names the precisions that this machine has no hardware for. Whether a run asks for one, its ranks report."""
+    device = "cuda" if machine.gpus else "mps" if machine.mps else "cpu"
+    slow = [name for name in INSTRUCTIONS if slow_precision(name, device, machine.capability)]
+    text = f"no hardware for {' and '.join(slow)}: fp32 is faster here" if slow else "fp32, bf16 and fp16"
+    return Finding("ok", "precision", f"{text} ({device})")
 
 
 def _memory() -> Finding:

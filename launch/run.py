@@ -14,6 +14,7 @@ from trainer.config.imports import check_packages
 from trainer.distributed.deepspeed_json import check_deepspeed
 from trainer.distributed.engines import ONE_PROCESS, ZERO
 from trainer.distributed.launcher_claims import check_shell
+from trainer.distributed.precision import slow_precision
 from trainer.frontends.flat_json import load_run_file
 from trainer.preflight.check_run import check_run
 from trainer.preflight.inputs import Inputs
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"{engine}, {processes} process(es) on {device}{of_several}:\n{command}", file=sys.stderr, flush=True)
     shape = inputs.plan.batch_size, processes * args.nnodes
     if args.dry_run:  # a real run prints the warnings itself
+        warnings += slow_precision(config.train.precision, device, machine.capability)
         lines = [rows_per_rank(*shape), *few_rows(*shape), *warnings, *finished_note(config.output_dir)]
         print("\n".join(lines), file=sys.stderr)
         return 0

@@ -22,6 +22,7 @@ from trainer.config.loading import load_config
 from trainer.config.sections import RunConfig
 from trainer.diagnosis.findings import Finding, disk, shown
 from trainer.distributed.collectives import World
+from trainer.distributed.device import precision_notes
 from trainer.engine.agreement import Disagreement, check_agreement, facts_of
 from trainer.engine.start import Runtime, process_group, start
 from trainer.frontends.command_line import fail, parser
@@ -40,6 +41,8 @@ def diagnose(config: RunConfig, run_file: str, engine: str | None, processes: in
         findings = [_ranks(runtime), *_agree(runtime.world, config), _names(runtime.world), _skew(runtime.world)]
         findings += [_shared(runtime.world, Path(config.output_dir)), *_resources(runtime.world, config)]
         findings += _network(runtime)
+        slow = precision_notes(config.train.precision, runtime.device.type)
+        findings += [Finding("warn", "precision", line) for line in slow]
         for finding in findings if runtime.is_main else ():
             result(shown(finding))
         return all(finding.level != "FAIL" for finding in findings)

@@ -8,6 +8,7 @@ from torch import Tensor
 from data_prep.common.errors import BadInput
 from trainer.distributed.engines import LONE
 from trainer.distributed.launcher_claims import forces_cpu
+from trainer.distributed.precision import slow_precision
 
 DTYPES = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # of train.precision
 
@@ -65,3 +66,9 @@ def pick_device(asked: str, engine: str | None = None, several: bool = False) ->
         present = ", ".join(name for name, usable in available.items() if usable)
         raise BadInput(f"train.device: {device} is not available here (available: {present})")
     return device
+
+
+def precision_notes(precision: str, device: str) -> list[str]:
+    """Returns a line if fp32 is faster than train.precision on this device: cpu, mps or cuda."""
+    known = device == "cuda" and torch.version.hip is None  # AMD counts otherwise
+    return slow_precision(precision, device, torch.cuda.get_device_capability() if known else None)

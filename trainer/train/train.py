@@ -5,6 +5,7 @@ from pathlib import Path
 
 from data_prep.common.console import say
 from trainer.config.sections import RunConfig
+from trainer.distributed.device import precision_notes
 from trainer.distributed.stop import listening
 from trainer.engine.agreement import check_agreement, facts_of
 from trainer.engine.start import process_group, start
@@ -40,6 +41,7 @@ def train(
             if runtime.is_main:
                 say(f"{config.output_dir}: this run is finished; the model is in {final}")
             return final
+        warnings += precision_notes(config.train.precision, runtime.device.type)
         for line in warnings if runtime.is_main else ():
             say(line)
         job = prepare(runtime, inputs, resume, loss_fn)
