@@ -61,7 +61,15 @@ def load_config(path: str | Path, overrides: list[str] | tuple = ()) -> RunConfi
     problems = [problem for text in overrides if (problem := override(values, text))]
     for text in overrides:  # a problem with these is not the file's
         lines[tuple(text.partition("=")[0].split("."))] = f"override {text}"
-    return parse_config(values, str(path), lines, problems)
+    return parse_config(with_eval_off(values), str(path), lines, problems)
+
+
+def with_eval_off(values: dict) -> dict:
+    """Returns the values of a run file with False for `data.eval: null`. A run.json's null is the default."""
+    data = values.get("data")
+    if isinstance(data, dict) and "eval" in data and data["eval"] is None:
+        return values | {"data": data | {"eval": False}}
+    return values
 
 
 def parse_config(

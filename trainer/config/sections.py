@@ -107,12 +107,28 @@ class ModelConfig(Section):
         return self
 
 
+def _set_or_off(value: Any) -> Any:
+    """Returns False for the ways to write that there is no evaluation set, else the value: a path, or None."""
+    if value is False or value in ([], {}) or (isinstance(value, str) and value.strip().lower() in _NO_SET):
+        return False
+    if value is None or isinstance(value, str):
+        return value
+    raise ValueError("is no path of an evaluation set; null turns its evaluation off")
+
+
+_NO_SET = ("", "none", "null", "off", "no", "false")
+# never True: _set_or_off refuses it
+EvalSet = Annotated[UserPath | bool | None, BeforeValidator(_set_or_off)]
+ExtraSet = Annotated[UserPath | bool | None, BeforeValidator(lambda value: _set_or_off(value) or None)]
+
+
 class DataConfig(Section):
-    """The data. eval: a shard folder or a retrieval set; None takes the eval split of `train`, if there is one."""
+    """The data. eval: a shard folder or a retrieval set; None takes the eval split of `train`, if there is one; False
+    turns its evaluation off (a run file says null, see loading.py)."""
 
     train: UserPath = Field(min_length=1)
-    eval: UserPath | None = None
-    general: UserPath | None = None  # a set beside the domain's, to see what is forgotten
+    eval: EvalSet = None
+    general: ExtraSet = None  # a set beside the domain's, to see what is forgotten
     ignore_identical_ids: bool = False  # in evaluations, the document with the query's own id (BEIR's rule)
     max_hard_negatives: int | None = Field(None, ge=0)  # per row; None takes all
     last_batch: Literal["keep", "drop"] = "keep"
@@ -263,7 +279,7 @@ class SourceConfig(Section):
     """Settings for the rows of one source. None: the run file's for all."""
 
     loss: LossConfig | None = None
-    eval: UserPath | None = None  # evaluated beside data.eval
+    eval: ExtraSet = None  # evaluated beside data.eval
 
 
 class RunConfig(Section):

@@ -99,6 +99,9 @@ def from_flags(args: argparse.Namespace) -> Entry:
     entry = run.entry(datasets, eval_fraction)
     if not entry.needs_shards and "eval_fraction" in stated:
         raise BadInput("--eval_fraction: the shards of --train_dataset are split already")
+    if eval_fraction and entry.config.data.eval is False:
+        kept = f"--eval_fraction {eval_fraction:g} keeps documents out of training"
+        entry.notes.append(f"{kept}, and data.eval is off: nothing is evaluated on them")
     return entry
 
 

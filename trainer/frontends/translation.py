@@ -13,7 +13,7 @@ from typing import Any
 from data_prep.common.errors import BadInput
 from data_prep.common.paths import user_path
 from data_prep.texts.tokenizer_rules import position_limit, read_object
-from trainer.config.loading import parse_config
+from trainer.config.loading import parse_config, with_eval_off
 from trainer.config.sections import RunConfig
 from trainer.config.yaml_reader import override
 from trainer.distributed.launcher_claims import OtherWorld, claims, world_size
@@ -120,7 +120,7 @@ class Translation:
     def entry(self, datasets: list[Path], eval_fraction: float = 0.0) -> Entry:
         """Returns the validated run. Raises BadInput with every problem."""
         self.values["data"]["train"] = self.values["data"]["train"] or f"{self.values.get('output_dir')}/{SHARDS}"
-        config = parse_config(self.values, self.where, self.origins, self.problems)
+        config = parse_config(with_eval_off(self.values), self.where, self.origins, self.problems)
         config, notes = within_positions(config)
         return Entry(config, datasets, eval_fraction, [*filter(None, [self.batch_note]), *self.notes, *notes])
 

@@ -8,7 +8,7 @@ from trainer.config.compatibility import check_modes
 from trainer.config.recipe import unusual
 from trainer.planner.plan import total_steps
 from trainer.preflight.data import check_data, check_tokens
-from trainer.preflight.evaluation import check_eval, check_watch
+from trainer.preflight.evaluation import check_eval, check_watch, without_effect
 from trainer.preflight.inputs import Inputs
 from trainer.preflight.losses import check_functions, check_losses
 from trainer.preflight.model import check_model
@@ -40,7 +40,7 @@ def check_run(inputs: Inputs, resume: bool, own_loss: bool = False, engine: str 
     check(problems)
     # The gate comes last: it reads the data, and needs the model's tokenizer and the evaluation sets.
     steps = total_steps(plan, config.train.epochs, config.train.max_steps)
-    return [*unusual(config, spec.normalize, steps), *_pass_gate(inputs)]
+    return [*unusual(config, spec.normalize, steps), *_pass_gate(inputs), *without_effect(inputs)]
 
 
 def _pass_gate(inputs: Inputs) -> list[str]:

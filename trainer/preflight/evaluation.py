@@ -2,7 +2,7 @@
 
 from data_prep.common.errors import collect, nearest
 from data_prep.common.files import check
-from trainer.config.sections import GENERAL, TRAIN_LOSS
+from trainer.config.sections import GENERAL, TRAIN_LOSS, WatchConfig
 from trainer.inference.metrics import METRICS
 from trainer.preflight.inputs import Inputs
 
@@ -34,6 +34,32 @@ def check_watch(inputs: Inputs) -> None:
         known = (*METRICS, TRAIN_LOSS)
         problems.append(f"watch.metric: {metric!r} is none of {', '.join(known)}.{nearest(name, known)}")
     elif source not in sets and (watch.patience or watch.keep_best or source):
-        of = f"the set {source!r}" if source else "data.eval, and the shards have no eval split"
-        problems.append(f"watch.metric: {metric} needs {of}, which is not there; name a set, or watch {TRAIN_LOSS}")
+        off = "data.eval, which is off" if inputs.config.data.eval is False else ""
+        missing = off or "data.eval, and the shards have no eval split, which is not there"
+        of = f"the set {source!r}, which is not there" if source else missing
+        problems.append(f"watch.metric: {metric} needs {of}; {_MEND}{_asking(watch)}")
     check(problems)
+
+
+_MEND = f"name a set, or set watch.metric={TRAIN_LOSS}"
+
+
+def _asking(watch: WatchConfig) -> str:
+    """Returns the other end of a mend: the settings that need the metric."""
+    asking = [f"watch.{name}" for name in ("patience", "keep_best") if getattr(watch, name)]
+    return f", or leave out {' and '.join(asking)}" if asking else ""
+
+
+def without_effect(inputs: Inputs) -> list[str]:
+    """Returns a line per setting that changes nothing, because what it is about is not evaluated."""
+    config, sets = inputs.config, inputs.eval_paths
+    lines, watch = [], config.watch
+    if config.data.ignore_identical_ids and not sets:
+        lines.append(f"data.ignore_identical_ids changes nothing: there is no evaluation ({inputs.no_eval})")
+    if watch.metric == TRAIN_LOSS or watch.metric.rpartition("/")[0] in sets:
+        return lines
+    stated = [f"watch.{name}" for name in ("metric", "min_delta") if getattr(watch, name) != getattr(UNSTATED, name)]
+    return lines + [f"{name} changes nothing: {watch.metric} is not measured ({inputs.no_eval})" for name in stated]
+
+
+UNSTATED = WatchConfig()

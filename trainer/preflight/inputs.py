@@ -59,11 +59,22 @@ class Inputs:
         config, paths = self.config, {}
         if config.data.eval:
             paths[""] = config.data.eval
-        elif "eval" in self.shards.splits and self.shards.split("eval").count("score") < self.shards.rows("eval"):
+        elif config.data.eval is None and self._has_judgements:
             paths[""] = config.data.train
         if config.data.general:
             paths[GENERAL] = config.data.general
         return paths | {name: source.eval for name, source in config.sources.items() if source.eval}
+
+    @property
+    def _has_judgements(self) -> bool:
+        """True if the shards have an eval split with other rows than graded pairs."""
+        shards = self.shards
+        return "eval" in shards.splits and shards.split("eval").count("score") < shards.rows("eval")
+
+    @property
+    def no_eval(self) -> str:
+        """The reason that the whole run has no evaluation set."""
+        return "data.eval is off" if self.config.data.eval is False else "no data.eval, no eval split with judgements"
 
     @cached_property
     def eval_sets(self) -> dict[str, RetrievalSet]:

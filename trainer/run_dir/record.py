@@ -69,7 +69,11 @@ def _different(old: Any, new: Any, prefix: str) -> list[str]:
         for key in sorted(old.keys() | new.keys()):
             differences += _different(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
         return differences
-    return [] if old == new or prefix in FREE else [f"{prefix}: {old!r} in run.json, {new!r} now"]
+    if old == new or prefix in FREE:
+        return []
+    if (prefix, old, new) == ("data.eval", None, False):  # older versions read null as the default
+        return ["data.eval: the run evaluates on the eval split of data.train, and null turns that off; leave it out"]
+    return [f"{prefix}: {old!r} in run.json, {new!r} now"]
 
 
 def recorded_lr(run_dir: str | Path) -> float | None:

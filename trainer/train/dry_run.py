@@ -37,7 +37,7 @@ def _run_lines(inputs: Inputs, warnings: list[str]) -> list[str]:
         *spec.notes,
         *warnings,
         f"data: {config.data.train}, {plan.rows} rows, fingerprint {plan.fingerprint[:16]}",
-        f"evaluation: {eval_paths or 'none (no data.eval, no eval split with judgements)'}",
+        f"evaluation: {eval_paths or f'none ({inputs.no_eval})'}",
         *inputs.eval_notes,
         f"plan: {steps} steps ({config.train.epochs} epoch(s) of {plan.epoch_steps}), global batch "
         f"{plan.batch_size}, last batch of {', '.join(map(str, plan.last_batches))}, "
