@@ -134,7 +134,10 @@ def _read_corpus(chunks: Iterable[Chunk], texts: Corpus, encoder: Encoder | None
 def _stored(chunks: list[Chunk], encoder: Encoder) -> np.ndarray:
     """Returns the vectors of a store, (n, d) float32, normalised if the model's are."""
     if sizes := {len(chunk.embedding) for chunk in chunks} - {encoder.size}:
-        raise BadInput(f"--stored-vectors: the store's have {sizes.pop()} numbers, the model's {encoder.size}")
+        raise BadInput(
+            f"--stored-vectors: the store's have {sizes.pop()} numbers, the model's {encoder.size}; "
+            "name the model that made them, or leave the flag out to embed the texts anew"
+        )
     vectors = np.stack([chunk.embedding for chunk in chunks]).astype(np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12) if encoder.unit else vectors
 

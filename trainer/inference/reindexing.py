@@ -100,12 +100,20 @@ def _target(store: Store, source: Collection, name: str, encoder: TextEncoder, f
     target = store.open(name, **source.layout)
     recorded = target.about
     if FINGERPRINT not in recorded:
-        raise BadInput(f"--target {name}: is there already and was not made by reindex; choose another name")
+        raise BadInput(
+            f"--target {name}: exists without a record of reindex ({FINGERPRINT} in its metadata), so nothing says "
+            "which model filled it; name a new collection, or delete this one first (trainer.search needs no record: "
+            "it compares vectors)"
+        )
     differing = [key for key, value in facts.items() if recorded.get(key) != value]
     if differing:
-        shown = "; ".join(f"{key.removeprefix('embedfleet_')}: {_short(recorded.get(key))}" for key in differing)
+        shown = "; ".join(
+            f"{key.removeprefix('embedfleet_')}: {_short(recorded[key]) if key in recorded else 'not recorded'}"
+            for key in differing
+        )
+        model = recorded.get(MODEL, "not recorded")
         raise BadInput(
-            f"--target {name}: belongs to another run of reindex, of the model {recorded.get(MODEL)} ({shown}); "
+            f"--target {name}: belongs to another run of reindex, of the model {model} ({shown}); "
             "choose another name, or delete it first"
         )
     return target

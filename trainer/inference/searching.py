@@ -8,8 +8,8 @@ import numpy as np
 
 from data_prep.common.console import say
 from data_prep.common.errors import BadInput
-from data_prep.stores.base import Collection
-from trainer.inference.reindexing import DIM, FINGERPRINT, STATE, UNFINISHED
+from data_prep.stores.base import Chunk, Collection
+from trainer.inference.reindexing import FINGERPRINT, MODEL, STATE, UNFINISHED
 from trainer.inference.text_encoder import TextEncoder
 
 PROBED = 8  # chunks embedded again to see whose vectors a collection holds
@@ -61,34 +61,59 @@ def over_collection(encoder: TextEncoder, collection: Collection, where: dict | 
     """Returns the store's search if its vectors are this model's; else its texts are embedded here, with a note."""
     if collection.about.get(STATE) == UNFINISHED:
         say(f"note: {collection.name} is unfinished: reindex was stopped before its end")
-    if holds(encoder, collection):
+    reason = mismatch(encoder, collection)
+    if not reason:
         return in_store(encoder, collection, where)
     chunks = [(chunk.id, chunk.text) for chunk in collection.chunks(where)]
     if not chunks:
         raise BadInput(f"--collection {collection.name}: no chunk" + (" fits --where" if where else ""))
-    say(
-        f"{collection.name} holds no vectors of {encoder.config.path}: "
-        f"embedding its {len(chunks):,} texts here (python -m trainer.reindex stores them)"
-    )
+    say(f"{collection.name} {reason}: embedding its {len(chunks):,} texts here (python -m trainer.reindex stores them)")
     return in_memory(encoder, *map(list, zip(*chunks)))
 
 
-def holds(encoder: TextEncoder, collection: Collection) -> bool:
-    """True if the collection's vectors are this model's: reindex recorded it, or a few chunks are embedded again and
-    compared. Sets encoder.dim where only the first numbers are stored."""
-    size, facts = collection.size, collection.about
+def mismatch(encoder: TextEncoder, collection: Collection) -> str:
+    """Returns why the collection's vectors are not searched as this model's, or an empty string: reindex recorded that
+    they are its, or a few chunks are embedded again and compared. Sets encoder.dim where only the first numbers are
+    stored."""
+    size, facts, model = collection.size, collection.about, encoder.config.path
     if size is None:
-        return False
-    if FINGERPRINT in facts:
-        if facts[FINGERPRINT] != encoder.fingerprint:
-            return False
-        encoder.dim = facts[DIM] if facts[DIM] < encoder.size else None
-        return True
-    if size != encoder.size:
-        return False
+        return "holds no vectors that can be searched"
+    if size > encoder.size:
+        return f"holds no vectors of {model} (they have {size} numbers, the model makes {encoder.size})"
+    if FINGERPRINT not in facts:
+        reason = _compare(encoder, collection, size)
+    elif facts[FINGERPRINT] == encoder.fingerprint:
+        reason = ""
+    else:
+        files = ", from other files than it has now" if facts.get(MODEL) == model else ""
+        reason = f"holds no vectors of {model} (reindex recorded those of {facts.get(MODEL, 'another model')}{files})"
+    if not reason:
+        encoder.dim = size if size < encoder.size else None
+    return reason
+
+
+def _compare(encoder: TextEncoder, collection: Collection, size: int) -> str:
+    """Returns how the vectors of the first chunks differ from the model's, or an empty string if they do not."""
+    model, prompt = encoder.config.path, encoder.spec.rules.passage_prompt
     stored = list(islice(collection.chunks(page=PROBED, embeddings=True), PROBED))
-    own = encoder.passages([chunk.text for chunk in stored])
-    return bool(stored) and min(_cosine(vector, chunk.embedding) for vector, chunk in zip(own, stored)) >= SAME
+    if not stored:
+        return "holds no chunk"
+    texts = [chunk.text for chunk in stored]
+    if (alike := _alike(encoder.passages(texts), stored, size)) == len(stored):
+        return ""
+    if prompt and _alike(encoder.passages(texts, prompt=""), stored, size) == len(stored):
+        option = f'--passage-prompt "" searches them, {prompt!r} is the model\'s own'
+        return f"holds vectors of {model} that were made without its passage prompt ({option})"
+    if alike:
+        others = "the others are of longer texts, of texts that changed since, or another model's"
+        return f"holds vectors of {model} for {alike} of {len(stored)} chunks looked at ({others})"
+    unknown = f"none of {len(stored)} chunks looked at has this model's, and no record of reindex says whose they are"
+    return f"holds no vectors of {model} ({unknown}; of this model they would have another prompt or text)"
+
+
+def _alike(own: np.ndarray, stored: list[Chunk], size: int) -> int:
+    """Returns how many chunks have the model's vector, or its first `size` numbers."""
+    return sum(_cosine(vector[:size], chunk.embedding) >= SAME for vector, chunk in zip(own, stored))
 
 
 def _cosine(one: np.ndarray, other: np.ndarray) -> float:

@@ -69,9 +69,10 @@ class TextEncoder:
         """Returns (texts, d) float32."""
         return self._encode(texts, self.spec.rules.query_prompt, self.spec.rules.query_max_len)
 
-    def passages(self, texts: list[str]) -> np.ndarray:
-        """Returns (texts, d) float32."""
-        return self._encode(texts, self.spec.rules.passage_prompt, self.spec.rules.passage_max_len)
+    def passages(self, texts: list[str], prompt: str | None = None) -> np.ndarray:
+        """Returns (texts, d) float32. prompt: in place of the model's own."""
+        rules = self.spec.rules
+        return self._encode(texts, rules.passage_prompt if prompt is None else prompt, rules.passage_max_len)
 
     def _encode(self, texts: list[str], prompt: str, max_len: int) -> np.ndarray:
         from torch.nn.functional import normalize

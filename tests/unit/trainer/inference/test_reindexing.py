@@ -16,7 +16,7 @@ from trainer import reindex as reindex_command
 from trainer import search as search_command
 from trainer.config.sections import ModelConfig
 from trainer.inference.reindexing import reindex
-from trainer.inference.searching import holds
+from trainer.inference.searching import mismatch
 from trainer.inference.text_encoder import TextEncoder
 
 COUNT = 40
@@ -136,7 +136,10 @@ def test_targets_of_others_are_refused(source, tiny_bert, other_model):
         ({"encoder": encoder(tiny_bert, dim=8)}, "dim: 32"),
         ({"where": {"even": True}}, "where: ''"),
         ({"target": "docs"}, "--target docs: is --collection"),
-        ({"target": "mine"}, "--target mine: is there already and was not made by reindex"),
+        (
+            {"target": "mine"},
+            "--target mine: exists without a record of reindex \\(embedfleet_model_sha256 in its metadata\\)",
+        ),
         ({"batch": 0}, "--batch 0"),
         ({"encoder": encoder(tiny_bert, dim=33), "target": "wide"}, "--dim 33: .* of 32 numbers"),
         ({"where": {"n": 1000}, "target": "none"}, "no chunk fits --where"),
@@ -308,7 +311,10 @@ def test_the_commands(source, tiny_bert, other_model, capsys, monkeypatch):
     both = ["--model", other_model, "--compare", tiny_bert, "--collection", "docs-new", "--top", "2"]
     code, out, err = search(capsys, query, *both, *place)
     assert code == 0, err
-    assert f"docs-new holds no vectors of {tiny_bert}: embedding its 40 texts here" in err
+    assert (
+        f"docs-new holds no vectors of {tiny_bert} (reindex recorded those of {other_model}): "
+        "embedding its 40 texts here" in err
+    )
     assert f"base {tiny_bert}" in " ".join(out.split())
     assert f"{100 * scores[best[0]]:.1f} %  {best[0]}" in out
 
@@ -320,9 +326,63 @@ def test_vectors_of_the_same_model_are_recognised_without_a_record(source, tiny_
         filled = store.create("foreign", own.size, {}, **store.open("docs").layout)
         vectors = own.passages([chunk.text for chunk in chunks()])
         filled.upsert([replace(chunk, embedding=vector) for chunk, vector in zip(chunks(), vectors)])
-        assert holds(encoder(tiny_bert), filled)
-        assert not holds(encoder(other_model), filled)
-        assert not holds(encoder(tiny_bert), store.open("docs"))  # of 4 numbers
+        assert mismatch(encoder(tiny_bert), filled) == ""
+        reason = mismatch(encoder(other_model), filled)
+        assert reason.startswith(f"holds no vectors of {other_model} (none of 8 chunks looked at has this model's")
+        assert "another prompt or text" in mismatch(
+            encoder(tiny_bert), store.open("docs")
+        )  # the same 4 numbers for all
+
+
+def filled_with(store, name: str, embedded, size: int, about: dict | None = None):
+    """A collection of all chunks with these vectors."""
+    collection = store.create(name, size, about or {}, **store.open("docs").layout)
+    collection.upsert([replace(chunk, embedding=vector) for chunk, vector in zip(chunks(), embedded)])
+    return collection
+
+
+def with_prompt(folder, prompt: str) -> TextEncoder:
+    return TextEncoder(ModelConfig(path=str(folder), passage_prompt=prompt), "cpu")
+
+
+def test_why_vectors_are_not_searched_as_the_models(source, tiny_bert, other_model, capsys):
+    """Each reason is named: they are the model's, but a record, numbers, a prompt or some of the texts differ."""
+    texts = [chunk.text for chunk in chunks()]
+    own = encoder(tiny_bert).passages(texts)
+    with open_store(source) as store:
+        first = encoder(tiny_bert)
+        assert mismatch(first, filled_with(store, "numbers", own[:, :8], 8)) == "" and first.dim == 8
+        assert np.array_equal(first.passages(texts[:2]), encoder(tiny_bert, dim=8).passages(texts[:2]))
+        wide = filled_with(store, "wide", np.hstack([own, own]), 64)
+        assert "they have 64 numbers, the model makes 32" in mismatch(encoder(tiny_bert), wide)
+        changed = np.vstack([own[:6], -own[6:]])
+        reason = mismatch(encoder(tiny_bert), filled_with(store, "changed", changed, 32))
+        assert reason.startswith(f"holds vectors of {tiny_bert} for 6 of 8 chunks looked at")
+        bare = filled_with(store, "bare", own, 32)
+        reason = mismatch(with_prompt(tiny_bert, "w1 w2 w3 w4 w5: "), bare)
+        assert "made without its passage prompt" in reason and '--passage-prompt ""' in reason
+        assert mismatch(with_prompt(tiny_bert, ""), bare) == ""
+        about = {"embedfleet_model_sha256": "0" * 64, "embedfleet_model": str(tiny_bert)}
+        reason = mismatch(encoder(tiny_bert), filled_with(store, "files", own, 32, about))
+        assert reason.endswith(f"(reindex recorded those of {tiny_bert}, from other files than it has now)")
+        about = {"embedfleet_model_sha256": "0" * 64}
+        reason = mismatch(encoder(tiny_bert), filled_with(store, "nameless", own, 32, about))
+        assert reason.endswith("(reindex recorded those of another model)")
+        about = {"embedfleet_model_sha256": encoder(tiny_bert).fingerprint}
+        part = filled_with(store, "part", own[:, :8], 8, about)  # the rest of its record is gone
+        half = encoder(tiny_bert)
+        assert mismatch(half, part) == "" and half.dim == 8
+    with pytest.raises(BadInput, match="model not recorded .*dim: not recorded"):
+        reindex(source, "part", encoder(tiny_bert))
+    place = [*flags(source), "--device", "cpu"]
+    code, _, err = search(capsys, "w1", "--model", tiny_bert, "--collection", "changed", *place)
+    assert code == 0 and "changed holds vectors of" in err and "embedding its 40 texts here" in err
+
+
+def test_a_collection_without_chunks_or_vectors(source, tiny_bert):
+    with open_store(source) as store:
+        empty = store.create("empty", 32, {}, **store.open("docs").layout)
+        assert mismatch(encoder(tiny_bert), empty) in ("holds no chunk", "holds no vectors that can be searched")
 
 
 def test_search_in_a_matryoshka_collection_and_an_unfinished_one(source, tiny_bert, capsys):
