@@ -183,8 +183,9 @@ def _read_rows(
 def _print_summary(miner: Miner, rankers: list[Ranker], encoder: Encoder | None, scorer: PairScorer | None) -> None:
     for note in miner.notes():
         say(note)
-    cut = [(count, what, encoder) for ranker in rankers for what, count in ranker.cut().items()]
-    cut.append((len(miner.counts.cut_pairs), "pairs", scorer))
-    for count, what, model in cut:
+    owner = "--max-len; by default the model's own limit"
+    cut = [(count, what, encoder, owner) for ranker in rankers for what, count in ranker.cut().items()]
+    cut.append((len(miner.counts.cut_pairs), "pairs", scorer, "the limit of the --rescore model"))
+    for count, what, model, limit in cut:
         if count:
-            say(f"{count:,} {what} are longer than the model's {model.max_len} tokens: only their beginning was read")
+            say(f"{count:,} {what} are longer than {model.max_len} tokens ({limit}): only their beginning was read")

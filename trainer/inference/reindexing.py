@@ -135,7 +135,8 @@ def _check_alias(store: Store, alias: str | None, target: str) -> None:
 def _report(target: Collection, encoder: TextEncoder, total: int, embedded: int, seconds: float) -> None:
     if encoder.cut:
         limit = encoder.spec.rules.passage_max_len
-        say(f"note: {encoder.cut:,} texts are longer than {limit} tokens: what comes after is not read")
+        owner = "--max-len" if encoder.config.passage_max_len else "the model folder's limit"
+        say(f"note: {encoder.cut:,} texts are longer than {limit} tokens ({owner}): what comes after is not read")
     if extra := target.count() - total:
         say(f"note: {target.name} holds {extra:,} chunks more than were read: they were deleted from the source since")
     speed = f", {embedded / seconds:.0f} per second" if embedded else ""

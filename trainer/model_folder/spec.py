@@ -41,6 +41,13 @@ class ModelSpec:
         return self.base != self.path
 
 
+def describe_lengths(asked: ModelConfig, rules: TextRules) -> str:
+    """Returns both maximum lengths, each with its owner: a key of the run file, or the model folder."""
+    sides = {"queries": "query_max_len", "passages": "passage_max_len"}
+    owners = {side: f"model.{name}" if getattr(asked, name) else "the model folder" for side, name in sides.items()}
+    return ", ".join(f"{side} to {getattr(rules, sides[side])} tokens ({owner})" for side, owner in owners.items())
+
+
 def read_spec(config: ModelConfig, folder: str | Path, base: str | Path | None = None) -> ModelSpec:
     """Joins what the run file asks with what the folder says. Raises BadInput with every problem: not a model folder,
     remote code, no stated pooling (there is no default: a wrong one is a large and silent loss), lengths that the model

@@ -6,6 +6,7 @@ from trainer.distributed.device import pick_device, precision_notes
 from trainer.loss.masks import duplicate_mask
 from trainer.model.tokenizer import load_tokenizer
 from trainer.model_folder.dense import shape_of
+from trainer.model_folder.spec import describe_lengths
 from trainer.planner.plan import total_steps
 from trainer.preflight.inputs import Inputs
 from trainer.run_dir.record import as_begun, recorded_lr
@@ -63,6 +64,7 @@ def _batch_lines(inputs: Inputs) -> list[str]:
     lines = [
         f"first batch: {batch.rows} queries of {batch.source!r} against {documents} documents each, "
         f"{int(mask.sum())} (query, document) pairs masked as duplicates, {batch.truncated} texts truncated"
+        + (f": {describe_lengths(config.model, inputs.spec.rules)}" if batch.truncated else "")
     ]
     negatives = iter(range(2 * batch.rows, len(batch.tokens)))
     for row, record in enumerate(data.rows.take(batch.row_ids[:SHOWN_ROWS])):

@@ -10,6 +10,7 @@ from trainer.distributed.stop import StopRequest
 from trainer.engine.weight_average import averaged
 from trainer.inference.evaluation import evaluate_engine
 from trainer.inference.metrics import means
+from trainer.model_folder.spec import describe_lengths
 from trainer.run_dir.checkpoint_writer import Clock
 from trainer.run_dir.outcome import sample_of
 from trainer.train.checkpointing import Skips, epoch_is_over
@@ -109,7 +110,8 @@ def finish(job: Job) -> Path:
     weights = job.engine.weights()
     if job.runtime.is_main:
         sample = sample_of({name: weights[name] for name in job.engine.named})
-        summarise(job.log, job.progress, job.run_dir, final, sample)
+        lengths = describe_lengths(job.config.model, job.model.spec.rules)
+        summarise(job.log, job.progress, job.run_dir, final, lengths, sample)
     job.log.event("end", step=job.progress.state.step)
     job.log.say(f"final model: {final}")
     return final

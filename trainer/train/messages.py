@@ -164,9 +164,10 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return sum(present) / len(present) if present else None
 
 
-def summarise(log: RunLog, progress: Progress, run_dir: Path, final: Path, weights: str) -> None:
+def summarise(log: RunLog, progress: Progress, run_dir: Path, final: Path, lengths: str, weights: str) -> None:
     """Writes training_summary_report.json and prints what people should know at the end; rank 0.
-    weights: outcome.sample_of the trained weights."""
+
+    lengths: describes the maximum lengths of texts, with their owners. weights: outcome.sample_of the trained weights."""
     keys = ("loss", "lr", "grad_norm", "skipped", "pairs_per_second", "truncated_texts", "masked_negatives", "texts")
     steps = [{key: event.get(key) for key in keys} for event in log.steps()]
     losses, _, _, _, pairs, truncated, masked, texts = zip(*(event.values() for event in steps))
@@ -200,7 +201,7 @@ def summarise(log: RunLog, progress: Progress, run_dir: Path, final: Path, weigh
         },
     )
     if sum(truncated):
-        log.say(f"{sum(truncated)} of {sum(texts)} texts were longer than the model's limit and were cut")
+        log.say(f"truncated {sum(truncated):,} of {sum(texts):,} texts: {lengths}")
 
 
 def _say_best(log: RunLog, best: dict, run_dir: Path) -> None:

@@ -450,3 +450,16 @@ def test_a_collection_and_its_pairs_are_evaluated(source, tiny_bert, tmp_path, c
     for wrong in ([], ["--pairs", str(pairs), "--data", "x"]):
         assert main([*place, *wrong]) == 2
         assert "--data SET, or --collection NAME of a store with --pairs FILE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("asked, owner", [(None, "the model folder's limit"), (16, "--max-len")])
+def test_texts_that_are_cut_are_counted_with_the_owner_of_the_limit(tiny_bert, tmp_path, capsys, asked, owner):
+    config = StoreConfig("chroma", "docs", path=tmp_path / "store")
+    with open_store(config, create=True) as store:
+        long = [replace(chunk, text=" ".join(["w1"] * 100)) for chunk in chunks()[:3]]
+        store.create("docs", 4, {}).upsert([*long, *chunks()[3:]])
+    model = ModelConfig(path=str(tiny_bert), query_max_len=asked, passage_max_len=asked)
+    reindex(config, "docs-new", TextEncoder(model, "cpu"))
+    assert (
+        f"texts are longer than {asked or 32} tokens ({owner}): what comes after is not read" in capsys.readouterr().err
+    )
