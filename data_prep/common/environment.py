@@ -43,6 +43,18 @@ def network_client(*urls: str) -> Iterator[None]:
         raise
 
 
+def client_problems(*urls: str) -> list[str]:
+    """Returns what of the environment keeps a client for these servers from being made: why a library's own failed."""
+    import httpx
+
+    try:
+        with network_client(*urls):
+            httpx.Client().close()
+    except BadInput as error:
+        return error.problems
+    return []
+
+
 def proxy_note(url: str) -> str:
     """Returns what the environment does to requests to this server, for the message about a failed one, or ""."""
     no_authorities = _no_authorities([url])

@@ -258,7 +258,8 @@ class Model:
         if kind in ("ConnectError", "ConnectTimeout") and not self.heard:
             note = proxy_note(self.server.url)
             return Failed(
-                f"cannot connect to {self.server.url}: {reason}{note}; is the server up, and --base-url right?"
+                f"cannot connect to {self.server.url}: {reason}{note}; is the server up, and --base-url right? "
+                "Without a network name a server on this machine, or take pairs from the texts alone: --offline"
             )
         if kind == "RemoteProtocolError" and "illegal" in reason and not self.heard:
             return Failed(f"{self.server.url} answers with something that is no HTTP ({reason}); is --base-url right?")

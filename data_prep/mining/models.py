@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.common.errors import BadInput, Failed
+from data_prep.texts.tokenizer_rules import WITHOUT_NETWORK, asking_hub
 
 TRUST = "give --trust-remote-code only if you have read it"
 
@@ -41,9 +42,12 @@ class SentenceEncoder:
         trust_remote_code: bool = False,
     ):
         library = _library()
-        if not library.util.is_sentence_transformer_model(path):
+        with asking_hub(path, "--model"):
+            found = library.util.is_sentence_transformer_model(path)
+        if not found:
             if not Path(path).exists():
-                raise BadInput(f"--model {path}: is no folder, nor a sentence-transformers model that the hub gave us")
+                what = "is no folder, nor a sentence-transformers model that the hub gave us"
+                raise BadInput(f"--model {path}: {what}; {WITHOUT_NETWORK.format(path)}")
             raise BadInput(
                 f"--model {path}: does not say how its tokens are pooled (no modules.json); name a folder that "
                 "sentence-transformers or our trainer wrote"
@@ -120,7 +124,11 @@ def _architectures(path: str) -> list[str]:
         settings, _ = PretrainedConfig.get_config_dict(path)
     except (OSError, ValueError) as error:
         here = Path(path).exists()
-        state = "has no config.json that can be read" if here else "is no folder, nor did the hub give it"
+        state = (
+            "has no config.json that can be read"
+            if here
+            else "is no folder, nor did the hub give it; {WITHOUT_NETWORK.format(path)}"
+        )
         raise BadInput(f"--rescore {path}: {state} ({_line(error)})") from None
     return settings.get("architectures") or []
 

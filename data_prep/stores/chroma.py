@@ -25,6 +25,7 @@ TOKEN = "CHROMA_TOKEN"
 TENANT, DATABASE = "default_tenant", "default_database"  # Chroma's own defaults
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,510}[A-Za-z0-9]")
 _ANSWER_SECONDS = 20.0
+_MEND = "start it (chroma run --path FOLDER), or read a folder of Chroma without a server: --path FOLDER"
 
 
 def name_problem(name: str) -> str | None:
@@ -268,7 +269,7 @@ def _check_server(config: StoreConfig, headers: dict[str, str]) -> None:
             answer = client.get(url)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         reason = without(str(error) or type(error).__name__, *headers.values())
-        raise BadInput(f"{config.place}: no Chroma server answers there ({reason}){proxy_note(url)}") from None
+        raise BadInput(f"{config.place}: no Chroma server answers there ({reason}){proxy_note(url)}; {_MEND}") from None
     if answer.status_code in (401, 403):
         state = f"refuses the token in {TOKEN}" if headers else f"wants a token: set {TOKEN} (environment or .env)"
         raise BadInput(f"{config.place}: the server {state} (HTTP {answer.status_code})")

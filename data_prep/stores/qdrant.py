@@ -26,6 +26,7 @@ KEY = "QDRANT_API_KEY"
 PORT = 6333
 LOOKED_AT = 100  # points whose fields are listed
 _ANSWER_SECONDS = 60
+_MEND = "start it, or name one that this machine can reach"
 _FILTER_KEYS = {"must", "should", "must_not", "min_should"}
 
 
@@ -87,7 +88,7 @@ class QdrantStore(Store):
             raise BadInput(f"{flags}: what answers there is no Qdrant server (HTTP {error.status_code})") from None
         except ResponseHandlingException as error:
             note = proxy_note(self.config.url)
-            raise BadInput(f"{flags}: no Qdrant server answers there ({self.reason(error)}){note}") from None
+            raise BadInput(f"{flags}: no Qdrant server answers there ({self.reason(error)}){note}; {_MEND}") from None
         except ValueError:
             raise BadInput(f"{flags}: what answers there is no Qdrant server (its answer is not JSON)") from None
 

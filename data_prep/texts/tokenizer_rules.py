@@ -1,13 +1,17 @@
 """Prompts and lengths of a model folder, and its small files. No torch."""
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from data_prep.common.environment import client_problems, header_problems, proxy_note
 from data_prep.common.errors import BadInput
 from data_prep.common.paths import expanded
+from data_prep.common.secrets import url_problem
 
 AFTER_PADDING = (  # position ids start behind the padding id
     "roberta", "xlm-roberta", "camembert", "mpnet", "data2vec-text", "xlm-roberta-xl", "roberta-prelayernorm", "xmod",
@@ -49,6 +53,9 @@ WITHOUT_NETWORK = (
 )
 
 
+TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+
+
 def is_hub_id(path: str) -> bool:
     return not Path(path).exists() and path.count("/") <= 1 and not path.startswith((".", "/", "~"))
 
@@ -62,15 +69,40 @@ def fetch(path: str, patterns: tuple[str, ...], where: str) -> str:
     if Path(path).exists() or not is_hub_id(path):
         return path
     from huggingface_hub import snapshot_download
+
+    with asking_hub(path, where):
+        return snapshot_download(path, allow_patterns=list(patterns))
+
+
+@contextmanager
+def asking_hub(path: str, where: str) -> Iterator[None]:
+    """A block in which a library asks the model hub, and nothing else is done. Whatever it raises becomes BadInput: the
+    variable that keeps a client from being made, the hub's answer, or what to do without a network."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return snapshot_download(path, allow_patterns=list(patterns))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        asked = isinstance(error, HfHubHTTPError | HFValidationError) and not isinstance(error, LocalEntryNotFoundError)
+        yield
+    except Exception as error:  # of httpx or httpx2, and ValueError for what a header or a proxy's address cannot be
+        unasked = isinstance(error, LocalEntryNotFoundError) or not isinstance(
+            error, HfHubHTTPError | HFValidationError
+        )
+        if problems := _hub_problems() if unasked and not HF_HUB_OFFLINE else []:
+            what = f"{where}: {path!r} is no folder here, and no hub can be asked"
+            raise BadInput(f"{what}: {problem}" for problem in problems) from None
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         what = f"{where}: {path!r} is neither a folder here nor a model the hub gave us ({reason})"
-        raise BadInput(what if asked else f"{what}; {WITHOUT_NETWORK.format(path)}") from None
+        raise BadInput(f"{what}{proxy_note(_hub())}; {WITHOUT_NETWORK.format(path)}" if unasked else what) from None
+
+
+def _hub() -> str:
+    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+
+
+def _hub_problems() -> list[str]:
+    """Returns what of the environment keeps huggingface_hub from asking."""
+    wrong = url_problem(_hub(), "HF_ENDPOINT", "https://huggingface.co", "holds a user or password; set HF_TOKEN")
+    return [*([wrong] if wrong else client_problems(_hub())), *header_problems(*TOKENS)]
 
 
 def read_text_rules(

@@ -4,11 +4,12 @@ import os
 import re
 from pathlib import Path
 
-from data_prep.common.environment import network_client
+from data_prep.common.environment import client_problems
 from data_prep.common.errors import Failed
 from data_prep.common.files import check
 from data_prep.common.secrets import secret, without
 
+_LATER = ": without a network copy it to a machine that has one, and run `hf upload OWNER/NAME FOLDER` there"
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -16,11 +17,9 @@ class Hub:
     """A model repository to write to. Raises BadInput, before any work, for an id that is none or without a token."""
 
     def __init__(self, repository: str):
-        import httpx
-
         self.repository, self.token = repository, secret("HF_TOKEN")
-        with network_client(os.environ.get("HF_ENDPOINT") or "https://huggingface.co"):
-            httpx.Client().close()  # as huggingface_hub makes one when all work is done
+        # huggingface_hub makes a client when all work is done
+        check(client_problems(os.environ.get("HF_ENDPOINT") or "https://huggingface.co"))
         problems = [] if _ID.fullmatch(repository) else [f"--push {repository}: is not of the form OWNER/NAME"]
         if not self.token:
             problems.append("--push: HF_TOKEN is not set; put a token that may write into the environment or .env")
@@ -29,7 +28,6 @@ class Hub:
     def push(self, folder: Path) -> str:
         """Uploads the folder in one commit, into a new private repository where there is none; returns its address.
         Raises Failed with what the hub said, without the token."""
-        import httpx
         from huggingface_hub import HfApi
 
         api = HfApi(token=self.token)
@@ -38,7 +36,9 @@ class Hub:
             commit = api.upload_folder(
                 repo_id=self.repository, folder_path=str(folder), commit_message="Export of embedfleet"
             )
-        except (httpx.HTTPError, OSError, RuntimeError, ValueError) as error:  # whatever huggingface_hub makes of it
+        except Exception as error:  # of httpx or httpx2, by the version of huggingface_hub
             answer = without(" ".join(str(error.__cause__ or error).split()), self.token)
-            raise Failed(f"--push {self.repository}: the hub did not take it ({answer}); {folder} is whole") from None
+            raise Failed(
+                f"--push {self.repository}: the hub did not take it ({answer}); {folder} is whole{_LATER}"
+            ) from None
         return str(commit.commit_url)

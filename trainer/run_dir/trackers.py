@@ -6,6 +6,7 @@ import os
 import threading
 from pathlib import Path
 
+from data_prep.common.environment import client_problems, proxy_note
 from data_prep.common.errors import BadInput, Failed
 from data_prep.common.secrets import secret, without
 from data_prep.texts.tokenizer_rules import read_object
@@ -72,13 +73,18 @@ class WeightsAndBiases:
                 project=os.environ["WANDB_PROJECT"], name=run["config"]["run_name"], dir=str(run_dir), id=run_id,
                 resume="allow", config=run["config"], settings=settings,
             )  # fmt: skip
-        except wandb.errors.Error as error:
-            reason = without(str(error).splitlines()[0], key)
-            mend = f"set {KEY}, or WANDB_MODE=offline, or unset WANDB_PROJECT"
-            raise Failed(f"Weights & Biases did not take the run ({reason}); {mend}") from None
+        except (wandb.errors.Error, OSError, ValueError) as error:
+            raise Failed(_not_taken(without(" ".join(str(error).split()), key))) from None
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         self._run.log(values, step=step)
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _not_taken(reason: str) -> str:
+    server = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+    reasons = [reason, "; ".join(client_problems(server)) or proxy_note(server).strip(" ()")]
+    mend = f"set {KEY}, or without a network WANDB_MODE=offline (`wandb sync` sends it later), or unset WANDB_PROJECT"
+    return f"Weights & Biases did not take the run ({'; '.join(filter(None, reasons))}); {mend}"
