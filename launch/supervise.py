@@ -84,8 +84,14 @@ def supervise(first: Command, again: Callable[[], Command], run_dir: Path, resta
 
 def _repeat(words: Path) -> None:
     """Prints the errors of the ranks once more, below the traceback of their launcher."""
-    for text in last_words.read(words):
+    errors = last_words.read(words)
+    for text in errors:
         say(f"the run failed: {text}")
+    if not errors:  # SIGKILL leaves no time for a word
+        say(
+            "no rank left an error: if nothing above says why, one was killed from outside, most often by the system "
+            "for lack of memory (dmesg -T | grep -i kill): lower train.micro_batch_tokens, or ask for more memory"
+        )
 
 
 def _in_foreground() -> bool:

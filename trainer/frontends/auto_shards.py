@@ -7,6 +7,7 @@
 
 import hashlib
 import json
+import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,7 +72,16 @@ def as_yaml(config: RunConfig) -> str:
 
 
 def _shard(entry: Entry, output: Path) -> None:
-    shard(entry.datasets, output, eval_fraction=entry.eval_fraction, workers=cores(), overwrite=True)
+    try:
+        shard(entry.datasets, output, eval_fraction=entry.eval_fraction, workers=cores(), overwrite=True)
+    except BadInput as error:
+        if "--columns" not in str(error):
+            raise
+        files = shlex.join(map(str, entry.datasets))
+        command = f"python -m data_prep shard {files} --output SHARDS --columns …"
+        raise BadInput(
+            [*error.problems, f"--columns belongs to data preparation: {command}; then train on SHARDS"]
+        ) from None
 
 
 def _folder_hash(folder: Path) -> str:

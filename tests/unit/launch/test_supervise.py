@@ -10,6 +10,7 @@ import threading
 import time
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from data_prep.common.errors import Failed
 from launch import supervise as module
@@ -80,14 +81,16 @@ def test_a_run_that_failed_without_a_word_has_no_word_of_an_earlier_attempt(tmp_
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     fails = Command([sys.executable, "-SEc", "raise SystemExit(1)"])
     assert supervise(Command([sys.executable, "-c", SPEAKS]), lambda: fails, tmp_path, 1) == 1
-    assert "the run failed" not in capfd.readouterr().err.rpartition("restart 1 of 1")[2]
+    last = capfd.readouterr().err.rpartition("restart 1 of 1")[2]
+    assert "the run failed" not in last and "killed from outside" in last.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
     ("error", "left"), [(Failed("lost"), "rank 1: error: lost"), (KeyError("x"), "rank 1: KeyError: 'x'")]
 )
 def test_a_rank_leaves_its_error_for_launch_run(tmp_path, monkeypatch, capsys, error, left):
-    for name, value in {"RANK": "1", "WORLD_SIZE": "2", last_words.VARIABLE: str(tmp_path / "errors")}.items():
+    files = {last_words.VARIABLE: str(tmp_path / "errors"), last_words.OF_TORCHRUN: str(tmp_path / "torchrun")}
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", **files}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(os, "_exit", lambda code: None)
     try:
@@ -95,6 +98,9 @@ def test_a_rank_leaves_its_error_for_launch_run(tmp_path, monkeypatch, capsys, e
     except (Failed, KeyError) as caught:
         fail(caught)
     assert last_words.read(tmp_path / "errors") == [left]
+    assert left in str(ProcessFailure(1, 2, 1, str(tmp_path / "torchrun")).message)
+    failed = ChildFailedError("trainer", {1: ProcessFailure(1, 2, 1, str(tmp_path / "torchrun"))})
+    assert f"traceback : {left}\n====" in str(failed), "the last line before the end of torchrun's traceback"
     assert last_words.read(tmp_path / "none") == []
 
 

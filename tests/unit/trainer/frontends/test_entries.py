@@ -252,3 +252,23 @@ def test_the_run_file_beside_a_run_says_the_same(here, make):
     config = make(here).config
     (here / "run.yaml").write_text(as_yaml(config))
     assert load_config("run.yaml") == config
+
+
+@pytest.mark.parametrize(
+    "rows", ['{"sentence1": "w1", "sentence2": "w2"}', '{"query": "w1", "positive": "w2", "stars": 3}']
+)
+def test_columns_of_other_names_are_renamed_by_data_preparation(here, capsys, rows):
+    """The trainer has no flag for it: the message names the command that has."""
+    (here / "other.jsonl").write_text(rows.replace("stars", "score") + "\n")
+    for more in (["--dry-run"], []):
+        assert main([*flags(train_dataset="other.jsonl"), *more]) == 2
+        said = capsys.readouterr().err
+        assert "--columns" in said and "python -m data_prep shard other.jsonl --output SHARDS --columns" in said
+    with pytest.raises(BadInput, match="python -m data_prep shard other.jsonl"):
+        EmbedderFineTuner(FineTuningConfig("model", "other.jsonl", "o")).train()
+
+
+def test_a_problem_of_another_kind_names_no_columns(here, capsys):
+    (here / "other.jsonl").write_text('{"question": "w1", "answer": ""}\n')
+    assert main([*flags(train_dataset="other.jsonl"), "--dry-run"]) == 2
+    assert "--columns" not in capsys.readouterr().err
