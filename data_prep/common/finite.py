@@ -1,9 +1,18 @@
-"""NaN and infinity, which Python writes into JSON although JSON has no such numbers."""
+"""JSON where Python's own reader and writer differ from it: NaN and infinity, and nesting too deep to be read."""
 
+import json
 import math
 from typing import Any
 
 NULLS = "their metadata holds NaN or infinity, which JSON lacks; null is written there"  # a note of a writer
+
+
+def decode_json(text: str | bytes) -> Any:
+    """Decodes JSON. Raises ValueError for any text that is none, also for one that is nested too deep."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 def is_finite(value: Any) -> bool:

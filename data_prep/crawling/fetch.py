@@ -7,7 +7,6 @@
 
 import asyncio
 import contextlib
-import json
 import socket
 import time
 import zlib
@@ -23,6 +22,7 @@ from protego import Protego
 from w3lib.html import get_meta_refresh
 
 from data_prep.common.environment import network_client, proxy_note
+from data_prep.common.finite import decode_json
 from data_prep.common.retry_after import retry_after
 from data_prep.crawling.http_cache import Answer, HttpCache
 
@@ -129,7 +129,7 @@ class Fetcher:
         """
         answer = await self.page(url, obey_robots=False)
         try:
-            return json.loads(answer.body.decode("utf-8-sig"))
+            return decode_json(answer.body.decode("utf-8-sig"))
         except ValueError:
             kind = answer.headers.get("content-type") or "of no stated type"
             raise NotFetched(f"the answer is no JSON but {kind}") from None

@@ -63,10 +63,12 @@ def read_query(data: Any) -> QueryResult:
     _check(data)
     query = _object(data, "query")
     pages = query.get("pages", [])
-    result = QueryResult(pages=[_page(page) for page in (pages.values() if isinstance(pages, dict) else pages)])
+    result = QueryResult(
+        pages=[_page(page) for page in _rows(list(pages.values()) if isinstance(pages, dict) else pages)]
+    )
     # normalized, converted and redirects map titles to other ones: the pages have the last one
     others = {"pages", "normalized", "converted", "redirects", "interwiki"}
-    result.lists = {name: rows for name, rows in query.items() if name not in others and isinstance(rows, list)}
+    result.lists = {name: _rows(rows) for name, rows in query.items() if name not in others and isinstance(rows, list)}
     result.general = _object(query, "general")
     result.more = _more(data)
     result.warnings = _warnings(data)
@@ -81,6 +83,23 @@ def _object(answer: dict, key: str) -> dict:
     return value
 
 
+def _rows(rows: Any) -> list[dict]:
+    """Returns the pages or members of an answer, each with a title and the number of its namespace."""
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ApiError("is no answer of MediaWiki (its pages are no objects)")
+    rows = [{**row, "title": _text(row.get("title")), "ns": row.get("ns", ARTICLE)} for row in rows]
+    if not all(isinstance(row["ns"], int) for row in rows):
+        raise ApiError("is no answer of MediaWiki (a namespace is no number)")
+    return rows
+
+
+def _text(value: Any) -> str:
+    """Returns a text of an answer, with U+FFFD for half of a surrogate pair, which no file can hold."""
+    if not isinstance(value, str):
+        raise ApiError("is no answer of MediaWiki (a title or text is none)")
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _more(data: dict) -> dict[str, str]:
     """Returns the parameters that continue the query. Old wikis have them by module, under "query-continue"."""
     modules = [_object(data, "continue")] if "continue" in data else [*_object(data, "query-continue").values()]
@@ -92,7 +111,7 @@ def _more(data: dict) -> dict[str, str]:
 def _warnings(data: dict) -> list[str]:
     warnings = data.get("warnings") or {}
     if isinstance(warnings, list):  # in the form of `errorformat`
-        warnings = {one.get("module", ""): one for one in warnings if isinstance(one, dict)}
+        warnings = {str(one.get("module", "")): one for one in warnings if isinstance(one, dict)}
     texts = {
         module: one.get("warnings") or one.get("text") or one.get("*") or one if isinstance(one, dict) else one
         for module, one in (warnings.items() if isinstance(warnings, dict) else ())
@@ -104,7 +123,12 @@ def _page(page: dict) -> dict:
     page = dict(page)
     page["missing"] = page.get("missing", False) is not False or page.get("invalid", False) is not False
     if "langlinks" in page:
-        page["langlinks"] = [{**link, "title": link.get("title", link.get("*", ""))} for link in page["langlinks"]]
+        links = page["langlinks"] if isinstance(page["langlinks"], list) else [None]
+        links = [
+            {**link, "title": link.get("title", link.get("*", ""))} if isinstance(link, dict) else link
+            for link in links
+        ]
+        page["langlinks"] = _rows(links)
     return page
 
 
@@ -115,13 +139,15 @@ def read_parse(data: Any) -> tuple[str, str]:
     if not isinstance(parsed, dict) or "text" not in parsed:
         raise ApiError("the answer holds no parsed page")
     text = parsed["text"]
-    return parsed.get("title", ""), text["*"] if isinstance(text, dict) else text
+    return _text(parsed.get("title", "")), _text(text.get("*") if isinstance(text, dict) else text)
 
 
 def _check(data: Any) -> None:
     if not isinstance(data, dict):
         raise ApiError("is no answer of MediaWiki (not a JSON object)")
-    if error := data.get("error") or (data.get("errors") or [None])[0]:
+    errors = data.get("errors")
+    if error := data.get("error") or (errors[0] if isinstance(errors, list) and errors else errors):
+        error = error if isinstance(error, dict) else {"code": "", "info": str(error)}
         text = error.get("info") or error.get("text") or error.get("*") or ""
         kind = Missing if error.get("code") == "missingtitle" else ApiError
         raise kind(f"the wiki says {error.get('code')}: {text}")
@@ -150,7 +176,8 @@ async def merged_pages(get: Get, api: str, **parameters: Any) -> dict[str, dict]
         for page in result.pages:
             whole = pages.setdefault(page["title"], {})
             for key, value in page.items():
-                whole[key] = whole[key] + value if isinstance(value, list) and key in whole else value
+                joins = isinstance(value, list) and isinstance(whole.get(key), list)
+                whole[key] = whole[key] + value if joins else value
     return pages
 
 
@@ -212,7 +239,7 @@ class Wiki:
         async for result in query(self.get, self.api, **parameters):
             start = start or next(iter(result.pages), {})
             if path := result.general.get("articlepath"):
-                self._article_path = urljoin(self.api, path)
+                self._article_path = self._joined(_text(path))
         if not start or start["missing"]:
             raise Missing(f"{urlsplit(self.api).netloc} has no page {title!r}")
         return start
@@ -253,11 +280,17 @@ class Wiki:
         parameters = {"prop": "extracts", "exintro": True, "explaintext": True, "exlimit": "max"}
         pages = await merged_pages(self.get, self.api, titles="|".join(titles), **parameters)
         for title in titles:
-            lead = pages.get(title, {}).get("extract", "").strip()
+            lead = _text(pages.get(title, {}).get("extract", "")).strip()
             if lead:
                 yield WikiPage(re.sub(r"\s*\([^()]*\)$", "", title), self._url(title), lead=lead)
             else:
                 self.left["articles without a lead"] += 1
+
+    def _joined(self, path: str) -> str:
+        try:
+            return urljoin(self.api, path)
+        except ValueError:
+            raise ApiError(f"is no answer of MediaWiki (no address has the path {path!r})") from None
 
     def _url(self, title: str) -> str:
         return self._article_path.replace("$1", quote(title.replace(" ", "_"), safe="/:(),'!*"))

@@ -13,6 +13,7 @@ from typing import Any
 from data_prep.common.console import say
 from data_prep.common.errors import Failed
 from data_prep.common.files import fsync_folder
+from data_prep.common.finite import decode_json
 
 FORMAT = 1  # part of every file's name: raise it when the request or the reading of a line changes
 
@@ -32,6 +33,9 @@ class Answer:
     def cut(self) -> bool:
         """True if the server stopped at a limit of tokens."""
         return self.finish == "length"
+
+
+_FIELDS = {name: int | None if name.startswith("tokens") else str for name in Answer.__slots__}
 
 
 class AnswerCache:
@@ -144,9 +148,10 @@ class AnswerCache:
 
     def _read_line(self, line: bytes, offset: int) -> bool:
         try:
-            value = json.loads(line)
+            value = decode_json(line)
             key = bytes.fromhex(value["chunk"])
-            Answer(**{name: value[name] for name in Answer.__slots__})
+            if not all(isinstance(value[name], kind) for name, kind in _FIELDS.items()):
+                return False
         except (ValueError, KeyError, TypeError):
             return False
         self._at[key] = offset, len(line)

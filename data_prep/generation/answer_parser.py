@@ -152,6 +152,8 @@ def _whole_values(text: str) -> tuple[list[Any], str, bool, int, list[tuple[int,
         except json.JSONDecodeError as error:
             ends_inside |= _at_end(error, text)
             at, failures = match.end(), failures + 1
+        except ValueError:  # a number of more digits than Python reads
+            at, failures = match.end(), failures + 1
         except RecursionError:
             failures = MOST_FAILURES
     return values, text[end:], ends_inside, failures, spans

@@ -16,6 +16,7 @@ from typing import Any
 from data_prep.common.console import EVERY_SECONDS, say
 from data_prep.common.environment import network_client, proxy_note
 from data_prep.common.errors import BadInput, Failed, nearest
+from data_prep.common.finite import decode_json
 from data_prep.common.retry_after import retry_after
 from data_prep.common.secrets import without
 from data_prep.generation.answer_cache import Answer
@@ -314,7 +315,7 @@ class Model:
     def _read(self, response: Any) -> Answer:
         """_Page, _Strange, _Reply: it is no chat completion."""
         try:
-            body = json.loads(response.http_response.text)
+            body = decode_json(response.http_response.text)
         except ValueError:
             kind = response.http_response.headers.get("content-type", "")
             if "json" not in kind and not self.heard:

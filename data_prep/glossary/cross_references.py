@@ -28,7 +28,7 @@ def reference(text: str, links: list[tuple[str, str]]) -> Reference | None:
     """Returns the reference in place of a definition, or None for a definition. links: (text, URL) of those in it."""
     if len(text) > LONGEST or "\n\n" in text:
         return None
-    if len(links) == 1 and links[0][0] in text:
+    if len(links) == 1 and links[0][0] and links[0][0] in text:
         label, url = links[0]
         before, after = (part.strip(" .。:：\"'“”‘’") for part in text.split(label, 1))
         alone = not before and not after and "#" in url

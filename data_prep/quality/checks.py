@@ -5,7 +5,6 @@ over records are estimates from a sample.
 """
 
 import html
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.common.console import track
+from data_prep.common.finite import decode_json
 from data_prep.quality.decontaminate import HeldOut
 from data_prep.quality.row_keys import Keys
 from data_prep.records import Record
@@ -230,8 +230,8 @@ def markup_of(text: str) -> str | None:
 def _is_json(text: str) -> bool:
     """Returns True for an object with keys and for a list of texts or objects: not for {}, [1] or [x]."""
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = decode_json(text)
+    except ValueError:
         return False
     return bool(value) and (isinstance(value, dict) or any(isinstance(item, dict | list | str) for item in value))
 

@@ -277,13 +277,20 @@ def _csv_row(header: list[str], cells: list[str]) -> dict[str, Any]:
 
 
 def _read_parquet(path: Path) -> Iterator[Item]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with _readable(path, "is not a readable Parquet file"):
         yield from _table_items(pq.ParquetFile(path).iter_batches(batch_size=TABLE_BATCH))
-    except (pa.ArrowException, OSError) as error:
-        raise BadInput(f"{path}: is not a readable Parquet file: {str(error).splitlines()[0]}") from None
+
+
+@contextlib.contextmanager
+def _readable(path: Path, problem: str) -> Iterator[None]:
+    """A block in which a library reads a table. BadInput for any error: a damaged file causes nearly each kind."""
+    try:
+        yield
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise BadInput(f"{path}: {problem}: {reason}") from None
 
 
 def _table_items(batches, part: str = "", line: int = 0) -> Iterator[Item]:
@@ -310,12 +317,9 @@ def _read_datasets_folder(path: Path) -> Iterator[Item]:
         raise BadInput(f"{path}: is a folder that `datasets` did not write ({lacking}); name a file in it")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     import datasets
-    import pyarrow as pa
 
-    try:
+    with _readable(path, "`datasets` cannot load this folder"):
         data = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        raise BadInput(f"{path}: `datasets` cannot load this folder: {str(error).splitlines()[0]}") from None
-    splits = data if isinstance(data, dict) else {"": data}
-    for name, split in splits.items():
-        yield from _table_items(split.with_format("arrow").iter(TABLE_BATCH), part=str(name))
+        splits = data if isinstance(data, dict) else {"": data}
+        for name, split in splits.items():
+            yield from _table_items(split.with_format("arrow").iter(TABLE_BATCH), part=str(name))

@@ -7,7 +7,6 @@ A set is one of these:
 - a collection of a store, and a file of pairs that name its chunks.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 
 from data_prep.common.console import track
 from data_prep.common.errors import BadInput
+from data_prep.common.finite import decode_json
 from data_prep.reading.formats import read_records
 from data_prep.reading.row import MISSING
 from data_prep.records import document_text, has_text, query_key, text_key
@@ -121,7 +121,7 @@ def _json_lines(path: Path, problems: list[str]) -> Iterator[tuple[int, dict]]:
                 if not line.strip():
                     continue
                 try:
-                    value = json.loads(line)
+                    value = decode_json(line)
                 except ValueError as error:
                     problems.append(f"{path}:{number}: not JSON ({error})")
                     continue

@@ -6,7 +6,7 @@ import decimal
 import json
 from typing import Any
 
-from data_prep.common.finite import is_finite
+from data_prep.common.finite import decode_json, is_finite
 from data_prep.records import has_text
 
 MISSING = object()
@@ -90,7 +90,7 @@ class Row:
         own = self.take("metadata", required=False)
         if isinstance(own, str) and self.table:  # a table holds it as JSON
             try:
-                own = json.loads(own)
+                own = decode_json(own)
             except ValueError as error:
                 self.found.append(f"key 'metadata' is no JSON object: {error}")
                 own = None

@@ -6,12 +6,12 @@
 """
 
 import contextlib
-import json
 import re
 import unicodedata
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from data_prep.common.finite import decode_json
 from data_prep.reading.row import Row, kind
 from data_prep.records import Record
 
@@ -182,7 +182,7 @@ def _plain(row: Row, key: str) -> Any:
     if row.table and isinstance(value, str):
         if value.lstrip().startswith("["):
             with contextlib.suppress(ValueError):
-                value = json.loads(value)
+                value = decode_json(value)
         elif value.strip().casefold() in ("true", "false"):
             value = value.strip().casefold() == "true"
     if isinstance(value, bool) and not role_of(key).words & {"score", "scores"}:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_prep.common.errors import BadInput, nearest
+from data_prep.common.finite import decode_json
 from data_prep.records import Record
 from data_prep.shards.shared_keys import FILES as SHARING_FILES
 from data_prep.shards.shared_keys import SourceRows, read
@@ -225,7 +226,7 @@ def open_shards(path: str | Path) -> ShardFolder:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = decode_json(path.read_text(encoding="utf-8"))
         version = manifest["schema_version"]
     except (ValueError, KeyError, TypeError, OSError):
         raise BadInput(f"{path}: is no shard manifest; run shard again") from None

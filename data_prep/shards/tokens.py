@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.common.errors import BadInput
+from data_prep.common.finite import decode_json
 from data_prep.texts.tokenizer_rules import TextRules
 
 FILES = ("train.tokens", "train.token_starts", "train.token_lengths", "train.token_rows")
@@ -65,7 +66,7 @@ def tokenizer_hash(folder: Path) -> str:
     """
     path = folder / TOKENIZER_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = decode_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadInput(f"{folder}: has no {TOKENIZER_FILE}, of which pre-tokenised shards record the hash") from None
     except (OSError, ValueError) as error:

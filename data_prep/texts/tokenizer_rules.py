@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from data_prep.common.environment import client_problems, header_problems, proxy_note
 from data_prep.common.errors import BadInput
+from data_prep.common.finite import decode_json
 from data_prep.common.paths import expanded
 from data_prep.common.secrets import url_problem
 
@@ -140,7 +141,7 @@ def read_text_rules(
 
 def read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return decode_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: not readable JSON ({error})") from None
 

@@ -225,3 +225,53 @@ def test_pages_shipped_for_the_dry_run_are_package_data():
 
     assert {f"/{path.name}" for path in PAGES.iterdir() if path.is_file()} == set(TYPES)
     assert "data_prep.crawling = dry_run_pages/*, dry_run_pages/api/*" in Path("setup.cfg").read_text(encoding="utf-8")
+
+
+PAGE = {"query": {"pages": [{"ns": 14, "title": "Category:G"}], "general": {"articlepath": "/wiki/$1"}}}
+MEMBERS = {"query": {"categorymembers": [{"ns": 0, "title": "Glossary of x"}, {"ns": 0, "title": "Valve"}]}}
+PARSED = {"parse": {"title": "Glossary of x", "text": "<p>"}}
+LEADS = {"query": {"pages": [{"ns": 0, "title": "Valve", "extract": "It closes."}]}}
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [{"query": {"pages": [7]}}],
+        [{"query": {"pages": "none"}}],
+        [{"query": {"pages": [{"ns": 14}]}}],
+        [{"query": {"pages": [{"ns": "14", "title": "Category:G"}]}}],
+        [{"query": {"pages": [{"ns": 14, "title": "Category:G"}], "general": {"articlepath": ["/wiki/$1"]}}}],
+        [{"query": {"pages": [{"ns": 14, "title": "Category:G"}], "general": {"articlepath": "//["}}}],
+        [PAGE, {"query": {"categorymembers": [{"ns": 0}]}}],
+        [PAGE, MEMBERS, {"parse": {"title": ["Glossary of x"], "text": "<p>"}}],
+        [PAGE, MEMBERS, {"parse": {"title": "Glossary of x", "text": None}}],
+        [PAGE, MEMBERS, {"parse": {"title": "Glossary of x", "text": {"a": "<p>"}}}],
+        [PAGE, MEMBERS, PARSED, {"query": {"pages": [{"title": "Valve", "extract": {"*": 1}}]}}],
+        [PAGE, {"error": "no"}],
+        [PAGE, {"errors": {"code": "no"}}],
+        [PAGE, {"warnings": [{"module": ["main"]}], "query": {"pages": [None]}}],
+    ],
+)
+def test_an_answer_of_other_types_is_no_answer(answers):
+    """Whichever key has another type, the wiki is said to answer with something else; nothing else is raised."""
+    waiting = iter(answers)
+
+    async def get(url: str) -> dict:
+        for answer in waiting:
+            return answer
+        raise ApiError("the wiki says no more")
+
+    async def read(wiki: mediawiki.Wiki) -> list:
+        return [page async for page in wiki.pages("Category:G")]
+
+    wiki = mediawiki.Wiki("https://w.org/w/api.php", get, lambda note: None)
+    try:
+        assert len(asyncio.run(read(wiki))) < 2, "the glossary alone was read"
+        assert wiki.failed or wiki.left
+    except ApiError as error:
+        assert "no answer of MediaWiki" in str(error) or "says" in str(error)
+
+
+def test_half_a_surrogate_pair_in_an_answer_becomes_a_character_that_files_hold():
+    title, text = read_parse({"parse": {"title": "a\ud83d", "text": {"*": "\ud83d\ude00 \udc00"}}})
+    assert (title, text) == ("a\ufffd", "\U0001f600 \ufffd")

@@ -163,3 +163,15 @@ def test_cache_folders_are_in_the_users_cache_unless_embedfleet_cache_is_set(mon
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "me"))
     assert cache_folder("answers") == tmp_path / "me" / ".cache" / "embedfleet" / "answers"
+
+
+@pytest.mark.parametrize("key", ["text", "refusal", "finish", "url", "tokens_in", "tokens_out"])
+@pytest.mark.parametrize("value", [["a"], {"a": 1}, 0.5])
+def test_a_line_with_a_value_of_another_type_is_damaged(tmp_path, capsys, key, value):
+    fill(tmp_path, {"a": "one", "b": "two"})
+    with AnswerCache(tmp_path, REQUEST) as cache:
+        path = cache.path
+    head, first, second = path.read_text().splitlines()
+    path.write_text("\n".join([head, json.dumps(json.loads(first) | {key: value}), "[" * 3000, second]) + "\n")
+    with AnswerCache(tmp_path, REQUEST) as cache:
+        assert len(cache) == 1 and "2 damaged lines" in capsys.readouterr().err

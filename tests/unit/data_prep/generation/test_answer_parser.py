@@ -59,6 +59,7 @@ def test_pairs_are_found_wherever_they_stand(text, pairs):
         ('{"question": "Why?", "answer": "Because of', "cut off: the answer ends inside a pair"),
         ('[{"question": "Why?", "answer": "It is \\u00', "cut off: the answer ends inside a pair"),
         ("[" * 100_000, "a heap of brackets that open no JSON"),
+        ('{"pairs": ' + "9" * 5000 + "}", "no JSON in the answer"),
         ('[{"question": "Why' * 1000, "a heap of brackets that open no JSON"),
     ],
 )

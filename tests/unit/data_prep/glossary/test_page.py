@@ -119,6 +119,8 @@ def test_a_reference_gets_the_definition_of_its_target(said):
         "See <a href='#t'>Open data</a> and the law.",
         "An <a href='#t'>Open data</a> that is at hand.",
         "Se dice de open data.",
+        "The first.<a href='#n'></a>",
+        "x<a href='#n'><sup></sup></a>",
     ],
 )
 def test_a_definition_with_a_link_is_no_reference(said):

@@ -314,3 +314,31 @@ def test_ctrl_c_is_one_line(tmp_path, capsys, monkeypatch):
     code, _, err = run(capsys, "compose", good, "--output", tmp_path / "o.jsonl")
     assert (code, err) == (130, "stopped by Ctrl-C\n")
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("dataset_info.json", "null"),
+        ("dataset_info.json", "[" * 3000),
+        ("dataset_info.json", '{"features": {"a": 1}}'),
+        ("state.json", '{"_data_files": null}'),
+        ("state.json", "[]"),
+        ("data-00000-of-00001.arrow", ""),
+    ],
+)
+def test_a_datasets_folder_with_any_damaged_file_is_refused_in_words(tmp_path, capsys, name, content):
+    import datasets
+
+    datasets.Dataset.from_list([PAIR]).save_to_disk(str(tmp_path / "rows"))
+    (tmp_path / "rows" / name).write_text(content)
+    code, _, err = run(capsys, "compose", tmp_path / "rows", "--output", tmp_path / "out.jsonl")
+    assert code == 2 and "`datasets` cannot load this folder: " in err
+
+
+def test_json_nested_too_deep_is_a_bad_line_of_a_retrieval_set(tmp_path, capsys):
+    for name in ("corpus", "queries"):
+        (tmp_path / f"{name}.jsonl").write_text("[" * 3000 + "\n")
+    rows = write_jsonl(tmp_path / "rows.jsonl", [PAIR])
+    code, _, err = run(capsys, "shard", rows, "--output", tmp_path / "out", "--exclude", tmp_path)
+    assert code == 2 and err.count("not JSON (nested too deep)") == 2
