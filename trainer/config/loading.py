@@ -17,13 +17,14 @@ def _known_path(loc: tuple) -> tuple[tuple, type[BaseModel]]:
     """Returns the part of a pydantic location that names keys, and its section. Indices follow it."""
     section: type[BaseModel] = RunConfig
     depth = 0
-    while True:
+    while depth < len(loc):
         field = section.model_fields.get(loc[depth])
         inner, by_name = _section_in(field.annotation) if field else (None, False)
         depth += 2 if by_name else 1
         if inner is None or depth >= len(loc):
             return loc[:depth], section
         section = inner
+    return loc, section
 
 
 def _section_in(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
@@ -31,6 +32,9 @@ def _section_in(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
     parts = [part for part in (annotation, *get_args(annotation)) if get_origin(part) is None]
     inner = next((part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)), None)
     return inner, inner is not None and get_origin(annotation) is dict
+
+
+_SECTIONS = [key for key, field in RunConfig.model_fields.items() if _section_in(field.annotation)[0]]
 
 
 def _problem(error: dict, where: str, lines: dict[tuple, int | str]) -> tuple[str, str]:
@@ -48,6 +52,8 @@ def _problem(error: dict, where: str, lines: dict[tuple, int | str]) -> tuple[st
     if error["type"] == "model_type":
         return key, f"{origin}: {key} is a section: write {key}: {{key: value}} (given: {given[:80]})"
     text = error["msg"].removeprefix("Value error, ")
+    if not path:  # of a key of the whole file, which the text names
+        return text.split()[0], f"{origin}: {text}"
     return key, f"{origin}: {key}: {text[0].lower()}{text[1:]} (given: {given[:80]})"
 
 
@@ -58,6 +64,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple = ()) -> RunConfi
     if path.suffix not in (".yaml", ".yml", ".json"):
         raise BadInput(f"{path}: a run file ends in .yaml, .yml or .json")
     values, lines = read_values(path, RunConfig.model_fields)
+    values |= {key: {} for key in _SECTIONS if values.get(key, 0) is None}  # `train:` left empty
     problems = [problem for text in overrides if (problem := override(values, text))]
     for text in overrides:  # a problem with these is not the file's
         lines[tuple(text.partition("=")[0].split("."))] = f"override {text}"

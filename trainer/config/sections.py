@@ -32,13 +32,14 @@ class Section(BaseModel):
         if isinstance(values, dict):
             for key, value in values.items():
                 field = cls.model_fields.get(key)
-                if isinstance(value, bool) and field and not _may_be_bool(field.annotation):
+                if isinstance(value, bool) and field and not _may_be_bool_or_section(field.annotation):
                     raise ValueError(f"{key} is {str(value).lower()}, which is no number or text")
         return values
 
 
-def _may_be_bool(annotation: Any) -> bool:
-    return bool in (annotation, *getattr(annotation, "__args__", ()))
+def _may_be_bool_or_section(annotation: Any) -> bool:
+    kinds = (annotation, *getattr(annotation, "__args__", ()))
+    return any(kind is bool or (isinstance(kind, type) and issubclass(kind, Section)) for kind in kinds)
 
 
 class LoraConfig(Section):

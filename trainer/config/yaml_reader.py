@@ -33,6 +33,20 @@ Loader.add_implicit_resolver(
 )
 
 
+def read_yaml(text: str) -> Any:
+    """Reads YAML. Raises yaml.YAMLError, also for a value that is none of its tag (`!!float x`) or holds itself."""
+    try:
+        value = yaml.load(text, Loader=Loader)  # a SafeLoader
+        json.dumps(value, default=str, skipkeys=True)  # refuses a circle and what no message could show
+        return value
+    except yaml.YAMLError:
+        raise
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError, OverflowError) as error:
+        raise yaml.YAMLError(f"a value that does not fit ({error})") from None
+    except RecursionError:
+        raise yaml.YAMLError("nested too deep") from None
+
+
 def lines_of(node: yaml.Node | None, prefix: tuple = ()) -> dict[tuple, int | str]:
     """Returns key path -> line of the run file, for messages."""
     lines: dict[tuple, int | str] = {}
@@ -56,16 +70,18 @@ def read_values(path: Path, known: Iterable[str]) -> tuple[dict, dict[tuple, int
     try:
         if path.suffix == ".json":
             values = json.loads(text, object_pairs_hook=_unique)
-            with suppress(yaml.YAMLError):  # most JSON is YAML: good enough to find lines
+            with suppress(yaml.YAMLError, RecursionError):  # most JSON is YAML: good enough to find lines
                 lines = lines_of(yaml.compose(text, Loader=Loader))
         else:
-            values = yaml.load(text, Loader=Loader)  # a SafeLoader
+            values = read_yaml(text)
             lines = lines_of(yaml.compose(text, Loader=Loader))
+    except RecursionError:
+        raise BadInput(f"{path}: not valid {'JSON' if path.suffix == '.json' else 'YAML'}: nested too deep") from None
     except (yaml.YAMLError, ValueError) as error:
         raise BadInput(f"{path}: not valid {'JSON' if path.suffix == '.json' else 'YAML'}: {error}") from None
     if not isinstance(values, dict):
         raise BadInput(f"{path}: must be a mapping with the keys {', '.join(known)}")
-    return {key: {} if value is None else value for key, value in values.items()}, lines  # `train:` left empty
+    return values, lines
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict:
@@ -82,7 +98,7 @@ def override(values: dict, text: str) -> str | None:
     if not sep or not key:
         return f"{text!r}: an override is written key=value, e.g. optim.lr=1e-4"
     try:
-        value = yaml.load(raw, Loader=Loader)  # a SafeLoader
+        value = read_yaml(raw)
     except yaml.YAMLError as error:
         return f"{text!r}: the value is not valid YAML ({error})"
     if isinstance(value, dict | list) and not raw.lstrip().startswith(("{", "[")):

@@ -94,8 +94,8 @@ def _flatten(values: dict, path: Path, lines: dict, run: Translation) -> dict[st
     sections = {key.partition(".")[0] for key in KEYS if "." in key}
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if key in sections and isinstance(value, dict):
-            flat |= {f"{key}.{name}": inner for name, inner in value.items()}
+        if key in sections and isinstance(value, dict | None):
+            flat |= {f"{key}.{name}": inner for name, inner in (value or {}).items()}
         else:
             flat[key] = value
     for key in [key for key in flat if key not in KEYS]:
