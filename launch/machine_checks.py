@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
-import yaml
 
 from data_prep.common.errors import BadInput
 from launch.command import Machine
 from trainer.diagnosis.findings import Finding, disk
 from trainer.distributed.deepspeed_json import check_deepspeed
-from trainer.distributed.launcher_claims import OF_A_RANK, accelerate_default, forces_cpu, of_torchrun
+from trainer.distributed.launcher_claims import OF_A_RANK, accelerate_default, forces_cpu, of_torchrun, read_launch_yaml
 from trainer.distributed.precision import INSTRUCTIONS, slow_precision
 
 
@@ -86,15 +85,12 @@ def environment_findings(environ: Mapping[str, str]) -> list[Finding]:
 def _accelerate_default(environ: Mapping[str, str]) -> list[Finding]:
     """Checks the user's default accelerate config, which `accelerate launch` reads if no file is named."""
     path = accelerate_default(environ)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
-        return []
-    kind = values.get("distributed_type") if isinstance(values, dict) else None
+    values = read_launch_yaml(path)
+    kind = values.get("distributed_type")
     mend = "name one of our configs: accelerate launch --config_file accelerate_configs/ddp.yaml"
     if kind == "MULTI_CPU":
         text = f"{path} says MULTI_CPU, with which accelerate starts one process only"
-    elif values and values.get("use_cpu") and kind in ("MULTI_GPU", "DEEPSPEED"):
+    elif values.get("use_cpu") and kind in ("MULTI_GPU", "DEEPSPEED"):
         text = f"{path} says {kind} and use_cpu: ranks would each train alone, or without DeepSpeed"
     elif kind == "FSDP":
         text = f"{path} says FSDP, which is none of our engines (on CPUs it leaves ranks unsynchronised)"

@@ -1,6 +1,5 @@
 """Prompts and lengths of a model folder, and its small files. No torch."""
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,6 @@
 """DeepSpeed's JSON files, and what DeepSpeed needs to run. Never imports torch."""
 
 import importlib.metadata
-import json
 import os
 import shutil
 import sys
@@ -11,6 +10,8 @@ from pathlib import Path
 from packaging.version import Version
 
 from data_prep.common.errors import BadInput
+from data_prep.common.files import check
+from data_prep.common.finite import decode_json
 
 OFFLOAD = ("offload_optimizer", "offload_param")  # keys of zero_optimization: parts in the host's memory
 # Older ZeRO-1/2 with optimizer offload kept only the last chunk's gradient (DeepSpeed issue 7981).
@@ -32,11 +33,16 @@ def read_ds_json(name: str) -> dict:
         known = ", ".join(sorted(p.name for p in own.parent.glob("*.json")))
         raise BadInput(f"{name}: no such DeepSpeed config. embedfleet ships: {known}")
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
+        values = decode_json(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: not a readable DeepSpeed JSON: {error}") from None
     if not isinstance(values, dict):
         raise BadInput(f"{path}: not a JSON object")
+    zero = values.get("zero_optimization", {})
+    parts = {"zero_optimization": zero}
+    if isinstance(zero, dict):
+        parts |= {f"zero_optimization.{key}": zero[key] for key in OFFLOAD if key in zero}
+    check([f"{path}: {key}: must be an object" for key, part in parts.items() if not isinstance(part, dict)])
     return values
 
 

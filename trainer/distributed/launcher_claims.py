@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -54,7 +55,12 @@ def uses_deepspeed() -> bool:
 
 def _number(name: str, default: int) -> int:
     text = os.environ.get(name, "").strip()
-    return int(text) if text.isdecimal() else default  # check_launcher refuses any other text
+    return int(text) if is_whole(text) else default  # check_launcher refuses any other text
+
+
+def is_whole(text: str) -> bool:
+    """Returns True for a number of processes, ports or tasks: digits, and no more than a machine can mean."""
+    return text.isdecimal() and len(text) < 10
 
 
 def _is_on(name: str, environ: Mapping[str, str] | None = None) -> bool:
@@ -70,7 +76,7 @@ def launcher_problems(environ: Mapping[str, str]) -> list[str]:
     """Returns a line for each launcher variable that is no number, or that others contradict."""
     problems = []
     for name, least in (NUMBERS | dict.fromkeys(TASKS.values(), 1)).items():
-        if name in environ and not (environ[name].strip().isdecimal() and int(environ[name]) >= least):
+        if name in environ and not (is_whole(environ[name].strip()) and int(environ[name]) >= least):
             problems.append(f"{name}={environ[name]!r} in the environment: not a whole number from {least} up; ")
     problems += [
         f"{name}={environ[name]!r} in the environment: neither true nor false; "
@@ -99,7 +105,7 @@ def _contradictions(environ: Mapping[str, str]) -> list[str]:
     if here > world:
         return [f"LOCAL_WORLD_SIZE={here} in the environment, but {world} rank(s) in all; {mend}, {launcher}"]
     port = environ.get("MASTER_PORT", "")
-    if "WORLD_SIZE" in environ and port and not (port.isdecimal() and 0 < int(port) < 65536):
+    if "WORLD_SIZE" in environ and port and not (is_whole(port) and 0 < int(port) < 65536):
         return [f"MASTER_PORT={port!r} in the environment: not a port; {mend}, {launcher}"]
     return []
 
@@ -193,7 +199,7 @@ def most_nodes(command: list[str], environ: Mapping[str, str]) -> int:
     words = " ".join(command).replace("=", " ").split()
     nodes = dict(pairwise(words)).get("--nnodes") or environ.get("PET_NNODES", "")
     most = nodes.rpartition(":")[2] if ":" in nodes else ""
-    return int(most) if most.isdigit() else 0
+    return int(most) if is_whole(most) else 0
 
 
 def _ancestor_commands() -> list[list[str]]:
@@ -216,8 +222,8 @@ def accelerate_claim(command: list[str]) -> Claim | None:
         return None
     config = _launch_yaml(options.get("config_file"))
     kind = str(config.get("distributed_type", "NO")).upper()
-    processes = int(options.get("num_processes") or config.get("num_processes") or 0) or None
-    machines = int(options.get("num_machines") or config.get("num_machines") or 1)
+    processes = _count(options.get("num_processes") or config.get("num_processes") or 0) or None
+    machines = _count(options.get("num_machines") or config.get("num_machines") or 1)
     if processes is None and machines > 1:
         processes = machines
     engine = None
@@ -230,6 +236,14 @@ def accelerate_claim(command: list[str]) -> Claim | None:
     elif _is_ours(options.get("config_file")):  # a device that is missing would be replaced by another
         engine = Path(options["config_file"]).stem
     return Claim("the command `accelerate launch`", processes, engine)
+
+
+def _count(value: Any) -> int:
+    """Returns a number of processes or machines, 0 for what accelerate itself refuses."""
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        return 0
 
 
 def _accelerate_options(command: list[str]) -> dict[str, str] | None:
@@ -258,10 +272,15 @@ _SWITCHES = ("cpu", "multi_gpu", "use_deepspeed", "use_fsdp", "quiet", "debug", 
 
 def _launch_yaml(path: str | None) -> dict:
     """The accelerate YAML, or the user's default one where no file was named; {} where there is none."""
+    return read_launch_yaml(user_path(path or accelerate_default()))
+
+
+def read_launch_yaml(path: Path) -> dict:
+    """Returns the values of an accelerate YAML; {} for a file that accelerate itself cannot read."""
     try:
-        values = yaml.safe_load(user_path(path or accelerate_default()).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
-        return {}  # accelerate itself reports an unreadable file
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError):
+        return {}  # accelerate itself reports it
     return values if isinstance(values, dict) else {}
 
 
@@ -279,11 +298,12 @@ def _is_ours(yaml_file: str | None) -> bool:
 
 
 def _zero_stage(options: Mapping[str, str], config: Mapping) -> str | None:
-    section = config.get("deepspeed_config") or {}
+    section = config.get("deepspeed_config")
+    section = section if isinstance(section, dict) else {}
     name = options.get("deepspeed_config_file") or section.get("deepspeed_config_file")
     if name:
         try:
-            values = read_ds_json(name)
+            values = read_ds_json(str(name))
         except BadInput:
             return None  # start() reports it
         return zero_engine(values.get("zero_optimization", {}))

@@ -5,9 +5,11 @@ import json
 import pytest
 import yaml
 
+from data_prep.common.errors import BadInput
 from tests.launching import ROOT
 from trainer.distributed.deepspeed_json import config_folder, read_ds_json, zero_engine
 from trainer.distributed.engines import ENGINES, ZERO
+from trainer.distributed.launcher_claims import accelerate_claim
 
 YAMLS = {path.stem: path for path in config_folder("accelerate_configs").glob("*.yaml")}
 JSONS = {path.stem: path for path in config_folder("ds_configs").glob("*.json")}
@@ -107,3 +109,37 @@ def test_the_plan_counts_with_deepspeeds_own_defaults():
     theirs = DeepSpeedZeroConfig(stage=3)
     assert {name: getattr(theirs, name.removeprefix("stage3_")) for name in DEFAULTS} == DEFAULTS
     assert theirs.param_persistence_threshold == PERSISTENT
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"zero_optimization": 2}', "zero_optimization: must be an object"),
+        ('{"zero_optimization": {"offload_param": "cpu"}}', "zero_optimization.offload_param: must be an object"),
+        ("[" * 3000, "nested too deep"),
+        ("[]", "not a JSON object"),
+    ],
+)
+def test_a_deepspeed_json_of_other_types_is_refused(tmp_path, text, reason):
+    path = tmp_path / "ds.json"
+    path.write_text(text)
+    with pytest.raises(BadInput, match=reason):
+        read_ds_json(str(path))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"num_processes: two",
+        b"num_processes: .inf",
+        b"deepspeed_config: 3\ndistributed_type: DEEPSPEED",
+        b"deepspeed_config: {deepspeed_config_file: [x]}\ndistributed_type: DEEPSPEED",
+        b"a: !!timestamp x",
+        b"\xff: 1",
+    ],
+)
+def test_an_accelerate_yaml_that_accelerate_refuses_claims_nothing(tmp_path, body):
+    path = tmp_path / "a.yaml"
+    path.write_bytes(body)
+    claim = accelerate_claim(["accelerate", "launch", "--config_file", str(path), "-m", "trainer"])
+    assert (claim.processes, claim.engine) == (None, None)

@@ -142,3 +142,12 @@ def test_a_rank_that_waits_says_for_whom(monkeypatch, capsys):
             said = capsys.readouterr().err
     assert "rank 1 of 2 waits for the others at 127.0.0.1:29500, for up to 30 minutes" in said
     assert "unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT" in said
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK", "SLURM_STEP_NUM_TASKS"])
+@pytest.mark.parametrize("value", ["9" * 4400, "\u00b2", "1e3", "", "-1"])
+def test_what_is_no_number_of_processes_is_said_whatever_it_is(monkeypatch, name, value):
+    (problem,) = launcher_problems({name: value})
+    assert problem.startswith(f"{name}=") and problem.endswith(f"unset {name}")
+    monkeypatch.setenv(name, value)
+    assert (rank(), world_size()) == (0, 1)
