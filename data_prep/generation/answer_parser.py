@@ -40,6 +40,12 @@ _MARK = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _ANSWER = re.compile(r"<(?:final[-_ ]?)?(?:answer|response|output|solution|final)>(?=[^\[{]*[\[{])", re.IGNORECASE)
+# Headings: a line "Thinking:", "## Reasoning" or "**Thought process**", and "Answer:" before the pairs
+_LINE, _HEAD_END = r"^[ \t]*(?:#{1,6}[ \t]+|>[ \t]*)?[*_]{0,3}", r"[ \t]*(?::[*_]{0,3}|[*_]{1,3}:?|$)"
+_THOUGHT_HEADS = rf"(?:my[ \t]+)?(?:{_NAME.format('heading')}|step[- ]by[- ]step|let(?:'s| us) think)"
+_ANSWER_HEADS = r"(?:(?:my|the|final)[ \t]+){0,2}(?:answers?|response|output|result|json|pairs)"
+_HEADING = re.compile(rf"{_LINE}{_THOUGHT_HEADS}{_HEAD_END}", re.IGNORECASE | re.MULTILINE)
+_ANSWER_HEADING = re.compile(rf"{_LINE}{_ANSWER_HEADS}{_HEAD_END}(?=[^\[{{]*[\[{{])", re.IGNORECASE | re.MULTILINE)
 _THOUGHT_KEY = re.compile(rf"(?:\w+[-_ ])?{_NAME.format('key')}(?:[-_ ](?:content|details))?|drafts?", re.IGNORECASE)
 
 
@@ -91,9 +97,10 @@ def _after_thoughts(text: str) -> tuple[str, bool]:
     - An end without a beginning ends a thought that began with the text: servers cut the first mark away.
     - An end of another notation than the one that is open is a word of the thought.
     - A mark inside a whole pair is a word of the pair.
+    - Headings part a thought from the answer too, where both have one ("Thinking:" … "Answer:").
     """
     marks = list(_MARK.finditer(text))
-    pairs = _pair_spans(text) if marks or _ANSWER.search(text) else []
+    pairs = _pair_spans(text) if marks or _ANSWER.search(text) or _HEADING.search(text) else []
     opened: dict[str, str] = {}  # notation -> its mark, in the order of the text
     begin = 0
     for mark in marks:
@@ -107,9 +114,21 @@ def _after_thoughts(text: str) -> tuple[str, bool]:
                 continue
             if not opened:
                 begin = mark.end()
+    if opened:
+        return "", True
     answers = (mark for mark in _ANSWER.finditer(text, begin) if not _within(mark, pairs))
     first = next(answers, None)
-    return ("", True) if opened else (text[first.end() if first else begin :], False)
+    return text[max(first.end() if first else begin, _after_headings(text, pairs)) :], False
+
+
+def _after_headings(text: str, pairs: list[tuple[int, int]]) -> int:
+    """Returns where the answer begins if headings part it from a thought: behind the last one before a bracket; else 0.
+
+    A heading of a thought alone says nothing on where the thought ends.
+    """
+    thought = next((mark for mark in _HEADING.finditer(text) if not _within(mark, pairs)), None)
+    answers = _ANSWER_HEADING.finditer(text, thought.end()) if thought else ()
+    return max((mark.end() for mark in answers if not _within(mark, pairs)), default=0)
 
 
 def _read_mark(mark: re.Match[str], opened: dict[str, str]) -> tuple[bool, str | None]:

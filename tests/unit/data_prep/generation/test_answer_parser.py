@@ -257,3 +257,49 @@ def test_no_pair_comes_from_inside_a_thought(before, last, chatter, answered):
 def test_the_answer_after_thoughts_that_end_is_found(some, around):
     text = "".join(f"{start if begun else ''} {inside} {end}\n" for (start, end), begun, inside in some)
     assert parse(text + around.format(RIGHT)).pairs == [("Q", "right")]
+
+
+HEADINGS = [
+    ("Thinking:", "Answer:"),
+    ("## Reasoning", "## Final answer"),
+    ("**Thought process**", "**Answer:**"),
+    ("**Analysis:**", "**Output**"),
+    ("THOUGHTS", "RESULT"),
+    ("Let's think:", "Final Answer:"),
+    ("> Chain of thought:", "The answer:"),
+    ("Step-by-step:", "JSON:"),
+]
+
+
+@pytest.mark.parametrize("around", ["{}", "```json\n{}\n```", "Sure: {}"])
+@pytest.mark.parametrize("thought, answer", HEADINGS)
+def test_headings_part_a_thought_from_the_answer(thought, answer, around):
+    wrong, right = around.format(WRONG), around.format(RIGHT)
+    for text in (
+        f"{thought}\nmaybe {wrong}\n\n{answer}\n{right}",
+        f"{thought} maybe {wrong}\n{answer} {right}"
+        if thought.endswith((":", "*"))
+        else f"{thought}\n{wrong}\n{answer}\n{right}",
+        f"{thought}\n{wrong}\n{answer}\n{wrong}\nNo.\n{answer}\n{right}",
+    ):
+        assert parse(text) == Parsed([("Q", "right")]), text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Thinking:\n{RIGHT}",
+        f"Thinking:\n{RIGHT}\nAnswer: as above",
+        f"{RIGHT}\nThinking: it fits\nAnswer: yes",
+        f"Question: one\nAnswer: {RIGHT}",
+        f"The analysis shows this.\nThe answer is {RIGHT}",
+    ],
+)
+def test_a_heading_alone_hides_nothing(text):
+    assert parse(text).pairs == [("Q", "right")]
+
+
+def test_a_heading_inside_a_pair_is_a_word_of_it():
+    some = [("Why?\nThinking:\nyes", "Answer:\n[1]"), ("Q", "right")]
+    text = "[" + ", ".join(f'{{"question": "{q}", "answer": "{a}"}}' for q, a in some) + "]"
+    assert parse(text).pairs == some
