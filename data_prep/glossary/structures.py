@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 from lxml import etree, html
 
 from data_prep.glossary import markup
-from data_prep.glossary.words import ABOUT_TERMS, DEFINITION_HEADS, LETTER, NO_TERM, OTHER_LISTS, TERM_HEADS
+from data_prep.glossary.words import (
+    ABOUT_TERMS,
+    DEFINITION_HEADS,
+    LETTER,
+    LOOSE_DEFINITION_HEADS,
+    LOOSE_TERM_HEADS,
+    NO_TERM,
+    OTHER_LISTS,
+    TERM_HEADS,
+)
 
 FEWEST = 3  # plain list items, headings or bold words: any page may have fewer
 
@@ -100,6 +109,7 @@ def tables(document: html.HtmlElement, headed: bool) -> list[Group]:
         if headed and columns:
             groups += [_row(row, *columns) for row in rows if not _divides(row, head)]
         elif not headed and not columns and rows and all(len(row) == 2 for row in [head or rows[0], *rows]):
+            rows = rows if head or not _loosely_heads(rows[0]) else rows[1:]
             groups += [_row(row, [0], 1) for row in rows if not _divides(row, head)]
     return groups
 
@@ -182,6 +192,14 @@ def _columns(head: list[html.HtmlElement]) -> tuple[list[int], int] | None:
     definition = next((i for i, heading in enumerate(words) if heading & DEFINITION_HEADS), None)
     terms = [i for i, heading in enumerate(words) if heading & TERM_HEADS and i != definition]
     return (terms, definition) if terms and definition is not None else None
+
+
+def _loosely_heads(row: list[html.HtmlElement]) -> bool:
+    """Returns True for the first row of a glossary's table that names its columns in words of LOOSE_TERM_HEADS."""
+    words = [re.findall(r"\w+", markup.text_of(cell).casefold()) for cell in row]
+    if not all(0 < len(some) <= LONGEST_HEAD for some in words):
+        return False
+    return LOOSE_TERM_HEADS.issuperset(words[0]) and not LOOSE_DEFINITION_HEADS.isdisjoint(words[1])
 
 
 def names_columns(term: str, definition: str) -> bool:

@@ -42,6 +42,18 @@ DEFINITION_HEADS = _words("""
     定義 意味 説明 정의 의미 설명 뜻 定义 含义 解释 說明 说明
 """)
 
+# Further headings, of the plain tables of a glossary only: elsewhere "Name" and "Details" head tables of anything
+LOOSE_TERM_HEADS = TERM_HEADS | _words("""
+    name names code codes symbol symbols initialism initialisms title item items subject topic label letters short form
+    name kürzel zeichen titel bezeichnung thema nom symbole libellé nombre sigla símbolo nome símbolo naam
+    наименование название обозначение символ 名称 名前 記号 이름 기호 名稱 代码
+""")
+LOOSE_DEFINITION_HEADS = DEFINITION_HEADS | _words("""
+    stands expansion expanded full long details detail text note notes translation comment comments what information
+    interpretation content bezeichnung langform ausgeschrieben text hinweis details détails commentaire detalles notas
+    dettagli opmerking подробности примечание комментарий перевод 備考 内容 内訳 설명문 备注 全称 全稱
+""")
+
 # Sections that stand among the terms of a page and are none; the letters of its index: "A", "0–9", "A – C"
 NO_TERM = re.compile(
     _any_of(r"""

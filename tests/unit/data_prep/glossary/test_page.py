@@ -199,6 +199,10 @@ HEADS = {
     "class of the cells": "<tr><td class=tablehead>Name</td><td class='tablehead x'>What it is</td></tr>",
     "title before td": "<tr><td colspan=2>Our glossary</td></tr><tr><td>Term</td><td>Definition</td></tr>",
     "title before th": "<tr><th colspan=2>Our glossary</th></tr><tr><th>Name</th><th>What it is</th></tr>",
+    "words of a plain table": "<tr><td>Initialism</td><td>Stands for</td></tr>",
+    "name and note": "<tr><td>Name</td><td>Note</td></tr>",
+    "short and full": "<tr><td>Short form</td><td>Full name</td></tr>",
+    "Russian": "<tr><td>Название</td><td>Комментарий</td></tr>",
     "two rows of thead": "<thead><tr><td>Term<td>Definition</tr><tr><td>(English)<td>(long)</tr></thead>",
 }
 
@@ -226,6 +230,8 @@ def test_first_rows_that_are_entries_stay():
     assert set(read(f"{ABOUT}<table>{bold}</table>")) == {"ant", "bee"}
     classed = "<tr class=headword><td>ant<td>An insect.<tr class=note><td>bee<td>Another."
     assert set(read(f"{ABOUT}<table>{classed}</table>")) == {"ant", "bee"}
+    loose = "<tr><td>name<td>What a thing or a person is called.<tr><td>ant<td>An insect, with a note."
+    assert set(read(f"{ABOUT}<table>{loose}</table>")) == {"name", "ant"}
 
 
 def test_headings_of_columns_in_a_list_are_no_entry():
