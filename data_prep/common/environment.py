@@ -187,11 +187,22 @@ def header_problems(*names: str) -> list[str]:
     return problems
 
 
-def read_dotenv(file: Path) -> dict[str, str | None]:
-    """Returns the variables of a `.env`. BadInput, naming the line, for a file that is no UTF-8 text."""
+def read_dotenv(file: Path, wanted: str = "") -> dict[str, str | None]:
+    """Returns the variables of a `.env`. BadInput, naming the line, for a file that is no UTF-8 text.
+
+    wanted: the variable that is looked for. A line that begins with it and has no value is BadInput too.
+    """
     from dotenv import dotenv_values
 
-    return dotenv_values(stream=StringIO(_text_of(file)))
+    text = _text_of(file)
+    values = dotenv_values(stream=StringIO(text))
+    if wanted and values.get(wanted) is None:
+        for number, line in enumerate(text.splitlines(), 1):
+            if re.match(rf"\s*(?:export\s+|set\s+)?{wanted}(?!\w|\s*=\s*$)", line):
+                raise BadInput(
+                    f"{file}:{number}: {wanted} has no value there; write {wanted}=value on a line of its own"
+                )
+    return values
 
 
 def _text_of(file: Path, reader: str = "") -> str:

@@ -20,7 +20,7 @@ def secret(name: str) -> str | None:
     from dotenv import find_dotenv
 
     file = find_dotenv(usecwd=True)
-    value = read_dotenv(Path(file)).get(name) if file else None
+    value = read_dotenv(Path(file), name).get(name) if file else None
     return _usable(f"{file}: {name}", value) if value else None
 
 

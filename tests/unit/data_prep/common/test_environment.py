@@ -156,6 +156,9 @@ def test_keys_of_a_dotenv_with_a_mark_comment_or_export_are_found(data):
         ("OPENAI_API_KEY=k\r\n".encode("utf-16"), "/.env: is in UTF-16, as PowerShell writes it"),
         ("OPENAI_API_KEY=k\r\n".encode("utf-16-be"), "/.env: is in UTF-16, as PowerShell writes it"),
         (b"OPENAI_API_KEY='two words'\n", "/.env: OPENAI_API_KEY: holds a space"),
+        (b"A=1\nOPENAI_API_KEY sk-abc\n", "/.env:2: OPENAI_API_KEY has no value there; write OPENAI_API_KEY=value"),
+        (b"\nexport OPENAI_API_KEY\n", "/.env:2: OPENAI_API_KEY has no value there"),
+        (b"OPENAI_API_KEY: sk-abc\n", "/.env:1: OPENAI_API_KEY has no value there"),
     ],
 )
 def test_a_dotenv_that_cannot_be_read_is_named_with_its_line(data, said):
