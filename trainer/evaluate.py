@@ -51,12 +51,8 @@ def _data(args: argparse.Namespace) -> RetrievalSet:
     if args.data is not None:
         check(store_flags(args))
         return load_set(args.data, args.strict, args.ignore_identical_ids)
-    check([f"{flag}: belongs to --data SET" for flag, given in _set_flags(args).items() if given])
-    return load_collection(store_of(args), args.pairs, where_of(args))
-
-
-def _set_flags(args: argparse.Namespace) -> dict[str, bool]:
-    return {"--strict": args.strict, "--ignore-identical-ids": args.ignore_identical_ids}
+    check(["--ignore-identical-ids: belongs to --data SET"] if args.ignore_identical_ids else [])
+    return load_collection(store_of(args), args.pairs, where_of(args), args.strict)
 
 
 def run(args: argparse.Namespace) -> int:

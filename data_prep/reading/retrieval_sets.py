@@ -23,7 +23,7 @@ from data_prep.shards.folder import ShardFolder, open_shards
 from data_prep.stores.base import StoreConfig
 from data_prep.stores.open import open_collection
 
-_GRADE = re.compile(r"\s*[-+]?\d+(\.0*)?\s*", re.ASCII)  # pandas writes whole numbers as 1.0
+_GRADE = re.compile(r"\s*[-+]?\d{1,9}(\.0*)?\s*", re.ASCII)  # pandas writes whole numbers as 1.0
 
 
 @dataclass
@@ -231,31 +231,40 @@ def eval_set_of(shards: ShardFolder) -> RetrievalSet:
     )
 
 
-def load_collection(config: StoreConfig, pairs: Path, where: dict[str, Any] | None = None) -> RetrievalSet:
+def load_collection(
+    config: StoreConfig, pairs: Path, where: dict[str, Any] | None = None, strict: bool = False
+) -> RetrievalSet:
     """Makes a set of a collection (its chunks are the corpus) and a file of pairs (their queries).
 
-    Relevant, with grade 1: the chunks that a pair names by `chunk_id`, or a record by `doc_ids`. Raises BadInput: no
-    such collection, bad rows, unknown chunks.
+    Relevant, with grade 1: the chunks that a pair names by `chunk_id`, or a record by `doc_ids`. Chunks that are not
+    in the collection count as not retrieved, and queries of no other chunk are left out: notes of the set. strict:
+    problems. Raises BadInput: no such collection, bad rows, rows that name no chunk.
     """
     with open_collection(config) as collection:
         docs = {chunk.id: chunk.text for chunk in track(collection.chunks(where), f"reading {config.collection}")}
     queries: dict[str, str] = {}
     qrels: dict[str, dict[str, int]] = {}
-    unnamed, missing = 0, []
+    unnamed, flaws = 0, _Flaws()
+    where_looked = f"in {config.collection}" + (", where --where fits" if where else "")
     for record in read_records(pairs, positive="answer"):
         query = f"q{text_key(record.query)}"
         queries.setdefault(query, record.query)
         qrels.setdefault(query, {}).update(dict.fromkeys(record.doc_ids, 1))
         unnamed += not record.doc_ids
-        missing += [name for name in record.doc_ids if name not in docs]
+        for name in record.doc_ids:
+            if name not in docs:
+                flaws.add(f"{pairs}: chunk {name!r} is not {where_looked}", "such chunks count as not retrieved")
     problems = []
     if unnamed:
         problems.append(f"{pairs}: {unnamed:,} rows name no chunk (chunk_id): which chunk answers them?")
-    if missing:
-        where_looked = f"in {config.collection}" + (", where --where fits" if where else "")
-        problems.append(f"{pairs}: {len(missing):,} rows name chunks that are not {where_looked}, such as {missing[0]}")
+    for query in [query for query, grades in qrels.items() if not unnamed and grades.keys().isdisjoint(docs)]:
+        flaws.add(f"{pairs}: query {queries.pop(query)!r} has no chunk {where_looked}", "such queries are left out")
+        del qrels[query]
     if not queries:
-        problems.append(f"{pairs}: holds no pair")
+        problems += [f"{pairs}: names no chunk that is {where_looked}" if flaws.lines() else f"{pairs}: holds no pair"]
+    elif strict:
+        problems += [f"{line} (refused by --strict)" for line in flaws.lines()]
     if problems:
         raise BadInput(problems)
-    return RetrievalSet(config.collection, [*docs], [*docs.values()], [*queries], [*queries.values()], qrels)
+    sides = [*docs], [*docs.values()], [*queries], [*queries.values()]
+    return RetrievalSet(config.collection, *sides, qrels, flaws.lines())

@@ -442,8 +442,15 @@ def test_a_collection_and_its_pairs_are_evaluated(source, tiny_bert, tmp_path, c
     assert (found["queries"], found["documents"]) == (30, COUNT)
     assert found["metrics"]["recall@1"] == pytest.approx(first)
     write_jsonl(pairs, [rows[0], rows[1] | {"chunk_id": "gone"}])
+    assert main([*place, "--pairs", str(pairs)]) == 0
+    said = capsys.readouterr().err
+    assert f"{pairs}: chunk 'gone' is not in docs; 1 such chunks count as not retrieved" in said
+    assert f"query {rows[1]['question']!r} has no chunk in docs; 1 such queries are left out" in said
+    assert main([*place, "--pairs", str(pairs), "--strict"]) == 2
+    assert capsys.readouterr().err.count("(refused by --strict)") == 2
+    write_jsonl(pairs, [rows[1] | {"chunk_id": "gone"}])
     assert main([*place, "--pairs", str(pairs)]) == 2
-    assert "1 rows name chunks that are not in docs, such as gone" in capsys.readouterr().err
+    assert f"{pairs}: names no chunk that is in docs" in capsys.readouterr().err
     write_jsonl(pairs, [{"anchor": "a", "positive": "b"}])
     assert main([*place, "--pairs", str(pairs)]) == 2
     assert "1 rows name no chunk" in capsys.readouterr().err
