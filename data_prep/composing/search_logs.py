@@ -32,6 +32,7 @@ from data_prep.reading.row_problems import Problem, Problems
 from data_prep.records import Record, document_text, text_key
 
 LEAST_THETA = 0.1
+MOST = 2**53  # of clicks, impressions and positions
 NAMES = {"clicked_item": "item", "clicked item": "item", "clicks": "count"}  # other names of our columns
 ROWS = ("pairs", "lists")
 
@@ -214,6 +215,9 @@ def _whole(row: Row, key: str, least: int) -> int:
         return least
     if isinstance(value, bool) or not isinstance(value, int):
         row.found.append(f"key {key!r} must be a whole number, not {kind(value)}")
+        return least
+    if value > MOST:
+        row.found.append(f"key {key!r} is beyond 2^53, the largest count that is exact")
         return least
     if value < least:
         counted = "; positions count from 1" if key == "position" else ""

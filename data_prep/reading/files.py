@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import orjson
 
@@ -17,6 +17,7 @@ from data_prep.reading.row_problems import Problem
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 TABLE_BATCH = 1000
+PIECE = 4 << 20  # bytes of a JSONL line beyond which it may end at a \r
 
 
 class Item(NamedTuple):
@@ -121,9 +122,7 @@ def _read_jsonl(path: Path, span: Span) -> Iterator[Item | Problem | Blank]:
     with open(path, "rb") as handle:
         handle.seek(span.start)
         at, number = span.start, span.line
-        for line in handle:
-            if at >= span.stop:
-                break
+        for line in _lines(handle, span.stop - span.start):
             text = line if at else line.removeprefix(codecs.BOM_UTF8)
             at += len(line)
             if b"\r" in (text := text.rstrip(b"\r\n")):
@@ -131,6 +130,33 @@ def _read_jsonl(path: Path, span: Span) -> Iterator[Item | Problem | Blank]:
             else:
                 yield _json_row(path, number, text)
             number += line_ends(line)
+
+
+def _lines(handle: IO[bytes], left: int) -> Iterator[bytes]:
+    """Yields the lines of the next `left` bytes; lines that end with \\r, as on old Macs, come many at a time."""
+    while left > 0 and (line := handle.readline(min(PIECE, left))):
+        if not line.endswith(b"\n"):
+            line = to_line_end(handle, line, left - len(line))
+        left -= len(line)
+        yield line
+
+
+def to_line_end(handle: IO[bytes], block: bytes, most: int = 1 << 62) -> bytes:
+    """Returns the block up to the end of its last line, of which `most` more bytes may be read.
+
+    A line of more than PIECE bytes ends at a \\r, if it has one: the file of an old Mac is not held in memory.
+    """
+    start = block.rfind(b"\n") + 1
+    while most > 0 and not block.endswith(b"\n"):
+        if len(block) - start >= PIECE and (end := block.rfind(b"\r", start, -1) + 1):  # \r\n may be cut
+            handle.seek(end - len(block), os.SEEK_CUR)
+            return block[:end]
+        piece = handle.readline(min(PIECE, most))
+        if not piece:
+            break
+        most -= len(piece)
+        block += piece
+    return block
 
 
 def line_ends(block: bytes) -> int:

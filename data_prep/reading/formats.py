@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from data_prep.common.console import say
 from data_prep.common.errors import BadInput, nearest
 from data_prep.reading.files import Blank, Item, Span, read_items
-from data_prep.reading.row import Row, kind
+from data_prep.reading.row import Row, kind, list_in_cell
 from data_prep.reading.row_problems import BadRow, Problem, Problems
 from data_prep.reading.supervision import read_supervision
 from data_prep.records import Record
@@ -19,6 +19,7 @@ def _own(row: Row, _: str | None) -> Record:
     query, positives = row.text("query"), row.texts("positives", required=True)
     negatives, score, teacher = row.texts("negatives"), row.score(), row.take("teacher_scores", required=False)
     if teacher is not None:
+        teacher = list_in_cell(teacher) if row.table and isinstance(teacher, str) else teacher
         if isinstance(teacher, list):
             teacher = [row.number(f"teacher_scores[{i}]", value) for i, value in enumerate(teacher)]
         else:
@@ -42,7 +43,7 @@ def _chunk(row: Row, positive: str | None) -> Record:
 
 def _pair(query: str, positive: str) -> Callable[[Row, str | None], Record]:
     """Builds records from these two keys; other spellings of negatives follow (supervision.py)."""
-    return lambda row, _: Record(row.text(query), [row.text(positive)], row.texts("hard_negatives"))
+    return lambda row, _: Record(row.text(query), row.one_or_more(positive), row.texts("hard_negatives"))
 
 
 def _lists(row: Row, _: str | None) -> Record:

@@ -1,9 +1,11 @@
 """The keys of one row, taken one by one with their types checked."""
 
+import ast
 import contextlib
 import datetime
 import decimal
 import json
+import math
 from typing import Any
 
 from data_prep.common.finite import decode_json, is_finite
@@ -19,6 +21,7 @@ class Row:
         self.values, self.table = dict(values), table
         self.found: list[str] = []  # problems
         self.extra: list[str] = []  # keys that became metadata
+        self.listed = False  # the positive is a list: several, or documents that a list of labels divides
 
     def take(self, key: str, required: bool) -> Any:
         value = self.values.pop(key, MISSING)
@@ -41,12 +44,21 @@ class Row:
             self.found.append(f"key {where!r} is empty")
         return value
 
+    def one_or_more(self, key: str) -> list[str]:
+        """Takes a text, or a list of texts."""
+        self.listed = isinstance(self.values.get(key), list)
+        return self.texts(key, required=True) if self.listed else [self.text(key)]
+
     def texts(self, key: str, required: bool = False) -> list[str]:
+        """Takes a list of texts. A cell of a table may hold it as JSON, or as Python writes it."""
         value = self.take(key, required)
         if value is None:
             return []
+        if self.table and isinstance(value, str):
+            value = list_in_cell(value)
         if not isinstance(value, list):
-            self.found.append(f"key {key!r} must be a list of texts, not {kind(value)}")
+            mend = '; write it as JSON: ["one", "two"]' if self.table else ""
+            self.found.append(f"key {key!r} must be a list of texts, not {kind(value)}{mend}")
             return []
         if required and not value:
             self.found.append(f"key {key!r} is empty: it needs at least one text")
@@ -71,10 +83,12 @@ class Row:
         if isinstance(value, bool) or not isinstance(value, int | float):
             self.found.append(f"key {key!r} must be a number, not {kind(value)}")
             return 0.0
-        if value != value or abs(value) == float("inf"):
-            self.found.append(f"key {key!r} is {value}; it must be a finite number")
-            return 0.0
-        return float(value)
+        with contextlib.suppress(OverflowError):  # of a whole number beyond all floats
+            if math.isfinite(number := float(value)):
+                return number
+        shown = value if isinstance(value, float) else "a number beyond 1e308"
+        self.found.append(f"key {key!r} is {shown}; it must be a finite number")
+        return 0.0
 
     def score(self, key: str = "score", required: bool = False) -> float | None:
         value = self.take(key, required)
@@ -126,6 +140,20 @@ class Row:
         except (TypeError, ValueError) as error:
             self.found.append(str(error))
             return {}
+
+
+def list_in_cell(text: str) -> Any:
+    """Returns the list that a cell of a CSV holds, as JSON or as Python prints it (pandas does); else the text.
+
+    Python reads `['a' 'b']`, as numpy prints two texts, as one text: only what is printed alike again is a list.
+    """
+    if text.lstrip().startswith("["):
+        for read in (decode_json, ast.literal_eval):
+            with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                value = read(text.strip())
+                if isinstance(value, list) and (read is decode_json or repr(value) == text.strip()):
+                    return value
+    return text
 
 
 def kind(value: Any) -> str:

@@ -5,14 +5,12 @@
 - Any other key with such a word is a problem: as metadata it would be lost to training.
 """
 
-import contextlib
 import re
 import unicodedata
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from data_prep.common.finite import decode_json
-from data_prep.reading.row import Row, kind
+from data_prep.reading.row import Row, kind, list_in_cell
 from data_prep.records import Record
 
 NEGATIVES, NEGATIVE_SCORES, POSITIVE_SCORES, GRADES, NEGATIVE_IDS, UNREAD = range(6)
@@ -113,9 +111,11 @@ def _read(row: Row, record: Record, keys: dict[int, list[tuple[int, str]]], own:
 
 
 def _negatives(row: Row, key: str) -> list[str]:
-    """Returns the texts of a key: a list or one text, but a list under a plural and a text under "negative"."""
+    """Returns the texts of a key: a list, or one text, but not under a plural."""
     value, words = row.values[key], role_of(key).words
-    if isinstance(value, list) and words != {"negative"}:
+    if row.table and isinstance(value, str) and words & LISTS:
+        value = list_in_cell(value)
+    if isinstance(value, list):
         return row.texts(key)
     if words & LISTS:
         row.take(key, required=False)
@@ -161,11 +161,30 @@ def _read_grade(row: Row, record: Record, key: str) -> None:
             f"{reason}; if it is no score, rename it (--columns other={key})" for reason in row.found[before:]
         ]
         return
+    if row.listed and not record.negatives and role_of(key).words & {"label", "labels"}:
+        _divide_by_labels(row, record, key, value)
+        return
     numbers, documents = _numbers(row, key), len(record.positives) + len(record.negatives)
     if len(numbers) != documents:
         text = f"has {len(numbers)} numbers for {documents} documents; it needs one for each positive, then negative"
         row.found.append(f"key {key!r} {text}")
     record.teacher_scores = numbers
+
+
+def _divide_by_labels(row: Row, record: Record, key: str, labels: list) -> None:
+    """Divides the documents of a row into positives (label 1) and negatives (label 0): a labelled list."""
+    row.take(key, required=False)
+    documents, count = record.positives, len(record.positives)
+    if len(labels) != count:
+        row.found.append(f"key {key!r} has {len(labels)} labels for {count} documents; each needs one")
+    elif any(label not in (0, 1) for label in labels):
+        mend = "put them under 'pos' and 'neg', with 'pos_scores' and 'neg_scores'"
+        row.found.append(f"key {key!r} holds other labels than 0 and 1, which do not say what is relevant; {mend}")
+    elif 1 not in labels:
+        row.found.append(f"key {key!r} labels no document as relevant (1); such a row has no positive")
+    else:
+        record.positives = [text for text, label in zip(documents, labels) if label]
+        record.negatives = [text for text, label in zip(documents, labels) if not label]
 
 
 def _numbers(row: Row, key: str) -> list[float]:
@@ -181,8 +200,7 @@ def _plain(row: Row, key: str) -> Any:
     value = row.values[key]
     if row.table and isinstance(value, str):
         if value.lstrip().startswith("["):
-            with contextlib.suppress(ValueError):
-                value = decode_json(value)
+            value = list_in_cell(value)
         elif value.strip().casefold() in ("true", "false"):
             value = value.strip().casefold() == "true"
     if isinstance(value, bool) and not role_of(key).words & {"score", "scores"}:

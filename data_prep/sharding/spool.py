@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_prep.common.errors import BadInput
-from data_prep.reading.files import Span, check_readable, line_ends
+from data_prep.reading.files import Span, check_readable, line_ends, to_line_end
 from data_prep.reading.formats import Notes, read_span
 from data_prep.reading.row_problems import Problems, field_value
 from data_prep.records import Record, count_words, is_variant, query_key, text_key
@@ -96,8 +96,7 @@ def _spans(path: Path) -> Iterator[Span | None]:
     start, line = 0, 1
     with open(path, "rb") as handle:
         while block := handle.read(SPAN_BYTES):
-            if not block.endswith(b"\n"):
-                block += handle.readline()
+            block = to_line_end(handle, block)
             yield Span(start, start + len(block), line)
             start, line = start + len(block), line + line_ends(block)
 

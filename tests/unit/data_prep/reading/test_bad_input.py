@@ -21,7 +21,7 @@ ROWS = [
     ("blank text", "a.jsonl", '{"anchor": " \\t", "positive": "b"}', ["key 'anchor' is empty"]),
     ("invisible text", "a.jsonl", '{"anchor": "\\u200b", "positive": "b"}', ["key 'anchor' is empty"]),
     ("number as text", "a.jsonl", '{"anchor": 5, "positive": "b"}', ["key 'anchor' must be a text, not a number (5)"]),
-    ("list as text", "a.jsonl", '{"anchor": "a", "positive": ["b"]}', ["'positive' must be a text, not a list"]),
+    ("list as text", "a.jsonl", '{"anchor": ["a"], "positive": "b"}', ["'anchor' must be a text, not a list"]),
     ("null text", "a.jsonl", '{"anchor": null, "positive": "b"}', ["key 'anchor' is null"]),
     ("text as list", "a.jsonl", '{"query": "a", "pos": "b"}', ["key 'pos' must be a list of texts, not a text"]),
     ("empty list", "a.jsonl", '{"query": "a", "pos": []}', ["key 'pos' is empty: it needs at least one text"]),
@@ -93,7 +93,12 @@ ROWS = [
     ("source", "a.jsonl", '{"query": "a", "positives": ["b"], "source": 1}', ["key 'source' must be a text"]),
     ("teacher list", "a.jsonl", '{"query": "a", "positives": ["b"], "teacher_scores": 1}', ["a list of numbers"]),
     ("null in list", "a.jsonl", '{"query": "a", "pos": [null]}', ["key 'pos[0]' must be a text, not null"]),
-    ("negative type", "a.jsonl", '{"query": "a", "positive": "b", "negative": ["c"]}', ["'negative' must be a text"]),
+    (
+        "negative type",
+        "a.jsonl",
+        '{"query": "a", "positive": "b", "negative": {"c": 1}}',
+        ["'negative' must be a text"],
+    ),
     ("Parquet", "a.parquet", "no parquet at all", ["is not a readable Parquet file"]),
 ]
 

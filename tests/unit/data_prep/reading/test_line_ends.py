@@ -8,6 +8,7 @@ import pytest
 
 from data_prep.common.errors import BadInput
 from data_prep.common.finite import is_finite, with_nulls
+from data_prep.reading import files
 from data_prep.reading.files import Blank, read_items
 from data_prep.reading.formats import read_records
 from data_prep.reading.row_problems import Problem
@@ -169,3 +170,57 @@ def test_nulls_take_the_place_of_numbers_that_json_lacks_at_any_depth():
     assert not is_finite(value)
     assert with_nulls(value) == {"a": [1.5, None, {"b": None}], "c": "Infinity", "d": True, "e": None}
     assert is_finite(with_nulls(value))
+
+
+@pytest.mark.parametrize("rows_end", ["\r", "\r\n", "\n"], ids=["CR", "CRLF", "LF"])
+@pytest.mark.parametrize("piece", [1, 7, 60, 200])
+def test_a_file_of_an_old_mac_is_read_in_pieces(tmp_path, monkeypatch, piece, rows_end):
+    """No read goes beyond a piece and a row, however long the file is; rows and line numbers stay."""
+    path = tmp_path / "a.jsonl"
+    rows = [row | {"anchor": "long " * i} for i, row in enumerate(ROWS[1:] * 8, 1)]
+    path.write_bytes(b"".join(json.dumps(row).encode() + rows_end.encode() for row in rows))
+    monkeypatch.setattr(files, "PIECE", piece)
+    longest, as_it_was = 0, files.to_line_end
+
+    def measured(*arguments) -> bytes:
+        nonlocal longest
+        block = as_it_was(*arguments)
+        longest = max(longest, len(block))
+        return block
+
+    monkeypatch.setattr(files, "to_line_end", measured)
+    found = list(read_items(path))
+    assert [item.value for item in found] == rows
+    assert [item.line for item in found] == [*range(1, len(rows) + 1)]
+    assert longest <= 2 * max(piece, len(json.dumps(rows[-1])) + 2)
+
+
+@pytest.mark.parametrize("span_bytes", [1, 64, 500])
+def test_spans_of_a_file_of_an_old_mac_are_its_rows(tmp_path, monkeypatch, span_bytes):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"".join(json.dumps(row).encode() + b"\r" for row in ROWS * 6))
+    monkeypatch.setattr(files, "PIECE", 100)
+    monkeypatch.setattr(spool, "SPAN_BYTES", span_bytes)
+    spans = list(spool._spans(path))
+    assert [item.value for span in spans for item in read_items(path, span)] == ROWS * 6
+    assert len(spans) > 3 and max(span.stop - span.start for span in spans) <= span_bytes + 300
+
+
+@pytest.mark.parametrize("number", ["9" * 400, "-" + "9" * 400, "1e999"])
+def test_a_number_beyond_all_floats_is_refused_in_words(tmp_path, capsys, number):
+    """As a score, a teacher's score, a count of a log and a grade of a retrieval set."""
+    path, out = tmp_path / "a.jsonl", tmp_path / "out.jsonl"
+    for row in ('"score": ', '"negative": "c", "scores": [1, '):
+        path.write_text(f'{{"anchor": "a", "positive": "b", {row}{number}{"]" if "[" in row else ""}}}\n')
+        code, _, err = run(capsys, "compose", path, "--output", out)
+        assert code == 2 and "it must be a finite number" in err
+    path.write_text(f'{{"query": "q", "item": "i", "position": 1, "count": {number}}}\n')
+    code, _, err = run(capsys, "logs", path, "--output", out)
+    assert code == 2 and "key 'count' " in err
+    for name in ("corpus", "queries"):
+        (tmp_path / f"{name}.jsonl").write_text('{"_id": "1", "text": "t"}\n')
+    (tmp_path / "qrels.tsv").write_text(f"1\t1\t{number}\n")
+    code, _, err = run(capsys, "compose", write_jsonl(path, [PAIR]), "--output", out)
+    assert code == 0
+    code, _, err = run(capsys, "inspect", out, "--exclude", tmp_path)
+    assert code == 2 and "qrels.tsv:1: needs query id, document id and a whole grade" in err

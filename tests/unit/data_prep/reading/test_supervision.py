@@ -156,3 +156,82 @@ def test_other_keys_and_the_rows_own_metadata_stay_metadata(tmp_path):
     negatives, score, teacher, metadata = one(write_jsonl(tmp_path / "a.jsonl", [row]))
     assert (negatives, score, teacher) == (["c"], None, None)
     assert metadata == {"score": 7, "label": "faq", "negative_id": "d7"} | plain
+
+
+@pytest.mark.parametrize("labels", [[1, 0, 0], [True, False, False], [1.0, 0.0, 0.0]], ids=str)
+@pytest.mark.parametrize("names", [("anchor", "positive"), ("query", "positive"), ("question", "answer")], ids=str)
+def test_a_labelled_list_is_divided_into_positives_and_negatives(tmp_path, names, labels):
+    """sentence-transformers' mine_hard_negatives writes it, with output_format="labeled-list"."""
+    row = {names[0]: "q", names[1]: ["b", "c", "d"], "labels": labels}
+    (record,) = read_records(write_jsonl(tmp_path / "a.jsonl", [row]))
+    assert (record.positives, record.negatives, record.teacher_scores) == (["b"], ["c", "d"], None)
+    (record,) = read_records(write_table(tmp_path, row, "parquet"))
+    assert (record.positives, record.negatives, record.teacher_scores) == (["b"], ["c", "d"], None)
+
+
+@pytest.mark.parametrize(
+    ("more", "parts"),
+    [
+        ({"labels": [3.5, 0.2]}, ["key 'labels' holds other labels than 0 and 1", "'pos' and 'neg'"]),
+        ({"labels": [1]}, ["key 'labels' has 1 labels for 2 documents"]),
+        ({"labels": [0, 0]}, ["key 'labels' labels no document as relevant"]),
+        ({"labels": ["a", None]}, ["key 'labels' holds other labels than 0 and 1"]),
+        ({"label": 1}, ["key 'label' is one number for 2 documents"]),
+        ({"positive": []}, ["key 'positive' is empty: it needs at least one text"]),
+        ({"positive": ["b", 7]}, ["key 'positive[1]' must be a text, not a number (7)"]),
+    ],
+)
+def test_a_labelled_list_that_says_nothing_is_refused(tmp_path, more, parts):
+    with pytest.raises(BadInput) as refusal:
+        list(read_records(write_jsonl(tmp_path / "a.jsonl", [{"anchor": "a", "positive": ["b", "c"]} | more])))
+    assert all(part in str(refusal.value) for part in parts), refusal.value
+
+
+def test_lists_of_positives_and_negatives_are_read_under_their_singular(tmp_path):
+    row = {"anchor": "a", "positive": ["b", "c"], "negative": ["d", "e"], "scores": [4, 3, 2, 1]}
+    (record,) = read_records(write_jsonl(tmp_path / "a.jsonl", [row]))
+    assert (record.positives, record.negatives) == (["b", "c"], ["d", "e"])
+    assert record.teacher_scores == [4.0, 3.0, 2.0, 1.0]
+
+
+CELLS = {
+    '["c", "d"]': ["c", "d"],
+    '[ "c","d" ]': ["c", "d"],
+    "['c', 'd']": ["c", "d"],  # as pandas writes a column of lists
+    "[\"it's\", 'd']": ["it's", "d"],
+    "[]": [],
+}
+
+
+@pytest.mark.parametrize("key", ["negatives", "hard_negatives", "Hard Negatives"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_list_in_a_cell_is_read(tmp_path, key, cell):
+    for kind in ("csv", "tsv"):
+        assert one(write_table(tmp_path, PAIR | {key: cell}, kind))[0] == CELLS[cell], kind
+
+
+@pytest.mark.parametrize(
+    "cell", ["['c' 'd']", "['c', 'd'", "[c, d]", '["c" "d"]', "c", "{'c'}", '["c", 7]', "[" * 5000]
+)
+def test_a_cell_that_is_no_list_of_texts_is_refused(tmp_path, cell):
+    """numpy prints a column of arrays without commas, which Python would read as one text."""
+    with pytest.raises(BadInput, match="must be a (list of texts|text), not"):
+        list(read_records(write_table(tmp_path, PAIR | {"negatives": cell}, "csv")))
+
+
+def test_a_text_in_brackets_stays_a_text(tmp_path):
+    row = {"anchor": "a", "positive": '["b"]', "negative": "[1]"}
+    (record,) = read_records(write_table(tmp_path, row, "csv"))
+    assert (record.positives, record.negatives) == (['["b"]'], ["[1]"])
+
+
+def test_a_record_as_it_is_comes_back_from_a_csv(tmp_path):
+    row = {
+        "query": "q",
+        "positives": ["a", "b"],
+        "negatives": ["c"],
+        "teacher_scores": [3, 2, 1],
+        "doc_ids": ["x", "y"],
+    }
+    (record,) = read_records(write_table(tmp_path, row, "csv"))
+    assert {key: getattr(record, key) for key in row} == row
