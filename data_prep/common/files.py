@@ -101,8 +101,12 @@ def cache_folder(name: str) -> Path:
     """Returns the folder of one cache: below EMBEDFLEET_CACHE, else below embedfleet/ in XDG_CACHE_HOME or ~/.cache."""
     own, shared = os.environ.get("EMBEDFLEET_CACHE"), os.environ.get("XDG_CACHE_HOME")
     own = own and expanded(own)
-    if own and (blocked := existing_parent(Path(own))) and not blocked.is_dir():
-        raise BadInput(f"EMBEDFLEET_CACHE={own}: {blocked} is a file; name a folder")
+    try:
+        blocked = own and not existing_parent(Path(own)).is_dir()
+    except OSError as error:  # a name that is too long
+        raise BadInput(f"EMBEDFLEET_CACHE={own[:80]}: no folder can have this name ({error.strerror})") from None
+    if blocked:
+        raise BadInput(f"EMBEDFLEET_CACHE={own}: {existing_parent(Path(own))} is a file; name a folder")
     try:
         return Path(own or Path(expanded(shared) if shared else Path.home() / ".cache", "embedfleet"), name)
     except RuntimeError:  # no HOME, and the user has no entry in the system's list

@@ -28,8 +28,12 @@ def read_ds_json(name: str) -> dict:
     """Reads a DeepSpeed JSON by path; a missing path is looked up by its file name in our own ds_configs/. (Accelerate
     resolves it against the working folder alone.) Raises BadInput."""
     own = config_folder("ds_configs") / Path(name).name
-    path = Path(name) if Path(name).is_file() else own
-    if not path.is_file():
+    try:
+        path = Path(name) if Path(name).is_file() else own
+        found = path.is_file()
+    except OSError as error:  # a name that is too long
+        raise BadInput(f"{name[:80]}: no such DeepSpeed config ({error.strerror})") from None
+    if not found:
         known = ", ".join(sorted(p.name for p in own.parent.glob("*.json")))
         raise BadInput(f"{name}: no such DeepSpeed config. embedfleet ships: {known}")
     try:

@@ -69,9 +69,9 @@ def from_json(path: Path, overrides: Iterable[str] = ()) -> Entry | None:
         for ours in KEYS[key]:
             run.put(ours, value, f"{origin(key)}: {key}", key)
     dtype = given.get("dtype", "auto")
-    if dtype not in PRECISIONS:
+    if str(dtype) not in PRECISIONS:
         run.problems.append(f"{origin('dtype')}: dtype: {dtype!r} is none of {', '.join(PRECISIONS)}")
-    run.put("train.precision", PRECISIONS.get(dtype, "fp32"), stated="dtype" if "dtype" in given else None)
+    run.put("train.precision", PRECISIONS.get(str(dtype), "fp32"), stated="dtype" if "dtype" in given else None)
     if "optim.name" in given:
         run.put("optim.name", str(given["optim.name"]).lower(), f"{origin('optim.name')}: optim.name", "optim.name")
     folder, name = Path(str(given.get("output.save_dir", "runs"))), str(given.get("output.save_name", "run"))

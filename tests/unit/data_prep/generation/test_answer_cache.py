@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.common.errors import Failed
+from data_prep.common.errors import BadInput, Failed
 from data_prep.common.files import cache_folder
 from data_prep.generation.answer_cache import Answer, AnswerCache
 from tests.launching import environment
@@ -175,3 +175,9 @@ def test_a_line_with_a_value_of_another_type_is_damaged(tmp_path, capsys, key, v
     path.write_text("\n".join([head, json.dumps(json.loads(first) | {key: value}), "[" * 3000, second]) + "\n")
     with AnswerCache(tmp_path, REQUEST) as cache:
         assert len(cache) == 1 and "2 damaged lines" in capsys.readouterr().err
+
+
+def test_a_cache_folder_whose_name_is_too_long_is_named_with_its_variable(monkeypatch):
+    monkeypatch.setenv("EMBEDFLEET_CACHE", "9" * 5000)
+    with pytest.raises(BadInput, match="EMBEDFLEET_CACHE=999"):
+        cache_folder("answers")

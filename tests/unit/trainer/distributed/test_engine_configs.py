@@ -127,6 +127,11 @@ def test_a_deepspeed_json_of_other_types_is_refused(tmp_path, text, reason):
         read_ds_json(str(path))
 
 
+def test_a_name_that_no_file_can_have_is_no_deepspeed_json():
+    with pytest.raises(BadInput, match="no such DeepSpeed config"):
+        read_ds_json("9" * 5000)
+
+
 @pytest.mark.parametrize(
     "body",
     [
