@@ -76,17 +76,15 @@ def test_ctrl_c_keeps_every_answer_under_way_and_says_how_to_go_on(store, tmp_pa
 
 
 def test_a_second_ctrl_c_does_not_wait(store, tmp_path):
-    server = LanguageModel(script={"c0": ["answered"], "*": ["timeout"]}, slow=60)
+    server = LanguageModel(script={"c0": ["answered"], "*": ["timeout"]}, slow=600)
     with serving(server) as url:
         process = start(command(store, tmp_path, url, "--concurrency", "4"))
         with server.lock:
             assert server.lock.wait_for(lambda: len(server.calls) == 5, timeout=60)
         process.send_signal(signal.SIGINT)
         process.wait_until_it_says("stopping: waiting for 4 answers")
-        began = time.monotonic()
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 130
-        assert time.monotonic() - began < 10
+        assert process.wait(timeout=60) == 130  # the answers take ten minutes
     assert len(next((tmp_path / "cache").glob("*.jsonl")).read_text().splitlines()) == 2  # the request and one answer
 
 
