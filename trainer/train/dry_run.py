@@ -2,7 +2,7 @@
 
 from trainer.config.recipe import recipe
 from trainer.config.sections import RunConfig
-from trainer.distributed.device import pick_device, precision_notes
+from trainer.distributed.device import choose_kernels, pick_device, precision_notes
 from trainer.loss.masks import duplicate_mask
 from trainer.model.tokenizer import load_tokenizer
 from trainer.model_folder.dense import shape_of
@@ -19,6 +19,7 @@ SHOWN_ROWS = 3
 def show(config: RunConfig, resume: bool) -> None:
     """Prints to stdout; trains and writes nothing. Raises BadInput like the run itself."""
     device = pick_device(config.train.device)
+    choose_kernels(device, config.train.precision)
     config = as_begun(config, recorded_lr(config.output_dir) if resume else None)
     inputs = Inputs(config)
     warnings = check(inputs, resume) + precision_notes(config.train.precision, device)

@@ -167,7 +167,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 def summarise(log: RunLog, progress: Progress, run_dir: Path, final: Path, lengths: str, weights: str) -> None:
     """Writes training_summary_report.json and prints what people should know at the end; rank 0.
 
-    lengths: describes the maximum lengths of texts, with their owners. weights: outcome.sample_of the trained weights."""
+    lengths: describes the maximum lengths of texts, with their owners. weights: outcome.sample_of the trained ones."""
     keys = ("loss", "lr", "grad_norm", "skipped", "pairs_per_second", "truncated_texts", "masked_negatives", "texts")
     steps = [{key: event.get(key) for key in keys} for event in log.steps()]
     losses, _, _, _, pairs, truncated, masked, texts = zip(*(event.values() for event in steps))
