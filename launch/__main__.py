@@ -1,10 +1,11 @@
 """python -m launch: plan, check and start runs on one machine, on several nodes and under SLURM; doctor: what works."""
 
+import argparse
 import shlex
 import sys
 from importlib import import_module
 
-from data_prep.common.errors import guarded
+from data_prep.common.errors import BadInput, guarded
 from data_prep.common.paths import with_homes
 from launch import flags
 
@@ -19,10 +20,28 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    args = flags.parser().parse_args(argv)
+    parser = flags.parser()
+    args, unknown = parser.parse_known_args(argv)
+    if unknown and not any(text.startswith("-") for text in unknown):
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     args.typed = f"python -m launch {shlex.join(argv)}"
     module, function = COMMANDS[args.command]
-    return guarded(lambda: getattr(import_module(module), function)(with_homes(args)))
+
+    def work():
+        if unknown:
+            raise BadInput(_unknown_flags(unknown, args))
+        return getattr(import_module(module), function)(with_homes(args))
+
+    return guarded(work)
+
+
+def _unknown_flags(unknown: list[str], args: argparse.Namespace) -> list[str]:
+    """Returns a problem for each flag that the command does not know: keys of the run file have none."""
+    from trainer.config.unknown_keys import about_flags
+
+    known = [name.replace("_", "-") for name in vars(args) if name not in ("command", "overrides", "typed")]
+    problems = about_flags((text for text in unknown if text.startswith("-")), known)
+    return [f"{text} (python -m launch {args.command} --help)" if text.endswith("flag.") else text for text in problems]
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ import shlex
 import sys
 from dataclasses import dataclass, field
 
-from data_prep.common.errors import BadInput, nearest
+from data_prep.common.errors import BadInput
+from trainer.config.other_trainers import about_value
 from trainer.distributed.deepspeed_json import config_folder
 from trainer.distributed.engines import ENGINES, ONE_PROCESS, ZERO
 
@@ -61,7 +62,7 @@ def choose(engine: str, processes: int | None, machine: Machine, device: str, no
     """
     if engine not in (*ENGINES, "auto"):
         known = ("auto", *ENGINES)
-        raise BadInput(f"--engine: {engine} is none of {', '.join(known)}.{nearest(engine, known)}")
+        raise BadInput(f"--engine: {engine} is none of {', '.join(known)}.{about_value('engine', engine, known)}")
     if processes is not None and processes < 1:
         raise BadInput(f"--processes: must be at least 1 (given: {processes})")
     if engine in ("cpu", "mps") and device not in ("auto", engine):

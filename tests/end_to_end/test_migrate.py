@@ -1,7 +1,6 @@
-"""docs/migrate.md: every row of its tables is a run that could start; folders and hub ids that people bring."""
+"""Every row of docs/migrate.md is a run that could start; folders and hub ids that people bring."""
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,17 +12,19 @@ from data_prep.common.errors import BadInput
 from tests import tiny
 from tests.end_to_end.runs import write_run
 from tests.hub_files import serving
-from tests.launching import ROOT, environment
+from tests.launching import environment
 from trainer.config.loading import load_config
+from trainer.config.other_trainers import keys, values
 from trainer.preflight.check_run import check_run
 from trainer.preflight.inputs import Inputs
 
-TABLES = re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", (ROOT / "docs" / "migrate.md").read_text(), re.M | re.S)
-ROWS = [  # (tool, its argument, overrides of the run file)
-    (section, cells[1].strip(), re.findall(r"`([^`]+)`", cells[2]))
-    for section, text in TABLES
-    for line in text.splitlines()
-    if line.startswith("| `") and (cells := line.split("|"))
+ELSEWHERE = ("train.device=cuda", "train.device=mps")
+ROWS = [  # (subject, names elsewhere, overrides of the run file) of each row of the tables that names a key
+    (subject, " ".join(entry.theirs), stated)
+    for subject, entries in (keys() | values()).items()
+    for entry in entries
+    if subject != "engine" and (stated := [f"{key}={example}" for key, _, example in (*entry.ours, *entry.beside)])
+    if not {*stated}.intersection(ELSEWHERE)
 ]
 
 
@@ -63,7 +64,6 @@ def make_places(folder: Path, model: Path, shards: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize(("section", "theirs", "ours"), ROWS, ids=[f"{s}-{t[:40]}" for s, t, _ in ROWS])
 def test_every_row_is_a_run(section, theirs, ours, places, tmp_path):
-    assert ours, f"{section}: {theirs} says nothing of the run file"
     run_file = write_run(tmp_path, places["M"], places["S"])
     overrides = filled(ours, places)
     config = load_config(run_file, overrides)
@@ -76,20 +76,6 @@ def test_every_row_is_a_run(section, theirs, ours, places, tmp_path):
         given = yaml.safe_load(value)
         given = float(given) if isinstance(found, float) else given
         assert (list(found) if isinstance(found, tuple) else found) == given, text
-
-
-def test_the_arguments_of_sentence_transformers_are_called_so():
-    from importlib.util import find_spec
-
-    home = Path(find_spec("sentence_transformers").origin).parent
-    base = Path(find_spec("transformers").origin).parent
-    known = (base / "training_args.py").read_text() + (home / "base" / "training_args.py").read_text()
-    known += "".join(path.read_text() for path in (home / "sentence_transformer" / "losses").glob("*.py"))
-    for section, theirs, _ in ROWS:
-        if section == "sentence-transformers":
-            for name in re.findall(r"`([a-z_0-9]+|[A-Z]\w+Loss)`", theirs):
-                if name not in ("train_dataset", "eval_dataset"):  # of the trainer
-                    assert re.search(rf"\b{name}\b", known), name
 
 
 def test_a_training_folder_of_sentence_transformers_is_a_model(places, tmp_path):

@@ -21,7 +21,7 @@ def run() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         places = make_places(folder, tiny.model(folder / "M"), tiny.shards(folder / "S", 82))
-        for number, (tool, theirs, ours) in enumerate(ROWS):
+        for number, (subject, theirs, ours) in enumerate(ROWS):
             here = folder / str(number)
             here.mkdir()
             run_file = write_run(here, places["M"], places["S"], epochs=1)
@@ -32,9 +32,8 @@ def run() -> int:
                 code = main(["--config", str(run_file), *asked])
             out = Path(places["OUT"]) if "output_dir=OUT" in ours else here / "out"
             loss = events(out)[0]["loss"] if code == 0 else said.getvalue()
-            print(
-                json.dumps({"tool": tool, "argument": theirs, "run file": ours, "code": code, "loss": loss}), flush=True
-            )
+            row = {"subject": subject, "argument": theirs, "run file": ours, "code": code, "loss": loss}
+            print(json.dumps(row), flush=True)
             failed += code != 0 or not isinstance(loss, float)
     print(json.dumps({"rows": len(ROWS), "failed": failed}))
     return 1 if failed else 0

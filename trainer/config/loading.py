@@ -6,10 +6,12 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from data_prep.common.errors import BadInput, nearest
+from data_prep.common.errors import BadInput
 from data_prep.common.files import check
 from data_prep.common.paths import user_path
+from trainer.config.other_trainers import about_shape, about_value
 from trainer.config.sections import RunConfig
+from trainer.config.unknown_keys import FIRST_KEYS, answer
 from trainer.config.yaml_reader import override, read_values
 
 
@@ -41,20 +43,49 @@ def _problem(error: dict, where: str, lines: dict[tuple, int | str]) -> tuple[st
     """Returns (key, message) of a pydantic error."""
     path, section = _known_path(error["loc"])
     line = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), None)
+    line = line or next((at for below, at in lines.items() if below[: len(path)] == path), None)  # by an override
     origin = line if isinstance(line, str) else f"{where}:{line}" if line else where
     key = ".".join(map(str, path))
     if error["type"] == "extra_forbidden":
-        known = section.model_fields
-        return key, f"{origin}: unknown key {key!r}.{nearest(str(path[-1]), known)} Known here: {', '.join(known)}"
+        return key, f"{origin}: {_unknown(path, error['input'], section)}"
     if error["type"] == "missing" and path == error["loc"]:
         return key, f"{origin}: key {key!r} is missing"
-    given = json.dumps(error["input"], default=str, ensure_ascii=False)
+    given = json.dumps(error["input"], default=str, ensure_ascii=False)[:80]
     if error["type"] == "model_type":
-        return key, f"{origin}: {key} is a section: write {key}: {{key: value}} (given: {given[:80]})"
+        return key, f"{origin}: {key} is a section: write {_as_section(key, error['input'])} (given: {given})"
     text = error["msg"].removeprefix("Value error, ")
     if not path:  # of a key of the whole file, which the text names
         return text.split()[0], f"{origin}: {text}"
-    return key, f"{origin}: {key}: {text[0].lower()}{text[1:]} (given: {given[:80]})"
+    return key, f"{origin}: {key}: {text[0].lower()}{text[1:]} (given: {given}){_mend(path, error['input'], section)}"
+
+
+def _unknown(path: tuple, value: Any, section: type[BaseModel]) -> str:
+    known = list(section.model_fields)
+    mend = answer(tuple(map(str, path)), value, known)
+    listed = f" Known here: {', '.join(known)}" if not mend or mend.endswith("'?") else ""
+    return f"unknown key {'.'.join(map(str, path))!r}.{' ' * bool(mend)}{mend}{listed}"
+
+
+def _as_section(key: str, value: Any) -> str:
+    """Returns a section as it is written; a single value is that of its first key."""
+    first = FIRST_KEYS.get(key.rpartition(".")[2])
+    one = first and isinstance(value, str)
+    return f"{key}: {{{first}: {value}}}" if one else f"{key}: {{key: value}}"
+
+
+def _mend(path: tuple, value: Any, section: type[BaseModel]) -> str:
+    """Returns what to write in place of a refused value, or an empty string."""
+    inside = path[2:] if path[0] == "sources" and len(path) > 2 else path  # sources.NAME.loss has the keys of loss
+    key = ".".join(map(str, inside))
+    field = section.model_fields.get(str(path[-1]))
+    choices = [name for part in get_args(field and field.annotation) for name in get_args(part) or (part,)]
+    choices = [name for name in choices if isinstance(name, str | int)]
+    if value is None:
+        return ": leave it out for the default"
+    if value not in choices and (mend := about_value(key, value, choices)):
+        return f".{mend}"
+    named = f": one of {', '.join(map(str, choices))}" if isinstance(value, bool) and choices else ""
+    return about_shape(key) or named
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple = ()) -> RunConfig:

@@ -16,8 +16,8 @@ from pydantic import (
     model_validator,
 )  # fmt: skip
 
-from data_prep.common.errors import nearest
 from data_prep.common.paths import expanded
+from trainer.config.other_trainers import about_value
 
 UserPath = Annotated[str, AfterValidator(expanded)]  # `~` is the home folder
 
@@ -25,16 +25,13 @@ UserPath = Annotated[str, AfterValidator(expanded)]  # `~` is the home folder
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
-    @model_validator(mode="before")
+    @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_for_a_number(cls, values: Any) -> Any:
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """`epochs: yes` would be read as 1: YAML's truth values are numbers to Python."""
-        if isinstance(values, dict):
-            for key, value in values.items():
-                field = cls.model_fields.get(key)
-                if isinstance(value, bool) and field and not _may_be_bool_or_section(field.annotation):
-                    raise ValueError(f"{key} is {str(value).lower()}, which is no number or text")
-        return values
+        if isinstance(value, bool) and not _may_be_bool_or_section(cls.model_fields[info.field_name].annotation):
+            raise ValueError(f"{str(value).lower()} is no number or text")
+        return value
 
 
 def _may_be_bool_or_section(annotation: Any) -> bool:
@@ -193,9 +190,8 @@ class LossConfig(Section):
     def _names_and_weights(self):
         unknown = [name for name in self.terms if name not in LOSSES and not _FUNCTION.fullmatch(name)]
         if unknown or not self.terms:
-            wrong = unknown[0] if unknown else "{}"
-            known = f"{', '.join(LOSSES)} or package.module:function"
-            raise ValueError(f"name {wrong!r} is no loss.{nearest(wrong, LOSSES)} Known are {known}")
+            wrong = [f"name {name!r} is no loss.{about_value('loss.name', name, LOSSES)}" for name in unknown or ["{}"]]
+            raise ValueError(f"{' '.join(wrong)} Known are {', '.join(LOSSES)} or package.module:function")
         if any(weight <= 0 for weight in self.terms.values()):
             raise ValueError("name: every weight must be above 0")
         if any((dim is not None and dim < 1) or weight <= 0 for dim, weight in self.dims):

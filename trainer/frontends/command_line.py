@@ -7,11 +7,12 @@ import time
 import traceback
 
 from data_prep.common.errors import KnownError, report
+from trainer.config.unknown_keys import about_flags
 from trainer.distributed import last_words
 from trainer.distributed.engines import ENGINES
 from trainer.distributed.launcher_claims import rank, world_size
 from trainer.distributed.stop import Stopped
-from trainer.frontends.flags import add_flags, stated_flags
+from trainer.frontends.flags import FLAGS, OWN, add_flags, stated_flags
 
 SPEAKS = 5.0  # seconds that rank 0 may need longer to say it for all: launchers end every rank once one is gone
 
@@ -24,7 +25,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if args.config is None and not stated_flags(args):
         cli.error("the following arguments are required: --config")
     if args.config is not None and args.unknown:
-        cli.error(f"unrecognized arguments: {' '.join(args.unknown)}")
+        flags = about_flags((text for text in args.unknown if text.startswith("-")), [*FLAGS, *OWN])
+        cli.error("\n  - ".join([f"unrecognized arguments: {' '.join(args.unknown)}", *flags]))
     return args
 
 

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from data_prep.common.errors import BadInput, nearest
+from data_prep.common.errors import BadInput
+from trainer.config.unknown_keys import BEHIND_A_COMMAND, Frontend, about_flags
 from trainer.frontends.translation import PER_DEVICE, Entry, Translation
 
 
@@ -44,6 +45,16 @@ FLAGS = {
 OWN = ("resume", "dry-run", "engine", "processes")  # the trainer's own options
 REQUIRED = ("model_name_or_path", "train_dataset", "output_dir")
 SIZES = ("batch_size", "gradient_accumulation_steps")
+OF_KEYS = {flag.key: name for name, flag in FLAGS.items() if flag.key} | {"data.train": "train_dataset"}
+
+
+def _stated(key: str, value: str | None) -> str:
+    """Returns how a key of the run file is stated among flags."""
+    flag = f"--{OF_KEYS[key]} {value or ''}".strip() if key in OF_KEYS else None
+    return flag or BEHIND_A_COMMAND.write(key, value)
+
+
+AS_FLAGS = Frontend(_stated, dict(zip(("batch", "accumulation"), (f"--{name}" for name in SIZES))))
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -108,10 +119,9 @@ def from_flags(args: argparse.Namespace) -> Entry:
 def _checked(args: argparse.Namespace, run: Translation) -> dict[str, list[str]]:
     """Returns the values of the stated flags, without flags that lack one. Problems go to `run`."""
     stated = stated_flags(args)
-    unknown = [text.lstrip("-").partition("=")[0] for text in args.unknown if text.startswith("-")]
     lacking = [name for name, values in stated.items() if None in values]
     twice = [name for name, values in stated.items() if len(values) > 1 and name != "train_dataset"]
-    run.problems += [f"--{name}: no such flag.{nearest(name, [*FLAGS, *OWN])}" for name in unknown]
+    run.problems += about_flags((text for text in args.unknown if text.startswith("-")), [*FLAGS, *OWN], AS_FLAGS)
     run.problems += [f"--{name}: needs a value" for name in lacking]
     run.problems += [f"--{name}: stands twice; keep one" for name in twice]
     run.problems += [f"--{name}: is missing ({FLAGS[name].help})" for name in REQUIRED if name not in stated]

@@ -4,10 +4,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from data_prep.common.errors import BadInput, nearest
+from data_prep.common.errors import BadInput
 from data_prep.common.paths import expanded, user_path
 from trainer.config.loading import load_config
 from trainer.config.sections import RunConfig
+from trainer.config.spelling import misspelt, respelt
+from trainer.config.unknown_keys import Frontend, answer
 from trainer.config.yaml_reader import read_values
 from trainer.frontends.translation import PER_DEVICE, Entry, Translation
 
@@ -31,7 +33,21 @@ KEYS = {  # key of config.json -> keys of the run file; (): translated by hand
     "output.save_metrics": (),
 }
 PRECISIONS = {"auto": "fp32", "float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+OF_KEYS = {ours: name for name, keys in KEYS.items() for ours in keys} | {"data.train": "data.pairs_path"}
 PAIRS = "data/pairs.jsonl"  # where config.json names none
+
+
+def _stated(key: str, value: str | None) -> str:
+    """Returns how a key of the run file is stated in config.json."""
+    if key == "train.precision":
+        key, value = "dtype", next((name for name, ours in PRECISIONS.items() if ours == value), None)
+    elif key not in OF_KEYS:
+        return f"{key}={'…' if value is None else value} behind the command"
+    name = OF_KEYS.get(key, key)
+    return f"{name}: {value}" if value else name
+
+
+IN_JSON = Frontend(_stated, {"batch": "train.batch_size", "accumulation": "train.grad_accum_steps"})
 
 
 def is_flat(values: dict) -> bool:
@@ -100,6 +116,13 @@ def _flatten(values: dict, path: Path, lines: dict, run: Translation) -> dict[st
             flat[key] = value
     for key in [key for key in flat if key not in KEYS]:
         line = lines.get(tuple(key.split(".")), 1)
-        text = "is a section" if key in sections else f"unknown key.{nearest(key, KEYS)} Known: {', '.join(KEYS)}"
+        text = "is a section" if key in sections else _unknown(key, flat[key])
         run.problems.append(f"{path}:{line}: {key}: {text}")
     return {key: value for key, value in flat.items() if key in KEYS and value not in (None, {})}
+
+
+def _unknown(key: str, value: Any) -> str:
+    if near := respelt(key, KEYS) or misspelt(key, KEYS):
+        return f"unknown key. Did you mean {near[0]!r}?"
+    mend = answer(tuple(key.split(".")), value, (), IN_JSON)
+    return f"unknown key. {mend}" if mend else f"unknown key. Known: {', '.join(KEYS)}"

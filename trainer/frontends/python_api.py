@@ -5,10 +5,13 @@ In a script that torchrun or accelerate starts, every rank makes the same calls.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
 
 from data_prep.common.console import say
+from data_prep.common.files import check
 from trainer.config.sections import COSINE_OF_PAIRS
+from trainer.config.unknown_keys import Frontend, answer
 from trainer.distributed.launcher_claims import check_launcher, rank
 from trainer.frontends.auto_shards import prepare
 from trainer.frontends.flags import FLAGS, without_default
@@ -25,8 +28,39 @@ KEYS = {  # field of FineTuningConfig -> keys of the run file
     "seed": ("train.seed",),
 }
 LORA = ("lora_r", "lora_alpha", "lora_dropout")
+OF_KEYS = {key: name for name, keys in KEYS.items() for key in keys} | {"data.train": "dataset_path"}
 
 
+def _stated(key: str, value: str | None) -> str:
+    """Returns how a key of the run file is stated in Python."""
+    if key == "model.finetune" and value in ("full", "lora"):
+        return f"train_adapter={value == 'lora'}"
+    if key in OF_KEYS:
+        return f"{OF_KEYS[key]}={value}" if value else OF_KEYS[key]
+    return f'overrides=["{key}={"…" if value is None else value}"]'
+
+
+SIZES = ("per_device_train_batch_size", "gradient_accumulation_steps")
+IN_PYTHON = Frontend(_stated, dict(zip(("batch", "accumulation"), SIZES)))
+
+
+def _no_unknown_names(config: type) -> type:
+    """Makes a dataclass raise BadInput that says how each unknown argument is stated, in place of TypeError."""
+    plain = config.__init__
+    known = [field.name for field in fields(config)]
+
+    @wraps(plain)
+    def init(self, *values, **named):
+        unknown = {name: answer((name,), value, known, IN_PYTHON) for name, value in named.items() if name not in known}
+        ending = f"The fields are {', '.join(known)}"
+        check([f"{config.__name__}: no field {name!r}. {mend or ending}" for name, mend in unknown.items()])
+        plain(self, *values, **named)
+
+    config.__init__ = init
+    return config
+
+
+@_no_unknown_names
 @dataclass
 class FineTuningConfig:
     """A training run, of per_device_train_batch_size x gradient_accumulation_steps x processes rows a step. None: the
@@ -84,8 +118,7 @@ class EmbedderFineTuner:
                 if name not in without_default("lora", config.overrides):
                     run.put(FLAGS[name].key, FLAGS[name].default)
         run.put("loss.name", self._loss_name(), "loss_fn")
-        sizes = ("per_device_train_batch_size", "gradient_accumulation_steps")
-        run.batch(*(run.whole(name, getattr(config, name), 1) for name in sizes), sizes, True)
+        run.batch(*(run.whole(name, getattr(config, name), 1) for name in SIZES), SIZES, True)
         datasets = [run.path("FineTuningConfig.dataset_path", config.dataset_path)]
         run.dataset("dataset_path", datasets)
         run.override(config.overrides)

@@ -1,7 +1,8 @@
 """Checks the evaluation sets and the watched metric."""
 
-from data_prep.common.errors import collect, nearest
+from data_prep.common.errors import collect
 from data_prep.common.files import check
+from trainer.config.other_trainers import about_value
 from trainer.config.sections import GENERAL, TRAIN_LOSS, WatchConfig
 from trainer.inference.metrics import METRICS
 from trainer.preflight.inputs import Inputs
@@ -32,7 +33,8 @@ def check_watch(inputs: Inputs) -> None:
     problems, sets = [], inputs.eval_paths
     if name not in METRICS:
         known = (*METRICS, TRAIN_LOSS)
-        problems.append(f"watch.metric: {metric!r} is none of {', '.join(known)}.{nearest(name, known)}")
+        mend = about_value("watch.metric", name, known)
+        problems.append(f"watch.metric: {metric!r} is none of {', '.join(known)}.{mend}")
     elif source not in sets and (watch.patience or watch.keep_best or source):
         off = "data.eval, which is off" if inputs.config.data.eval is False else ""
         missing = off or "data.eval, and the shards have no eval split, which is not there"

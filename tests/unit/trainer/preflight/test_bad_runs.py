@@ -198,7 +198,7 @@ CASES = {
     "unknown scope": (setting("loss", "negatives", "world"), "loss.negatives"),
     "dropout of one": (setting("model", "dropout", 1.0), "model.dropout"),
     "hyphen in a key": (setting("train", "batch-size", 3), "unknown key 'train.batch-size'. Did you mean 'batch_size'"),
-    "truth for a number": (setting("optim", "lr", True), "lr is true"),
+    "truth for a number": (setting("optim", "lr", True), "optim.lr: true is no number or text"),
     "graded pairs": (graded_pairs, "carry a score, and InfoNCE would take each pair for a positive"),
     "damaged weights": (damaged_weights, "is damaged"),
     "odd modules": (lambda r: (r.copy_model() / "modules.json").write_text('["a"]'), "not a list of modules"),
