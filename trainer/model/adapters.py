@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from data_prep.common.errors import BadInput
+from data_prep.common.files import check
 from trainer.config.sections import LoraConfig
 from trainer.model_folder.families import family_of
 from trainer.model_folder.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -61,6 +62,7 @@ class Adapter:
         """Loads the weights of an adapter of the same shape. Raises BadInput for another."""
         backbone = self.model.get_base_model()
         weights = {f"{_PREFIX}{name}": tensor for name, tensor in _own(load_file(folder / ADAPTER_WEIGHTS), backbone)}
+        check(_of_other_tokens(folder, weights, backbone))
         try:
             keys = _peft().set_peft_model_state_dict(self.model, weights)
         except (RuntimeError, ValueError) as error:  # other sizes
@@ -72,6 +74,22 @@ class Adapter:
             raise BadInput(f"{folder}: is an adapter of other layers, {mismatched[0]} is on one side only")
         frozen = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
         self.of_base = {name: tensor for name, tensor in weights.items() if name in frozen}
+
+
+def _of_other_tokens(folder: Path, weights: dict[str, Tensor], backbone: nn.Module) -> list[str]:
+    """Returns a problem if an adapter's file holds embeddings of more or fewer tokens than its base has."""
+    embedding = backbone.get_input_embeddings()
+    name = next(name for name, module in backbone.named_modules() if module is embedding)
+    rows = embedding.weight.shape[0]
+    stored = [one for key, one in weights.items() if key.startswith(f"{_PREFIX}{name}.") and ".lora_" not in key]
+    other = next((len(one) for one in stored if one.ndim == 2 and len(one) != rows), None)
+    if other is None:
+        return []
+    return [
+        f"{folder}: holds embeddings of {other} tokens, its base has {rows}: tokens were added to the base. Make a "
+        f"model of both with the adapter's tokenizer: model.resize_token_embeddings({other}), load it with peft, "
+        "merge_and_unload(), save_pretrained; and set model.path to that folder"
+    ]
 
 
 def _own(weights: dict[str, Tensor], backbone: nn.Module):

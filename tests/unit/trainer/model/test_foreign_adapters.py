@@ -118,6 +118,23 @@ def test_the_embeddings_that_the_start_saved_are_in_final_and_others_load_them(t
     assert torch.allclose(theirs, embeddings(loaded), atol=1e-5)
 
 
+@pytest.mark.parametrize("lora", [{"target_modules": ["q_proj"]}, {"target_modules": ["q_proj", "embed_tokens"]}])
+def test_an_adapter_of_a_base_with_added_tokens_is_one_line_with_the_mend(tmp_path, lora):
+    import peft
+    import transformers
+
+    base = tiny.model(tmp_path / "base", "qwen3", "last")
+    model = transformers.Qwen3ForCausalLM.from_pretrained(base)
+    rows = model.config.vocab_size
+    model.resize_token_embeddings(rows + 2)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=4, **lora))
+    adapted.save_pretrained(tmp_path / "start", save_embedding_layers=True)
+    config = ModelConfig(path=str(base), finetune="lora", lora={"start": str(tmp_path / "start")})
+    with pytest.raises(BadInput, match=rf"embeddings of {rows + 2} tokens, its base has {rows}") as error:
+        load_embedder(config)
+    assert len(error.value.problems) == 1 and f"resize_token_embeddings({rows + 2})" in str(error.value)
+
+
 def test_an_adapter_that_fits_nowhere_is_one_line(tmp_path):
     base = tiny.model(tmp_path / "base", "bert")
     adapter = tiny.adapter(tmp_path / "adapter", base)
