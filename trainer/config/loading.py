@@ -52,7 +52,8 @@ def _problem(error: dict, where: str, lines: dict[tuple, int | str]) -> tuple[st
         return key, f"{origin}: key {key!r} is missing"
     given = json.dumps(error["input"], default=str, ensure_ascii=False)[:80]
     if error["type"] == "model_type":
-        return key, f"{origin}: {key} is a section: write {_as_section(key, error['input'])} (given: {given})"
+        written = _as_section(key, error["input"])
+        return key, f"{origin}: {key} is a section: write {written} (given: {given}){about_shape(key)}"
     text = error["msg"].removeprefix("Value error, ")
     if not path:  # of a key of the whole file, which the text names
         return text.split()[0], f"{origin}: {text}"

@@ -134,6 +134,11 @@ class DataConfig(Section):
     allow: list[Literal["leakage", "positives_as_negatives"]] = []  # what the gate finds and does not refuse
     mixing_temperature: float = Field(2.0, gt=0)  # "temperature" takes a source in proportion to rows ** (1 / this)
 
+    @model_serializer(mode="wrap")
+    def _as_written(self, plain):
+        """Leaves out an `eval` that is not stated: as null it would turn evaluation off when it is read again."""
+        return {key: value for key, value in plain(self).items() if key != "eval" or value is not None}
+
 
 class Directions(NamedTuple):
     """Similarities that a row's InfoNCE softmax runs over, see loss/info_nce.py."""

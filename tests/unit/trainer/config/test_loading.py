@@ -30,9 +30,9 @@ def test_a_run_without_a_name_is_read_again_from_its_record(tmp_path):
     ("values", "problem"),
     [
         ({"model": True}, "model is a section"),
-        ({"output_dir": True}, "output_dir is true, which is no number or text"),
+        ({"output_dir": True}, "output_dir: true is no number or text"),
         ({"sources": {"a": True}}, "sources.a is a section"),
-        ({"train": {"epochs": True}}, "epochs is true"),
+        ({"train": {"epochs": True}}, "train.epochs: true is no number or text"),
         ({"model": []}, "model is a section"),
     ],
 )

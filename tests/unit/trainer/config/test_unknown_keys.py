@@ -72,7 +72,7 @@ ANSWERS = {
     "train.precision=BF16": "Did you mean 'bf16'?",
     "train.precision=float16": "Write train.precision=fp16.",
     "train.precision=16": "Write train.precision=fp16.",
-    "train.precision=true": "train.precision: true is no number or text (given: true): one of fp32, bf16, fp16",
+    "train.precision=true": "train.precision: true is no number or text (given: true): one of fp32, tf32, bf16, fp16",
     "optim.name=adamw_torch": "Write optim.name=adamw.",
     "optim.name=paged_adamw_8bit": "Write optim.name=adamw_8bit",
     "optim.name=muon": "AdamW is the optimizer.",
