@@ -13,6 +13,7 @@ from trainer.config.sections import ModelConfig
 from trainer.model_folder.dense import WEIGHTS
 from trainer.model_folder.files import fetch
 from trainer.model_folder.spec import read_spec
+from trainer.model_folder.vocabulary import check_embedded
 
 IDENTITY = ("config.json", "adapter_config.json", "tokenizer.json")  # beside the weights
 
@@ -28,6 +29,7 @@ class TextEncoder:
         self.config, self.device, self.dim, self.cut = config, device, dim, 0
         self.folder = fetch(config.path, config.trust_remote_code)
         self.spec = read_spec(config, self.folder)
+        check_embedded(self.spec, config.tokenizer)
 
     @cached_property
     def loaded(self) -> tuple:

@@ -1,10 +1,32 @@
 """Tokens that a tokenizer can make and a transformer has no embedding for. No torch, no transformers."""
 
+from contextlib import suppress
 from pathlib import Path
 
-from data_prep.texts.tokenizer_rules import read_object
+from safetensors import SafetensorError, safe_open
+
+from data_prep.common.files import check
+from data_prep.texts.tokenizer_rules import read_json, read_object
+from trainer.model_folder.files import ADAPTER_WEIGHTS, fetch
+from trainer.model_folder.spec import ModelSpec
 
 TOKENIZER = "tokenizer.json"
+
+
+def check_embedded(spec: ModelSpec, tokenizer: str | None = None) -> None:
+    """Raises BadInput if a model's tokenizer makes tokens that it has no embedding for. tokenizer: another one's path,
+    model.tokenizer."""
+    if spec.own_code or (spec.is_adapter and not tokenizer and _brings_embeddings(Path(spec.path))):
+        return  # own code may count otherwise
+    named = ("model.tokenizer", fetch(tokenizer)) if tokenizer else ("model.path", spec.path)
+    check(unembedded(*named, read_json(Path(spec.base) / "config.json")))
+
+
+def _brings_embeddings(folder: Path) -> bool:
+    """True if an adapter's file holds embeddings, which take the place of the base's."""
+    with suppress(SafetensorError, OSError), safe_open(folder / ADAPTER_WEIGHTS, framework="numpy") as file:
+        return any("embed" in name for name in file.keys())  # noqa: SIM118
+    return False  # loading it will say what is wrong
 
 
 def unembedded(key: str, folder: str, settings: dict) -> list[str]:

@@ -5,11 +5,9 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from data_prep.common.errors import BadInput
-from data_prep.common.files import check
 from data_prep.texts.tokenizer_rules import read_json
-from trainer.model_folder.files import fetch
 from trainer.model_folder.spec import ModelSpec, hidden_size
-from trainer.model_folder.vocabulary import unembedded
+from trainer.model_folder.vocabulary import check_embedded
 from trainer.preflight.inputs import Inputs
 
 
@@ -29,9 +27,7 @@ def check_model(inputs: Inputs) -> ModelSpec:
         largest = loss.dims[0][0]
         if size and largest and largest > size:
             raise BadInput(f"{key}.matryoshka: {largest}, but the embeddings of {folder} have {size} dimensions")
-    own = config.model.tokenizer
-    named = ("model.tokenizer", fetch(own)) if own else ("model.path", folder)
-    check([] if spec.own_code else unembedded(*named, settings))  # own code may count otherwise
+    check_embedded(spec, config.model.tokenizer)
     for file in Path(folder).glob("*.safetensors"):
         try:
             with safe_open(file, framework="numpy") as tensors:

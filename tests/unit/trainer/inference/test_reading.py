@@ -5,10 +5,12 @@ import shutil
 
 import pytest
 
+from data_prep.common.errors import BadInput
 from tests import tiny
 from trainer.config.sections import ModelConfig
 from trainer.evaluate import main as evaluate
 from trainer.inference.reading import as_trained, describe, facts_of, read_alike
+from trainer.inference.text_encoder import TextEncoder
 from trainer.model_folder.spec import read_spec
 from trainer.search import main as search
 
@@ -161,3 +163,40 @@ def test_a_search_beside_the_base_finds_the_same_with_the_same_weights(tmp_path,
     assert "both read with queries of at most 6 tokens, prompt 'w1 '" in shown
     assert search([*call, "--as-stated"]) == 0
     assert "read unlike: query_prompt, query_max_len, passage_max_len" in capsys.readouterr().out
+
+
+def with_a_new_token(folder) -> None:
+    """A token added to the tokenizer, for which the embeddings were not resized."""
+    values = json.loads((folder / "tokenizer.json").read_text())
+    known = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    values["added_tokens"].append({"id": 404, "content": "[NEW]"} | known)
+    (folder / "tokenizer.json").write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize("command", ["evaluate", "evaluate --baseline", "search", "search --compare"])
+def test_a_token_without_an_embedding_is_one_line_before_any_work(tmp_path, base, data, capsys, command):
+    broken = tiny.model(tmp_path / "broken")
+    with_a_new_token(broken)
+    name, *flag = command.split()
+    models = ["--model", str(base if flag else broken), *flag, *([str(broken)] if flag else [])]
+    call = [*models, "--data", str(data), "--device", "cpu", *(["[NEW] w1"] if name == "search" else [])]
+    assert {"evaluate": evaluate, "search": search}[name](call) == 2
+    shown = capsys.readouterr()
+    told = [line for line in shown.err.splitlines() if "without an embedding" in line]
+    assert len(told) == 1 and "'[NEW]'" in told[0] and str(broken) in told[0] and "Traceback" not in shown.err
+
+
+def test_a_tokenizer_named_apart_and_an_adapters_are_checked_too(tmp_path, base):
+    other = tiny.model(tmp_path / "other")
+    with_a_new_token(other)
+    with pytest.raises(BadInput, match="model.tokenizer: the tokenizer in .*other has 1 token"):
+        TextEncoder(ModelConfig(path=str(base), tokenizer=str(other)), "cpu")
+    adapted = tmp_path / "adapter"
+    tiny.adapter(adapted, base)
+    for name in ("modules.json", "tokenizer.json", "tokenizer_config.json", "1_Pooling", "2_Normalize"):
+        copy = shutil.copytree if (base / name).is_dir() else shutil.copyfile
+        copy(base / name, adapted / name)
+    assert TextEncoder(ModelConfig(path=str(adapted)), "cpu").spec.is_adapter
+    with_a_new_token(adapted)
+    with pytest.raises(BadInput, match="model.path: the tokenizer in .*adapter has 1 token"):
+        TextEncoder(ModelConfig(path=str(adapted)), "cpu")
