@@ -1,5 +1,6 @@
 """Ids are equal to the letter wherever they are compared; only texts are compared in their normal form."""
 
+import contextlib
 import tempfile
 import unicodedata
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_prep.common.errors import BadInput
 from data_prep.composing.search_logs import Rule, logs
 from data_prep.mining.candidates import Corpus
 from data_prep.reading.retrieval_sets import load_set
@@ -71,6 +73,22 @@ def test_shards_keep_documents_apart(pair):
         (of,) = open_shards(Path(folder) / "shards").train_sources()
         index, keys = of.shared.keys_of(np.arange(3))
         assert (index.tolist(), keys.tolist()) == ([1, 2], [0, 0])
+
+
+@SOME
+@given(DIFFERENT)
+def test_splits_keep_documents_apart(pair):
+    """Documents are whole on one side, and two of them are not one: some seed parts them."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [Record(f"q{i}", [f"p{i}"], doc_ids=[pair[i % 2]]) for i in range(8)]
+        source = write_records(Path(folder) / "rows.jsonl", rows)
+        for seed in range(30):
+            with contextlib.suppress(BadInput):  # both on one side, which leaves the other one empty
+                shard([source], Path(folder) / "shards", eval_fraction=0.5, seed=seed)
+                break
+        shards = open_shards(Path(folder) / "shards")
+        found = [{name for record in shards.split(split) for name in record.doc_ids} for split in ("train", "eval")]
+        assert sorted(map(len, found)) == [1, 1] and set.union(*found) == {*pair}
 
 
 @SOME
