@@ -136,7 +136,8 @@ def places(environ: dict[str, str]) -> None:
 def keys(environ: dict[str, str]) -> None:
     secret("OPENAI_API_KEY")
     server = endpoint()
-    if server.key and (not server.key.isascii() or server.key in str(server)):
+    shown = server.key and len(server.key) > 8 and server.key in str(server)  # a shorter one may be a part of a word
+    if server.key and (shown or not server.key.isascii()):
         raise Finding("a key that no header can carry, or that is shown", str(server))
     neighbours(server.url)
     endpoint("http://localhost:1/v1")
@@ -144,7 +145,8 @@ def keys(environ: dict[str, str]) -> None:
 
 def machine(environ: dict[str, str]) -> None:
     environment_findings(environ)
-    machine_findings(this_machine(), None, "model", environ)
+    with patch("socket.gethostbyname", return_value="127.0.0.1"):  # no name server is asked
+        machine_findings(this_machine(), None, "model", environ)
 
 
 def commands(environ: dict[str, str]) -> None:
