@@ -17,7 +17,7 @@ from data_prep.reading.row_problems import Problem
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 TABLE_BATCH = 1000
-PIECE = 4 << 20  # bytes of a JSONL line beyond which it may end at a \r
+PIECE = 1 << 20  # bytes of JSONL that are read together; a longer line may end at a \r
 
 
 class Item(NamedTuple):
@@ -134,11 +134,13 @@ def _read_jsonl(path: Path, span: Span) -> Iterator[Item | Problem | Blank]:
 
 def _lines(handle: IO[bytes], left: int) -> Iterator[bytes]:
     """Yields the lines of the next `left` bytes; lines that end with \\r, as on old Macs, come many at a time."""
-    while left > 0 and (line := handle.readline(min(PIECE, left))):
-        if not line.endswith(b"\n"):
-            line = to_line_end(handle, line, left - len(line))
-        left -= len(line)
-        yield line
+    while left > 0 and (block := handle.read(min(PIECE, left))):
+        block = to_line_end(handle, block, left - len(block))
+        left -= len(block)
+        *lines, last = block.split(b"\n")
+        yield from (line + b"\n" for line in lines)
+        if last:
+            yield last
 
 
 def to_line_end(handle: IO[bytes], block: bytes, most: int = 1 << 62) -> bytes:
