@@ -156,7 +156,7 @@ def _before(tag: str) -> str:
 
 
 def _after(tag: str, node: html.HtmlElement) -> str:
-    if tag in CELLS and node.getnext() is not None:
+    if tag in CELLS and next(node.itersiblings(*CELLS), None) is not None:
         return " | "
     return _before(tag)
 

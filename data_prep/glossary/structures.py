@@ -292,7 +292,7 @@ def bold_words(document: html.HtmlElement) -> list[Group]:
         links = _links_by_mark(block, set(marks))
         parts = [(lead, text) for lead, text in markup.parts(block, set(marks)) if lead in own]
         found = [Group([lead], [text], links[lead]) for lead, text in parts]
-        for following in block.itersiblings() if block.tag == "p" else ():
+        for following in block.itersiblings(etree.Element) if block.tag == "p" else ():
             if _ends_definition(following, leads, every):
                 break
             found[-1].definitions.append(markup.text_of(following))

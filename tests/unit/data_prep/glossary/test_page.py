@@ -275,6 +275,15 @@ def test_terms_of_one_letter_are_not_glued():
     assert read(ABOUT + text) == {"A": "x", "B": "y", "C": "z"}
 
 
+@pytest.mark.parametrize("comment", ["<!-- x -->", "<!--", "<?php x ?>", "<![CDATA[x]]>"])
+def test_comments_between_blocks_and_cells_are_nothing(comment):
+    blocks = "".join(f"<p><b>{term}</b>: {term}{term}</p>" for term in ("ant", "bee", "cat"))
+    assert read(f"{ABOUT}{blocks}{comment}") == {"ant": "antant", "bee": "beebee", "cat": "catcat"}
+    row = "<dl><dt>ant<dd><table><tr><td>a</td><td>b</td>{}</tr></table></dd><dt>bee<dd>x<dt>cat<dd>y</dl>"
+    if comment != "<!--":  # which hides the rest of the page
+        assert read(row.format(comment)) == read(row.format("")) and len(read(row.format(""))) == 3
+
+
 def test_bold_words_within_a_definition_do_not_end_it():
     """Within a line; without a separator; the label of a part; a section that is no term; a list in an item."""
     text = (
