@@ -49,6 +49,8 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(tmp_path, small_spans)
 
 
 def test_bad_rows_of_many_tasks_are_listed_like_those_of_one(tmp_path, small_spans, monkeypatch, capsys):
+    never = "data_prep.common.console.EVERY_SECONDS", float("inf")  # a slow machine shows its progress in between
+    monkeypatch.setattr(*never)
     lines = [
         {"anchor": f"a{i}", "positive": f"b{i}" if i % 3 else "", "tag" if i < 150 else "late": 1} for i in range(200)
     ]
@@ -59,6 +61,7 @@ def test_bad_rows_of_many_tasks_are_listed_like_those_of_one(tmp_path, small_spa
         assert code == 2
         told.append(err)
     monkeypatch.undo()
+    monkeypatch.setattr(*never)
     code, _, err = run(capsys, "shard", path, "--output", tmp_path / "s", "--workers", 1)
     assert told == [err, err]
     assert "a.jsonl:1: key 'positive' is empty (67 times; also line 4, line 7, line 10, 63 more)" in err
