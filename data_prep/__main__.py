@@ -17,8 +17,12 @@ STEPS = (
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns 0, 1 (failed outside the input), 2 (bad input) or 130 (Ctrl-C)."""
+    return guarded(lambda: _run(argv))
+
+
+def _run(argv: list[str] | None) -> int | None:
     arguments = _parser().parse_args(argv)
-    return guarded(lambda: arguments.run(with_homes(arguments)))
+    return arguments.run(with_homes(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:

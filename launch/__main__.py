@@ -19,20 +19,19 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
+    return guarded(lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+def _run(argv: list[str]) -> int:
     parser = flags.parser()
     args, unknown = parser.parse_known_args(argv)
     if unknown and not any(text.startswith("-") for text in unknown):
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if unknown:
+        raise BadInput(_unknown_flags(unknown, args))
     args.typed = f"python -m launch {shlex.join(argv)}"
     module, function = COMMANDS[args.command]
-
-    def work():
-        if unknown:
-            raise BadInput(_unknown_flags(unknown, args))
-        return getattr(import_module(module), function)(with_homes(args))
-
-    return guarded(work)
+    return getattr(import_module(module), function)(with_homes(args))
 
 
 def _unknown_flags(unknown: list[str], args: argparse.Namespace) -> list[str]:

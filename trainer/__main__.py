@@ -8,7 +8,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from data_prep.common.console import say
+from data_prep.common.console import escape_what_stdout_lacks, say
 from data_prep.common.files import check
 from trainer.config.imports import check_packages
 from trainer.config.loading import load_config
@@ -23,6 +23,7 @@ from trainer.run_dir.layout import RUN_FILE
 
 
 def main(argv: list[str] | None = None) -> int:
+    escape_what_stdout_lacks()
     args = parse(sys.argv[1:] if argv is None else argv)
     together = False
     try:

@@ -1,5 +1,6 @@
 """Console output of a command: notes and progress on stderr, results on stdout."""
 
+import io
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -8,6 +9,12 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 EVERY_SECONDS = 5.0
 _showing = False
+
+
+def escape_what_stdout_lacks() -> None:
+    """Lets stdout write letters that its encoding lacks as escapes, as stderr does, in place of a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def say(line: str) -> None:

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from data_prep.common.console import escape_what_stdout_lacks
+
 
 class KnownError(Exception):
     """Base of the errors that end a program with a text, without a traceback."""
@@ -53,6 +55,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def guarded(work: Callable[[], int | None]) -> int:
     """Runs a command and returns its exit code. A user's error goes to stderr as text; a bug keeps its traceback."""
+    escape_what_stdout_lacks()
     try:
         return work() or 0
     except (Exception, KeyboardInterrupt) as error:

@@ -90,7 +90,7 @@ def inspect(
     excluded = {str(folder): held_out([folder]) for folder in exclude or []}
     rows = _read(path, positive, columns)
     report = _report(path, rows, reader, excluded)
-    result(json.dumps(report, ensure_ascii=False, indent=2)) if as_json else _show(report)
+    result(json.dumps(report, indent=2)) if as_json else _show(report)
     if html:
         from data_prep.quality.inspect_page import page
 
