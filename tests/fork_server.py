@@ -38,13 +38,15 @@ LEFT_OUT = ("__main__", "dry_run_pages")  # of the product
 
 def main(channel: socket.socket, address: str) -> None:
     """Answers one request a line on its channel and one a connection at its address, until the channel closes."""
-    preload()
-    own = sys.path[1:]
-    codes: dict[int, int | None] = {}
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen(8)
     lines = channel.makefile("rw")
+    lines.write("listening\n")
+    lines.flush()
+    preload()
+    own = sys.path[1:]
+    codes: dict[int, int | None] = {}
     while True:
         if listener in select.select([channel, listener], [], [])[0]:
             request = accept(listener)

@@ -39,6 +39,7 @@ class Server:
         self.process = subprocess.Popen(command, env=env, cwd=ROOT, start_new_session=True, **fds)
         theirs.close()
         self.lines, self.lock = ours.makefile("rw"), threading.Lock()
+        assert self.lines.readline(), "the fork server did not start"  # what connects from now on is answered
         self.count = 0
         atexit.register(self.close, ours)
 
