@@ -34,6 +34,7 @@ LONGEST = (
     "end_to_end/test_runs.py",
     "multiprocess/test_engines.py",
     "end_to_end/test_quickstart.py",
+    "end_to_end/test_readme.py",
     "multiprocess/test_modes.py",
     "end_to_end/test_survival.py",
     "end_to_end/test_configs.py",
