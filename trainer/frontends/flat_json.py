@@ -32,6 +32,7 @@ KEYS = {  # key of config.json -> keys of the run file; (): translated by hand
     "output.save_name": (),
     "output.save_metrics": (),
 }
+TEXTS = ("optim.name", "data.pairs_path", "output.save_dir", "output.save_name")
 PRECISIONS = {"auto": "fp32", "float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 OF_KEYS = {ours: name for name, keys in KEYS.items() for ours in keys} | {"data.train": "data.pairs_path"}
 PAIRS = "data/pairs.jsonl"  # where config.json names none
@@ -81,6 +82,8 @@ def from_json(path: Path, overrides: Iterable[str] = ()) -> Entry | None:
     def origin(key: str) -> str:
         return f"{path}:{lines.get(tuple(key.split('.')), 1)}"
 
+    for key in [key for key in TEXTS if not isinstance(given.get(key, ""), str | int)]:
+        run.problems.append(f"{origin(key)}: {key}: must be a text (given: {str(given.pop(key))[:80]})")
     for key, value in given.items():
         for ours in KEYS[key]:
             run.put(ours, value, f"{origin(key)}: {key}", key)

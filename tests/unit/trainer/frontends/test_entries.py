@@ -199,6 +199,21 @@ def test_config_json_problems_have_lines_and_nearest_names(here):
         assert part in text
 
 
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"dtype": ["fp32"]}, "dtype: ['fp32'] is none of auto"),
+        ({"data": {"pairs_path": ["a.jsonl"]}}, "data.pairs_path: must be a text (given: ['a.jsonl'])"),
+        ({"output": {"save_dir": {"a": 1}}}, "output.save_dir: must be a text"),
+        ({"optim": {"name": [None]}}, "optim.name: must be a text"),
+    ],
+)
+def test_config_json_values_of_other_types_are_named(here, changed, problem):
+    with pytest.raises(BadInput) as error:
+        from_json(flat(here, **changed))
+    assert any(problem in one for one in error.value.problems), error.value.problems
+
+
 def test_a_run_file_in_json_is_no_config_json(here):
     path = here / "run.json"
     path.write_text(json.dumps({"output_dir": "o", "model": {"path": "model"}, "data": {"train": "s"}}))
