@@ -1,7 +1,7 @@
 """The table of the promise: its factors, which of its cells CI runs, and the data and run files they need."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations, product
 from pathlib import Path
 
@@ -15,11 +15,12 @@ ROWS = 82
 
 @dataclass(frozen=True)
 class Case:
-    """loss: section of the run file. max_norm: a clipping norm that acts in some steps and not in others."""
+    """loss, model: of the run file. max_norm: a clipping norm that acts in some steps and not in others."""
 
     loss: dict
     max_norm: float
     data: str = "pairs"
+    model: dict = field(default_factory=dict)
 
 
 USER = "tests.multiprocess.user_loss:pull_and_push"
@@ -35,11 +36,23 @@ CASES = {
     "user": Case({"name": USER}, 8.0),
     "learned temperature": Case({"temperature_lr": TEMPERATURE_LR}, 5.0),
 }
-# Adapters in place of all weights: a few cells more, outside the table.
-ADAPTED = {"lora": Case({}, 2.5), "dora": Case({}, 2.5)}
+# Adapters in place of all weights, frozen layers, frozen weights in bf16: a few cells more, outside the table.
+IN_BF16 = {"base_dtype": "bf16"}
+FROZEN, FROZEN_NAMES = {"freeze": {"embeddings": True, "layers": 1}}, ("embeddings.", "encoder.layer.0.")
+ADAPTED = {
+    "lora": Case({}, 2.5),
+    "dora": Case({}, 2.5),
+    "lora, bf16 base": Case({}, 2.5, model=IN_BF16),
+    "dora, bf16 base": Case({}, 2.5, model=IN_BF16),
+    "frozen layers in bf16": Case({}, 0.75, model=FROZEN | IN_BF16),
+}
+_BASE_GROUPS = (("cpu", 1), ("ddp", 2), ("zero2", 2), ("zero3", 2))
 ADAPTED_GROUPS = {
-    "lora": (("cpu", 1), ("ddp", 2), ("zero2", 2), ("zero3", 2)),
+    "lora": _BASE_GROUPS,
     "dora": (("cpu", 1), ("ddp", 3), ("zero1", 2)),
+    "lora, bf16 base": _BASE_GROUPS,
+    "dora, bf16 base": _BASE_GROUPS,
+    "frozen layers in bf16": _BASE_GROUPS,
 }
 WORLDS = (1, 2, 3)
 ENGINES = ("ddp", "zero1", "zero2", "zero3")  # ddp with one rank: the one-process engine

@@ -146,20 +146,30 @@ LOSSES = {
     "learned temperature": infonce,
     "lora": infonce,
     "dora": infonce,
+    "lora, bf16 base": infonce,
+    "dora, bf16 base": infonce,
+    "frozen layers in bf16": infonce,
 }
 
 
 class Dense:
-    """The model and one loss."""
+    """The model and one loss. frozen: beginnings of the names of parameters that are not trained."""
 
-    def __init__(self, folder, rows, plan):
+    def __init__(self, folder, rows, plan, frozen: tuple[str, ...] = ()):
         from transformers import AutoModel, AutoTokenizer
 
         self.rows, self.plan = rows, plan
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()  # dropout off
-        self.trained = {n: p for n, p in self.model.named_parameters() if not n.startswith("pooler.")}  # unused
+        frozen = (*frozen, "pooler.")  # the pooler is not used
+        self.trained = {n: p for n, p in self.model.named_parameters() if not n.startswith(frozen)}
         self.start = {name: t.detach().clone() for name, t in self.trained.items()}
+
+    def round_frozen(self) -> None:
+        """Rounds the matrices that are not trained to bf16."""
+        for name, parameter in self.model.named_parameters():
+            if name not in self.trained and parameter.dim() == 2:
+                parameter.data = parameter.data.to(torch.bfloat16).float()
 
     def forward(self, **inputs):
         return self.model(**inputs)

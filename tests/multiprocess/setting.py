@@ -7,7 +7,7 @@ import torch
 
 from data_prep.records import Record
 from tests import tiny
-from tests.multiprocess.cells import ADAPTED, CASES, SGD_LR, TAU, WHOLE, run_values, write_data
+from tests.multiprocess.cells import ADAPTED, CASES, FROZEN_NAMES, SGD_LR, TAU, WHOLE, Case, run_values, write_data
 from tests.multiprocess.dense import LOSSES, Adapted, Dense, Texts, false_negatives, infonce, relative_error
 from trainer.config.loading import load_config
 from trainer.preflight.inputs import Inputs
@@ -26,11 +26,7 @@ def write_setting(folder: Path) -> dict:
         dense = _dense(folder / f"{name}.json", values)
         reference[name] = dense.at_start(name, SGD_LR) | {"adamw": dense.trained_on(name)}
     for name, case in ADAPTED.items():
-        start = tiny.adapter(folder / f"{name}-adapter", model, dora=name == "dora")
-        values = run_values(model, data[case.data], case.loss, case.max_norm)
-        values["model"] |= {"finetune": "lora", "lora": {"start": str(start)}}
-        dense = _dense(folder / f"{name}.json", values, start)
-        reference[name] = dense.at_start(name, SGD_LR) | {"adamw": dense.trained_on(name)}
+        reference[name] = _adapted(folder, name, case, model, data[case.data])
     values = run_values(model, data["both"], CASES["infonce+kl"].loss, SOURCES_NORM)
     values["sources"] = {"graded": {"loss": {"name": "cosent", "temperature": TAU, "temperature_lr": 0.05}}}
     values["data"] |= {"mixing": "temperature"}
@@ -42,13 +38,32 @@ def write_setting(folder: Path) -> dict:
     return reference
 
 
+def _adapted(folder: Path, name: str, case: Case, model: Path, data: Path) -> dict:
+    """The reference where weights are frozen. base_matters: relative error of its gradient with a base in fp32."""
+    values = run_values(model, data, case.loss, case.max_norm)
+    values["model"] |= case.model
+    start = None
+    if "freeze" not in case.model:
+        start = tiny.adapter(folder / f"{name}-adapter", model, dora=name.startswith("dora"))
+        values["model"] |= {"finetune": "lora", "lora": {"start": str(start)}}
+    in_fp32 = _dense(folder / f"{name}.json", values, start).at_start(name, SGD_LR)
+    dense = _dense(folder / f"{name}.json", values, start)
+    if "base_dtype" in case.model:
+        dense.round_frozen()
+    found = dense.at_start(name, SGD_LR) | {"adamw": dense.trained_on(name)}
+    return found | {"base_matters": relative_error(in_fp32["whole"]["gradient"], found["whole"]["gradient"])}
+
+
 def _dense(run_file: Path, values: dict | None = None, adapter: Path | None = None) -> Dense:
     if values:
         run_file.write_text(json.dumps(values))
     config = load_config(run_file)
     inputs = Inputs(config)
     rows, plan = inputs.shards.split("train"), inputs.plan
-    return Adapted(config.model.path, rows, plan, adapter) if adapter else Dense(config.model.path, rows, plan)
+    if adapter:
+        return Adapted(config.model.path, rows, plan, adapter)
+    frozen = FROZEN_NAMES if "freeze" in (values or {}).get("model", {}) else ()
+    return Dense(config.model.path, rows, plan, frozen)
 
 
 def _loads(dense: Dense) -> dict:

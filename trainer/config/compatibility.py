@@ -14,6 +14,7 @@ QLORA = MODES[2:]
 PARTED = ("zero3", "zero3_offload")  # weights are divided among the ranks
 OPTIONS = {  # name -> True for a run that asks for it
     "model.lora.dora": lambda run: run.model.lora.dora,
+    "model.base_dtype: bf16": lambda run: run.model.base_dtype == "bf16",
     "model.freeze": lambda run: run.model.freeze != FreezeConfig(),
     "train.gradient_checkpointing": lambda run: run.train.gradient_checkpointing,
     "optim.name: adamw_8bit": lambda run: run.optim.name == "adamw_8bit",

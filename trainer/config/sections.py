@@ -86,6 +86,7 @@ class ModelConfig(Section):
     trust_remote_code: bool = False
     finetune: Literal["full", "lora", "qlora"] = "full"
     lora: LoraConfig = LoraConfig()
+    base_dtype: Literal["fp32", "bf16", "auto"] = "auto"  # of frozen weights; auto: bf16 on a GPU that computes in bf16
     quantization_bits: Literal[4, 8] | None = None  # of qlora's base; None: 4
     freeze: FreezeConfig = FreezeConfig()
 
@@ -100,6 +101,8 @@ class ModelConfig(Section):
             raise ValueError("lora: is set, but finetune is full; set finetune to lora or qlora, or leave lora out")
         if self.finetune != "qlora" and self.quantization_bits:
             raise ValueError(f"quantization_bits: is set, but finetune is {self.finetune}; only qlora quantises")
+        if self.base_dtype == "bf16" and self.finetune == "full" and self.freeze == FreezeConfig():
+            raise ValueError("base_dtype: is bf16, but no weight is frozen (trained weights are fp32); leave it out")
         if isinstance(self.lora.targets, list) and not self.lora.targets:
             raise ValueError("lora.targets: is empty; name linear layers, or all-linear")
         return self

@@ -12,6 +12,7 @@ from trainer.engine.optimizer import LossScale, adamw, clip_factor
 from trainer.engine.protocol import MOMENTS, Applied, Engine
 from trainer.engine.weight_average import Average, whole_average
 from trainer.model import quantization
+from trainer.model.base_dtype import in_fp32
 from trainer.model.embedder import Embedder
 
 BUCKET_BYTES = 64 * 2**20
@@ -86,7 +87,7 @@ class TorchEngine(Engine):
     def weights(self) -> dict[str, Tensor]:
         if self.world.rank:
             return {}
-        return {name: t.detach().cpu() for name, t in self.embedder.stored().items()}
+        return {name: in_fp32(t.detach().cpu()) for name, t in self.embedder.stored().items()}
 
     def moments(self) -> dict[str, Tensor]:
         """8-bit moments stay as they are, in up to four tensors per parameter: other forms would not load the same."""

@@ -26,6 +26,7 @@ from trainer.distributed.launcher_claims import rank
 from trainer.engine.optimizer import LossScale, adamw
 from trainer.engine.protocol import MOMENTS, Applied, Engine
 from trainer.engine.weight_average import Average, whole_average
+from trainer.model.base_dtype import in_fp32
 from trainer.model.embedder import Embedder
 
 
@@ -163,12 +164,12 @@ class ZeroEngine(Engine):
     def weights(self) -> dict[str, Tensor]:
         stored, full = self.embedder.stored(), {}
         if self.stage < 3:
-            return {} if self.world.rank else {name: t.detach().cpu() for name, t in stored.items()}
+            return {} if self.world.rank else {name: in_fp32(t.detach().cpu()) for name, t in stored.items()}
         for name, tensor in stored.items():
             parts = [tensor] if hasattr(tensor, "ds_id") else []  # buffers are whole on every rank
             with self._zero.GatheredParameters(parts):  # one at a time: never the whole model at once
                 if self.world.rank == 0:
-                    full[name] = tensor.detach().cpu().clone()
+                    full[name] = in_fp32(tensor.detach().cpu().clone())
         return full
 
     def moments(self) -> dict[str, Tensor]:

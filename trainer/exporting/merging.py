@@ -14,7 +14,7 @@ from trainer.config.sections import ModelConfig, OptimConfig
 from trainer.distributed.collectives import World
 from trainer.engine.torch_engine import TorchEngine
 from trainer.inference.encode import encode
-from trainer.inference.probe import PROBE, Probe, probe_texts, read_probe, take_probe
+from trainer.inference.probe import PROBE, ROUNDED_COSINE, Probe, probe_texts, read_probe, take_probe
 from trainer.model.adapters import check_base, merged, recorded_base
 from trainer.model.build import build_embedder
 from trainer.model.embedder import Embedder
@@ -98,13 +98,32 @@ def add(
             f"merged and unmerged embeddings differ by up to {difference:.1e} in cosine (limit {LIMIT:.0e}): nothing "
             "was written"
         )
+    if probe.base_rounded:
+        _check_rounding(take_probe(engine, copy.deepcopy(tokenizer), spec), probe, folder)
     if spec.bits and onto == "full":
         probe = replace(take_probe(engine, copy.deepcopy(tokenizer), spec), step=probe.step)
     weights = {name: tensor.to(dtype) for name, tensor in (engine.weights() | untrained).items()}
     zeros = sorted(name for name, tensor in weights.items() if not tensor.any())
-    whole.backbone.to(dtype)
     probe = replace(probe, rounded=probe.rounded or precision != "float32", zeros=zeros)
     return Merged(whole, tokenizer, spec_of_output, weights, probe, difference)
+
+
+def _check_rounding(merged: Probe, trained: Probe, base: Path) -> None:
+    """Says how far the weights as they were published are from their bf16 copies of the training. Raises Failed where
+    the embeddings differ by more than rounding explains."""
+    apart = max(
+        float((1 - cosine_similarity(torch.tensor(one), torch.tensor(other))).max())
+        for one, other in ((merged.queries, trained.queries), (merged.passages, trained.passages))
+    )
+    if not apart < 1 - ROUNDED_COSINE:
+        raise Failed(
+            f"embeddings differ by up to {apart:.1e} in cosine from those of the training, whose base was rounded to "
+            f"bf16 (limit {1 - ROUNDED_COSINE:.0e}): nothing was written"
+        )
+    say(
+        f"the adapter was trained on its base in bf16 and is added to the weights as {base} holds them; this changes "
+        f"embeddings by at most {apart:.1e} in cosine"
+    )
 
 
 def _engine(embedder: Embedder) -> TorchEngine:

@@ -46,9 +46,10 @@ class Probe:
     texts: list[str]
     queries: np.ndarray  # (texts, d) float32
     passages: np.ndarray  # (texts, d) float32
-    rounded: bool  # computed in bf16 or fp16, or on a quantised base
+    rounded: bool  # computed in bf16 or fp16, or on a quantised base, or one that lost digits in bf16
     zeros: list[str]  # names of the tensors that were all zeros
     step: int | None = None  # optimizer steps behind the weights; None: not recorded by a trainer
+    base_rounded: bool = False  # an adapter's base lost digits in bf16 while it was trained (model.base_dtype)
 
     @property
     def limit(self) -> float:
@@ -62,6 +63,7 @@ class Probe:
             "texts": self.texts,
             "size": self.queries.shape[1],
             "rounded": self.rounded,
+            **({"base_rounded": True} if self.base_rounded else {}),
             "zero_tensors": self.zeros,
             "queries_float32": _pack(self.queries),
             "passages_float32": _pack(self.passages),
@@ -80,7 +82,8 @@ def read_probe(folder: Path) -> Probe:
     try:
         packed = [base64.b64decode(values[f"{side}_float32"]) for side in ("queries", "passages")]
         sides = [np.frombuffer(side, dtype="<f4").reshape(-1, values["size"]) for side in packed]
-        return Probe(values["texts"], *sides, values["rounded"], values["zero_tensors"], values.get("step"))
+        more = values.get("step"), values.get("base_rounded", False)
+        return Probe(values["texts"], *sides, values["rounded"], values["zero_tensors"], *more)
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{folder / PROBE}: is no record of embeddings ({type(error).__name__}: {error})") from None
 
@@ -94,8 +97,11 @@ def take_probe(engine: Engine, tokenizer, spec, zeros: list[str] = ()) -> Probe:
     queries = passages = encode(engine, tokenizer, texts, spec.rules.query_prompt, longest).numpy()
     if spec.rules.passage_prompt != spec.rules.query_prompt:
         passages = encode(engine, tokenizer, texts, spec.rules.passage_prompt, longest).numpy()
-    rounded = bool(spec.bits or engine.dtype or rounds_products(engine.device))
-    return Probe(texts, queries, passages, rounded, sorted(zeros))
+    embedder = engine.embedder
+    # A whole model is written with the rounded weights that it was trained with, an adapter without them.
+    on_rounded = bool(embedder.adapter and embedder.rounded and embedder.rounded.changed)
+    rounded = bool(spec.bits or engine.dtype or rounds_products(engine.device) or on_rounded)
+    return Probe(texts, queries, passages, rounded, sorted(zeros), base_rounded=on_rounded)
 
 
 def probe_texts(tokenizer) -> list[str]:

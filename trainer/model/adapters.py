@@ -210,6 +210,16 @@ def _among(target: str, names: list[str]) -> bool:
     return any(name == target or name.endswith(f".{target}") for name in names)
 
 
+def measure_rows(backbone: nn.Module) -> None:
+    """Sets the trained lengths of a new DoRA to those of the base's rows as they are stored now: it starts as the base
+    (Liu et al. 2024, arXiv:2402.09353, section 4.1)."""
+    for module in backbone.modules():
+        for length in getattr(module, "lora_magnitude_vector", {}).values():
+            weight = module.get_base_layer().weight.data.float()
+            rows = weight.T if length.fan_in_fan_out else weight
+            length.weight.data.copy_(torch.linalg.vector_norm(rows, dim=1))
+
+
 def is_dropout(name: str) -> bool:
     """True for the name of an adapter's dropout module."""
     return ".lora_dropout." in name

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from data_prep.common.errors import BadInput
 from trainer.config.sections import FreezeConfig, ModelConfig
-from trainer.model import adapters, dense_layers, quantization
+from trainer.model import adapters, base_dtype, dense_layers, quantization
 from trainer.model.embedder import Embedder
 from trainer.model.tokenizer import check_vocabulary, eos_notes, load_tokenizer, padding_notes
 from trainer.model_folder.families import FAMILIES, family_of
@@ -22,17 +22,19 @@ def load_embedder(
     dtype: torch.dtype | None = None,
     seed: int = 0,
     spec: ModelSpec | None = None,
+    base: str = "fp32",
 ):
     """Loads (Embedder in fp32 on the CPU, tokenizer, ModelSpec, untrained) from a folder or hub id. Raises BadInput.
 
     checkpoint: folder of the trained weights to resume from; everything else still comes from `config`. device, dtype:
     of a quantised base, which cannot move later. seed: of a new adapter. spec: of the folder, if it was read already.
+    base: how frozen weights are stored, fp32 or bf16 (base_dtype.py).
     untrained: tensors by name of a pooler that no pooling here uses, exported again so that the folder is complete.
     """
     spec = spec or read_spec(config, fetch(config.path, config.trust_remote_code))
     tokenizer = load_tokenizer(config, spec.path)
     spec.notes.extend([*eos_notes(tokenizer, spec), *padding_notes(tokenizer, config.tokenizer or spec.path)])
-    embedder, untrained = build_embedder(spec, config, checkpoint, device, dtype, seed)
+    embedder, untrained = build_embedder(spec, config, checkpoint, device, dtype, seed, base)
     if config.tokenizer:
         check_vocabulary(tokenizer, embedder.backbone, config)
     return embedder, tokenizer, spec, untrained
@@ -45,6 +47,7 @@ def build_embedder(
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
     seed: int = 0,
+    base: str = "fp32",
 ) -> tuple[Embedder, dict[str, Tensor]]:
     """Builds (Embedder, untrained) from a ModelSpec; see load_embedder."""
     adapted = spec.is_adapter or config.finetune != "full"
@@ -67,6 +70,10 @@ def build_embedder(
         if checkpoint:
             embedder.adapter.read(checkpoint)
     freeze(backbone, config.freeze)
+    if base == "bf16":
+        embedder.rounded = base_dtype.round_base(backbone)
+        if config.finetune != "full" and not config.lora.start and not checkpoint:
+            adapters.measure_rows(backbone)
     return embedder.train(), untrained
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from data_prep.texts.tokenizer_rules import read_object
 from trainer.model import dense_layers, quantization
 from trainer.model.embedder import Embedder
 from trainer.model_folder import dense
@@ -22,10 +23,12 @@ def save_embedder(folder: Path, weights: dict[str, Tensor], embedder: Embedder, 
     if embedder.adapter:
         embedder.adapter.write(folder, weights)
     else:
+        dtype = next(str(tensor.dtype) for tensor in weights.values() if tensor.is_floating_point())
         # The tensor names of this transformers, not those of the loaded file: the same on every engine.
         backbone.config.use_cache = embedder.own_use_cache
         backbone.save_pretrained(folder, state_dict=weights, save_original_format=False)
         backbone.config.use_cache = False
+        _state_dtype(folder / "config.json", dtype.removeprefix("torch."))
     tokenizer.save_pretrained(folder)
     write_tokenizer_settings(folder, tokenizer.model_input_names, tokenizer.padding_side)
     add_older_names(folder)
@@ -53,6 +56,12 @@ def save_embedder(folder: Path, weights: dict[str, Tensor], embedder: Embedder, 
     }
     for name, values in files.items():
         (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _state_dtype(path: Path, dtype: str) -> None:
+    """Writes the dtype of the weights into config.json, by which others load: in training it may be another."""
+    settings = read_object(path) | {"dtype": dtype}
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _of_base(embedder: Embedder, spec: ModelSpec) -> dict:

@@ -144,6 +144,8 @@ def _own_code_problems(config: ModelConfig) -> list[str]:
     problems = [f"model.freeze: {cause} parts are not known; leave it out"] if config.freeze != FreezeConfig() else []
     if config.bidirectional is not None:
         problems.append(f"model.bidirectional: {cause} attention is its own; leave it out")
+    if config.base_dtype == "bf16":
+        problems.append(f"model.base_dtype: {cause} layers may need fp32 weights; leave it out")
     return problems
 
 

@@ -29,11 +29,13 @@ FREE = (
 )  # fmt: skip
 
 
-def describe_run(config: RunConfig, topology: dict, fingerprint: str, plan: dict) -> dict:
-    """Returns the content of run.json. It holds no environment: secrets live there."""
+def describe_run(config: RunConfig, topology: dict, fingerprint: str, plan: dict, base_dtype: str = "fp32") -> dict:
+    """Returns the content of run.json. It holds no environment: secrets live there. base_dtype: fp32 or bf16, as
+    model.base_dtype was resolved."""
     return {
         "config": config.model_dump(mode="json"),
         "topology": topology,
+        "base_dtype": base_dtype,
         "plan": plan,
         "data_fingerprint": fingerprint,
         "versions": versions(),
@@ -111,6 +113,12 @@ def check_resumable(run_dir: Path, config: RunConfig, fingerprint: str) -> None:
         )
     if problems:
         raise BadInput([*problems, "resume with the same run file, or train into another output_dir"])
+
+
+def recorded_base_dtype(run_dir: Path) -> str | None:
+    """Returns fp32 or bf16, as the run began: `auto` may mean another dtype where it goes on. None: there is no run."""
+    recorded = read_object(run_dir / "run.json")
+    return recorded.get("base_dtype", "fp32") if recorded else None  # earlier versions had fp32 only
 
 
 def chosen_budget(run_dir: Path, topology: dict) -> int | None:

@@ -15,6 +15,7 @@ from trainer.config.recipe import recipe
 from trainer.distributed.launcher_claims import fewer_nodes
 from trainer.engine.protocol import Applied
 from trainer.loss.batch import Batch
+from trainer.model.base_dtype import Rounded
 from trainer.planner.plan import BatchPlan
 from trainer.preflight.losses import unused_teachers
 from trainer.run_dir.log import RunLog
@@ -57,6 +58,7 @@ def say_start(job: Job, start: Start) -> None:
     lines += _plan_lines(plan, job.total_steps, start)
     if reason := job.engine.embedder.padded_because:
         lines.append(f"texts are padded to the longest of their chunk, not laid end to end: {reason}")
+    lines += _base_lines(job.engine.embedder.rounded)
     epoch = step // plan.steps_per_epoch
     if meeting := plan.meeting(epoch):
         masked = job.config.loss.mask_duplicates
@@ -89,6 +91,16 @@ def _plan_lines(plan: BatchPlan, total_steps: int, start: Start) -> list[str]:
     if count := plan.left_out_per_epoch:
         lines.append(f"{count} row(s) stay out of each pass (the incomplete last batch), others each time")
     return lines
+
+
+def _base_lines(rounded: Rounded | None) -> list[str]:
+    if not rounded:
+        return []
+    lost = f"{rounded.changed} of {rounded.matrices} weights lost digits"
+    return [
+        f"frozen weights in bf16: {2 * rounded.numbers / 1e9:.3g} GB in place of {4 * rounded.numbers / 1e9:.3g} GB "
+        f"({lost if rounded.changed else 'no weight lost digits'}); {_millions(rounded.kept)} frozen numbers stay fp32"
+    ]
 
 
 def _millions(count: int) -> str:

@@ -11,6 +11,7 @@ from trainer.engine.start import Runtime
 from trainer.loss.objective import Objective
 from trainer.loss.temperature import LearnedTemperature
 from trainer.model.adapters import check_base
+from trainer.model.base_dtype import resolve
 from trainer.model.build import count_parameters, load_embedder
 from trainer.model_folder.files import weights_sha256
 from trainer.planner.plan import PLAN_VERSION, BatchPlan, total_steps
@@ -19,7 +20,7 @@ from trainer.run_dir.checkpoint_writer import Writer, read_moments, sweep
 from trainer.run_dir.layout import TrainState, newest, read_state
 from trainer.run_dir.log import RunLog
 from trainer.run_dir.outcome import sample_of
-from trainer.run_dir.record import chosen_budget, describe_run
+from trainer.run_dir.record import chosen_budget, describe_run, recorded_base_dtype
 from trainer.train.checkpointing import Checkpoints, model_writer
 from trainer.train.data import TrainData
 from trainer.train.early_stopping import Watch
@@ -36,7 +37,9 @@ def prepare(runtime: Runtime, inputs: Inputs, resume: bool, loss_fn: Callable | 
     folder, passed_over = world.on_first(lambda: newest(run_dir) if resume else (None, []))
     state = read_state(folder) if folder else TrainState(0, 0, 0, 0, {})
     steps = total_steps(plan, config.train.epochs, config.train.max_steps)
-    model, (trained, parameters), weights = _load_model(runtime, inputs, folder, state)
+    base = world.on_first(lambda: recorded_base_dtype(run_dir) if resume else None)
+    base = base or resolve(config.model.base_dtype, runtime.device, runtime.dtype, inputs.spec.own_code)
+    model, (trained, parameters), weights = _load_model(runtime, inputs, folder, state, base)
     objectives = make_objectives(config, plan, model.spec.normalize, loss_fn)
     temperatures = make_temperatures(objectives, state.temperatures)
     topology = {"processes": world.size, "engine": runtime.engine, "device": runtime.device.type}
@@ -53,7 +56,7 @@ def prepare(runtime: Runtime, inputs: Inputs, resume: bool, loss_fn: Callable | 
         "micro_batch_tokens": budget,
         "collectives_per_step": collectives,
     }
-    world.on_first(lambda: _prepare_folder(run_dir, config, topology, plan, plan_facts))
+    world.on_first(lambda: _prepare_folder(run_dir, config, topology, plan, plan_facts, base))
     log = RunLog(run_dir, runtime.is_main, state.log_offset)
     watch = Watch(config.watch, dict(state.watch))
     progress = Progress(state, watch, stopped_early=watch.over)
@@ -70,13 +73,13 @@ def prepare(runtime: Runtime, inputs: Inputs, resume: bool, loss_fn: Callable | 
 
 
 def _load_model(
-    runtime: Runtime, inputs: Inputs, folder: Path | None, state: TrainState
+    runtime: Runtime, inputs: Inputs, folder: Path | None, state: TrainState, base: str
 ) -> tuple[LoadedModel, tuple[int, int], str | None]:
     """Returns the model in its engine, as the checkpoint `folder` has it, (trained, all) parameters, and without a
-    checkpoint outcome.sample_of the trained weights. Collective."""
+    checkpoint outcome.sample_of the trained weights. Collective. base: how frozen weights are stored, fp32 or bf16."""
     config = inputs.config
     placing = runtime.device, runtime.dtype, config.train.seed
-    embedder, tokenizer, spec, untrained = load_embedder(config.model, folder, *placing, spec=inputs.spec)
+    embedder, tokenizer, spec, untrained = load_embedder(config.model, folder, *placing, inputs.spec, base)
     if embedder.adapter:
         starts = [Path(path) for path in (config.model.lora.start, folder) if path]
         embedder.adapter.base_sha256 = runtime.world.on_first(lambda: hash_base(spec.base, starts))
@@ -124,9 +127,11 @@ def make_temperatures(objectives: dict[str, Objective], states: dict[str, dict])
     return temperatures
 
 
-def _prepare_folder(run_dir: Path, config: RunConfig, topology: dict, plan: BatchPlan, plan_facts: dict) -> None:
+def _prepare_folder(
+    run_dir: Path, config: RunConfig, topology: dict, plan: BatchPlan, plan_facts: dict, base: str
+) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     sweep(run_dir)
     remove_marker(run_dir)
     if not (run_dir / "run.json").exists():  # a resumed run keeps the record of how it began
-        write_json(run_dir / "run.json", describe_run(config, topology, plan.fingerprint, plan_facts))
+        write_json(run_dir / "run.json", describe_run(config, topology, plan.fingerprint, plan_facts, base))

@@ -19,6 +19,7 @@ ASKED = {
     "qlora 4 bits": {"model": {"finetune": "qlora"}},
     "qlora 8 bits": {"model": {"finetune": "qlora", "quantization_bits": 8}},
     "model.lora.dora": {"model": {"lora": {"dora": True}}},
+    "model.base_dtype: bf16": {"model": {"base_dtype": "bf16"}},
     "model.freeze": {"model": {"freeze": {"layers": 1}}},
     "train.gradient_checkpointing": {"train": {"gradient_checkpointing": True}},
     "optim.name: adamw_8bit": {"optim": {"name": "adamw_8bit"}},
@@ -38,8 +39,9 @@ def values(*wanted: str) -> dict:
 @pytest.mark.parametrize("option", [None, *OPTIONS])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_run_is_refused_where_the_table_says_so_and_only_there(mode, option, engine):
-    if (mode, option) == ("full", "model.lora.dora"):
-        with pytest.raises(ValueError, match="lora: is set, but finetune is full"):
+    without = {"model.lora.dora": "lora: is set, but finetune is full", "model.base_dtype: bf16": "no weight is frozen"}
+    if mode == "full" and option in without:
+        with pytest.raises(ValueError, match=without[option]):
             RunConfig.model_validate(values(mode, option))
         return
     config = RunConfig.model_validate(values(mode, *([option] if option else [])))
