@@ -30,16 +30,27 @@ class TorchEngine(Engine):
         self, embedder: Embedder, optim: OptimConfig, world: World, device: torch.device, dtype: torch.dtype | None
     ):
         self.world, self.device, self.dtype = world, device, dtype
-        self.embedder = embedder if embedder.quantised else embedder.to(device)  # quantised: built on its device
+        self.embedder = embedder
+        self._fill()
         embedder.pack(device, dtype)
         self.named = embedder.trained()
         self.optimizer = adamw(embedder, optim, device)
         self.eight_bit = optim.name == "adamw_8bit"
         self.max_grad_norm = optim.max_grad_norm
         self.scale = LossScale(dtype == torch.float16)
-        for tensor in [*embedder.parameters(), *embedder.buffers()]:  # ranks start from rank 0's weights
-            world.broadcast(tensor.data)
         self.average = Average(self.named, optim.ema) if optim.ema else None
+
+    def _fill(self) -> None:
+        """Brings the weights to the device and rank 0's numbers to all ranks, a tensor at a time."""
+        for parameter in self.embedder.parameters():
+            if not self.embedder.quantised:  # which was built on its device
+                self.embedder.sources.fill(parameter, self.device)
+            self.world.broadcast(parameter.data)
+        if not self.embedder.quantised:
+            self.embedder.to(self.device)
+        for buffer in self.embedder.buffers():
+            self.world.broadcast(buffer.data)
+        self.embedder.sources.close()
 
     @property
     def buckets(self) -> int:

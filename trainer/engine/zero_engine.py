@@ -11,9 +11,10 @@ import logging
 import sys
 import warnings
 from contextlib import contextmanager
+from unittest.mock import patch
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_prep.common.console import say
 from data_prep.common.files import check
@@ -110,15 +111,56 @@ class ZeroEngine(Engine):
         self.world, self.device, self.dtype = world, accelerator.device, dtype
         self.embedder = embedder
         embedder.pack(self.device, dtype)
-        optimizer = adamw(embedder, optim, self.device)
-        self.engine, _ = accelerator.prepare(embedder, optimizer)
-        self.optimizer = self.engine.optimizer
-        self.stage = self.engine.zero_optimization_stage()
+        settings = accelerator.state.deepspeed_plugin.deepspeed_config
+        self.stage = int(settings["zero_optimization"]["stage"])
+        prepare = self._prepare_partitioned if self.stage == 3 else self._prepare_replicated
+        prepare(accelerator, settings, optim)
+        embedder.sources.close()
         self.lockstep = self.stage == 3  # every forward pass gathers weights: all ranks make the same number
         self.gradient_factor = float(world.size)  # the engine divides by the number of ranks
         self.named = embedder.trained()
         self.scale = LossScale(dtype == torch.float16)
         self.average = Average(self.named, optim.ema, self._gather_small) if optim.ema else None
+
+    def _prepare_partitioned(self, accelerator, settings: dict, optim: OptimConfig) -> None:
+        """ZeRO-3: fills a parameter, takes its share, and frees it, before the next one. DeepSpeed broadcasts it."""
+        zero = {key: value for key, value in settings["zero_optimization"].items() if value != "auto"}
+        settings = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero}
+        first = None
+        for parameter in self.embedder.parameters():
+            self.embedder.sources.fill(parameter, self.device)
+            if first is None:
+                self._zero.Init(nn.ParameterList([parameter]), config_dict_or_path=settings, dtype=torch.float32)
+                first = parameter
+            else:
+                first.convert_to_zero_parameters(param_list=[parameter])
+        for module in self.embedder.modules():
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = None if buffer is None else self.world.broadcast(buffer.to(self.device))
+        self.engine, _ = accelerator.prepare(self.embedder, adamw(self.embedder, optim, self.device))
+        self.optimizer = self.engine.optimizer
+
+    def _prepare_replicated(self, accelerator, settings: dict, optim: OptimConfig) -> None:
+        """ZeRO-1/2: DeepSpeed lays trained weights into flat memory, which is filled afterwards. Numbers that exist
+        before would exist twice meanwhile, on every rank."""
+        from deepspeed.runtime.engine import DeepSpeedEngine
+
+        sources = self.embedder.sources
+        for parameter in self.embedder.parameters():
+            sources.room(parameter, self.device)
+        optimizer = adamw(self.embedder, optim, self.device)
+        with patch.object(DeepSpeedEngine, "_broadcast_model", lambda engine: None):  # there is nothing to send yet
+            self.engine, _ = accelerator.prepare(self.embedder, optimizer)
+        self.optimizer = self.engine.optimizer
+        for parameter in self.embedder.parameters():
+            if parameter.requires_grad:
+                sources.fill_in_place(parameter)
+            else:
+                sources.fill(parameter, self.device)
+            self.world.broadcast(parameter.data)
+        for buffer in self.embedder.buffers():
+            self.world.broadcast(buffer.data)
+        self.optimizer.refresh_fp32_params()
 
     def _gather_small(self) -> None:
         """ZeRO-3 keeps small parameters whole on every rank, beside their partitions."""

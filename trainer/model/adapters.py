@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from data_prep.common.errors import BadInput
 from data_prep.common.files import check
 from trainer.config.sections import LoraConfig
+from trainer.model.loading import Sources
 from trainer.model_folder.families import family_of
 from trainer.model_folder.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
@@ -58,11 +59,14 @@ class Adapter:
         plain = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
         (folder / ADAPTER_CONFIG).write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
-    def read(self, folder: Path) -> None:
+    def read(self, folder: Path, sources: Sources) -> None:
         """Loads the weights of an adapter of the same shape. Raises BadInput for another."""
         backbone = self.model.get_base_model()
         weights = {f"{_PREFIX}{name}": tensor for name, tensor in _own(load_file(folder / ADAPTER_WEIGHTS), backbone)}
         check(_of_other_tokens(folder, weights, backbone))
+        for name, parameter in self.model.named_parameters():
+            if name in weights and parameter in sources:
+                sources.make_real(parameter)  # to be written to
         try:
             keys = _peft().set_peft_model_state_dict(self.model, weights)
         except (RuntimeError, ValueError) as error:  # other sizes
@@ -119,16 +123,28 @@ def _sort_header(path: Path) -> None:
         file.write(header)
 
 
-def attach(backbone: nn.Module, config: LoraConfig, base: str, seed: int) -> Adapter:
+def attach(backbone: nn.Module, config: LoraConfig, base: str, seed: int, sources: Sources) -> Adapter:
     """Wraps layers of the backbone and freezes the rest. Raises BadInput for targets that do not exist.
-    seed: of the adapter's first values, the same on every engine."""
+    seed: of the adapter's first values, the same on every engine. sources: of the backbone's numbers."""
     settings = settings_of(backbone, config)
+    _make_real(backbone, settings, sources)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapter = Adapter(wrap(backbone, settings), base)
     if config.start:
-        adapter.read(Path(config.start))
+        adapter.read(Path(config.start), sources)
     return adapter
+
+
+def _make_real(backbone: nn.Module, settings, sources: Sources) -> None:
+    """Fills the weights that peft copies or computes with while it wraps the backbone."""
+    computes = settings.init_lora_weights not in (True, False, "gaussian", "orthogonal")  # PiSSA, OLoRA and others
+    copied = settings.modules_to_save or []
+    for name, module in backbone.named_modules():
+        if computes or any(_among(target, [name]) for target in copied):
+            for parameter in module.parameters():
+                if parameter in sources:
+                    sources.make_real(parameter)
 
 
 def settings_of(backbone: nn.Module, config: LoraConfig):
@@ -165,7 +181,7 @@ def load(backbone: nn.Module, folder: Path) -> Adapter:
     """Wraps the backbone in the adapter of a folder. Raises BadInput for an adapter of other layers."""
     settings = _read_settings(str(folder), backbone)
     adapter = Adapter(wrap(backbone, settings), backbone.name_or_path)
-    adapter.read(folder)
+    adapter.read(folder, Sources(reads=True))
     return adapter
 
 
@@ -210,12 +226,15 @@ def _among(target: str, names: list[str]) -> bool:
     return any(name == target or name.endswith(f".{target}") for name in names)
 
 
-def measure_rows(backbone: nn.Module) -> None:
-    """Sets the trained lengths of a new DoRA to those of the base's rows as they are stored now: it starts as the base
-    (Liu et al. 2024, arXiv:2402.09353, section 4.1)."""
+def measure_rows(backbone: nn.Module, sources: Sources) -> None:
+    """Sets the trained lengths of a new DoRA to those of the base's rows as the run stores them, so that it starts as
+    the base (Liu et al. 2024, arXiv:2402.09353, section 4.1). Only the rank that reads the weights does."""
+    if not sources.reads:
+        return
     for module in backbone.modules():
         for length in getattr(module, "lora_magnitude_vector", {}).values():
-            weight = module.get_base_layer().weight.data.float()
+            base = module.get_base_layer().weight
+            weight = sources.read(base).to(sources.dtype_of(base)).float()
             rows = weight.T if length.fan_in_fan_out else weight
             length.weight.data.copy_(torch.linalg.vector_norm(rows, dim=1))
 

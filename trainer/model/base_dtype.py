@@ -18,17 +18,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainer.model.loading import Sources
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Rounded:
     """The frozen weights that a run stores in bf16."""
 
+    parameters: frozenset[nn.Parameter]
     numbers: int
-    matrices: int
-    changed: int  # matrices that lost digits; 0 where the model was published in bf16
     kept: int  # frozen numbers that stay fp32
+    changed: int = 0  # weights that lost digits; 0 where the model was published in bf16
+
+    def note(self, stored: Tensor, half: Tensor) -> None:
+        self.changed += stored.dtype != torch.bfloat16 and not torch.equal(half.float(), stored.float())
 
 
 def resolve(asked: str, device: torch.device, compute: torch.dtype | None, own_code: bool = False) -> str:
@@ -66,19 +71,17 @@ def _is_plain(module: nn.Module) -> bool:
     return type(module) is nn.Linear or (isinstance(module, nn.Embedding) and module.max_norm is None)
 
 
-def round_base(backbone: nn.Module) -> Rounded:
-    """Stores the frozen matrices in bf16, one at a time."""
+def round_base(backbone: nn.Module, sources: Sources) -> Rounded:
+    """Stores the frozen matrices in bf16, one at a time: now, or when an engine fills them."""
     chosen = matrices(backbone)
-    changed = 0
-    for parameter, users in chosen.items():
-        half = parameter.data.to(torch.bfloat16)
-        changed += not torch.equal(half.float(), parameter.data)
-        parameter.data = half
-        for module in users:
-            module.forward = MethodType(_product if isinstance(module, nn.Linear) else _look_up, module)
     numbers = sum(parameter.numel() for parameter in chosen)
     frozen = sum(p.numel() for p in backbone.parameters() if not p.requires_grad and p.is_floating_point())
-    return Rounded(numbers, len(chosen), changed, frozen - numbers)
+    rounded = sources.rounded = Rounded(frozenset(chosen), numbers, frozen - numbers)
+    for parameter, users in chosen.items():
+        sources.round(parameter)
+        for module in users:
+            module.forward = MethodType(_product if isinstance(module, nn.Linear) else _look_up, module)
+    return rounded
 
 
 def in_fp32(tensor: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from data_prep.common.errors import BadInput
 from trainer.config.sections import FreezeConfig, ModelConfig
 from trainer.model import adapters, base_dtype, dense_layers, quantization
 from trainer.model.embedder import Embedder
+from trainer.model.loading import Sources, load
 from trainer.model.tokenizer import check_vocabulary, eos_notes, load_tokenizer, padding_notes
 from trainer.model_folder.families import FAMILIES, family_of
 from trainer.model_folder.files import fetch
@@ -23,18 +24,20 @@ def load_embedder(
     seed: int = 0,
     spec: ModelSpec | None = None,
     base: str = "fp32",
+    sources: Sources | None = None,
 ):
     """Loads (Embedder in fp32 on the CPU, tokenizer, ModelSpec, untrained) from a folder or hub id. Raises BadInput.
 
     checkpoint: folder of the trained weights to resume from; everything else still comes from `config`. device, dtype:
     of a quantised base, which cannot move later. seed: of a new adapter. spec: of the folder, if it was read already.
-    base: how frozen weights are stored, fp32 or bf16 (base_dtype.py).
+    base: how frozen weights are stored, fp32 or bf16 (base_dtype.py). sources: takes the numbers of the backbone, which
+    is hollow until an engine fills it (loading.py); None loads them at once.
     untrained: tensors by name of a pooler that no pooling here uses, exported again so that the folder is complete.
     """
     spec = spec or read_spec(config, fetch(config.path, config.trust_remote_code))
     tokenizer = load_tokenizer(config, spec.path)
     spec.notes.extend([*eos_notes(tokenizer, spec), *padding_notes(tokenizer, config.tokenizer or spec.path)])
-    embedder, untrained = build_embedder(spec, config, checkpoint, device, dtype, seed, base)
+    embedder, untrained = build_embedder(spec, config, checkpoint, device, dtype, seed, base, sources)
     if config.tokenizer:
         check_vocabulary(tokenizer, embedder.backbone, config)
     return embedder, tokenizer, spec, untrained
@@ -48,37 +51,48 @@ def build_embedder(
     dtype: torch.dtype | None = None,
     seed: int = 0,
     base: str = "fp32",
+    sources: Sources | None = None,
 ) -> tuple[Embedder, dict[str, Tensor]]:
     """Builds (Embedder, untrained) from a ModelSpec; see load_embedder."""
     adapted = spec.is_adapter or config.finetune != "full"
     source = spec.base if adapted else checkpoint or spec.path
     quantised = quantization.arguments(spec.bits, dtype, device or torch.device("cpu")) if spec.bits else {}
-    backbone = _load_backbone(source, spec, config, quantised)
+    wanted = None if spec.bits else sources  # quantised while it is read
+    sources = sources or Sources(reads=True)
+    backbone = _load_backbone(source, spec, config, quantised, wanted)
     pooler, untrained = getattr(backbone, "pooler", None), {}
     if pooler is not None:
-        untrained = {} if spec.bits else {f"pooler.{name}": t.clone() for name, t in pooler.state_dict().items()}
+        untrained = {} if spec.bits else _numbers(pooler, sources)
         backbone.pooler = None
     layers = dense_layers.load(spec.dense, None if adapted else checkpoint).requires_grad_(not adapted)
     embedder = Embedder(backbone, layers, spec.pooling, spec.normalize, config.dropout == "model")
+    embedder.sources = sources
     if spec.bits:
         layers.to(device or torch.device("cpu"))  # device of the base
         embedder.quantised = quantization.layers(backbone)
     if spec.is_adapter:
         embedder.adapter = adapters.load(backbone, Path(spec.path))
     elif config.finetune != "full":
-        embedder.adapter = adapters.attach(backbone, config.lora, _lasting_name(config.path), seed)
+        embedder.adapter = adapters.attach(backbone, config.lora, _lasting_name(config.path), seed, sources)
         if checkpoint:
-            embedder.adapter.read(checkpoint)
+            embedder.adapter.read(checkpoint, sources)
     freeze(backbone, config.freeze)
     if base == "bf16":
-        embedder.rounded = base_dtype.round_base(backbone)
-        if config.finetune != "full" and not config.lora.start and not checkpoint:
-            adapters.measure_rows(backbone)
+        embedder.rounded = base_dtype.round_base(backbone, sources)
+    if config.finetune == "lora" and not config.lora.start and not checkpoint:
+        adapters.measure_rows(backbone, sources)
     return embedder.train(), untrained
 
 
-def _load_backbone(source, spec: ModelSpec, config: ModelConfig, quantised: dict) -> nn.Module:
-    """Loads the transformer in fp32 (or quantised). Raises BadInput where a tensor is missing."""
+def _numbers(pooler: nn.Module, sources: Sources) -> dict[str, Tensor]:
+    """Returns a pooler's tensors by name, on the rank that reads weights."""
+    kept = pooler.state_dict(keep_vars=True) if sources.reads else {}
+    return {f"pooler.{name}": sources.read(t).detach().float().clone() for name, t in kept.items()}
+
+
+def _load_backbone(source, spec: ModelSpec, config: ModelConfig, quantised: dict, sources: Sources | None) -> nn.Module:
+    """Loads the transformer in fp32 (or quantised), or its shapes where `sources` takes the numbers. Raises BadInput
+    where a tensor is missing."""
     import transformers
     from transformers.utils import logging
 
@@ -89,9 +103,8 @@ def _load_backbone(source, spec: ModelSpec, config: ModelConfig, quantised: dict
         settings, kind, remote = read_settings(source, spec, config)
         family = FAMILIES.get(settings.model_type)
         code = {"trust_remote_code": config.trust_remote_code} if kind is transformers.AutoModel else {}
-        backbone, loading = kind.from_pretrained(
-            source, config=settings, dtype=torch.float32, output_loading_info=True, **code, **quantised
-        )
+        arguments = {"config": settings, "dtype": torch.float32, "output_loading_info": True, **code, **quantised}
+        backbone, loading = load(kind, source, sources, spec.own_code, arguments)
     except Exception as error:  # whatever a damaged folder makes the library raise is the folder's fault
         raise BadInput(f"model.path: {source} cannot be loaded ({type(error).__name__}: {error})") from None
     finally:

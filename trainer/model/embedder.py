@@ -9,6 +9,7 @@ from trainer.distributed.device import send
 from trainer.model import adapters
 from trainer.model.attention import Run, runs_of
 from trainer.model.base_dtype import Rounded
+from trainer.model.loading import Sources
 from trainer.model.packing import Packing, register, why_padded
 from trainer.model.recompute import recompute
 from trainer.model_folder.families import family_of
@@ -72,6 +73,7 @@ class Embedder(nn.Module):
         self.model_dropout = model_dropout  # training runs the model's own dropout
         self.adapter: adapters.Adapter | None = None  # trained in place of the model's own weights
         self.quantised: dict[str, nn.Module] = {}  # quantised layers by name
+        self.sources = Sources(reads=True)  # of parameters that no engine has filled yet
         self.rounded: Rounded | None = None  # the frozen weights that are stored in bf16
         self.recomputed: list[nn.Module] = []  # blocks that compute again in the backward pass
         self.packing: Packing | None = None  # texts run without padding, see pack()

@@ -96,7 +96,7 @@ def _plan_lines(plan: BatchPlan, total_steps: int, start: Start) -> list[str]:
 def _base_lines(rounded: Rounded | None) -> list[str]:
     if not rounded:
         return []
-    lost = f"{rounded.changed} of {rounded.matrices} weights lost digits"
+    lost = f"{rounded.changed} of {len(rounded.parameters)} weights lost digits"
     return [
         f"frozen weights in bf16: {2 * rounded.numbers / 1e9:.3g} GB in place of {4 * rounded.numbers / 1e9:.3g} GB "
         f"({lost if rounded.changed else 'no weight lost digits'}); {_millions(rounded.kept)} frozen numbers stay fp32"

@@ -13,6 +13,7 @@ from trainer.loss.temperature import LearnedTemperature
 from trainer.model.adapters import check_base
 from trainer.model.base_dtype import resolve
 from trainer.model.build import count_parameters, load_embedder
+from trainer.model.loading import Sources
 from trainer.model_folder.files import weights_sha256
 from trainer.planner.plan import PLAN_VERSION, BatchPlan, total_steps
 from trainer.preflight.inputs import Inputs
@@ -79,7 +80,8 @@ def _load_model(
     checkpoint outcome.sample_of the trained weights. Collective. base: how frozen weights are stored, fp32 or bf16."""
     config = inputs.config
     placing = runtime.device, runtime.dtype, config.train.seed
-    embedder, tokenizer, spec, untrained = load_embedder(config.model, folder, *placing, inputs.spec, base)
+    sources = Sources(reads=runtime.is_main)  # the engine fills the model
+    embedder, tokenizer, spec, untrained = load_embedder(config.model, folder, *placing, inputs.spec, base, sources)
     if embedder.adapter:
         starts = [Path(path) for path in (config.model.lora.start, folder) if path]
         embedder.adapter.base_sha256 = runtime.world.on_first(lambda: hash_base(spec.base, starts))

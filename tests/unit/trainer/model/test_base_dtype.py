@@ -64,7 +64,7 @@ def test_a_run_computes_as_with_the_rounded_weights_in_fp32(tmp_path, family, pa
     stored, plain, by_hand = (load_embedder(config, base=base)[0] for base in ("bf16", "fp32", "fp32"))
     rounded_by_hand(by_hand)
     if part == "dora":
-        adapters.measure_rows(by_hand.backbone)
+        adapters.measure_rows(by_hand.backbone, by_hand.sources)
     for embedder in (stored, plain, by_hand):
         tiny.fill_adapter(embedder)
     expected = gradient(by_hand, autocast)
