@@ -16,6 +16,7 @@ from tests.multiprocess.setting import write_setting
 from trainer.distributed.engines import OFFLOADED
 
 CELLS = some_cells()
+BUCKET = 8000  # numbers: the model has some 32,000, and 12,928 in its largest weight
 EXTRA = {  # further kinds of cells, see worker.Group
     "dropout": (("cpu", 1), ("ddp", 2), ("zero2", 2), ("zero3", 2)),
     "duplicates": (("cpu", 1), ("ddp", 2), ("zero2", 2)),
@@ -27,6 +28,8 @@ for kind, groups in EXTRA.items():
         CELLS[group].append({"kind": kind, "run": "sources"})
 for engine in OFFLOADED:  # outside the table: where the state lies is all that differs from their stage
     CELLS[engine, 2] = [table_cell("infonce", "4 chunks", planted=True) | {"kind": "offloaded"}]
+for engine, world, chunks in (("zero3", 2, "4 chunks"), ("zero3", 3, "4 kept"), ("zero3_offload", 2, "4 kept")):
+    CELLS[engine, world].append(table_cell("infonce", chunks, planted=True) | {"kind": "reduced", "bucket": BUCKET})
 
 
 @pytest.fixture(scope="module")

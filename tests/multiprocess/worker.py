@@ -146,7 +146,7 @@ class Group:
     def table(self, cell: dict) -> dict:
         """Gradient and SGD update of a whole batch, then of a last one; 20 clipped AdamW steps."""
         reference, found = self.dense[cell["run"]], {"gradient": [], "update": [], "temperature_grad": [], "calls": []}
-        with self.job(cell["run"], cell["chunks"]) as job:
+        with self.job(cell["run"], cell["chunks"], *cell.get("options", ())) as job:
             objective = next(iter(job.objectives.values()))
             sizes = [p.numel() * p.element_size() for p in job.engine.named.values()]
             buckets = count_buckets(sizes, torch_engine.BUCKET_BYTES) if self.runtime.engine == "ddp" else 0
@@ -168,6 +168,38 @@ class Group:
             found |= self.adamw(cell)
         return found
 
+    def reduced(self, cell: dict) -> dict:
+        """ZeRO-3 with the gradient reduced by chunks: the table's cell, the most numbers of gradients on a rank at once
+        and between chunks, and the error where DeepSpeed counts backward passes by itself."""
+        cell = cell | {"options": ["train.gradient_reduction=chunk"]}
+        plugin = self.runtime.accelerator.state.deepspeed_plugin
+        with patch.dict(plugin.deepspeed_config["zero_optimization"], reduce_bucket_size=cell["bucket"]):
+            found = self.table(cell)
+            expected = self.dense[cell["run"]]["whole"]
+            with self.job(cell["run"], cell["chunks"], *cell["options"]) as job:
+                found |= self._live_gradients(job, expected["step"])
+            with (
+                self.job(cell["run"], cell["chunks"], *cell["options"]) as job,
+                patch("trainer.engine.zero_engine.ZeroEngine._count_chunk", lambda engine: None),
+            ):
+                gradient, _, _ = self.gradient(job, self.batch(job, expected["step"]))
+                found["uncounted"] = self.error(gradient, expected["gradient"])
+        return found
+
+    def _live_gradients(self, job, step: int) -> dict:
+        trained, live, left = list(job.engine.named.values()), [], []
+
+        def count() -> int:
+            return sum(p.grad.numel() for p in trained if p.grad is not None)
+
+        for parameter in trained:  # behind DeepSpeed's own hook
+            parameter.register_post_accumulate_grad_hook(lambda _: live.append(count()))
+        backward = job.engine.backward
+        with patch.object(job.engine, "backward", lambda surrogate: (backward(surrogate), left.append(count()))):
+            self.gradient(job, self.batch(job, step))
+        sizes = [p.ds_numel for p in trained]
+        return {"live": max(live), "left": max(left), "largest": max(sizes), "whole": sum(sizes)}
+
     adapter = table  # of an adapter's parameters
     offloaded = table  # on the engines with offload
 
@@ -180,7 +212,7 @@ class Group:
 
     def planted(self, cell: dict, expected: dict, factor: float) -> list:
         """The same errors with a wrong factor: both must be seen."""
-        with self.job(cell["run"], cell["chunks"]) as job:
+        with self.job(cell["run"], cell["chunks"], *cell.get("options", ())) as job:
             job.engine.gradient_factor *= factor
             gradient, _, _ = self.gradient(job, self.batch(job, expected["step"]))
             gradient_error = self.error(gradient, expected["gradient"])
@@ -197,7 +229,7 @@ class Group:
             return real_step.compute_gradients(engine, batch, *rest)
 
         with (
-            self.job(cell["run"], cell["chunks"], sgd=False) as job,
+            self.job(cell["run"], cell["chunks"], *cell.get("options", ()), sgd=False) as job,
             patch("trainer.train.fit.compute_gradients", recording),
             patch("trainer.train.fit.end_epoch", lambda job: None),  # checkpoints are tested elsewhere
         ):

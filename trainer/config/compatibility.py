@@ -17,6 +17,7 @@ OPTIONS = {  # name -> True for a run that asks for it
     "model.base_dtype: bf16": lambda run: run.model.base_dtype == "bf16",
     "model.freeze": lambda run: run.model.freeze != FreezeConfig(),
     "train.gradient_checkpointing": lambda run: run.train.gradient_checkpointing,
+    "train.gradient_reduction: chunk": lambda run: run.train.gradient_reduction == "chunk",
     "optim.name: adamw_8bit": lambda run: run.optim.name == "adamw_8bit",
     "optim.ema": lambda run: run.optim.ema is not None,
 }
@@ -33,6 +34,7 @@ _WHOLE = (
     "zero2, or 4 bits"
 )
 _SCALES = "peft 0.21 loses the scales of int8 weights while it reads the norms that DoRA needs"
+_UNDIVIDED = "only ZeRO-3 divides the gradient among the ranks while it is computed; leave it out, or use zero3"
 _REPLACED = "peft 0.21 puts new parameters in the place of quantised ones while it reads the norms that DoRA needs"
 # Combinations that are refused -> the reason. All others run.
 REFUSED = {
@@ -42,6 +44,7 @@ REFUSED = {
     ("model.lora.dora", "qlora 8 bits"): _SCALES,
     **{("model.lora.dora", "qlora 4 bits", engine): _REPLACED for engine in PARTED},
     **{("model.freeze", mode): _FROZEN for mode in MODES[1:]},
+    **{("train.gradient_reduction: chunk", engine): _UNDIVIDED for engine in ENGINES if engine not in PARTED},
     (EIGHT_BIT, "mps"): _NO_MPS,
     **{(EIGHT_BIT, engine): _FLAT for engine in ZERO},
 }

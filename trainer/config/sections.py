@@ -247,6 +247,7 @@ class TrainConfig(Section):
     steps_per_epoch: int | None = Field(None, ge=1)  # None: a whole pass; fewer cut it, and the next epoch goes on
     micro_batch_tokens: Annotated[int, Field(ge=64)] | Literal["auto"] = "auto"
     gradient_checkpointing: bool = False  # blocks keep their input only; the rest is made again in the backward pass
+    gradient_reduction: Literal["step", "chunk"] = "step"  # chunk: zero3 never holds a rank's whole gradient
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"  # of matrix products
     deterministic: bool = False  # on CUDA: the same bytes again on the same cards and versions; slower
     device: Literal["auto", "cpu", "mps", "cuda"] = "auto"

@@ -54,9 +54,10 @@ class Runtime:
     def is_main(self) -> bool:
         return self.world.rank == 0
 
-    def build(self, embedder: Embedder, optim: OptimConfig) -> Engine:
+    def build(self, embedder: Embedder, optim: OptimConfig, by_chunk: bool = False) -> Engine:
+        """by_chunk: of train.gradient_reduction, see ZeroEngine."""
         if self.engine in ZERO:
-            return ZeroEngine(self.accelerator, embedder, optim, self.world, self.dtype)
+            return ZeroEngine(self.accelerator, embedder, optim, self.world, self.dtype, by_chunk)
         return TorchEngine(embedder, optim, self.world, self.device, self.dtype)
 
 

@@ -102,13 +102,18 @@ def _foreign_facts(values: dict) -> list[str]:
 class ZeroEngine(Engine):
     """Partitioned optimizer state (1), gradients (2), weights (3). Gradients are averaged over ranks, once per step."""
 
-    def __init__(self, accelerator, embedder: Embedder, optim: OptimConfig, world: World, dtype: torch.dtype | None):
+    def __init__(
+        self, accelerator, embedder: Embedder, optim: OptimConfig, world: World, dtype: torch.dtype | None,
+        by_chunk: bool = False,
+    ):  # fmt: skip
+        """by_chunk: ZeRO-3 reduces the gradient of every chunk in its backward pass, bucket by bucket."""
         import deepspeed
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # its own calls
         self._zero = deepspeed.zero
         self.world, self.device, self.dtype = world, accelerator.device, dtype
+        self.by_chunk, self._reduced = by_chunk, 0  # chunks of the step whose gradients are in the partitions
         self.embedder = embedder
         embedder.pack(self.device, dtype)
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
@@ -177,12 +182,25 @@ class ZeroEngine(Engine):
     def backward(self, surrogate: Tensor) -> None:
         """DeepSpeed multiplies by the loss scale that accumulate() sets."""
         self.world.doing = "one of DeepSpeed's, in a backward pass"
+        if self.by_chunk:
+            self._count_chunk()
         self.engine.backward(surrogate)
+
+    def _count_chunk(self) -> None:
+        """Lets DeepSpeed add the next backward pass to the partitions of the gradient. It counts backward passes in
+        forward passes, of which kept chunks have none between them: it would write over the chunk before."""
+        self.optimizer.clear_backward_seen_flag()
+        self.optimizer.micro_step_id = self._reduced  # 0: writes, more: adds
+        self._reduced += 1
 
     @contextmanager
     def accumulate(self):
         if self.scale.used:
             self.optimizer.override_loss_scale(self.scale.value)
+        if self.by_chunk:
+            self._reduced = 0
+            yield
+            return
         with self.engine.coalesce_grad_reduction():
             yield
 

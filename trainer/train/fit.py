@@ -109,7 +109,7 @@ def finish(job: Job) -> Path:
         final = job.checkpoints.save_model("final")
     weights = job.engine.weights()
     if job.runtime.is_main:
-        sample = sample_of({name: weights[name] for name in job.engine.named})
+        sample = sample_of(job.engine.named, weights.__getitem__)
         lengths = describe_lengths(job.config.model, job.model.spec.rules)
         summarise(job.log, job.progress, job.run_dir, final, lengths, sample)
     job.log.event("end", step=job.progress.state.step)

@@ -88,8 +88,9 @@ def _load_model(
     if config.train.gradient_checkpointing:
         embedder.recompute()
     counts = count_parameters(embedder)
-    sample = None if folder else sample_of(embedder.trained())  # before an engine divides them
-    engine = runtime.build(embedder, config.optim)
+    trained, reads = embedder.trained(), runtime.is_main and not folder
+    sample = sample_of(trained, lambda name: embedder.sources.read(trained[name])) if reads else None
+    engine = runtime.build(embedder, config.optim, config.train.gradient_reduction == "chunk")
     if folder:
         if state.updates:
             engine.load_moments(read_moments(folder), state.updates)

@@ -22,6 +22,7 @@ ASKED = {
     "model.base_dtype: bf16": {"model": {"base_dtype": "bf16"}},
     "model.freeze": {"model": {"freeze": {"layers": 1}}},
     "train.gradient_checkpointing": {"train": {"gradient_checkpointing": True}},
+    "train.gradient_reduction: chunk": {"train": {"gradient_reduction": "chunk"}},
     "optim.name: adamw_8bit": {"optim": {"name": "adamw_8bit"}},
     "optim.ema": {"optim": {"ema": 0.9}},
 }
