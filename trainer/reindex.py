@@ -25,7 +25,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=256, metavar="N", help=batch)
     dim = "Matryoshka: keep the first D numbers of each embedding (default: all)"
     parser.add_argument("--dim", type=int, metavar="D", help=dim)
-    parser.add_argument("--alias", metavar="NAME", help="Qdrant: point this alias to the target at the end")
+    alias = "Qdrant, pgvector (a view): point this alias to the target at the end"
+    parser.add_argument("--alias", metavar="NAME", help=alias)
     add_store(parser)
     add_model(parser)
     return guarded(lambda: run(with_homes(parser.parse_args(argv))))

@@ -6,7 +6,8 @@ from pathlib import Path
 from data_prep.cli.arguments import values
 from data_prep.common.errors import BadInput
 from data_prep.common.files import check
-from data_prep.stores.flags import FLAGS, add_store, store_of, where_of
+from data_prep.stores.base import FLAGS
+from data_prep.stores.flags import add_store, store_of, where_of
 
 EXAMPLE = (
     "generate --path chroma --collection docs --model M --base-url http://localhost:8000/v1 --output pairs.jsonl\n"

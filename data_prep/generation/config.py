@@ -33,6 +33,7 @@ class QuestionGenerationConfig:
     tenant: str | None = None
     database: str | None = None
     upgrade_store: bool = False
+    key_field: str | None = None
     where: dict[str, Any] | None = None
     limit: int | None = None  # only the first chunks
     sample: int | None = None  # chunks drawn by the seed; a larger sample contains a smaller one
@@ -60,7 +61,7 @@ class QuestionGenerationConfig:
             url = f"http{'s' if ssl else ''}://{host}" + (f":{port}" if port else "")
             host, port, ssl = None, None, False
         path = None if self.path is None else user_path(self.path)
-        same = ("text_field", "vector_name", "tenant", "database", "upgrade_store")
+        same = ("text_field", "vector_name", "tenant", "database", "upgrade_store", "key_field")
         more = {name: getattr(self, name) for name in same}
         return StoreConfig(self.db_type, self.collection_name, path, host, port, ssl, url, **more)
 

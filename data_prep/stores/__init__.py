@@ -1,1 +1,1 @@
-"""Chroma and Qdrant behind one interface."""
+"""Vector stores behind one interface: Chroma, Qdrant, PostgreSQL with pgvector, and plug-ins."""

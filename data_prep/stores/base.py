@@ -1,9 +1,11 @@
-"""Chunks of text in a vector store: Chroma and Qdrant, embedded or on a server, behind the same methods.
+"""Chunks of text in a vector store, embedded or on a server, behind the same methods whatever the store.
 
     with open_collection(StoreConfig("chroma", "docs", path=Path("chroma"))) as collection:
         for chunk in collection.chunks(): ...
 
-open.py opens them; chroma.py and qdrant.py implement them and are imported only when needed.
+- A store is a plug-in: a subclass of Store and one of Collection. docs/store_plugins.md shows a whole one.
+- registry.py finds the classes, open.py opens them. Chroma, Qdrant and pgvector are the ones that come along.
+- `python -m data_prep.stores.conformance` checks a plug-in against what is promised here.
 """
 
 import gc
@@ -12,19 +14,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from data_prep.common.errors import BadInput, Failed, nearest
-from data_prep.common.secrets import url_problem, without
+from data_prep.common.secrets import without
+from data_prep.stores import registry
 
 if TYPE_CHECKING:
     import numpy as np
 
-KINDS = ("chroma", "qdrant")
 CHROMA_PORT = 8000
 HTTPS_PORT = 443
 PAGE = 1000  # chunks held at a time
 QUERIES = 100  # vectors asked at a time
+ADDRESSES = {"path": "--path DIR (a folder)", "host": "--host (a server)", "url": "--url (a server)"}
+# fields of StoreConfig that belong to some kinds of store only: Store.takes
+FLAGS = (*ADDRESSES, "port", "ssl", "tenant", "database", "text_field", "vector_name", "key_field", "upgrade_store")
 
 
 @dataclass(slots=True)
@@ -39,20 +44,21 @@ class Chunk:
 
 @dataclass(frozen=True)
 class StoreConfig:
-    """Address of a collection. Its key comes from the environment or .env: CHROMA_TOKEN, QDRANT_API_KEY."""
+    """Address of a collection. Secrets come from the environment or .env: CHROMA_TOKEN, QDRANT_API_KEY, PGPASSWORD."""
 
-    kind: str
+    kind: str  # a name that registry.load knows
     collection: str
-    path: Path | None = None  # folder of embedded Chroma or of Qdrant's local mode
+    path: Path | None = None  # folder of an embedded store
     host: str | None = None  # of a Chroma server, as port and ssl
     port: int | None = None
     ssl: bool = False
-    url: str | None = None  # of a Qdrant server
-    text_field: str | None = None  # payload field with a Qdrant point's text, or a path such as meta.body
-    vector_name: str | None = None  # of a Qdrant collection's named vectors
+    url: str | None = None  # of another server
+    text_field: str | None = None  # payload field or column with the text, or a path such as meta.body
+    vector_name: str | None = None  # of a Qdrant collection's named vectors; column of a table's vectors
     tenant: str | None = None  # of Chroma, as database; None: Chroma's default
     database: str | None = None
     upgrade_store: bool = False  # opening may change a folder that an older version of the library wrote
+    key_field: str | None = None  # column with the ids; None: the primary key
 
     @property
     def place(self) -> str:
@@ -68,43 +74,67 @@ class StoreConfig:
         """Returns the port of a Chroma server: with TLS, which Chroma itself does not speak, that of the proxy."""
         return self.port or (HTTPS_PORT if self.ssl else CHROMA_PORT)
 
+    def store(self) -> "type[Store]":
+        """Returns the class of its kind. Raises BadInput for a kind that is unknown or no Store."""
+        found = registry.load(self.kind)
+        if not (isinstance(found, type) and issubclass(found, Store)):
+            raise BadInput(f"--store {self.kind}: {found!r} is no subclass of data_prep.stores.base.Store")
+        return found
+
     def problems(self) -> list[str]:
         """Returns contradictions, with their flags."""
-        if self.kind not in KINDS:
-            return [f"--store {self.kind}: must be one of {', '.join(KINDS)}"]
-        if self.kind == "chroma":
-            server, other, foreign = "host", "qdrant", ("url", "text_field", "vector_name")
-        else:
-            server, other, foreign = "url", "chroma", ("host", "port", "ssl", "tenant", "database")
-        given = [name.replace("_", "-") for name in foreign if getattr(self, name)]
-        problems = [f"--{name}: belongs to --store {other}" for name in given]
-        addresses = (self.path is not None) + (getattr(self, server) is not None)
-        if addresses != 1:
-            both = ", not both" if addresses else ""
-            problems.append(f"--store {self.kind}: needs --path DIR (a folder) or --{server} (a server){both}")
-        if self.kind == "chroma" and self.host is None:
-            problems += [f"--{name}: needs --host" for name in ("port", "ssl") if getattr(self, name)]
-        if self.upgrade_store and self.path is None:
-            problems.append("--upgrade-store: needs --path")
-        if self.port is not None and not 1 <= self.port <= 65535:
-            problems.append(f"--port {self.port}: must be 1 to 65535")
-        if self.host is not None and ("/" in self.host or "@" in self.host):
-            problems.append("--host: must be a host name or address alone; --port and --ssl say the rest")
-        if self.url is not None:
-            refusal = "holds a user or password; put the key into QDRANT_API_KEY (environment or .env)"
-            problems += filter(None, [url_problem(self.url, "--url", "http://localhost:6333", refusal)])
-        return problems
+        try:
+            return self.store().problems(self)
+        except BadInput as error:
+            return error.problems
 
 
 class Store(AbstractContextManager):
-    """An open store. Closing it closes its collections."""
+    """An open store. Closing it closes its collections.
 
+    A subclass opens itself in `__init__(config, folder)` (folder: the one to open for config.path), with failures as
+    BadInput (the user's) or Failed, and sets the attributes below.
+    """
+
+    takes: ClassVar[frozenset[str]]  # fields of FLAGS that its StoreConfig may set; of ADDRESSES exactly one is set
     kind: str  # its name in messages
-    client: Any
+    client: Any  # with close(); otherwise override Store.close
     location: str  # "in FOLDER" or "at ADDRESS", for messages
     secret: str | None = None  # token or key; removed from messages
     served: bool  # a server, not a folder
     temporary: ExitStack | None = None  # what closing the store removes: the copy that was opened
+
+    @classmethod
+    def problems(cls, config: StoreConfig) -> list[str]:
+        """Returns what contradicts itself in a config of this kind, with the flags. Nothing is opened."""
+        problems = [
+            f"--{name.replace('_', '-')}: belongs to --store {_owners(name) or 'another one'}"
+            for name in FLAGS
+            if getattr(config, name) and name not in cls.takes
+        ]
+        addresses = [name for name in ADDRESSES if name in cls.takes]
+        given = [name for name in addresses if getattr(config, name) is not None]
+        if addresses and len(given) != 1:
+            both = ", not both" if given else ""
+            problems.append(f"--store {config.kind}: needs {' or '.join(map(ADDRESSES.get, addresses))}{both}")
+        if config.upgrade_store and "upgrade_store" in cls.takes and config.path is None:
+            problems.append("--upgrade-store: needs --path")
+        return problems
+
+    @classmethod
+    def name_problem(cls, name: str) -> str | None:
+        """Returns why no collection can have this name, or None."""
+        return None
+
+    @classmethod
+    def examine(cls, folder: Path, create: bool) -> str | None:
+        """Returns what opening a folder would change in it, or None. BadInput: this store cannot read it.
+
+        create: it may be missing or empty. The change is a clause that follows the path, such as "was written by …".
+        """
+        if not create and not folder.is_dir():
+            raise BadInput(f"--path {folder}: {'is a file' if folder.exists() else 'no such folder'}")
+        return None
 
     def errors(self) -> tuple[type[Exception], ...]:
         """Returns the exceptions of the store's library, besides ValueError and RuntimeError."""
@@ -129,25 +159,37 @@ class Store(AbstractContextManager):
     def message(self, error: Exception) -> str:
         return str(error)
 
-    def names(self) -> list[str]: ...
+    def names(self) -> list[str]:
+        """Returns the names of the collections, sorted."""
 
     def aliases(self) -> dict[str, str] | None:
         """Returns alias -> collection; None if the store has no aliases."""
         return None
 
+    def swap_alias(self, alias: str, name: str) -> None:
+        """Points an alias, new or not, to a collection, in one step for those who read meanwhile."""
+
     def open(self, name: str, **layout: str) -> "Collection":
         """Opens a collection. layout: Collection.layout. BadInput lists the collections if this one is missing."""
 
     def create(
-        self, name: str, size: int | None, about: dict[str, Any], cosine: bool = True, **layout: str
+        self,
+        name: str,
+        size: int | None,
+        about: dict[str, Any],
+        cosine: bool = True,
+        like: "Collection | None" = None,
     ) -> "Collection":
         """Returns a new, empty collection. BadInput if the name is taken or invalid.
 
         size: d of its vectors; None (Chroma only): texts without vectors.
         about: flat metadata, texts and numbers.
         cosine: vectors are compared by cosine, otherwise by inner product.
-        layout: Collection.layout of a collection of the same form.
+        like: one of this store, whose form the new one takes (names of fields, settings); default: the store's own.
         """
+
+    def delete(self, name: str) -> None:
+        """Deletes a collection, all that it holds, and its aliases."""
 
     def check_new(self, name: str, problem: str | None) -> None:
         """BadInput if a new collection cannot have this name. problem: what the store forbids in it."""
@@ -184,8 +226,8 @@ class Collection(AbstractContextManager):
     name: str
     about: dict[str, Any]  # the collection's own metadata, flat
     size: int | None  # d of its vectors; None if it has none that can be read
-    layout: dict[str, str]  # what Store.create and Store.open need besides, for a collection of the same form
-    not_copied: list[str]  # what such a collection lacks nevertheless
+    layout: dict[str, str]  # what Store.open needs besides its name, to open a collection of the same form
+    not_copied: list[str]  # what a collection that was created like this one lacks nevertheless
 
     def count(self, where: dict[str, Any] | None = None) -> int:
         """Returns the number of chunks that match `where`. BadInput: a filter that the store does not understand."""
@@ -195,7 +237,7 @@ class Collection(AbstractContextManager):
     ) -> Iterator[Chunk]:
         """Yields every chunk that matches `where` once, holding one page at a time, in a repeatable order.
 
-        Chroma: order of insertion. Qdrant: order of ids. embeddings: read the store's own vectors too.
+        Chroma: order of insertion. Others: order of ids. embeddings: read the store's own vectors too.
         BadInput: a filter that the store does not understand, chunks without text (ids and fields are listed).
         Failed: the store fails, or chunks before the current page were deleted meanwhile.
         """
@@ -205,6 +247,15 @@ class Collection(AbstractContextManager):
 
     def upsert(self, chunks: Sequence[Chunk]) -> None:
         """Writes chunks with their embeddings, replacing those of the same id; on disk when it returns."""
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """Deletes the chunks with these ids; ids that do not exist are ignored."""
+
+    def finish(self, like: "Collection | None" = None) -> None:
+        """Makes what the store left until all chunks were written, such as an index. Repeating it changes nothing.
+
+        like: as in Store.create.
+        """
 
     def describe(self, about: dict[str, Any]) -> None:
         """Sets these entries of `about`; the others stay."""
@@ -273,6 +324,11 @@ class Collection(AbstractContextManager):
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def _owners(name: str) -> str:
+    """Returns the kinds of this package that take a field of StoreConfig."""
+    return " or ".join(kind for kind in registry.OWN if name in registry.load(kind).takes)
 
 
 def check_folder(path: Path, file: str, kind: str, folder: str) -> None:

@@ -18,7 +18,7 @@ from data_prep.common.environment import network_client, proxy_note
 from data_prep.common.errors import BadInput, Failed, nearest
 from data_prep.common.secrets import secret, without
 from data_prep.stores.base import PAGE, Chunk, Collection, Store, StoreConfig
-from data_prep.stores.folders import CHROMA_FILE, import_chromadb, rows_of
+from data_prep.stores.folders import CHROMA_FILE, examine_chroma, import_chromadb, rows_of
 
 PLACEHOLDER = "none: every vector is the placeholder [0.0]; only the texts and metadata are real"
 TOKEN = "CHROMA_TOKEN"
@@ -28,17 +28,29 @@ _ANSWER_SECONDS = 20.0
 _MEND = "start it (chroma run --path FOLDER), or read a folder of Chroma without a server: --path FOLDER"
 
 
-def name_problem(name: str) -> str | None:
-    """Returns why no collection can have this name, or None."""
-    if _NAME.fullmatch(name):
-        return None
-    return "a Chroma name has 3 to 512 letters, digits, '.', '_' or '-', and starts and ends with a letter or digit"
-
-
 class ChromaStore(Store):
     """A Chroma folder or server. Telemetry is off."""
 
     kind = "Chroma"
+    takes = frozenset({"path", "host", "port", "ssl", "tenant", "database", "upgrade_store"})
+    examine = staticmethod(examine_chroma)
+
+    @classmethod
+    def problems(cls, config: StoreConfig) -> list[str]:
+        problems = super().problems(config)
+        if config.host is None:
+            problems += [f"--{name}: needs --host" for name in ("port", "ssl") if getattr(config, name)]
+        if config.port is not None and not 1 <= config.port <= 65535:
+            problems.append(f"--port {config.port}: must be 1 to 65535")
+        if config.host is not None and ("/" in config.host or "@" in config.host):
+            problems.append("--host: must be a host name or address alone; --port and --ssl say the rest")
+        return problems
+
+    @classmethod
+    def name_problem(cls, name: str) -> str | None:
+        if _NAME.fullmatch(name):
+            return None
+        return "a Chroma name has 3 to 512 letters, digits, '.', '_' or '-', and starts and ends with a letter or digit"
 
     def __init__(self, config: StoreConfig, folder: Path | None = None):
         """folder: the one to open for config.path."""
@@ -120,9 +132,16 @@ class ChromaStore(Store):
             raise self.no_collection(name, {one: ChromaCollection(self, one).count() for one in there})
         return ChromaCollection(self, name)
 
-    def create(self, name: str, size: int | None, about: dict[str, Any], cosine: bool = True) -> "ChromaCollection":
+    def create(
+        self,
+        name: str,
+        size: int | None,
+        about: dict[str, Any],
+        cosine: bool = True,
+        like: "ChromaCollection | None" = None,
+    ) -> "ChromaCollection":
         """Chroma learns d from the first vectors. Without any (size None) each is [0.0]."""
-        self.check_new(name, name_problem(name))
+        self.check_new(name, self.name_problem(name))
         if size is None:
             about = {"vectors": PLACEHOLDER, **about}
         # the approximate index looks at more candidates than Chroma's own 100 and 16: see docs/stores.md
@@ -132,6 +151,10 @@ class ChromaStore(Store):
                 name, embedding_function=None, metadata=about or None, configuration=None if size is None else space
             )
         return ChromaCollection(self, name)
+
+    def delete(self, name: str) -> None:
+        with self.failures():
+            self.client.delete_collection(name)
 
 
 class ChromaCollection(Collection):
@@ -197,9 +220,16 @@ class ChromaCollection(Collection):
         return isinstance(error, (InvalidArgumentError, ValueError, TypeError))
 
     def stored(self, ids: Sequence[str]) -> dict[str, Chunk]:
+        if not ids:  # Chroma refuses an empty list
+            return {}
         with self.store.failures():
             got = self.inner.get(ids=list(ids), include=["documents", "metadatas"])
         return {chunk.id: chunk for chunk in _chunks(got)}
+
+    def remove(self, ids: Sequence[str]) -> None:
+        with self.store.failures():
+            for start in range(0, len(ids), PAGE):
+                self.inner.delete(ids=list(ids[start : start + PAGE]))
 
     def describe(self, about: dict[str, Any]) -> None:
         with self.store.failures():

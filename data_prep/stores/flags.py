@@ -7,15 +7,16 @@ from typing import Any
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import check
-from data_prep.stores.base import CHROMA_PORT, HTTPS_PORT, KINDS, StoreConfig
-
-FLAGS = ("path", "host", "port", "ssl", "tenant", "database", "url", "text_field", "vector_name", "upgrade_store")
+from data_prep.stores.base import CHROMA_PORT, FLAGS, HTTPS_PORT, StoreConfig
+from data_prep.stores.registry import OWN
 
 
 def add_store(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Adds the flags; store_of and where_of read them. required: --collection is."""
-    group = parser.add_argument_group("store", "keys come from the environment or .env: CHROMA_TOKEN, QDRANT_API_KEY")
-    group.add_argument("--store", choices=KINDS, default="chroma", help="default chroma")
+    text = "keys come from the environment or .env: CHROMA_TOKEN, QDRANT_API_KEY, PGPASSWORD"
+    group = parser.add_argument_group("store", text)
+    text = f"{', '.join(OWN)} (default chroma), or a plug-in: docs/store_plugins.md"
+    group.add_argument("--store", default="chroma", metavar="KIND", help=text)
     group.add_argument("--path", type=Path, metavar="DIR", help="folder of embedded Chroma or of Qdrant's local mode")
     group.add_argument("--host", metavar="NAME", help="Chroma server")
     text = f"of the Chroma server (default {CHROMA_PORT}, with --ssl {HTTPS_PORT})"
@@ -23,17 +24,22 @@ def add_store(parser: argparse.ArgumentParser, required: bool = True) -> None:
     group.add_argument("--ssl", action="store_true", help="the Chroma server speaks https")
     group.add_argument("--tenant", metavar="NAME", help="of Chroma (default: Chroma's default_tenant)")
     group.add_argument("--database", metavar="NAME", help="of the Chroma tenant (default: default_database)")
-    text = "Qdrant server, such as http://localhost:6333 (without a port: https 443, http 6333)"
+    text = "Qdrant server, such as http://localhost:6333 (without a port: https 443, http 6333), or PostgreSQL, "
+    text += "such as postgresql://user@host:5432/database"
     group.add_argument("--url", metavar="URL", help=text)
-    group.add_argument("--collection", required=required, metavar="NAME")
-    text = "payload field that holds a Qdrant point's text, or a path to it such as meta.body"
+    group.add_argument("--collection", required=required, metavar="NAME", help="of PostgreSQL: table or schema.table")
+    text = "payload field with a Qdrant point's text, or a path to it such as meta.body; column of a table's texts"
     group.add_argument("--text-field", metavar="FIELD", help=text)
-    group.add_argument("--vector-name", metavar="NAME", help="which of the named vectors of a Qdrant collection")
+    text = "which of the named vectors of a Qdrant collection; column of a table's vectors"
+    group.add_argument("--vector-name", metavar="NAME", help=text)
+    text = "column of a table's ids (default: its primary key)"
+    group.add_argument("--key-field", metavar="COLUMN", help=text)
     text = "a folder that an older version wrote may be changed for good; by default a temporary copy is read"
     group.add_argument("--upgrade-store", action="store_true", help=text)
     text = (
-        "only these chunks: Chroma's filter, such as '{\"kind\": \"function\"}', or Qdrant's, such as "
-        '\'{"must": [{"key": "year", "range": {"gte": 2020}}]}\'; {"field": value} serves both'
+        "only these chunks: Chroma's filter, such as '{\"kind\": \"function\"}', Qdrant's, such as "
+        '\'{"must": [{"key": "year", "range": {"gte": 2020}}]}\', or \'{"sql": "year > 2020"}\'; {"field": value} '
+        "serves all"
     )
     group.add_argument("--where", metavar="JSON", help=text)
 

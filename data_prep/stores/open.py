@@ -1,4 +1,4 @@
-"""Opens a store of either kind, and writes a small one."""
+"""Opens a store of any kind, and writes a small one."""
 
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -7,7 +7,7 @@ from pathlib import Path
 from data_prep.common.errors import BadInput
 from data_prep.common.files import check
 from data_prep.stores.base import PAGE, Chunk, Collection, Store, StoreConfig
-from data_prep.stores.folders import examine_chroma, examine_qdrant, folder_to_open
+from data_prep.stores.folders import folder_to_open
 
 
 def open_collection(config: StoreConfig) -> Collection:
@@ -31,15 +31,11 @@ def open_store(config: StoreConfig, create: bool = False, reading: bool = False)
     reading: nothing will be written, so a copy may be opened. Otherwise a folder that opening would change is BadInput.
     """
     check(config.problems())
-    if config.kind == "chroma":
-        from data_prep.stores.chroma import ChromaStore as Kind
-    else:
-        from data_prep.stores.qdrant import QdrantStore as Kind
-    examine = examine_chroma if config.kind == "chroma" else examine_qdrant
-    change = None if config.path is None else examine(config.path, create)
+    kind = config.store()
+    change = None if config.path is None else kind.examine(config.path, create)
     with ExitStack() as stack:
         folder = stack.enter_context(folder_to_open(config, change, reading, create))
-        store = Kind(config, folder)
+        store = kind(config, folder)
         store.temporary = stack.pop_all()
     return store
 
@@ -71,13 +67,10 @@ def write_chunks(path: str | Path, collection: str, chunks: Iterable[Chunk], dig
 
 def check_target(config: StoreConfig, flag: str = "--collection") -> None:
     """BadInput if no collection of this name can be written there. For checks before long work."""
-    problems = config.problems()
+    check(config.problems())
+    problems = []
     if config.path is not None and config.path.exists() and not config.path.is_dir():
         problems.append(f"--path {config.path}: is a file; name a folder")
-    if config.kind == "chroma":
-        from data_prep.stores.chroma import name_problem
-    else:
-        from data_prep.stores.qdrant import name_problem
-    if problem := name_problem(config.collection):
+    if problem := config.store().name_problem(config.collection):
         problems.append(f"{flag} {config.collection!r}: {problem}")
     check(problems)

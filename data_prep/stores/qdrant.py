@@ -18,8 +18,9 @@ import numpy as np
 from data_prep.common.console import say
 from data_prep.common.environment import network_client, proxy_note
 from data_prep.common.errors import BadInput, Failed, nearest
-from data_prep.common.secrets import secret
+from data_prep.common.secrets import secret, url_problem
 from data_prep.stores.base import HTTPS_PORT, PAGE, Chunk, Collection, Store, StoreConfig
+from data_prep.stores.folders import examine_qdrant
 from data_prep.stores.payloads import TEXT_FIELDS, json_texts, name_of, put, take, text_path, value_at
 
 KEY = "QDRANT_API_KEY"
@@ -28,13 +29,6 @@ LOOKED_AT = 100  # points whose fields are listed
 _ANSWER_SECONDS = 60
 _MEND = "start it, or name one that this machine can reach"
 _FILTER_KEYS = {"must", "should", "must_not", "min_should"}
-
-
-def name_problem(name: str) -> str | None:
-    """Returns why no collection can have this name, or None."""
-    if 0 < len(name) < 256 and not set(name) & set('<>:"/\\|?*\0\x1f'):
-        return None
-    return 'a Qdrant name has 1 to 255 characters, none of them < > : " / \\ | ? *'
 
 
 def port_of(url: str) -> int:
@@ -47,6 +41,22 @@ class QdrantStore(Store):
     """A folder of Qdrant's local mode, or a server."""
 
     kind = "Qdrant"
+    takes = frozenset({"path", "url", "text_field", "vector_name", "upgrade_store"})
+    examine = staticmethod(examine_qdrant)
+
+    @classmethod
+    def problems(cls, config: StoreConfig) -> list[str]:
+        problems = super().problems(config)
+        if config.url is not None:
+            refusal = "holds a user or password; put the key into QDRANT_API_KEY (environment or .env)"
+            problems += filter(None, [url_problem(config.url, "--url", "http://localhost:6333", refusal)])
+        return problems
+
+    @classmethod
+    def name_problem(cls, name: str) -> str | None:
+        if 0 < len(name) < 256 and not set(name) & set('<>:"/\\|?*\0\x1f'):
+            return None
+        return 'a Qdrant name has 1 to 255 characters, none of them < > : " / \\ | ? *'
 
     def __init__(self, config: StoreConfig, folder: Path | None = None):
         """folder: the one to open for config.path."""
@@ -136,16 +146,16 @@ class QdrantStore(Store):
         size: int | None,
         about: dict[str, Any],
         cosine: bool = True,
-        text_field: str | None = None,
-        vector_name: str | None = None,
+        like: "QdrantCollection | None" = None,
     ) -> "QdrantCollection":
         """The collection's metadata names its text field, so that nobody has to give it again."""
         from qdrant_client import models
 
-        self.check_new(name, name_problem(name))
+        self.check_new(name, self.name_problem(name))
         assert size is not None, "Qdrant takes texts without vectors only in a collection that has none"
-        about = {"text_field": text_field or self.config.text_field or TEXT_FIELDS[0], **about}
-        vector_name = vector_name or self.config.vector_name
+        layout = like.layout if like else {"text_field": self.config.text_field, "vector_name": self.config.vector_name}
+        about = {"text_field": layout["text_field"] or TEXT_FIELDS[0], **about}
+        vector_name = layout.get("vector_name")
         distance = models.Distance.COSINE if cosine else models.Distance.DOT
         params = models.VectorParams(size=size, distance=distance)
         with self.failures():
@@ -158,8 +168,11 @@ class QdrantStore(Store):
                 raise BadInput(f"--url {self.config.url}: {lacking}")
         return QdrantCollection(self, name, None, vector_name)
 
+    def delete(self, name: str) -> None:
+        with self.failures():
+            self.client.delete_collection(name)
+
     def swap_alias(self, alias: str, name: str) -> None:
-        """Points an alias, new or not, to a collection, atomically for its readers."""
         from qdrant_client import models
 
         create = models.CreateAlias(alias_name=alias, collection_name=name)
@@ -268,6 +281,12 @@ class QdrantCollection(Collection):
         with self.store.failures(), _quiet():
             for start in range(0, len(points), PAGE):
                 self.store.client.upsert(self.name, points[start : start + PAGE], wait=True)
+
+    def remove(self, ids: Sequence[str]) -> None:
+        with self.store.failures():
+            for start in range(0, len(ids), PAGE):
+                part = [_point_id(one) for one in ids[start : start + PAGE]]
+                self.store.client.delete(self.name, part, wait=True)
 
     def describe(self, about: dict[str, Any]) -> None:
         with self.store.failures():

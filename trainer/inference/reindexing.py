@@ -56,6 +56,7 @@ def reindex(
                 vectors = encoder.passages([chunk.text for chunk in missing])
                 filled.upsert([Chunk(c.id, c.text, c.metadata, vector) for c, vector in zip(missing, vectors)])
             embedded += len(missing)
+        filled.finish(like=source)
         filled.describe({STATE: WHOLE})
         for what in source.not_copied:
             say(f"note: not copied to {target}: {what}")
@@ -96,7 +97,7 @@ def _target(store: Store, source: Collection, name: str, encoder: TextEncoder, f
                 f"--target {name}: is an alias; name a new collection, and move the alias with --alias {name}"
             )
         facts |= {MODEL: encoder.config.path, STATE: UNFINISHED}
-        return store.create(name, encoder.size, facts, cosine=encoder.spec.normalize, **source.layout)
+        return store.create(name, encoder.size, facts, cosine=encoder.spec.normalize, like=source)
     target = store.open(name, **source.layout)
     recorded = target.about
     if FINGERPRINT not in recorded:
@@ -127,7 +128,9 @@ def _check_alias(store: Store, alias: str | None, target: str) -> None:
     if alias is None:
         return
     if store.aliases() is None:
-        raise BadInput(f"--alias {alias}: Chroma has no aliases; leave it out, and open the new collection by its name")
+        raise BadInput(
+            f"--alias {alias}: {store.kind} has no aliases; leave it out, and open the new collection by its name"
+        )
     if alias in [*store.names(), target]:
         raise BadInput(f"--alias {alias}: is a collection's own name; an alias needs a name that no collection has")
 
@@ -153,6 +156,6 @@ def _switch(store: Store, source: str, target: str, alias: str | None) -> None:
         before = f", before to {aliases[alias]}" if alias in aliases else ""
         result(f"alias {alias}: points to {target}{before}")
     elif aliases is None:
-        say(f"Chroma has no aliases: whoever searches {source} goes on doing so until told to open {target}")
+        say(f"{store.kind} has no aliases: whoever searches {source} goes on doing so until told to open {target}")
     elif source in aliases:
         say(f"{source} is an alias and still points to {aliases[source]}: --alias {source} moves it to {target}")

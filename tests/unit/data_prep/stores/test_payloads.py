@@ -139,7 +139,7 @@ def test_a_new_collection_of_the_same_form_holds_the_text_where_the_source_does(
         with open_store(config) as store:
             source = store.open(name)
             chunks = [Chunk(c.id, c.text, c.metadata, np.ones(SIZE, np.float32)) for c in source.chunks()]
-            store.create(f"{name}-new", SIZE, {}, **source.layout).upsert(chunks)
+            store.create(f"{name}-new", SIZE, {}, like=source).upsert(chunks)
             assert store.open(f"{name}-new", **source.layout).stored(["0"]) == source.stored(["0"])
             with pytest.raises(BadInput, match="has a metadata field .* as well"):
                 filled = put(chunks[0].metadata, path_of(source.text_field), "x")

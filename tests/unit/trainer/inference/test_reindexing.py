@@ -10,6 +10,7 @@ from data_prep.common.errors import BadInput, Failed
 from data_prep.stores.base import Chunk, StoreConfig
 from data_prep.stores.open import open_collection, open_store
 from tests import tiny
+from tests.postgres import postgres_server
 from tests.servers import QdrantProtocol, answering
 from tests.unit.data_prep.helpers import write_jsonl
 from trainer import reindex as reindex_command
@@ -20,7 +21,11 @@ from trainer.inference.searching import mismatch
 from trainer.inference.text_encoder import TextEncoder
 
 COUNT = 40
-KINDS = ("chroma", "qdrant server")  # the server's protocol is answered by the engine of local mode
+KINDS = (
+    "chroma",
+    "qdrant server",
+    "pgvector",
+)  # Qdrant's: the server's protocol is answered by the engine of local mode
 
 
 def chunks() -> list[Chunk]:
@@ -44,9 +49,29 @@ def other_model(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def postgres():
+    with postgres_server() as url:
+        yield url
+
+
+def emptied(url: str) -> str:
+    import psycopg
+
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("drop schema public cascade; create schema public; create extension vector")
+    return url
+
+
 @pytest.fixture(params=KINDS)
 def source(request, tmp_path):
     """A collection of 40 chunks with vectors of some model that is gone."""
+    if request.param == "pgvector":
+        url = emptied(request.getfixturevalue("postgres"))
+        config = StoreConfig("pgvector", "docs", url=url, text_field="body")
+        fill(config)
+        yield config
+        return
     if request.param == "chroma":
         config = StoreConfig("chroma", "docs", path=tmp_path / "store")
         fill(config)
@@ -113,20 +138,13 @@ def test_a_second_run_embeds_what_changed_and_counts_what_was_deleted(source, ti
     with open_collection(source) as collection:
         changed = [replace(chunks()[3], text="w1 w2 w3"), replace(chunks()[5], metadata={"n": -5})]
         collection.upsert([*changed, replace(chunks()[0], id="99")])
-        delete(collection, "7")
+        collection.remove(["7"])
     assert reindex(source, "docs-new", encoder(tiny_bert)) == 3
     new = {chunk.id: chunk for chunk in read(source, "docs-new")}
     assert new["3"].text == "w1 w2 w3"
     assert new["5"].metadata == {"n": -5}
     assert "99" in new
     assert "docs-new holds 1 chunks more than were read" in capsys.readouterr().err
-
-
-def delete(collection, chunk_id: str) -> None:
-    if hasattr(collection, "inner"):
-        collection.inner.delete(ids=[chunk_id])
-    else:
-        collection.store.client.delete(collection.name, [int(chunk_id)])
 
 
 def test_targets_of_others_are_refused(source, tiny_bert, other_model):
@@ -323,7 +341,7 @@ def test_vectors_of_the_same_model_are_recognised_without_a_record(source, tiny_
     """A collection that another tool filled with this model is searched as it is, another model's is not."""
     own = encoder(tiny_bert)
     with open_store(source) as store:
-        filled = store.create("foreign", own.size, {}, **store.open("docs").layout)
+        filled = store.create("foreign", own.size, {}, like=store.open("docs"))
         vectors = own.passages([chunk.text for chunk in chunks()])
         filled.upsert([replace(chunk, embedding=vector) for chunk, vector in zip(chunks(), vectors)])
         assert mismatch(encoder(tiny_bert), filled) == ""
