@@ -54,7 +54,8 @@ def activations(engine: Engine, length: int) -> Activations:
         one, two = _kept(engine, 1, length), _kept(engine, 2, length)
     per_token, per_chunk = max(1.0, (two - one) / length), max(0.0, 2.0 * one - two)
     if blocks:
-        return Activations(per_token / len(blocks) + 4 * engine.embedder.pooled_size * len(blocks), per_chunk)
+        inputs = 4 * engine.embedder.pooled_size * len(blocks)
+        return Activations(per_token / len(blocks) + inputs, per_chunk / len(blocks))
     return Activations(per_token, per_chunk)
 
 
