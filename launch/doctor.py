@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 from data_prep.common.console import result, say
 from data_prep.common.errors import BadInput, Failed
+from data_prep.common.files import existing_parent, write_json
 from launch.command import Command, Machine, build, choose, device_of
 from launch.machine import free_port, this_machine
 from launch.machine_checks import machine_findings
@@ -27,7 +28,7 @@ from trainer.run_dir.record import versions
 LIMIT = 1e-5  # largest relative error in fp32
 TIMEOUT = 600  # seconds for an engine; DeepSpeed may compile its operator first
 SHOWN_LINES = 20  # of the output of an engine that failed
-WORKER = "trainer.diagnosis.exactness"
+WORKER, SPEED = "trainer.diagnosis.exactness", "trainer.diagnosis.speed"
 TABLE = "{:8} {:>9} {:>15} {:>13}  {}"
 
 
@@ -42,6 +43,10 @@ class Case:
 
 def run_doctor(args: argparse.Namespace) -> int:
     check_packages()
+    if args.measure:
+        return measure(args)
+    if args.output:
+        raise BadInput("doctor: --output is about --measure")
     if args.config is None:
         if args.overrides or args.nnodes != 1 or args.node_rank is not None or args.master is not None:
             raise BadInput("doctor: --nnodes, --node-rank, --master and overrides are about a run; give --config")
@@ -56,6 +61,35 @@ def run_doctor(args: argparse.Namespace) -> int:
     device = device_of(engine, machine, config.train.device)
     arguments = (args.config, args.overrides, engine, processes, machine, device, False, free_port())
     return examine(config, machine, build(*arguments, module="trainer.diagnosis.ranks", nodes=nodes))
+
+
+def measure(args: argparse.Namespace) -> int:
+    """Measures what ranks reach, on this machine or with the other nodes; returns the exit code."""
+    if args.config or args.exactness or args.overrides:
+        raise BadInput(
+            "doctor: --measure needs no run and trains nothing; leave out --config, --exactness and overrides"
+        )
+    output = Path(args.output) if args.output else None
+    if output and (output.is_dir() or not existing_parent(output).is_dir()):
+        raise BadInput(f"--output: {output} is not a file that can be written")
+    machine = this_machine()
+    several = args.nnodes > 1 or (args.processes or 1) > 1
+    engine, processes = choose(
+        args.engine or ("ddp" if several else "auto"), args.processes, machine, "auto", args.nnodes
+    )
+    nodes = find_nodes(args.nnodes, args.node_rank, args.master)
+    with TemporaryDirectory(prefix="embedfleet-doctor-") as name:
+        run_file, device = Path(name, "run.json"), device_of(engine, machine, "auto")
+        write_json(run_file, {"output_dir": name, "model": {"path": "none"}, "data": {"train": "none"}})
+        arguments = (str(run_file), [], engine, processes, machine, device, False, free_port(), SPEED, nodes)
+        code, said = execute(build(*arguments), findings_on_stdout=True)
+        if code:
+            say(_tail(said))
+        elif output and not (nodes and nodes.rank):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            write_json(output, json.loads(Path(name, "speed.json").read_text()))
+            say(f"written to {output}: python -m launch plan --machine {output} …")
+    return code
 
 
 def doctor(engine: str | None, processes: int | None) -> int:

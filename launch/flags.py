@@ -14,8 +14,8 @@ def parser() -> argparse.ArgumentParser:
     return arguments
 
 
-def _add_run_file(command) -> None:
-    command.add_argument("--config", required=True, metavar="RUN.yaml", help="run file (.yaml or .json)")
+def _add_run_file(command, required: bool = True) -> None:
+    command.add_argument("--config", required=required, metavar="RUN.yaml", help="run file (.yaml or .json)")
     command.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the run file")
 
 
@@ -89,11 +89,14 @@ def _add_doctor(commands) -> None:
         description="Looks at this machine and lists its engines. With --config the ranks of that run are started as "
         "well (the same on every node), and say what they can only find out together: whether they agree, share files, "
         "and how fast their network is. With --exactness a tiny model is trained on each engine, and its gradient and "
-        "update are held against plain autograd in one process.",
+        "update are held against plain autograd in one process. With --measure the ranks measure what plan counts on.",
         epilog="example: python -m launch doctor --config run.yaml --engine zero2 --processes 2",
     )
     doctor.add_argument("--config", metavar="RUN.yaml", help="start the ranks of this run, which train nothing")
     doctor.add_argument("--exactness", action="store_true", help="train and compare; exit code 1 where an engine fails")
+    doctor.add_argument("--measure", action="store_true", help="measure products, memory, links and disk on the ranks")
+    text = "with --measure: write the figures here, for plan --machine"
+    doctor.add_argument("--output", metavar="MACHINE.json", help=text)
     doctor.add_argument("--engine", metavar="E", help="this engine only")
     doctor.add_argument("--processes", type=int, metavar="N", help="ranks of the engines that have several (default 2)")
     _add_nodes(doctor)
@@ -103,19 +106,35 @@ def _add_doctor(commands) -> None:
 def _add_plan(commands) -> None:
     plan = commands.add_parser(
         "plan",
-        help="memory, steps, traffic and time of every engine, and the commands",
-        description="Reads the run file, the model's config and a few batches, and computes for every engine what a "
-        "rank holds and sends. Loads no weights and needs no GPU.",
-        epilog="example: python -m launch plan --config run.yaml --nodes 2 --gpus-per-node 8 --gpu-memory 80GB",
+        help="the fastest way that fits: memory, seconds, traffic, and the commands",
+        description="Reads the run file, the model's config and a few batches, and computes for every engine, with and "
+        "without recomputation, what a rank holds and how long a step takes. Loads no weights and needs no GPU.",
+        epilog="example: python -m launch plan --config run.yaml --nodes 2 --gpus-per-node 8 --gpu H100",
     )
-    _add_run_file(plan)
+    _add_run_file(plan, required=False)
+    plan.add_argument("--after", metavar="RUN", help="a run directory: hold its plan against what it logged")
     plan.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (default 1)")
     text = "ranks of each machine (default: the GPUs here, or 1)"
     plan.add_argument("--gpus-per-node", type=int, metavar="G", help=text)
-    plan.add_argument("--gpu-memory", metavar="80GB", help="of a rank; without GPUs: its share of what is free here")
+    _add_hardware(plan)
     plan.add_argument("--engine", default="auto", metavar="E", help="auto (default) or the one to take")
-    text = "tokens that one rank embeds per second, as logs.jsonl has them: adds times"
+    text = "for a LoRA run: look at a base quantised to so many bits as well (4, 8), and take it where it is faster"
+    plan.add_argument("--bits", type=int, nargs="+", default=[], choices=(4, 8), metavar="B", help=text)
+    text = "tokens that one rank embeds per second, as logs.jsonl has them, in place of the card's rate"
     plan.add_argument("--throughput", type=float, metavar="TOKENS_PER_S", help=text)
-    plan.add_argument("--bandwidth", default="25GB", metavar="BYTES", help="per second and rank (default 25GB)")
-    plan.add_argument("--latency", type=float, default=20e-6, metavar="S", help="of a message (default 20e-6)")
     plan.add_argument("--json", action="store_true", help="everything as one JSON object")
+
+
+def _add_hardware(command) -> None:
+    text = "ranks' card: H100, H200, B200, A100-80, A100-40, L40S, L4, A10, RTX3090, RTX4090, RTX5090, MI300X, M1 …"
+    command.add_argument("--gpu", metavar="NAME", help=text)
+    command.add_argument("--gpu-memory", metavar="80GB", help="of a rank; without GPUs: its share of what is free here")
+    text = "what `doctor --measure --output` wrote, in place of --gpu"
+    command.add_argument("--machine", metavar="FILE.json", help=text)
+    text = "per second, of a node to the others (default 25GB); with one node: between its ranks"
+    command.add_argument("--bandwidth", metavar="BYTES", help=text)
+    text = "per second, of a rank to the others of its node (default: the card's link)"
+    command.add_argument("--bandwidth-within", metavar="BYTES", help=text)
+    command.add_argument("--latency", type=float, metavar="S", help="of a message (default 5e-6 within, 20e-6 between)")
+    text = "share of the card's rate that matrix products reach (default 0.6)"
+    command.add_argument("--mfu", type=float, metavar="SHARE", help=text)

@@ -36,10 +36,16 @@ class Request(BaseHTTPRequestHandler):
         return self._send(200, hub.files[name], whole)
 
     def _send(self, status: int, content: bytes, whole: bool) -> None:
+        etag = hashlib.sha256(content).hexdigest()
+        asked = self.headers.get("Range", "").removeprefix("bytes=")
+        if asked and status == 200:  # bytes FIRST to LAST, or from FIRST on
+            first, _, last = asked.partition("-")
+            status, content = 206, content[int(first) : int(last) + 1 if last else None]
+        self.server.bytes += len(content) if whole else 0
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Content-Type", "application/json")
-        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("ETag", f'"{etag}"')
         self.send_header("X-Repo-Commit", COMMIT)
         self.end_headers()
         if whole:
@@ -50,7 +56,7 @@ class Request(BaseHTTPRequestHandler):
 
 
 class Hub(ThreadingHTTPServer):
-    """files: what the model consists of. served: how often each of them was sent."""
+    """files: what the model consists of. served: how often each was sent, whole or in part. bytes: sent in all."""
 
     def __init__(self, folder: Path):
         super().__init__(("127.0.0.1", 0), Request)
@@ -58,6 +64,7 @@ class Hub(ThreadingHTTPServer):
         paths = [path for path in folder.rglob("*") if path.is_file()]
         self.files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
         self.served: Counter = Counter()
+        self.bytes = 0
 
     def listing(self, path: str):
         if "/tree/" in path:

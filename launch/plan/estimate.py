@@ -1,24 +1,39 @@
-"""Estimates a run on stated ranks: memory, steps, traffic and time of every engine.
+"""Estimates every candidate of a run on stated ranks: memory, traffic, seconds.
 
 Torch is imported inside functions: the model is built of tensors without data (trainer/diagnosis/footprint.py).
 """
 
-import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from data_prep.common.errors import BadInput
-from launch.plan.memory import FP32, HEADROOM, Model, Need, Passes, kept_and_more, moments_bytes, need, quantised_bytes
-from launch.plan.traffic import INT64, KEYS, SCORES, Link, Share, embedding_bytes, gradient_bytes
+from launch.plan.cost import (
+    Chunks,
+    Load,
+    Seconds,
+    Sizes,
+    Traffic,
+    communication_seconds,
+    embedding_seconds,
+    gradient_bytes,
+    transfer_seconds,
+    update_seconds,
+)
+from launch.plan.hardware import Hardware
+from launch.plan.memory import FP32, HEADROOM, Model, Need, Passes, frozen_bytes, moments_bytes, need
+from launch.plan.traffic import INT64, KEYS, SCORES, Share, embedding_bytes
 from trainer.config.compatibility import check_modes
 from trainer.config.sections import RunConfig
+from trainer.diagnosis.profile import Line, Profile
 from trainer.distributed.deepspeed_json import read_ds_json
 from trainer.distributed.engines import LONE, OFFLOADED, ZERO
 from trainer.model_folder.spec import ModelSpec
 from trainer.planner.plan import BatchPlan, total_steps
-from trainer.preflight.inputs import Inputs
 
 SAMPLED_STEPS = 4  # steps whose texts are read and tokenised
 PERSISTENT = 100_000  # numbers in the largest tensor that ZeRO-3 keeps whole
+LEAST = 64  # the least micro_batch_tokens that a run file may set
+SPARE = 2  # times the tokens of the busiest sampled rank: later batches may have more
 DEFAULTS = {  # of DeepSpeed
     "reduce_bucket_size": 500_000_000,
     "stage3_max_live_parameters": 1_000_000_000,
@@ -41,20 +56,99 @@ class Ranks:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """The estimate of one engine."""
+class Candidate:
+    """A way to run: what changes speed and memory, never what is learnt (but for `bits`)."""
 
     engine: str
-    refused: str = ""  # the reason that the engine cannot run this; all else is then None
+    recompute: bool
+    bits: int | None = None  # of the frozen base
+
+    def __str__(self) -> str:
+        return self.engine + (" + recompute" if self.recompute else "") + (f" + {self.bits} bits" if self.bits else "")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The estimate of one candidate."""
+
+    candidate: Candidate
+    refused: str = ""  # the reason that it cannot run; all else is then None
     need: Need | None = None
     fits: bool = False
     budget: int | None = None  # micro_batch_tokens
     largest: int | None = None  # micro_batch_tokens that fit at most; None: not even one chunk of one text
     calls: int | None = None  # of trainer.distributed.collectives in a step
-    sent: int | None = None  # least bytes that a rank sends in a step, with DeepSpeed's own
+    sent: int | None = None  # least bytes that a rank sends in a step
     again: float | None = None  # share of a step's tokens that are embedded twice
-    step_seconds: float | None = None  # with a stated throughput only
-    epoch_seconds: float | None = None
+    seconds: Seconds | None = None  # of a step
+
+    @property
+    def engine(self) -> str:
+        return self.candidate.engine
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A run file's model as one choice of bits stores it."""
+
+    config: RunConfig
+    footprint: object
+    half: bool  # frozen weights lie in bf16
+
+    @property
+    def bits(self) -> int | None:
+        return self.config.model.bits
+
+    @property
+    def base(self) -> str:
+        """Storage of the frozen weights."""
+        return f"{self.bits} bits" if self.bits else "bf16" if self.half else "fp32"
+
+    @cached_property
+    def model(self) -> Model:
+        parameters = self.footprint.parameters
+        trained = [p for p in parameters if p.trained]
+        frozen = [p for p in parameters if not p.trained]
+        stored = sum(
+            frozen_bytes(p.shape[0], p.numel, self.bits if p.linear else None, self.half and (p.linear or p.table))
+            for p in frozen
+        )
+        return Model(
+            trained=sum(p.numel for p in trained),
+            frozen=sum(p.numel for p in frozen),
+            frozen_bytes=stored,
+            buffers=self.footprint.buffers,
+            small=sum(p.numel for p in parameters if p.numel <= PERSISTENT),
+            moments=moments_bytes([p.numel for p in trained], self.config.optim.name == "adamw_8bit"),
+            average=FP32 * sum(p.numel for p in trained) if self.config.optim.ema else 0,
+        )
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        model, large = self.model, [p for p in self.footprint.parameters if p.numel > PERSISTENT]
+        stored = FP32 * model.trained + model.frozen_bytes
+        return Sizes(model.trained, stored, len(large), self.footprint.attention, self.footprint.size)
+
+    @cached_property
+    def dequantised(self) -> tuple[int, int]:
+        """Bytes moved to dequantise all linear layers once, and bytes of the largest dequantised one."""
+        if not self.bits:
+            return 0, 0
+        linear = [p.numel for p in self.footprint.parameters if p.linear]
+        plain = FP32 if self.config.train.precision == "fp32" else 2
+        return round(sum(linear) * (self.bits / 8 + plain)), plain * max(linear, default=0)
+
+    def profile(self, recompute: bool) -> Profile | None:
+        traced = self.footprint.recomputed if recompute else self.footprint.plain
+        moved, _ = self.dequantised
+        if traced is None or not moved:
+            return traced
+
+        def with_it(effort, times: int):
+            return replace(effort, moved=Line(effort.moved.fixed + times * moved, effort.moved.per_token))
+
+        backward = with_it(traced.backward, 2 if recompute else 1)
+        return replace(traced, forward=with_it(traced.forward, 1), backward=backward)
 
 
 @dataclass
@@ -66,13 +160,15 @@ class Outlook:
     plan: BatchPlan
     ranks: Ranks
     batches: list  # forecast.SampledBatch
-    footprint: object
+    longest: int  # tokens of the longest text
+    variants: list[Variant]
+    weights: str = ""  # where they are, for people
 
     @property
     def steps(self) -> int:
         return total_steps(self.plan, self.config.train.epochs, self.config.train.max_steps)
 
-    @property
+    @cached_property
     def shares(self) -> list[list[Share]]:
         """Shares of all ranks, in each of the sampled batches."""
         return [[Share(*share) for share in batch.shares(self.ranks.count)] for batch in self.batches]
@@ -81,6 +177,15 @@ class Outlook:
     def tokens(self) -> int:
         """Tokens of the busiest rank in the largest of the sampled batches."""
         return max(share.tokens for shares in self.shares for share in shares)
+
+    @cached_property
+    def load(self) -> Load:
+        """Mean load of the busiest rank."""
+        busiest = [max(shares, key=lambda share: share.tokens) for shares in self.shares]
+        documents = [sum(share.documents for share in shares) for shares in self.shares]
+        count = len(busiest)
+        sums = (sum(getattr(share, name) for share in busiest) / count for name in ("tokens", "squares", "rows"))
+        return Load(*sums, sum(documents) / count)
 
     @property
     def negatives(self) -> list[int]:
@@ -92,42 +197,56 @@ class Outlook:
             counts.append(sum(per_rank) - 1 if whole else max(per_rank) - 1)
         return counts
 
-    def model(self) -> Model:
-        parameters = self.footprint.parameters
-        trained = [p for p in parameters if p.trained]
-        frozen = [p for p in parameters if not p.trained]
-        stored = sum(quantised_bytes(p.shape[0], p.numel, self.spec.bits if p.linear else None) for p in frozen)
-        return Model(
-            trained=sum(p.numel for p in trained),
-            frozen=sum(p.numel for p in frozen),
-            frozen_bytes=stored,
-            buffers=self.footprint.buffers,
-            small=sum(p.numel for p in parameters if p.numel <= PERSISTENT),
-            moments=moments_bytes([p.numel for p in trained], self.config.optim.name == "adamw_8bit"),
-            average=FP32 * sum(p.numel for p in trained) if self.config.optim.ema else 0,
+    def on(self, ranks: Ranks) -> "Outlook":
+        """The same run on other ranks."""
+        return Outlook(
+            self.config, self.spec, self.plan, ranks, self.batches, self.longest, self.variants, self.weights
         )
 
 
-def look(config: RunConfig, ranks: Ranks) -> Outlook:
-    """Reads the model folder's config and a few batches. Raises BadInput as a run would."""
-    from trainer.diagnosis.footprint import footprint
-    from trainer.diagnosis.forecast import sample
-    from trainer.engine.chunks import CHUNK_TOKENS
+def look(config: RunConfig, ranks: Ranks, bits: tuple[int, ...] = ()) -> Outlook:
+    """Reads the model folder's config and a few batches. Raises BadInput as a run would.
 
-    inputs = Inputs(config)
-    spec = inputs.spec
-    if spec.is_adapter:
-        raise BadInput(f"model.path: {spec.path} is an adapter; a run starts from its base (model.lora.start)")
+    bits: of the base of a LoRA run, to look at as well.
+    """
+    from trainer.diagnosis.forecast import longest_text, sample
+    from trainer.diagnosis.weightless import WeightlessInputs
+
+    inputs = WeightlessInputs(config)
+    spec, config = inputs.spec, inputs.config
+    if bits and config.model.finetune != "lora":
+        raise BadInput(
+            f"--bits: only the base of a LoRA run can be quantised; model.finetune is {config.model.finetune}"
+        )
     plan = inputs.plan
     steps = min(SAMPLED_STEPS, total_steps(plan, config.train.epochs, config.train.max_steps))
-    outlook = Outlook(config, spec, plan, ranks, sample(inputs, steps), None)
-    texts = max((share for shares in outlook.shares for share in shares), key=lambda share: share.tokens)
-    length = max(1, round(texts.tokens / max(1, texts.texts)))
-    requested = config.train.micro_batch_tokens
-    budget = outlook.tokens if requested == "auto" else min(requested, outlook.tokens)
-    chunk = min(budget, CHUNK_TOKENS[ranks.device])
-    outlook.footprint = footprint(config, spec, ranks.device, chunk, length)
+    batches = sample(inputs, steps)
+    outlook = Outlook(config, spec, plan, ranks, batches, longest_text(inputs, batches), [], inputs.weights_line)
+    outlook.variants = [_variant(outlook, config), *(_variant(outlook, _quantised(config, each)) for each in bits)]
     return outlook
+
+
+def _quantised(config: RunConfig, bits: int) -> RunConfig:
+    model = config.model.model_copy(update={"finetune": "qlora", "quantization_bits": bits})
+    return config.model_copy(update={"model": model})
+
+
+def _variant(outlook: Outlook, config: RunConfig) -> Variant:
+    from trainer.diagnosis.footprint import footprint, half_base
+    from trainer.engine.chunks import CHUNK_TOKENS
+
+    texts = max((share for shares in outlook.shares for share in shares), key=lambda share: share.tokens)
+    length, device = max(1, round(texts.tokens / max(1, texts.texts))), outlook.ranks.device
+    traced = footprint(
+        config, outlook.spec, device, min(outlook.tokens, CHUNK_TOKENS[device]), length, True in recomputing(config)
+    )
+    return Variant(config, traced, half_base(config, device))
+
+
+def recomputing(config: RunConfig) -> tuple[bool, ...]:
+    """Recomputation to look at: both, unless the run file states one."""
+    stated = "gradient_checkpointing" in config.train.model_fields_set
+    return (config.train.gradient_checkpointing,) if stated else (False, True)
 
 
 def engines_for(ranks: Ranks) -> list[str]:
@@ -135,47 +254,63 @@ def engines_for(ranks: Ranks) -> list[str]:
     return [name for name in several if ranks.device == "cuda" or name not in OFFLOADED]
 
 
-def estimate(outlook: Outlook, engine: str, throughput: float | None, link: Link) -> Estimate:
-    """Estimates one engine. throughput: tokens per second of one rank, forward and backward."""
+def candidates(outlook: Outlook, hardware: Hardware, throughput: float | None = None) -> list[Estimate]:
+    """Estimates every candidate. throughput: tokens per second of one rank, forward and backward."""
+    return [
+        estimate(outlook, variant, Candidate(engine, recompute, variant.bits), hardware, throughput)
+        for variant in outlook.variants
+        for engine in engines_for(outlook.ranks)
+        for recompute in recomputing(outlook.config)
+    ]
+
+
+def estimate(
+    outlook: Outlook, variant: Variant, candidate: Candidate, hardware: Hardware, throughput: float | None = None
+) -> Estimate:
+    config = variant.config
     try:
-        check_modes(outlook.config, engine)
+        check_modes(config, candidate.engine)
     except BadInput as error:
-        return Estimate(engine, refused="; ".join(error.problems))
-    requested, memory = outlook.config.train.micro_batch_tokens, HEADROOM * outlook.ranks.memory
-    largest = _largest(outlook, engine, memory)
-    budget = (largest or outlook.footprint.chunk.tokens) if requested == "auto" else requested
-    needed = needed_with(outlook, engine, budget)
-    calls, sent = _traffic(outlook, engine, budget)
-    more = kept_and_more(outlook.tokens, budget)[1] / outlook.tokens
-    without_times = Estimate(engine, "", needed, needed.total <= memory, budget, largest, calls, sent, more)
-    if throughput is None:
-        return without_times
-    busiest = [max(share.tokens for share in shares) for shares in outlook.shares]
-    # a text that is embedded twice costs a third more: another forward pass
-    seconds = sum(busiest) / len(busiest) * (1 + more / 3) / throughput + link.seconds(outlook.ranks.count, sent, calls)
-    return replace(without_times, step_seconds=seconds, epoch_seconds=seconds * outlook.plan.steps_per_epoch)
+        return Estimate(candidate, refused="; ".join(error.problems))
+    if variant.profile(candidate.recompute) is None:
+        return Estimate(candidate, refused="transformers cannot recompute the blocks of this family")
+    requested, memory = config.train.micro_batch_tokens, HEADROOM * outlook.ranks.memory
+    largest = _largest(outlook, variant, candidate, memory)
+    budget = (largest or max(LEAST, outlook.longest)) if requested == "auto" else requested
+    needed = needed_with(outlook, variant, candidate, budget)
+    traffic = traffic_of(outlook, variant, candidate, budget)
+    seconds = seconds_of(outlook, variant, candidate, budget, traffic, hardware, throughput)
+    again = chunks_of(outlook, outlook.tokens, budget).share_twice
+    fits = needed.total <= memory
+    return Estimate(candidate, "", needed, fits, budget, largest, traffic.calls, int(traffic.sent), again, seconds)
 
 
-def needed_with(outlook: Outlook, engine: str, budget: int) -> Need:
+def chunks_of(outlook: Outlook, tokens: float, budget: int) -> Chunks:
+    """Splits a rank's tokens of a step: activations kept, within the budget, and embedded twice."""
+    from trainer.engine.chunks import CHUNK_TOKENS
+
+    chunk = max(min(budget, CHUNK_TOKENS[outlook.ranks.device]), min(outlook.longest, outlook.tokens))
+    return Chunks(tokens, min(tokens, budget), min(chunk, max(1, outlook.tokens)))
+
+
+def needed_with(outlook: Outlook, variant: Variant, candidate: Candidate, budget: int) -> Need:
     """Returns the memory of the busiest rank. budget: micro_batch_tokens."""
-    kept, more = kept_and_more(outlook.tokens, budget)
-    chunk = outlook.footprint.chunk
-    part = min(1.0, kept / chunk.tokens)
-    sizes = (round(part * size) for size in (chunk.kept, chunk.first, chunk.later))
-    passes = Passes(max(1, round(chunk.tokens * part)), *sizes)
+    chunks, engine = chunks_of(outlook, outlook.tokens, budget), candidate.engine
+    chunk = variant.footprint.chunk(chunks.chunk, candidate.recompute)
+    _, extra = variant.dequantised
+    passes = Passes(chunk.tokens, chunk.kept, chunk.first + extra, chunk.later + extra)
     zero = DEFAULTS | (read_ds_json(f"{engine}.json")["zero_optimization"] if engine in ZERO else {})
-    bucket = max(outlook.footprint.buckets)
     return need(
-        engine, outlook.ranks.count, outlook.model(), passes, kept, more, _loss_bytes(outlook), zero, bucket,
-        outlook.ranks.device,
+        engine, outlook.ranks.count, variant.model, passes, round(chunks.kept), round(chunks.more),
+        _loss_bytes(outlook, variant.footprint.size), zero, max(variant.footprint.buckets), outlook.ranks.device,
     )  # fmt: skip
 
 
-def _loss_bytes(outlook: Outlook) -> int:
+def _loss_bytes(outlook: Outlook, size: int) -> int:
     """Bytes of the loss: embeddings as parts, whole and in order, all documents, their gradients, and one tile."""
     from trainer.loss.info_nce import TILE_ELEMENTS
 
-    size, largest = outlook.footprint.size, 0
+    largest = 0
     for batch, shares in zip(outlook.batches, outlook.shares):
         busiest = max(shares, key=lambda share: share.documents)
         whole = outlook.config.loss_of(batch.source).negatives == "batch"
@@ -186,55 +321,64 @@ def _loss_bytes(outlook: Outlook) -> int:
     return largest
 
 
-def _largest(outlook: Outlook, engine: str, memory: float) -> int | None:
-    """Finds by bisection the most micro_batch_tokens that fit; all tokens of the busiest rank if all fit."""
-    low, high = 0, outlook.tokens
-    if needed_with(outlook, engine, high).total <= memory:
-        return high
+def _largest(outlook: Outlook, variant: Variant, candidate: Candidate, memory: float) -> int | None:
+    """Finds by bisection the most micro_batch_tokens that fit; if all tokens of the busiest rank do, some more."""
+    low, high = max(LEAST, min(outlook.longest, outlook.tokens)), SPARE * outlook.tokens
+
+    def fits(budget: int) -> bool:
+        return needed_with(outlook, variant, candidate, budget).total <= memory
+
+    if not fits(low):
+        return None
+    if fits(high):  # it keeps everything: more than all tokens takes no more
+        return max(LEAST, high)
     while high - low > max(1, high // 100):
         middle = (low + high) // 2
-        fits = needed_with(outlook, engine, middle).total <= memory
-        low, high = (middle, high) if fits else (low, middle)
-    return low if low >= 64 else None  # the least that a run file may set
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
-def _traffic(outlook: Outlook, engine: str, budget: int) -> tuple[int, int]:
-    """Returns collectives of the trainer in a step, and bytes that a rank sends: maxima of the sampled batches."""
+def traffic_of(outlook: Outlook, variant: Variant, candidate: Candidate, budget: int) -> Traffic:
+    """Returns the traffic of a step: maxima of the sampled batches."""
     from trainer.loss.objective import Objective
     from trainer.train.step import USAGE, planned_collectives
 
-    ranks, model = outlook.ranks.count, outlook.model()
+    ranks, engine = outlook.ranks.count, candidate.engine
     if ranks == 1:
-        return 0, 0
-    buckets = len(outlook.footprint.buckets) if engine == "ddp" else 0  # DeepSpeed makes its own
-    calls = sent = 0
+        return Traffic(0, 0, 0, 0, 0)
+    stage, sizes = int(engine[4]) if engine in ZERO else 0, variant.sizes
+    passes = chunks_of(outlook, outlook.tokens, budget).passes
+    buckets = 0 if stage else len(variant.footprint.buckets)  # DeepSpeed makes its own
+    gradients, weights = gradient_bytes(stage, ranks, sizes, passes)
+    calls, sent = 0, 0
     for batch, shares in zip(outlook.batches, outlook.shares):
         loss = Objective(outlook.config.loss_of(batch.source), outlook.spec.normalize)
-        kept, more = kept_and_more(max(share.tokens for share in shares), budget)
-        passes = math.ceil(kept / outlook.footprint.chunk.tokens) + 2 * math.ceil(more / outlook.footprint.chunk.tokens)
-        chunk_passes = 2 * passes - math.ceil(more / outlook.footprint.chunk.tokens)  # backward passes gather again
-        gradients = gradient_bytes(engine, ranks, model.trained, model.trained + model.frozen, chunk_passes)
         logged = len(loss.stat_names) + len(USAGE)
-        embeddings = embedding_bytes(loss, logged, outlook.footprint.size, shares)
-        calls, sent = max(calls, planned_collectives(ranks, loss, buckets)), max(sent, embeddings + gradients)
-    return calls, sent
+        calls = max(calls, planned_collectives(ranks, loss, buckets))
+        sent = max(sent, embedding_bytes(loss, logged, variant.footprint.size, shares))
+    return Traffic(sent, gradients, weights, calls, _of_deepspeed(stage, sizes, passes))
 
 
-def choose_engine(estimates: list[Estimate], asked: str) -> tuple[Estimate | None, str]:
-    """Returns the engine to use and the reason; None if none fits. estimates: in the order of bytes sent."""
-    if asked != "auto":
-        candidate = next((e for e in estimates if e.engine == asked), None)
-        if candidate is None:
-            known = ", ".join(e.engine for e in estimates)
-            raise BadInput(f"--engine: {asked} is no engine for these ranks; {known} are")
-        if candidate.refused:
-            raise BadInput(f"--engine: {candidate.refused}")
-        return (candidate, "asked for") if candidate.fits else (None, f"{asked} was asked for and does not fit")
-    skipped = []
-    for candidate in estimates:
-        if candidate.fits and candidate.again == min(e.again for e in estimates if e.fits):
-            passed = f"; {', '.join(skipped)} would not fit or would embed more texts twice" if skipped else ""
-            return candidate, f"of those that fit, it sends least and embeds fewest texts twice{passed}"
-        skipped.append(candidate.engine)
-    mend = "lower train.micro_batch_tokens, take more ranks, or fine-tune adapters (model.finetune)"
-    return None, f"no engine fits: {mend}"
+def _of_deepspeed(stage: int, sizes: Sizes, passes: int) -> int:
+    """DeepSpeed's collectives: buckets of gradients; weights, updated (ZeRO-1, 2) or for every pass (ZeRO-3)."""
+    reduced = -(-sizes.trained // DEFAULTS["reduce_bucket_size"])
+    return (0, 2 * reduced, 2 * reduced, reduced + passes * sizes.tensors)[stage]
+
+
+def seconds_of(
+    outlook: Outlook, variant: Variant, candidate: Candidate, budget: int, traffic: Traffic, hardware: Hardware,
+    throughput: float | None,
+) -> Seconds:  # fmt: skip
+    engine, ranks, rates, sizes = candidate.engine, outlook.ranks, hardware.rates, variant.sizes
+    stage, chunks = int(engine[4]) if engine in ZERO else 0, chunks_of(outlook, outlook.load.tokens, budget)
+    profiles = variant.profile(False), variant.profile(True) if candidate.recompute else None
+    precision = variant.config.train.precision
+    embedding = embedding_seconds(*profiles, chunks, outlook.load, sizes, rates, precision)
+    if throughput:
+        embedding = [part * outlook.load.tokens / throughput / embedding[0] for part in embedding]
+    return Seconds(
+        *embedding,
+        communication_seconds(traffic, hardware, ranks.nodes, ranks.per_node),
+        update_seconds(stage, ranks.count, sizes, rates, engine in OFFLOADED),
+        transfer_seconds(engine, ranks.count, sizes, chunks.passes, rates),
+    )

@@ -114,8 +114,9 @@ def need(
     partition = math.ceil((model.frozen_bytes + model.average) / ranks) + part
     own = moments + 2 * part  # with its share of the gradient, and a copy of its weights, for the update
     divided = model.trained + model.frozen - model.small
-    live = FP32 * min(divided, zero["stage3_max_live_parameters"])
-    coming = FP32 * min(divided, zero["stage3_prefetch_bucket_size"])  # is gathered flat, then copied
+    each = (FP32 * model.trained + model.frozen_bytes) / max(1, model.trained + model.frozen)  # bytes of a number
+    live = round(each * min(divided, zero["stage3_max_live_parameters"]))
+    coming = round(each * min(divided, zero["stage3_prefetch_bucket_size"]))  # is gathered flat, then copied
     small = FP32 * model.small + model.buffers
     return Need(
         small + (0 if offloaded else partition), 0 if offloaded else own, local - inside, gathered=live + coming,
@@ -149,14 +150,14 @@ def moments_bytes(sizes: list[int], eight_bit: bool) -> int:
     return sum(math.ceil(EIGHT_BIT_MOMENTS * n) if n >= LEAST_EIGHT_BIT else MOMENTS * n for n in sizes)
 
 
-def quantised_bytes(rows: int, numel: int, bits: int | None) -> int:
-    """Bytes of a frozen weight: fp32, int8 with a scale for each row, or NF4 with quantised scales."""
+def frozen_bytes(rows: int, numel: int, bits: int | None, half: bool = False) -> int:
+    """Bytes of a frozen weight: fp32, bf16, int8 with a scale for each row, or NF4 with quantised scales."""
     if bits == 8:
         return numel + FP32 * rows
     if bits == 4:
         blocks = math.ceil(numel / 64)
         return math.ceil(numel / 2) + blocks + FP32 * math.ceil(blocks / 256) + FP32 * (16 + 256 + 1)
-    return FP32 * numel
+    return (2 if half else FP32) * numel
 
 
 def read_bytes(text: str, flag: str) -> int:

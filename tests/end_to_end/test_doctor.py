@@ -1,5 +1,6 @@
 """python -m launch doctor: engines that train exactly pass, a wrong factor fails, bad flags are one clear error."""
 
+import json
 import shutil
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 from launch import doctor
 from launch.__main__ import main
 from launch.command import Machine
+from launch.plan.hardware import of_machine
 from tests import forked
 from tests.end_to_end.runs import write_run
 from tests.launching import ROOT, free_port, run
@@ -139,3 +141,25 @@ def test_the_ranks_of_a_run_say_what_they_find_together(tmp_path, tiny_bert, tin
 def test_flags_of_a_run_without_one(capsys):
     assert main(["doctor", "--nnodes", "2"]) == 2
     assert "give --config" in capsys.readouterr().err
+
+
+def test_what_two_ranks_measure_is_what_the_planner_reads(tmp_path):
+    output = tmp_path / "machine.json"
+    argv = ["-m", "launch", "doctor", "--measure", "--processes", "2", "--output", str(output)]
+    done = run(*argv, timeout=600, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 0, done.both[-3000:]
+    values = json.loads(output.read_text())
+    assert (values["device"], values["ranks"], values["nodes"]) == ("cpu", 2, 1)
+    assert all(value > 0 for name, value in values["rates"].items() if name != "at_once")
+    for seconds in values["collectives"].values():
+        assert len(seconds) == 5 and all(value > 0 for value in seconds.values())
+    found = of_machine(str(output), "cpu")
+    assert found.within.bandwidth > 0 and found.within.latency > 0 and found.between == found.within
+    assert "products  bf16" in done.stdout and "link      within the node" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["machine.json"]
+
+
+@pytest.mark.parametrize("flags", [["--measure", "--exactness"], ["--measure", "optim.lr=1"], ["--output", "x.json"]])
+def test_measuring_is_about_no_run(capsys, flags):
+    assert main(["doctor", *flags]) == 2
+    assert "--measure" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import time
 from pathlib import Path
 
 import torch
@@ -53,11 +54,12 @@ def run_cell(group, cell: dict) -> dict:
     before = resident("VmRSS")
     CLEAR.write_text("5")  # the most from here on
     for batch in batches:
-        calls = group.world.calls
-        sent = group.world.sent
+        group.world.barrier()
+        calls, sent, began = group.world.calls, group.world.sent, time.perf_counter()
         stats = compute_gradients(job.engine, batch, job.objectives[batch.source], job.micro_batch_tokens)
         found |= {"calls": group.world.calls - calls, "sent": group.world.sent - sent}
         job.engine.apply(1e-5)
+        found["microseconds"] = int(1e6 * (time.perf_counter() - began))  # of the last step
     found["growth"] = resident("VmHWM") - before
     for parameter in job.engine.named.values():
         parameter.grad = None
@@ -106,14 +108,17 @@ def bert(folder: Path, layers: int, size: int, vocabulary: int = 4000) -> Path:
     return folder
 
 
-def predicted(run_file: Path, options: tuple, engine: str, ranks: int) -> dict:
-    """Returns the figures of `launch plan`, by the names of run_cell's."""
-    from launch.plan.estimate import Ranks, estimate, look
-    from launch.plan.traffic import Link
+def predicted(run_file: Path, options: tuple, engine: str, ranks: int, machine: str | None = None) -> dict:
+    """Returns the figures of `launch plan`, by the names of run_cell's. machine: what `doctor --measure` wrote."""
+    from launch.plan.estimate import Candidate, Ranks, estimate, look
+    from launch.plan.hardware import of_cpu, of_machine
     from trainer.config.loading import load_config
 
-    outlook = look(load_config(run_file, list(options)), Ranks(1, ranks, "cpu", 2**40))
-    found = estimate(outlook, engine, None, Link(1e9, 1e-5))
+    config = load_config(run_file, list(options))
+    outlook = look(config, Ranks(1, ranks, "cpu", 2**40))
+    candidate = Candidate(engine, config.train.gradient_checkpointing, config.model.bits)
+    hardware = of_machine(machine, "cpu") if machine else of_cpu(2, ranks)
+    found = estimate(outlook, outlook.variants[0], candidate, hardware)
     return {
         "state": found.need.state,
         "growth": found.need.total - found.need.weights - round(MADE_BEFORE.get(engine, 0) * found.need.optimizer),
@@ -121,6 +126,7 @@ def predicted(run_file: Path, options: tuple, engine: str, ranks: int) -> dict:
         "sent": found.sent,
         "negatives": outlook.negatives[:2],
         "steps": outlook.steps,
+        "seconds": found.seconds.total,
     }
 
 

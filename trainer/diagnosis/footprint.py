@@ -1,28 +1,31 @@
-"""The memory that a model takes, computed without its weights: its layers are built of tensors without data.
+"""The memory and the work of a model, computed without its weights: its layers are built of tensors without data.
 
-- torch's fake tensors have shapes, types and storage sizes, and every operation runs on these alone.
+- torch's fake tensors have shapes, types and storage sizes, and every operation runs on these alone (trace.py).
 - So parameters are counted, and forward and backward passes followed allocation by allocation, for any family and
-  adapter, in a few seconds and without memory.
+  adapter, in a second or two and without memory.
 - The code is that of training: packing, pooling, adapters and recomputed blocks are the real ones.
 """
 
-import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from trainer.config.sections import RunConfig
+from data_prep.common.errors import BadInput
+from trainer.config.sections import LoraConfig, RunConfig
+from trainer.diagnosis.profile import Profile
+from trainer.diagnosis.trace import follow
 from trainer.distributed.collectives import in_buckets
 from trainer.distributed.device import DTYPES
-from trainer.engine.chunks import CHUNK_TOKENS
 from trainer.engine.torch_engine import BUCKET_BYTES
 from trainer.model import adapters, dense_layers
 from trainer.model.build import freeze, read_settings
 from trainer.model.embedder import Embedder
+from trainer.model_folder.families import FAMILIES
 from trainer.model_folder.spec import ModelSpec
+
+TEXTS = 11  # least texts of the traced chunk: what grows with its tokens must be told apart from what does not
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ class Parameter:
     name: str
     shape: tuple[int, ...]
     trained: bool
-    linear: bool = False  # the weight of a linear layer that quantisation would take
+    linear: bool = False  # the frozen weight of a linear layer: quantised by QLoRA
+    table: bool = False  # the frozen weight of an embedding
 
     @property
     def numel(self) -> int:
@@ -51,116 +55,197 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Footprint:
-    """The memory of a model."""
+    """The memory and work of a model."""
 
     parameters: list[Parameter]  # in the model's order
     buffers: int  # bytes of its buffers
     size: int  # of an embedding
     buckets: list[int]  # bytes of each bucket in which gradients travel without DeepSpeed
-    chunk: Chunk
+    attention: int  # numbers of all heads of all layers: a text of n tokens takes 4 n^2 operations for each, forward
+    plain: Profile  # a chunk's passes
+    recomputed: Profile | None  # the same with recomputed blocks; None: not looked at, or transformers cannot
+
+    def chunk(self, tokens: int, recompute: bool = False) -> Chunk:
+        """Returns the memory of a chunk of `tokens` tokens."""
+        profile = self.recomputed if recompute else self.plain
+        return Chunk(tokens, *(round(part.at(tokens)) for part in (profile.kept, profile.first, profile.later)))
 
 
-class Allocations(TorchDispatchMode):
-    """Counts the bytes of all storages that operations allocate, while they live. now, peak: since the start."""
-
-    def __init__(self):
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        before = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                self._see(tensor.untyped_storage(), before)
-        return out
-
-    def _see(self, storage: torch.UntypedStorage, before: set[int]) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._known or key in before:
-            return
-        self._known.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._gone, key, size)
-
-    def _gone(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
-
-
-def footprint(config: RunConfig, spec: ModelSpec, device: str, tokens: int, length: int) -> Footprint:
-    """Returns the memory of a run's model in chunks of `tokens` tokens, of texts of `length` tokens.
+def footprint(
+    config: RunConfig, spec: ModelSpec, device: str, tokens: int, length: int, recompute: bool = False,
+    whole: bool = False,
+) -> Footprint:  # fmt: skip
+    """Returns the memory and work of a run's model, from a chunk of about `tokens` tokens in texts of about `length`.
 
     device: cpu, mps or cuda. A GPU is an unpadded pass on a CPU with fused attention, without the kernels' own memory.
+    recompute: trace recomputed blocks as well. whole: trace every block, not some of each kind.
     """
-    dtype = DTYPES[config.train.precision]
+    length = prime(max(5, length))
+    texts = prime(max(TEXTS, tokens // length))
     with torch.device("meta"):
-        embedder = _build(config, spec)
+        embedder, names, of_block = _build(config, spec, whole)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        _put_on_cpu(embedder)
+        half = config.train.precision != "fp32" and (config.model.bits or half_base(config, device))
+        _put_on_cpu(embedder, half_linear=bool(half))
         if device == "cpu":
             embedder.pack(torch.device("cpu"))
-        linear = {f"{n}.weight" for n, m in embedder.backbone.named_modules() if isinstance(m, torch.nn.Linear)}
-        parameters = [
-            Parameter(name, tuple(p.shape), p.requires_grad, name in linear and not p.requires_grad)
-            for name, p in embedder.parameters_by_name().items()
-        ]
-        buffers = sum(b.untyped_storage().nbytes() for b in embedder.buffers())
-        trained = [p for p in embedder.parameters() if p.requires_grad]
-        buckets = [sum(p.numel() * p.element_size() for p in some) for some in in_buckets(trained, BUCKET_BYTES)]
-        chunk = _chunk(embedder, max(length, min(tokens, CHUNK_TOKENS[device])), length, dtype)
-    return Footprint(parameters, buffers, embedder.size, buckets, chunk)
+        blocks = [embedder.backbone.get_submodule(f"{names}.{number}") for number in sorted({*of_block})]
+        arguments = (embedder, blocks, of_block, texts * length)
+        dtype = DTYPES[config.train.precision]
+        plain = _profile(*arguments, texts, dtype, recompute=False)
+        recomputed = _profile(*arguments, texts, dtype, recompute=True) if recompute else None
+    parameters = _of_all_blocks(_parameters(embedder), names, of_block)
+    trained = [torch.empty(p.shape, device="meta") for p in parameters if p.trained]
+    buckets = [sum(p.numel() * p.element_size() for p in some) for some in in_buckets(trained, BUCKET_BYTES)]
+    buffers = sum(b.untyped_storage().nbytes() for b in embedder.buffers())
+    attention = _attention(embedder.backbone.config) * (len(of_block) or _layers(embedder.backbone.config))
+    return Footprint(parameters, buffers, embedder.size, buckets, attention, plain, recomputed)
 
 
-def _build(config: RunConfig, spec: ModelSpec) -> Embedder:
+def half_base(config: RunConfig, device: str) -> bool:
+    """True where frozen weights lie in bf16: model.base_dtype, whose `auto` is bf16 for a bf16 run on a GPU."""
+    asked = getattr(config.model, "base_dtype", "auto")
+    return asked == "bf16" or (asked == "auto" and config.train.precision == "bf16" and device != "cpu")
+
+
+def prime(number: int) -> int:
+    """Returns the largest prime that is not above a number of at least 2."""
+    return next(n for n in range(number, 1, -1) if all(n % k for k in range(2, int(n**0.5) + 1)))
+
+
+def _profile(
+    embedder: Embedder, blocks: list[nn.Module], of_block: list[int], tokens: int, texts: int,
+    dtype: torch.dtype | None, recompute: bool,
+) -> Profile | None:  # fmt: skip
+    ids, lengths = torch.ones(tokens, dtype=torch.int64), [tokens // texts] * texts
+    if recompute:
+        try:
+            embedder.recompute()
+        except BadInput:
+            return None
+    return follow(embedder, blocks, of_block, tokens, lambda: embedder(ids, lengths, 0, dtype))
+
+
+def _build(config: RunConfig, spec: ModelSpec, whole: bool) -> tuple[Embedder, str, list[int]]:
+    """Returns an embedder with some blocks of each kind, the name of its list of blocks, and for each block of the
+    whole model the place of the one that stands for it; an empty list where every block is there."""
     settings, kind, _ = read_settings(spec.base, spec, config.model)
     settings.dtype = torch.float32
     code = {"trust_remote_code": config.model.trust_remote_code}
     backbone = kind.from_config(settings, **code) if kind.__name__ == "AutoModel" else kind(settings)
     if getattr(backbone, "pooler", None) is not None:
         backbone.pooler = None
+    freeze(backbone, config.model.freeze)
+    names, of_block = ("", []) if whole or spec.own_code or _by_number(config.model.lora) else _shorten(backbone)
     layers = dense_layers.build(spec.dense).requires_grad_(config.model.finetune == "full")
     embedder = Embedder(backbone, layers, spec.pooling, spec.normalize, config.model.dropout == "model")
     if config.model.finetune != "full":
         lora = adapters.settings_of(backbone, config.model.lora)
         embedder.adapter = adapters.Adapter(adapters.wrap(backbone, lora), spec.base)
-    freeze(backbone, config.model.freeze)
-    embedder.train()
-    if config.train.gradient_checkpointing:
-        embedder.recompute()
-    return embedder
+    return embedder.train(), names, of_block
 
 
-def _put_on_cpu(embedder: Embedder) -> None:
-    """Replaces meta tensors by fake tensors of the CPU: some operations refuse to mix meta and CPU tensors."""
+def _by_number(lora: LoraConfig) -> bool:
+    """True where an adapter may differ from block to block."""
+    targets = lora.targets if isinstance(lora.targets, list) else []
+    return bool(lora.start) or any(part.isdigit() for target in targets for part in target.split("."))
+
+
+def _shorten(backbone: nn.Module) -> tuple[str, list[int]]:
+    """Leaves the last block and the first two of each kind, of which the second stands for the others; returns the
+    list's name and what _build needs. (First and last blocks differ in what their neighbours keep.)"""
+    family = FAMILIES.get(backbone.config.model_type)
+    names = family.blocks if family else _list_of_blocks(backbone)
+    if not names:
+        return "", []
+    blocks = backbone.get_submodule(names)
+    kinds = [_kind(block) for block in blocks]
+    of_kind = {kind: [n for n, other in enumerate(kinds) if other == kind] for kind in kinds}
+    left = sorted({len(kinds) - 1, *(n for some in of_kind.values() for n in some[:2])})
+    if len(left) == len(kinds):
+        return names, list(range(len(kinds)))
+    stand_in = {kind: some[min(1, len(some) - 1)] for kind, some in of_kind.items()}
+    chosen = [n if n in left else stand_in[kind] for n, kind in enumerate(kinds)]
+    parent, _, name = names.rpartition(".")
+    setattr(backbone.get_submodule(parent), name, nn.ModuleList(blocks[n] for n in left))
+    if isinstance(getattr(backbone.config, "layer_types", None), list):  # read by the place of a block
+        backbone.config.layer_types = [backbone.config.layer_types[n] for n in left]
+    return names, [left.index(n) for n in chosen]
+
+
+def _list_of_blocks(backbone: nn.Module) -> str:
+    """Returns the name of the list that holds a block for every layer of the config; empty if there is none."""
+    layers = _layers(backbone.config)
+    lists = [n for n, m in backbone.named_modules() if isinstance(m, nn.ModuleList) and len(m) == layers > 1]
+    return lists[0] if len(lists) == 1 else ""
+
+
+def _layers(settings) -> int:
+    return getattr(settings, "num_hidden_layers", None) or getattr(settings, "num_layers", 0)
+
+
+def _attention(settings) -> int:
+    """Numbers of the heads of one layer."""
+    heads = getattr(settings, "num_attention_heads", None) or getattr(settings, "num_heads", 0)
+    size = getattr(settings, "head_dim", None) or getattr(settings, "d_kv", None)
+    return heads * (size or getattr(settings, "hidden_size", 0) // max(1, heads))
+
+
+def _kind(block: nn.Module) -> tuple:
+    """What a block's work depends on: its modules, shapes, training, and the settings that its modules hold."""
+    parts = [(name, type(module).__name__) for name, module in block.named_modules()]
+    tensors = [(name, tuple(p.shape), p.requires_grad) for name, p in block.named_parameters()]
+    plain = (str, bool, int, float, tuple)
+    values = [
+        (name, key, value)
+        for name, module in block.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, plain) and key != "layer_idx" and not key.startswith("_")
+    ]
+    return tuple(parts), tuple(tensors), tuple(values)
+
+
+def _parameters(embedder: Embedder) -> list[Parameter]:
+    modules = dict(embedder.backbone.named_modules())
+    kinds = {
+        f"{name}.weight": type(module) for name, module in modules.items() if not name.endswith(".modules_to_save")
+    }
+    found = []
+    for name, p in embedder.parameters_by_name().items():
+        kind, frozen = kinds.get(name, object), not p.requires_grad
+        linear, table = frozen and issubclass(kind, nn.Linear), frozen and issubclass(kind, nn.Embedding)
+        found.append(Parameter(name, tuple(p.shape), p.requires_grad, linear, table))
+    return found
+
+
+def _of_all_blocks(parameters: list[Parameter], names: str, of_block: list[int]) -> list[Parameter]:
+    """Puts in the parameters of the blocks that were not built."""
+    prefix = f"{names}."
+    inside = {n: [p for p in parameters if p.name.startswith(f"{prefix}{n}.")] for n in {*of_block}}
+    first = next((i for i, p in enumerate(parameters) if of_block and p.name.startswith(prefix)), len(parameters))
+    rest = [p for p in parameters if not (of_block and p.name.startswith(prefix))]
+    every = [
+        replace(p, name=f"{prefix}{number}.{p.name.removeprefix(f'{prefix}{stand_in}.')}")
+        for number, stand_in in enumerate(of_block)
+        for p in inside[stand_in]
+    ]
+    return [*rest[:first], *every, *rest[first:]]
+
+
+def _put_on_cpu(embedder: Embedder, half_linear: bool) -> None:
+    """Replaces meta tensors by fake tensors of the CPU: some operations refuse to mix meta and CPU tensors.
+
+    half_linear: frozen weights of linear layers lie in bf16 (or are quantised), so autocast makes no copy of them.
+    """
     replaced: dict[int, torch.Tensor] = {}  # tied weights stay tied
     for module in embedder.modules():
         for name, p in module._parameters.items():
             if p is not None:
+                half = half_linear and isinstance(module, nn.Linear) and name == "weight" and not p.requires_grad
+                dtype = torch.bfloat16 if half else p.dtype
                 new = replaced.get(id(p))
-                new = torch.nn.Parameter(torch.empty(p.shape, dtype=p.dtype), p.requires_grad) if new is None else new
+                new = nn.Parameter(torch.empty(p.shape, dtype=dtype), p.requires_grad) if new is None else new
                 module._parameters[name] = replaced[id(p)] = new
         for name, b in module._buffers.items():
             if b is not None:
                 module._buffers[name] = torch.empty(b.shape, dtype=b.dtype)
-
-
-def _chunk(embedder: Embedder, tokens: int, length: int, dtype: torch.dtype | None) -> Chunk:
-    count = max(1, tokens // length)
-    ids, lengths = torch.ones(count * length, dtype=torch.int64), [length] * count
-    kept, first = _passes(embedder, ids, lengths, dtype)
-    _, later = _passes(embedder, ids, lengths, dtype)
-    embedder.zero_grad()
-    return Chunk(count * length, kept, first, later)
-
-
-def _passes(embedder: Embedder, ids: torch.Tensor, lengths: list[int], dtype: torch.dtype | None) -> tuple[int, int]:
-    """Returns (bytes kept after the forward pass, peak bytes of both passes)."""
-    with Allocations() as seen:
-        out = embedder(ids, lengths, 0, dtype)
-        kept = seen.now
-        (out * torch.zeros_like(out)).sum().backward()
-        del out
-    return kept, seen.peak

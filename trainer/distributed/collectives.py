@@ -58,6 +58,15 @@ class World:
         start = sum(counts[: self.rank])
         return rows[start : start + counts[self.rank]]
 
+    def sum_part(self, values: Tensor) -> Tensor:
+        """Sums (world x n,) over ranks and returns this rank's (n,): what ZeRO does with gradients."""
+        if self.size == 1:
+            return values
+        part = values.new_empty(values.shape[0] // self.size)
+        self._begin("reduce-scatter", part, self.size - 1)
+        dist.reduce_scatter_tensor(part, values)
+        return part
+
     def sum(self, values: Tensor) -> Tensor:
         """Element-wise sum over ranks, on the values' device."""
         if self.size == 1:

@@ -29,14 +29,14 @@ class DenseSpec:
     activation: str
 
 
-def read_dense(folder: Path, paths: Iterable[str], size: int | None) -> tuple[DenseSpec, ...]:
-    """Reads the layers in these sub-folders, in order. size: numbers of a pooled embedding, if known. Raises BadInput
-    for layers that we would not compute as sentence-transformers does."""
+def read_dense(folder: Path, paths: Iterable[str], size: int | None, weights: bool = True) -> tuple[DenseSpec, ...]:
+    """Reads the layers in these sub-folders, in order. size: numbers of a pooled embedding, if known. weights: False
+    where they may be missing. Raises BadInput for layers that we would not compute as sentence-transformers does."""
     specs, problems = [], []
     for index, path in enumerate(paths, start=2):  # behind the transformer and the pooling
         layer = folder / path
         values = read_object(layer / "config.json")
-        problems += [f"{layer}: {text}" for text in _problems(layer, values, size)]
+        problems += [f"{layer}: {text}" for text in _problems(layer, values, size, weights)]
         inputs, size = (values.get(key, 0) for key in ("in_features", "out_features"))
         bias, activation = values.get("bias", True), _activation(values)
         specs.append(DenseSpec(str(layer), f"{index}_Dense", inputs, size, bias, activation))
@@ -48,7 +48,7 @@ def _activation(values: dict) -> str:
     return str(values.get("activation_function", "torch.nn.modules.activation.Tanh"))
 
 
-def _problems(folder: Path, values: dict, size: int | None) -> list[str]:
+def _problems(folder: Path, values: dict, size: int | None, weights: bool) -> list[str]:
     problems = []
     if not all(isinstance(values.get(key), int) for key in ("in_features", "out_features")):
         problems.append("config.json does not say in_features and out_features")
@@ -62,7 +62,8 @@ def _problems(folder: Path, values: dict, size: int | None) -> list[str]:
             problems.append(f"its {key} is {values[key]}, not {_INPUT}; not supported")
     if values.get("use_residual"):
         problems.append("its input is added to its output (use_residual); not supported")
-    return problems or _weights_problems(folder / WEIGHTS, values)
+    path = folder / WEIGHTS
+    return problems or (_weights_problems(path, values) if weights or path.is_file() else [])
 
 
 def _weights_problems(path: Path, values: dict) -> list[str]:

