@@ -15,6 +15,7 @@ COMMANDS = {
     "slurm": ("launch.slurm.submit", "render_or_submit"),
     "doctor": ("launch.doctor", "run_doctor"),
     "plan": ("launch.plan.plan", "show_plan"),
+    "init": ("launch.init", "init"),
 }
 
 

@@ -9,7 +9,7 @@ def parser() -> argparse.ArgumentParser:
     """Returns the parser; the namespace has the name of the command in `command`."""
     arguments = argparse.ArgumentParser(prog="python -m launch", description="Start training runs.")
     commands = arguments.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_run, _add_slurm, _add_doctor, _add_plan):
+    for add in (_add_run, _add_slurm, _add_doctor, _add_plan, _add_init):
         add(commands)
     return arguments
 
@@ -123,6 +123,27 @@ def _add_plan(commands) -> None:
     text = "tokens that one rank embeds per second, as logs.jsonl has them, in place of the card's rate"
     plan.add_argument("--throughput", type=float, metavar="TOKENS_PER_S", help=text)
     plan.add_argument("--json", action="store_true", help="everything as one JSON object")
+
+
+def _add_init(commands) -> None:
+    init = commands.add_parser(
+        "init",
+        help="write a run file for a model, data and hardware",
+        description="Writes a commented run file: lengths and batch from the data, precision, mode, recomputation and "
+        "engine from the hardware, as plan chooses them. Nothing is overwritten, and no weights are needed.",
+        epilog="example: python -m launch init --model MODEL --data shards --gpu H100 --gpus-per-node 8 --nodes 2",
+    )
+    init.add_argument("--model", required=True, metavar="MODEL", help="folder or hub id")
+    init.add_argument("--data", required=True, metavar="SHARDS", help="a shard folder")
+    init.add_argument("--output", default="run.yaml", metavar="RUN.yaml", help="the file to write (default run.yaml)")
+    init.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (default 1)")
+    init.add_argument(
+        "--gpus-per-node", type=int, metavar="G", help="ranks of each machine (default: the GPUs here, or 1)"
+    )
+    _add_hardware(init)
+    text = "keys that are known already, for example model.finetune=lora"
+    init.add_argument("overrides", nargs="*", metavar="section.key=value", help=text)
+    init.set_defaults(throughput=None)
 
 
 def _add_hardware(command) -> None:

@@ -7,7 +7,7 @@ import pytest
 from tests.launching import ROOT, run
 
 LIGHT = (
-    "launch.command, launch.doctor, launch.nodes, launch.plan.plan, launch.slurm.submit, launch.machine, "
+    "launch.command, launch.doctor, launch.init, launch.nodes, launch.plan.plan, launch.slurm.submit, launch.machine, "
     "trainer.config.loading, trainer.config.compatibility, trainer.planner.from_config, trainer.preflight.check_run, "
     "trainer.model_folder.families, trainer.frontends.python_api, trainer.frontends.flat_json, "
     "trainer.train.early_stopping, data_prep.shards.folder"
