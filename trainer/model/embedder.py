@@ -7,11 +7,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from trainer.distributed.device import send
 from trainer.model import adapters
-from trainer.model.attention import Run, runs_of
 from trainer.model.base_dtype import Rounded
 from trainer.model.loading import Sources
-from trainer.model.packing import Packing, register, why_padded
 from trainer.model.recompute import recompute
+from trainer.model.unpadded.attention import Run, runs_of
+from trainer.model.unpadded.packing import Packing, register, why_padded
 from trainer.model_folder.families import family_of
 
 PADDING = -1  # no token has this id

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from data_prep.texts.tokenizer_rules import AFTER_PADDING
 from trainer.distributed.device import send
-from trainer.model.attention import Noise, Pieces, Ragged, Run, Sees, keep
+from trainer.model.unpadded.attention import Noise, Pieces, Ragged, Run, Sees, keep
 from trainer.model_folder.families import family_of
 
 NAME = "embedfleet_packed"

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from tests import tiny
 from trainer.config.sections import ModelConfig
-from trainer.model.attention import Noise, Run, Sees, _PackedAttention, runs_of
 from trainer.model.build import load_embedder
-from trainer.model.packing import Packing, QuickDropout, register, why_padded
+from trainer.model.unpadded.attention import Noise, Run, Sees, _PackedAttention, runs_of
+from trainer.model.unpadded.packing import Packing, QuickDropout, register, why_padded
 
 LENGTHS = [30, 9, 9, 6, 5, 5, 5, 1]
 FAMILIES = ["bert", "xlm-r", "distilbert", "nomic", "gte", "modernbert", "gemma3", "mistral", "qwen2", "qwen3", "llama"]
@@ -36,7 +36,7 @@ def embedded(embedder, pooling: str, autocast=None) -> tuple[torch.Tensor, dict]
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
 @pytest.mark.parametrize("probabilities", [2**24, 100])  # all at once; some texts, and some heads, at a time
 def test_packed_texts_equal_padded_texts(family, pooling, probabilities, monkeypatch):
-    monkeypatch.setattr("trainer.model.attention.PROBABILITIES", probabilities)
+    monkeypatch.setattr("trainer.model.unpadded.attention.PROBABILITIES", probabilities)
     padded, *_ = load_embedder(ModelConfig(path=str(family)))
     packed = copy.deepcopy(padded)
     packed.pack(torch.device("cpu"))

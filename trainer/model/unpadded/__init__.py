@@ -1,0 +1,1 @@
+"""Texts without padding: laid end to end, and attention within each."""
