@@ -68,8 +68,8 @@ def test_a_best_epoch_is_one_only_where_its_shown_number_is_higher(value, before
 def test_the_movement_of_weights_is_a_share_of_their_size():
     weights = {"a": torch.full((3, 50), 2.0), "b": torch.zeros(7), "c": torch.tensor(1.0)}
     began = of(weights)
-    assert movement(began, sample_of({name: tensor.clone() for name, tensor in weights.items()})) == 0
-    assert movement(began, sample_of({name: 1.5 * tensor for name, tensor in weights.items()})) == pytest.approx(0.5)
+    assert movement(began, of({name: tensor.clone() for name, tensor in weights.items()})) == 0
+    assert movement(began, of({name: 1.5 * tensor for name, tensor in weights.items()})) == pytest.approx(0.5)
     assert movement(None, began) is None
     assert movement(of({"b": torch.zeros(7)}), of({"b": torch.ones(7)})) > STILL, "an adapter's B"
     assert of({"a": weights["a"].t()}) == of({"a": weights["a"]}), "however it lies in memory"
