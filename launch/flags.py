@@ -131,7 +131,7 @@ def _add_init(commands) -> None:
         help="write a run file for a model, data and hardware",
         description="Writes a commented run file: lengths and batch from the data, precision, mode, recomputation and "
         "engine from the hardware, as plan chooses them. Nothing is overwritten, and no weights are needed.",
-        epilog="example: python -m launch init --model MODEL --data shards --gpu H100 --gpus-per-node 8 --nodes 2",
+        epilog="example: python -m launch init --model MODEL --data shards --gpu H100",
     )
     init.add_argument("--model", required=True, metavar="MODEL", help="folder or hub id")
     init.add_argument("--data", required=True, metavar="SHARDS", help="a shard folder")

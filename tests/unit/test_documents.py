@@ -10,12 +10,14 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from data_prep.__main__ import COMMANDS
 from data_prep.reading.formats import read_records
+from launch import flags as launch_flags
 from launch.__main__ import COMMANDS as LAUNCH_COMMANDS
 from tests.launching import ROOT
 from trainer.config.loading import load_config
@@ -99,23 +101,30 @@ class Parsed(BaseException):
     """Carries the flags out of a command before it does anything."""
 
 
+def stopped(parse, *parser):
+    def parse_and_stop(*args):
+        raise Parsed(parse(*parser, *args))
+
+    return parse_and_stop
+
+
 @pytest.fixture
 def flags_of(monkeypatch):
     """flags_of(command): the flags as the command itself parses them; argparse's own exit where it refuses them."""
 
     parse = argparse.ArgumentParser.parse_args
-
-    def parse_and_stop(self, *args):
-        raise Parsed(parse(self, *args))
-
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stopped(parse))
+    # of launch, whose commands have all their flags parsed by one parser
+    parser = launch_flags.parser
+    monkeypatch.setattr(launch_flags, "parser", lambda: SimpleNamespace(parse_known_args=stopped(parse, parser())))
 
     def flags(command: Command) -> argparse.Namespace:
         if command.module == "trainer":
             from trainer.frontends.command_line import parse
 
             return parse(list(command.argv))
-        name = command.module if "." in command.module else f"{command.module}.__main__"
+        module = importlib.import_module(command.module)
+        name = f"{command.module}.__main__" if hasattr(module, "__path__") else command.module
         with pytest.raises(Parsed) as parsed:
             importlib.import_module(name).main(list(command.argv))
         return parsed.value.args[0]
@@ -208,11 +217,13 @@ def test_every_shape_of_a_row_is_read(shape, tmp_path):
     row = {}
     for key in re.findall(r'"(\w+)"', shape):
         row[key] = {"metadata": {"page": 1}, "score": 0.5}.get(key, [f"a {key}"] if key in LISTS else f"a {key}")
+    if "labels" in row:  # of a list of positives and negatives
+        row |= {"labels": [1, 0], "positive": ["a positive", "a negative"]}
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row) + "\n", encoding="utf-8")
     (record,) = read_records(path)
     assert record.query.removeprefix("a ") in row and len(record.positives) == 1
-    assert len(record.negatives) == len({"negative", "neg", "hard_negatives"} & row.keys())
+    assert len(record.negatives) == len({"negative", "neg", "hard_negatives", "labels"} & row.keys())
 
 
 def test_the_shapes_of_the_documents_are_found():

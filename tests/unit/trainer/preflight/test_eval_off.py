@@ -132,7 +132,11 @@ def test_what_then_changes_nothing_is_named(run, capsys, setting):
 def test_a_run_of_an_older_version_that_said_null(run, capsys):
     """It evaluated on the eval split: its run.json says null, as that of a run without the key."""
     assert main(["--config", str(run)]) == 0
-    assert json.loads((run.parent / "out" / "run.json").read_text())["config"]["data"]["eval"] is None
+    record = run.parent / "out" / "run.json"
+    began = json.loads(record.read_text())
+    assert "eval" not in began["config"]["data"]
+    began["config"]["data"]["eval"] = None
+    record.write_text(json.dumps(began))
     capsys.readouterr()
     assert main(["--config", str(run), "data.eval=null", "--resume"]) == 2
     assert "data.eval: the run evaluates on the eval split of data.train" in capsys.readouterr().err
