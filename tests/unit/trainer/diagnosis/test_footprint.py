@@ -73,7 +73,7 @@ DEEP = {  # family, mode of the model section, precision and device
     "dropout": ("bert", {"dropout": "model"}, "fp32", "cpu"),
     "qwen3-lora": ("qwen3", {"finetune": "lora"}, "bf16", "cuda"),
     "qwen3-dora": ("qwen3", {"finetune": "lora", "lora": {"dora": True}}, "fp32", "cpu"),
-    "one-block": ("qwen3", {"finetune": "lora", "lora": {"targets": ["7.q_proj", "down_proj"]}}, "fp32", "cpu"),
+    "one-block": ("qwen3", {"finetune": "lora", "lora": {"targets": ["7.self_attn.q_proj", "down_proj"]}}, "fp32", "cpu"),
     "modernbert": ("modernbert", {}, "bf16", "cuda"),  # every second block sees a window only, the first has no norm
     "t5": ("t5", {}, "fp32", "cpu"),  # the first block makes the position bias of all
     "gemma3": ("gemma3", {}, "fp32", "cpu"),  # a family that is not in our table
