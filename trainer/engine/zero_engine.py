@@ -11,7 +11,6 @@ import logging
 import sys
 import warnings
 from contextlib import contextmanager
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +98,19 @@ def _foreign_facts(values: dict) -> list[str]:
     return problems
 
 
+@contextmanager
+def _nothing_sent():
+    """Keeps DeepSpeed's engine from broadcasting weights while it is made: they have no numbers yet."""
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    broadcast = DeepSpeedEngine._broadcast_model
+    DeepSpeedEngine._broadcast_model = lambda engine: None
+    try:
+        yield
+    finally:
+        DeepSpeedEngine._broadcast_model = broadcast
+
+
 class ZeroEngine(Engine):
     """Partitioned optimizer state (1), gradients (2), weights (3). Gradients are averaged over ranks, once per step."""
 
@@ -120,7 +132,6 @@ class ZeroEngine(Engine):
         self.stage = int(settings["zero_optimization"]["stage"])
         prepare = self._prepare_partitioned if self.stage == 3 else self._prepare_replicated
         prepare(accelerator, settings, optim)
-        embedder.sources.close()
         self.lockstep = self.stage == 3  # every forward pass gathers weights: all ranks make the same number
         self.gradient_factor = float(world.size)  # the engine divides by the number of ranks
         self.named = embedder.trained()
@@ -139,6 +150,7 @@ class ZeroEngine(Engine):
                 first = parameter
             else:
                 first.convert_to_zero_parameters(param_list=[parameter])
+        self.embedder.sources.close()  # before the optimizer takes memory
         for module in self.embedder.modules():
             for name, buffer in module._buffers.items():
                 module._buffers[name] = None if buffer is None else self.world.broadcast(buffer.to(self.device))
@@ -148,13 +160,11 @@ class ZeroEngine(Engine):
     def _prepare_replicated(self, accelerator, settings: dict, optim: OptimConfig) -> None:
         """ZeRO-1/2: DeepSpeed lays trained weights into flat memory, which is filled afterwards. Numbers that exist
         before would exist twice meanwhile, on every rank."""
-        from deepspeed.runtime.engine import DeepSpeedEngine
-
         sources = self.embedder.sources
         for parameter in self.embedder.parameters():
             sources.room(parameter, self.device)
         optimizer = adamw(self.embedder, optim, self.device)
-        with patch.object(DeepSpeedEngine, "_broadcast_model", lambda engine: None):  # there is nothing to send yet
+        with _nothing_sent():
             self.engine, _ = accelerator.prepare(self.embedder, optimizer)
         self.optimizer = self.engine.optimizer
         for parameter in self.embedder.parameters():
@@ -165,6 +175,7 @@ class ZeroEngine(Engine):
             self.world.broadcast(parameter.data)
         for buffer in self.embedder.buffers():
             self.world.broadcast(buffer.data)
+        self.embedder.sources.close()
         self.optimizer.refresh_fp32_params()
 
     def _gather_small(self) -> None:
