@@ -142,15 +142,18 @@ class ZeroEngine(Engine):
         """ZeRO-3: fills a parameter, takes its share, and frees it, before the next one. DeepSpeed broadcasts it."""
         zero = {key: value for key, value in settings["zero_optimization"].items() if value != "auto"}
         settings = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero}
-        first = None
+        sources, first = self.embedder.sources, None
+        largest = max(parameter.numel() for parameter in self.embedder.parameters())
+        # parameters that come and go between shares that stay would leave holes in the memory
+        room = None if sources.reads else torch.empty(4 * largest, dtype=torch.uint8, device=self.device)
         for parameter in self.embedder.parameters():
-            self.embedder.sources.fill(parameter, self.device)
+            sources.fill(parameter, self.device, room)
             if first is None:
                 self._zero.Init(nn.ParameterList([parameter]), config_dict_or_path=settings, dtype=torch.float32)
                 first = parameter
             else:
                 first.convert_to_zero_parameters(param_list=[parameter])
-        self.embedder.sources.close()  # before the optimizer takes memory
+        sources.close()  # before the optimizer takes memory
         for module in self.embedder.modules():
             for name, buffer in module._buffers.items():
                 module._buffers[name] = None if buffer is None else self.world.broadcast(buffer.to(self.device))

@@ -63,15 +63,19 @@ class Sources:
         if parameter in self._numbers:
             parameter.data = torch.empty(parameter.shape, dtype=self.dtype_of(parameter), device=device)
 
-    def fill(self, parameter: nn.Parameter, device: torch.device) -> None:
-        """Moves a parameter to the device; on the rank that reads, a hollow one has its numbers then."""
+    def fill(self, parameter: nn.Parameter, device: torch.device, room: Tensor | None = None) -> None:
+        """Moves a parameter to the device; on the rank that reads, a hollow one has its numbers then. room: bytes for
+        it on other ranks, which one parameter has after the other."""
         numbers = self._numbers.pop(parameter, None)
         if numbers is None:
             parameter.data = parameter.data.to(device)
         elif self.reads:
             parameter.data = self._converted(parameter, numbers()).to(device)
-        else:
+        elif room is None:
             parameter.data = torch.empty(parameter.shape, dtype=self.dtype_of(parameter), device=device)
+        else:
+            dtype = self.dtype_of(parameter)
+            parameter.data = room[: parameter.numel() * dtype.itemsize].view(dtype).view(parameter.shape)
 
     def fill_in_place(self, parameter: nn.Parameter) -> None:
         """Writes the numbers into the memory that the parameter has by now, on the rank that reads."""
