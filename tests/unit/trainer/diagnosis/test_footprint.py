@@ -65,6 +65,7 @@ def test_recomputed_blocks_keep_less(tiny_bert):
     assert found.chunk(200, recompute=True).kept < found.chunk(200).kept / 2
 
 
+ONE_BLOCK = ["7.self_attn.q_proj", "down_proj"]
 DEEP = {  # family, mode of the model section, precision and device
     "bert": ("bert", {}, "fp32", "cpu"),
     "bert-bf16": ("bert", {}, "bf16", "cuda"),
@@ -73,10 +74,10 @@ DEEP = {  # family, mode of the model section, precision and device
     "dropout": ("bert", {"dropout": "model"}, "fp32", "cpu"),
     "qwen3-lora": ("qwen3", {"finetune": "lora"}, "bf16", "cuda"),
     "qwen3-dora": ("qwen3", {"finetune": "lora", "lora": {"dora": True}}, "fp32", "cpu"),
-    "one-block": ("qwen3", {"finetune": "lora", "lora": {"targets": ["7.self_attn.q_proj", "down_proj"]}}, "fp32", "cpu"),
+    "one-block": ("qwen3", {"finetune": "lora", "lora": {"targets": ONE_BLOCK}}, "fp32", "cpu"),
     "modernbert": ("modernbert", {}, "bf16", "cuda"),  # every second block sees a window only, the first has no norm
     "t5": ("t5", {}, "fp32", "cpu"),  # the first block makes the position bias of all
-    "gemma3": ("gemma3", {}, "fp32", "cpu"),  # a family that is not in our table
+    "gemma3": ("gemma3", {}, "fp32", "cpu"),
 }
 
 
