@@ -36,12 +36,12 @@ class Rounded:
         self.changed += stored.dtype != torch.bfloat16 and not torch.equal(half.float(), stored.float())
 
 
-def resolve(asked: str, device: torch.device, compute: torch.dtype | None, own_code: bool = False) -> str:
-    """Returns fp32 or bf16 for model.base_dtype. compute: dtype of the matrix products, None for fp32. own_code: the
-    folder's own code is run, which may read a weight in ways that are not known."""
+def resolve(asked: str, device: torch.device, compute: torch.dtype | None, fp32_base: bool = False) -> str:
+    """Returns fp32 or bf16 for model.base_dtype. compute: dtype of the matrix products, None for fp32. fp32_base: of
+    the ModelSpec."""
     if asked != "auto":
         return asked
-    return "bf16" if compute == torch.bfloat16 and device.type != "cpu" and not own_code else "fp32"
+    return "bf16" if compute == torch.bfloat16 and device.type != "cpu" and not fp32_base else "fp32"
 
 
 def matrices(backbone: nn.Module) -> dict[nn.Parameter, list[nn.Module]]:

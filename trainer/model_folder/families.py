@@ -18,6 +18,7 @@ class Family:
     causal: bool = False  # a decoder, whose tokens see only earlier ones
     plain_attention: bool = False  # softmax(q k) v alone, with position ids as an argument: texts can be packed
     token_types: bool = False  # takes token type ids
+    fp32_base: bool = False  # with frozen weights in bf16 the gradient is not that of the rounded weights to 1e-5
     model_class: str = "AutoModel"  # another one where AutoModel would load more than the encoder
 
 
@@ -53,6 +54,7 @@ FAMILIES = {
         ("query_proj", "key_proj", "value_proj", "pos_key_proj", "pos_query_proj", *_DENSE),
         "encoder.layer",
         ("embeddings",),
+        fp32_base=True,
     ),
     "qwen2": _DECODER,
     "qwen3": _DECODER,

@@ -34,6 +34,7 @@ class ModelSpec:
     bidirectional: bool | None = None  # a decoder's tokens also see later ones; None: an encoder, where they always do
     bits: int | None = None  # of the quantised base; None: not quantised
     own_code: bool = False  # the folder's own code is run as the transformer
+    fp32_base: bool = False  # frozen weights stay fp32: what reads them is not known, or not exact with bf16
     notes: list[str] = field(default_factory=list)  # lines to print once: what was chosen where nothing was stated
 
     @property
@@ -84,6 +85,8 @@ def read_spec(
         problems += error.problems
     dense = collect(problems, _dense, config, folder, settings, notes, weights)
     problems += _own_code_problems(config) if own_code else _freeze_problems(config, folder, settings, family)
+    if config.base_dtype == "bf16" and family and family.fp32_base:
+        problems.append(f"model.base_dtype: bf16 is not exact to 1e-5 for a {settings['model_type']}; leave it out")
     problems += _start_problems(config) if config.lora.start else []
     check(problems)
     return ModelSpec(
@@ -96,6 +99,7 @@ def read_spec(
         bidirectional=_bidirectional(config, folder, settings, family),
         bits=config.bits or _stated_bits(folder),
         own_code=own_code,
+        fp32_base=own_code or (family is not None and family.fp32_base),
         notes=[*notes, *chosen],
     )
 
@@ -156,7 +160,8 @@ def _freeze_problems(config: ModelConfig, folder: Path, settings: dict, family: 
         return []
     if family is None:
         return [f"model.freeze: which parts of a {settings['model_type']} are what is not known; leave it out"]
-    blocks = settings.get("num_hidden_layers", settings.get("num_layers", 0))
+    names = ("num_hidden_layers", "num_layers", "n_layers")
+    blocks = next((settings[name] for name in names if name in settings), 0)
     if config.freeze.layers >= blocks:
         return [f"model.freeze.layers: {config.freeze.layers}, but {folder} has {blocks}, and one must be trained"]
     return []

@@ -39,7 +39,7 @@ def prepare(runtime: Runtime, inputs: Inputs, resume: bool, loss_fn: Callable | 
     state = read_state(folder) if folder else TrainState(0, 0, 0, 0, {})
     steps = total_steps(plan, config.train.epochs, config.train.max_steps)
     base = world.on_first(lambda: recorded_base_dtype(run_dir) if resume else None)
-    base = base or resolve(config.model.base_dtype, runtime.device, runtime.dtype, inputs.spec.own_code)
+    base = base or resolve(config.model.base_dtype, runtime.device, runtime.dtype, inputs.spec.fp32_base)
     model, (trained, parameters), weights = _load_model(runtime, inputs, folder, state, base)
     objectives = make_objectives(config, plan, model.spec.normalize, loss_fn)
     temperatures = make_temperatures(objectives, state.temperatures)

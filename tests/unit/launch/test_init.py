@@ -99,7 +99,7 @@ def test_nothing_is_overwritten_and_what_is_wrong_is_said(capsys, home, tmp_path
     assert "exists, and nothing is overwritten" in capsys.readouterr().err and path.read_text() == "mine"
     assert main([*argv, str(tmp_path / "run.json")]) == 2
     assert "ends in .yaml" in capsys.readouterr().err
-    assert main([*argv, str(tmp_path / "new.yaml"), "train.batch=3"]) == 2
+    assert main([*argv, str(tmp_path / "new.yaml"), "train.batch_sise=3"]) == 2
     assert "Did you mean" in capsys.readouterr().err and not (tmp_path / "new.yaml").exists()
     assert main(["init", "--model", str(home / "nowhere"), "--data", str(home / "pairs"), "--output", "x/y.yaml"]) == 2
     assert "is not a folder" in capsys.readouterr().err

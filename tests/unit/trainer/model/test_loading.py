@@ -45,6 +45,9 @@ def assert_same(filled, expected) -> None:
         assert not wrong, wrong
 
 
+CONVERTED = ("nomic", "gte")  # transformers makes their weights from others: they are loaded at once
+
+
 def both(config: ModelConfig, at_once: bool = False, **more):
     """The model of an engine that filled it, and the one that was loaded at once. at_once: that one is, too."""
     sources = Sources(reads=True)
@@ -60,7 +63,7 @@ def test_a_model_filled_by_an_engine_is_the_one_loaded_at_once(tmp_path, family,
     folder = published(tiny.model(tmp_path / "model", family, FAMILIES[family]), dtype)
     for part in PARTS.values():
         for base in ("fp32", "bf16")[: 1 + bool(part)]:
-            assert_same(*both(ModelConfig(path=str(folder), **part), base=base))
+            assert_same(*both(ModelConfig(path=str(folder), **part), family in CONVERTED, base=base))
 
 
 def test_a_rank_that_does_not_read_holds_nothing_until_it_is_filled(tiny_bert, monkeypatch):
