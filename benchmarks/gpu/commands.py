@@ -47,7 +47,7 @@ def _run_file(bench, name: str) -> Path:
     values = {
         "output_dir": str(bench.folder / name), "data": {"train": str(shards)},
         "model": {"path": str(bench.models["encoder"]), "pooling": "mean", "normalize": True, "passage_max_len": 64},
-        "train": {"batch_size": 32, "max_steps": 12, "epochs": 2, "deterministic": True},
+        "train": {"batch_size": 32, "max_steps": 12, "epochs": 2, "deterministic": True, "micro_batch_tokens": 2048},
         "checkpoint": {"every_steps": 2},
     }  # fmt: skip
     file = bench.folder / f"{name}.json"

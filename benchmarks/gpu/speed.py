@@ -138,13 +138,14 @@ def modes(bench) -> dict:
 
 
 def peers(bench) -> dict:
-    """Training steps on the same texts, bf16, the encoder: ours, and sentence-transformers' model with its own loss."""
+    """Steps on the same texts, in bf16 on CUDA: ours, and sentence-transformers' model with its own loss."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.losses import MultipleNegativesRankingLoss
 
     lengths = lengths_of(bench.scale.tokens // 4, bench.scale.longest)
     batch = batch_of(lengths)
-    engine = engine_of(bench.models["encoder"], bench.device, torch.bfloat16)
+    dtype = torch.bfloat16 if bench.device.type == "cuda" else None
+    engine = engine_of(bench.models["encoder"], bench.device, dtype)
     ours = bench.clock.seconds(lambda: _step(engine, batch, 2**22), rounds=2)
     model = SentenceTransformer(str(bench.models["encoder"]), device=str(bench.device))
     loss = MultipleNegativesRankingLoss(model)
@@ -152,7 +153,7 @@ def peers(bench) -> dict:
     sides = [_padded(batch.tokens[: batch.rows], bench), _padded(batch.tokens[batch.rows :], bench)]
 
     def step():
-        with torch.autocast(bench.device.type, torch.bfloat16):
+        with torch.autocast(bench.device.type, dtype, enabled=dtype is not None):
             value = loss([dict(side) for side in sides], None)
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

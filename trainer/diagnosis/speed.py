@@ -181,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
         check_packages()
         config = load_config(args.config, args.overrides)
         runtime = start(config, args.config, args.engine, args.processes)
-        with process_group(runtime):
+        with process_group(runtime, config.train.timeout_minutes):
             found = measure(runtime, Path(config.output_dir))
             if runtime.is_main:
                 write_json(Path(config.output_dir) / OUTPUT, found)

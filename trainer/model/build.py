@@ -112,6 +112,8 @@ def _load_backbone(source, spec: ModelSpec, config: ModelConfig, quantised: dict
     missing = sorted(k for k in [*loading["missing_keys"], *map(str, loading["mismatched_keys"])] if "pooler." not in k)
     if missing:  # they would be random
         raise BadInput(f"model.path: {source} lacks {len(missing)} tensors of the model, among them {missing[0]}")
+    if any("pooler." in key for key in loading["missing_keys"]):  # random numbers, which nothing uses: never exported
+        backbone.pooler = None
     strange = [k for k in loading["unexpected_keys"] if remote and f"{family.blocks}." in k]
     if strange:
         raise BadInput(

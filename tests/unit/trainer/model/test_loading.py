@@ -191,3 +191,13 @@ def test_an_adapter_names_its_base_as_before(tiny_bert):
     names = [load_embedder(config, sources=sources)[0].adapter.model for sources in (None, Sources(reads=True))]
     assert names[0].peft_config["default"].base_model_name_or_path == str(tiny_bert)
     assert names[1].peft_config["default"].base_model_name_or_path == str(tiny_bert)
+
+
+def test_a_pooler_that_the_folder_lacks_is_not_made_up_for_the_next_one(tmp_path, tiny_bert):
+    folder = tmp_path / "bare"
+    shutil.copytree(tiny_bert, folder)
+    kept = {name: t for name, t in load_file(folder / loading.WHOLE).items() if "pooler." not in name}
+    save_file(kept, folder / loading.WHOLE, metadata={"format": "pt"})
+    for sources in (None, Sources(reads=True)):
+        assert load_embedder(ModelConfig(path=str(folder)), sources=sources)[3] == {}
+    assert len(load_embedder(ModelConfig(path=str(tiny_bert)))[3]) == 2, "one that is there is exported again"
