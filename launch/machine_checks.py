@@ -101,7 +101,7 @@ def _accelerate_default(environ: Mapping[str, str]) -> list[Finding]:
 
 def _left_secrets() -> list[Finding]:
     """Checks for files to which DeepSpeed's ssh launchers append the whole environment."""
-    files = [path for path in (Path.cwd() / ".deepspeed_env", Path.home() / ".deepspeed_env") if path.is_file()]
+    files = [path for path in (Path.cwd() / ".deepspeed_env", Path.home() / ".deepspeed_env") if os.path.isfile(path)]
     mend = "delete it; on several nodes use `launch run`, which names the launcher that writes none"
     text = "holds the environment of an earlier start, keys and tokens with it"
     return [Finding("warn", "secrets", f"{path} {text}", mend) for path in dict.fromkeys(files)]

@@ -170,7 +170,7 @@ def _no_authorities(urls: Iterable[str]) -> str:
     folders = os.environ.get("SSL_CERT_DIR")
     if not folders or os.environ.get("SSL_CERT_FILE") or not any(url.lower().startswith("https:") for url in urls):
         return ""
-    if any(Path(folder).is_dir() for folder in folders.split(os.pathsep)):
+    if any(os.path.isdir(folder) for folder in folders.split(os.pathsep)):
         return ""
     return f"SSL_CERT_DIR={folders}: no such folder, so that no server's certificate is trusted; correct or unset it"
 
@@ -237,7 +237,7 @@ def settings_read_by(library: str) -> Iterator[None]:
         if match := re.search(r'for field "(\w+)"', str(error)):
             fields.append((match[1], "it is no JSON"))
         if not fields:
-            if file.is_file():
+            if os.path.isfile(file):
                 _text_of(file.absolute(), library)  # explains a file that cannot be read
             raise
         raise BadInput([_read_too(name, reason, library, file) for name, reason in fields]) from None
@@ -253,7 +253,7 @@ def _read_too(field: str, reason: str, library: str, file: Path) -> str:
         return (
             f"{name}: {library} reads this variable too and cannot ({reason}); unset it for this command: env -u {name}"
         )
-    values = read_dotenv(file.absolute()) if file.is_file() else {}
+    values = read_dotenv(file.absolute()) if os.path.isfile(file) else {}
     name = next((name for name in values if name.lower() == field.lower()), field.upper())
     mend = f"rename it, or run the command in a folder without this {DOTENV}"
     return f"{file.absolute()}: {name}: {library} reads this variable too and cannot ({reason}); {mend}"

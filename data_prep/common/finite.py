@@ -8,11 +8,23 @@ NULLS = "their metadata holds NaN or infinity, which JSON lacks; null is written
 
 
 def decode_json(text: str | bytes) -> Any:
-    """Decodes JSON. Raises ValueError for any text that is none, also for one that is nested too deep."""
+    """Decodes JSON. Raises ValueError for any text that is none, also for one that is nested too deep, and for one that
+    UTF-8 cannot hold."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except RecursionError:
         raise ValueError("nested too deep") from None
+    check_whole(value if "\\u" in str(text) else text)
+    return value
+
+
+def check_whole(value: Any) -> None:
+    """Raises ValueError for texts, at any depth, that UTF-8 cannot hold: bytes of another encoding, or half of a
+    surrogate pair, which an escape ("\\ud83d") can produce."""
+    try:
+        (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)).encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a surrogate pair (a cut emoji) or bytes that are no UTF-8") from None
 
 
 def is_finite(value: Any) -> bool:

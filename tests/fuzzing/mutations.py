@@ -118,8 +118,9 @@ class Draw:
             return {name: inner for name, inner in value.items() if name != key}
         if change == 3:
             return value | {self.key(): self.value()}
-        new = self.pick([self.key(), key.upper(), f"{key} ", key.title(), f"{key}_1"])
-        return {new if name == key else name: inner for name, inner in value.items()}
+        name = str(key)  # YAML has keys that are numbers
+        new = self.pick([self.key(), name.upper(), f"{name} ", name.title(), f"{name}_1"])
+        return {new if old == key else old: inner for old, inner in value.items()}
 
     def bytes_of(self, text: str) -> bytes:
         """Encodes a text, as a rule in UTF-8, and damages it at times as editors, shells and transfers do."""

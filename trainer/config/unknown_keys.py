@@ -117,9 +117,9 @@ def _of_section(path: tuple[str, ...], inner: dict, frontend: Frontend) -> str:
     of_names = {squashed(name): ours for ours, names in contents()["sections"].items() for name in names.split()}
     section = of_names.get(squashed(path[-1])) or next(iter(misspelt(path[-1], RunConfig.model_fields)), "")
     said = []
-    for name in map(str, inner):
+    for name, value in ((str(key), value) for key, value in inner.items()):
         at_home = f"{section}.{name}" in own_keys()
-        about = answer((*path, name), inner[name], (), frontend)
+        about = answer((*path, name), value, (), frontend)
         said.append(f"Write {frontend.write(f'{section}.{name}', None)}." if at_home else about or "Unknown.")
     head = [f"Did you mean the section {section!r}?"] if section else []
     return " ".join([*head, *(f"{name}: {text}" for name, text in zip(inner, said))])

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from data_prep.common.errors import BadInput
+from data_prep.common.finite import check_whole
 
 
 class Loader(yaml.SafeLoader):
@@ -37,7 +38,8 @@ def read_yaml(text: str) -> Any:
     """Reads YAML. Raises yaml.YAMLError, also for a value that is none of its tag (`!!float x`) or holds itself."""
     try:
         value = yaml.load(text, Loader=Loader)  # a SafeLoader
-        json.dumps(value, default=str, skipkeys=True)  # refuses a circle and what no message could show
+        json.dumps(value, default=str, skipkeys=True)  # refuses a circle
+        check_whole(value)  # and what no message could show
         return value
     except yaml.YAMLError:
         raise
@@ -70,6 +72,7 @@ def read_values(path: Path, known: Iterable[str]) -> tuple[dict, dict[tuple, int
     try:
         if path.suffix == ".json":
             values = json.loads(text, object_pairs_hook=_unique)
+            check_whole(values)
             with suppress(yaml.YAMLError, RecursionError):  # most JSON is YAML: good enough to find lines
                 lines = lines_of(yaml.compose(text, Loader=Loader))
         else:

@@ -51,6 +51,7 @@ def made() -> None:
         ("SSL_CERT_FILE", "/", "SSL_CERT_FILE=/: cannot be read (Is a directory)"),
         ("SSL_CERT_FILE", __file__, "holds no certificate; name a file of certificates in PEM form"),
         ("SSL_CERT_DIR", "/gone:/gone2", "SSL_CERT_DIR=/gone:/gone2: no such folder"),
+        ("SSL_CERT_DIR", "9" * 5000, "SSL_CERT_DIR=9999"),  # longer than a name may be
         ("SSLKEYLOGFILE", "/gone/keys", "SSLKEYLOGFILE=/gone/keys: cannot be written (No such file or directory)"),
     ],
 )
