@@ -27,7 +27,7 @@ from trainer.distributed.device import choose_kernels, pick_device
 
 @dataclass
 class Bench:
-    """What every phase gets."""
+    """The things that every phase gets."""
 
     folder: Path  # temporary
     device: torch.device

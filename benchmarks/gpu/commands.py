@@ -1,4 +1,4 @@
-"""What people type, in processes of their own: engines, an interrupted run, the plan."""
+"""Commands as people type them, in processes of their own: engines, an interrupted run, the plan."""
 
 import hashlib
 import json
@@ -82,7 +82,7 @@ def _sha256(run: Path) -> str:
 
 
 def plan(bench) -> dict:
-    """What `launch plan` foretells of the run that `resume` makes."""
+    """`launch plan` of the run that `resume` makes."""
     done = _run("launch", "plan", "--config", str(_run_file(bench, "planned")), "--json", _device(bench))
     return {
         "exit_code": done.returncode,

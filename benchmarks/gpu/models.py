@@ -20,7 +20,7 @@ WORDS = 2000
 
 @dataclass(frozen=True)
 class Scale:
-    """How large everything is."""
+    """Sizes of models and batches."""
 
     encoder: dict  # arguments of BertConfig
     decoder: dict  # arguments of Qwen3Config

@@ -51,7 +51,7 @@ def _per_chunk(bench, engine) -> float:
 
 
 def memory(bench) -> dict:
-    """What `micro_batch_tokens: auto` foretells of a chunk, beside the most that it takes, in bytes."""
+    """Bytes of a chunk: foretold by `micro_batch_tokens: auto`, and the most that it takes."""
     found = {}
     for name, folder in bench.models.items():
         for precision, dtype in {"fp32": None, "bf16": torch.bfloat16}.items():
@@ -107,7 +107,7 @@ class _Lengths:
 
 
 def _operations(engine, lengths: list[int]) -> float:
-    """Of real tokens, forward and backward: 6 per number of the blocks' matrices and token, and attention's square.
+    """Operations on real tokens, both ways: 6 per number of the blocks' matrices and token, and attention's square.
     Embedding a text twice is no work."""
     config = engine.embedder.backbone.config
     matrices = sum(

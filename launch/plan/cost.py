@@ -44,7 +44,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Chunks:
-    """How a rank's tokens are passed through the model."""
+    """The way a rank's tokens go through the model."""
 
     tokens: float
     kept: float  # tokens whose activations are kept
@@ -132,7 +132,7 @@ def embedding_seconds(
 
 @dataclass(frozen=True)
 class Traffic:
-    """What a rank sends in a step."""
+    """The messages that a rank sends in a step."""
 
     embeddings: float  # bytes
     gradients: float  # bytes; under ZeRO-1 and 2 with the updated weights

@@ -1,4 +1,4 @@
-"""What a rank's device and its links reach: from a table of GPUs, from flags, or measured (`doctor --measure`).
+"""Rates of a rank's device and its links: from a table of GPUs, from flags, or measured (`doctor --measure`).
 
 The table holds what the makers state, without sparsity. No card reaches it: REACHED says how much is counted on.
 """
@@ -59,7 +59,7 @@ CPU_MEMORY, LOOPBACK = 10e9, 1e9  # bytes per second: of a machine's memory, sha
 
 @dataclass(frozen=True)
 class Rates:
-    """What one rank's device reaches."""
+    """The rates that one rank's device reaches."""
 
     half: float  # floating-point operations per second of matrix products, in bf16 or fp16
     single: float  # … in fp32

@@ -1,4 +1,4 @@
-"""What a key that the run file does not know is answered. No torch.
+"""Answers to keys that the run file does not know. No torch.
 
 - A respelling of a key of the same section: its right spelling.
 - An argument of another trainer: how it is stated here, or that there is no such thing (other_trainers.yaml).
@@ -23,7 +23,7 @@ GENERIC = {"name", "path", "start", "eval", "train", "loss"}  # too common a wor
 
 @dataclass(frozen=True)
 class Frontend:
-    """How a way into training states a key."""
+    """The form in which a way into training states a key."""
 
     write: Write = in_run_file
     per_device: Mapping[str, str] = field(default_factory=dict)  # batch, accumulation -> its own name for them

@@ -192,7 +192,7 @@ def _attention(settings) -> int:
 
 
 def _kind(block: nn.Module) -> tuple:
-    """What a block's work depends on: its modules, shapes, training, and the settings that its modules hold."""
+    """Returns all that a block's work depends on: modules, shapes, training, and the settings that modules hold."""
     parts = [(name, type(module).__name__) for name, module in block.named_modules()]
     tensors = [(name, tuple(p.shape), p.requires_grad) for name, p in block.named_parameters()]
     plain = (str, bool, int, float, tuple)

@@ -1,4 +1,4 @@
-"""What this machine's ranks reach, for the planner: `python -m launch doctor --measure` starts this on every node.
+"""Measures what ranks reach, for the planner: `python -m launch doctor --measure` starts this on every node.
 
 Takes the trainer's flags, trains nothing. Every figure is taken on all ranks at the same time, because they share
 cores, memory and links, and is that of the slowest. Rank 0 writes speed.json into the folder of the run file.

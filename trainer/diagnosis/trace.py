@@ -28,7 +28,7 @@ ATTENTION = {  # counted from the lengths of the texts instead: its work grows w
 
 @dataclass
 class Segment:
-    """What happened between two marks. Sizes are relative to its start."""
+    """Events between two marks. Sizes are relative to its start."""
 
     events: list[tuple[int, int, float, float]] = field(default_factory=list)  # allocation, its bytes, all bytes then
     start: tuple[float, float] = (0.0, 0.0)

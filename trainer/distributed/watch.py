@@ -27,7 +27,7 @@ STORE_SECONDS = 10.0
 
 
 class Report(NamedTuple):
-    """What a rank says of itself."""
+    """A rank's word about itself."""
 
     looks: int  # a sign of life
     calls: int  # collectives begun

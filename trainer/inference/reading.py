@@ -1,4 +1,4 @@
-"""How models are read: by the lengths of the run that trained them, and two of them alike.
+"""Reads models by the lengths of the run that trained them, and two of them alike.
 
 - A model folder states one length for queries and documents; a run's folder also records the run's own two.
 - A model and the one that its training began with are both read as that run read them.

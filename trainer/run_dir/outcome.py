@@ -1,4 +1,4 @@
-"""What a run came to: whether its weights, its loss and its metric moved. Imports no torch by itself."""
+"""The outcome of a run: did its weights, its loss and its metric move. Imports no torch by itself."""
 
 import base64
 from collections.abc import Callable, Iterable, Sequence

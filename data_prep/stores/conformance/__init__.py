@@ -1,1 +1,1 @@
-"""What every store promises, as checks that a plug-in's author runs: python -m data_prep.stores.conformance."""
+"""Checks of what every store promises, for a plug-in's author: python -m data_prep.stores.conformance."""

@@ -146,14 +146,14 @@ def writing(place: Place) -> None:
 
 
 def writing_many(place: Place) -> None:
-    """As many chunks as a caller likes are written at once."""
+    """One call writes as many chunks as a caller likes."""
     many = [replace(one, id=str(i)) for i, one in enumerate(some_chunks() * (PAGE // COUNT + 1))]
     with place.filled(many) as collection:
         expect(collection.count() == len(many), f"{len(many)} chunks at once: count() is {collection.count()}")
 
 
 def durability(place: Place) -> None:
-    """What upsert() and remove() have returned from is there for another process."""
+    """Another process sees everything that upsert() and remove() have returned from."""
     with place.filled() as collection:
         collection.upsert([replace(some_chunks()[0], text="written last")])
         collection.remove([some_chunks()[1].id])

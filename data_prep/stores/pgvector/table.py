@@ -1,4 +1,4 @@
-"""What PostgreSQL's catalogue says about a table: its columns, which hold what, its indexes and its comment."""
+"""A table as PostgreSQL's catalogue describes it: columns, what each holds, indexes, comment."""
 
 import json
 import re

@@ -70,7 +70,7 @@ def keep(bits: Tensor, p: float, like: Tensor) -> Tensor:
 
 @dataclass
 class Sees:
-    """Which tokens of its text a token sees."""
+    """The tokens of its text that a token sees."""
 
     causal: bool  # none behind it
     window: int | None  # those less than this many tokens away; None: all
@@ -116,7 +116,7 @@ class Ragged:
         self.ends, self.longest, self.dtype = send(torch.from_numpy(ends), device), max(lengths), dtype
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, sees: Sees, dropout: float) -> Tensor:
-        """As Pieces."""
+        """(1, heads, tokens, size) each -> (1, tokens, heads, size)."""
         assert not dropout, "the kernel has none: see Packing.fits"
         from torch.nn.attention import varlen
 
