@@ -29,7 +29,6 @@ class Machine:
     gpus: int  # CUDA devices
     mps: bool  # has an Apple GPU
     cores: int  # usable CPU cores
-    capability: tuple[int, int] | None = None  # the least compute capability of NVIDIA GPUs; None: unknown
 
 
 @dataclass(frozen=True)

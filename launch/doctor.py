@@ -77,6 +77,7 @@ def measure(args: argparse.Namespace) -> int:
     engine, processes = choose(
         args.engine or ("ddp" if several else "auto"), args.processes, machine, "auto", args.nnodes
     )
+    check_shell(engine in ONE_PROCESS, args.nnodes > 1)
     nodes = find_nodes(args.nnodes, args.node_rank, args.master)
     with TemporaryDirectory(prefix="embedfleet-doctor-") as name:
         run_file, device = Path(name, "run.json"), device_of(engine, machine, "auto")

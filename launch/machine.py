@@ -15,8 +15,7 @@ from launch.command import Machine
 
 def this_machine() -> Machine:
     mps = platform.system() == "Darwin" and platform.machine() == "arm64"
-    gpus = _gpus()
-    return Machine(gpus=gpus, mps=mps, cores=cores(), capability=_capability() if gpus else None)
+    return Machine(gpus=_gpus(), mps=mps, cores=cores())
 
 
 VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
@@ -59,9 +58,9 @@ def _has_simd_units(properties: Path) -> bool:
     return int(facts.get("simd_count", "0")) > 0
 
 
-def _capability() -> tuple[int, int] | None:
-    """Returns the least compute capability of the NVIDIA GPUs, None where nvidia-smi does not tell."""
-    if shutil.which("nvidia-smi") is None:
+def capability(machine: Machine) -> tuple[int, int] | None:
+    """Returns the least compute capability of the NVIDIA GPUs, None where there is none or nvidia-smi does not tell."""
+    if not machine.gpus or shutil.which("nvidia-smi") is None:
         return None
     command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout

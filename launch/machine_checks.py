@@ -10,6 +10,7 @@ import psutil
 
 from data_prep.common.errors import BadInput
 from launch.command import Machine
+from launch.machine import capability
 from trainer.diagnosis.findings import Finding, disk
 from trainer.distributed.deepspeed_json import check_deepspeed
 from trainer.distributed.launcher_claims import OF_A_RANK, accelerate_default, forces_cpu, of_torchrun, read_launch_yaml
@@ -35,7 +36,8 @@ def _devices(machine: Machine) -> Finding:
 def _precision(machine: Machine) -> Finding:
     """Names the precisions that this machine has no hardware for. Whether a run asks for one, its ranks report."""
     device = "cuda" if machine.gpus else "mps" if machine.mps else "cpu"
-    slow = [name for name in INSTRUCTIONS if slow_precision(name, device, machine.capability)]
+    units = capability(machine)
+    slow = [name for name in INSTRUCTIONS if slow_precision(name, device, units)]
     text = f"no hardware for {' and '.join(slow)}: fp32 is faster here" if slow else "fp32, bf16 and fp16"
     return Finding("ok", "precision", f"{text} ({device})")
 

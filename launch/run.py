@@ -7,7 +7,7 @@ from pathlib import Path
 
 from launch.before_start import few_rows, finished_note, rows_per_rank
 from launch.command import build, choose, device_of
-from launch.machine import free_port, this_machine
+from launch.machine import capability, free_port, this_machine
 from launch.nodes import find_nodes
 from launch.supervise import PAUSE, supervise
 from trainer.config.imports import check_packages
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"{engine}, {processes} process(es) on {device}{of_several}:\n{command}", file=sys.stderr, flush=True)
     shape = inputs.plan.batch_size, processes * args.nnodes
     if args.dry_run:  # a real run prints the warnings itself
-        warnings += slow_precision(config.train.precision, device, machine.capability)
+        warnings += slow_precision(config.train.precision, device, capability(machine))
         lines = [rows_per_rank(*shape), *few_rows(*shape), *warnings, *finished_note(config.output_dir)]
         print("\n".join(lines), file=sys.stderr)
         return 0

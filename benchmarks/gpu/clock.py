@@ -17,9 +17,10 @@ class Clock:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def seconds(self, work: Callable[[], object], rounds: int | None = None) -> float:
-        """Median seconds, after one round that does not count."""
-        work()
+    def seconds(self, work: Callable[[], object], rounds: int | None = None, warm: bool = True) -> float:
+        """Median seconds. warm: after one round that does not count."""
+        if warm:
+            work()
         taken = []
         for _ in range(rounds or self.rounds):
             self.wait()

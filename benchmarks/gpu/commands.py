@@ -1,14 +1,14 @@
 """Commands as people type them, in processes of their own: engines, an interrupted run, the plan."""
 
-import hashlib
 import json
-import os
 import random
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from data_prep.common.files import sha256_of
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = 256
@@ -64,21 +64,17 @@ def resume(bench) -> dict:
     whole = _run("trainer", "--config", str(_run_file(bench, "whole")), _device(bench))
     file, out = _run_file(bench, "cut"), bench.folder / "cut"
     command = [sys.executable, "-m", "trainer", "--config", str(file), _device(bench)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < until and not list(out.glob("checkpoint-step-*")):
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.wait()
     again = _run("trainer", "--config", str(file), _device(bench), "--resume")
     if whole.returncode or again.returncode:
         return {"error": (whole.stderr + again.stderr)[-800:]}
-    same = _sha256(bench.folder / "whole") == _sha256(out)
-    return {"killed": process.returncode == -signal.SIGKILL, "same_bytes": same}
-
-
-def _sha256(run: Path) -> str:
-    return hashlib.sha256((run / "final" / "model.safetensors").read_bytes()).hexdigest()
+    whole, cut = (sha256_of(run / "final" / "model.safetensors") for run in (bench.folder / "whole", out))
+    return {"killed": process.returncode == -signal.SIGKILL, "same_bytes": whole == cut}
 
 
 def plan(bench) -> dict:

@@ -5,6 +5,7 @@ import random
 import torch
 import torch.nn.functional as F
 
+from benchmarks.gpu.exact import PRECISIONS
 from benchmarks.gpu.models import batch_of, engine_of, lengths_of
 from trainer.config.sections import LossConfig
 from trainer.engine.chunks import CHUNK_TOKENS, lay, make_chunks
@@ -42,19 +43,17 @@ def _per_chunk(bench, engine) -> float:
             for tokens, shape in zip(texts, shapes):
                 engine.embed(tokens, shape, seed=0)
 
-    work()
-    rng.shuffle(shapes)
-    shapes[:] = [[length - 1] * (len(shape) + 1) for shape in shapes for length in shape[:1]]
+    work()  # kernels and memory, on other shapes
+    shapes[:] = [[shape[0] - 1] * (len(shape) + 1) for shape in shapes]
     texts[:] = [torch.randint(4, 2000, (sum(shape),)) for shape in shapes]
-    bench.clock.wait()
-    return 1000 * bench.clock.seconds(work, rounds=1) / SHAPES
+    return 1000 * bench.clock.seconds(work, rounds=1, warm=False) / SHAPES
 
 
 def memory(bench) -> dict:
     """Bytes of a chunk: foretold by `micro_batch_tokens: auto`, and the most that it takes."""
     found = {}
     for name, folder in bench.models.items():
-        for precision, dtype in {"fp32": None, "bf16": torch.bfloat16}.items():
+        for precision, dtype in PRECISIONS.items():
             engine = engine_of(folder, bench.device, dtype)
             kept = token_budget.activations(engine, bench.scale.longest)
             texts = max(1, min(CHUNK_TOKENS["cuda"], bench.scale.tokens) // bench.scale.longest)

@@ -1,12 +1,12 @@
 """`plan --after RUN`: holds the plan of a run against what the run logged."""
 
 import statistics
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.common.errors import BadInput
 from data_prep.texts.tokenizer_rules import read_object
-from launch.plan.estimate import Candidate, Estimate, Outlook, estimate
+from launch.plan.estimate import Candidate, Estimate, Outlook, Ranks, estimate
 from trainer.config.loading import parse_config
 from trainer.config.sections import RunConfig
 from trainer.run_dir.log import LOG, read_events
@@ -21,7 +21,7 @@ WIDE = 0.25  # share by which a figure may be off before it is said
 class Run:
     """A run as its directory records it."""
 
-    config: RunConfig  # with the micro_batch_tokens that it took
+    config: RunConfig  # with the device and the micro_batch_tokens that it took
     engine: str
     processes: int
     device: str
@@ -62,7 +62,8 @@ def read_run(path: str) -> Run:
     seconds = statistics.median(event["tokens"] / event["tokens_per_second"] for event in events)
     tokens = statistics.mean(event["tokens"] for event in events)
     memory = max(event["memory_gib"] for event in events) * GIB
-    config = config.model_copy(update={"train": config.train.model_copy(update={"micro_batch_tokens": budget})})
+    made = {"micro_batch_tokens": budget, "device": topology["device"]}
+    config = config.model_copy(update={"train": config.train.model_copy(update=made)})
     return Run(config, *who, seconds, tokens, memory, len(events))
 
 
@@ -88,12 +89,12 @@ def render_after(path: str, run: Run, found: Estimate, compared: list[Compared])
         f"{'':20} {'planned':>12} {'logged':>12} {'off by':>8}",
     ]
     lines += [f"{one.name:20} {one.planned:12.4g} {one.logged:12.4g} {one.off:+8.0%}" for one in compared]
-    return "\n".join([*lines, *_verdict(run, found, {one.name: one for one in compared})])
+    return "\n".join([*lines, *_verdict(run, found, compared)])
 
 
-def _verdict(run: Run, found: Estimate, by_name: dict[str, Compared]) -> list[str]:
+def _verdict(run: Run, found: Estimate, compared: list[Compared]) -> list[str]:
     lines = []
-    seconds, tokens, memory = by_name.values()
+    seconds, tokens, memory = compared
     if abs(seconds.off) > WIDE:
         largest = max(found.seconds.shown().items(), key=lambda item: item[1] if item[0] != "total" else 0.0)[0]
         faster = "slower" if seconds.off < 0 else "faster"
@@ -110,10 +111,9 @@ def _verdict(run: Run, found: Estimate, by_name: dict[str, Compared]) -> list[st
     return lines or ["within a quarter everywhere"]
 
 
-def on_ranks(run: Run, ranks):
-    """Returns the ranks of the flags with the run's device. Raises BadInput where their number is another."""
+def check_ranks(run: Run, ranks: Ranks) -> None:
+    """Raises BadInput where the flags describe another number of ranks than the run had."""
     if ranks.count != run.processes:
         raise BadInput(
             f"--after: the run had {run.processes} rank(s); say --nodes and --gpus-per-node (given: {ranks.count})"
         )
-    return replace(ranks, device=run.device)

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from data_prep.common.errors import BadInput
-from launch.plan.estimate import Estimate, Outlook, Ranks, candidates, look
+from launch.plan.cost import communication_seconds
+from launch.plan.estimate import Estimate, Outlook, Ranks, candidates, look, traffic_of
 from launch.plan.hardware import Hardware
 from launch.plan.memory import HEADROOM, shown
 from trainer.config.sections import LoraConfig, RunConfig
@@ -136,16 +137,10 @@ def _length(outlook: Outlook, fits: Callable[[Outlook], bool]) -> int | None:
     """Returns the longest texts (a power of two) of which one chunk fits."""
     length = 1 << (max(1, outlook.longest - 1).bit_length() - 1)
     while length >= SHORTEST:
-        if fits(replace_longest(outlook, length)):
+        if fits(replace(outlook, longest=length)):
             return length
         length //= 2
     return None
-
-
-def replace_longest(outlook: Outlook, longest: int) -> Outlook:
-    return Outlook(
-        outlook.config, outlook.spec, outlook.plan, outlook.ranks, outlook.batches, longest, outlook.variants
-    )
 
 
 def _more(outlook: Outlook, fits: Callable[[Outlook], bool]) -> Ranks | None:
@@ -193,9 +188,6 @@ def _counts(asked: Ranks) -> list[Ranks]:
 
 def _grown(outlook: Outlook, other: Outlook, hardware: Hardware, chosen: Estimate) -> float | None:
     """Seconds of a step in which each rank has the rows that it has now, however many ranks there are."""
-    from launch.plan.cost import communication_seconds
-    from launch.plan.estimate import traffic_of
-
     if other.ranks.count == 1 or outlook.ranks.count == 1:
         return None
     variant = next(v for v in outlook.variants if v.bits == chosen.candidate.bits)

@@ -10,7 +10,7 @@
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 from launch.plan.hardware import Hardware, Link, Rates
 from trainer.diagnosis.profile import Effort, Profile
@@ -90,13 +90,13 @@ class Seconds:
 
     @property
     def total(self) -> float:
-        return self.compute + self.twice + self.recompute + self.communication + self.update + self.transfers
+        return sum(getattr(self, name) for name in TERMS)
 
     def shown(self) -> dict[str, float]:
         return asdict(self) | {"total": self.total}
 
 
-TERMS = ("compute", "twice", "recompute", "communication", "update", "transfers")
+TERMS = tuple(field.name for field in fields(Seconds))
 
 
 def effort_seconds(effort: Effort, tokens: float, passes: int, squares: float, rates: Rates, rate: float) -> float:

@@ -199,9 +199,7 @@ class Outlook:
 
     def on(self, ranks: Ranks) -> "Outlook":
         """The same run on other ranks."""
-        return Outlook(
-            self.config, self.spec, self.plan, ranks, self.batches, self.longest, self.variants, self.weights
-        )
+        return replace(self, ranks=ranks)
 
 
 def look(config: RunConfig, ranks: Ranks, bits: tuple[int, ...] = ()) -> Outlook:

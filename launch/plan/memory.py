@@ -138,11 +138,6 @@ def _passes(passes: Passes, kept_tokens: int, more_tokens: int, gradients: int) 
     return kept, worst - kept
 
 
-def kept_and_more(tokens: int, budget: int) -> tuple[int, int]:
-    """Splits a rank's tokens of a step: activations kept, within the budget, and embedded twice."""
-    return min(tokens, budget), max(0, tokens - budget)
-
-
 def moments_bytes(sizes: list[int], eight_bit: bool) -> int:
     """Bytes of both moments of tensors of these sizes."""
     if not eight_bit:

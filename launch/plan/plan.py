@@ -12,7 +12,7 @@ from data_prep.common.errors import BadInput, Failed
 from launch.before_start import few_rows, finished_note
 from launch.command import MASTER_PORT, TORCHRUN, Command
 from launch.machine import this_machine
-from launch.plan.after import compare, on_ranks, read_run, render_after
+from launch.plan.after import check_ranks, compare, read_run, render_after
 from launch.plan.choice import Choice, Scaled, changes, choose, scaling, shortage, too_many
 from launch.plan.estimate import Estimate, Outlook, Ranks, candidates, look
 from launch.plan.hardware import GIGA, Hardware, assumed, gpu_named, link_of, of_cpu, of_gpu, of_machine
@@ -45,13 +45,15 @@ def show_plan(args: argparse.Namespace) -> int:
 
 def show_after(args: argparse.Namespace) -> int:
     """Prints the plan of a run beside what it logged."""
-    if args.config or args.overrides or args.engine != "auto":
-        raise BadInput("plan: --after reads the run's own run.json; leave out --config, --engine and overrides")
+    if args.config or args.overrides or args.engine != "auto" or args.throughput or args.bits:
+        raise BadInput(
+            "plan: --after reads the run's own run.json; leave out --config, --engine, --throughput, --bits and overrides"
+        )
     run = read_run(args.after)
-    config = run.config.model_copy(update={"train": run.config.train.model_copy(update={"device": run.device})})
-    args.gpus_per_node = args.gpus_per_node or max(1, run.processes // args.nodes)
-    ranks, hardware = ranks_of(args, config)
-    found, compared = compare(run, look(run.config, on_ranks(run, ranks)), hardware)
+    args.gpus_per_node = args.gpus_per_node or max(1, run.processes // max(1, args.nodes))
+    ranks, hardware = ranks_of(args, run.config)
+    check_ranks(run, ranks)
+    found, compared = compare(run, look(run.config, ranks), hardware)
     if args.json:
         facts = [asdict(one) | {"off": one.off} for one in compared]
         result(json.dumps({"run": args.after, "candidate": str(found.candidate), "compared": facts}, indent=2))
@@ -89,6 +91,10 @@ def ranks_of(args: argparse.Namespace, config: RunConfig) -> tuple[Ranks, Hardwa
 
 
 def _hardware(args: argparse.Namespace, device: str, cores: int, per_node: int) -> Hardware:
+    if args.gpu and device == "cpu":
+        raise BadInput(f"--gpu: {args.gpu} is a card, and train.device of this run is cpu; leave one out")
+    if args.mfu and (args.machine or device == "cpu"):
+        raise BadInput("--mfu: is a share of a card's stated rate; here rates are measured or a CPU's; leave it out")
     if args.machine:
         found = of_machine(args.machine, device)
     elif args.gpu:
@@ -180,7 +186,7 @@ def describe(
         "warnings": [
             *few_rows(plan.batch_size, ranks.count),
             *finished_note(outlook.config.output_dir),
-            *(too_many(table, ranks, chosen) if chosen else ()),
+            *too_many(table, ranks, chosen),
         ],
         "candidates": [candidate_facts(one, plan.steps_per_epoch) for one in estimates],
         "chosen": chosen.engine if chosen else None,

@@ -22,7 +22,6 @@ from trainer.config.sections import RunConfig
 from trainer.frontends.flat_json import load_run_file
 from trainer.preflight.check_run import check_run
 from trainer.preflight.inputs import Inputs
-from trainer.run_dir.layout import MARKER
 
 LOOK = 5.0  # seconds between two looks at a job
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
@@ -157,7 +156,7 @@ def follow(number: str, job: Job) -> int:
         return 130
     if len(job.tasks) == 1:
         _show_new(log, offset)
-    missing = [task.output_dir for task in job.tasks if not (Path(task.output_dir) / "final" / MARKER).is_file()]
+    missing = [task.output_dir for task in job.tasks if not is_finished(task.output_dir)]
     if missing:
         say(f"job {number} ended, but these runs are not finished: {', '.join(missing)}; see their -logs folders")
         return 1
