@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
 def _read_otherwise(encoder: TextEncoder, collection: Collection) -> list[str]:
     """Returns a line if the collection holds a model's vectors of documents that were read in another way."""
     facts, rules = collection.about, asdict(encoder.spec.rules)
-    if facts.get(FINGERPRINT) != encoder.fingerprint:
+    if FINGERPRINT not in facts or facts[FINGERPRINT] != encoder.fingerprint:  # the second reads all weights
         return []
     recorded = {name: facts.get(f"embedfleet_{name}") for name in ("passage_prompt", "passage_max_len")}
     unlike = [f"{name} {value!r}" for name, value in recorded.items() if value not in (None, rules[name])]

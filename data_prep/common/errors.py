@@ -47,6 +47,11 @@ def of_system(error: OSError) -> str:
     return f"{error.strerror} ({error.filename})" if error.filename else str(error.strerror)
 
 
+def first_line(error: Exception) -> str:
+    """Returns the first line of an error's message, or its type where it has none."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Returns ` Did you mean 'x'?` for the nearest known word, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

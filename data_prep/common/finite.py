@@ -8,23 +8,30 @@ NULLS = "their metadata holds NaN or infinity, which JSON lacks; null is written
 
 
 def decode_json(text: str | bytes) -> Any:
-    """Decodes JSON. Raises ValueError for any text that is none, also for one that is nested too deep, and for one that
-    UTF-8 cannot hold."""
+    """Decodes JSON. Raises ValueError for any text that is none, also for one that is nested too deep."""
     try:
-        value = json.loads(text)
+        return json.loads(text)
     except RecursionError:
         raise ValueError("nested too deep") from None
-    check_whole(value if "\\u" in str(text) else text)
+
+
+def decode_whole(text: str) -> Any:
+    """Decodes JSON as decode_json. Raises ValueError also for half of a surrogate pair: for texts that are written
+    or hashed."""
+    value = decode_json(text)
+    check_whole(value if "\\u" in text else text)
     return value
 
 
 def check_whole(value: Any) -> None:
-    """Raises ValueError for texts, at any depth, that UTF-8 cannot hold: bytes of another encoding, or half of a
-    surrogate pair, which an escape ("\\ud83d") can produce."""
+    """Raises ValueError for half of a surrogate pair at any depth, which UTF-8 cannot hold; an escape ("\\ud83d") can
+    produce one."""
     try:
         (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)).encode()
     except UnicodeEncodeError:
-        raise ValueError("holds half of a surrogate pair (a cut emoji) or bytes that are no UTF-8") from None
+        raise ValueError("holds half of a surrogate pair (a cut emoji)") from None
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 def is_finite(value: Any) -> bool:

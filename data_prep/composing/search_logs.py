@@ -25,7 +25,7 @@ from typing import Any
 from data_prep.common.console import result, say, track
 from data_prep.common.errors import BadInput
 from data_prep.common.files import check, check_output_file, whole_file
-from data_prep.reading.files import Blank, Item, read_items
+from data_prep.reading.files import Blank, Item, half_a_pair, read_items
 from data_prep.reading.formats import source_names
 from data_prep.reading.row import Row, kind
 from data_prep.reading.row_problems import Problem, Problems
@@ -192,7 +192,11 @@ def _items(path: Path, problems: Problems) -> Iterator[Item]:
         for item in track(read_items(path), f"reading {path.name}"):
             if isinstance(item, Problem):
                 problems.row(item)
-            elif not isinstance(item, Blank):
+            elif isinstance(item, Blank):
+                continue
+            elif reason := half_a_pair(item):
+                problems.row(Problem(str(path), item.line, reason, item.raw))
+            else:
                 yield item
     except BadInput as error:
         for message in error.problems:

@@ -38,7 +38,6 @@ class QueryResult:
     lists: dict[str, list[dict]] = field(default_factory=dict)  # name -> rows of each list=
     general: dict = field(default_factory=dict)  # facts about the wiki
     more: dict[str, str] = field(default_factory=dict)  # parameters that continue the query; empty at the end
-    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,6 @@ def read_query(data: Any) -> QueryResult:
     result.lists = {name: _rows(rows) for name, rows in query.items() if name not in others and isinstance(rows, list)}
     result.general = _object(query, "general")
     result.more = _more(data)
-    result.warnings = _warnings(data)
     return result
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.common.errors import BadInput, Failed
+from data_prep.common.errors import BadInput, Failed, first_line
 from data_prep.texts.tokenizer_rules import WITHOUT_NETWORK, asking_hub
 
 TRUST = "give --trust-remote-code only if you have read it"
@@ -124,18 +124,15 @@ def _architectures(path: str) -> list[str]:
         settings, _ = PretrainedConfig.get_config_dict(path)
     except (OSError, ValueError) as error:
         here = Path(path).exists()
-        state = (
-            "has no config.json that can be read"
-            if here
-            else "is no folder, nor did the hub give it; {WITHOUT_NETWORK.format(path)}"
-        )
-        raise BadInput(f"--rescore {path}: {state} ({_line(error)})") from None
+        nowhere = f"is no folder, nor did the hub give it; {WITHOUT_NETWORK.format(path)}"
+        state = "has no config.json that can be read" if here else nowhere
+        raise BadInput(f"--rescore {path}: {state} ({first_line(error)})") from None
     return settings.get("architectures") or []
 
 
 def _unloadable(flag: str, path: str, error: Exception) -> BadInput:
     mend = f"; {TRUST}" if "trust_remote_code" in str(error) else ""
-    return BadInput(f"{flag} {path}: cannot be loaded ({type(error).__name__}: {_line(error)}){mend}")
+    return BadInput(f"{flag} {path}: cannot be loaded ({type(error).__name__}: {first_line(error)}){mend}")
 
 
 def _check(flag: str, path: str, model, trust_remote_code: bool) -> None:
@@ -170,7 +167,3 @@ def _digest(model, facts: tuple) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "")

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from data_prep.common.console import say
 from data_prep.common.errors import nearest
-from data_prep.common.finite import check_whole
-from data_prep.reading.files import Blank, Item, read_items
+from data_prep.reading.files import Blank, Item, half_a_pair, read_items
 from data_prep.reading.row import MISSING, kind
 from data_prep.reading.row_problems import Problem, Problems
 from data_prep.records import document_text, has_text
@@ -57,10 +56,8 @@ def _chunk(path: Path, item: Item) -> Chunk | Problem:
 
     if not isinstance(item.value, dict):
         return bad(f"a document must be an object like {EXPECTED}, not {kind(item.value)}")
-    try:
-        check_whole(item.value)
-    except ValueError as error:
-        return bad(f"{error}; mend the text")
+    if reason := half_a_pair(item):
+        return bad(reason)
     row = dict(item.value)
     text, title = row.pop("text", MISSING), row.pop("title", None)
     own, other = row.pop("id", None), row.pop("_id", None)

@@ -12,7 +12,8 @@ from typing import IO, Any, NamedTuple
 
 import orjson
 
-from data_prep.common.errors import BadInput, nearest
+from data_prep.common.errors import BadInput, first_line, nearest
+from data_prep.common.finite import check_whole
 from data_prep.reading.row_problems import Problem
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -28,6 +29,16 @@ class Item(NamedTuple):
     raw: str
     table: bool = False  # cells may be empty (CSV, Parquet): null means absent
     part: str = ""  # split, if the input has several
+
+
+def half_a_pair(item: Item) -> str | None:
+    """Returns the problem of a row with half of a surrogate pair, which only an escape ("\\ud83d") can produce."""
+    if "\\u" in item.raw:
+        try:
+            check_whole(item.value)
+        except ValueError as error:
+            return f"{error}; mend the text"
+    return None
 
 
 class Blank(NamedTuple):
@@ -317,7 +328,7 @@ def _readable(path: Path, problem: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        reason = first_line(error)
         raise BadInput(f"{path}: {problem}: {reason}") from None
 
 

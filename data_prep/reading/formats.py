@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from data_prep.common.console import say
 from data_prep.common.errors import BadInput, nearest
+from data_prep.common.finite import check_whole
 from data_prep.reading.files import Blank, Item, Span, read_items
 from data_prep.reading.row import Row, kind, list_in_cell
 from data_prep.reading.row_problems import BadRow, Problem, Problems
@@ -155,9 +156,9 @@ def _renamed(values: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
 def _no_text(record: Record) -> list[str]:
     """Reports half of a surrogate pair, which UTF-8 cannot hold; only an escape ("\\ud83d") can produce one."""
     try:
-        record.to_json().encode()
-    except UnicodeEncodeError:
-        return ["holds half of a surrogate pair (a cut emoji); mend the text"]
+        check_whole(record.to_json())
+    except ValueError as error:
+        return [f"{error}; mend the text"]
     return []
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from data_prep.common.console import track
 from data_prep.common.errors import BadInput
-from data_prep.common.finite import decode_json
+from data_prep.common.finite import decode_whole
 from data_prep.reading.formats import read_records
 from data_prep.reading.row import MISSING
 from data_prep.records import document_text, has_text, query_key, text_key
@@ -121,7 +121,7 @@ def _json_lines(path: Path, problems: list[str]) -> Iterator[tuple[int, dict]]:
                 if not line.strip():
                     continue
                 try:
-                    value = decode_json(line)
+                    value = decode_whole(line)
                 except ValueError as error:
                     problems.append(f"{path}:{number}: not JSON ({error})")
                     continue

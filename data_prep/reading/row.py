@@ -8,7 +8,7 @@ import json
 import math
 from typing import Any
 
-from data_prep.common.finite import decode_json, is_finite
+from data_prep.common.finite import decode_whole, is_finite
 from data_prep.records import has_text
 
 MISSING = object()
@@ -104,7 +104,7 @@ class Row:
         own = self.take("metadata", required=False)
         if isinstance(own, str) and self.table:  # a table holds it as JSON
             try:
-                own = decode_json(own)
+                own = decode_whole(own)
             except ValueError as error:
                 self.found.append(f"key 'metadata' is no JSON object: {error}")
                 own = None
@@ -120,9 +120,13 @@ class Row:
             merged[key] = value
             self.extra.append(key)
         merged = self._plain(merged) if self.table else merged
-        if names := [key for key, value in merged.items() if not is_finite(value)]:
-            text = "holds NaN or infinity, which JSON lacks; write null or leave the key out"
-            self.found += [f"key {name!r} {text}" for name in names]
+        try:
+            names = [key for key, value in merged.items() if not is_finite(value)]
+        except RecursionError:
+            self.found.append("key 'metadata' is nested too deep")
+            return {}
+        text = "holds NaN or infinity, which JSON lacks; write null or leave the key out"
+        self.found += [f"key {name!r} {text}" for name in names]
         return merged
 
     def _plain(self, value: dict[str, Any]) -> dict[str, Any]:
@@ -148,10 +152,10 @@ def list_in_cell(text: str) -> Any:
     Python reads `['a' 'b']`, as numpy prints two texts, as one text: only what is printed alike again is a list.
     """
     if text.lstrip().startswith("["):
-        for read in (decode_json, ast.literal_eval):
+        for read in (decode_whole, ast.literal_eval):
             with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
                 value = read(text.strip())
-                if isinstance(value, list) and (read is decode_json or repr(value) == text.strip()):
+                if isinstance(value, list) and (read is decode_whole or repr(value) == text.strip()):
                     return value
     return text
 

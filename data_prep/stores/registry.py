@@ -12,7 +12,7 @@ import importlib
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from data_prep.common.errors import BadInput, nearest
+from data_prep.common.errors import BadInput, first_line, nearest
 
 GROUP = "embedfleet.stores"
 OWN = {
@@ -47,7 +47,7 @@ def _named(kind: str, value: str, source: str = "") -> Any:
     try:
         return _imported(value)
     except Exception as error:  # a plug-in's import may raise anything
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        reason = first_line(error)
         raise BadInput(f"--store {kind}{source}: cannot be imported: {reason}") from error
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_prep.common.environment import client_problems, header_problems, proxy_note
-from data_prep.common.errors import BadInput
+from data_prep.common.errors import BadInput, first_line
 from data_prep.common.finite import decode_json
 from data_prep.common.paths import expanded
 from data_prep.common.secrets import url_problem
@@ -90,7 +90,7 @@ def asking_hub(path: str, where: str) -> Iterator[None]:
         if problems := _hub_problems() if unasked and not HF_HUB_OFFLINE else []:
             what = f"{where}: {path!r} is no folder here, and no hub can be asked"
             raise BadInput(f"{what}: {problem}" for problem in problems) from None
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        reason = first_line(error)
         what = f"{where}: {path!r} is neither a folder here nor a model the hub gave us ({reason})"
         raise BadInput(f"{what}{proxy_note(_hub())}; {WITHOUT_NETWORK.format(path)}" if unasked else what) from None
 

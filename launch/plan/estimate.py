@@ -135,7 +135,7 @@ class Variant:
         if not self.bits:
             return 0, 0
         linear = [p.numel for p in self.footprint.parameters if p.linear]
-        plain = FP32 if self.config.train.precision == "fp32" else 2
+        plain = FP32 if self.config.train.precision in ("fp32", "tf32") else 2
         return round(sum(linear) * (self.bits / 8 + plain)), plain * max(linear, default=0)
 
     def profile(self, recompute: bool) -> Profile | None:
@@ -238,7 +238,7 @@ def _variant(outlook: Outlook, config: RunConfig) -> Variant:
     traced = footprint(
         config, outlook.spec, device, min(outlook.tokens, CHUNK_TOKENS[device]), length, True in recomputing(config)
     )
-    return Variant(config, traced, half_base(config, device))
+    return Variant(config, traced, half_base(config, outlook.spec, device))
 
 
 def recomputing(config: RunConfig) -> tuple[bool, ...]:

@@ -70,7 +70,7 @@ class Rates:
     at_once: bool = True  # operations are started while earlier ones run, as on a GPU
 
     def products(self, precision: str) -> float:
-        return self.single if precision == "fp32" else self.half
+        return self.single if precision in ("fp32", "tf32") else self.half  # a rate of TF32 is not in the table
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,8 @@ def show_after(args: argparse.Namespace) -> int:
     """Prints the plan of a run beside what it logged."""
     if args.config or args.overrides or args.engine != "auto" or args.throughput or args.bits:
         raise BadInput(
-            "plan: --after reads the run's own run.json; leave out --config, --engine, --throughput, --bits and overrides"
+            "plan: --after reads the run's own run.json; leave out --config, --engine and overrides, and --throughput "
+            "and --bits, which change nothing"
         )
     run = read_run(args.after)
     args.gpus_per_node = args.gpus_per_node or max(1, run.processes // max(1, args.nodes))

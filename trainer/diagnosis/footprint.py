@@ -20,6 +20,7 @@ from trainer.distributed.collectives import in_buckets
 from trainer.distributed.device import DTYPES
 from trainer.engine.torch_engine import BUCKET_BYTES
 from trainer.model import adapters, dense_layers
+from trainer.model.base_dtype import resolve
 from trainer.model.build import freeze, read_settings
 from trainer.model.embedder import Embedder
 from trainer.model_folder.families import FAMILIES
@@ -85,13 +86,13 @@ def footprint(
     with torch.device("meta"):
         embedder, names, of_block = _build(config, spec, whole)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        half = config.train.precision != "fp32" and (config.model.bits or half_base(config, device))
+        dtype = DTYPES[config.train.precision]
+        half = dtype is not None and (config.model.bits or half_base(config, spec, device))
         _put_on_cpu(embedder, half_linear=bool(half))
         if device == "cpu":
             embedder.pack(torch.device("cpu"))
         blocks = [embedder.backbone.get_submodule(f"{names}.{number}") for number in sorted({*of_block})]
         arguments = (embedder, blocks, of_block, texts * length)
-        dtype = DTYPES[config.train.precision]
         plain = _profile(*arguments, texts, dtype, recompute=False)
         recomputed = _profile(*arguments, texts, dtype, recompute=True) if recompute else None
     parameters = _of_all_blocks(_parameters(embedder), names, of_block)
@@ -102,10 +103,10 @@ def footprint(
     return Footprint(parameters, buffers, embedder.size, buckets, attention, plain, recomputed)
 
 
-def half_base(config: RunConfig, device: str) -> bool:
-    """True where frozen weights lie in bf16: model.base_dtype, whose `auto` is bf16 for a bf16 run on a GPU."""
-    asked = getattr(config.model, "base_dtype", "auto")
-    return asked == "bf16" or (asked == "auto" and config.train.precision == "bf16" and device != "cpu")
+def half_base(config: RunConfig, spec: ModelSpec, device: str) -> bool:
+    """True where the run will store frozen weights in bf16."""
+    compute = DTYPES[config.train.precision]
+    return resolve(config.model.base_dtype, torch.device(device), compute, spec.fp32_base) == "bf16"
 
 
 def prime(number: int) -> int:

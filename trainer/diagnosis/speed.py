@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import torch
 
 from data_prep.common.console import result
@@ -22,6 +21,7 @@ from trainer.distributed.collectives import World
 from trainer.distributed.launcher_claims import local_world_size
 from trainer.engine.start import Runtime, process_group, start
 from trainer.frontends.command_line import fail, parser
+from trainer.train.token_budget import free_bytes
 
 OUTPUT = "speed.json"
 ROUNDS = 5
@@ -148,7 +148,7 @@ def _free(world: World, device: torch.device) -> int:
     if device.type == "cuda":
         mine = torch.cuda.get_device_properties(device).total_memory
     else:
-        mine = psutil.virtual_memory().available // local_world_size()
+        mine = free_bytes(device)
     return min(world.gather_objects(int(mine)))
 
 

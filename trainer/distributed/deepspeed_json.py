@@ -11,7 +11,7 @@ from packaging.version import Version
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import check
-from data_prep.common.finite import decode_json
+from data_prep.common.finite import decode_whole
 
 OFFLOAD = ("offload_optimizer", "offload_param")  # keys of zero_optimization: parts in the host's memory
 # Older ZeRO-1/2 with optimizer offload kept only the last chunk's gradient (DeepSpeed issue 7981).
@@ -37,7 +37,7 @@ def read_ds_json(name: str) -> dict:
         known = ", ".join(sorted(p.name for p in own.parent.glob("*.json")))
         raise BadInput(f"{name}: no such DeepSpeed config. embedfleet ships: {known}")
     try:
-        values = decode_json(path.read_text(encoding="utf-8-sig"))
+        values = decode_whole(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: not a readable DeepSpeed JSON: {error}") from None
     if not isinstance(values, dict):

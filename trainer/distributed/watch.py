@@ -18,12 +18,11 @@ from typing import NamedTuple
 import torch.distributed as dist
 
 from trainer.distributed import last_words
-from trainer.distributed.collectives import OUT_OF_REACH, World
+from trainer.distributed.collectives import OUT_OF_REACH, STORE_SECONDS, World
 
 LOOK_SECONDS = 5.0
 GRACE = 4  # looks in which a rank may still end by itself; launchers kill it after 30 seconds
 GONE = 12  # looks without a sign of life, of a rank or of the store
-STORE_SECONDS = 10.0
 
 
 class Report(NamedTuple):
@@ -100,7 +99,8 @@ class Watch:
     def failed(self, error: BaseException) -> None:
         """Tells the other ranks why this one ends."""
         self._over.set()
-        self._send(f"{type(error).__name__}: {error}".splitlines()[0])
+        with suppress(RuntimeError):  # the store is out of reach: the error itself must still be told here
+            self._send(f"{type(error).__name__}: {error}".splitlines()[0])
 
     def _run(self) -> None:
         while not self._over.wait(LOOK_SECONDS):

@@ -53,6 +53,9 @@ class Engine(Protocol):
     def apply(self, lr: float) -> Applied:
         """Clips and makes one AdamW update; leaves everything unchanged where the gradient is not finite."""
 
+    def read(self, name: str) -> Tensor:
+        """The whole of a trained parameter, on every rank. Collective."""
+
     def weights(self) -> dict[str, Tensor]:
         """Full fp32 weights by name, on the CPU: of the model or of its adapter (rank 0; empty elsewhere). Collective.
         The tensors may be the engine's own: copy them before the next update."""

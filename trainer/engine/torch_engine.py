@@ -95,6 +95,9 @@ class TorchEngine(Engine):
             self.average.update()
         return Applied(norm, False)
 
+    def read(self, name: str) -> Tensor:
+        return self.named[name].detach()
+
     def weights(self) -> dict[str, Tensor]:
         if self.world.rank:
             return {}

@@ -235,6 +235,11 @@ class ZeroEngine(Engine):
         norm = float("inf") if overflowed else float(self.engine.get_global_grad_norm())
         return Applied(norm, overflowed)
 
+    def read(self, name: str) -> Tensor:
+        parameter = self.named[name]
+        with self._zero.GatheredParameters([parameter] if self.stage == 3 else []):
+            return parameter.detach().clone()
+
     def weights(self) -> dict[str, Tensor]:
         stored, full = self.embedder.stored(), {}
         if self.stage < 3:

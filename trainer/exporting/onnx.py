@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from data_prep.common.errors import Failed
+from data_prep.common.errors import Failed, first_line
 from trainer.config.sections import ModelConfig
 from trainer.model.build import load_embedder
 from trainer.model.dense_layers import load as load_dense
@@ -58,7 +58,7 @@ def write_onnx(folder: Path, trust_remote_code: bool = False) -> None:
         kind = backbone.config.model_type
         raise Failed(
             f"--onnx: torch.onnx {torch.__version__} cannot write a {kind} as ONNX ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}); leave --onnx out"
+            f"{first_line(error)}); leave --onnx out"
         ) from None
 
 

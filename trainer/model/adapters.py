@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from data_prep.common.errors import BadInput
+from data_prep.common.errors import BadInput, first_line
 from data_prep.common.files import check
 from trainer.config.sections import LoraConfig
 from trainer.model.loading import Sources
@@ -203,7 +203,7 @@ def wrap(backbone: nn.Module, settings):
         try:
             return _peft().get_peft_model(backbone, settings)
         except ValueError as error:  # targets of which the model has none
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise BadInput(f"the adapter does not fit a {backbone.config.model_type} ({reason})") from None
 
 

@@ -20,8 +20,6 @@ from torch import Tensor, nn
 
 from trainer.model.loading import Sources
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
 
 @dataclass
 class Rounded:

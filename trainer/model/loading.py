@@ -54,7 +54,11 @@ class Sources:
             parameter.data = self._converted(parameter, parameter.data)
 
     def make_real(self, parameter: nn.Parameter) -> None:
-        """Fills a parameter before an engine does, in fp32 on the CPU, to be copied or written to."""
+        """Fills a parameter before an engine does, in fp32 on the CPU, to be copied or written to; with zeros on ranks
+        that do not read, for whatever is computed from it there until it is filled."""
+        if not self.reads and self._numbers.pop(parameter, None):
+            parameter.data = torch.zeros(parameter.shape)
+            return
         self.fill(parameter, torch.device("cpu"))
         parameter.data = parameter.data.clone()
 

@@ -107,9 +107,8 @@ def finish(job: Job) -> Path:
     """Writes final/ and the summary; returns the folder final/. Collective."""
     with job.progress.seconds.of("checkpoints"):
         final = job.checkpoints.save_model("final")
-    weights = job.engine.weights()
+    sample = sample_of(job.engine.named, job.engine.read)
     if job.runtime.is_main:
-        sample = sample_of(job.engine.named, weights.__getitem__)
         lengths = describe_lengths(job.config.model, job.model.spec.rules)
         summarise(job.log, job.progress, job.run_dir, final, lengths, sample)
     job.log.event("end", step=job.progress.state.step)

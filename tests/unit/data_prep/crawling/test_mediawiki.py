@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from data_prep.crawling import mediawiki
-from data_prep.crawling.mediawiki import ApiError, Missing, merged_pages, read_parse, read_query
+from data_prep.crawling.mediawiki import ApiError, Missing, _warnings, merged_pages, read_parse, read_query
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,8 @@ def test_continuation_of_links_and_images(recorded):
 
 
 def test_existence_language_links_and_extracts(recorded):
-    missing = read_query(recorded("AsyncPageExistence.test_exists_false"))
-    assert missing.pages[0]["missing"] and "deprecated" in missing.warnings[-1]
+    answer = recorded("AsyncPageExistence.test_exists_false")
+    assert read_query(answer).pages[0]["missing"] and "deprecated" in _warnings(answer)[-1]
     assert not read_query(recorded("AsyncPageExistence.test_exists_true")).pages[0]["missing"]
     links = read_query(recorded("PageRelationProps.test_langlinks")).pages[0]["langlinks"]
     assert len(links) == 117 and {link["lang"]: link["title"] for link in links}["de"] == "Python (Programmiersprache)"

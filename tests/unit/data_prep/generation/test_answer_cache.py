@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data_prep.common.errors import BadInput, Failed
@@ -34,6 +34,7 @@ odd = st.text(st.characters())  # lone surrogates too: a model's JSON may hold t
 
 @settings(deadline=None, max_examples=30)
 @given(st.dictionaries(odd, odd, max_size=8))
+@example({"half an emoji": "cut \ud83d"})
 def test_what_was_put_is_there_after_reopening(tmp_path_factory, answers):
     folder = tmp_path_factory.mktemp("cache")
     fill(folder, answers)
