@@ -55,6 +55,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)  # stable: the order within a file stays
 
 
+@pytest.fixture
+def forked_loads(monkeypatch):
+    """The fresh load that proves an exported folder needs no start of an interpreter: test_hub.py has a real one."""
+    from tests import forked
+
+    monkeypatch.setattr("sys.executable", forked.python())
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Real retrieval sets beside the checkout (or at EMBEDFLEET_TEST_DATA); skips where there are none."""

@@ -2,6 +2,7 @@
 
 - It imports only. Threads and warm caches of a library would not survive a fork whole.
 - A child replaces its environment, folder, import path and output before the command sees any of them.
+- What a child starts with sys.executable is forked as well: that is forked.TYPED, see forked.Server.
 - It dies with the test process: then its channel closes, and it kills what is left of its children.
 """
 
@@ -47,35 +48,59 @@ def main(channel: socket.socket, address: str) -> None:
     preload()
     own = sys.path[1:]
     codes: dict[int, int | None] = {}
+    typed: dict[int, tuple[socket.socket, int]] = {}  # by pid: who waits for it, and a pipe that closes with its end
     while True:
-        if listener in select.select([channel, listener], [], [])[0]:
+        waiting = {at: pid for pid, pair in typed.items() for at in pair}
+        ready = select.select([channel, listener, *waiting], [], [])[0]
+        for pid in {waiting[at] for at in ready if at in waiting}:
+            connection, pipe = typed.pop(pid)
+            if pipe not in ready:  # who waited is gone
+                os.kill(pid, signal.SIGKILL)
+            codes[pid] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            os.close(pipe)
+            tell(connection, codes[pid])
+            connection.close()
+        if listener in ready:
             request = accept(listener)
+        elif channel not in ready:
+            continue
         elif line := lines.readline():
             request = json.loads(line)
         else:
             return end(codes)
+        pipe, open_until_it_ends = os.pipe() if "typed" in request else (0, 0)
         answer = poll(request["poll"], codes) if "poll" in request else os.fork()
         if answer == 0 and "poll" not in request:
             break
+        codes |= {} if "poll" in request else {answer: None}
         if "typed" in request:
-            request["typed"].close()
             for number in request["streams"]:
                 os.close(number)
+            os.close(open_until_it_ends)
+            tell(request["typed"], answer)
+            typed[answer] = request["typed"], pipe
         else:
             lines.write(f"{json.dumps(answer)}\n")
             lines.flush()
-        codes |= {} if "poll" in request else {answer: None}
-    for one in (lines, channel, listener):
+    for one in (lines, channel, listener, *(connection for connection, _ in typed.values())):
         one.close()
+    if "typed" in request:
+        request["typed"].close()
+    sys.executable = str(Path(address).with_name("python"))
     run(request, own)
 
 
 def accept(listener: socket.socket) -> dict:
-    """A command that a shell started through forked.TYPED: it brings its own input and output."""
+    """A command that was started through forked.TYPED: it brings its own input and output."""
     connection, _ = listener.accept()
     _, streams, _, _ = socket.recv_fds(connection, 1, 3)
     with connection.makefile("r") as lines:
         return json.loads(lines.readline()) | {"typed": connection, "streams": streams}
+
+
+def tell(connection: socket.socket, number: int) -> None:
+    with contextlib.suppress(OSError):
+        connection.sendall(f"{number}\n".encode())
 
 
 def preload() -> None:
@@ -130,8 +155,6 @@ def run(request: dict, path: list[str]) -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
-    if "typed" in request:
-        request["typed"].sendall(str(code & 0xFF).encode())
     if code == -signal.SIGINT:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)

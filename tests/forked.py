@@ -2,7 +2,8 @@
 
 - `start` gives a process like subprocess.Popen, with a real pid for signals, a session and output files of its own.
 - `ranks` starts a process group as torchrun would, without torchrun.
-- Real starts stay where they are what a test is about: `tests.launching.run(..., real=True)` and every launcher.
+- What a forked command starts by itself (a launcher, its ranks, a fresh load of a folder) is forked too.
+- Real starts stay where they are what a test is about: `tests.launching.run(..., real=True)`.
 """
 
 import atexit
@@ -34,6 +35,7 @@ class Server:
         env = environment(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu")
         self.folder = tempfile.TemporaryDirectory(prefix="embedfleet-forked-")
         self.address = f"{self.folder.name}/socket"
+        self.write_python(Path(self.folder.name))
         command = [sys.executable, "-m", "tests.fork_server", str(theirs.fileno()), self.address]
         fds = {"pass_fds": [theirs.fileno()], "stdin": subprocess.DEVNULL}
         self.process = subprocess.Popen(command, env=env, cwd=ROOT, start_new_session=True, **fds)
@@ -42,6 +44,12 @@ class Server:
         assert self.lines.readline(), "the fork server did not start"  # what connects from now on is answered
         self.count = 0
         atexit.register(self.close, ours)
+
+    def write_python(self, folder: Path) -> None:
+        values = {"python": sys.executable, "packages": PRODUCT, "launchers": LAUNCHERS, "address": self.address}
+        (folder / "python").write_text(TYPED.format(**values))
+        (folder / "python").chmod(0o755)
+        (folder / "ninja").symlink_to(Path(sys.executable).with_name("ninja"))  # which DeepSpeed looks for beside it
 
     def ask(self, **request):
         with self.lock:
@@ -69,26 +77,39 @@ def server() -> Server:
     return Server()
 
 
-# `python` for a shell: commands that need not start an interpreter are forked, all else is the real one.
+# `python` for a shell, and for what a forked command starts itself: commands that need not start an interpreter are
+# forked, all else is the real one. It passes signals on, and ends as the forked one does.
 TYPED = """#!{python} -IS
-import json, os, socket, sys
-argv = sys.argv[1:]
-if argv[:1] == ["-m"] and argv[1].partition(".")[0] in {packages}:
+import json, os, signal, socket, sys
+argv = [word for word in sys.argv[1:] if word != "-u"] if sys.argv[1:2] == ["-u"] else sys.argv[1:]
+if argv[:1] == ["-m"] and (argv[1].partition(".")[0] in {packages} or argv[1] in {launchers}):
     with socket.socket(socket.AF_UNIX) as channel:
         channel.connect({address!r})
         socket.send_fds(channel, [b"x"], [0, 1, 2])
         channel.sendall(json.dumps(dict(argv=argv, env=dict(os.environ), cwd=os.getcwd())).encode() + b"\\n")
-        os._exit(int(channel.recv(8) or 1))
-os.execv(sys.executable, [sys.executable, *argv])
+        lines = channel.makefile("r")
+        pid = int(lines.readline())
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+            signal.signal(number, lambda number, frame: os.kill(pid, number))
+        code = int(lines.readline() or 1)
+        if code < 0:
+            signal.signal(-code, signal.SIG_DFL) if -code != signal.SIGKILL else None
+            os.kill(os.getpid(), -code)
+        os._exit(code)
+os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 """
+LAUNCHERS = ("accelerate.commands.launch", "torch.distributed.run")
+
+
+def python() -> str:
+    """An executable in place of sys.executable: what it starts of the product and of LAUNCHERS is forked."""
+    return f"{server().folder.name}/python"
 
 
 def path_for_a_shell(folder: Path) -> str:
     """A PATH on which `python -m data_prep …` and `python -m trainer…` are forked. folder: a new one."""
     folder.mkdir(parents=True)
-    values = {"python": sys.executable, "packages": ("data_prep", "trainer"), "address": server().address}
-    (folder / "python").write_text(TYPED.format(**values))
-    (folder / "python").chmod(0o755)
+    (folder / "python").symlink_to(python())
     return os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
 
 

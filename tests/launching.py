@@ -32,12 +32,13 @@ def run(
 ) -> subprocess.CompletedProcess:
     """python argv…, in a clean launcher environment; output as text, stderr after stdout in .both.
 
-    A command of the product is forked from a process that has imported everything (forked.py). real: an interpreter of
-    its own, where its start, its imports or its random hashes are what the test is about.
+    A command of the product or a launcher is forked from a process that has imported everything (forked.py), and what
+    it starts too. real: an interpreter of its own, where its start, its imports or its random hashes are what the test
+    is about.
     """
     from tests import forked
 
-    if not real and argv[0] == "-m" and argv[1].partition(".")[0] in forked.PRODUCT:
+    if not real and argv[0] == "-m" and (argv[1].partition(".")[0] in forked.PRODUCT or argv[1] in forked.LAUNCHERS):
         return forked.run(*argv, timeout=timeout, cwd=cwd, **extra)
     done = subprocess.run(
         [sys.executable, *argv], env=environment(**extra), cwd=cwd, capture_output=True, text=True, timeout=timeout

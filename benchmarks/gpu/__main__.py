@@ -54,13 +54,13 @@ PHASES = {  # the most telling first
 }
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=8.0, help="after which no further phase begins")
     parser.add_argument("--output", type=Path, default=Path("gpu.json"), metavar="FILE")
     parser.add_argument("--only", nargs="+", choices=PHASES, metavar="PHASE", help=f"of {', '.join(PHASES)}")
     parser.add_argument("--dry-run", action="store_true", help="tiny models on a CPU")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     device = torch.device("cpu" if args.dry_run else pick_device("cuda"))
     choose_kernels(device.type)
     scale = SMALL if args.dry_run else REAL

@@ -14,8 +14,19 @@ ROOT = Path(__file__).resolve().parents[2]
 ROWS = 256
 
 
+def start(*argv: str) -> subprocess.Popen:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "-m", *argv], cwd=ROOT, text=True, **pipes)
+
+
 def _run(*argv: str, timeout: float = 240) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", *argv], cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+    process = start(*argv)
+    try:
+        said = process.communicate(timeout=timeout)
+        return subprocess.CompletedProcess(argv, process.returncode, *said)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
 
 
 def _device(bench) -> str:
@@ -63,13 +74,12 @@ def resume(bench) -> dict:
     """A run that is killed after its first checkpoint and resumed: has it the bytes of one that was not?"""
     whole = _run("trainer", "--config", str(_run_file(bench, "whole")), _device(bench))
     file, out = _run_file(bench, "cut"), bench.folder / "cut"
-    command = [sys.executable, "-m", "trainer", "--config", str(file), _device(bench)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = start("trainer", "--config", str(file), _device(bench))
     until = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < until and not list(out.glob("checkpoint-step-*")):
         time.sleep(0.02)
     process.kill()
-    process.wait()
+    process.communicate()
     again = _run("trainer", "--config", str(file), _device(bench), "--resume")
     if whole.returncode or again.returncode:
         return {"error": (whole.stderr + again.stderr)[-800:]}

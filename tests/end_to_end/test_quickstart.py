@@ -13,7 +13,7 @@ from tests.launching import ROOT, environment
 
 def quickstart(out, **extra: str) -> subprocess.CompletedProcess:
     path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"
-    variables = {"OUT": str(out), "LIMIT": "600", "VIRTUAL_ENV": sys.prefix, "PATH": path, "OMP_NUM_THREADS": "1"}
+    variables = {"OUT": str(out), "LIMIT": "300", "VIRTUAL_ENV": sys.prefix, "PATH": path, "OMP_NUM_THREADS": "1"}
     env = environment(**(variables | extra))
     command = ["bash", str(ROOT / "launch" / "quickstart.sh")]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)

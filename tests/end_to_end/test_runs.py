@@ -92,7 +92,7 @@ def test_killed_in_the_second_epoch_the_same_command_resumes_to_the_same_bytes(w
     out = tmp_path / "out"
     assert not (out / "final").exists()
     assert len(events(out)) > 6, "the kill came after steps of the second epoch"
-    done = run(*command, real=True)
+    done = run(*command)
     assert done.returncode == 0, done.both[-4000:]
     assert "resuming from" in done.both
     assert losses(out) == losses(whole[1])
@@ -247,7 +247,7 @@ def test_a_users_loss_in_the_working_folder_under_the_launcher(tmp_path, tiny_be
     (tmp_path / "my_losses.py").write_text(USERS_LOSS)
     run_file = write_run(tmp_path, tiny_bert, shards, max_steps=2)
     launcher = ["-m", "launch", "run", "--config", str(run_file), "--engine", "ddp", "--processes", "2"]
-    done = run(*launcher, "loss.name=my_losses:distance", cwd=tmp_path, real=True)
+    done = run(*launcher, "loss.name=my_losses:distance", cwd=tmp_path)
     assert done.returncode == 0, done.both[-4000:]
     assert losses(tmp_path / "out")[2] < losses(tmp_path / "out")[1]
 

@@ -162,8 +162,9 @@ class Group:
                     size = max(abs(wanted), stats.loss / objective.config.temperature)
                     found["temperature_grad"].append(abs(stats.temperature_grad - wanted) / size)
             found["chunks"] = self._chunks(job, reference["whole"]["step"])
-        if cell["planted"]:
-            found["planted"] = [self.planted(cell, reference["whole"], factor) for factor in planted(self.world.size)]
+            if cell["planted"]:
+                factors = planted(self.world.size)
+                found["planted"] = [self.planted(job, reference["whole"]["step"], factor) for factor in factors]
         if cell["adamw"]:
             found |= self.adamw(cell)
         return found
@@ -210,13 +211,16 @@ class Group:
         kept = real_step.kept_chunks([real_step.cost_of(c, lengths, packed) for c in chunks], job.micro_batch_tokens)
         return self.world.gather_ints([len(chunks), len(chunks) - kept]).amax(dim=0).tolist()
 
-    def planted(self, cell: dict, expected: dict, factor: float) -> list:
-        """The same errors with a wrong factor: both must be seen."""
-        with self.job(cell["run"], cell["chunks"], *cell.get("options", ())) as job:
-            job.engine.gradient_factor *= factor
-            gradient, _, _ = self.gradient(job, self.batch(job, expected["step"]))
-            gradient_error = self.error(gradient, expected["gradient"])
-            return [gradient_error, self.error(self.sgd_step(job), expected["update"])]
+    def planted(self, job, step: int, factor: float) -> list:
+        """The same errors with a wrong factor, against the right gradient of the same weights: both must be seen."""
+        right, _, _ = self.gradient(job, self.batch(job, step))
+        job.engine.apply(0.0)  # done with it: the weights stay
+        job.engine.gradient_factor *= factor
+        wrong, _, _ = self.gradient(job, self.batch(job, step))
+        update = self.sgd_step(job)
+        job.engine.gradient_factor /= factor
+        rightly = {name: -SGD_LR * gradient for name, gradient in right.items()}
+        return [self.error(wrong, right), self.error(update, rightly)]
 
     def adamw(self, cell: dict) -> dict:
         """The trainer's own loop; its log is what a user sees."""

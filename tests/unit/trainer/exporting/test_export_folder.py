@@ -31,6 +31,8 @@ from trainer.train.checkpointing import model_writer
 from trainer.train.early_stopping import Watch
 from trainer.train.job import LoadedModel, Progress
 
+pytestmark = pytest.mark.usefixtures("forked_loads")
+
 PROMPTS = {"query_prompt": "w1 w2 ", "passage_prompt": "w3 "}
 KINDS = {
     "full": {},

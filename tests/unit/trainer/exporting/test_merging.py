@@ -17,6 +17,8 @@ from trainer.model.save import save_embedder
 from trainer.model.tokenizer import load_tokenizer
 from trainer.model_folder.files import weights_sha256
 
+pytestmark = pytest.mark.usefixtures("forked_loads")
+
 KINDS = {
     "lora": {"finetune": "lora"},
     "dora": {"finetune": "lora"},

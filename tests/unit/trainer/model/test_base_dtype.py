@@ -27,6 +27,8 @@ from trainer.model.save import save_embedder
 from trainer.model_folder.files import weights_sha256
 from trainer.model_folder.spec import read_spec
 
+pytestmark = pytest.mark.usefixtures("forked_loads")
+
 FAMILIES = {family: pooling for family, pooling in tiny.FAMILIES.items() if family != "deberta"}  # refused
 LENGTHS = [9, 9, 6, 5, 5, 1]
 LORA = {"finetune": "lora", "lora": {"r": 3}}

@@ -20,6 +20,8 @@ from trainer.merge import main as merge
 from trainer.model.build import load_embedder
 from trainer.report import main as report
 
+pytestmark = pytest.mark.usefixtures("forked_loads")
+
 REFUSED = "set model.trust_remote_code=true (commands: --trust-remote-code) only if you have read it"
 TRUSTED = "--trust-remote-code"
 TEXTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8"]

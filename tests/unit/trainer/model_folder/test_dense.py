@@ -29,6 +29,8 @@ from trainer.model_folder.spec import read_spec
 from trainer.preflight.inputs import Inputs
 from trainer.preflight.model import check_model
 
+pytestmark = pytest.mark.usefixtures("forked_loads")
+
 TEXTS = ["w1 w2 w3", "w4", " ".join(tiny.WORDS[:40]), "w7 w8 w9 w10 w11"]
 KINDS = {  # family -> pooling, layers as (outputs, bias, activation), normalised
     "t5": ("mean", [(24, False, "Identity")], True),  # as sentence-t5 and gtr-t5
