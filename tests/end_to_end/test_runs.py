@@ -271,7 +271,7 @@ ZERO2 = str(ROOT / "accelerate_configs" / "zero2.yaml")
 
 def accelerate(*flags: str, run_file, **extra: str):
     launcher = ["-m", "accelerate.commands.launch", *flags, "--main_process_port", str(free_port())]
-    return run(*launcher, "-m", "trainer", "--config", str(run_file), **extra)
+    return run(*launcher, "-m", "trainer", "--config", str(run_file), real=True, **extra)  # its own command line counts
 
 
 REFUSED = {
