@@ -24,8 +24,8 @@ def table(output: str) -> dict[str, list[str]]:
     return {line.split()[0]: line.split()[1:] for line in lines[start + 1 :]}
 
 
-def test_one_process_and_ddp_are_exact(monkeypatch, capfd):
-    """The two cheap ones of what `doctor --exactness` looks at, in real processes."""
+def test_one_process_and_ddp_are_exact(monkeypatch, capfd, forked_loads):
+    """The two cheap ones of what `doctor --exactness` looks at, in processes of their own."""
     monkeypatch.setattr(doctor, "cases_of", lambda *_: [doctor.Case("cpu", 1), doctor.Case("ddp", 2)])
     assert main(["doctor", "--exactness"]) == 0
     shown = capfd.readouterr().out
