@@ -111,18 +111,30 @@ def gate(port: int, token: str, certificate: Path | None = None) -> Iterator[int
         yield own
 
 
+# as a server of Qdrant sets them where nobody says otherwise
+QDRANT_DEFAULTS = {
+    "params": {"shard_number": 1, "replication_factor": 1, "write_consistency_factor": 1, "on_disk_payload": True},
+    "hnsw_config": {"m": 16, "ef_construct": 100, "full_scan_threshold": 10000, "max_indexing_threads": 0},
+    "optimizer_config": {"deleted_threshold": 0.2, "default_segment_number": 0, "flush_interval_sec": 5},
+    "wal_config": {"wal_capacity_mb": 32, "wal_segments_ahead": 0},
+}
+
+
 class QdrantProtocol:
     """The part of Qdrant's REST protocol that is used, answered from the client library's own local engine.
+
+    Settings, which that engine ignores, are kept as they are told, and what the schema of the API forbids is refused.
 
     No server binary is at hand in CI: this checks paths, bodies, headers and answers of the REST client, and that they
     mean the same as local mode; not the server's own behaviour.
     """
 
-    def __init__(self, key: str | None = None, drop_metadata: bool = False):
+    def __init__(self, key: str | None = None, drop_metadata: bool = False, forgets: str | None = None):
         from qdrant_client import QdrantClient, models
 
         self.local, self.models = QdrantClient(":memory:"), models
-        self.key, self.drop_metadata = key, drop_metadata
+        self.key, self.drop_metadata, self.forgets = key, drop_metadata, forgets
+        self.made: dict[str, dict] = {}  # collection -> the settings that were given, as get_collection returns them
         self.requests: list[str] = []
         self.lock = threading.Lock()
 
@@ -152,16 +164,25 @@ class QdrantProtocol:
             operations = models.ChangeAliasesOperation(**body).actions
             return local.update_collection_aliases(operations)
         if key == "GET ":
-            return _plain(local.get_collection(name))
+            return self._info(name)
         if key == "PUT ":
             made = models.CreateCollection(**body)
             about = None if self.drop_metadata else made.metadata
-            return local.create_collection(name, vectors_config=made.vectors, metadata=about)
+            self.made[name] = {"indexes": {}, **self._settings(made)}
+            return local.create_collection(
+                name, vectors_config=made.vectors, sparse_vectors_config=made.sparse_vectors, metadata=about
+            )
+        if key == "PUT /index":
+            return self._index(name, models.CreateFieldIndex(**body))
         if key == "PATCH ":
-            return local.update_collection(name, metadata=models.UpdateCollection(**body).metadata)
+            asked = models.UpdateCollection(**body)
+            if asked.params:
+                self.made[name]["params"] |= _given(asked.params)
+            return local.update_collection(name, metadata=asked.metadata) if asked.metadata else True
         if key == "POST /points/delete":
             return _plain(local.delete(name, models.PointIdsList(**body)))
         if key == "DELETE ":
+            self.made.pop(name, None)
             return local.delete_collection(name)
         if key == "POST /points/scroll":
             asked = models.ScrollRequest(**body)
@@ -181,6 +202,41 @@ class QdrantProtocol:
             requests = models.QueryRequestBatch(**body).searches
             return [_plain(answer) for answer in local.query_batch_points(name, requests)]
         raise ValueError(f"not found: {method} {path}")
+
+    def _settings(self, made) -> dict:
+        given = _given(made)
+        given.pop(self.forgets, None)
+        renamed = {"optimizers_config": "optimizer_config"}
+        parts = ("hnsw_config", "optimizers_config", "wal_config", "quantization_config", "strict_mode_config")
+        kept = {renamed.get(part, part): given.pop(part) for part in parts if part in given}
+        given.pop("metadata", None)
+        given["sparse_vectors"] = given.get("sparse_vectors") or None
+        return {"params": given, **kept}
+
+    def _info(self, name: str) -> dict:
+        info = _plain(self.local.get_collection(name))
+        made = self.made.get({**_aliases(self.local)}.get(name, name))
+        if made is not None:  # otherwise it was made in the engine itself
+            metadata = info["config"].get("metadata")
+            parts = {part: {**QDRANT_DEFAULTS.get(part, {}), **value} for part, value in made.items()}
+            indexes = parts.pop("indexes")
+            info["config"] = {**QDRANT_DEFAULTS, **parts, "metadata": metadata}
+            info["payload_schema"] = {field: {**one, "points": 1} for field, one in indexes.items()}
+        return info
+
+    def _index(self, name: str, asked) -> dict:
+        schema = asked.field_schema
+        one = {"data_type": schema} if isinstance(schema, str) else {"data_type": schema.type, "params": _given(schema)}
+        self.made[name]["indexes"][asked.field_name] = json.loads(json.dumps(one))
+        return {"operation_id": 1, "status": "completed"}
+
+
+def _aliases(local) -> dict[str, str]:
+    return {one.alias_name: one.collection_name for one in local.get_aliases().aliases}
+
+
+def _given(model) -> dict:
+    return model.model_dump(mode="json", exclude_none=True)
 
 
 def _plain(value) -> dict:

@@ -2,40 +2,55 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from data_prep.common.errors import guarded
+from data_prep.common.files import check
 from data_prep.common.paths import with_homes
 from data_prep.stores.flags import add_store, store_of, where_of
 from trainer.inference.flags import add_model, model_of
-from trainer.inference.reindexing import reindex
+from trainer.inference.reindexing import RECALL, reindex, roll_back
 from trainer.inference.text_encoder import TextEncoder
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m trainer.reindex",
-        description="Embeds a collection with a model into a new collection of the same store; ids, texts and metadata "
-        "are kept. Run again, it goes on where it stopped.",
+        description="Embeds a collection with a model into a new collection of the same store; ids, texts, metadata "
+        "and settings are kept. Run again, it goes on where it stopped.",
         epilog="example: python -m trainer.reindex --model tuned/final --store chroma --path chroma "
         "--collection stdlib --target stdlib-tuned",
     )
-    parser.add_argument("--model", required=True, help="model folder or hub id")
-    parser.add_argument("--target", required=True, metavar="NEW", help="the collection that is made")
+    parser.add_argument("--model", help="model folder or hub id")
+    parser.add_argument("--target", metavar="NEW", help="the collection that is made")
     batch = "chunks embedded and written at a time (default 256)"
     parser.add_argument("--batch", type=int, default=256, metavar="N", help=batch)
     dim = "Matryoshka: keep the first D numbers of each embedding (default: all)"
     parser.add_argument("--dim", type=int, metavar="D", help=dim)
-    alias = "Qdrant, pgvector (a view): point this alias to the target at the end"
+    alias = "Qdrant, pgvector (a view): point this alias to the target at the end, once that has been checked"
     parser.add_argument("--alias", metavar="NAME", help=alias)
-    add_store(parser)
+    recall = f"share of an exact search's hits that the target's search must find before the alias moves ({RECALL:g})"
+    parser.add_argument("--recall", type=float, default=RECALL, metavar="R", help=recall)
+    watch = "go on copying what is written and deleted meanwhile until this file exists"
+    parser.add_argument("--watch", type=Path, metavar="FILE", help=watch)
+    text = "point --alias back to the collection that it pointed to before; needs no other flag than the store's"
+    parser.add_argument("--rollback", action="store_true", help=text)
+    add_store(parser, required=False)
     add_model(parser)
     return guarded(lambda: run(with_homes(parser.parse_args(argv))))
 
 
 def run(args: argparse.Namespace) -> None:
+    needed = ("alias",) if args.rollback else ("model", "collection", "target")
+    check([f"--{name}: is needed" for name in needed if getattr(args, name) is None])
+    if args.rollback:
+        args.collection = args.collection or args.alias
+        roll_back(store_of(args), args.alias)
+        return
     config, where = store_of(args), where_of(args)
     encoder = TextEncoder(model_of(args.model, args), args.device, args.dim)
-    reindex(config, args.target, encoder, batch=args.batch, where=where, alias=args.alias)
+    options = {"batch": args.batch, "alias": args.alias, "recall": args.recall, "watch": args.watch}
+    reindex(config, args.target, encoder, where=where, **options)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ CHROMA_PORT = 8000
 HTTPS_PORT = 443
 PAGE = 1000  # chunks held at a time
 QUERIES = 100  # vectors asked at a time
+OWN = "embedfleet_"  # begins the names in `about` that reindex writes: no collection like another takes them over
 ADDRESSES = {"path": "--path DIR (a folder)", "host": "--host (a server)", "url": "--url (a server)"}
 # fields of StoreConfig that belong to some kinds of store only: Store.takes
 FLAGS = (*ADDRESSES, "port", "ssl", "tenant", "database", "text_field", "vector_name", "key_field", "upgrade_store")
@@ -40,6 +41,7 @@ class Chunk:
     text: str
     metadata: dict[str, Any] = field(default_factory=dict)
     embedding: "np.ndarray | None" = field(default=None, compare=False)  # (d,) float32 if it was read
+    rest: Any = field(default=None, compare=False)  # Collection.rest of it, for `upsert`
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,6 @@ class Collection(AbstractContextManager):
     about: dict[str, Any]  # the collection's own metadata, flat
     size: int | None  # d of its vectors; None if it has none that can be read
     layout: dict[str, str]  # what Store.open needs besides its name, to open a collection of the same form
-    not_copied: list[str]  # what a collection that was created like this one lacks nevertheless
 
     def count(self, where: dict[str, Any] | None = None) -> int:
         """Returns the number of chunks that match `where`. BadInput: a filter that the store does not understand."""
@@ -244,6 +245,21 @@ class Collection(AbstractContextManager):
 
     def stored(self, ids: Sequence[str]) -> dict[str, Chunk]:
         """Returns the chunks with these ids that exist, by id, without embeddings."""
+
+    def settings(self) -> dict[str, Any]:
+        """Returns name -> value of what decides how it stores and searches, for `lost`."""
+        return {}
+
+    def lost(self, made: "Collection") -> list[str]:
+        """Returns what another collection, created like this one, lacks of it: a line each."""
+        own, its = self.settings(), made.settings()
+        differing = [name for name in sorted(own) if own[name] != its.get(name)]
+        return [f"{name}: {own[name]!r}, there {its.get(name, 'not set')!r}" for name in differing]
+
+    def rest(self, ids: Sequence[str]) -> dict[str, Any]:
+        """Returns what the chunks hold besides text, metadata and vector, by id, for Chunk.rest; texts, numbers, lists
+        and dicts. Only a collection of the same form can be given it."""
+        return {}
 
     def upsert(self, chunks: Sequence[Chunk]) -> None:
         """Writes chunks with their embeddings, replacing those of the same id; on disk when it returns."""

@@ -17,7 +17,7 @@ import numpy as np
 from data_prep.common.environment import network_client, proxy_note
 from data_prep.common.errors import BadInput, Failed, nearest
 from data_prep.common.secrets import secret, without
-from data_prep.stores.base import PAGE, Chunk, Collection, Store, StoreConfig
+from data_prep.stores.base import OWN, PAGE, Chunk, Collection, Store, StoreConfig
 from data_prep.stores.folders import CHROMA_FILE, examine_chroma, import_chromadb, rows_of
 
 PLACEHOLDER = "none: every vector is the placeholder [0.0]; only the texts and metadata are real"
@@ -26,6 +26,8 @@ TENANT, DATABASE = "default_tenant", "default_database"  # Chroma's own defaults
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,510}[A-Za-z0-9]")
 _ANSWER_SECONDS = 20.0
 _MEND = "start it (chroma run --path FOLDER), or read a folder of Chroma without a server: --path FOLDER"
+_CANDIDATES = 200  # that the approximate index looks at, more than Chroma's own 100 and 16: see docs/stores.md
+_SEARCHED = {"hnsw": ("ef_construction", "ef_search"), "spann": ("ef_construction", "ef_search")}
 
 
 class ChromaStore(Store):
@@ -142,15 +144,26 @@ class ChromaStore(Store):
     ) -> "ChromaCollection":
         """Chroma learns d from the first vectors. Without any (size None) each is [0.0]."""
         self.check_new(name, self.name_problem(name))
+        about = {**(like.described if like else {}), **about}
         if size is None:
             about = {"vectors": PLACEHOLDER, **about}
-        # the approximate index looks at more candidates than Chroma's own 100 and 16: see docs/stores.md
-        space = {"hnsw": {"space": "cosine" if cosine else "ip", "ef_construction": 200, "ef_search": 200}}
+        configuration = None if size is None else self._configuration(cosine, like)
         with self.failures():
             self.client.create_collection(
-                name, embedding_function=None, metadata=about or None, configuration=None if size is None else space
+                name, embedding_function=None, metadata=about or None, configuration=configuration
             )
         return ChromaCollection(self, name)
+
+    @staticmethod
+    def _configuration(cosine: bool, like: "ChromaCollection | None") -> dict[str, Any]:
+        """Returns the settings of the index: those of `like`, but never fewer candidates than _CANDIDATES.
+
+        Vectors of length 1 (cosine) rank alike by each space, so that of `like` stays.
+        """
+        kind, own = like.index if like and like.index else ("hnsw", {})
+        space = own.get("space", "cosine") if cosine else "ip"
+        more = {name: max(own.get(name, 0), _CANDIDATES) for name in _SEARCHED[kind]}
+        return {kind: {**own, **more, "space": space}}
 
     def delete(self, name: str) -> None:
         with self.failures():
@@ -159,13 +172,37 @@ class ChromaStore(Store):
 
 class ChromaCollection(Collection):
     def __init__(self, store: ChromaStore, name: str):
-        self.store, self.name, self.layout, self.not_copied = store, name, {}, []
+        self.store, self.name, self.layout = store, name, {}
         with store.failures():
             self.inner = store.client.get_collection(name, embedding_function=None)
 
     @property
     def about(self) -> dict[str, Any]:
         return self.inner.metadata or {}
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """Returns its metadata for a collection like it: without what reindex and this file wrote, and without the
+        settings that older versions of Chroma kept there."""
+        about = self.about
+        return {name: about[name] for name in about if name != "vectors" and not name.startswith((OWN, "hnsw:"))}
+
+    @property
+    def index(self) -> tuple[str, dict[str, Any]] | None:
+        """Returns the kind (hnsw, spann) and the settings of the index; None where the vectors are placeholders."""
+        if self.about.get("vectors") == PLACEHOLDER:
+            return None
+        configured = self.inner.configuration_json
+        kind = next((kind for kind in _SEARCHED if configured.get(kind)), None)
+        return kind and (kind, {name: value for name, value in configured[kind].items() if value is not None})
+
+    def settings(self) -> dict[str, Any]:
+        kind, own = self.index or ("", {})
+        function = self.inner.configuration_json.get("embedding_function") or {}
+        named = function.get("type") not in (None, "legacy")  # legacy: none is recorded
+        record = {"embedding function": function.get("name") or function["type"]} if named else {}
+        legacy = {name: value for name, value in self.about.items() if name.startswith("hnsw:")}
+        return {f"{kind}.{name}": value for name, value in own.items()} | record | legacy
 
     @property
     def size(self) -> int | None:

@@ -19,9 +19,10 @@ from data_prep.common.console import say
 from data_prep.common.environment import network_client, proxy_note
 from data_prep.common.errors import BadInput, Failed, nearest
 from data_prep.common.secrets import secret, url_problem
-from data_prep.stores.base import HTTPS_PORT, PAGE, Chunk, Collection, Store, StoreConfig
+from data_prep.stores.base import HTTPS_PORT, OWN, PAGE, Chunk, Collection, Store, StoreConfig
 from data_prep.stores.folders import examine_qdrant
 from data_prep.stores.payloads import TEXT_FIELDS, json_texts, name_of, put, take, text_path, value_at
+from data_prep.stores.qdrant_settings import DENSE, complete, creation, other_vectors, settings, values_of
 
 KEY = "QDRANT_API_KEY"
 PORT = 6333
@@ -154,13 +155,18 @@ class QdrantStore(Store):
         self.check_new(name, self.name_problem(name))
         assert size is not None, "Qdrant takes texts without vectors only in a collection that has none"
         layout = like.layout if like else {"text_field": self.config.text_field, "vector_name": self.config.vector_name}
-        about = {"text_field": layout["text_field"] or TEXT_FIELDS[0], **about}
         vector_name = layout.get("vector_name")
+        kept = {key: value for key, value in like.about.items() if not key.startswith(OWN)} if like else {}
+        about = {"text_field": layout["text_field"] or TEXT_FIELDS[0], **kept, **about}
         distance = models.Distance.COSINE if cosine else models.Distance.DOT
         params = models.VectorParams(size=size, distance=distance)
-        with self.failures():
-            vectors = {vector_name: params} if vector_name else params
-            self.client.create_collection(name, vectors_config=vectors, metadata=about)
+        options = {"vectors_config": {vector_name: params} if vector_name else params}
+        if like:
+            options = creation(like.info, vector_name, size, distance)
+        with self.failures(), _quiet():
+            self.client.create_collection(name, metadata=about, **options)
+            if like:
+                complete(self.client, name, like.info)
             kept = self.client.get_collection(name).config.metadata or {}
             if not about.items() <= kept.items():
                 self.client.delete_collection(name)
@@ -189,9 +195,8 @@ class QdrantCollection(Collection):
     def __init__(self, store: QdrantStore, name: str, text_field: str | None, vector_name: str | None):
         self.store, self.name = store, name
         with store.failures():
-            info = store.client.get_collection(name)
-        self.params, self.about = info.config.params, info.config.metadata or {}
-        self.indexes = sorted(info.payload_schema)
+            self.info = store.client.get_collection(name)
+        self.params, self.about = self.info.config.params, self.info.config.metadata or {}
         self.vector_name = self._vector_name(vector_name)
         self.text_path = self._text_path(text_field or self.about.get("text_field"))
         self.text_field = name_of(self.text_path)
@@ -202,12 +207,28 @@ class QdrantCollection(Collection):
         return {"text_field": self.text_field, **named}
 
     @property
-    def not_copied(self) -> list[str]:
-        vectors = self.params.vectors
-        others = [name for name in vectors if name != self.vector_name] if isinstance(vectors, dict) else []
-        others += list(self.params.sparse_vectors or {})
-        lacking = [f"the named vectors {', '.join(sorted(others))}"] if others else []
-        return lacking + ([f"the payload indexes of {', '.join(self.indexes)}"] if self.indexes else [])
+    def others(self) -> list[str]:
+        """Returns the names of its other vectors."""
+        return other_vectors(self.params, self.vector_name)
+
+    def settings(self) -> dict[str, Any]:
+        with self.store.failures():
+            return settings(self.store.client.get_collection(self.name), self.vector_name)
+
+    def rest(self, ids: Sequence[str]) -> dict[str, Any]:
+        """Returns the points' other vectors."""
+        if not self.others:
+            return {}
+        asked = {"with_payload": False, "with_vectors": self.others}
+        with self.store.failures():
+            points = self.store.client.retrieve(self.name, [_point_id(one) for one in ids], **asked)
+        return {str(point.id): values_of(point, self.others) for point in points}
+
+    def most(self, limit: str, page: int) -> int:
+        """Returns how many points one request may name: a page, or less where strict mode says so."""
+        strict = self.info.config.strict_mode_config
+        allowed = getattr(strict, limit) if strict and strict.enabled else None
+        return min(page, allowed or page)
 
     @property
     def size(self) -> int | None:
@@ -250,7 +271,8 @@ class QdrantCollection(Collection):
         while True:
             self.free_page()
             with self.filtered(where) as native:
-                options = {"limit": page, "offset": offset, "with_payload": True, "with_vectors": vectors}
+                options = {"limit": self.most("max_query_limit", page), "offset": offset}
+                options |= {"with_payload": True, "with_vectors": vectors}
                 points, offset = self.store.client.scroll(self.name, scroll_filter=native, **options)
             yield from self.with_text([self._chunk(point, embeddings) for point in points], mend)
             if offset is None:
@@ -274,13 +296,15 @@ class QdrantCollection(Collection):
         for chunk in chunks:
             if value_at(chunk.metadata, self.text_path) is not None:
                 raise BadInput(f"--collection {self.name}: {chunk.id} has a metadata field {self.text_field!r} as well")
-            vector = chunk.embedding.tolist()
-            named = {self.vector_name: vector} if self.vector_name else vector
+            named = vector = chunk.embedding.tolist()
+            if self.vector_name or chunk.rest:
+                named = {self.vector_name or DENSE: vector, **(chunk.rest or {})}
             payload = put(chunk.metadata, self.text_path, chunk.text)
             points.append(models.PointStruct(id=_point_id(chunk.id), vector=named, payload=payload))
         with self.store.failures(), _quiet():
-            for start in range(0, len(points), PAGE):
-                self.store.client.upsert(self.name, points[start : start + PAGE], wait=True)
+            page = self.most("upsert_max_batchsize", PAGE)
+            for start in range(0, len(points), page):
+                self.store.client.upsert(self.name, points[start : start + page], wait=True)
 
     def remove(self, ids: Sequence[str]) -> None:
         with self.store.failures():
@@ -303,7 +327,9 @@ class QdrantCollection(Collection):
         options = {"limit": k, "filter": native, "using": self.vector_name}
         options |= {"with_payload": True, "with_vector": self._vectors_read()}
         requests = [models.QueryRequest(query=vector.tolist(), **options) for vector in vectors]
-        answers = self.store.client.query_batch_points(self.name, requests)
+        page, answers = self.most("search_max_batchsize", len(requests)), []
+        for start in range(0, len(requests), page):
+            answers += self.store.client.query_batch_points(self.name, requests[start : start + page])
         return [[self._chunk(point, embedding=True) for point in answer.points] for answer in answers]
 
     def _vectors_read(self) -> bool | list[str]:

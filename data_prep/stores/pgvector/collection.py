@@ -39,12 +39,28 @@ class PgvectorCollection(Collection):
         named = {"vector_name": self.table.vector} if self.table.vector else {}
         return {"text_field": self.table.text, "key_field": self.table.key, **named}
 
-    @property
-    def not_copied(self) -> list[str]:
+    def lost(self, made: "Collection") -> list[str]:
         with self.store.failures():
-            lacking = beside(self.store.client, self.table.oid)
-        others = [name for name in self.table.vectors if name != self.table.vector]
-        return ([f"the vectors of {', '.join(others)}"] if others else []) + lacking
+            return beside(self.store.client, self.table.oid)
+
+    @property
+    def others(self) -> list[str]:
+        """Returns the columns of its other vectors."""
+        return [name for name in self.table.vectors if name != self.table.vector]
+
+    def rest(self, ids: Sequence[str]) -> dict[str, Any]:
+        """Returns the rows' other columns as JSON, exactly: numbers of any length, and the other vectors."""
+        names = [*(column.name for column in self.table.fields), *self.others]
+        if not names or (self.table.document and not self.others):
+            return {}
+        columns = sql.SQL(", ").join(map(sql.Identifier, names))
+        row = "to_jsonb((select fields from (select {columns}) fields))::text"
+        keys = [key for key in ids if self._key_problem(key) is None]
+        query = self._select(
+            f"{{key}}::text, {row}", "where {key} = any({keys})", keys=self._keys(keys), columns=columns
+        )
+        with self.store.failures():
+            return dict(self.store.client.execute(query).fetchall())
 
     @property
     def size(self) -> int | None:
@@ -156,11 +172,13 @@ class PgvectorCollection(Collection):
     def upsert(self, chunks: Sequence[Chunk]) -> None:
         self._check_vector()
         groups: dict[tuple[str, ...], list[list[Any]]] = defaultdict(list)
+        whole = (*(column.name for column in self.table.fields), *self.others)
         for chunk in chunks:
             self._check_chunk(chunk)
             fields = () if self.table.document else tuple(chunk.metadata)
             vector = None if chunk.embedding is None else _text_of(chunk.embedding)
-            groups[fields].append([chunk.id, chunk.text, vector, _as_json(chunk)])
+            row = [chunk.id, chunk.text, vector, chunk.rest or _as_json(chunk)]
+            groups[whole if chunk.rest else fields].append(row)
         with self.store.failures(), self.store.client.transaction(), self.store.client.cursor() as cursor:
             for fields, rows in groups.items():
                 cursor.executemany(self._insert(fields), rows)
@@ -180,15 +198,16 @@ class PgvectorCollection(Collection):
     def _insert(self, fields: tuple[str, ...]) -> Any:
         """Returns the statement that writes a chunk of these metadata fields, in the place of one of the same id."""
         table = self.table
-        written = [table.document] if table.document else list(fields)
+        document = table.document if not fields else None  # else the JSON has an entry for each column
+        written = [document] if document else list(fields)
         names = [table.key, table.text, table.vector, *written]
         key, base = table.column(table.key).type, table.column(table.vector).type
         values = [sql.SQL(f"%s::{key}"), sql.SQL("%s"), sql.SQL(f"%s::{base}")]
-        values += [sql.SQL("fields.{}").format(sql.Identifier(name)) for name in fields if not table.document]
+        values += [sql.SQL("fields.{}").format(sql.Identifier(name)) for name in fields]
         source = sql.SQL("jsonb_populate_record(null::{}, %s::jsonb) fields").format(identifier(self.table_name))
-        if table.document:
+        if document:
             values.append(sql.SQL("fields.document"))
-            source = sql.SQL("(select %s::{} document) fields").format(sql.SQL(table.column(table.document).base))
+            source = sql.SQL("(select %s::{} document) fields").format(sql.SQL(table.column(document).base))
         left = [column.name for column in table.fields if column.name not in written]
         sets = [sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in names[1:]]
         sets += [sql.SQL("{} = default").format(sql.Identifier(name)) for name in left]

@@ -13,7 +13,7 @@ from typing import Any
 
 from data_prep.common.errors import BadInput, Failed
 from data_prep.common.secrets import secret
-from data_prep.stores.base import Store, StoreConfig
+from data_prep.stores.base import OWN, Store, StoreConfig
 from data_prep.stores.pgvector.collection import PgvectorCollection
 from data_prep.stores.pgvector.table import RECORD, VECTORS, identifier, psycopg, read_table, sql
 
@@ -161,7 +161,8 @@ class PgvectorStore(Store):
         config = self.config
         layout = {name: getattr(config, name) or own for name, own in _OWN_COLUMNS.items()}
         layout = like.layout if like else layout
-        about = {"distance": "cosine" if cosine else "ip", **layout, **about}
+        kept = {key: value for key, value in like.about.items() if not key.startswith(OWN)} if like else {}
+        about = {**kept, "distance": "cosine" if cosine else "ip", **layout, **about}
         with self.failures(), self.client.transaction():
             if like:
                 self._create_like(name, size, like)

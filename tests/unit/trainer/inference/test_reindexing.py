@@ -145,7 +145,7 @@ def test_a_second_run_embeds_what_changed_and_counts_what_was_deleted(source, ti
     assert new["3"].text == "w1 w2 w3"
     assert new["5"].metadata == {"n": -5}
     assert "99" in new
-    assert "docs-new holds 1 chunks more than were read" in capsys.readouterr().err
+    assert "docs-new: 1 chunks were deleted that docs does not have any more" in capsys.readouterr().err
 
 
 def test_targets_of_others_are_refused(source, tiny_bert, other_model):
@@ -259,20 +259,31 @@ def test_ids_that_qdrant_cannot_hold_are_named(tmp_path):
             collection.upsert([replace(chunks()[0], metadata={"text": "x"})])
 
 
-def test_named_vectors_are_taken_up_and_what_is_left_behind_is_said(tiny_bert, tmp_path, capsys):
+def test_other_vectors_go_along(tiny_bert, tmp_path, capsys):
     from qdrant_client import QdrantClient, models
 
     params = models.VectorParams(size=4, distance=models.Distance.COSINE)
     client = QdrantClient(path=str(tmp_path / "q"))
     sparse = {"words": models.SparseVectorParams()}
     client.create_collection("docs", vectors_config={"title": params, "body": params}, sparse_vectors_config=sparse)
-    ones = {"title": [1.0] * 4, "body": [1.0] * 4}
-    points = [models.PointStruct(id=i, vector=ones, payload={"text": f"w{i} w2"}) for i in range(5)]
+    ones = {"title": [0.5] * 4, "body": [1.0] * 4}
+    words = {"words": models.SparseVector(indices=[3, 7], values=[0.25, 2.0])}
+    points = [
+        models.PointStruct(id=i, vector=ones | (words if i else {}), payload={"text": f"w{i} w2"}) for i in range(5)
+    ]
     client.upsert("docs", points)
     client.close()
     config = StoreConfig("qdrant", "docs", path=tmp_path / "q", vector_name="body")
     assert reindex(config, "docs-new", encoder(tiny_bert)) == 5
-    assert "not copied to docs-new: the named vectors title, words" in capsys.readouterr().err
+    assert "not carried over" not in capsys.readouterr().err
+    assert reindex(config, "docs-new", encoder(tiny_bert)) == 0
+    with open_collection(replace(config, collection="docs-new")) as collection:
+        (first, second), _ = collection.store.client.scroll("docs-new", limit=2, with_vectors=["title", "words"])
+        assert first.vector == {"title": [0.5] * 4}
+        assert second.vector["words"] == words["words"]
+        new = {"title": [0.5] * 4, "words": models.SparseVector(indices=[3], values=[9.0])}
+        collection.store.client.update_vectors("docs", [models.PointVectors(id=1, vector=new)])
+    assert reindex(config, "docs-new", encoder(tiny_bert)) == 1, "whose sparse vector changed"
     with open_collection(replace(config, collection="docs-new")) as collection:
         assert collection.layout == {"text_field": "text", "vector_name": "body"}
         assert collection.query(encoder(tiny_bert).passages(["w3 w2"]), 1)[0][0].id == "3"

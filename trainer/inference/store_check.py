@@ -1,0 +1,85 @@
+"""The check of a collection that was embedded anew, before anyone is sent to it.
+
+- A sample of its chunks is read back and compared with what was written.
+- Each of them is searched for, and what the store's search finds is compared with an exact search over all vectors,
+  which are read once, a page at a time.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from data_prep.common.errors import Failed
+from data_prep.common.workers import batches
+from data_prep.stores.base import PAGE, Chunk, Collection
+
+SAMPLE = 64  # chunks
+NEIGHBOURS = 10
+ALIKE = 0.999  # cosine of a vector with what was written: stores round, to 16 bits where they are told to
+TIED = 1e-5  # scores that differ by less are one rank
+
+
+class Sample:
+    """SAMPLE chunks drawn from a stream by the seed 0, each as likely as another."""
+
+    def __init__(self):
+        self.chunks: list[Chunk] = []
+        self.seen, self.rng = 0, np.random.default_rng(0)
+
+    def add(self, chunks: Iterable[Chunk]) -> None:
+        for chunk in chunks:
+            self.seen += 1
+            if len(self.chunks) < SAMPLE:
+                self.chunks.append(chunk)
+            elif (place := int(self.rng.integers(self.seen))) < SAMPLE:
+                self.chunks[place] = chunk
+
+
+def check_collection(filled: Collection, source: Collection, written: list[Chunk]) -> float:
+    """Returns the recall of the store's search: the share of the exact NEIGHBOURS that it finds.
+
+    written: chunks with the embeddings that were written. Raises Failed if one is read back differently. A chunk that
+    was changed in the source since is left out.
+    """
+    ids = [chunk.id for chunk in written]
+    now, stored = source.stored(ids), filled.stored(ids)
+    written = [chunk for chunk in written if now.get(chunk.id) == chunk]
+    differing = [chunk.id for chunk in written if stored.get(chunk.id) != chunk]
+    if not written:
+        return 1.0
+    asked = np.array([chunk.embedding for chunk in written])
+    best, own = _exact(filled, asked, {chunk.id for chunk in written})
+    differing += [chunk.id for chunk in written if not _alike(chunk.embedding, own.get(chunk.id))]
+    if differing:
+        count, mend = f"{len({*differing})} of {len(written)}", "look at its settings, delete it and run again"
+        raise Failed(
+            f"--target {filled.name}: {count} chunks that were read back differ from what was written, such as "
+            f"{differing[0]}; {mend}"
+        )
+    return _recall(asked, best, filled.query(asked, best.shape[1]))
+
+
+def _exact(filled: Collection, asked: np.ndarray, wanted: set[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """(q, d) vectors -> (q, k) greatest inner products with all vectors, best first; and the wanted chunks' vectors."""
+    best, own = np.full((len(asked), 0), -np.inf, np.float32), {}
+    for page in batches(filled.chunks(embeddings=True), PAGE):
+        scores = np.hstack([best, asked @ np.array([chunk.embedding for chunk in page]).T])
+        best = -np.sort(-scores, axis=1)[:, :NEIGHBOURS]
+        own |= {chunk.id: chunk.embedding for chunk in page if chunk.id in wanted}
+    return best, own
+
+
+def _alike(written: np.ndarray, stored: np.ndarray | None) -> bool:
+    if stored is None:
+        return False
+    length = float(np.linalg.norm(written) * np.linalg.norm(stored))
+    return length == 0 or float(written @ stored) / length >= ALIKE
+
+
+def _recall(asked: np.ndarray, best: np.ndarray, answers: list[list[Chunk]]) -> float:
+    """Returns the share of hits whose score is at least the exact search's last one."""
+    found = 0
+    for query, scores, hits in zip(asked, best, answers):
+        own = {chunk.id: float(query @ chunk.embedding) for chunk in hits}
+        found += sum(score >= scores[-1] - TIED for score in own.values())
+    return found / best.size
