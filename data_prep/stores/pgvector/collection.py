@@ -12,7 +12,16 @@ import numpy as np
 from data_prep.common.console import say
 from data_prep.common.errors import BadInput, nearest
 from data_prep.stores.base import PAGE, Chunk, Collection, Store
-from data_prep.stores.pgvector.table import INDEXED_NUMBERS, INTEGERS, Table, beside, identifier, read_table, sql
+from data_prep.stores.pgvector.table import (
+    INDEXED_NUMBERS,
+    INTEGERS,
+    Table,
+    beside,
+    continue_numbers,
+    identifier,
+    read_table,
+    sql,
+)
 
 OPERATORS = {"cosine": "<=>", "ip": "<#>", "l2": "<->", "l1": "<+>"}
 
@@ -238,6 +247,11 @@ class PgvectorCollection(Collection):
 
     def finish(self, like: "PgvectorCollection | None" = None) -> None:
         """Makes the indexes of the vectors: as those of `like`, or hnsw. One that is there stays as it is."""
+        if like:
+            with self.store.failures():
+                unread = continue_numbers(self.store.client, like.table, like.table_name, self.table_name)
+            for column in unread:
+                say(f"note: {self.name}: {column} numbers new rows from 1: the numbers of {like.name} may not be read")
         table, size = self.table, self.size
         if any(index.covers(table.vector) for index in table.indexes):
             return

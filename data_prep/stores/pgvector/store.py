@@ -42,6 +42,7 @@ class PgvectorStore(Store):
     """A PostgreSQL database. Tables of other schemas than the search path's are named schema.table."""
 
     kind = "PostgreSQL"
+    why_not = "updates texts in place, so that a second vector of an old text would not be noticed"
     takes = frozenset({"url", "text_field", "vector_name", "key_field"})
 
     @classmethod
@@ -191,6 +192,12 @@ class PgvectorStore(Store):
         for constraint, definition in self.client.execute(foreign, [like.table.oid]).fetchall():
             add = sql.SQL("alter table {} add constraint {} {}")
             self.client.execute(add.format(new, sql.Identifier(constraint), sql.SQL(definition)))
+        options = (
+            "select o.* from pg_class c, pg_options_to_table(c.reloptions) o where c.oid = %s and c.relkind <> 'v'"
+        )
+        for option, value in self.client.execute(options, [like.table.oid]).fetchall():
+            change = sql.SQL("alter table {} set ({} = {})")
+            self.client.execute(change.format(new, sql.Identifier(option), sql.Literal(value)))
         self._grant(like.table.oid, name)
 
     def _grant(self, oid: int, name: str) -> None:

@@ -40,6 +40,24 @@ _BESIDE = """
     union all select 'the division into partitions' from pg_class where oid = %(oid)s and relkind = 'p'
     union all select 'the foreign key ' || conname || ' of ' || conrelid::regclass
               from pg_constraint where confrelid = %(oid)s and contype = 'f' and conrelid <> confrelid
+    union all select 'the rule ' || rulename from pg_rewrite where ev_class = %(oid)s and rulename <> '_RETURN'
+    union all select 'the publication ' || p.pubname
+              from pg_publication_rel r join pg_publication p on p.oid = r.prpubid where r.prrelid = %(oid)s
+    union all select 'the parent table ' || inhparent::regclass from pg_inherits where inhrelid = %(oid)s
+    union all select 'the privileges of the column ' || attname
+              from pg_attribute where attrelid = %(oid)s and attacl is not null and not attisdropped
+    union all select 'the tablespace ' || t.spcname
+              from pg_class c join pg_tablespace t on t.oid = c.reltablespace where c.oid = %(oid)s
+    union all select 'the replica identity' from pg_class where oid = %(oid)s and relreplident <> 'd'
+    union all select 'being unlogged' from pg_class where oid = %(oid)s and relpersistence = 'u'
+    union all select 'the storage parameters of its long values'
+              from pg_class c join pg_class t on t.oid = c.reltoastrelid
+              where c.oid = %(oid)s and t.reloptions is not null
+    union all select 'a sequence for the new table alone: both take numbers from ' || d.objid::regclass
+                     || ', which goes when the old table is dropped'
+              from pg_depend d join pg_class s on s.oid = d.objid and s.relkind = 'S'
+              where d.classid = 'pg_class'::regclass and d.refclassid = 'pg_class'::regclass
+              and d.refobjid = %(oid)s and d.deptype = 'a'
     order by 1"""
 
 
@@ -149,6 +167,24 @@ def identifier(name: str) -> Any:
 def beside(connection: Any, oid: int) -> list[str]:
     """Returns what belongs to a table and is not copied with it."""
     return [row[0] for row in connection.execute(_BESIDE, {"oid": oid})]
+
+
+def continue_numbers(connection: Any, like: Table, old: str, new: str) -> list[str]:
+    """Lets the identity columns of a new table go on where those of the old one, `like`, are.
+
+    Returns the columns whose numbers may not be read: they begin at 1.
+    """
+    unread = []
+    query = "select attname from pg_attribute where attrelid = %s and attidentity <> '' and not attisdropped"
+    for (column,) in connection.execute(query, [like.oid]).fetchall():
+        names = [(identifier(table).as_string(), column) for table in (old, new)]
+        own, its = (connection.execute("select pg_get_serial_sequence(%s, %s)", one).fetchone()[0] for one in names)
+        go_on = sql.SQL("select setval({}, last_value, is_called) from {}").format(sql.Literal(its), sql.SQL(own))
+        try:
+            connection.execute(go_on)
+        except psycopg.errors.InsufficientPrivilege:
+            unread.append(column)
+    return unread
 
 
 def _listed(columns: list[Column]) -> str:

@@ -204,6 +204,36 @@ def test_what_is_not_copied_is_listed(url, database):
         ]
 
 
+def test_what_like_leaves_out_is_copied_or_listed(url, database):
+    """CREATE TABLE … LIKE copies no storage parameters, begins identity columns at 1 and lets sequences be shared."""
+    typed(database)
+    database.execute("drop role if exists reader; create role reader; grant select (year) on docs to reader")
+    database.execute("alter table docs set (fillfactor = 70, autovacuum_enabled = false)")
+    database.execute("alter table docs add column nr serial; alter table docs replica identity full")
+    database.execute("create publication news for table docs; create rule quiet as on delete to docs do also nothing")
+    last = database.execute("select max(id) from docs").fetchone()[0]
+    place = config(url, vector_name="embedding", text_field="body")
+    with open_store(place) as store:
+        source = store.open("docs")
+        made = store.create("new", SIZE, {}, like=source)
+        shared = "a sequence for the new table alone: both take numbers from docs_nr_seq, which goes when the old"
+        listed = source.lost(made)
+        assert [one for one in listed if not one.startswith(shared)] == [
+            "the privileges of the column year",
+            "the publication news",
+            "the replica identity",
+            "the rule quiet",
+        ]
+        assert len(listed) == 5
+        made.upsert(list(source.chunks(embeddings=True)))
+        made.finish(like=source)
+        made.finish(like=source)
+    options = database.execute("select reloptions from pg_class where relname = 'new'").fetchone()[0]
+    assert sorted(options) == ["autovacuum_enabled=false", "fillfactor=70"]
+    inserted = database.execute("insert into new (body, year) values ('a text', 2020) returning id").fetchone()[0]
+    assert inserted == last + 1, "no id of a row that is there"
+
+
 def test_more_numbers_than_an_index_takes_are_said(url, database, capsys):
     with open_store(config(url)) as store:
         store.create("wide", 2001, {}).finish()
