@@ -52,8 +52,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _any(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        status, kind, answer = self.server.answer(self, body)
+        status, kind, answer, *more = self.server.answer(self, body)
         self.send_response(status)
+        for name, value in dict(*more).items():
+            self.send_header(name, value)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
@@ -80,8 +82,8 @@ def running(server: ThreadingHTTPServer) -> Iterator[None]:
 
 @contextmanager
 def answering(answer: Callable, certificate: Path | None = None) -> Iterator[int]:
-    """An HTTP server on a free port; answer(request, body) -> (status, content type, bytes). With a certificate (and
-    its key beside it) it speaks TLS."""
+    """An HTTP server on a free port; answer(request, body) -> (status, content type, bytes[, headers]). With a
+    certificate (and its key beside it) it speaks TLS."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.answer, server.daemon_threads = answer, True
     if certificate:
@@ -129,11 +131,20 @@ class QdrantProtocol:
     mean the same as local mode; not the server's own behaviour.
     """
 
-    def __init__(self, key: str | None = None, drop_metadata: bool = False, forgets: str | None = None):
+    def __init__(
+        self,
+        key: str | None = None,
+        drop_metadata: bool = False,
+        forgets: str | None = None,
+        version: str = "1.20.0",
+        allowed: int | None = None,
+    ):
+        """allowed: requests between two that are answered by "too many, wait a second"."""
         from qdrant_client import QdrantClient, models
 
         self.local, self.models = QdrantClient(":memory:"), models
         self.key, self.drop_metadata, self.forgets = key, drop_metadata, forgets
+        self.version, self.allowed, self.left, self.busy = version, allowed, allowed, 0
         self.made: dict[str, dict] = {}  # collection -> the settings that were given, as get_collection returns them
         self.requests: list[str] = []
         self.lock = threading.Lock()
@@ -143,12 +154,21 @@ class QdrantProtocol:
         self.requests.append(f"{request.command} {path}")
         if self.key and request.headers.get("api-key") != self.key:
             return _json(403, {"status": {"error": "Forbidden"}, "time": 0.0})
+        if self.allowed is not None:
+            self.left -= 1
+            if self.left < 0:
+                self.left = self.allowed
+                return *_json(429, {"status": {"error": "Rate limit exceeded"}, "time": 0.0}), {"Retry-After": "1"}
         try:
             with self.lock:
                 result = self._result(request.command, path, json.loads(body or b"{}"))
+        except KeyError as error:
+            return _json(404, {"status": {"error": f"Not found: No point with id {error} found"}, "time": 0.0})
         except (ValueError, TypeError) as error:
             status = 404 if "not found" in str(error) else 400
             return _json(status, {"status": {"error": str(error)}, "time": 0.0})
+        if path == "/":
+            return _json(200, result)
         return _json(200, {"result": result, "status": "ok", "time": 0.0})
 
     def _result(self, method: str, path: str, body: dict):
@@ -156,6 +176,9 @@ class QdrantProtocol:
         match = re.fullmatch(r"/collections/([^/]+)(/.*)?", path)
         name, rest = (match[1], match[2] or "") if match else ("", path)
         key = f"{method} {rest}"
+        self._check_strict(name, key, body)
+        if path == "/":
+            return {"title": "stand-in", "version": self.version}
         if path == "/collections":
             return _plain(local.get_collections())
         if path == "/aliases":
@@ -178,6 +201,10 @@ class QdrantProtocol:
             asked = models.UpdateCollection(**body)
             if asked.params:
                 self.made[name]["params"] |= _given(asked.params)
+            if asked.strict_mode_config:
+                self.made[name]["strict_mode_config"] = _given(asked.strict_mode_config)
+            for vector, diff in (_given(asked).get("vectors") or {}).items():
+                self.made[name]["params"]["vectors"][vector] |= diff
             return local.update_collection(name, metadata=asked.metadata) if asked.metadata else True
         if key == "POST /points/delete":
             return _plain(local.delete(name, models.PointIdsList(**body)))
@@ -198,10 +225,44 @@ class QdrantProtocol:
             return [_plain(point) for point in local.retrieve(name, asked.ids, **options)]
         if key == "PUT /points":
             return _plain(local.upsert(name, models.PointsList(**body).points))
+        if key == "POST /points/payload":
+            asked = models.SetPayload(**body)
+            return _plain(local.set_payload(name, asked.payload, asked.points))
+        if key == "PUT /points/vectors":
+            return _plain(local.update_vectors(name, models.UpdateVectors(**body).points))
+        if key == "POST /points/vectors/delete":
+            asked = models.DeleteVectors(**body)
+            return _plain(local.delete_vectors(name, asked.vector, asked.points))
+        if (added := re.fullmatch(r"PUT /vectors/([^/]+)", key)) and self.version >= "1.18":
+            return self._add_vector(name, added[1], models.DenseVectorNameConfig(**body))
         if key == "POST /points/query/batch":
             requests = models.QueryRequestBatch(**body).searches
             return [_plain(answer) for answer in local.query_batch_points(name, requests)]
         raise ValueError(f"not found: {method} {path}")
+
+    def _check_strict(self, name: str, key: str, body: dict) -> None:
+        """Raises ValueError for a request that the collection's strict mode forbids."""
+        strict = self.made.get(name, {}).get("strict_mode_config", {})
+        if not strict.get("enabled"):
+            return
+        asked = {
+            "POST /points/scroll": ("max_query_limit", body.get("limit", 10)),
+            "PUT /points": ("upsert_max_batchsize", len(body.get("points", []))),
+            "PUT /points/vectors": ("upsert_max_batchsize", len(body.get("points", []))),
+            "POST /points/query/batch": ("search_max_batchsize", len(body.get("searches", []))),
+        }
+        limit, given = asked.get(key, ("", 0))
+        if given > strict.get(limit, given):
+            raise ValueError(f"Forbidden: Limit exceeded {given} > {strict[limit]} for {limit!r}")
+        if key == "POST /points/count" and body.get("exact") and strict.get("search_allow_exact") is False:
+            raise ValueError("Forbidden: Exact search disabled!")
+
+    def _add_vector(self, name: str, vector: str, asked) -> dict:
+        done = self.local.create_vector_name(name, vector, asked)
+        params = self.made[name]["params"]
+        named = params["vectors"] if "size" not in params["vectors"] else {"": params["vectors"]}
+        params["vectors"] = {**named, vector: _given(asked.dense)}
+        return _plain(done)
 
     def _settings(self, made) -> dict:
         given = _given(made)
@@ -221,6 +282,8 @@ class QdrantProtocol:
             parts = {part: {**QDRANT_DEFAULTS.get(part, {}), **value} for part, value in made.items()}
             indexes = parts.pop("indexes")
             info["config"] = {**QDRANT_DEFAULTS, **parts, "metadata": metadata}
+            if self.busy:
+                self.busy, info["status"] = self.busy - 1, "yellow"
             info["payload_schema"] = {field: {**one, "points": 1} for field, one in indexes.items()}
         return info
 

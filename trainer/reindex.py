@@ -8,21 +8,23 @@ from data_prep.common.errors import guarded
 from data_prep.common.files import check
 from data_prep.common.paths import with_homes
 from data_prep.stores.flags import add_store, store_of, where_of
-from trainer.inference.flags import add_model, model_of
-from trainer.inference.reindexing import RECALL, reindex, roll_back
+from trainer.inference.flags import add_model, models_of
 from trainer.inference.text_encoder import TextEncoder
+from trainer.reindexing.reindex import RECALL, reindex, roll_back
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m trainer.reindex",
-        description="Embeds a collection with a model into a new collection of the same store; ids, texts, metadata "
-        "and settings are kept. Run again, it goes on where it stopped.",
+        description="Embeds a collection with a model into a new collection of the same store, or into a new vector of "
+        "the same one; ids, texts, metadata and settings are kept. Run again, it goes on where it stopped.",
         epilog="example: python -m trainer.reindex --model tuned/final --store chroma --path chroma "
         "--collection stdlib --target stdlib-tuned",
     )
     parser.add_argument("--model", help="model folder or hub id")
     parser.add_argument("--target", metavar="NEW", help="the collection that is made")
+    text = "in place of --target: each chunk of --collection gets a vector of this name too (Qdrant 1.18 and later)"
+    parser.add_argument("--into-vector", metavar="NAME", help=text)
     batch = "chunks embedded and written at a time (default 256)"
     parser.add_argument("--batch", type=int, default=256, metavar="N", help=batch)
     dim = "Matryoshka: keep the first D numbers of each embedding (default: all)"
@@ -41,15 +43,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    needed = ("alias",) if args.rollback else ("model", "collection", "target")
+    needed = ("alias",) if args.rollback else ("model", "collection", *(() if args.into_vector else ("target",)))
     check([f"--{name}: is needed" for name in needed if getattr(args, name) is None])
     if args.rollback:
         args.collection = args.collection or args.alias
         roll_back(store_of(args), args.alias)
         return
     config, where = store_of(args), where_of(args)
-    encoder = TextEncoder(model_of(args.model, args), args.device, args.dim)
+    (model,) = models_of(args.model, None, args)
+    encoder = TextEncoder(model, args.device, args.dim)
     options = {"batch": args.batch, "alias": args.alias, "recall": args.recall, "watch": args.watch}
+    options |= {"into_vector": args.into_vector}
     reindex(config, args.target, encoder, where=where, **options)
 
 

@@ -14,8 +14,8 @@ from data_prep.stores.flags import add_store, store_flags, store_of, where_of
 from data_prep.stores.open import open_collection
 from trainer.inference.flags import add_as_stated, add_model, models_of
 from trainer.inference.reading import describe
-from trainer.inference.reindexing import FINGERPRINT
 from trainer.inference.searching import Hit, in_memory, over_collection
+from trainer.inference.store_record import FINGERPRINT
 from trainer.inference.text_encoder import TextEncoder
 
 

@@ -33,6 +33,10 @@ ADDRESSES = {"path": "--path DIR (a folder)", "host": "--host (a server)", "url"
 FLAGS = (*ADDRESSES, "port", "ssl", "tenant", "database", "text_field", "vector_name", "key_field", "upgrade_store")
 
 
+class Shifted(Failed):
+    """Chunks before the current page were deleted, so that later ones would be skipped. Reading again mends it."""
+
+
 @dataclass(slots=True)
 class Chunk:
     """One stored text."""
@@ -99,6 +103,7 @@ class Store(AbstractContextManager):
     """
 
     takes: ClassVar[frozenset[str]]  # fields of FLAGS that its StoreConfig may set; of ADDRESSES exactly one is set
+    why_not: ClassVar[str] = "adds no vector to chunks that are there"  # reason of a store without add_vector
     kind: str  # its name in messages
     client: Any  # with close(); otherwise override Store.close
     location: str  # "in FOLDER" or "at ADDRESS", for messages
@@ -190,6 +195,15 @@ class Store(AbstractContextManager):
         like: one of this store, whose form the new one takes (names of fields, settings); default: the store's own.
         """
 
+    def add_vector(
+        self, source: "Collection", name: str, size: int, about: dict[str, Any], cosine: bool = True
+    ) -> "Collection":
+        """Returns a collection whose chunks get a second vector, as one that holds those that have it (`whole`).
+
+        Its `about` is of the vector. It is set to `about` if the vector is new. BadInput where that cannot be done.
+        """
+        raise BadInput(f"--into-vector {name}: {self.kind} {self.why_not}; make a new collection with --target NEW")
+
     def delete(self, name: str) -> None:
         """Deletes a collection, all that it holds, and its aliases."""
 
@@ -229,6 +243,12 @@ class Collection(AbstractContextManager):
     about: dict[str, Any]  # the collection's own metadata, flat
     size: int | None  # d of its vectors; None if it has none that can be read
     layout: dict[str, str]  # what Store.open needs besides its name, to open a collection of the same form
+    whole: bool = True  # False: only a vector that was added to the chunks of another one (Store.add_vector)
+
+    @property
+    def fidelity(self) -> float:
+        """Returns the least cosine between a vector that was written and the one that is read back. (16 bits: 0.999)"""
+        return 0.999
 
     def count(self, where: dict[str, Any] | None = None) -> int:
         """Returns the number of chunks that match `where`. BadInput: a filter that the store does not understand."""
@@ -240,7 +260,7 @@ class Collection(AbstractContextManager):
 
         Chroma: order of insertion. Others: order of ids. embeddings: read the store's own vectors too.
         BadInput: a filter that the store does not understand, chunks without text (ids and fields are listed).
-        Failed: the store fails, or chunks before the current page were deleted meanwhile.
+        Failed: the store fails. Shifted: chunks before the current page were deleted meanwhile.
         """
 
     def stored(self, ids: Sequence[str]) -> dict[str, Chunk]:
@@ -252,9 +272,15 @@ class Collection(AbstractContextManager):
 
     def lost(self, made: "Collection") -> list[str]:
         """Returns what another collection, created like this one, lacks of it: a line each."""
-        own, its = self.settings(), made.settings()
-        differing = [name for name in sorted(own) if own[name] != its.get(name)]
-        return [f"{name}: {own[name]!r}, there {its.get(name, 'not set')!r}" for name in differing]
+        return self.differences(self.settings(), made.settings())
+
+    def differences(self, own: dict[str, Any], its: dict[str, Any]) -> list[str]:
+        names = [name for name in sorted(own) if own[name] != its.get(name)]
+        return [f"{name}: {own[name]!r}, there {its.get(name, 'not set')!r}{self.mend(name)}" for name in names]
+
+    def mend(self, setting: str) -> str:
+        """Returns why a collection like this one lacks a setting, or the flag that takes it along: " (…)", or ""."""
+        return ""
 
     def rest(self, ids: Sequence[str]) -> dict[str, Any]:
         """Returns what the chunks hold besides text, metadata and vector, by id, for Chunk.rest; texts, numbers, lists
@@ -266,6 +292,9 @@ class Collection(AbstractContextManager):
 
     def remove(self, ids: Sequence[str]) -> None:
         """Deletes the chunks with these ids; ids that do not exist are ignored."""
+
+    def prepare(self, like: "Collection") -> None:
+        """Sets what is lacking of Store.create(like=…) where that was killed. Repeating it changes nothing."""
 
     def finish(self, like: "Collection | None" = None) -> None:
         """Makes what the store left until all chunks were written, such as an index. Repeating it changes nothing.

@@ -15,13 +15,14 @@ from urllib.parse import quote
 import numpy as np
 
 from data_prep.common.environment import network_client, proxy_note
-from data_prep.common.errors import BadInput, Failed, nearest
+from data_prep.common.errors import BadInput, nearest
 from data_prep.common.secrets import secret, without
-from data_prep.stores.base import OWN, PAGE, Chunk, Collection, Store, StoreConfig
+from data_prep.stores.base import OWN, PAGE, Chunk, Collection, Shifted, Store, StoreConfig
 from data_prep.stores.folders import CHROMA_FILE, examine_chroma, import_chromadb, rows_of
 
 PLACEHOLDER = "none: every vector is the placeholder [0.0]; only the texts and metadata are real"
 TOKEN = "CHROMA_TOKEN"
+FUNCTION = "embedding function"  # name of that record among the settings
 TENANT, DATABASE = "default_tenant", "default_database"  # Chroma's own defaults
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,510}[A-Za-z0-9]")
 _ANSWER_SECONDS = 20.0
@@ -33,7 +34,7 @@ _SEARCHED = {"hnsw": ("ef_construction", "ef_search"), "spann": ("ef_constructio
 class ChromaStore(Store):
     """A Chroma folder or server. Telemetry is off."""
 
-    kind = "Chroma"
+    kind, why_not = "Chroma", "holds one vector of each chunk"
     takes = frozenset({"path", "host", "port", "ssl", "tenant", "database", "upgrade_store"})
     examine = staticmethod(examine_chroma)
 
@@ -200,9 +201,14 @@ class ChromaCollection(Collection):
         kind, own = self.index or ("", {})
         function = self.inner.configuration_json.get("embedding_function") or {}
         named = function.get("type") not in (None, "legacy")  # legacy: none is recorded
-        record = {"embedding function": function.get("name") or function["type"]} if named else {}
+        record = {FUNCTION: function.get("name") or function["type"]} if named else {}
         legacy = {name: value for name, value in self.about.items() if name.startswith("hnsw:")}
         return {f"{kind}.{name}": value for name, value in own.items()} | record | legacy
+
+    def mend(self, setting: str) -> str:
+        if setting.rpartition(".")[2] in _SEARCHED["hnsw"]:
+            return " (fewer candidates would miss neighbours)"
+        return " (the vectors are another model's now)" if setting == FUNCTION else ""
 
     @property
     def size(self) -> int | None:
@@ -229,7 +235,7 @@ class ChromaCollection(Collection):
         """Yields pages by offset: Chroma's only way; it orders by insertion and slows down with the offset.
 
         A chunk deleted before the offset would shift the rest unnoticed. So each page starts with the last chunk of the
-        page before, and Failed is raised if another chunk is there.
+        page before, and Shifted is raised if another chunk is there.
         """
         offset, last = 0, None
         while True:
@@ -239,7 +245,7 @@ class ChromaCollection(Collection):
             with self.filtered(where):
                 got = self.inner.get(where=where, include=include, **limits)
             if overlap and got["ids"][:1] != [last]:
-                raise Failed(
+                raise Shifted(
                     f"--collection {self.name}: chunks were deleted while it was read, so that others would be missed; "
                     "read it again when nothing deletes from it"
                 )

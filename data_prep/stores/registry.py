@@ -17,7 +17,7 @@ from data_prep.common.errors import BadInput, first_line, nearest
 GROUP = "embedfleet.stores"
 OWN = {
     "chroma": "data_prep.stores.chroma:ChromaStore",
-    "qdrant": "data_prep.stores.qdrant:QdrantStore",
+    "qdrant": "data_prep.stores.qdrant.store:QdrantStore",
     "pgvector": "data_prep.stores.pgvector.store:PgvectorStore",
 }
 

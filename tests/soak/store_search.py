@@ -23,8 +23,8 @@ from data_prep.stores.base import Chunk, StoreConfig
 from data_prep.stores.open import open_collection, open_store
 from trainer.config.sections import ModelConfig
 from trainer.inference.metrics import paired_bootstrap, rank_documents, score_run
-from trainer.inference.reindexing import reindex
 from trainer.inference.text_encoder import TextEncoder
+from trainer.reindexing.reindex import reindex
 
 K = 10
 TIE = 1e-6  # cosines that differ by less are one: texts that are cut to the same tokens, sums in another order

@@ -9,7 +9,7 @@ import numpy as np
 from data_prep.common.console import say
 from data_prep.common.errors import BadInput
 from data_prep.stores.base import Chunk, Collection
-from trainer.inference.reindexing import FINGERPRINT, MODEL, STATE, UNFINISHED
+from trainer.inference.store_record import FINGERPRINT, MODEL, STATE, UNFINISHED
 from trainer.inference.text_encoder import TextEncoder
 
 PROBED = 8  # chunks embedded again to see whose vectors a collection holds

@@ -8,7 +8,7 @@ from data_prep.common.errors import BadInput
 from data_prep.generation.config import QuestionGenerationConfig
 from data_prep.stores.base import StoreConfig
 from data_prep.stores.open import open_collection
-from data_prep.stores.qdrant import QdrantStore, port_of
+from data_prep.stores.qdrant.store import QdrantStore, port_of
 from tests.servers import chroma_server
 from tests.unit.data_prep.helpers import read_jsonl, run
 from tests.unit.data_prep.stores.test_stores import chunks

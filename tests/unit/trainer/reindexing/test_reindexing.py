@@ -14,12 +14,15 @@ from tests import tiny
 from tests.postgres import postgres_server
 from tests.servers import QdrantProtocol, answering
 from tests.unit.data_prep.helpers import write_jsonl
+from tests.unit.trainer.inference.test_reading import trained
 from trainer import reindex as reindex_command
 from trainer import search as search_command
 from trainer.config.sections import ModelConfig
-from trainer.inference.reindexing import reindex
+from trainer.inference.reading import as_trained
 from trainer.inference.searching import mismatch
 from trainer.inference.text_encoder import TextEncoder
+from trainer.reindexing.check import SAMPLE
+from trainer.reindexing.reindex import reindex
 
 COUNT = 40
 KINDS = (
@@ -126,7 +129,8 @@ def test_a_stopped_run_goes_on_and_embeds_nothing_twice(source, tiny_bert, capsy
     with open_collection(replace(source, collection="docs-new")) as collection:
         assert collection.about["embedfleet_state"] == "unfinished"
     again = encoder(tiny_bert)
-    assert reindex(source, "docs-new", again, batch=10) == again.texts == COUNT - 21
+    assert reindex(source, "docs-new", again, batch=10) == COUNT - 21
+    assert again.texts == COUNT - 21 + min(SAMPLE, COUNT), "those that are checked are embedded again"
     assert "19 embedded now" in (out := capsys.readouterr().out)
     assert "21 were there" in out
     assert len(read(source, "docs-new")) == COUNT
@@ -488,6 +492,26 @@ def test_a_collection_and_its_pairs_are_evaluated(source, tiny_bert, tmp_path, c
     for wrong in ([], ["--pairs", str(pairs), "--data", "x"]):
         assert main([*place, *wrong]) == 2
         assert "--data SET, or --collection NAME of a store with --pairs FILE" in capsys.readouterr().err
+
+
+def test_documents_are_read_at_the_length_and_with_the_prompt_of_the_run(tmp_path, capsys):
+    """As trainer.evaluate and trainer.search read them: a folder states one length, its run had two."""
+    config = StoreConfig("chroma", "docs", path=tmp_path / "store")
+    fill(config)
+    final = trained(tmp_path / "final", tiny.model(tmp_path / "base"), query_max_len=5, passage_max_len=4)
+    argv = ["--model", str(final), *flags(config), "--collection", "docs", "--device", "cpu"]
+    assert reindex_command.main([*argv, "--target", "docs-new"]) == 0
+    assert "texts are longer than 4 tokens (as it was trained)" in capsys.readouterr().err
+    with open_collection(replace(config, collection="docs-new")) as collection:
+        assert collection.about["embedfleet_passage_max_len"] == 4
+        new = list(collection.chunks(embeddings=True))
+    run = TextEncoder(as_trained(ModelConfig(path=str(final))), "cpu")
+    own = run.passages([chunk.text for chunk in new])
+    np.testing.assert_allclose(np.array([chunk.embedding for chunk in new]), own, atol=1e-6)
+    assert reindex_command.main([*argv, "--target", "docs-6", "--max-len", "6"]) == 0
+    assert "texts are longer than 6 tokens (--max-len)" in capsys.readouterr().err
+    with open_collection(replace(config, collection="docs-6")) as collection:
+        assert collection.about["embedfleet_passage_max_len"] == 6
 
 
 @pytest.mark.parametrize("asked, owner", [(None, "the model folder's limit"), (16, "--max-len")])

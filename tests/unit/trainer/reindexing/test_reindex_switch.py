@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,13 +10,16 @@ import pytest
 from data_prep.common.errors import BadInput, Failed
 from data_prep.stores.base import Chunk, StoreConfig
 from data_prep.stores.open import open_collection, open_store
-from data_prep.stores.qdrant import QdrantCollection
+from data_prep.stores.qdrant import collection as qdrant_collection
+from data_prep.stores.qdrant import store as qdrant_store
+from data_prep.stores.qdrant.collection import QdrantCollection
 from tests.servers import QdrantProtocol, answering
-from tests.unit.trainer.inference.test_reindexing import COUNT, chunks, encoder, fill, other_model, read  # noqa: F401
+from tests.unit.trainer.reindexing.test_reindexing import COUNT, chunks, encoder, fill, other_model, read  # noqa: F401
 from trainer import reindex as reindex_command
-from trainer.inference import reindexing
-from trainer.inference.reindexing import alike, reindex, roll_back
-from trainer.inference.store_check import Sample
+from trainer.reindexing import copying
+from trainer.reindexing.check import Sample
+from trainer.reindexing.copying import alike
+from trainer.reindexing.reindex import reindex, roll_back
 
 
 @pytest.fixture
@@ -101,7 +105,7 @@ def test_a_search_that_finds_too_little_moves_no_alias(source, tiny_bert, monkey
         ),
         (
             lambda one: replace(one, metadata={**one.metadata, "n": -1}),
-            r"docs-new holds 40 chunks, docs 40, and others write on \(1 chunks in the last round\); the alias stays",
+            r"docs-new holds 40 chunks, docs 40, and others write on \(1 chunks in the last round, such as 7\); the",
         ),
     ],
 )
@@ -154,7 +158,7 @@ def test_watching_copies_what_is_written_until_the_file_is_there(source, protoco
         if step == 4:
             until.touch()
 
-    monkeypatch.setattr(reindexing, "_pause", pause)
+    monkeypatch.setattr(copying, "_pause", pause)
     embedded = reindex(source, "docs-new", encoder(tiny_bert), alias="live", watch=until)
     assert embedded == COUNT + 5 * 3
     expect_equal(source, "docs-new", encoder(tiny_bert))
@@ -182,9 +186,93 @@ def test_a_source_that_never_rests_is_given_up(source, tiny_bert, monkeypatch, c
     with pytest.raises(Failed, match=r"docs-new holds 40 chunks, docs 1,\d+, and others write on .*; the alias stays"):
         reindex(source, "docs-new", encoder(tiny_bert), alias="live")
     assert reindex(source, "docs-new", encoder(tiny_bert)) == 0, "without an alias it is said"
-    assert "others write on, or chunks no longer fit --where" in capsys.readouterr().err
+    assert "others write on (0 chunks in the last round); run again" in capsys.readouterr().err
     monkeypatch.undo()
     assert aliases(source) == {}
+
+
+def test_a_chunk_that_no_longer_fits_the_filter_leaves_the_target(source, tiny_bert):
+    reindex(source, "docs-even", encoder(tiny_bert), where={"even": True})
+    with open_collection(source) as collection:
+        collection.upsert([replace(chunks()[4], metadata={"n": 4, "even": False})])
+    assert reindex(source, "docs-even", encoder(tiny_bert), where={"even": True}, alias="live") == 0
+    assert {int(one.id) for one in read(source, "docs-even")} == {*range(0, COUNT, 2)} - {4}
+    assert aliases(source) == {"live": "docs-even"}
+
+
+def test_a_run_that_was_stopped_near_its_end_is_checked_as_a_whole(source, tiny_bert):
+    """The sample is of all chunks, not of the few that the last run embedded."""
+    reindex(source, "docs-new", encoder(tiny_bert))
+    with open_collection(replace(source, collection="docs-new")) as made:
+        (one,) = made.stored(["11"]).values()
+        made.upsert([replace(one, embedding=np.ones(32, np.float32))])
+    with open_collection(source) as collection:
+        collection.upsert([replace(chunks()[0], id="99")])
+    with pytest.raises(Failed, match="1 of 41 chunks that were read back differ from what was written, such as 11"):
+        reindex(source, "docs-new", encoder(tiny_bert), alias="live")
+    assert aliases(source) == {}
+
+
+def test_a_collection_is_checked_when_the_server_has_made_its_indexes(source, protocol, tiny_bert, monkeypatch, capsys):
+    """While Qdrant's status is yellow it searches exactly what is not in its index yet."""
+    pauses = []
+    monkeypatch.setattr(qdrant_collection, "_pause", pauses.append)
+    reindex(source, "docs-new", encoder(tiny_bert))
+    protocol.busy = 4
+    with open_collection(replace(source, collection="docs-new")) as made:
+        made.finish()
+    assert len(pauses) == 3, "the first answer was the opening's"
+    assert capsys.readouterr().err.count("waiting until Qdrant has made its indexes") == 1
+
+
+def test_a_rate_limit_is_waited_for(tiny_bert, monkeypatch, capsys):
+    pauses = []
+    monkeypatch.setattr(qdrant_store, "_pause", pauses.append)
+    with answering(QdrantProtocol(allowed=5)) as port:
+        config = StoreConfig("qdrant", "docs", url=f"http://127.0.0.1:{port}", text_field="body")
+        fill(config)
+        assert reindex(config, "docs-new", encoder(tiny_bert), batch=10) == COUNT
+    assert len(pauses) > 5 and {*pauses} == {1}
+    assert "the server's rate limit is reached: waiting for 1 s" in capsys.readouterr().err
+
+
+def test_deletions_that_shift_the_pages_of_chroma_cost_a_round(tiny_bert, tmp_path, capsys):
+    config = StoreConfig("chroma", "docs", path=tmp_path)
+    fill(config)
+
+    class Disturbed(type(encoder(tiny_bert))):
+        def passages(self, texts):
+            if self.texts == 10:
+                source.remove(["0", "1"])
+            return super().passages(texts)
+
+    model = Disturbed(encoder(tiny_bert).config, "cpu")
+    with open_store(config) as store:
+        source = store.open("docs")
+        target = store.create("docs-new", 32, {}, like=source)
+        copy = copying.Copy(source, target, model, 10, None)
+        source.chunks = partial(source.chunks, page=5)
+        assert copy.once() > 0 and not copy.complete
+        assert copy.settle()
+        assert {one.id for one in target.chunks()} == {one.id for one in chunks()} - {"0", "1"}
+    assert "chunks were deleted while it was read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_file_to_wait_for_that_is_there_or_can_never_be_is_refused(there, source, tiny_bert, tmp_path):
+    until = tmp_path / "now" if there else tmp_path / "none" / "now"
+    if there:
+        until.touch()
+    reason = "exists already, so nothing would be watched" if there else "has no folder"
+    with pytest.raises(BadInput, match=f"--watch .*: {reason}"):
+        reindex(source, "docs-new", encoder(tiny_bert), watch=until)
+
+
+def test_a_store_without_aliases_says_so_when_asked_to_go_back(tiny_bert, tmp_path):
+    config = StoreConfig("chroma", "docs", path=tmp_path)
+    fill(config)
+    with pytest.raises(BadInput, match="--alias live: Chroma has no aliases"):
+        roll_back(config, "live")
 
 
 def test_metadata_that_is_no_number_is_not_taken_for_a_change(tiny_bert, tmp_path):
@@ -192,7 +280,8 @@ def test_metadata_that_is_no_number_is_not_taken_for_a_change(tiny_bert, tmp_pat
     with open_store(config, create=True) as store:
         store.create("docs", 4, {}).upsert([replace(one, metadata={"share": float("nan")}) for one in chunks()[:3]])
     model = encoder(tiny_bert)
-    assert reindex(config, "docs-new", model) == model.texts == 3
+    assert reindex(config, "docs-new", model) == 3
+    assert model.texts == 3 + 3, "embedded once, and again for the check"
 
 
 def test_a_sample_is_of_the_whole_stream():

@@ -8,8 +8,8 @@ from qdrant_client import QdrantClient, models
 from data_prep.stores.base import StoreConfig
 from data_prep.stores.open import open_collection
 from tests.servers import QdrantProtocol, answering, chroma_server
-from tests.unit.trainer.inference.test_reindexing import COUNT, chunks, encoder
-from trainer.inference.reindexing import reindex
+from tests.unit.trainer.reindexing.test_reindexing import COUNT, chunks, encoder
+from trainer.reindexing.reindex import reindex, roll_back
 
 HNSW = models.HnswConfigDiff(m=24, ef_construct=77, full_scan_threshold=12345, on_disk=True, payload_m=8)
 SCALAR = models.ScalarQuantization(
@@ -89,7 +89,8 @@ def everything(client: QdrantClient) -> None:
         )
         for i, one in enumerate(chunks())
     ]
-    client.upsert("docs", points)
+    for start in range(0, COUNT, 7):
+        client.upsert("docs", points[start : start + 7])
 
 
 @pytest.fixture
@@ -125,6 +126,45 @@ def test_every_setting_of_qdrant_goes_along(server, tiny_bert, capsys):
     for one in range(COUNT):
         (old,), (new,) = (client.retrieve(name, [one], with_vectors=names) for name in ("docs", "docs-new"))
         assert (new.vector, new.payload) == (old.vector, old.payload)
+
+
+def test_chunks_are_counted_where_strict_mode_forbids_to_count_exactly(server, tiny_bert):
+    _, client, config = server
+    strict = models.StrictModeConfig(enabled=True, search_allow_exact=False, max_query_limit=11)
+    client.update_collection("docs", strict_mode_config=strict)
+    with open_collection(config) as collection:
+        assert collection.count() == COUNT
+        assert collection.count({"user": "u1"}) == len(range(1, COUNT, 3))
+    assert reindex(config, "docs-new", encoder(tiny_bert), alias="live") == COUNT
+
+
+def test_named_vectors_that_stay_behind_are_listed_with_the_flag_that_takes_them_along(server, tiny_bert, capsys):
+    _, _, config = server
+    reindex(replace(config, vector_name=None), "docs-new", encoder(tiny_bert))
+    line = (
+        "not carried over to docs-new: params.vectors.title.size: 3, there 'not set' (--vector-name title embeds that"
+    )
+    assert line in capsys.readouterr().err
+
+
+def test_settings_that_a_killed_run_had_not_made_yet_are_made_by_the_next_one(server, tiny_bert, monkeypatch, capsys):
+    _, client, config = server
+    with monkeypatch.context() as killed:
+        killed.setattr(QdrantClient, "create_payload_index", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            reindex(config, "docs-new", encoder(tiny_bert))
+    assert client.get_collection("docs-new").payload_schema == {}
+    assert reindex(config, "docs-new", encoder(tiny_bert)) == COUNT
+    assert "not carried over" not in capsys.readouterr().err
+    assert described(client, "docs-new") == described(client, "docs")
+
+
+def test_an_alias_of_a_collection_with_several_vectors_is_moved_back(server, tiny_bert, capsys):
+    _, _, config = server
+    reindex(config, "docs-1", encoder(tiny_bert), alias="live")
+    reindex(config, "docs-2", encoder(tiny_bert), alias="live")
+    roll_back(replace(config, collection="live", vector_name=None), "live")
+    assert "alias live: points to docs-1 again, before to docs-2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
 """The check of a collection that was embedded anew, before anyone is sent to it.
 
-- A sample of its chunks is read back and compared with what was written.
+- A sample of its chunks is embedded again, read back and compared.
 - Each of them is searched for, and what the store's search finds is compared with an exact search over all vectors,
   which are read once, a page at a time.
 """
 
+import json
 from collections.abc import Iterable
 
 import numpy as np
@@ -12,10 +13,10 @@ import numpy as np
 from data_prep.common.errors import Failed
 from data_prep.common.workers import batches
 from data_prep.stores.base import PAGE, Chunk, Collection
+from trainer.inference.text_encoder import TextEncoder
 
 SAMPLE = 64  # chunks
 NEIGHBOURS = 10
-ALIKE = 0.999  # cosine of a vector with what was written: stores round, to 16 bits where they are told to
 TIED = 1e-5  # scores that differ by less are one rank
 
 
@@ -35,23 +36,26 @@ class Sample:
                 self.chunks[place] = chunk
 
 
-def check_collection(filled: Collection, source: Collection, written: list[Chunk]) -> float:
+def check_collection(filled: Collection, source: Collection, encoder: TextEncoder, sample: Sample) -> float:
     """Returns the recall of the store's search: the share of the exact NEIGHBOURS that it finds.
 
-    written: chunks with the embeddings that were written. Raises Failed if one is read back differently. A chunk that
-    was changed in the source since is left out.
+    The sample's chunks are embedded again, whenever they were written. Raises Failed if one is read back differently.
+    A chunk that was changed in the source since it was drawn is left out.
     """
-    ids = [chunk.id for chunk in written]
+    ids = [chunk.id for chunk in sample.chunks]
     now, stored = source.stored(ids), filled.stored(ids)
-    written = [chunk for chunk in written if now.get(chunk.id) == chunk]
-    differing = [chunk.id for chunk in written if stored.get(chunk.id) != chunk]
-    if not written:
+    drawn = [chunk for chunk in sample.chunks if same(chunk, now.get(chunk.id))]
+    if not drawn:
         return 1.0
-    asked = np.array([chunk.embedding for chunk in written])
-    best, own = _exact(filled, asked, {chunk.id for chunk in written})
-    differing += [chunk.id for chunk in written if not _alike(chunk.embedding, own.get(chunk.id))]
+    asked = encoder.passages([chunk.text for chunk in drawn])
+    best, own = _exact(filled, asked, {chunk.id for chunk in drawn})
+    differing = [
+        chunk.id
+        for chunk, vector in zip(drawn, asked)
+        if not (same(chunk, stored.get(chunk.id)) and _alike(vector, own.get(chunk.id), filled.fidelity))
+    ]
     if differing:
-        count, mend = f"{len({*differing})} of {len(written)}", "look at its settings, delete it and run again"
+        count, mend = f"{len(differing)} of {len(drawn)}", "look at its settings, delete it and run again"
         raise Failed(
             f"--target {filled.name}: {count} chunks that were read back differ from what was written, such as "
             f"{differing[0]}; {mend}"
@@ -69,11 +73,19 @@ def _exact(filled: Collection, asked: np.ndarray, wanted: set[str]) -> tuple[np.
     return best, own
 
 
-def _alike(written: np.ndarray, stored: np.ndarray | None) -> bool:
+def _alike(embedded: np.ndarray, stored: np.ndarray | None, least: float) -> bool:
+    """Returns True if the cosine of both is `least` or more."""
     if stored is None:
         return False
-    length = float(np.linalg.norm(written) * np.linalg.norm(stored))
-    return length == 0 or float(written @ stored) / length >= ALIKE
+    length = float(np.linalg.norm(embedded) * np.linalg.norm(stored))
+    return length == 0 or float(embedded @ stored) / length >= least
+
+
+def same(one: Chunk, stored: Chunk | None) -> bool:
+    """Returns True for a chunk with the same text and metadata; NaN, which Chroma stores, is equal to NaN."""
+    if stored is None or one.text != stored.text:
+        return False
+    return one.metadata == stored.metadata or json.dumps(one.metadata) == json.dumps(stored.metadata)
 
 
 def _recall(asked: np.ndarray, best: np.ndarray, answers: list[list[Chunk]]) -> float:

@@ -1,0 +1,1 @@
+"""Qdrant: its local mode in this process, or a server."""
