@@ -58,7 +58,7 @@ def test_flags_straight_from_jsonl_resumed_by_their_run_file_and_merged(here, ca
     assert "global batch 2 x 1 x 1 = 2 rows" in said
     assert "the model has 64 positions: query_max_len 128 and passage_max_len 1000 is cut to 64" in said
     negatives = [len(row["negatives"]) for row in tiny.rows(12)]
-    assert f"{negatives.count(2)} hard negatives of {negatives.count(2)} rows stay out" in said
+    assert f"{negatives.count(2)} hard negatives of {negatives.count(2)} rows stay out of each epoch" in said
     assert f"{negatives.count(0)} rows have fewer and train on those they have" in said
     assert len(events(out)) == 3 * 6 and events(out)[0]["temperature"] == 0.02
     # never padded: every epoch embeds a query, a positive and at most one negative for each row

@@ -132,6 +132,7 @@ class DataConfig(Section):
     general: ExtraSet = None  # a set beside the domain's, to see what is forgotten
     ignore_identical_ids: bool = False  # in evaluations, the document with the query's own id (BEIR's rule)
     max_hard_negatives: int | None = Field(None, ge=0)  # per row; None takes all
+    negative_sampling: Literal["random", "first"] = "random"  # of these: others in each epoch, or always the first
     last_batch: Literal["keep", "drop"] = "keep"
     mixing: Literal["proportional", "temperature", "round_robin"] = "proportional"  # of sources; a batch is of one
     allow: list[Literal["leakage", "positives_as_negatives"]] = []  # what the gate finds and does not refuse

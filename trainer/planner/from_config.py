@@ -16,7 +16,7 @@ def make_plan(config: RunConfig, sources: Sequence[SourceRows], fingerprint: str
     apart = frozenset(source.name for source in sources if _in_batch(config.loss_of(source.name)))
     return BatchPlan(
         tuple(sources), train.batch_size, fingerprint, train.seed, data.last_batch, data.mixing,
-        data.mixing_temperature, apart, cut=train.steps_per_epoch,
+        data.mixing_temperature, apart, train.steps_per_epoch, data.max_hard_negatives, data.negative_sampling,
     )  # fmt: skip
 
 

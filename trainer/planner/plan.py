@@ -20,6 +20,7 @@ import numpy as np
 
 from data_prep.shards.shared_keys import SourceRows
 from trainer.planner.permutation import Permutation
+from trainer.planner.row_negatives import drawn_negatives
 from trainer.planner.source_pass import Pass
 
 PLAN_VERSION = 2
@@ -46,6 +47,8 @@ class BatchPlan:
     mixing_temperature: float = 2.0
     apart: frozenset[str] | None = None  # sources whose rows are kept apart where they share a key; None: all
     cut: int | None = None  # steps after which an epoch of the run ends early; the next one continues there
+    max_hard_negatives: int | None = None  # that a row trains on in an epoch; None: all
+    negative_sampling: str = "first"  # the choice of these, see row_negatives.py
     _passes: dict[tuple[int, int], Pass] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __post_init__(self):
@@ -110,6 +113,11 @@ class BatchPlan:
         number, batch = divmod(turn, self._batches[source])
         oldest = self._taken(source, step // self.steps_per_epoch).start // self._batches[source]
         return self.parts[source].name, self._pass(source, number, oldest).batch(batch)
+
+    def negatives(self, step: int, row: int, count: int) -> list[int]:
+        """Returns the indices of the row's `count` hard negatives that take part in a step."""
+        epoch = step // self.steps_per_epoch
+        return drawn_negatives(row, count, self.max_hard_negatives, epoch, self.seed, self.negative_sampling)
 
     def meeting(self, epoch: int) -> int:
         """Rows of an epoch that share a text or document with an earlier row of their batch, over all sources."""

@@ -7,7 +7,7 @@ import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_prep.common.errors import BadInput
 from data_prep.texts.tokenizer_rules import read_object
@@ -78,30 +78,47 @@ def _different(old: Any, new: Any, prefix: str) -> list[str]:
     return [f"{prefix}: {old!r} in run.json, {new!r} now"]
 
 
-def recorded_lr(run_dir: str | Path) -> float | None:
-    """Returns the learning rate in run.json; None where none can be read, which check_resumable reports."""
-    with suppress(BadInput, KeyError, TypeError):
-        return read_object(Path(run_dir) / "run.json")["config"]["optim"]["lr"]
-    return None
+class Begun(NamedTuple):
+    """Values of run.json for keys whose default may have been another when the run began; None: not recorded."""
+
+    lr: float | None = None
+    negative_sampling: str | None = None
 
 
-def as_begun(config: RunConfig, lr: float | None) -> RunConfig:
-    """Returns a config that states no learning rate with the recorded one: the default may have been another then."""
-    if lr is None or config.optim.states_lr:
-        return config
-    return config.model_copy(update={"optim": config.optim.with_default_lr(lr)})
+def recorded(run_dir: str | Path) -> Begun:
+    """Returns what run.json records; nothing where it cannot be read, which check_resumable reports."""
+    with suppress(BadInput, KeyError, TypeError, AttributeError):
+        values = _with_old_defaults(read_object(Path(run_dir) / "run.json")["config"])
+        return Begun(values["optim"]["lr"], values["data"]["negative_sampling"])
+    return Begun()
+
+
+def _with_old_defaults(values: dict) -> dict:
+    """Returns a recorded config with what earlier versions did, where it lacks a key whose default is another today."""
+    return values | {"data": {"negative_sampling": "first"} | values["data"]}
+
+
+def as_begun(config: RunConfig, begun: Begun) -> RunConfig:
+    """Returns a config with the recorded values of those keys that it does not state."""
+    changed = {}
+    if begun.lr is not None and not config.optim.states_lr:
+        changed["optim"] = config.optim.with_default_lr(begun.lr)
+    if begun.negative_sampling and "negative_sampling" not in config.data.model_fields_set:
+        changed["data"] = config.data.model_copy(update={"negative_sampling": begun.negative_sampling})
+    return config.model_copy(update=changed) if changed else config
 
 
 def check_resumable(run_dir: Path, config: RunConfig, fingerprint: str) -> None:
     """Raises BadInput if the run in run_dir is not the one that the config describes."""
     try:
-        recorded = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+        record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
         source = str(run_dir / "run.json")
-        recorded_config = parse_config(recorded["config"], source)  # keys of later versions get defaults
-        recorded_fingerprint, recorded_plan = recorded["data_fingerprint"], recorded["plan"].get("version", 1)
+        # keys of later versions get defaults
+        recorded_config = parse_config(_with_old_defaults(record["config"]), source)
+        recorded_fingerprint, recorded_plan = record["data_fingerprint"], record["plan"].get("version", 1)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{run_dir}/run.json: is no record of a run that can be resumed ({error})") from None
-    config = as_begun(config, recorded_config.optim.lr)
+    config = as_begun(config, Begun(recorded_config.optim.lr, recorded_config.data.negative_sampling))
     different = _different(recorded_config.model_dump(mode="json"), config.model_dump(mode="json"), "")
     problems = [f"{run_dir}: cannot resume, {text}" for text in different]
     if recorded_fingerprint != fingerprint:
@@ -117,11 +134,11 @@ def check_resumable(run_dir: Path, config: RunConfig, fingerprint: str) -> None:
 
 def recorded_base_dtype(run_dir: Path) -> str | None:
     """Returns fp32 or bf16, as the run began: `auto` may mean another dtype where it goes on. None: there is no run."""
-    recorded = read_object(run_dir / "run.json")
-    return recorded.get("base_dtype", "fp32") if recorded else None  # earlier versions had fp32 only
+    record = read_object(run_dir / "run.json")
+    return record.get("base_dtype", "fp32") if record else None  # earlier versions had fp32 only
 
 
 def chosen_budget(run_dir: Path, topology: dict) -> int | None:
     """Returns the micro_batch_tokens recorded by a run of this topology: other chunks would round sums differently."""
-    recorded = read_object(run_dir / "run.json")
-    return recorded["plan"]["micro_batch_tokens"] if recorded.get("topology") == topology else None
+    record = read_object(run_dir / "run.json")
+    return record["plan"]["micro_batch_tokens"] if record.get("topology") == topology else None

@@ -53,7 +53,7 @@ class TrainData:
         """Raises BadInput where the shards' tokens differ from this tokenizer's (preflight compares the manifest)."""
         ids = list(range(min(CHECKED_ROWS, len(self.rows))))
         records = self.rows.take(ids)
-        texts = ids, records, [0] * len(ids), [record.negatives for record in records]
+        texts = ids, records, [0] * len(ids), [list(range(len(record.negatives))) for record in records]
         if self._read_tokens(*texts) != self._make_tokens(*texts):
             raise BadInput(
                 f"data.train: the tokens of {self.data.train} are not what the tokenizer of {self.spec.path} makes of "
@@ -77,7 +77,9 @@ class TrainData:
         records = self.rows.take(ids)
         epoch = step // self.plan.steps_per_epoch
         drawn = [seed_of(self.plan.seed, epoch, i) % len(r.positives) for i, r in zip(ids, records)]
-        return self.make_batch(ids, records, drawn, len(whole), seed_of(self.plan.seed, step, rank), source)
+        negatives = [self.plan.negatives(step, i, len(r.negatives)) for i, r in zip(ids, records)]
+        seed = seed_of(self.plan.seed, step, rank)
+        return self.make_batch(ids, records, drawn, len(whole), seed, source, negatives)
 
     def sizes(self, ids: np.ndarray) -> np.ndarray:
         """Estimates the bytes of text to embed in each row, without reading or tokenising it: (rows,) float64."""
@@ -90,10 +92,18 @@ class TrainData:
         return np.minimum(queries.total, most[0]) + positive + hard * negative
 
     def make_batch(
-        self, ids: list[int], records: list[Record], drawn: list[int], global_rows: int, seed: int, source: str = ""
+        self,
+        ids: list[int],
+        records: list[Record],
+        drawn: list[int],
+        global_rows: int,
+        seed: int,
+        source: str = "",
+        negatives: list[list[int]] | None = None,
     ) -> Batch:
-        """drawn: index of each record's positive that takes part; its other positives are masked, never negatives."""
-        negatives = [r.negatives[: self.data.max_hard_negatives] for r in records]
+        """drawn: index of each record's positive that takes part; its other positives are masked, never negatives.
+        negatives: indices of each record's hard negatives that take part; None: all."""
+        negatives = [list(range(len(r.negatives))) for r in records] if negatives is None else negatives
         tokens, truncated = (self._read_tokens if self.tokens else self._make_tokens)(ids, records, drawn, negatives)
         row_keys = [[text_key(t) for t in r.positives] + [id_key(d) for d in r.doc_ids] for r in records]
         width = max((len(keys) for keys in row_keys), default=1)
@@ -101,7 +111,11 @@ class TrainData:
         documents = [
             (text_key(r.positives[k]), id_key(r.doc_ids[k]) if r.doc_ids else NO_KEY, query, row)
             for row, (r, k, query) in enumerate(zip(records, drawn, row_query))
-        ] + [(text_key(text), NO_KEY, NO_KEY, row) for row, texts in enumerate(negatives) for text in texts]
+        ] + [
+            (text_key(records[row].negatives[i]), NO_KEY, NO_KEY, row)
+            for row, taken in enumerate(negatives)
+            for i in taken
+        ]
         keys = torch.tensor(documents, dtype=torch.int64).reshape(-1, len(DocumentKeys._fields))
         return Batch(
             row_ids=ids,
@@ -111,7 +125,7 @@ class TrainData:
             documents=DocumentKeys.unpack(keys),
             scores=_numbers([r.score for r in records]),
             teacher_positive=_numbers([r.teacher_scores and r.teacher_scores[k] for r, k in zip(records, drawn)]),
-            teacher_negative=_numbers([s for r, texts in zip(records, negatives) for s in _teacher(r, len(texts))]),
+            teacher_negative=_numbers([s for r, taken in zip(records, negatives) for s in _teacher(r, taken)]),
             global_rows=global_rows,
             truncated=truncated,
             seed=seed,
@@ -119,24 +133,25 @@ class TrainData:
         )
 
     def _make_tokens(
-        self, _: list[int], records: list[Record], drawn: list[int], negatives: list[list[str]]
+        self, _: list[int], records: list[Record], drawn: list[int], negatives: list[list[int]]
     ) -> tuple[list[list[int]], int]:
         """Returns token ids of queries, drawn positives and negatives, and the number of truncated texts."""
         rules = self.spec.rules
-        documents = [r.positives[k] for r, k in zip(records, drawn)] + [text for texts in negatives for text in texts]
+        documents = [r.positives[k] for r, k in zip(records, drawn)]
+        documents += [r.negatives[i] for r, taken in zip(records, negatives) for i in taken]
         texts = [r.query for r in records]
         queries, truncated = tokenize(texts, rules.query_prompt, rules.query_max_len, self.tokenizer)
         passages, also_truncated = tokenize(documents, rules.passage_prompt, rules.passage_max_len, self.tokenizer)
         return queries + passages, truncated + also_truncated
 
     def _read_tokens(
-        self, ids: list[int], records: list[Record], drawn: list[int], negatives: list[list[str]]
+        self, ids: list[int], records: list[Record], drawn: list[int], negatives: list[list[int]]
     ) -> tuple[list[list[int]], int]:
         """Same as _make_tokens, from the shards. ids: the records' rows."""
         first = self.tokens.first_texts(ids)
         of_row = [start + 1 + len(r.positives) for start, r in zip(first.tolist(), records)]
         documents = [start + 1 + k for start, k in zip(first.tolist(), drawn)]
-        documents += [start + i for start, texts in zip(of_row, negatives) for i in range(len(texts))]
+        documents += [start + i for start, taken in zip(of_row, negatives) for i in taken]
         queries, truncated = self.tokens.ids(first, self.spec.rules.query_max_len)
         passages, also_truncated = self.tokens.ids(np.array(documents, np.int64), self.spec.rules.passage_max_len)
         return queries + passages, truncated + also_truncated
@@ -146,8 +161,8 @@ def _numbers(values: list[float | None]) -> torch.Tensor:
     return torch.tensor([float("nan") if value is None else value for value in values], dtype=torch.float64)
 
 
-def _teacher(record: Record, negatives: int) -> list[float | None]:
-    """Returns the teacher's scores of a record's first hard negatives, which follow those of its positives."""
+def _teacher(record: Record, negatives: list[int]) -> list[float | None]:
+    """Returns the teacher's scores of these hard negatives, which follow those of the record's positives."""
     if record.teacher_scores is None:
-        return [None] * negatives
-    return record.teacher_scores[len(record.positives) :][:negatives]
+        return [None] * len(negatives)
+    return [record.teacher_scores[len(record.positives) + i] for i in negatives]

@@ -9,7 +9,7 @@ from trainer.model_folder.dense import shape_of
 from trainer.model_folder.spec import describe_lengths
 from trainer.planner.plan import total_steps
 from trainer.preflight.inputs import Inputs
-from trainer.run_dir.record import as_begun, recorded_lr
+from trainer.run_dir.record import Begun, as_begun, recorded
 from trainer.train.data import TrainData
 from trainer.train.train import check
 
@@ -20,7 +20,7 @@ def show(config: RunConfig, resume: bool) -> None:
     """Prints to stdout; trains and writes nothing. Raises BadInput like the run itself."""
     device = pick_device(config.train.device)
     choose_kernels(device, config.train.precision)
-    config = as_begun(config, recorded_lr(config.output_dir) if resume else None)
+    config = as_begun(config, recorded(config.output_dir) if resume else Begun())
     inputs = Inputs(config)
     warnings = check(inputs, resume) + precision_notes(config.train.precision, device)
     print("\n".join([*_run_lines(inputs, warnings), *_batch_lines(inputs)]))
@@ -69,7 +69,7 @@ def _batch_lines(inputs: Inputs) -> list[str]:
     ]
     negatives = iter(range(2 * batch.rows, len(batch.tokens)))
     for row, record in enumerate(data.rows.take(batch.row_ids[:SHOWN_ROWS])):
-        own = [next(negatives) for _ in record.negatives[: config.data.max_hard_negatives]]
+        own = [next(negatives) for _ in plan.negatives(0, batch.row_ids[row], len(record.negatives))]
         texts = [("query", row), ("positive", batch.rows + row), *(("hard negative", i) for i in own)]
         tokens = [(name, batch.tokens[i]) for name, i in texts]
         masked = mask[row].nonzero().flatten().tolist()

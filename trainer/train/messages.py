@@ -12,6 +12,7 @@ import torch
 from data_prep.common.files import write_json
 from data_prep.shards.folder import Rows
 from trainer.config.recipe import recipe
+from trainer.config.sections import DataConfig
 from trainer.distributed.launcher_claims import fewer_nodes
 from trainer.engine.protocol import Applied
 from trainer.loss.batch import Batch
@@ -107,8 +108,12 @@ def _millions(count: int) -> str:
     return f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count / 1e6:.4f} M"
 
 
-def _negatives(most: int | None, rows: Rows) -> list[str]:
-    """Returns a line if rows have more hard negatives than `most`, data.max_hard_negatives."""
+_LEFT_OUT = {"random": "others each time", "first": "always the same"}
+
+
+def _negatives(data: DataConfig, rows: Rows) -> list[str]:
+    """Returns a line if rows have more hard negatives than data.max_hard_negatives."""
+    most = data.max_hard_negatives
     if most is None:
         return []
     counts = rows.bytes_of("negatives", np.arange(len(rows))).count
@@ -117,7 +122,7 @@ def _negatives(most: int | None, rows: Rows) -> list[str]:
         return []
     return [
         f"data.max_hard_negatives {most}: {int(cut.sum())} hard negatives of {np.count_nonzero(cut)} rows stay "
-        f"out; {fewer} rows have fewer and train on those they have"
+        f"out of each epoch, {_LEFT_OUT[data.negative_sampling]}; {fewer} rows have fewer and train on those they have"
     ]
 
 

@@ -13,7 +13,7 @@ from trainer.loss.user_functions import import_functions
 from trainer.preflight.check_run import check_run
 from trainer.preflight.inputs import Inputs
 from trainer.run_dir.layout import damage
-from trainer.run_dir.record import as_begun, recorded_lr
+from trainer.run_dir.record import Begun, as_begun, recorded
 from trainer.train.fit import finish, fit
 from trainer.train.setup import prepare
 
@@ -33,7 +33,7 @@ def train(
     """
     runtime = start(config, run_file, engine, processes)
     with process_group(runtime, config.train.timeout_minutes):
-        config = as_begun(config, runtime.world.on_first(lambda: recorded_lr(config.output_dir) if resume else None))
+        config = as_begun(config, runtime.world.on_first(lambda: recorded(config.output_dir) if resume else Begun()))
         final, inputs = Path(config.output_dir) / "final", Inputs(config)
         check_agreement(runtime.world, facts_of(config, inputs.fingerprint))
         warnings = runtime.world.on_first(lambda: check(inputs, resume, loss_fn, runtime.engine))

@@ -9,9 +9,9 @@ from data_prep.common.errors import BadInput
 from data_prep.common.files import write_json
 from trainer.config.loading import parse_config
 from trainer.config.recipe import recipe
-from trainer.config.sections import LEARNING_RATES, lr_factor
+from trainer.config.sections import LEARNING_RATES, DataConfig, lr_factor
 from trainer.planner.plan import PLAN_VERSION
-from trainer.run_dir.record import as_begun, check_resumable, describe_run, recorded_lr
+from trainer.run_dir.record import Begun, as_begun, check_resumable, describe_run, recorded
 from trainer.train import dry_run, fit
 from trainer.train.train import train
 
@@ -36,9 +36,9 @@ def record(config) -> None:
 def test_a_run_file_without_a_rate_takes_the_recorded_one(config, tmp_path, mode, began):
     (tmp_path / "out").mkdir()
     record(config(mode, lr=began))
-    assert recorded_lr(tmp_path / "out") == began
+    assert recorded(tmp_path / "out") == Begun(began, "random")
     check_resumable(tmp_path / "out", config(mode), "f")
-    resumed = as_begun(config(mode), began)
+    resumed = as_begun(config(mode), Begun(began))
     assert resumed.optim.lr == began and not resumed.optim.states_lr
     if began != LEARNING_RATES[mode]:
         assert f"{began:g} (optim.lr, of run.json, with which the run began; the default" in recipe(resumed)[-1]
@@ -47,16 +47,31 @@ def test_a_run_file_without_a_rate_takes_the_recorded_one(config, tmp_path, mode
 def test_a_stated_rate_that_is_not_the_recorded_one_is_refused(config, tmp_path):
     (tmp_path / "out").mkdir()
     record(config(lr=2e-5))
-    assert as_begun(config(lr=1e-4), 2e-5).optim.lr == 1e-4
+    assert as_begun(config(lr=1e-4), Begun(2e-5)).optim.lr == 1e-4
     with pytest.raises(BadInput, match="optim.lr: 2e-05 in run.json, 0.0001 now"):
         check_resumable(tmp_path / "out", config(lr=1e-4), "f")
 
 
+def test_a_run_older_than_the_draw_of_negatives_goes_on_with_the_first_ones(config, tmp_path):
+    (tmp_path / "out").mkdir()
+    values = describe_run(config(), {}, "f", {"version": PLAN_VERSION})
+    del values["config"]["data"]["negative_sampling"]
+    write_json(tmp_path / "out" / "run.json", values)
+    begun = recorded(tmp_path / "out")
+    assert begun.negative_sampling == "first" and config().data.negative_sampling == "random"
+    assert as_begun(config(), begun).data.negative_sampling == "first"
+    check_resumable(tmp_path / "out", config(), "f")
+    stated = config().model_copy(update={"data": DataConfig(train="t", negative_sampling="random")})
+    assert as_begun(stated, begun).data.negative_sampling == "random"
+    with pytest.raises(BadInput, match="data.negative_sampling: 'first' in run.json, 'random' now"):
+        check_resumable(tmp_path / "out", stated, "f")
+
+
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"config": 1}', '{"config": {"optim": {}}}'])
-def test_without_a_readable_record_there_is_no_rate(tmp_path, text):
+def test_without_a_readable_record_nothing_is_recorded(tmp_path, text):
     if text is not None:
         (tmp_path / "run.json").write_text(text)
-    assert recorded_lr(tmp_path) is None
+    assert recorded(tmp_path) == Begun()
 
 
 def test_a_run_of_the_old_default_goes_on_with_it(config, tmp_path, monkeypatch, capsys):

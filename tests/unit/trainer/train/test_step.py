@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from data_prep.records import Record
 from data_prep.sharding.build import shard
+from data_prep.sharding.tokenise import TokenOptions
 from data_prep.shards.folder import open_shards
 from tests import tiny
 from tests.multiprocess.dense import relative_error
@@ -136,6 +137,43 @@ def test_every_epoch_draws_positives_anew_and_every_step_and_rank_other_dropout(
         seeds += [batch.seed for batch in batches]
     assert len(drawn) == 24 and min(map(len, drawn.values())) > 1
     assert len(set(seeds)) == len(seeds)
+
+
+@pytest.mark.parametrize("tokens", [False, True], ids=["texts", "tokens"])
+def test_every_epoch_draws_hard_negatives_anew_with_their_scores_whatever_the_ranks(tiny_bert, tmp_path, tokens):
+    """The n-th negative of a row is its number n, and so is its teacher's score; rows have 0 to 4 of them."""
+    texts = [[f"w{i} w{100 + k}" for k in range(i % 5)] for i in range(24)]
+    scores = [[9.0, *range(len(few))] for few in texts]
+    made = [Record(f"w{i}", [f"w{i} w99"], few, teacher_scores=s) for i, (few, s) in enumerate(zip(texts, scores))]
+    folder, model = tmp_path / "shards", ModelConfig(path=str(tiny_bert))
+    options = TokenOptions(str(tiny_bert)) if tokens else None
+    shard([write_records(tmp_path / "rows.jsonl", made)], folder, eval_fraction=0, tokens=options)
+    _, tokenizer, spec, _ = load_embedder(model)
+    plan = BatchPlan(
+        tuple(open_shards(folder).train_sources()), 8, "f", 0, max_hard_negatives=2, negative_sampling="random"
+    )
+    data = TrainData(DataConfig(train=str(folder), max_hard_negatives=2), spec, tokenizer, plan)
+    seen, ids = defaultdict(list), tokenizer.convert_tokens_to_ids
+    for step in range(2 * plan.steps_per_epoch):
+        of_row = {}
+        for rank in range(3):
+            batch = data.batch(step, rank, 3)
+            negatives = batch.tokens[2 * batch.rows :]
+            assert len(negatives) == len(batch.negative_row) == len(batch.teacher_negative)
+            for row, text, score in zip(batch.negative_row.tolist(), negatives, batch.teacher_negative.tolist()):
+                record = data.rows.take([batch.row_ids[row]])[0]
+                assert text[1:-1] == ids(record.negatives[int(score)].split())
+                of_row.setdefault(batch.row_ids[row], []).append(int(score))
+        alone = data.batch(step, 0, 1)
+        in_one = defaultdict(list)
+        for row, score in zip(alone.negative_row.tolist(), alone.teacher_negative.tolist()):
+            in_one[alone.row_ids[row]].append(int(score))
+        assert of_row == in_one
+        for row, few in of_row.items():
+            seen[row].append(few)
+    counts = {row: len(data.rows.take([row])[0].negatives) for row in seen}
+    assert all(len(few) == min(2, counts[row]) for row, epochs in seen.items() for few in epochs)
+    assert all({*one, *other} == set(range(counts[row])) for row, (one, other) in seen.items())
 
 
 def test_other_positives_of_a_row_are_masked(tiny_bert, tiny_shards):
