@@ -188,12 +188,17 @@ class Outlook:
         return Load(*sums, sum(documents) / count)
 
     @property
-    def negatives(self) -> list[int]:
+    def negatives(self) -> list[float]:
         """Negatives of a query in each sampled batch, before masks."""
         counts = []
         for batch, shares in zip(self.batches, self.shares):
-            whole = self.config.loss_of(batch.source).negatives == "batch"
+            scope = self.config.loss_of(batch.source).negatives
             per_rank = [share.documents for share in shares if share.rows]
+            if scope == "own":  # a mean
+                rows = sum(share.rows for share in shares)
+                counts.append(round((sum(per_rank) - rows) / rows, 2))
+                continue
+            whole = scope == "batch"
             counts.append(sum(per_rank) - 1 if whole else max(per_rank) - 1)
         return counts
 

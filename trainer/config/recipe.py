@@ -45,11 +45,18 @@ def _loss(loss: LossConfig) -> str:
         learned = f"learned from there, rate {loss.temperature_lr:g}" if loss.temperature_lr else "fixed"
         parts.append(f"temperature {loss.temperature:g} ({learned})")
     if "infonce" in loss.terms:
-        parts.append("negatives of the whole batch" if loss.negatives == "batch" else "negatives of the own device")
+        parts.append(_NEGATIVES[loss.negatives])
         parts += [f"directions {loss.directions}"] * (loss.directions != next(iter(DIRECTIONS)))
     if loss.matryoshka:
         parts.append(f"sizes {', '.join(str(size) for size, _ in loss.dims)}")
     return ", ".join(parts)
+
+
+_NEGATIVES = {
+    "batch": "negatives of the whole batch",
+    "device": "negatives of the own device",
+    "own": "the row's own hard negatives alone",
+}
 
 
 def _has_temperature(loss: LossConfig) -> bool:
@@ -126,7 +133,7 @@ def _loss_numbers(key: str, loss: LossConfig, normalised: bool) -> Iterator[Numb
     if "kl" in loss.terms:
         yield f"{key}.teacher_temperature", loss.teacher_temperature, 0.01, 100, ""
     if normalised:
-        yield f"{key}.mask_margin", loss.mask_margin, 0, 0.5, "a larger one leaves no negatives"
+        yield f"{key}.mask_margin", loss.mask_margin, -0.5, 0.5, "what lies above positive - margin is masked"
     yield f"{key}.mask_ratio", loss.mask_ratio, 0.5, 1.5, "a smaller one leaves no negatives"
     for name, weight in loss.terms.items():
         yield f"{key}.name", weight, 1e-3, 1e3, f"the weight of {name}"

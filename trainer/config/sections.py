@@ -176,9 +176,10 @@ class LossConfig(Section):
     temperature: float = Field(0.05, gt=0)  # of infonce, cosent and kl's student
     temperature_lr: float | None = Field(None, gt=0)  # None: fixed
     teacher_temperature: float = Field(1.0, gt=0)
-    negatives: Literal["batch", "device"] = "batch"
+    # InfoNCE's: documents of the batch, or of the own device's part of it; own: the row's own hard negatives alone
+    negatives: Literal["batch", "device", "own"] = "batch"
     mask_duplicates: bool = True
-    mask_margin: float | None = Field(None, ge=0)  # documents scored above positive - margin are no negatives
+    mask_margin: float | None = None  # documents scored above positive - margin are no negatives; -0.1: above + 0.1
     mask_ratio: float | None = Field(None, gt=0)  # … above positive * ratio
     matryoshka: list[int] | dict[int, float] | None = None  # sizes of embeddings, with weights if a mapping
 
@@ -201,6 +202,9 @@ class LossConfig(Section):
         if unknown or not self.terms:
             wrong = [f"name {name!r} is no loss.{about_value('loss.name', name, LOSSES)}" for name in unknown or ["{}"]]
             raise ValueError(f"{' '.join(wrong)} Known are {', '.join(LOSSES)} or package.module:function")
+        if self.negatives == "own" and self.directions != "query_to_doc":
+            about = f"directions {self.directions} compares with those of other rows"
+            raise ValueError(f"negatives: own compares with the row's own documents, but {about}; leave one out")
         if any(weight <= 0 for weight in self.terms.values()):
             raise ValueError("name: every weight must be above 0")
         if any((dim is not None and dim < 1) or weight <= 0 for dim, weight in self.dims):

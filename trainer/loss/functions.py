@@ -46,9 +46,11 @@ def kl(
     without adds 0. queries: (b, d). documents: (n, d). target: (b,) index of each row's positive.
     negative_row, negative_index: (k,) row and document of each hard negative. teacher_*: (b,), (k,) scores.
     """
-    positive, negative = _own_similarities(queries, documents, target, negative_row, negative_index)
-    student = _log_softmax(positive / temperature, negative / temperature, negative_row)
-    teacher = _log_softmax(teacher_positive / teacher_temperature, teacher_negative / teacher_temperature, negative_row)
+    positive, negative = own_similarities(queries, documents, target, negative_row, negative_index)
+    student = row_log_softmax(positive / temperature, negative / temperature, negative_row)
+    teacher = row_log_softmax(
+        teacher_positive / teacher_temperature, teacher_negative / teacher_temperature, negative_row
+    )
     return sum((t.exp() * (t - s)).sum() for t, s in zip(teacher, student))
 
 
@@ -63,18 +65,18 @@ def margin_mse(
 ) -> Tensor:
     """Sum over hard negatives of the squared error of (positive - negative) similarity against the teacher's
     (Hofstätter et al. 2020, arXiv:2010.02666). Arguments as for kl."""
-    positive, negative = _own_similarities(queries, documents, target, negative_row, negative_index)
+    positive, negative = own_similarities(queries, documents, target, negative_row, negative_index)
     student = positive[negative_row] - negative
     return (student - (teacher_positive[negative_row] - teacher_negative)).square().sum()
 
 
-def _own_similarities(queries, documents, target, negative_row, negative_index) -> tuple[Tensor, Tensor]:
+def own_similarities(queries, documents, target, negative_row, negative_index) -> tuple[Tensor, Tensor]:
     """(b,) and (k,) inner products of queries with their positives and with their hard negatives."""
     positive = (queries * documents[target]).sum(dim=1)
     return positive, (queries[negative_row] * documents[negative_index]).sum(dim=1)
 
 
-def _log_softmax(positive: Tensor, negative: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+def row_log_softmax(positive: Tensor, negative: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
     """log softmax over each row's positive, (b,), and the negatives that belong to it, (k,) with row: (k,)."""
     top = positive.detach().scatter_reduce(0, row, negative.detach(), "amax")
     # index_put, unlike index_add, adds in a fixed order on CUDA

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trainer.config.sections import SIMILARITIES
+from trainer.loss.masks import false_negative_limit
 
 TILE_ELEMENTS = 2**23  # similarities held at once, over all directions of a joint softmax: 32 MiB in fp32
 
@@ -61,8 +62,10 @@ def info_nce(
 
     Masked candidates are no negatives; the positive pair is never masked. mask: by identity, see duplicate_mask.
     margin, ratio: by score (NV-Retriever, Moreira et al. 2024, arXiv:2407.15831, TopK-MarginPos and TopK-PercPos): a
-    candidate with a similarity above positive - margin, or above positive * ratio, counts as a false negative. Where
-    the positive's similarity is negative, positive * ratio would be above it: ratio then compares with the positive.
+    candidate with a similarity above positive - margin, or above positive * ratio, counts as a false negative. A
+    negative margin keeps candidates up to |margin| above the positive (Qwen3-Embedding, Zhang et al. 2025,
+    arXiv:2506.05176, has -0.1). Where the positive's similarity is negative, positive * ratio would be above it: ratio
+    then compares with the positive.
     """
     allowed = set(SIMILARITIES) if joint else {"query_to_doc", "doc_to_query"}
     if "query_to_doc" not in directions or not set(directions) <= allowed:
@@ -180,7 +183,7 @@ def _tile(blocks: list[_Block], start: int, stop: int, buffer: Tensor, masks, ta
         torch.mm(anchor / tau, block.candidates.T, out=part)
     column = blocks[0].own[start:stop, None]  # (t, 1)
     positive = parts[0].gather(1, column)  # (t, 1)
-    limit = _limit(positive, tau, task.margin, task.ratio)
+    limit = false_negative_limit(positive, task.margin, task.ratio, tau)
     masked, similarities = zip(*(_mask(p, b, masks[b.side], limit, start, stop) for p, b in zip(parts, blocks)))
     tops = [part.amax(dim=1, keepdim=True) for part in parts]
     top = torch.cat(tops, dim=1).amax(dim=1, keepdim=True)  # (t, 1)
@@ -202,16 +205,6 @@ def _tile(blocks: list[_Block], start: int, stop: int, buffer: Tensor, masks, ta
         block.candidate_grad.addmm_(part.T, anchor * factor)
     correct = (positive >= tops[0]).sum()
     return _Tile(loss, temperature_grad, list(masked), similarities[0] * tau, positive.sum() * tau, correct)
-
-
-def _limit(positive: Tensor, tau: float, margin: float | None, ratio: float | None) -> Tensor | None:
-    """Returns (t, 1) logits above which a candidate counts as a false negative. positive: (t, 1) logits."""
-    limits = []
-    if margin is not None:
-        limits.append(positive - margin / tau)
-    if ratio is not None:
-        limits.append(torch.where(positive >= 0, positive * ratio, positive))
-    return torch.cat(limits, dim=1).amin(dim=1, keepdim=True) if limits else None
 
 
 def _mask(logits: Tensor, block: _Block, excluded: Tensor | None, limit: Tensor | None, start: int, stop: int):

@@ -1,4 +1,4 @@
-"""Masks of candidates that are no negatives, by the identity of texts and documents."""
+"""Masks of candidates that are no negatives: by the identity of texts and documents, and by their similarity."""
 
 import torch
 from torch import Tensor
@@ -23,3 +23,23 @@ def duplicate_mask(row_keys: Tensor, row_query: Tensor, text: Tensor, document_i
 def row_mask(doc_mask: Tensor, positive_of_row: Tensor) -> Tensor:
     """(b, m) bool: a row's query is no negative where its positive is none. positive_of_row: (m,) document index."""
     return doc_mask[:, positive_of_row]
+
+
+def own_duplicates(row_keys: Tensor, negative_row: Tensor, text: Tensor) -> Tensor:
+    """(k,) bool: hard negatives whose text is a positive of their own row. negative_row, text: (k,) int64 each."""
+    return (row_keys[negative_row] == text[:, None]).any(dim=1)
+
+
+def false_negative_limit(
+    positive: Tensor, margin: float | None, ratio: float | None, scale: float = 1.0
+) -> Tensor | None:
+    """Returns the similarity above which a candidate counts as a false negative, see info_nce; None: there is none.
+
+    positive: similarities of the rows' positives, divided by `scale`, of any shape, which the result has as well.
+    """
+    limits = []
+    if margin is not None:
+        limits.append(positive - margin / scale)
+    if ratio is not None:
+        limits.append(torch.where(positive >= 0, positive * ratio, positive))
+    return torch.stack(limits).amin(dim=0) if limits else None

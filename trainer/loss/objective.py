@@ -20,7 +20,8 @@ from trainer.loss.batch import Batch
 from trainer.loss.exchange import DocumentKeys, DocumentScores
 from trainer.loss.functions import cosent, cosine_mse, kl, margin_mse, shorten
 from trainer.loss.info_nce import STATS, info_nce
-from trainer.loss.scope import Positions, Scope, own_similarities
+from trainer.loss.own_negatives import own_info_nce
+from trainer.loss.scope import Positions, Scope, own_statistics
 from trainer.loss.user_functions import LossBatch, load_loss_fn
 
 
@@ -35,9 +36,10 @@ class Objective:
         self.user = {name: loss_fn or load_loss_fn(name) for name in self.terms if loss_fn or name not in LOSSES}
         self.temperature = config.temperature
         self.directions, self.joint = DIRECTIONS[config.directions]
-        whole = config.negatives == "batch"
-        in_batch = whole and "infonce" in self.terms
-        # Losses that are no sum over rows need every row, InfoNCE needs all documents, the others their own only.
+        whole = config.negatives != "device"
+        in_batch = config.negatives == "batch" and "infonce" in self.terms
+        # Losses that are no sum over rows need every row, InfoNCE needs all documents (or, by negatives: own, its
+        # row's), the others their own only.
         self.gathers_all = whole and any(name == "cosent" or name in self.user for name in self.terms)
         self.gathers_queries = self.gathers_all or (in_batch and len(self.directions) > 1)
         self.gathers = in_batch or self.gathers_queries
@@ -78,7 +80,7 @@ class Objective:
                 stats = term_stats if stats is None else stats  # of the first size of embeddings
         query_grad, doc_grad, *rest = torch.autograd.grad(total, leaves)
         temperature_grad = rest[0] if rest else torch.zeros_like(total)
-        stats = own_similarities(scope, batch) if stats is None else stats
+        stats = own_statistics(scope, batch) if stats is None else stats
         sums = [total.detach(), temperature_grad, *stats.unbind(), *by_term.values()]
         return self._home(query_grad, doc_grad, counts, world), _on_host(sums)
 
@@ -91,6 +93,13 @@ class Objective:
             return queries.sum() * 0.0, None
         if name in self.user:
             return self._user_term(name, queries, documents, scope, batch, temperature) * scope.share, None
+        own = (queries[rows], documents, scope.target, send(batch.negative_row, rows.device), scope.own_negatives)
+        if name == "infonce" and config.negatives == "own":
+            out = own_info_nce(
+                *own, temperature, excluded=scope.own_duplicates(batch) if config.mask_duplicates else None,
+                margin=config.mask_margin, ratio=config.mask_ratio,
+            )  # fmt: skip
+            return out.loss / batch.global_rows, out.stats
         if name == "infonce":
             out = info_nce(
                 queries, documents, rows, scope.target, temperature, directions=self.directions, joint=self.joint,
@@ -104,7 +113,6 @@ class Objective:
         if name == "cosent":
             scores = scope.scores.score[scope.positives].to(queries)
             return cosent(queries, documents[scope.positives], scores, temperature) * scope.share, None
-        own = (queries[rows], documents, scope.target, send(batch.negative_row, rows.device), scope.own_negatives)
         scores = batch.teacher_positive, batch.teacher_negative
         teacher = [send(x.to(queries.dtype), queries.device) for x in scores]
         if name == "margin_mse":

@@ -9,7 +9,7 @@ from torch import Tensor
 from trainer.distributed.device import send
 from trainer.loss.batch import Batch
 from trainer.loss.exchange import DocumentKeys, DocumentScores
-from trainer.loss.masks import duplicate_mask, row_mask
+from trainer.loss.masks import duplicate_mask, own_duplicates, row_mask
 
 
 @dataclass
@@ -31,6 +31,12 @@ class Scope:
     hard_negatives: int  # in the global batch
     by_row: bool  # the mask covers rows' queries too
 
+    def own_duplicates(self, batch: Batch) -> Tensor:
+        """(k,) bool mask of own_info_nce."""
+        device = self.rows.device
+        keys, row = send(batch.row_keys, device), send(batch.negative_row, device)
+        return own_duplicates(keys, row, self.keys.text[self.own_negatives])
+
     def duplicates(self, batch: Batch, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
         """Mask of info_nce for this rank's rows start..stop."""
         device = self.rows.device
@@ -39,7 +45,7 @@ class Scope:
         return documents, row_mask(documents, self.positives) if self.by_row else None
 
 
-def own_similarities(scope: Scope, batch: Batch) -> Tensor:
+def own_statistics(scope: Scope, batch: Batch) -> Tensor:
     """(5,) STATS without InfoNCE: of this rank's rows with their positives and their own hard negatives."""
     with torch.no_grad():
         queries = scope.queries[scope.rows]

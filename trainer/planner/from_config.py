@@ -32,4 +32,5 @@ def _too_small(name: str, rows: int, sources: int, config: RunConfig) -> str:
 
 def _in_batch(loss: LossConfig) -> bool:
     """Tells if the loss takes documents of other rows as negatives."""
-    return any(name == "infonce" or name not in LOSSES for name in loss.terms)
+    infonce = loss.negatives != "own"
+    return any(infonce if name == "infonce" else name not in LOSSES for name in loss.terms)

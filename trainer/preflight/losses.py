@@ -20,6 +20,8 @@ def check_losses(inputs: Inputs) -> None:
     for key, loss in config.losses.items():
         if "infonce" not in loss.terms and loss.directions != "query_to_doc":
             problems.append(f"{key}.directions: {loss.directions} is about infonce, which is no term of this loss")
+        if "infonce" not in loss.terms and loss.negatives == "own":
+            problems.append(f"{key}.negatives: own is about infonce, which is no term of this loss")
     check(problems)
 
 
@@ -30,15 +32,16 @@ def _loss_problems(config: RunConfig, source: SourceRows, rows: Rows) -> list[st
     for name in loss.terms:
         if name in NEEDS_SCORES and scored < count:
             problems.append(f"{where}: {count - scored} of {count} rows have no score, of which loss {name} is made")
-        if name not in NEEDS_TEACHER:
+        if name not in NEEDS_TEACHER and not (name == "infonce" and loss.negatives == "own"):
             continue
-        if taught < count:
+        if name in NEEDS_TEACHER and taught < count:
             lacking = f"{count - taught} of {count} rows have no teacher_scores"
             problems.append(f"{where}: {lacking}, which loss {name} follows")
+        named = f"loss {name}" if name in NEEDS_TEACHER else f"loss {name} with negatives: own"
         if not hard:
-            problems.append(f"{where}: no row has hard negatives, so loss {name} has nothing to compare")
+            problems.append(f"{where}: no row has hard negatives, so {named} has nothing to compare")
         elif config.data.max_hard_negatives == 0:
-            of = f"loss {name} of source {source.name!r}"
+            of = f"{named} of source {source.name!r}"
             problems.append(f"data.max_hard_negatives: 0 leaves {of} nothing to compare")
     if scored and "infonce" in loss.terms:  # graded pairs would be trained as plain positives, the worst of them too
         problems.append(
@@ -83,4 +86,16 @@ def unused_teachers(config: RunConfig, plan: BatchPlan, rows: Rows) -> list[str]
         if taught := rows.count("teacher_scores", part.rows):
             ignoring = ", ".join(loss.terms)
             lines.append(f"{taught} rows of source {part.name!r} carry teacher_scores, which {ignoring} ignores")
+    return lines
+
+
+def idle_rows(config: RunConfig, plan: BatchPlan, rows: Rows) -> list[str]:
+    """Returns one line per source with rows that train nothing: they lack the hard negatives of negatives: own."""
+    lines = []
+    for part in plan.parts:
+        loss, count = config.loss_of(part.name), len(part.rows)
+        alone = loss.negatives == "own" and [*loss.terms] == ["infonce"]
+        if alone and (idle := count - rows.count("negatives", part.rows)):
+            why = "have no hard negatives, so loss.negatives: own trains nothing on them"
+            lines.append(f"{idle} of {count} rows of source {part.name!r} {why}")
     return lines

@@ -61,9 +61,12 @@ def _batch_lines(inputs: Inputs) -> list[str]:
     loss = config.loss_of(batch.source)
     if not loss.mask_duplicates or "infonce" not in loss.terms:
         mask[:] = False
-    documents = len(batch.tokens) - batch.rows
+    documents = f"{len(batch.tokens) - batch.rows} documents each"
+    if loss.negatives == "own":
+        mask[keys.row != keys.row.new_tensor(range(batch.rows))[:, None]] = False
+        documents = "their row's own documents"
     lines = [
-        f"first batch: {batch.rows} queries of {batch.source!r} against {documents} documents each, "
+        f"first batch: {batch.rows} queries of {batch.source!r} against {documents}, "
         f"{int(mask.sum())} (query, document) pairs masked as duplicates, {batch.truncated} texts truncated"
         + (f": {describe_lengths(config.model, inputs.spec.rules)}" if batch.truncated else "")
     ]

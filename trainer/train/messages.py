@@ -18,7 +18,7 @@ from trainer.engine.protocol import Applied
 from trainer.loss.batch import Batch
 from trainer.model.base_dtype import Rounded
 from trainer.planner.plan import BatchPlan
-from trainer.preflight.losses import unused_teachers
+from trainer.preflight.losses import idle_rows, unused_teachers
 from trainer.run_dir.log import RunLog
 from trainer.run_dir.outcome import is_better, movement, outcome
 from trainer.train.early_stopping import Verdict
@@ -54,8 +54,9 @@ def say_start(job: Job, start: Start) -> None:
         lines.append("no whole checkpoint: from step 0")
     lines += [*recipe(job.config, start.own_loss), *job.model.spec.notes]
     lines += unused_teachers(job.config, plan, job.data.rows)
+    lines += idle_rows(job.config, plan, job.data.rows)
     lines += [note for data in job.eval_sets.values() for note in data.notes]
-    lines += _negatives(job.config.data.max_hard_negatives, job.data.rows)
+    lines += _negatives(job.config.data, job.data.rows)
     lines += _plan_lines(plan, job.total_steps, start)
     if reason := job.engine.embedder.padded_because:
         lines.append(f"texts are padded to the longest of their chunk, not laid end to end: {reason}")

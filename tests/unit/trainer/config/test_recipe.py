@@ -151,7 +151,7 @@ ABSURD = {
     "optim.ema": [0.01],
     "loss.temperature": [50, 20, 1e-6, 2],
     "loss.temperature_lr": [10, 1e-9],
-    "loss.mask_margin": [1.5],
+    "loss.mask_margin": [1.5, -0.8],
     "loss.mask_ratio": [0.1, 9],
     "train.epochs": [100000],
     "watch.min_delta": [0.5],

@@ -248,12 +248,26 @@ def test_margin_and_ratio_mask_the_candidates_that_score_too_close_to_the_positi
 
     documents = line(0.8, 0.9, 0.77, 0.72, 0.1)  # the positive at 0.8
     assert [masked(documents, margin=m)[0] for m in (0.0, 0.05, 0.1)] == [1, 2, 3]
+    assert [masked(documents, margin=m)[0] for m in (-0.05, -0.1001, -0.2)] == [1, 0, 0]  # up to so much above it
+    assert masked(documents, margin=-0.2) == masked(documents)
     assert [masked(documents, ratio=r)[0] for r in (1.0, 0.95, 0.85)] == [1, 2, 3]
     assert masked(documents, margin=0.05)[1] == masked(line(0.8, 0.72, 0.1))[1]
     assert masked(documents, margin=0.0, ratio=0.95) == masked(documents, margin=0.05)  # either is enough
     negative = line(-0.5, -0.45, -0.51, -0.9)  # a share of -0.5 would be above it: compared with -0.5 itself
     assert masked(negative, ratio=0.5)[0] == 1
     assert masked(negative, margin=0.05)[0] == 2
+
+
+@pytest.mark.parametrize("directions, joint", MODES)
+def test_a_negative_margin_gives_the_dense_gradient_and_spares_the_rest(directions, joint):
+    """Qwen3-Embedding's rule: what lies more than 0.1 above the positive is masked."""
+    inputs = [unit(M).requires_grad_(), unit(N, seed=1).requires_grad_()]
+    out = ragged(*inputs, 0.2, directions, joint, margin=-0.1)
+    expected, count = dense(*inputs, 0.2, directions, joint, margin=-0.1)
+    other, fewer = dense(*inputs, 0.2, directions, joint, margin=0.1)
+    assert out.stats[STATS.index("masked_negatives")] == count < fewer
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(grad(out.loss, inputs), grad(expected, inputs)))
+    assert abs(out.loss - other) > 1e-3, "the sign matters"
 
 
 def test_duplicates_are_found_by_text_by_document_id_and_by_query():

@@ -286,6 +286,22 @@ CASES = {
     "no teacher for a margin": (setting("loss", "name", "margin_mse"), "which loss margin_mse follows"),
     "kl without hard negatives": (taught_without_negatives, "no row has hard negatives, so loss kl has nothing to"),
     "kl with hard negatives left out": (taught_with_negatives_left_out, "data.max_hard_negatives: 0 leaves loss kl of"),
+    "own negatives where there are none": (
+        lambda r: own_loss(r, negatives="own"),
+        "source 'many': no row has hard negatives, so loss infonce with negatives: own has nothing to compare",
+    ),
+    "own negatives left out": (
+        lambda r: r.values["data"].update(max_hard_negatives=0) or r.values.update(loss={"negatives": "own"}),
+        "data.max_hard_negatives: 0 leaves loss infonce with negatives: own of source",
+    ),
+    "own negatives without infonce": (
+        lambda r: taught(r, negatives="own"),
+        "loss.negatives: own is about infonce, which is no term of this loss",
+    ),
+    "own negatives in several directions": (
+        lambda r: r.values.update(loss={"negatives": "own", "directions": "symmetric"}),
+        "loss: negatives: own compares with the row's own documents, but directions symmetric compares with",
+    ),
     "a function in no module": (
         setting("loss", "name", "nowhere:f"),
         "loss.name: there is no module 'nowhere' to import",
