@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_prep.cli.arguments import add_positive, values
 from data_prep.common.files import check, check_output_file
-from data_prep.mining.choice import DEPTH, EXACT_UP_TO, METHODS, Choice
+from data_prep.mining.choice import DEPTH, EXACT_UP_TO, METHODS, SAMPLINGS, Choice
 from data_prep.stores.flags import add_store, store_flags, store_of, where_of
 
 EXAMPLE = "mine records.jsonl --output mined.jsonl --model MODEL --k 2 --relative-margin 0.05"
@@ -35,6 +35,8 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--skip", type=int, metavar="N", help=text)
     text = "look at the candidates of ranks A to B-1 only; 0 is the best"
     group.add_argument("--range", type=_ranks, metavar="A:B", help=text)
+    text = "which of these: the best (default), a random draw that a row's content seeds, or some from best to last"
+    group.add_argument("--sampling", choices=SAMPLINGS, default="top", help=text)
     text = "only candidates whose score is at most the positive's less X"
     group.add_argument("--margin", type=float, metavar="X", help=text)
     text = "only candidates whose score is at most the positive's less this share of it (0.05: 95 %%)"
@@ -75,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     method = args.method or ("dense" if args.model else "bm25")
     skipped = args.skip or 0
     first, stop = args.range or (skipped, skipped + DEPTH)
-    choice = Choice(args.k, first, stop, args.margin, args.relative_margin)
+    choice = Choice(args.k, first, stop, args.sampling, args.margin, args.relative_margin)
     inputs = [*args.inputs, args.corpus] if args.corpus else args.inputs
     check([*_contradictions(args, method), *choice.problems(), *check_output_file(args.output, inputs)])
     with ExitStack() as stack:

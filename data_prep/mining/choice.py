@@ -1,16 +1,20 @@
 """The rule that picks negatives from a ranking. Imports nothing slow, so that --help answers at once."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
+from random import Random
 from typing import Any
 
 METHODS = ("bm25", "dense", "both")
+SAMPLINGS = ("top", "random", "spread")
 DEPTH = 100  # candidates of a row, after the skipped ones
 EXACT_UP_TO = 200_000  # candidates: default for exact search
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The part of a ranking that becomes negatives: the first k candidates of ranks first … stop-1 below the limit.
+    """The part of a ranking that becomes negatives: k candidates of ranks first … stop-1 below the limit.
 
     Rank 0 is the best candidate; a text that may never be a negative has no rank.
     """
@@ -18,6 +22,7 @@ class Choice:
     k: int = 2  # negatives per row
     first: int = 0
     stop: int = DEPTH
+    sampling: str = "top"  # which k of them, see sample()
     margin: float | None = None  # the limit: lowest score of the row's positives less this
     relative_margin: float | None = None  # and less this share of its absolute value; 0.05: 95 % of a positive score
 
@@ -39,6 +44,20 @@ class Choice:
     @property
     def has_margin(self) -> bool:
         return self.margin is not None or self.relative_margin is not None
+
+    def sample(self, usable: Iterable[Any], row: str) -> list[Any]:
+        """Returns k of the usable candidates, which come best first, in that order. row: what identifies the row.
+
+        top: the best, and no further one is looked at. random: a draw that `row` seeds, so that neither order nor
+        number of rows matter. spread: the candidates in k equal parts, of each part the best.
+        """
+        if self.sampling == "top":
+            return list(islice(usable, self.k))
+        usable = list(usable)
+        count, k = len(usable), min(self.k, len(usable))
+        if self.sampling == "spread":
+            return [usable[i * count // k] for i in range(k)]
+        return [usable[i] for i in sorted(Random(row).sample(range(count), k))]
 
     def limit(self, positives: Any) -> float:
         """Highest score that a negative may have. positives: (n,) scores of the row's positives."""

@@ -4,6 +4,8 @@ A candidate may be a positive that nobody labelled. Such candidates are skipped 
 positive's score less a margin, absolute or relative (NV-Retriever, arXiv:2407.15831: TopK-MarginPos, TopK-PercPos).
 """
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from typing import Protocol
@@ -121,17 +123,17 @@ class Miner:
         if self.pairs is not None:
             order = sorted(order, key=lambda at: -scores[at])
         limit = self.choice.limit(known[: len(record.positives)]) if self.choice.has_margin else float("inf")
-        chosen = []
-        for at in order:
-            if same_answer(self.corpus.texts[candidates[at]], record.positives):
-                self.counts.same += 1
-            elif self.choice.has_margin and scores[at] > limit:
-                self.counts.margin += 1
-            elif len(chosen) < self.choice.k:
-                chosen.append(at)
-            else:
-                break
-        return chosen
+
+        def usable() -> Iterator[int]:
+            for at in order:
+                if same_answer(self.corpus.texts[candidates[at]], record.positives):
+                    self.counts.same += 1
+                elif self.choice.has_margin and scores[at] > limit:
+                    self.counts.margin += 1
+                else:
+                    yield at
+
+        return self.choice.sample(usable(), json.dumps([record.id, record.query, record.positives]))
 
     def notes(self) -> list[str]:
         """Summary lines for the end of the run."""

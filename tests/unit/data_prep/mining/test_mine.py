@@ -530,3 +530,59 @@ def test_a_corpus_of_one_input_without_others_says_so(tmp_path, capsys):
 def test_an_unknown_metadata_field_is_an_error_of_the_library_too():
     with pytest.raises(BadInput, match="no text has this field"):
         corpus_of([Record("q", ["p"], metadata={"page": 1})], "site")
+
+
+# --- sampling ---
+
+
+@given(st.integers(0, 80), st.integers(1, 12), st.text(max_size=5))
+def test_a_sample_has_k_of_the_candidates_in_their_order(count, k, row):
+    for sampling in ("top", "random", "spread"):
+        taken = Choice(k, sampling=sampling).sample(iter(range(count)), row)
+        assert taken == sorted(set(taken)) and len(taken) == min(k, count)
+        assert set(taken) <= set(range(count))
+    spread = Choice(k, sampling="spread").sample(range(count), row)
+    gaps = np.diff([*spread, count])
+    assert spread[:1] == [0][:count] and set(gaps) <= {count // k, count // k + 1, 1}, "from the best on, evenly"
+
+
+def test_top_looks_at_no_further_candidate():
+    candidates = iter(range(9))
+    assert Choice(3).sample(candidates, "r") == [0, 1, 2] and next(candidates) == 3
+
+
+def test_a_draw_is_by_the_row_and_every_candidate_as_likely():
+    choice = Choice(2, sampling="random")
+    draws = [choice.sample(range(8), f"row {i}") for i in range(4000)]
+    assert draws == [choice.sample(range(8), f"row {i}") for i in range(4000)]
+    hits = np.bincount(np.array(draws).ravel(), minlength=8)
+    assert ((hits - 1000) ** 2 / 1000).sum() < 35, "chi squared of seven degrees: above 35 once in 90,000"
+    assert len({tuple(draw) for draw in draws}) == 28, "every pair of eight"
+
+
+def mined_with(capsys, folder: Path, rows: list[Record], *flags: str) -> dict[str, list[str]]:
+    folder.mkdir()
+    write_records(folder / "rows.jsonl", rows)
+    code, _, said = run(capsys, "mine", folder / "rows.jsonl", "--output", folder / "out.jsonl", *flags)
+    assert code == 0, said
+    return {row["query"]: row["negatives"] for row in read_jsonl(folder / "out.jsonl")}
+
+
+def test_the_window_and_the_sampling_of_the_command_whatever_the_order_of_rows(tmp_path, capsys):
+    """All texts share one word with every query; equal scores rank by the text's number, which the order changes, so
+    the corpus is a file of its own."""
+    rows = [Record(f"oak q{i}", [f"oak p{i} {'x ' * i}"], id=f"r{i}") for i in range(12)]
+    corpus = [{"id": f"c{i}", "text": f"oak {' '.join(f'w{i}n{k}' for k in range(1 + i))}"} for i in range(30)]
+    write_jsonl(tmp_path / "corpus.jsonl", corpus)
+    texts = [row["text"] for row in corpus]  # shorter texts rank higher
+    base = ("--corpus", tmp_path / "corpus.jsonl", "--range", "10:22", "--k", "3")
+    top = mined_with(capsys, tmp_path / "top", rows, *base)
+    assert set(map(tuple, top.values())) == {tuple(texts[10:13])}
+    spread = mined_with(capsys, tmp_path / "spread", rows, *base, "--sampling", "spread")
+    assert set(map(tuple, spread.values())) == {(texts[10], texts[14], texts[18])}
+    drawn = mined_with(capsys, tmp_path / "random", rows, *base, "--sampling", "random")
+    assert all(len(set(few)) == 3 and set(few) <= set(texts[10:22]) for few in drawn.values())
+    assert len(set(map(tuple, drawn.values()))) > 6, "rows draw apart"
+    assert drawn == mined_with(capsys, tmp_path / "turned", rows[::-1], *base, "--sampling", "random")
+    fewer = mined_with(capsys, tmp_path / "fewer", rows[3:7], *base, "--sampling", "random")
+    assert fewer == {query: drawn[query] for query in fewer}
