@@ -19,6 +19,7 @@ from launch.plan.cost import (
     transfer_seconds,
     update_seconds,
 )
+from launch.plan.guides import GuideFacts, guides_of
 from launch.plan.hardware import Hardware
 from launch.plan.memory import FP32, HEADROOM, Model, Need, Passes, frozen_bytes, moments_bytes, need
 from launch.plan.traffic import INT64, KEYS, SCORES, Share, embedding_bytes
@@ -173,6 +174,10 @@ class Outlook:
         """Shares of all ranks, in each of the sampled batches."""
         return [[Share(*share) for share in batch.shares(self.ranks.count)] for batch in self.batches]
 
+    @cached_property
+    def guides(self) -> dict[str, GuideFacts]:
+        return guides_of(self.config)
+
     @property
     def tokens(self) -> int:
         """Tokens of the busiest rank in the largest of the sampled batches."""
@@ -310,7 +315,8 @@ def needed_with(outlook: Outlook, variant: Variant, candidate: Candidate, budget
 
 
 def _loss_bytes(outlook: Outlook, size: int) -> int:
-    """Bytes of the loss: embeddings as parts, whole and in order, all documents, their gradients, and one tile."""
+    """Bytes of the loss: embeddings as parts, whole and in order, all documents, their gradients, and one tile; the
+    same of a guide, and its weights."""
     from trainer.loss.info_nce import TILE_ELEMENTS
 
     largest = 0
@@ -320,8 +326,11 @@ def _loss_bytes(outlook: Outlook, size: int) -> int:
         documents = sum(share.documents for share in shares) if whole else busiest.documents
         rows = 4 * size * (4 * busiest.texts + 3 * documents)
         exchanged = documents * (KEYS + SCORES) * INT64
-        largest = max(largest, rows + 4 * min(TILE_ELEMENTS, busiest.rows * documents) + exchanged)
-    return largest
+        guide = outlook.config.loss_of(batch.source).guide
+        guided = 4 * outlook.guides[guide.model].size * (2 * busiest.texts + documents) if guide else 0
+        tiles = (2 if guide else 1) * 4 * min(TILE_ELEMENTS, busiest.rows * documents)
+        largest = max(largest, rows + tiles + exchanged + guided)
+    return largest + sum(guide.weights for guide in outlook.guides.values())
 
 
 def _largest(outlook: Outlook, variant: Variant, candidate: Candidate, memory: float) -> int | None:
@@ -355,10 +364,13 @@ def traffic_of(outlook: Outlook, variant: Variant, candidate: Candidate, budget:
     gradients, weights = gradient_bytes(stage, ranks, sizes, passes)
     calls, sent = 0, 0
     for batch, shares in zip(outlook.batches, outlook.shares):
-        loss = Objective(outlook.config.loss_of(batch.source), outlook.spec.normalize)
+        config = outlook.config.loss_of(batch.source)
+        loss, guided = Objective(config, outlook.spec.normalize), 0
+        if config.guide:
+            guided = outlook.guides[config.guide.model].size
         logged = len(loss.stat_names) + len(USAGE)
         calls = max(calls, planned_collectives(ranks, loss, buckets))
-        sent = max(sent, embedding_bytes(loss, logged, variant.footprint.size, shares))
+        sent = max(sent, embedding_bytes(loss, logged, variant.footprint.size, shares, guided))
     return Traffic(sent, gradients, weights, calls, _of_deepspeed(stage, sizes, passes))
 
 

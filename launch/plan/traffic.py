@@ -23,10 +23,11 @@ class Share:
         return self.rows + self.documents
 
 
-def embedding_bytes(loss, logged: int, size: int, shares: list[Share]) -> int:
+def embedding_bytes(loss, logged: int, size: int, shares: list[Share], guide_size: int = 0) -> int:
     """Bytes that a rank sends in a step before the gradients, around a ring; as World counts them.
 
     loss: a trainer.loss.objective.Objective. logged: numbers summed for the log. size: numbers of an embedding.
+    guide_size: of one by the loss's guide.
     """
     ranks = len(shares)
     others, ring = ranks - 1, 2 * (ranks - 1) / ranks
@@ -37,4 +38,5 @@ def embedding_bytes(loss, logged: int, size: int, shares: list[Share]) -> int:
         sent += others * most * KEYS * INT64 + others * max(travelling) * size * FP32
         sent += int(ring * sum(travelling) * size * FP32)
         sent += others * most * SCORES * INT64 if loss.gathers_all else 0
+        sent += others * max(travelling) * guide_size * FP32 if loss.gathers_guide else 0
     return sent

@@ -54,6 +54,15 @@ ADAPTED_GROUPS = {
     "dora, bf16 base": _BASE_GROUPS,
     "frozen layers in bf16": _BASE_GROUPS,
 }
+# Rules about negatives: all in one job of a group, outside the table. Margins lie among the random models' cosines.
+GUIDED = {"model": "GUIDE", "margin": 0.01}
+RULES = {
+    "own negatives": {"negatives": "own", "mask_margin": -0.01},
+    "masked above the positive": {"mask_margin": -0.01},
+    "guide": {"guide": GUIDED},
+    "guide, gte": {"guide": GUIDED, "directions": "gte"},
+    "guide, own negatives, user": {"guide": GUIDED, "negatives": "own", "name": {"infonce": 1.0, USER: 0.5}},
+}
 WORLDS = (1, 2, 3)
 ENGINES = ("ddp", "zero1", "zero2", "zero3")  # ddp with one rank: the one-process engine
 CHUNKS = ("1 chunk", "4 chunks", "4 kept")

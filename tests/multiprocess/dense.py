@@ -133,6 +133,44 @@ def user(t: Texts, tau) -> Tensor:
     return total / m
 
 
+def ruled(t: Texts, guide: Texts, tau, loss: dict) -> tuple[Tensor, int, float]:
+    """InfoNCE row by row under the rules of `loss`, a run file's. guide: the same texts in its embeddings.
+
+    Returns the loss, the number of masked candidates, and the least distance of any similarity to its limit.
+    """
+    m, same, owner = len(t.queries), false_negatives(t), torch.tensor(t.row_of_document)
+    losses, masked, nearest, rule = [], 0, math.inf, loss.get("guide", {})
+    for i in range(m):
+        others, pair = torch.arange(m) != i, F.one_hot(torch.tensor(i), len(t.documents)).bool()
+        foreign = owner != i
+        # each: anchor and candidates of both models, equal texts, the positive pair, which of them take part
+        rows_own = ~foreign if loss.get("negatives") == "own" else torch.ones_like(foreign)
+        blocks = [("queries", "documents", same[i], pair, rows_own)]
+        if loss.get("directions") == "gte":
+            blocks += [
+                ("queries", "queries", same[i, :m], ~others & False, others),
+                ("positives", "queries", same[i, :m], ~others, torch.ones_like(others)),
+                ("positives", "documents", same[i], pair & False, foreign),
+            ]
+        near, guided_near = (x.queries[i] @ x.positives[i] for x in (t, guide))
+        rivals = []
+        for anchor, candidates, equal, positive, taking_part in blocks:
+            scores, guided = (getattr(x, candidates) @ getattr(x, anchor)[i] for x in (t, guide))
+            gone = equal.clone()
+            for values, limit in ((scores, near - loss["mask_margin"] if "mask_margin" in loss else None),
+                                  (guided, guided_near - rule["margin"] if rule else None)):  # fmt: skip
+                if limit is not None:
+                    gone |= values.detach() > limit.detach()
+                    distances = (values - limit).detach().abs()[taking_part & ~positive & ~equal]
+                    nearest = min([nearest, *distances.tolist()])
+            gone &= ~positive
+            masked += int((gone & taking_part).sum())
+            rivals.append(scores[taking_part & ~gone])
+        losses.append(torch.logsumexp(torch.cat(rivals) / tau, 0) - near / tau)
+    total = torch.stack(losses).mean()
+    return (total + 0.5 * user(t, tau) if isinstance(loss.get("name"), dict) else total), masked, nearest
+
+
 LOSSES = {
     "infonce": infonce,
     "symmetric": symmetric,

@@ -91,6 +91,27 @@ def _duplicates(result: dict, reference: dict) -> list[str]:
     return wrong
 
 
+def _rules(result: dict, reference: dict) -> list[str]:
+    wrong = []
+    for name, rule in result["rules"].items():
+        expected = [reference["rules"][name][kind] for kind in ("whole", "last")]
+        wrong += [f"{name}: gradient is off by {error:.1e}" for error in rule["errors"] if not error < GRADIENT]
+        if rule["masked"] != [one["masked"] for one in expected]:
+            wrong.append(f"{name}: {rule['masked']} masked, not {[one['masked'] for one in expected]}")
+        if any(calls != rule["planned"] for calls in rule["calls"]):
+            wrong.append(f"{name}: {rule['calls']} collectives, {rule['planned']} planned")
+        wrong += [
+            f"{name}: a planted factor is seen as {error:.1e} only" for error in rule["faults"] if not error > 0.4
+        ]
+        if rule["shuffled"] is not None and not rule["shuffled"] > 1e-3:
+            wrong.append(f"{name}: the guide's embeddings of other texts are seen as {rule['shuffled']:.1e} only")
+        if not expected[0]["matters"] > 1e-3 or not expected[0]["masked"]:
+            wrong.append(f"{name}: the rule changes nothing, so it is not tested")
+        if not min(one["nearest"] for one in expected) > 1e-5:
+            wrong.append(f"{name}: a similarity lies so near to its limit that rounding decides; choose another margin")
+    return wrong
+
+
 CHECKS = {
     "table": _table,
     "adapter": _table,
@@ -100,6 +121,7 @@ CHECKS = {
     "loads": _loads,
     "dropout": _dropout,
     "duplicates": _duplicates,
+    "rules": _rules,
 }
 
 HEADER = ("engine", "ranks", "chunks", "loss", "gradient", "SGD update", "20 AdamW steps", "collectives")
@@ -153,10 +175,22 @@ def others(results: list[dict]) -> list[str]:
         f"On {where['dropout']}.",
         "Planted duplicates (by text, document, query): where only they would be negatives, loss and gradient are "
         f"exactly 0; mixed with others, the largest error of a gradient is {max(mixed):.1e}. On {where['duplicates']}.",
+        _ruled(by_kind["rules"], where["rules"]),
         f"Two sources with their own losses, mixed: the same batches, the same losses. On {where['sources']}.",
         _adapted(by_kind["adapter"]),
         f"A learned temperature after 20 steps: between {min(taus):.8f} and {max(taus):.8f} in {len(taus)} runs.",
     ]
+
+
+def _ruled(results: list[dict], where: str) -> str:
+    rules = [rule for result in results for rule in result["rules"].values()]
+    shuffled = min(rule["shuffled"] for rule in rules if rule["shuffled"] is not None)
+    errors, faults = ([error for rule in rules for error in rule[key]] for key in ("errors", "faults"))
+    return (
+        f"Rules about negatives ({'; '.join(results[0]['rules'])}): the largest error of a gradient {max(errors):.1e}, "
+        f"the masked candidates those of the reference; a planted factor is seen as at least {min(faults):.2f}, a "
+        f"guide's embeddings in another order as at least {shuffled:.2g}. On {where}."
+    )
 
 
 def _adapted(results: list[dict]) -> str:

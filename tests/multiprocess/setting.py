@@ -7,8 +7,20 @@ import torch
 
 from data_prep.records import Record
 from tests import tiny
-from tests.multiprocess.cells import ADAPTED, CASES, FROZEN_NAMES, SGD_LR, TAU, WHOLE, Case, run_values, write_data
-from tests.multiprocess.dense import LOSSES, Adapted, Dense, Texts, false_negatives, infonce, relative_error
+from tests.multiprocess.cells import (
+    ADAPTED,
+    CASES,
+    FROZEN_NAMES,
+    LAST,
+    RULES,
+    SGD_LR,
+    TAU,
+    WHOLE,
+    Case,
+    run_values,
+    write_data,
+)
+from tests.multiprocess.dense import LOSSES, Adapted, Dense, Texts, false_negatives, infonce, relative_error, ruled
 from trainer.config.loading import load_config
 from trainer.preflight.inputs import Inputs
 
@@ -34,6 +46,7 @@ def write_setting(folder: Path) -> dict:
     reference["sources"] = dense.trained_on_sources(SOURCES, SOURCES_NORM) | {"max_norm": SOURCES_NORM}
     dense = _dense(folder / "infonce.json")
     reference |= {"loads": _loads(dense), "duplicates": _duplicates(dense)}
+    reference["rules"] = _rules(folder, dense, run_values(model, data["pairs"], {}, None))
     torch.save(reference, folder / "dense.pt")
     return reference
 
@@ -64,6 +77,33 @@ def _dense(run_file: Path, values: dict | None = None, adapter: Path | None = No
         return Adapted(config.model.path, rows, plan, adapter)
     frozen = FROZEN_NAMES if "freeze" in (values or {}).get("model", {}) else ()
     return Dense(config.model.path, rows, plan, frozen)
+
+
+def _rules(folder: Path, dense: Dense, values: dict) -> dict:
+    """Gradients under every rule, and what a test of it stands on: `matters`, the relative error where the rule's mask
+    is left out, and `nearest`, how near a similarity comes to its limit. Writes guided.json, a run with the guide."""
+    guide = tiny.model(folder / "guide", "qwen2", "mean")  # its tokens are byte pairs
+    values["loss"] |= {"guide": {"model": str(guide)}}
+    (folder / "guided.json").write_text(json.dumps(values))
+    guiding, found = Dense(guide, dense.rows, dense.plan), {}
+    for name, loss in RULES.items():
+        if "guide" in loss:
+            loss = loss | {"guide": loss["guide"] | {"model": str(guide)}}
+        bare = {key: value for key, value in loss.items() if key not in ("guide", "mask_margin")}
+        found[name] = {"loss": loss}
+        for kind, size in (("whole", WHOLE), ("last", LAST)):
+            step = dense.step_with(size, hard=True)
+            ids = dense.plan.batch(step)[1].tolist()
+            with torch.no_grad():
+                guided = Texts(guiding.embed, dense.rows.take(ids), ids)
+            value, masked, nearest = ruled(dense.texts(ids), guided, TAU, loss)
+            gradient = dense.gradient(value)
+            unruled = dense.gradient(ruled(dense.texts(ids), guided, TAU, bare)[0])
+            matters = relative_error(unruled, gradient)
+            found[name][kind] = {
+                "step": step, "gradient": gradient, "masked": masked, "nearest": nearest, "matters": matters,
+            }  # fmt: skip
+    return found
 
 
 def _loads(dense: Dense) -> dict:

@@ -20,6 +20,7 @@ BUCKET = 8000  # numbers: the model has some 32,000, and 12,928 in its largest w
 EXTRA = {  # further kinds of cells, see worker.Group
     "dropout": (("cpu", 1), ("ddp", 2), ("zero2", 2), ("zero3", 2)),
     "duplicates": (("cpu", 1), ("ddp", 2), ("zero2", 2)),
+    "rules": (("ddp", 3), ("zero2", 2), ("zero3", 3)),
     "sources": (("cpu", 1), ("ddp", 2), ("zero1", 2)),
     "loads": [(engine, world) for engine, world in CELLS if world > 1],
 }

@@ -16,7 +16,7 @@ import torch
 from data_prep.records import Record
 from tests.multiprocess import modes
 from tests.multiprocess import planned as planned_runs
-from tests.multiprocess.cells import SGD_LR, STEPS
+from tests.multiprocess.cells import SGD_LR, STEPS, TAU
 from tests.multiprocess.dense import relative_error
 from trainer.config.loading import load_config
 from trainer.config.sections import LossConfig
@@ -301,6 +301,41 @@ class Group:
                 job.engine.apply(0.0)
                 found["mixed"][name] = [self.error(gradient, expected), stats.values["masked_negatives"]]
         return found
+
+    def rules(self, cell: dict) -> dict:
+        """By rule about negatives: errors of a whole and a last batch, masked candidates, collectives planned and made,
+        and the errors with planted faults: a wrong factor, and the guide's embeddings of other texts."""
+        found = {}
+        with self.job("guided", "4 chunks") as job:
+            guide, sizes = job.objectives["pairs"].guide, [p.nbytes for p in job.engine.named.values()]
+            buckets = count_buckets(sizes, torch_engine.BUCKET_BYTES) if self.runtime.engine == "ddp" else 0
+            for name, rule in self.dense["rules"].items():
+                objective = Objective(LossConfig(temperature=TAU, **rule["loss"]), normalised=True, guide=guide)
+                planned = real_step.planned_collectives(self.world.size, objective, buckets)
+                errors, masked, calls = [], [], []
+                for kind in ("whole", "last"):
+                    error, stats, made = self._rule_error(job, objective, rule[kind])
+                    errors.append(error)
+                    masked.append(stats.values["masked_negatives"])
+                    calls.append(made)
+                # a user's function does not divide by the rows
+                factors = planted(self.world.size)[:1] if [*objective.terms] == ["infonce"] else ()
+                faults = [self._rule_error(job, objective, rule["whole"], factor)[0] for factor in factors]
+                shuffled = None
+                if objective.guided:
+                    mixed = Objective(objective.config, True, guide=lambda tokens: guide(tokens).flip(0))
+                    shuffled = self._rule_error(job, mixed, rule["whole"])[0]
+                found[name] = {"errors": errors, "masked": masked, "planned": planned, "calls": calls,
+                               "faults": faults, "shuffled": shuffled}  # fmt: skip
+        return {"rules": found}
+
+    def _rule_error(self, job, objective: Objective, expected: dict, factor: float = 1.0):
+        """(error of the gradient, statistics, collectives); factor: a wrong one of the loss."""
+        batch = self.batch(job, expected["step"])
+        batch.global_rows = batch.global_rows * factor
+        gradient, stats, calls = self.gradient(job, batch, objective)
+        job.engine.apply(0.0)
+        return self.error(gradient, expected["gradient"]), stats, calls
 
     def _planted_batch(self, job, records: list[dict], masked: bool, directions: str = "query_to_doc"):
         whole = list(range(len(records)))

@@ -167,6 +167,15 @@ def _todays_name(name: Any) -> Any:
     return COSINE_OF_PAIRS if name == "trainer.pair_losses:cosine_of_pairs" else name
 
 
+class GuideConfig(Section):
+    """A model that is not trained: candidates that it finds more similar than the positive are no negatives of InfoNCE
+    (GISTEmbed, Solatorio 2024, arXiv:2402.16829)."""
+
+    model: UserPath = Field(min_length=1)  # folder or hub id
+    margin: float = 0.0  # candidates above the positive's cosine - margin are masked; -0.1: above it + 0.1
+    relative_margin: float | None = Field(None, ge=0, lt=1)  # … above it less this share of its absolute value
+
+
 class LossConfig(Section):
     """The loss of the whole global batch: one, or several with weights. See trainer/loss/."""
 
@@ -181,6 +190,7 @@ class LossConfig(Section):
     mask_duplicates: bool = True
     mask_margin: float | None = None  # documents scored above positive - margin are no negatives; -0.1: above + 0.1
     mask_ratio: float | None = Field(None, gt=0)  # … above positive * ratio
+    guide: GuideConfig | None = None  # a model that masks false negatives
     matryoshka: list[int] | dict[int, float] | None = None  # sizes of embeddings, with weights if a mapping
 
     @property

@@ -9,7 +9,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 
@@ -18,7 +18,16 @@ from trainer.config.sections import RunConfig
 from trainer.config.spelling import misspelt, respelt, squashed
 
 FIRST_KEYS = {"model": "path", "data": "train", "loss": "name", "optim": "name"}  # of a section given as one value
-GENERIC = {"name", "path", "start", "eval", "train", "loss"}  # too common a word to know which key is meant
+GENERIC = {
+    "name",
+    "path",
+    "start",
+    "eval",
+    "train",
+    "loss",
+    "model",
+    "margin",
+}  # too common a word to know which key is meant
 
 
 @dataclass(frozen=True)
@@ -41,8 +50,9 @@ def own_keys() -> tuple[str, ...]:
 
 def _keys_of(section: type[BaseModel], prefix: tuple[str, ...]) -> Iterable[str]:
     for name, each in section.model_fields.items():
-        inner = each.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
+        kinds = (each.annotation, *get_args(each.annotation))  # a section that may be absent is one of several
+        inner = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+        if inner and name != "sources":
             yield from _keys_of(inner, (*prefix, name))
         elif name != "sources":
             yield ".".join((*prefix, name))

@@ -35,9 +35,11 @@ def facts_of(config: RunConfig, fingerprint: str | None) -> dict[str, str]:
         "library version": json.dumps(versions()),
         "data": fingerprint or "unreadable",
     }
-    folder = Path(config.model.path)
-    if folder.is_dir():  # weights are rank 0's everywhere; these are every rank's own
-        files = sorted(path for path in folder.rglob("*.json") if path.is_file())
+    # weights are rank 0's everywhere; these are every rank's own
+    guides = [loss.guide.model for loss in config.losses.values() if loss.guide]
+    folders = [folder for path in (config.model.path, *guides) if (folder := Path(path)).is_dir()]
+    files = [path for folder in folders for path in sorted(folder.rglob("*.json")) if path.is_file()]
+    if folders:
         facts["model"] = _digest(b"".join(path.read_bytes() for path in files))
     return facts
 

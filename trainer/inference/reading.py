@@ -43,6 +43,12 @@ def read_alike(model: ModelConfig, other: ModelConfig, began: bool = False) -> t
     return model, _like_before(other, model)
 
 
+def as_guide(path: str, trained: ModelConfig) -> ModelConfig:
+    """Returns a guide (loss.guide) to be read with the lengths of the model in training, and its own prompts and
+    pooling. Code that its folder brings runs where that of the model's does. Raises BadInput."""
+    return read_alike(trained, ModelConfig(path=path, trust_remote_code=trained.trust_remote_code))[1]
+
+
 def _folder(model: ModelConfig) -> Path:
     return Path(fetch(model.path, model.trust_remote_code))
 

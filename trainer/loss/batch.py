@@ -24,6 +24,7 @@ class Batch:
     truncated: int = 0  # texts of this slice
     seed: int = 0  # of this step and rank: fixes dropout, also where a chunk is embedded twice
     source: str = ""  # that every row comes from
+    guide_tokens: list[list[int]] | None = None  # (b + n,) of the loss's guide, by its own tokenizer
 
     @property
     def rows(self) -> int:

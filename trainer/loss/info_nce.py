@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trainer.config.sections import SIMILARITIES
+from trainer.loss.guide import GuideVectors
 from trainer.loss.masks import false_negative_limit
 
 TILE_ELEMENTS = 2**23  # similarities held at once, over all directions of a joint softmax: 32 MiB in fp32
@@ -46,6 +47,7 @@ def info_nce(
     margin: float | None = None,
     ratio: float | None = None,
     doc_row: Tensor | None = None,
+    guide: GuideVectors | None = None,
 ) -> LossOut:
     """InfoNCE (van den Oord et al. 2018, arXiv:1807.03748, eq. 4), summed over local rows; differentiable once.
 
@@ -65,14 +67,14 @@ def info_nce(
     candidate with a similarity above positive - margin, or above positive * ratio, counts as a false negative. A
     negative margin keeps candidates up to |margin| above the positive (Qwen3-Embedding, Zhang et al. 2025,
     arXiv:2506.05176, has -0.1). Where the positive's similarity is negative, positive * ratio would be above it: ratio
-    then compares with the positive.
+    then compares with the positive. guide: by the score of another model, see GuideVectors.
     """
     allowed = set(SIMILARITIES) if joint else {"query_to_doc", "doc_to_query"}
     if "query_to_doc" not in directions or not set(directions) <= allowed:
         raise ValueError(f"directions {directions}: query_to_doc and, with joint={joint}, any of {sorted(allowed)}")
     if "doc_to_doc" in directions and doc_row is None:
         raise ValueError("doc_to_doc leaves out a row's own documents: give doc_row")
-    task = _Task(rows, target, directions, joint, mask, margin, ratio, doc_row, isinstance(temperature, Tensor))
+    task = _Task(rows, target, directions, joint, mask, margin, ratio, doc_row, guide, isinstance(temperature, Tensor))
     return LossOut(*_TiledInfoNCE.apply(queries, documents, temperature, task))
 
 
@@ -87,6 +89,7 @@ class _Task(NamedTuple):
     margin: float | None
     ratio: float | None
     doc_row: Tensor | None  # (n,)
+    guide: GuideVectors | None
     learned: bool  # the temperature gets a gradient
 
 
@@ -101,6 +104,7 @@ class _Block(NamedTuple):
     side: int  # of Mask's two tensors: 0 documents, 1 queries
     own: Tensor | None  # (b,) column of the positive pair: never masked
     owner: Tensor | None  # (w,) local row that a candidate belongs to and is no negative of; -1: none
+    guide: tuple[Tensor, Tensor] | None  # the guide's anchors and candidates, (m or n, g) and (w, g)
 
 
 class _Tile(NamedTuple):
@@ -162,11 +166,15 @@ def _groups(queries, documents, query_grad, doc_grad, task: _Task) -> list[list[
     local_of_doc = None if task.doc_row is None else local[task.doc_row]  # (n,)
     query, positive = (queries, query_grad, task.rows), (documents, doc_grad, task.target)
     every_doc, every_query = (documents, doc_grad, 0), (queries, query_grad, 1)
+    qd = qq = dq = dd = None  # the guide's tables
+    if task.guide:
+        q, d = task.guide.queries, task.guide.documents
+        qd, qq, dq, dd = (q, d), (q, q), (d, q), (d, d)
     blocks = {
-        "query_to_doc": _Block(*query, *every_doc, own=task.target, owner=None),
-        "query_to_query": _Block(*query, *every_query, own=None, owner=local),
-        "doc_to_query": _Block(*positive, *every_query, own=task.rows, owner=None),
-        "doc_to_doc": _Block(*positive, *every_doc, own=None, owner=local_of_doc),
+        "query_to_doc": _Block(*query, *every_doc, own=task.target, owner=None, guide=qd),
+        "query_to_query": _Block(*query, *every_query, own=None, owner=local, guide=qq),
+        "doc_to_query": _Block(*positive, *every_query, own=task.rows, owner=None, guide=dq),
+        "doc_to_doc": _Block(*positive, *every_doc, own=None, owner=local_of_doc, guide=dd),
     }
     chosen = [block for direction, block in blocks.items() if direction in task.directions]
     return [chosen] if task.joint else [[block] for block in chosen]
@@ -184,7 +192,8 @@ def _tile(blocks: list[_Block], start: int, stop: int, buffer: Tensor, masks, ta
     column = blocks[0].own[start:stop, None]  # (t, 1)
     positive = parts[0].gather(1, column)  # (t, 1)
     limit = false_negative_limit(positive, task.margin, task.ratio, tau)
-    masked, similarities = zip(*(_mask(p, b, masks[b.side], limit, start, stop) for p, b in zip(parts, blocks)))
+    marks = [_either(g, masks[block.side]) for g, block in zip(_guided(blocks, start, stop, task.guide), blocks)]
+    masked, similarities = zip(*(_mask(p, b, m, limit, start, stop) for p, b, m in zip(parts, blocks, marks)))
     tops = [part.amax(dim=1, keepdim=True) for part in parts]
     top = torch.cat(tops, dim=1).amax(dim=1, keepdim=True)  # (t, 1)
     # exp of differences to the row's maximum: finite at any temperature
@@ -205,6 +214,25 @@ def _tile(blocks: list[_Block], start: int, stop: int, buffer: Tensor, masks, ta
         block.candidate_grad.addmm_(part.T, anchor * factor)
     correct = (positive >= tops[0]).sum()
     return _Tile(loss, temperature_grad, list(masked), similarities[0] * tau, positive.sum() * tau, correct)
+
+
+def _guided(blocks: list[_Block], start: int, stop: int, guide: GuideVectors | None) -> list[Tensor | None]:
+    """Returns for each block (t, w) bool: candidates that the guide finds too similar to be negatives."""
+    if guide is None:
+        return [None] * len(blocks)
+    cosines = [
+        anchors.index_select(0, block.index[start:stop]) @ candidates.T
+        for block in blocks
+        for anchors, candidates in (block.guide,)
+    ]
+    limit = guide.limit(cosines[0].gather(1, blocks[0].own[start:stop, None]))  # (t, 1)
+    return [part > limit for part in cosines]
+
+
+def _either(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return one.logical_or_(other)
 
 
 def _mask(logits: Tensor, block: _Block, excluded: Tensor | None, limit: Tensor | None, start: int, stop: int):

@@ -19,6 +19,7 @@ from trainer.distributed.device import send
 from trainer.loss.batch import Batch
 from trainer.loss.exchange import DocumentKeys, DocumentScores
 from trainer.loss.functions import cosent, cosine_mse, kl, margin_mse, shorten
+from trainer.loss.guide import GuideVectors
 from trainer.loss.info_nce import STATS, info_nce
 from trainer.loss.own_negatives import own_info_nce
 from trainer.loss.scope import Positions, Scope, own_statistics
@@ -28,9 +29,16 @@ from trainer.loss.user_functions import LossBatch, load_loss_fn
 class Objective:
     """One loss section of the run file, applied to global batches. The trainer sets a learned `temperature` itself."""
 
-    def __init__(self, config: LossConfig, normalised: bool, loss_fn: Callable | None = None):
-        """normalised: the model's embeddings have length 1. loss_fn: replaces the loss that config names.
-        Raises BadInput for a user's function that cannot be imported."""
+    def __init__(
+        self,
+        config: LossConfig,
+        normalised: bool,
+        loss_fn: Callable | None = None,
+        guide: Callable[[list[list[int]]], Tensor] | None = None,
+    ):
+        """normalised: the model's embeddings have length 1. loss_fn: replaces the loss that config names. guide: the
+        model of config.guide, tokens of texts -> (texts, g) of length 1 without gradient; without it nothing can be
+        computed of a loss that has one. Raises BadInput for a user's function that cannot be imported."""
         self.config, self.normalised = config, normalised
         self.terms = {getattr(loss_fn, "__name__", "loss_fn"): 1.0} if loss_fn else config.terms
         self.user = {name: loss_fn or load_loss_fn(name) for name in self.terms if loss_fn or name not in LOSSES}
@@ -43,24 +51,38 @@ class Objective:
         self.gathers_all = whole and any(name == "cosent" or name in self.user for name in self.terms)
         self.gathers_queries = self.gathers_all or (in_batch and len(self.directions) > 1)
         self.gathers = in_batch or self.gathers_queries
+        self.guide, self.guided = guide, config.guide is not None and "infonce" in self.terms
+        self.gathers_guide = self.guided and in_batch
 
     @property
     def collectives(self) -> int:
-        """Collectives of a call with several ranks: embeddings, facts about them, their gradient."""
-        return 3 * self.gathers + self.gathers_all
+        """Collectives of a call with several ranks: embeddings, facts about them, their gradient, the guide's
+        embeddings."""
+        return 3 * self.gathers + self.gathers_all + self.gathers_guide
 
     @property
     def stat_names(self) -> list[str]:
         """Names of the sums that a call returns."""
         return ["loss", "temperature_grad", *STATS, *(f"loss_{name.rpartition(':')[2]}" for name in self.terms)]
 
+    def guide_vectors(self, batch: Batch) -> Tensor | None:
+        """(texts, g) embeddings of this rank's texts by the guide; None: the loss has none."""
+        return self.guide(batch.guide_tokens) if self.guided else None
+
     def __call__(
-        self, embeddings: Tensor, batch: Batch, counts: list[tuple[int, int]], world: World
+        self,
+        embeddings: Tensor,
+        batch: Batch,
+        counts: list[tuple[int, int]],
+        world: World,
+        guide_vectors: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Returns the gradient of the (texts, d) embeddings by this rank's share of the loss, and sums to log: (names,)
         float64 on the CPU, named by stat_names; over ranks they add up to the global batch's. Collective.
-        counts: (rows, documents) of each rank."""
+        counts: (rows, documents) of each rank. guide_vectors: of the same texts, see guide_vectors()."""
         scope = self._scope(embeddings.detach(), batch, counts, world)
+        if self.guided:
+            scope.guide = self._guide(guide_vectors, batch, counts, world)
         leaves = [scope.queries.requires_grad_(), scope.documents.requires_grad_()]
         temperature: float | Tensor = self.temperature
         if self.config.temperature_lr is not None:
@@ -93,18 +115,11 @@ class Objective:
             return queries.sum() * 0.0, None
         if name in self.user:
             return self._user_term(name, queries, documents, scope, batch, temperature) * scope.share, None
-        own = (queries[rows], documents, scope.target, send(batch.negative_row, rows.device), scope.own_negatives)
-        if name == "infonce" and config.negatives == "own":
-            out = own_info_nce(
-                *own, temperature, excluded=scope.own_duplicates(batch) if config.mask_duplicates else None,
-                margin=config.mask_margin, ratio=config.mask_ratio,
-            )  # fmt: skip
-            return out.loss / batch.global_rows, out.stats
-        if name == "infonce":
+        if name == "infonce" and config.negatives != "own":
             out = info_nce(
                 queries, documents, rows, scope.target, temperature, directions=self.directions, joint=self.joint,
                 mask=partial(scope.duplicates, batch) if config.mask_duplicates else None, margin=config.mask_margin,
-                ratio=config.mask_ratio, doc_row=scope.doc_row if self.joint else None,
+                ratio=config.mask_ratio, doc_row=scope.doc_row if self.joint else None, guide=scope.guide,
             )  # fmt: skip
             return out.loss / batch.global_rows, out.stats
         if name == "cosine":
@@ -113,6 +128,13 @@ class Objective:
         if name == "cosent":
             scores = scope.scores.score[scope.positives].to(queries)
             return cosent(queries, documents[scope.positives], scores, temperature) * scope.share, None
+        own = (queries[rows], documents, scope.target, send(batch.negative_row, rows.device), scope.own_negatives)
+        if name == "infonce":
+            out = own_info_nce(
+                *own, temperature, excluded=scope.own_excluded(batch, config.mask_duplicates),
+                margin=config.mask_margin, ratio=config.mask_ratio,
+            )  # fmt: skip
+            return out.loss / batch.global_rows, out.stats
         scores = batch.teacher_positive, batch.teacher_negative
         teacher = [send(x.to(queries.dtype), queries.device) for x in scores]
         if name == "margin_mse":
@@ -153,12 +175,7 @@ class Objective:
             if self.gathers_all:
                 packed = scores.pack().to(device if world.size > 1 else "cpu")
                 scores = DocumentScores.unpack(world.gather_rows(packed, documents_of_rank))
-            if self.gathers_queries:
-                pool = world.gather_rows(embeddings, [r + n for r, n in counts])
-                parts = pool.split([size for block in counts for size in block])
-                queries, documents = torch.cat(parts[0::2]), torch.cat(parts[1::2])
-            else:
-                documents = world.gather_rows(documents, documents_of_rank)
+            queries, documents = self._gather(embeddings, b, counts, world)
         positions = Positions(blocks, device)
         row_start = positions.row_starts[me] if self.gathers_queries else 0
         real = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
@@ -177,6 +194,22 @@ class Objective:
             hard_negatives=sum(n - r for r, n in counts),
             by_row=len(self.directions) > 1,
         )
+
+    def _gather(self, texts: Tensor, rows: int, counts: list[tuple[int, int]], world: World) -> tuple[Tensor, Tensor]:
+        """Returns the queries and documents of the scope from this rank's (texts, …), queries first. Collective."""
+        if not self.gathers_queries:
+            return texts[:rows], world.gather_rows(texts[rows:], [n for _, n in counts])
+        pool = world.gather_rows(texts, [r + n for r, n in counts])
+        parts = pool.split([size for block in counts for size in block])
+        return torch.cat(parts[0::2]), torch.cat(parts[1::2])
+
+    def _guide(self, vectors: Tensor, batch: Batch, counts: list[tuple[int, int]], world: World) -> GuideVectors:
+        """Returns the guide's embeddings as the loss has its own. Collective where these travel."""
+        assert vectors is not None, "a loss with a guide needs the guide's embeddings"
+        both = vectors[: batch.rows], vectors[batch.rows :]
+        if self.gathers_guide:
+            both = self._gather(vectors, batch.rows, counts, world)
+        return GuideVectors(*both, self.config.guide.margin, self.config.guide.relative_margin)
 
     def _home(self, query_grad: Tensor, doc_grad: Tensor, counts: list[tuple[int, int]], world: World) -> Tensor:
         """Returns the (texts, d) gradient of this rank's embeddings, summed over ranks. Collective."""

@@ -9,6 +9,8 @@ from torch import Tensor
 from trainer.distributed.device import send
 from trainer.loss.batch import Batch
 from trainer.loss.exchange import DocumentKeys, DocumentScores
+from trainer.loss.functions import own_similarities
+from trainer.loss.guide import GuideVectors
 from trainer.loss.masks import duplicate_mask, own_duplicates, row_mask
 
 
@@ -30,12 +32,26 @@ class Scope:
     share: float  # this rank's share of a value that every rank of the scope computes
     hard_negatives: int  # in the global batch
     by_row: bool  # the mask covers rows' queries too
+    guide: GuideVectors | None = None  # of this rank's texts alone where the loss compares a row's own only
 
     def own_duplicates(self, batch: Batch) -> Tensor:
         """(k,) bool mask of own_info_nce."""
         device = self.rows.device
         keys, row = send(batch.row_keys, device), send(batch.negative_row, device)
         return own_duplicates(keys, row, self.keys.text[self.own_negatives])
+
+    def own_excluded(self, batch: Batch, duplicates: bool) -> Tensor | None:
+        """(k,) bool: hard negatives that are none; None: all are. duplicates: those of the row's positives count."""
+        marks = [self.own_duplicates(batch)] if duplicates else []
+        marks += [self.own_guided(batch)] if self.guide else []
+        return torch.stack(marks).any(dim=0) if marks else None
+
+    def own_guided(self, batch: Batch) -> Tensor:
+        """(k,) bool: hard negatives that the guide finds too similar to their row's query."""
+        row = send(batch.negative_row, self.rows.device)
+        own = torch.arange(len(self.guide.documents), device=row.device).split([batch.rows, len(row)])
+        positive, negative = own_similarities(self.guide.queries, self.guide.documents, own[0], row, own[1])
+        return negative > self.guide.limit(positive)[row]
 
     def duplicates(self, batch: Batch, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
         """Mask of info_nce for this rank's rows start..stop."""

@@ -10,7 +10,7 @@ from trainer.planner.plan import total_steps
 from trainer.preflight.data import check_data, check_tokens
 from trainer.preflight.evaluation import check_eval, check_watch, without_effect
 from trainer.preflight.inputs import Inputs
-from trainer.preflight.losses import check_functions, check_losses
+from trainer.preflight.losses import check_functions, check_guides, check_losses
 from trainer.preflight.model import check_model
 from trainer.preflight.output import check_output
 from trainer.run_dir.trackers import check_tracking
@@ -30,6 +30,7 @@ def check_run(inputs: Inputs, resume: bool, own_loss: bool = False, engine: str 
         collect(problems, check_tokens, inputs, key="data.train")
     if not own_loss:
         collect(problems, check_functions, config)
+        collect(problems, check_guides, config)
         if plan:
             collect(problems, check_losses, inputs)
     collect(problems, check_eval, inputs)

@@ -3,11 +3,16 @@
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
 
+from data_prep.common.errors import BadInput
 from data_prep.common.files import check
 from data_prep.shards.folder import Rows
 from data_prep.shards.shared_keys import SourceRows
 from trainer.config.imports import add_working_folder
 from trainer.config.sections import LOSSES, NEEDS_SCORES, NEEDS_TEACHER, RunConfig
+from trainer.inference.reading import as_guide
+from trainer.model_folder.files import fetch
+from trainer.model_folder.spec import read_spec
+from trainer.model_folder.vocabulary import check_embedded
 from trainer.planner.plan import BatchPlan
 from trainer.preflight.inputs import Inputs
 
@@ -49,6 +54,22 @@ def _loss_problems(config: RunConfig, source: SourceRows, rows: Rows) -> list[st
             "set loss.name to cosent or cosine, or keep the positive pairs only and leave their scores out"
         )
     return problems
+
+
+def check_guides(config: RunConfig) -> None:
+    """Raises BadInput for guides that cannot be read, or that mask the negatives of no loss."""
+    problems = []
+    for key, loss in config.losses.items():
+        if not loss.guide:
+            continue
+        if "infonce" not in loss.terms:
+            problems.append(f"{key}.guide: masks negatives of infonce, which is no term of this loss")
+        try:
+            guide = as_guide(loss.guide.model, config.model)
+            check_embedded(read_spec(guide, fetch(guide.path, guide.trust_remote_code)))
+        except BadInput as error:
+            problems += [f"{key}.guide.model: {text.removeprefix('model.path: ')}" for text in error.problems]
+    check(problems)
 
 
 def check_functions(config: RunConfig) -> None:

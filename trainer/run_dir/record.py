@@ -138,6 +138,11 @@ def recorded_base_dtype(run_dir: Path) -> str | None:
     return record.get("base_dtype", "fp32") if record else None  # earlier versions had fp32 only
 
 
+def recorded_guides(run_dir: Path) -> dict[str, str]:
+    """Returns the sha256 by path of the guides (loss.guide) that the run began with."""
+    return read_object(run_dir / "run.json").get("plan", {}).get("guides", {})
+
+
 def chosen_budget(run_dir: Path, topology: dict) -> int | None:
     """Returns the micro_batch_tokens recorded by a run of this topology: other chunks would round sums differently."""
     record = read_object(run_dir / "run.json")

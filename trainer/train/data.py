@@ -3,9 +3,9 @@
 import copy
 import hashlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ class TrainData:
     tokenizer: object
     plan: BatchPlan
     shards: ShardFolder | None = None  # None: opened here
+    # by source, of a loss with a guide: (queries, documents) -> the guide's token ids
+    guides: dict[str, Callable[[list[str], list[str]], list[list[int]]]] = field(default_factory=dict)
 
     def __post_init__(self):
         shards = self.shards or open_shards(self.data.train)
@@ -105,6 +107,9 @@ class TrainData:
         negatives: indices of each record's hard negatives that take part; None: all."""
         negatives = [list(range(len(r.negatives))) for r in records] if negatives is None else negatives
         tokens, truncated = (self._read_tokens if self.tokens else self._make_tokens)(ids, records, drawn, negatives)
+        guide_tokens = None
+        if source in self.guides:
+            guide_tokens = self.guides[source]([r.query for r in records], _documents(records, drawn, negatives))
         row_keys = [[text_key(t) for t in r.positives] + [id_key(d) for d in r.doc_ids] for r in records]
         width = max((len(keys) for keys in row_keys), default=1)
         row_query = [query_key(r) for r in records]
@@ -130,6 +135,7 @@ class TrainData:
             truncated=truncated,
             seed=seed,
             source=source,
+            guide_tokens=guide_tokens,
         )
 
     def _make_tokens(
@@ -137,9 +143,7 @@ class TrainData:
     ) -> tuple[list[list[int]], int]:
         """Returns token ids of queries, drawn positives and negatives, and the number of truncated texts."""
         rules = self.spec.rules
-        documents = [r.positives[k] for r, k in zip(records, drawn)]
-        documents += [r.negatives[i] for r, taken in zip(records, negatives) for i in taken]
-        texts = [r.query for r in records]
+        documents, texts = _documents(records, drawn, negatives), [r.query for r in records]
         queries, truncated = tokenize(texts, rules.query_prompt, rules.query_max_len, self.tokenizer)
         passages, also_truncated = tokenize(documents, rules.passage_prompt, rules.passage_max_len, self.tokenizer)
         return queries + passages, truncated + also_truncated
@@ -155,6 +159,12 @@ class TrainData:
         queries, truncated = self.tokens.ids(first, self.spec.rules.query_max_len)
         passages, also_truncated = self.tokens.ids(np.array(documents, np.int64), self.spec.rules.passage_max_len)
         return queries + passages, truncated + also_truncated
+
+
+def _documents(records: list[Record], drawn: list[int], negatives: list[list[int]]) -> list[str]:
+    """Returns the texts of drawn positives, then of hard negatives."""
+    positives = [r.positives[k] for r, k in zip(records, drawn)]
+    return positives + [r.negatives[i] for r, taken in zip(records, negatives) for i in taken]
 
 
 def _numbers(values: list[float | None]) -> torch.Tensor:

@@ -14,7 +14,8 @@ from data_prep.shards.folder import Rows
 from trainer.config.recipe import recipe
 from trainer.config.sections import DataConfig
 from trainer.distributed.launcher_claims import fewer_nodes
-from trainer.engine.protocol import Applied
+from trainer.engine.protocol import Applied, Engine
+from trainer.inference.guide import Guide
 from trainer.loss.batch import Batch
 from trainer.model.base_dtype import Rounded
 from trainer.planner.plan import BatchPlan
@@ -40,6 +41,7 @@ class Start:
     parameters: int
     own_loss: bool  # a function replaces the run file's losses
     weights: str | None  # outcome.sample_of the trained weights; None on a resumed run
+    guides: list[Guide]  # of the losses
 
 
 def say_start(job: Job, start: Start) -> None:
@@ -55,6 +57,7 @@ def say_start(job: Job, start: Start) -> None:
     lines += [*recipe(job.config, start.own_loss), *job.model.spec.notes]
     lines += unused_teachers(job.config, plan, job.data.rows)
     lines += idle_rows(job.config, plan, job.data.rows)
+    lines += [_guide_line(guide, job.engine, start.parameters) for guide in start.guides]
     lines += [note for data in job.eval_sets.values() for note in data.notes]
     lines += _negatives(job.config.data, job.data.rows)
     lines += _plan_lines(plan, job.total_steps, start)
@@ -103,6 +106,16 @@ def _base_lines(rounded: Rounded | None) -> list[str]:
         f"frozen weights in bf16: {2 * rounded.numbers / 1e9:.3g} GB in place of {4 * rounded.numbers / 1e9:.3g} GB "
         f"({lost if rounded.changed else 'no weight lost digits'}); {_millions(rounded.kept)} frozen numbers stay fp32"
     ]
+
+
+def _guide_line(guide: Guide, engine: Engine, parameters: int) -> str:
+    """Says what a guide costs. A training step makes at least three passes, forward and backward, through its model."""
+    table = engine.embedder.backbone.get_input_embeddings().weight
+    own = max(1, parameters - getattr(table, "ds_numel", table.numel()))
+    share = guide.forward_numbers / (3 * own)
+    size = f"{_millions(guide.parameters)} parameters, {4 * guide.parameters / 1e9:.2g} GB on every rank"
+    cost = f"about {share:.0%} more computation in a step"
+    return f"loss.guide {guide.path}: embeds every text of a batch once more, without gradient: {size}, {cost}"
 
 
 def _millions(count: int) -> str:

@@ -4,10 +4,13 @@ import copy
 from collections.abc import Callable
 from pathlib import Path
 
-from data_prep.common.files import write_json
-from trainer.config.sections import RunConfig
+from data_prep.common.files import check, write_json
+from trainer.config.sections import LossConfig, RunConfig
 from trainer.distributed.stop import remove_marker
 from trainer.engine.start import Runtime
+from trainer.inference.guide import Guide
+from trainer.inference.reading import as_guide
+from trainer.inference.text_encoder import TextEncoder
 from trainer.loss.objective import Objective
 from trainer.loss.temperature import LearnedTemperature
 from trainer.model.adapters import check_base
@@ -21,7 +24,7 @@ from trainer.run_dir.checkpoint_writer import Writer, read_moments, sweep
 from trainer.run_dir.layout import TrainState, newest, read_state
 from trainer.run_dir.log import RunLog
 from trainer.run_dir.outcome import sample_of
-from trainer.run_dir.record import chosen_budget, describe_run, recorded_base_dtype
+from trainer.run_dir.record import chosen_budget, describe_run, recorded_base_dtype, recorded_guides
 from trainer.train.checkpointing import Checkpoints, model_writer
 from trainer.train.data import TrainData
 from trainer.train.early_stopping import Watch
@@ -41,7 +44,9 @@ def prepare(runtime: Runtime, inputs: Inputs, resume: bool, loss_fn: Callable | 
     base = world.on_first(lambda: recorded_base_dtype(run_dir) if resume else None)
     base = base or resolve(config.model.base_dtype, runtime.device, runtime.dtype, inputs.spec.fp32_base)
     model, (trained, parameters), weights = _load_model(runtime, inputs, folder, state, base)
-    objectives = make_objectives(config, plan, model.spec.normalize, loss_fn)
+    guides = {} if loss_fn else make_guides(runtime, config)
+    identities = world.on_first(lambda: identify_guides(run_dir, config, [*guides], resume))
+    objectives = make_objectives(config, plan, model.spec.normalize, loss_fn, guides)
     temperatures = make_temperatures(objectives, state.temperatures)
     topology = {"processes": world.size, "engine": runtime.engine, "device": runtime.device.type}
     asked = config.train.micro_batch_tokens
@@ -56,20 +61,23 @@ def prepare(runtime: Runtime, inputs: Inputs, resume: bool, loss_fn: Callable | 
         "total_steps": steps,
         "micro_batch_tokens": budget,
         "collectives_per_step": collectives,
+        **({"guides": identities} if guides else {}),
     }
     world.on_first(lambda: _prepare_folder(run_dir, config, topology, plan, plan_facts, base))
     log = RunLog(run_dir, runtime.is_main, state.log_offset)
     watch = Watch(config.watch, dict(state.watch))
     progress = Progress(state, watch, stopped_early=watch.over)
     writer = Writer(model.engine, run_dir, config.checkpoint, model_writer(model, config, log, progress))
-    data = TrainData(config.data, model.spec, model.tokenizer, plan, inputs.shards)
+    guide_tokens = {name: o.guide.tokens for name, o in objectives.items() if o.guide}
+    data = TrainData(config.data, model.spec, model.tokenizer, plan, inputs.shards, guide_tokens)
     checkpoints = Checkpoints(writer, model.engine, temperatures, log, progress)
     job = Job(
         config=config, runtime=runtime, model=model, data=data, plan=plan, total_steps=steps,
         eval_sets=inputs.eval_sets, objectives=objectives, temperatures=temperatures, micro_batch_tokens=budget,
         run_dir=run_dir, log=log, progress=progress, checkpoints=checkpoints,
     )  # fmt: skip
-    say_start(job, Start(resume, folder, passed_over, topology, trained, parameters, loss_fn is not None, weights))
+    facts = resume, folder, passed_over, topology, trained, parameters, loss_fn is not None, weights, [*guides.values()]
+    say_start(job, Start(*facts))
     return job
 
 
@@ -107,15 +115,37 @@ def hash_base(base: str, adapters_of_it: list[Path]) -> str:
 
 
 def make_objectives(
-    config: RunConfig, plan: BatchPlan, normalised: bool, loss_fn: Callable | None
+    config: RunConfig, plan: BatchPlan, normalised: bool, loss_fn: Callable | None, guides: dict[str, Guide]
 ) -> dict[str, Objective]:
-    """Returns the loss of every source; sources without one of their own share the run's. Raises BadInput."""
-    shared = Objective(config.loss, normalised, loss_fn)
+    """Returns the loss of every source; sources without one of their own share the run's. guides: by path. Raises
+    BadInput."""
+
+    def make(loss: LossConfig, loss_fn: Callable | None = None) -> Objective:
+        guide = guides.get(loss.guide.model) if loss.guide else None
+        return Objective(loss, normalised, loss_fn, guide)
+
+    shared = make(config.loss, loss_fn)
     objectives = {}
     for name, _ in plan.sources:
         own = config.sources.get(name)
-        objectives[name] = Objective(own.loss, normalised) if own and own.loss and not loss_fn else shared
+        objectives[name] = make(own.loss) if own and own.loss and not loss_fn else shared
     return objectives
+
+
+def make_guides(runtime: Runtime, config: RunConfig) -> dict[str, Guide]:
+    """Returns the guides of the losses by path, one for all that name the same. Raises BadInput. Collective."""
+    paths = dict.fromkeys(loss.guide.model for loss in config.losses.values() if loss.guide)
+    return {path: Guide(path, config.model, runtime) for path in paths}
+
+
+def identify_guides(run_dir: Path, config: RunConfig, paths: list[str], resume: bool) -> dict[str, str]:
+    """Returns the sha256 of each guide. Raises BadInput if a resumed run began with another one."""
+    found = {path: TextEncoder(as_guide(path, config.model)).fingerprint for path in paths}
+    began = recorded_guides(run_dir) if resume else {}
+    changed = [path for path, sha256 in found.items() if began.get(path, sha256) != sha256]
+    other = "is no longer the model that the run began with; put that one back, or train into another output_dir"
+    check([f"loss.guide.model: {path} {other}" for path in changed])
+    return found
 
 
 def make_temperatures(objectives: dict[str, Objective], states: dict[str, dict]) -> dict[str, LearnedTemperature]:

@@ -54,6 +54,7 @@ def compute_gradients(
         chunks += [[] for _ in range(rounds - len(chunks))]
         kept = rounds - embedded_twice
     first_kept = len(chunks) - kept
+    guide_vectors = objective.guide_vectors(batch)  # before activations are kept
 
     with engine.accumulate():
         graphs: dict[int, Tensor] = {}
@@ -67,7 +68,7 @@ def compute_gradients(
         order = send(torch.tensor([i for chunk in chunks for i in chunk], dtype=torch.int64), engine.device)
         stacked = torch.cat(parts)
         embeddings = torch.empty_like(stacked).index_copy_(0, order, stacked)
-        gradient, sums = objective(embeddings, batch, counts, world)
+        gradient, sums = objective(embeddings, batch, counts, world, guide_vectors)
         by_chunk = (gradient[order] * engine.gradient_factor).split([len(chunk) for chunk in chunks])
         # Kept graphs go first: their memory is free again before any chunk is embedded a second time.
         for i in [*range(first_kept, len(chunks)), *range(first_kept)]:

@@ -168,3 +168,12 @@ def test_traffic_of_a_loss_that_needs_every_row_holds_its_queries_and_facts():
     shares = [Share(8, 10, 100), Share(8, 12, 90)]
     sent = embedding_bytes(Objective(LossConfig(name="cosent"), True), 10, 32, shares)
     assert sent == 6 * 8 + 10 * 8 + 12 * (4 + 3) * 8 + 20 * 32 * 4 + 38 * 32 * 4
+
+
+def test_traffic_of_a_guide_is_its_embeddings_of_what_the_loss_gathers():
+    shares, guide = [Share(8, 10, 100), Share(8, 12, 90)], {"guide": {"model": "m"}}
+    for loss, texts in (({}, 12), ({"directions": "gte"}, 20), ({"negatives": "device"}, 0), ({"negatives": "own"}, 0)):
+        plain, guided = (Objective(LossConfig(**loss, **more), True) for more in ({}, guide))
+        more = embedding_bytes(guided, 10, 32, shares, 48) - embedding_bytes(plain, 10, 32, shares)
+        assert more == texts * 48 * 4
+        assert guided.collectives - plain.collectives == (texts > 0)

@@ -163,7 +163,7 @@ def test_the_table_says_one_thing_of_a_name_and_only_of_keys_that_there_are():
         assert {setting.key for setting in (*entry.ours, *entry.beside, *entry.if_false)} <= {*own_keys()}, entry.theirs
         assert entry.ours or entry.remark, entry.theirs
     both = {key for key in own_keys() if find(key.rpartition(".")[2])}
-    assert both == {"loss.name", "optim.name", "data.eval", "train.batch_size", "loss.matryoshka"}, "with a remark"
+    assert both == {"loss.name", "optim.name", "data.eval", "train.batch_size", "loss.matryoshka", "loss.guide.margin"}
 
 
 def test_no_section_of_ours_is_an_argument_elsewhere():

@@ -50,9 +50,9 @@ def make_embeddings(seed: int = 0) -> torch.Tensor:
     return F.normalize(torch.randn(ROWS + DOCUMENTS, SIZE, generator=generator, dtype=torch.float64), dim=1)
 
 
-def apply(objective: Objective, embeddings: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict]:
+def apply(objective: Objective, embeddings: torch.Tensor, batch: Batch, *guided) -> tuple[torch.Tensor, dict]:
     """One process: (gradient, what is logged)."""
-    gradient, sums = objective(embeddings, batch, [[ROWS, DOCUMENTS]], World())
+    gradient, sums = objective(embeddings, batch, [[ROWS, DOCUMENTS]], World(), *guided)
     return gradient, dict(zip(objective.stat_names, sums.tolist()))
 
 

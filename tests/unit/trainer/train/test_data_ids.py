@@ -14,7 +14,7 @@ from trainer.train.data import TrainData
 def test_only_rows_of_one_document_mask_each_other(pair):
     rows = [Record(f"q{i}", [f"p{i}"], doc_ids=[name]) for i, name in enumerate((*pair, pair[0]))]
     source = SimpleNamespace(
-        data=SimpleNamespace(max_hard_negatives=None), tokens=None, _make_tokens=lambda *_: ([[1]] * 6, 0)
+        data=SimpleNamespace(max_hard_negatives=None), tokens=None, guides={}, _make_tokens=lambda *_: ([[1]] * 6, 0)
     )
     batch = TrainData.make_batch(source, [0, 1, 2], rows, [0, 0, 0], 3, seed=0)
     keys = batch.documents
