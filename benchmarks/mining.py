@@ -21,8 +21,8 @@ from typos import pairs_of, prepare
 
 from data_prep.reading.retrieval_sets import load_set
 from trainer.config.sections import ModelConfig
-from trainer.inference.evaluation import evaluate_folder
-from trainer.inference.metrics import means
+from trainer.evaluation.compare import means
+from trainer.evaluation.measure import evaluate_folder
 
 PLAIN = "plain"
 CASES = (

@@ -25,8 +25,8 @@ from common import ROOT, as_shards
 from data_prep.reading.retrieval_sets import RetrievalSet, load_set
 from data_prep.shards.folder import open_shards
 from trainer.config.sections import ModelConfig
-from trainer.inference.evaluation import evaluate_folder
-from trainer.inference.metrics import means
+from trainer.evaluation.compare import means
+from trainer.evaluation.measure import evaluate_folder
 
 RANK, ALPHA, TARGETS = 16, 32, "all-linear"
 CASES = ("ours", "theirs", "ours-dropout-0", "ours-large-batch")

@@ -27,7 +27,7 @@ from data_prep.augmentation.phrases import WORD, Phrases, in_case_of, read_missp
 from data_prep.reading.retrieval_sets import RetrievalSet, load_set
 from data_prep.shards.folder import open_shards
 from trainer.config.sections import ModelConfig
-from trainer.inference.evaluation import evaluate_folder
+from trainer.evaluation.measure import evaluate_folder
 
 NOISE_SEED = 20_000
 MISSPELT = "misspelt "  # before the ids of the misspelt queries

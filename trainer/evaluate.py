@@ -1,6 +1,7 @@
-"""Evaluation of a model on a retrieval set: python -m trainer.evaluate --model M [--baseline M0] --data SET.
+"""Evaluation of a model: python -m trainer.evaluate --model M [--baseline M0] --data SET…
 
-In place of a set: --collection of a store with --pairs that name its chunks.
+A set is a retrieval set, a shard folder with an eval split, or a file of scored pairs. In place of sets: --collection
+of a store with --pairs that name its chunks.
 """
 
 import argparse
@@ -8,95 +9,133 @@ import sys
 from pathlib import Path
 
 from data_prep.common.console import say
-from data_prep.common.errors import BadInput, guarded
+from data_prep.common.errors import BadInput, collect, guarded, nearest
 from data_prep.common.files import check, check_output_file, write_json
 from data_prep.common.paths import with_homes
-from data_prep.reading.retrieval_sets import RetrievalSet, load_collection, load_set
+from data_prep.reading.retrieval_sets import RetrievalSet, load_collection, load_evaluation
+from data_prep.reading.scored_pairs import ScoredPairs
 from data_prep.stores.flags import add_store, store_flags, store_of, where_of
-from trainer.inference.evaluation import compare, evaluate_folder
+from trainer.config.sections import ModelConfig
+from trainer.evaluation.compare import Scores
+from trainer.evaluation.metric_names import KNOWN, KNOWN_OF_PAIRS, check_names, unmeasured
+from trainer.evaluation.quantised import QUANTISED, RESCORED
+from trainer.evaluation.result import SetResult
+from trainer.evaluation.tables import show
+from trainer.evaluation.variants import Variant, evaluate_variants
 from trainer.inference.flags import add_as_stated, add_model, models_of
-from trainer.inference.metrics import means
 from trainer.inference.reading import describe, facts_of
 from trainer.inference.text_encoder import TextEncoder
 
 FEW_QUERIES = 50
 
-
-def _print(result: dict, head: list[str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    title = f"{result['data']}: {result['queries']} queries, {result['documents']} documents"
-    if "comparison" not in result:
-        table = Table("metric", "value", title=title)
-        for name, value in result["metrics"].items():
-            table.add_row(name, f"{value:.4f}")
-    else:
-        table = Table("metric", "base", "tuned", "difference", "95 % interval", title=title)
-        for name, row in result["comparison"].items():
-            low, high = row["interval_95"]
-            cells = (f"{row['base']:.4f}", f"{row['tuned']:.4f}", f"{row['difference']:+.4f}")
-            table.add_row(name, *cells, f"{low:+.4f} … {high:+.4f}")
-    console = Console()
-    for line in head:
-        console.print(Text(line), soft_wrap=True)
-    console.print(table)
+Sets = dict[str, RetrievalSet | ScoredPairs]  # by path, or by the name of a collection
 
 
-def _data(args: argparse.Namespace) -> RetrievalSet:
+def _sets(args: argparse.Namespace) -> Sets:
+    """Reads what is evaluated on. Raises BadInput with the problems of all sets."""
     given = {name for name in ("data", "collection", "pairs") if getattr(args, name) is not None}
     if given not in ({"data"}, {"collection", "pairs"}):
-        raise BadInput("name what is evaluated on: --data SET, or --collection NAME of a store with --pairs FILE")
-    if args.data is not None:
-        check(store_flags(args))
-        return load_set(args.data, args.strict, args.ignore_identical_ids)
-    check(["--ignore-identical-ids: belongs to --data SET"] if args.ignore_identical_ids else [])
-    return load_collection(store_of(args), args.pairs, where_of(args), args.strict)
+        raise BadInput("name what is evaluated on: --data SET…, or --collection NAME of a store with --pairs FILE")
+    if args.data is None:
+        check(["--ignore-identical-ids: belongs to --data SET"] if args.ignore_identical_ids else [])
+        data = load_collection(store_of(args), args.pairs, where_of(args), args.strict, args.by)
+        return {args.collection: data}
+    problems = store_flags(args)
+    problems += [f"--data {path}: stands twice" for path in sorted({p for p in args.data if args.data.count(p) > 1})]
+    options = args.strict, args.ignore_identical_ids, args.by
+    sets = {path: collect(problems, load_evaluation, path, *options) for path in dict.fromkeys(args.data)}
+    check(problems)
+    return sets
+
+
+def _check(args: argparse.Namespace, sets: Sets) -> None:
+    """Raises BadInput with every option that does not fit the sets."""
+    problems = unmeasured(sets.values(), args.metrics, "--metrics")
+    problems += [f"--dims {size}: must be 1 or more" for size in args.dims if size < 1]
+    parts = [part for data in sets.values() for part in data.parts]
+    if args.quantised and not any(isinstance(part, RetrievalSet) for part in parts):
+        problems.append("--quantised: is about search, and no set has judgements")
+    if args.by is not None and not any(part.categories for part in parts):
+        fields = [*dict.fromkeys(name for part in parts for name in part.fields)]
+        known = f"Fields: {', '.join(fields)}" if fields else "There is no metadata"
+        problems.append(f"--by {args.by}: no query or document has this field.{nearest(args.by, fields)} {known}")
+    check(problems + (check_output_file(Path(args.json), suffix=".json") if args.json else []))
+
+
+def _say_notes(args: argparse.Namespace, sets: Sets) -> None:
+    for data in sets.values():
+        for note in data.notes:
+            say(note)
+        for part in data.parts:
+            ids = part.ignored_documents() if isinstance(part, RetrievalSet) else {}
+            if args.ignore_identical_ids and not ids:
+                say(f"--ignore-identical-ids changes nothing: no query of {part.name} has the id of a document")
+            if args.by is not None and not part.categories:
+                say(f"--by {args.by}: nothing of {part.name} has this field")
+            if args.quantised and isinstance(part, ScoredPairs):
+                say(f"--quantised: is about search, so the scored pairs of {part.name} keep their float vectors")
+
+
+def _measure(config: ModelConfig, sets: Sets, args: argparse.Namespace) -> list[dict[Variant, Scores]]:
+    """Returns the scores of every part of the sets, with one loaded model."""
+    encoder = TextEncoder(config, args.device)
+    options = args.metrics, args.dims, args.quantised
+    return [evaluate_variants(encoder, part, *options) for data in sets.values() for part in data.parts]
+
+
+def _json(results: list[SetResult], sets: Sets) -> dict:
+    """Returns the numbers of all sets: those of one set by themselves, those of several as a list `sets`."""
+    parts, listed = iter(results), []
+    for path, data in sets.items():
+        first, *others = (next(parts).to_json() for _ in data.parts)
+        listed.append({"data": path} | first | ({"scored_pairs": others[0]} if others else {}))
+    return listed[0] if len(listed) == 1 else {"sets": listed}
 
 
 def run(args: argparse.Namespace) -> int:
-    data = _data(args)
-    for note in data.notes:
-        say(note)
-    if args.ignore_identical_ids and not data.ignored_documents():
-        say(f"--ignore-identical-ids changes nothing: no query of {data.name} has the id of a document")
+    check_names(args.metrics, "--metrics")
+    sets = _sets(args)
+    _check(args, sets)
+    _say_notes(args, sets)
     configs = models_of(args.model, args.baseline, args)
     specs = [TextEncoder(config).spec for config in configs]  # reads the folders, so that problems show before any work
+    measured = [_measure(config, sets, args) for config in configs]
+    parts = [part for data in sets.values() for part in data.parts]
+    results = [SetResult(part, *of_models) for part, *of_models in zip(parts, *measured)]
+    for result in results:
+        if result.count < FEW_QUERIES:
+            of = f"only {result.count} {result.unit}" + (f" in {result.data.name}" if len(results) > 1 else "")
+            say(f"{of}: differences of this size say little (below {FEW_QUERIES})")
+    head = describe({"tuned": specs[0], "base": specs[1]} if args.baseline else {args.model: specs[0]})
+    if args.quantised:
+        head.append(f"rescored: the first {RESCORED} documents, by the query's own floats and the quantised document")
+    show(results, head)
     if args.json:
-        check(check_output_file(Path(args.json), suffix=".json"))
-    tuned = evaluate_folder(configs[0], data, args.device)
-    result = {
-        "model": args.model,
-        "data": str(args.data or args.collection),
-        "queries": len(tuned),
-        "documents": len(data.doc_ids),
-        "metrics": means(tuned),
-        "read": facts_of(specs[0]),
-    }
-    if args.ignore_identical_ids:
-        result["ignored_identical_ids"] = len(data.ignored_documents())
-    if args.baseline:
-        base = evaluate_folder(configs[1], data, args.device)
-        result |= {"baseline": args.baseline, "comparison": compare(base, tuned), "baseline_read": facts_of(specs[1])}
-    if len(tuned) < FEW_QUERIES:
-        say(f"only {len(tuned)} queries: differences of this size say little (below {FEW_QUERIES})")
-    _print(result, describe({"tuned": specs[0], "base": specs[1]} if args.baseline else {args.model: specs[0]}))
-    if args.json:
-        write_json(Path(args.json), result)
+        read = {"read": facts_of(specs[0])}
+        read |= {"baseline": args.baseline, "baseline_read": facts_of(specs[1])} if args.baseline else {}
+        write_json(Path(args.json), {"model": args.model} | _json(results, sets) | read)
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m trainer.evaluate",
-        description="nDCG@10, MRR@10, MAP and recall of a model on a retrieval set; with a baseline also the "
-        "difference and its paired bootstrap interval.",
+        description="Metrics of a model on retrieval sets and scored pairs; with a baseline also the difference and "
+        "its paired bootstrap interval.",
         epilog="example: python -m trainer.evaluate --model runs/mine/final --baseline MODEL --data shards/",
     )
     parser.add_argument("--model", required=True, help="model folder or hub id")
     parser.add_argument("--baseline", help="model to compare with, e.g. the one before training")
-    parser.add_argument("--data", metavar="SET", help="retrieval set, or shard folder with an eval split")
+    text = "retrieval sets, shard folders with an eval split, files of scored pairs; several are one table"
+    parser.add_argument("--data", metavar="SET", nargs="+", help=text)
+    text = f"{KNOWN}; of scored pairs {KNOWN_OF_PAIRS} (default: nDCG@10 MRR@10 MAP recall@1 recall@10 recall@100)"
+    parser.add_argument("--metrics", metavar="NAME", nargs="+", default=[], help=text)
+    text = "sizes of embeddings to measure as well (Matryoshka): their first numbers, normalised again"
+    parser.add_argument("--dims", type=int, metavar="N", nargs="+", default=[], help=text)
+    text = "measure search among vectors of 8 or 1 bits per number as well, rescored and not"
+    parser.add_argument("--quantised", choices=QUANTISED, nargs="+", default=[], help=text)
+    text = "metrics of every category too: a field of the metadata of queries, of documents, or of scored pairs"
+    parser.add_argument("--by", metavar="FIELD", help=text)
     text = "refuse a set with empty texts, or with judgements of queries or documents that it lacks (default: say so)"
     parser.add_argument("--strict", action="store_true", help=text)
     text = "do not retrieve the document with the query's own id, as BEIR does (ArguAna)"

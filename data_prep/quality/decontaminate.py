@@ -14,7 +14,8 @@ import numpy as np
 
 from data_prep.common.console import say
 from data_prep.common.errors import BadInput
-from data_prep.reading.retrieval_sets import RetrievalSet, load_set
+from data_prep.reading.retrieval_sets import RetrievalSet, load_evaluation
+from data_prep.reading.scored_pairs import ScoredPairs
 from data_prep.records import PARENT_QUERY, Record, is_variant, normalise, text_key
 from data_prep.shards.folder import MANIFEST, open_shards
 from data_prep.texts.near_duplicates import CANDIDATES, Bands, jaccard, shingles
@@ -133,9 +134,11 @@ class _Nearest:
 
 
 def held_out(
-    paths: Iterable[str | Path], where: str = "--exclude", sets: dict[str, RetrievalSet] | None = None
+    paths: Iterable[str | Path],
+    where: str = "--exclude",
+    sets: dict[str, RetrievalSet | ScoredPairs] | None = None,
 ) -> HeldOut:
-    """Reads the held-out texts of retrieval sets (see retrieval_sets.py) and shard folders.
+    """Reads the held-out texts of retrieval sets (see retrieval_sets.py), shard folders and files of scored pairs.
 
     Of a shard folder the eval split counts, or all rows, with a message, if it has none. Raises BadInput with the
     problems of all sets; `where` names the option. sets: those that are read already, by path.
@@ -151,13 +154,15 @@ def held_out(
     return texts
 
 
-def _queries_and_documents(path: Path, data: RetrievalSet | None) -> tuple[list[str], list[str]]:
+def _queries_and_documents(path: Path, data: RetrievalSet | ScoredPairs | None) -> tuple[list[str], list[str]]:
     folder = data.shards if data else open_shards(path) if (path / MANIFEST).is_file() else None
     if folder is None:
         if data is None:
-            data = load_set(path)
-            for note in data.flaws:
+            data = load_evaluation(path)
+            for note in data.flaws if isinstance(data, RetrievalSet) else ():
                 say(f"note: {note}")
+        if isinstance(data, ScoredPairs):
+            return data.query_texts, data.doc_texts
         relevant = {doc for query in data.query_ids for doc, grade in data.qrels[query].items() if grade > 0}
         return data.query_texts, [text for doc, text in zip(data.doc_ids, data.doc_texts) if doc in relevant]
     split = "eval" if "eval" in folder.splits else "train"

@@ -25,6 +25,7 @@ from data_prep.quality.decontaminate import HeldOut, held_out, texts_of
 from data_prep.quality.row_keys import Keys
 from data_prep.quality.sampling import spread
 from data_prep.reading.retrieval_sets import RetrievalSet
+from data_prep.reading.scored_pairs import ScoredPairs
 from data_prep.records import Record
 from data_prep.shards.folder import MANIFEST, Rows, ShardFolder, open_shards
 from data_prep.texts.near_duplicates import SIMILARITY
@@ -45,7 +46,7 @@ class Gate:
     evals: dict[str, str]  # key of the run file -> evaluation set
     reader: Reader
     mixing_mend: str | None = None  # mend for small sources; None: small shares are intended
-    sets: dict[str, RetrievalSet] = field(default_factory=dict)  # evaluation sets that are read already, by path
+    sets: dict[str, RetrievalSet | ScoredPairs] = field(default_factory=dict)  # those that are read already, by path
 
     def findings(self) -> list[Finding]:
         """Returns all findings, errors first; from the cache if nothing changed."""
@@ -165,12 +166,14 @@ def scan(rows: Rows) -> Keys:
     return keys
 
 
-def _content(path: str, sets: dict[str, RetrievalSet]) -> Any:
+def _content(path: str, sets: dict[str, RetrievalSet | ScoredPairs]) -> Any:
     """Identifies the content of an evaluation set by hashes. sets: those that are read already, by path."""
     if path in sets and sets[path].shards:
         return sets[path].shards.fingerprint
     path = Path(path)
     if (path / MANIFEST).is_file():
         return open_shards(path).fingerprint
+    if path.is_file():  # scored pairs
+        return sha256_of(path)
     files = ("corpus.jsonl", "queries.jsonl", "qrels.tsv", "qrels/test.tsv")
     return {name: sha256_of(path / name) for name in files if (path / name).is_file()}

@@ -16,8 +16,10 @@ from typing import Any
 from data_prep.common.console import track
 from data_prep.common.errors import BadInput
 from data_prep.common.finite import decode_whole
+from data_prep.reading.categories import Categories, FieldValues, metadata_of_record, metadata_of_row
 from data_prep.reading.formats import read_records
 from data_prep.reading.row import MISSING
+from data_prep.reading.scored_pairs import ScoredPairs, differ, pairs_of, read_scored_pairs
 from data_prep.records import document_text, has_text, query_key, text_key
 from data_prep.shards.folder import ShardFolder, open_shards
 from data_prep.stores.base import StoreConfig
@@ -38,13 +40,24 @@ class RetrievalSet:
     qrels: dict[str, dict[str, int]]  # query id -> document id -> grade
     flaws: list[str] = field(default_factory=list)  # lines: what is left out, or judged and missing, with counts
     left_out: int = 0  # graded pairs of an eval split, skipped: a score does not say what is relevant
+    pairs: ScoredPairs | None = None  # those pairs, evaluated by themselves; None: no two scores differ
     shards: ShardFolder | None = field(default=None, compare=False, repr=False)  # whose eval split it is
     ignore_identical_ids: bool = False  # BEIR's rule: no document is retrieved for the query of the same id
+    categories: Categories | None = field(default=None, repr=False)  # of the queries
+    fields: list[str] = field(
+        default_factory=list, repr=False
+    )  # names of the metadata, where categories were asked for
+
+    @property
+    def parts(self) -> "list[RetrievalSet | ScoredPairs]":
+        """The sets that are evaluated one by one."""
+        return [self, self.pairs] if self.pairs else [self]
 
     @property
     def notes(self) -> list[str]:
         """Lines to print once."""
-        graded = f"{self.name}: {self.left_out} graded pairs are not evaluated, as they do not say what is relevant"
+        fate = "measured apart, by their scores" if self.pairs else "not evaluated: their scores are all the same"
+        graded = f"{self.name}: {self.left_out} graded pairs, which do not say what is relevant, are {fate}"
         return [*self.flaws, *([graded] if self.left_out else []), *self._note_on_ids()]
 
     def own_documents(self) -> dict[int, int]:
@@ -85,22 +98,24 @@ class _Flaws:
         return [f"{first}; {count:,} {fate}" for fate, (first, count) in self._kinds.items()]
 
 
-def load_set(path: str | Path, strict: bool = False, ignore_identical_ids: bool = False) -> RetrievalSet:
+def load_set(
+    path: str | Path, strict: bool = False, ignore_identical_ids: bool = False, by: str | None = None
+) -> RetrievalSet:
     """Reads a retrieval set or a shard folder's eval split. Raises BadInput with every problem.
 
     Published sets have empty texts, and judgements of queries and documents that they lack. Those become notes of the
-    set. strict: problems. ignore_identical_ids: see RetrievalSet.
+    set. strict: problems. ignore_identical_ids: see RetrievalSet. by: a field of the metadata, for categories.
     """
     path = Path(path)
     if not path.is_dir():
         state = "is a file" if path.exists() else "no such folder"
         raise BadInput(f"{path}: {state}; a retrieval set holds corpus.jsonl, queries.jsonl and qrels.tsv")
     if (path / "manifest.json").is_file():
-        return eval_set_of(open_shards(path))
+        return eval_set_of(open_shards(path), by)
     problems: list[str] = []
-    flaws = _Flaws()
-    docs = _texts(path / "corpus.jsonl", "documents", problems, flaws)
-    queries = _texts(path / "queries.jsonl", "queries", problems, flaws)
+    flaws, values = _Flaws(), None if by is None else FieldValues(by)
+    docs = _texts(path / "corpus.jsonl", "documents", problems, flaws, values)
+    queries = _texts(path / "queries.jsonl", "queries", problems, flaws, values)
     qrels = _qrels(path, docs, queries, problems, flaws)
     docs, queries = ({key: text for key, text in texts.items() if has_text(text)} for texts in (docs, queries))
     judged = {q: text for q, text in queries.items() if any(grade > 0 for grade in qrels.get(q, {}).values())}
@@ -111,7 +126,14 @@ def load_set(path: str | Path, strict: bool = False, ignore_identical_ids: bool 
     if problems:
         raise BadInput(problems[:50])
     sides = [*docs], [*docs.values()], [*judged], [*judged.values()]
-    return RetrievalSet(path.name, *sides, qrels, flaws.lines(), ignore_identical_ids=ignore_identical_ids)
+    data = RetrievalSet(path.name, *sides, qrels, flaws.lines(), ignore_identical_ids=ignore_identical_ids)
+    return _with_categories(data, values)
+
+
+def _with_categories(data: RetrievalSet, values: FieldValues | None) -> RetrievalSet:
+    if values:
+        data.categories, data.fields = values.of_queries(data.query_ids, data.qrels), [*values.known]
+    return data
 
 
 def _json_lines(path: Path, problems: list[str]) -> Iterator[tuple[int, dict]]:
@@ -135,7 +157,9 @@ def _json_lines(path: Path, problems: list[str]) -> Iterator[tuple[int, dict]]:
         problems.append(f"{path}: cannot be read ({error})")
 
 
-def _texts(path: Path, kind: str, problems: list[str], flaws: _Flaws) -> dict[str, str]:
+def _texts(
+    path: Path, kind: str, problems: list[str], flaws: _Flaws, values: FieldValues | None = None
+) -> dict[str, str]:
     """Returns id -> text, also of those without text. kind: "documents", which have titles, or "queries"."""
     texts: dict[str, str] = {}
     for number, value in _json_lines(path, problems):
@@ -154,6 +178,9 @@ def _texts(path: Path, kind: str, problems: list[str], flaws: _Flaws) -> dict[st
         elif not has_text(full):
             flaws.add(f"{path}:{number}: text of {key!r} is empty", f"{kind} without text are left out")
         texts[str(key)] = full
+        if values:
+            see = values.see_document if kind == "documents" else values.see_query
+            see(str(key), metadata_of_row(value))
     if not texts and not problems:
         problems.append(f"{path}: empty")
     return texts
@@ -198,15 +225,16 @@ def _judgements(file: Path, problems: list[str]) -> Iterator[tuple[int, str, str
         problems.append(f"{file}: missing or unreadable (three columns: query id, document id, grade)")
 
 
-def eval_set_of(shards: ShardFolder) -> RetrievalSet:
+def eval_set_of(shards: ShardFolder, by: str | None = None) -> RetrievalSet:
     """Makes a set of an eval split.
 
     Corpus: its distinct positives and negatives. Relevant, with grade 1: the positives of a query, of equal queries,
-    and of its parent and variants.
+    and of its parent and variants. Graded pairs are a set of their own, `pairs`. by: see load_set.
     """
     path = shards.path
     if "eval" not in shards.splits:
         raise BadInput(f"{path}: has no eval split; make one with: python -m data_prep shard … --eval-fraction 0.1")
+    values = None if by is None else FieldValues(by)
     docs: dict[str, str] = {}
     queries: dict[str, str] = {}
     qrels: dict[str, dict[str, int]] = {}
@@ -220,28 +248,66 @@ def eval_set_of(shards: ShardFolder) -> RetrievalSet:
             continue
         query = f"q{text_key(record.query)}"
         queries.setdefault(query, record.query)
+        if values:
+            values.see_query(query, metadata_of_record(record))
         same = grades.setdefault(query_key(record), {})
         own = qrels.setdefault(query, same)
         for text in (*record.positives, *record.negatives):
             docs.setdefault(f"d{text_key(text)}", text)
         for text in record.positives:
             own[f"d{text_key(text)}"] = same[f"d{text_key(text)}"] = 1
-    return RetrievalSet(
-        path.name, [*docs], [*docs.values()], [*queries], [*queries.values()], qrels, [], graded, shards
-    )
+    sides = [*docs], [*docs.values()], [*queries], [*queries.values()]
+    return _with_categories(RetrievalSet(path.name, *sides, qrels, [], graded, scored_of(shards, by), shards), values)
+
+
+def scored_of(shards: ShardFolder, by: str | None = None) -> ScoredPairs | None:
+    """Returns the graded pairs of an eval split, or None if no two of their scores differ. by: see load_set."""
+    rows = shards.split("eval")
+    if not rows.count("score") or not differ(rows):
+        return None
+    return pairs_of(shards.path.name, (record for record in rows if record.score is not None), by, shards)
+
+
+def load_evaluation(
+    path: str | Path, strict: bool = False, ignore_identical_ids: bool = False, by: str | None = None
+) -> RetrievalSet | ScoredPairs:
+    """Reads whatever a model can be evaluated on: a retrieval set, a shard folder's eval split, or a file of scored
+    pairs. Raises BadInput with every problem; the options are those of load_set."""
+    path = Path(path)
+    if path.is_file():
+        return read_scored_pairs(path, by)
+    if (path / "manifest.json").is_file():
+        return evaluation_of(open_shards(path), by)
+    return load_set(path, strict, ignore_identical_ids, by)
+
+
+def evaluation_of(shards: ShardFolder, by: str | None = None) -> RetrievalSet | ScoredPairs:
+    """Returns the eval split of a shard folder as a retrieval set; as scored pairs if it holds nothing else. Raises
+    BadInput."""
+    only_graded = "eval" in shards.splits and shards.split("eval").count("score") == shards.rows("eval")
+    return (scored_of(shards, by) if only_graded else None) or eval_set_of(shards, by)
 
 
 def load_collection(
-    config: StoreConfig, pairs: Path, where: dict[str, Any] | None = None, strict: bool = False
+    config: StoreConfig,
+    pairs: Path,
+    where: dict[str, Any] | None = None,
+    strict: bool = False,
+    by: str | None = None,
 ) -> RetrievalSet:
     """Makes a set of a collection (its chunks are the corpus) and a file of pairs (their queries).
 
     Relevant, with grade 1: the chunks that a pair names by `chunk_id`, or a record by `doc_ids`. Chunks that are not
     in the collection count as not retrieved, and queries of no other chunk are left out: notes of the set. strict:
-    problems. Raises BadInput: no such collection, bad rows, rows that name no chunk.
+    problems. by: see load_set. Raises BadInput: no such collection, bad rows, rows that name no chunk.
     """
+    values = None if by is None else FieldValues(by)
+    docs: dict[str, str] = {}
     with open_collection(config) as collection:
-        docs = {chunk.id: chunk.text for chunk in track(collection.chunks(where), f"reading {config.collection}")}
+        for chunk in track(collection.chunks(where), f"reading {config.collection}"):
+            docs[chunk.id] = chunk.text
+            if values:
+                values.see_document(chunk.id, chunk.metadata)
     queries: dict[str, str] = {}
     qrels: dict[str, dict[str, int]] = {}
     unnamed, flaws = 0, _Flaws()
@@ -250,6 +316,8 @@ def load_collection(
         query = f"q{text_key(record.query)}"
         queries.setdefault(query, record.query)
         qrels.setdefault(query, {}).update(dict.fromkeys(record.doc_ids, 1))
+        if values:
+            values.see_query(query, record.metadata)
         unnamed += not record.doc_ids
         for name in record.doc_ids:
             if name not in docs:
@@ -267,4 +335,4 @@ def load_collection(
     if problems:
         raise BadInput(problems)
     sides = [*docs], [*docs.values()], [*queries], [*queries.values()]
-    return RetrievalSet(config.collection, *sides, qrels, flaws.lines())
+    return _with_categories(RetrievalSet(config.collection, *sides, qrels, flaws.lines()), values)

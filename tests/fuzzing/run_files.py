@@ -32,7 +32,8 @@ RUN = {
     "ema": 0.99},
     "train": {"batch_size": 64, "epochs": 1, "max_steps": None, "micro_batch_tokens": "auto", "precision": "bf16",
     "seed": 0},
-    "checkpoint": {"every_steps": 10, "keep_steps": 2}, "watch": {"metric": "nDCG@10", "patience": 2},
+    "checkpoint": {"every_steps": 10, "keep_steps": 2},
+    "watch": {"metric": "nDCG@10", "metrics": ["MAP", "recall@5"], "patience": 2},
     "run_name": "r",
 }  # fmt: skip
 FULL = {

@@ -85,7 +85,9 @@ def _said() -> str:
 
 
 def check_set(data: RetrievalSet) -> None:
-    from trainer.inference.metrics import means, rank_documents, score_run
+    from trainer.evaluation.compare import means
+    from trainer.evaluation.ranking_metrics import score_run
+    from trainer.inference.metrics import rank_documents
 
     if len(data.doc_ids) != len({*data.doc_ids}) or len(data.query_ids) != len({*data.query_ids}):
         raise Finding("a set holds an id twice")

@@ -22,7 +22,9 @@ from data_prep.reading.retrieval_sets import RetrievalSet, load_set
 from data_prep.stores.base import Chunk, StoreConfig
 from data_prep.stores.open import open_collection, open_store
 from trainer.config.sections import ModelConfig
-from trainer.inference.metrics import paired_bootstrap, rank_documents, score_run
+from trainer.evaluation.compare import paired_bootstrap
+from trainer.evaluation.ranking_metrics import score_run
+from trainer.inference.metrics import rank_documents
 from trainer.inference.text_encoder import TextEncoder
 from trainer.reindexing.reindex import reindex
 

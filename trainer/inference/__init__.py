@@ -1,1 +1,1 @@
-"""Texts to embeddings over all ranks; evaluation, reindexing and searching with them."""
+"""Texts to embeddings over all ranks; reindexing and searching with them."""

@@ -1,10 +1,13 @@
-"""Checks the evaluation sets and the watched metric."""
+"""Checks the evaluation sets and the watched metrics."""
 
-from data_prep.common.errors import collect
+from data_prep.common.errors import BadInput, collect
 from data_prep.common.files import check
+from data_prep.reading.retrieval_sets import RetrievalSet
+from data_prep.reading.scored_pairs import ScoredPairs
 from trainer.config.other_trainers import about_value
 from trainer.config.sections import GENERAL, TRAIN_LOSS, WatchConfig
-from trainer.inference.metrics import METRICS
+from trainer.evaluation.metric_names import METRICS, PAIR_METRICS, check_names, measured_on, name_problem, unmeasured
+from trainer.evaluation.watched import general_metric, watched_names
 from trainer.preflight.inputs import Inputs
 
 
@@ -25,22 +28,58 @@ def check_eval(inputs: Inputs) -> None:
 
 
 def check_watch(inputs: Inputs) -> None:
-    """Raises BadInput if the watched metric will not be measured; the default metric may be missing."""
+    """Raises BadInput if a watched metric will not be measured; the default metric may be missing."""
     watch, metric = inputs.config.watch, inputs.config.watch.metric
-    if metric == TRAIN_LOSS:
-        return
+    problems: list[str] = []
+    collect(problems, _check_listed, inputs, key="watch.metrics")
     source, _, name = metric.rpartition("/")
-    problems, sets = [], inputs.eval_paths
-    if name not in METRICS:
-        known = (*METRICS, TRAIN_LOSS)
-        mend = about_value("watch.metric", name, known)
-        problems.append(f"watch.metric: {metric!r} is none of {', '.join(known)}.{mend}")
-    elif source not in sets and (watch.patience or watch.keep_best or source):
-        off = "data.eval, which is off" if inputs.config.data.eval is False else ""
-        missing = off or "data.eval, and the shards have no eval split, which is not there"
-        of = f"the set {source!r}, which is not there" if source else missing
-        problems.append(f"watch.metric: {metric} needs {of}; {_MEND}{_asking(watch)}")
+    mend = about_value("watch.metric", name, (*METRICS, *PAIR_METRICS, TRAIN_LOSS))
+    if metric != TRAIN_LOSS and (reason := name_problem(name, mend)):
+        problems.append(f"watch.metric: {reason}, or {TRAIN_LOSS}")
+    elif metric != TRAIN_LOSS and (watch.patience or watch.keep_best or source):
+        problems += _unwatched(inputs, source, name)
     check(problems)
+
+
+def _check_listed(inputs: Inputs) -> None:
+    """Raises BadInput for names of watch.metrics that no evaluation set measures."""
+    names = inputs.config.watch.metrics
+    if names is None:
+        return
+    check_names(names, "watch.metrics")
+    sets = [_opened(inputs, source) for source in inputs.eval_paths]
+    if sets and None not in sets:
+        check(unmeasured(sets, names, "watch.metrics"))
+
+
+def _unwatched(inputs: Inputs, source: str, name: str) -> list[str]:
+    """Returns a line if the set of a source, "" being data.eval, is missing or does not measure a metric."""
+    watch, sets = inputs.config.watch, inputs.eval_paths
+    if source in sets:
+        measured = _measured(inputs, source)
+        if measured is None or name in measured:
+            return []
+        other = f"{sets[source]} does not measure it, but {', '.join(measured)}"
+        return [f"watch.metric: {other}; name one of them, or set watch.metric={TRAIN_LOSS}{_asking(watch)}"]
+    off = "data.eval, which is off" if inputs.config.data.eval is False else ""
+    missing = off or "data.eval, and the shards have no eval split, which is not there"
+    of = f"the set {source!r}, which is not there" if source else missing
+    return [f"watch.metric: {watch.metric} needs {of}; {_MEND}{_asking(watch)}"]
+
+
+def _opened(inputs: Inputs, source: str) -> RetrievalSet | ScoredPairs | None:
+    """Returns the set of a source; None for one that cannot be read, which check_eval reports."""
+    try:
+        return inputs.eval_set(inputs.eval_paths[source])
+    except BadInput:
+        return None
+
+
+def _measured(inputs: Inputs, source: str) -> list[str] | None:
+    """Returns the metrics that a source's set measures; None for one that cannot be read."""
+    data = _opened(inputs, source)
+    names = watched_names(inputs.config)
+    return data and [name for part in data.parts for name in measured_on(part, names)]
 
 
 _MEND = f"name a set, or set watch.metric={TRAIN_LOSS}"
@@ -58,10 +97,19 @@ def without_effect(inputs: Inputs) -> list[str]:
     lines, watch = [], config.watch
     if config.data.ignore_identical_ids and not sets:
         lines.append(f"data.ignore_identical_ids changes nothing: there is no evaluation ({inputs.no_eval})")
-    if watch.metric == TRAIN_LOSS or watch.metric.rpartition("/")[0] in sets:
+    if watch.metrics is not None and not sets:
+        lines.append(f"watch.metrics changes nothing: there is no evaluation ({inputs.no_eval})")
+    source, _, name = watch.metric.rpartition("/")
+    general = general_metric(watch).rpartition("/")[2]
+    if GENERAL in sets and general not in (_measured(inputs, GENERAL) or [general]):
+        lines.append(f"watch.tolerance changes nothing for data.general: it does not measure {general}")
+    stated = [f"watch.{key}" for key in ("metric", "min_delta") if getattr(watch, key) != getattr(UNSTATED, key)]
+    if watch.metric == TRAIN_LOSS or not stated:  # the eval split is not opened for nothing
         return lines
-    stated = [f"watch.{name}" for name in ("metric", "min_delta") if getattr(watch, name) != getattr(UNSTATED, name)]
-    return lines + [f"{name} changes nothing: {watch.metric} is not measured ({inputs.no_eval})" for name in stated]
+    if source in sets and name in (_measured(inputs, source) or [name]):
+        return lines
+    reason = f"{sets[source]} has no such metric" if source in sets else inputs.no_eval
+    return lines + [f"{key} changes nothing: {watch.metric} is not measured ({reason})" for key in stated]
 
 
 UNSTATED = WatchConfig()

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from data_prep.common.errors import BadInput
-from data_prep.reading.retrieval_sets import RetrievalSet, eval_set_of, load_set
+from data_prep.reading.retrieval_sets import RetrievalSet, evaluation_of, load_evaluation, scored_of
+from data_prep.reading.scored_pairs import ScoredPairs
 from data_prep.shards.folder import ShardFolder, open_shards
 from data_prep.shards.shared_keys import SourceRows
 from trainer.config.sections import GENERAL, RunConfig
@@ -19,7 +20,7 @@ class Inputs:
     """The model folder, shards, batch plan and evaluation sets of a run file, each opened once; raises BadInput."""
 
     config: RunConfig
-    _sets: dict[str, RetrievalSet] = field(default_factory=dict, init=False, repr=False)  # by path
+    _sets: dict[str, RetrievalSet | ScoredPairs] = field(default_factory=dict, init=False, repr=False)  # by path
 
     @cached_property
     def spec(self) -> ModelSpec:
@@ -54,30 +55,32 @@ class Inputs:
     def eval_paths(self) -> dict[str, str]:
         """Paths of the evaluation sets by source; "" is the set of the whole run: data.eval, or else the eval split.
 
-        A split of graded pairs only does not count: they do not say what is relevant.
+        A split that holds only graded pairs of one score does not count: nothing can be measured on it.
         """
         config, paths = self.config, {}
         if config.data.eval:
             paths[""] = config.data.eval
-        elif config.data.eval is None and self._has_judgements:
+        elif config.data.eval is None and self._can_be_measured:
             paths[""] = config.data.train
         if config.data.general:
             paths[GENERAL] = config.data.general
         return paths | {name: source.eval for name, source in config.sources.items() if source.eval}
 
     @property
-    def _has_judgements(self) -> bool:
-        """True if the shards have an eval split with other rows than graded pairs."""
+    def _can_be_measured(self) -> bool:
+        """True if the shards have an eval split with other rows than graded pairs, or with scores that differ."""
         shards = self.shards
-        return "eval" in shards.splits and shards.split("eval").count("score") < shards.rows("eval")
+        if "eval" not in shards.splits:
+            return False
+        return shards.split("eval").count("score") < shards.rows("eval") or scored_of(shards) is not None
 
     @property
     def no_eval(self) -> str:
         """The reason that the whole run has no evaluation set."""
-        return "data.eval is off" if self.config.data.eval is False else "no data.eval, no eval split with judgements"
+        return "data.eval is off" if self.config.data.eval is False else "no data.eval, no eval split to measure"
 
     @cached_property
-    def eval_sets(self) -> dict[str, RetrievalSet]:
+    def eval_sets(self) -> dict[str, RetrievalSet | ScoredPairs]:
         """The evaluation sets by source, like eval_paths."""
         return {name: self.eval_set(path) for name, path in self.eval_paths.items()}
 
@@ -86,9 +89,9 @@ class Inputs:
         """Notes on the evaluation sets that are read already."""
         return [note for data in self._sets.values() for note in data.notes]
 
-    def eval_set(self, path: str) -> RetrievalSet:
+    def eval_set(self, path: str) -> RetrievalSet | ScoredPairs:
         """The evaluation set of one path, read once."""
         if path not in self._sets:
             own, rule = path == self.config.data.train, self.config.data.ignore_identical_ids
-            self._sets[path] = eval_set_of(self.shards) if own else load_set(path, ignore_identical_ids=rule)
+            self._sets[path] = evaluation_of(self.shards) if own else load_evaluation(path, ignore_identical_ids=rule)
         return self._sets[path]

@@ -7,8 +7,9 @@ import numpy as np
 from data_prep.common.console import say
 from data_prep.reading.retrieval_sets import RetrievalSet
 from trainer.config.sections import ModelConfig
-from trainer.inference.evaluation import compare
-from trainer.inference.metrics import rank_documents, score_run
+from trainer.evaluation.compare import compare
+from trainer.evaluation.ranking_metrics import score_run
+from trainer.inference.metrics import rank_documents
 from trainer.inference.reading import describe
 from trainer.inference.text_encoder import TextEncoder
 
@@ -42,7 +43,7 @@ class Comparison:
     name: str
     queries: int
     documents: int
-    table: dict[str, dict]  # see evaluate.compare
+    table: dict[str, dict]  # see evaluation.compare
     edges: list[float]  # of the bins of cosines
     shares: dict[str, dict[str, list[float]]]  # by side, then relevant or other: the share of its pairs in each bin
     changed: dict[str, list[Query]]  # gained or lost: queries, largest change first

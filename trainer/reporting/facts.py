@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data_prep.common.console import say
 from data_prep.common.errors import BadInput
-from data_prep.reading.retrieval_sets import load_set
+from data_prep.reading.retrieval_sets import RetrievalSet, load_set
 from data_prep.texts.tokenizer_rules import read_object
 from trainer.config.loading import parse_config
 from trainer.config.sections import ModelConfig, RunConfig
@@ -75,6 +75,9 @@ def _compare(facts: Facts, baseline: str | None, data: str | None, device: str, 
         raise BadInput("the run has no evaluation set; --data SET names one")
     rule = facts.config.data.ignore_identical_ids
     held_out = load_set(path, ignore_identical_ids=rule) if data else inputs.eval_set(path)
+    if not isinstance(held_out, RetrievalSet):
+        mend = "trainer.evaluate --baseline compares models on them"
+        raise BadInput(f"{path} holds scored pairs, which have no ranking to show; {mend}")
     for note in held_out.notes:
         say(note)
     if model.lora.start:

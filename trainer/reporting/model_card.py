@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.texts.tokenizer_rules import is_hub_id, read_object
+from trainer.evaluation.metric_names import metrics_of
 from trainer.inference.probe import read_probe
 from trainer.model_folder.dense import shape_of
 from trainer.model_folder.older_versions import least_version
@@ -42,7 +43,10 @@ def story_of(folder: Path) -> Story:
     step = _step_of(folder, events)
     if step is None:
         unread.append("which step this model is of was not recorded")
-    by_step = {e["step"]: _metrics(e) for e in events if e["event"] == "evaluation" and not e.get("source")}
+    by_step: dict[int, dict[str, float]] = {}
+    for event in events:  # a set of judgements and scored pairs logs two at one step
+        if event["event"] == "evaluation" and not event.get("source"):
+            by_step.setdefault(event["step"], {}).update(metrics_of(event))
     after = by_step.get(step, {})
     if after and (folder / "state").is_dir() and config.get("optim", {}).get("ema"):
         after = {}
@@ -58,10 +62,6 @@ def _step_of(folder: Path, events: list[dict]) -> int | None:
     if (folder / "state").is_dir():
         return read_state(folder).step
     return max((e["step"] for e in events if e["event"] == "step"), default=None) if folder.name == "final" else None
-
-
-def _metrics(event: dict) -> dict[str, float]:
-    return {name: value for name, value in event.items() if "@" in name or name == "MAP"}
 
 
 def model_card(folder: Path, spec: ModelSpec, is_adapter: bool, onnx: bool) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from data_prep.common import svg
 from data_prep.common.console import one_line
 from data_prep.common.html_page import page, section, table, tiles
+from trainer.evaluation.metric_names import metrics_of
 from trainer.reporting.comparison import METRIC, Comparison, Query, Shown
 from trainer.reporting.facts import Facts
 
@@ -20,7 +21,7 @@ LINES = (  # title, caption, name of the curve -> key of the log's steps
     ("Temperature", "", {"temperature": "temperature"}),
     ("Pairs per second", "Of every step, evaluation and checkpoints left out.", {"pairs/s": "pairs_per_second"}),
 )  # fmt: skip
-METRICS = ("nDCG@10", "MRR@10", "recall@10")
+METRICS, SHOWN_METRICS = ("nDCG@10", "MRR@10", "recall@10"), 3  # the curves; of a run that logs others, the first ones
 TEXT = 220  # shown characters of a document
 
 
@@ -90,9 +91,11 @@ def _metrics(facts: Facts) -> str:
     sections = ""
     for source in dict.fromkeys(event.get("source", "") for event in facts.events["evaluation"]):
         events = [event for event in facts.events["evaluation"] if event.get("source", "") == source]
-        series = {name: [(event["step"], event[name]) for event in events if name in event] for name in METRICS}
+        logged = dict.fromkeys(name for event in events for name in metrics_of(event))
+        shown = [name for name in METRICS if name in logged] or [*logged][:SHOWN_METRICS]
+        series = {name: [(event["step"], event[name]) for event in events if name in event] for name in shown}
         caption = "On the evaluation set during training" + (f", source {escape(source)}." if source else ".")
-        sections += section("Metrics", caption, svg.lines({k: v for k, v in series.items() if v}, "metrics"))
+        sections += section("Metrics", caption, svg.lines(series, "metrics"))
     return sections
 
 

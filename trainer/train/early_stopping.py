@@ -6,7 +6,8 @@
 
 from dataclasses import dataclass, field
 
-from trainer.config.sections import GENERAL, TRAIN_LOSS, WatchConfig
+from trainer.config.sections import TRAIN_LOSS, WatchConfig
+from trainer.evaluation.watched import general_metric
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,8 @@ class Watch:
 
     @property
     def _general(self) -> str:
-        """The metric watched on data.general: no set has a train_loss, so the default metric replaces it."""
-        metric = WatchConfig().metric if self.config.metric == TRAIN_LOSS else self.config.metric
-        return f"{GENERAL}/{metric.rpartition('/')[2]}"
+        """The metric watched on data.general."""
+        return general_metric(self.config)
 
     def before(self, metrics: dict[str, float] | None) -> None:
         """Records the evaluation of the untrained model."""

@@ -8,8 +8,9 @@ from trainer.config.sections import lr_factor
 from trainer.distributed.step_row import Wishes
 from trainer.distributed.stop import StopRequest
 from trainer.engine.weight_average import averaged
-from trainer.inference.evaluation import evaluate_engine
-from trainer.inference.metrics import means
+from trainer.evaluation.compare import means
+from trainer.evaluation.measure import evaluate_engine
+from trainer.evaluation.watched import watched_names
 from trainer.model_folder.spec import describe_lengths
 from trainer.run_dir.checkpoint_writer import Clock
 from trainer.run_dir.outcome import sample_of
@@ -87,13 +88,15 @@ def evaluate(job: Job) -> dict[str, float] | None:
     """Returns metrics, those of single sources as `source/metric`; None without sets or off rank 0. Collective."""
     log, step = job.log, job.progress.state.step
     all_metrics: dict[str, float] = {}
-    for source, data in job.eval_sets.items():
+    names = watched_names(job.config)
+    parts = [(source, part) for source, whole in job.eval_sets.items() for part in whole.parts]
+    for source, data in parts:
         began = time.perf_counter()
         with job.progress.seconds.of("evaluation"), averaged(job.engine):
-            per_query = evaluate_engine(job.engine, job.model.reader, job.model.spec, data)
-        if per_query is None:
+            scores = evaluate_engine(job.engine, job.model.reader, job.model.spec, data, names)
+        if scores is None:
             continue
-        metrics = means(per_query)
+        metrics = means(scores)
         named = {"source": source} if source else {}
         log.event("evaluation", step=step, **named, **metrics, seconds=time.perf_counter() - began)
         log.scalars(f"evaluation/{source}" if source else "evaluation", metrics, step)

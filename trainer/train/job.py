@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from data_prep.reading.retrieval_sets import RetrievalSet
+from data_prep.reading.scored_pairs import ScoredPairs
 from trainer.config.sections import RunConfig
 from trainer.engine.protocol import Engine
 from trainer.engine.start import Runtime
@@ -93,7 +94,7 @@ class Job:
     data: TrainData
     plan: BatchPlan
     total_steps: int  # optimizer steps of the whole run
-    eval_sets: dict[str, RetrievalSet]  # by source; "" is the set of the whole run
+    eval_sets: dict[str, RetrievalSet | ScoredPairs]  # by source; "" is the set of the whole run
     objectives: dict[str, Objective]  # by source; sources without a loss of their own share one
     temperatures: dict[str, LearnedTemperature]  # by source, if learned
     micro_batch_tokens: int  # tokens per rank whose activations fit

@@ -11,7 +11,9 @@ from data_prep.sharding.build import shard
 from data_prep.shards.folder import open_shards
 from trainer.config.sections import RunConfig
 from trainer.evaluate import main as evaluate
-from trainer.inference.metrics import means, paired_bootstrap, rank_documents, score_run
+from trainer.evaluation.compare import means, paired_bootstrap
+from trainer.evaluation.ranking_metrics import score_run
+from trainer.inference.metrics import rank_documents
 from trainer.preflight.inputs import Inputs
 from trainer.reporting.comparison import SHOWN_HITS, _Side
 
@@ -367,7 +369,11 @@ def test_graded_pairs_of_an_eval_split_are_left_out_and_counted(tmp_path):
     data = load_set(folder)
     assert 0 < len(scored) == data.left_out < len(rows)
     assert sorted(data.query_texts) == sorted(record.query for record in rows if record.score is None)
-    assert f"{len(scored)} graded pairs are not evaluated" in data.notes[0]
+    (note,) = data.notes
+    assert (
+        f": {len(scored)} graded pairs, which do not say what is relevant, are not evaluated: their scores are" in note
+    )
+    assert data.pairs is None
 
 
 def test_an_eval_split_of_graded_pairs_alone_is_no_retrieval_set(tmp_path):

@@ -1,0 +1,1 @@
+"""Metrics of a model on retrieval sets and scored pairs, two models compared, sizes and quantised vectors."""
