@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from torch import Tensor
 
 from data_prep.reading.retrieval_sets import RetrievalSet
 from data_prep.reading.scored_pairs import ScoredPairs
@@ -25,7 +24,9 @@ def evaluate_engine(
 
     metrics: those of them that the set measures; none of them: the defaults of its kind.
     """
-    queries, documents = embed_set(engine, tokenizer, spec, data)
+    rules = spec.rules
+    queries = encode(engine, tokenizer, data.query_texts, rules.query_prompt, rules.query_max_len)
+    documents = encode(engine, tokenizer, data.doc_texts, rules.passage_prompt, rules.passage_max_len)
     if engine.world.rank:
         return None
     return score(data, queries.numpy(), documents.numpy(), metrics)
@@ -37,13 +38,6 @@ def evaluate_folder(
     """Returns per-query metrics of a model folder or hub id, in one process."""
     encoder = TextEncoder(config, device)
     return evaluate_engine(*encoder.loaded, encoder.spec, data, metrics)
-
-
-def embed_set(engine: Engine, tokenizer, spec, data: RetrievalSet | ScoredPairs) -> tuple[Tensor, Tensor]:
-    """Returns the embeddings of a set's queries (q, d) and documents (n, d), on every rank. Collective."""
-    rules = spec.rules
-    queries = encode(engine, tokenizer, data.query_texts, rules.query_prompt, rules.query_max_len)
-    return queries, encode(engine, tokenizer, data.doc_texts, rules.passage_prompt, rules.passage_max_len)
 
 
 def score(

@@ -9,7 +9,7 @@ from data_prep.common.errors import BadInput
 from data_prep.reading.retrieval_sets import RetrievalSet
 from data_prep.reading.scored_pairs import ScoredPairs
 from trainer.evaluation.compare import Scores
-from trainer.evaluation.measure import embed_set, score
+from trainer.evaluation.measure import evaluate_engine, score
 from trainer.evaluation.metric_names import measured_on
 from trainer.evaluation.quantised import rank_quantised
 from trainer.evaluation.ranking_metrics import score_run
@@ -41,17 +41,20 @@ def evaluate_variants(
     sizes: beside the model's own (Matryoshka, Kusupati et al. 2022, arXiv:2205.13147): the first numbers, normalised
     again where the model normalises. quantised: of quantised.QUANTISED, at every size; retrieval sets only.
     """
-    engine, tokenizer = encoder.loaded
-    own = engine.embedder.size
+    own = encoder.size
     if too_large := [size for size in sizes if size > own]:
         stated = ", ".join(map(str, too_large))
         raise BadInput(f"--dims {stated}: {encoder.config.path} makes embeddings of {own} numbers")
-    sides = [side.numpy() for side in embed_set(engine, tokenizer, encoder.spec, data)]
+    sizes = [own, *(size for size in dict.fromkeys(sizes) if size != own)]
+    quantised = quantised if isinstance(data, RetrievalSet) else ()
+    if len(sizes) == 1 and not quantised:
+        return {Variant(own): evaluate_engine(*encoder.loaded, encoder.spec, data, metrics)}
+    sides = encoder.queries(data.query_texts), encoder.passages(data.doc_texts)
     scores: dict[Variant, Scores] = {}
-    for size in (own, *(size for size in sizes if size != own)):
+    for size in sizes:
         queries, documents = (cut(side, size, encoder.spec.normalize) for side in sides)
         scores[Variant(size)] = score(data, queries, documents, metrics)
-        for kind in quantised if isinstance(data, RetrievalSet) else ():
+        for kind in quantised:
             names, runs = measured_on(data, metrics), rank_quantised(queries, documents, data, kind)
             for rescored, run in enumerate(runs):
                 scores[Variant(size, kind, bool(rescored))] = score_run(data.qrels, run, names)

@@ -108,3 +108,29 @@ def test_the_products_of_long_int8_codes_are_exact():
     data = RetrievalSet("s", ["b", "c", "a"], ["t"] * 3, ["q"], ["t"], {})
     plain, _ = rank_quantised(queries, documents, data, "int8")
     assert ranked(plain["q"]) == ["b", "c", "a"], "c would come first in a tie"
+
+
+def test_searches_equal_those_of_sentence_transformers():
+    """All documents are candidates of the rescoring: ties of the first pass choose none of them."""
+    pytest.importorskip("faiss")
+    theirs = pytest.importorskip("sentence_transformers.util.quantization")
+    queries, documents = vectors(8, 20, 7), vectors(50, 20, 8)
+    data = a_set(50, 8)
+    ranges = np.vstack([documents.min(0), documents.max(0)])
+    for kind, precision in (("int8", "uint8"), ("binary", "ubinary")):
+        codes = theirs.quantize_embeddings(documents, precision=precision, ranges=ranges)
+        found, _ = theirs.semantic_search_faiss(
+            queries, codes, corpus_precision=precision, top_k=10, ranges=ranges, rescore=True, rescore_multiplier=5
+        )
+        plain, rescored = rank_quantised(queries, documents, data, kind)
+        for row, query in enumerate(data.query_ids):
+            exact = {data.doc_ids[hit["corpus_id"]]: hit["score"] for hit in found[row]}
+            gaps = np.diff(sorted(exact.values()))
+            assert gaps.min() > 0, "no two scores are equal"
+            assert ranked(rescored[query])[:10] == list(exact) or gaps.min() < 1e-5
+        if kind == "binary":
+            asked = theirs.quantize_embeddings(queries, precision="ubinary")
+            found, _ = theirs.semantic_search_faiss(asked, codes, corpus_precision="ubinary", top_k=50, rescore=False)
+            for row, query in enumerate(data.query_ids):
+                distance = {data.doc_ids[hit["corpus_id"]]: hit["score"] for hit in found[row]}
+                assert [distance[doc] for doc in ranked(plain[query])] == sorted(distance.values())
