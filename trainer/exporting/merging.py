@@ -15,13 +15,13 @@ from trainer.distributed.collectives import World
 from trainer.engine.torch_engine import TorchEngine
 from trainer.inference.encode import encode
 from trainer.inference.probe import PROBE, ROUNDED_COSINE, Probe, probe_texts, read_probe, take_probe
-from trainer.model.adapters import check_base, merged, recorded_base
+from trainer.model.adapters import check_base_of, merged
 from trainer.model.build import build_embedder
 from trainer.model.embedder import Embedder
 from trainer.model.quantization import dequantize
 from trainer.model.save import save_embedder
 from trainer.model.tokenizer import load_tokenizer
-from trainer.model_folder.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, fetch, weights_sha256
+from trainer.model_folder.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, fetch
 from trainer.model_folder.spec import ModelSpec, read_spec
 from trainer.run_dir import checkpoint_writer
 
@@ -134,14 +134,6 @@ def _engine(embedder: Embedder) -> TorchEngine:
 def _embeddings(engine: TorchEngine, tokenizer, spec: ModelSpec) -> torch.Tensor:
     reader = copy.deepcopy(tokenizer)  # once used, it carries the length it cuts at
     return encode(engine, reader, probe_texts(tokenizer), spec.rules.passage_prompt, spec.rules.passage_max_len)
-
-
-def check_base_of(adapter: Path, base: Path) -> None:
-    """Raises BadInput where the adapter records another base; says where it records none."""
-    if recorded_base(adapter) is None:
-        say(f"{adapter} records no hash of its base: whether {base} is the right one was not checked")
-    else:
-        check_base(adapter, str(base), weights_sha256(base))
 
 
 def adapter_folder(path: Path) -> Path:

@@ -33,8 +33,8 @@ def read_alike(model: ModelConfig, other: ModelConfig, began: bool = False) -> t
 
     Of two models one of which was trained from the other, the trained one decides; else `model` does. Raises BadInput.
     """
-    if not began and not _began_with(model, other):
-        if _began_with(other, model):
+    if not began and not began_with(model, other):
+        if began_with(other, model):
             other, model = read_alike(other, model, began=True)
             return model, other
         model = as_trained(model)
@@ -94,7 +94,7 @@ def _run_of(folder: Path) -> ModelConfig | None:
         return None
 
 
-def _began_with(model: ModelConfig, other: ModelConfig) -> bool:
+def began_with(model: ModelConfig, other: ModelConfig) -> bool:
     """True if the training of `model`, or of a model that it was trained from, began with `other`."""
     wanted = _folder(other).resolve()
     return any(name == other.path or (Path(name).exists() and Path(name).resolve() == wanted) for name in _line(model))

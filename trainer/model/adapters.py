@@ -15,17 +15,20 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from data_prep.common.console import say
 from data_prep.common.errors import BadInput, first_line
 from data_prep.common.files import check
 from trainer.config.sections import LoraConfig
+from trainer.model import quantization
 from trainer.model.loading import Sources
 from trainer.model_folder.families import family_of
-from trainer.model_folder.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from trainer.model_folder.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, weights_sha256
 
 BASE_HASH = "base_sha256"  # key in the header of the weights: hash of the base's weights, see folder.weights_sha256
 _PREFIX = "base_model.model."  # of a parameter in peft's files
 # peft writes a DoRA magnitude without ".weight", and reads it with or without; transformers 5.23 reads it with only.
 _FILE_NAME = re.compile(r"\.lora_magnitude_vector$")
+_COPY = ".modules_to_save.default."  # in the name of a parameter of a copied module
 # Parts of a model for another task (a language model, a classifier, the T5 with its decoder): no embedding sees them.
 _HEADS = ("lm_head", "score", "classifier", "qa_outputs", "decoder")
 
@@ -141,13 +144,18 @@ def attach(backbone: nn.Module, config: LoraConfig, base: str, seed: int, source
 
 def _make_real(backbone: nn.Module, settings, sources: Sources) -> None:
     """Fills the weights that peft copies or computes with while it wraps the backbone."""
-    computes = settings.init_lora_weights not in (True, False, "gaussian", "orthogonal")  # PiSSA, OLoRA and others
+    computes = _computes_start(settings)
     copied = settings.modules_to_save or []
     for name, module in backbone.named_modules():
         if computes or any(_among(target, [name]) for target in copied):
             for parameter in module.parameters():
                 if parameter in sources:
                     sources.make_real(parameter)
+
+
+def _computes_start(settings) -> bool:
+    """True where peft computes an adapter's first numbers from the base, and may change that (PiSSA and others)."""
+    return settings.init_lora_weights not in (True, False, "gaussian", "orthogonal")
 
 
 def settings_of(backbone: nn.Module, config: LoraConfig):
@@ -238,8 +246,7 @@ def measure_rows(backbone: nn.Module, sources: Sources) -> None:
         for length in getattr(module, "lora_magnitude_vector", {}).values():
             base = module.get_base_layer().weight
             weight = sources.read(base).to(sources.dtype_of(base)).float()
-            rows = weight.T if length.fan_in_fan_out else weight
-            length.weight.data.copy_(torch.linalg.vector_norm(rows, dim=1))
+            length.weight.data.copy_(_row_lengths(weight, length))
 
 
 def is_dropout(name: str) -> bool:
@@ -261,6 +268,59 @@ def check_base(folder: Path, base: str, sha256: str) -> None:
             f"{folder}: was trained on another base: the weights in {base} hash to {sha256[:16]}…, "
             f"the adapter records {recorded[:16]}…"
         )
+
+
+def check_base_of(adapter: Path, base: Path) -> None:
+    """Raises BadInput where the adapter records another base; says where it records none."""
+    if recorded_base(adapter) is None:
+        say(f"{adapter} records no hash of its base: whether {base} is the right one was not checked")
+    else:
+        check_base(adapter, str(base), weights_sha256(base))
+
+
+def ends(adapter: Adapter) -> list[tuple[nn.Parameter, Tensor, Tensor]]:
+    """Returns (parameter, its numbers where the model is the base, its numbers now) for all that an adapter's scale
+    decides. Raises BadInput for an adapter that holds more than its scale reaches.
+
+    A stays. B goes from zeros. The trained lengths of a DoRA go from those of the base's rows: with its own lengths and
+    B of zeros the model would not be the base. Copies of whole modules go from the base's own.
+    """
+    backbone = adapter.model.get_base_model()
+    named, lengths = dict(backbone.named_parameters()), _base_lengths(backbone)
+    begun: dict[str, Tensor] = {}
+    unknown = sorted(adapter.of_base)
+    for name, parameter in named.items():
+        if not parameter.requires_grad or ".lora_A." in name or ".lora_embedding_A." in name:
+            continue
+        if ".lora_B." in name or ".lora_embedding_B." in name:
+            begun[name] = torch.zeros((), device=parameter.device).expand(parameter.shape)
+        elif parameter in lengths:
+            begun[name] = lengths[parameter]
+        elif _COPY in name:
+            begun[name] = named[name.replace(_COPY, ".original_module.")].data
+        else:
+            unknown.append(name)
+    if _computes_start(adapter.model.peft_config["default"]):
+        unknown.append("weights of the base that its start has changed (init_lora_weights)")
+    if unknown:
+        raise BadInput(
+            f"TUNED: its adapter holds more than a scale reaches, {unknown[0]}; merge it (python -m trainer.merge), "
+            "and blend the merged model"
+        )
+    return [(named[name], zero, named[name].data.clone()) for name, zero in begun.items()]
+
+
+def _base_lengths(backbone: nn.Module) -> dict[nn.Parameter, Tensor]:
+    """Returns the trained lengths of a DoRA, each with the lengths of its base's rows."""
+    return {
+        length.weight: _row_lengths(quantization.weights_of(module.get_base_layer()), length)
+        for module in backbone.modules()
+        for length in getattr(module, "lora_magnitude_vector", {}).values()
+    }
+
+
+def _row_lengths(weight: Tensor, length: nn.Module) -> Tensor:
+    return torch.linalg.vector_norm(weight.T if length.fan_in_fan_out else weight, dim=1)
 
 
 def merged(adapter: Adapter) -> nn.Module:

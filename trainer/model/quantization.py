@@ -65,15 +65,17 @@ def dequantize(quantised: dict[str, nn.Module], backbone: nn.Module) -> None:
     quantised: layers by their names before an adapter was added."""
     for name, layer in quantised.items():
         plain = backbone.get_submodule(name)
-        getattr(plain, "base_layer", plain).weight.data.copy_(_weights_of(layer))
+        getattr(plain, "base_layer", plain).weight.data.copy_(weights_of(layer))
 
 
-def _weights_of(layer: nn.Module) -> Tensor:
-    """(out, in) float32."""
-    from bitsandbytes.functional import dequantize_4bit
-
+def weights_of(layer: nn.Module) -> Tensor:
+    """Returns a layer's weights, (out, in) float32; dequantised where it is quantised."""
     if hasattr(layer.weight, "quant_state"):
+        from bitsandbytes.functional import dequantize_4bit
+
         return dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+    if not hasattr(layer.weight, "CB"):
+        return layer.weight.data.float()
     owner = layer.weight if layer.weight.CB is not None else layer.state  # the layer takes them in its first pass
     return owner.CB.float() * (owner.SCB.float() / 127.0).unsqueeze(1)
 
