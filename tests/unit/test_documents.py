@@ -32,7 +32,10 @@ MODULES = ("data_prep", "launch", "trainer")
 HELP = [
     *(["data_prep", name] for name in COMMANDS),
     *(["launch", name] for name in LAUNCH_COMMANDS),
-    *([f"trainer{name}"] for name in ("", ".evaluate", ".export", ".merge", ".reindex", ".report", ".search")),
+    *(
+        [f"trainer{name}"]
+        for name in ("", ".blend", ".evaluate", ".export", ".merge", ".reindex", ".report", ".search")
+    ),
 ]
 
 

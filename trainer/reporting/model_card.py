@@ -179,3 +179,11 @@ def _made() -> str:
 def _table(head: tuple[str, ...], rows: Iterable[Sequence]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+def card_of(name: str, text: str, base: str, spec: ModelSpec, is_adapter: bool, sections: Sequence[str]) -> str:
+    """Returns the text of README.md for a model that no run made. text: a line on what it is. base: folder or hub id.
+    sections: how it was made and measured."""
+    title = f"# {name}\n\nA text-embedding model for retrieval, made with embedfleet. {text}\n"
+    parts = [_head(base), title, _use(spec, is_adapter, False), _model(spec, base, is_adapter), *sections]
+    return "\n".join([*parts, _made()])

@@ -1,0 +1,1 @@
+"""Weights between a base and what was trained from it, and the share that serves best."""

@@ -1,0 +1,150 @@
+"""Measures the shares between a base and a tuned model, chooses one, and writes it as a folder that proves itself."""
+
+import copy
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from data_prep.common.console import say
+from data_prep.common.errors import BadInput
+from data_prep.common.files import existing_parent, sha256_of, write_json
+from data_prep.reading.retrieval_sets import RetrievalSet
+from data_prep.texts.tokenizer_rules import read_object
+from trainer.blending.card import blend_card, name_of
+from trainer.blending.choice import Side, choose, report
+from trainer.blending.halves import halves_of
+from trainer.blending.measured import Measured, key_of
+from trainer.blending.pair import Pair, open_pair
+from trainer.blending.rules import Rules
+from trainer.blending.weights import Between, between
+from trainer.config.sections import ModelConfig
+from trainer.distributed.device import choose_kernels, pick_device
+from trainer.inference.evaluation import evaluate_engine
+from trainer.inference.probe import Probe, take_probe
+from trainer.inference.reading import describe, facts_of
+from trainer.model.save import save_embedder
+from trainer.model_folder.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, weights_sha256, zero_tensors
+from trainer.run_dir import checkpoint_writer
+from trainer.run_dir.layout import damage
+
+FEW_QUERIES = 50  # in a half: below it, a choice and its report say little
+RESULT = "blend.json"  # in the written folder
+TRAINING_CONFIG = "training_config.json"  # of the tuned model's run: its lengths, and the model it began with
+# Raises Failed unless a folder embeds as its probe records; returns lines to print. exporting/proof.py has one.
+Prove = Callable[[Path, Probe, bool], list[str]]
+
+
+def blend(
+    base: ModelConfig, tuned: ModelConfig, domain: RetrievalSet, general: RetrievalSet | None, output: Path,
+    rules: Rules, device: str = "auto", prove: Prove | None = None,
+) -> dict:  # fmt: skip
+    """Writes the folder of the chosen share; returns what blend.json in it holds. In one process.
+
+    What is measured is kept in measured_file(output), so a killed call goes on when it is repeated. A finished output
+    of the same call is not written again. Raises BadInput for folders or sets that do not fit, Failed where the written
+    folder would not embed as measured. prove: checks the folder in a fresh process before it is finished.
+    """
+    import torch
+
+    pair, device = open_pair(base, tuned), torch.device(pick_device(device))
+    choose_kernels(device.type)
+    models = _key_of_models(pair, device.type)
+    sets = [(key_of(data), data) for data in (domain, general) if data is not None]
+    halves = [_halves(data, rules.seed) for _, data in sets]
+    asked = {"models": models, "sets": [key for key, _ in sets], "shares": rules.measured}
+    asked |= {"most_lost": rules.most_lost, "seed": rules.seed}
+    if (finished := _finished(output, asked)) is not None:
+        say(f"{output}: is finished; nothing is measured again")
+        return finished
+    for line in describe({base.path: pair.spec}):
+        say(line)
+    measured = Measured(measured_file(output), models)
+    model = between(pair, device)
+    for share in rules.measured:
+        for key, data in sets:
+            _measure(model, share, key, data, pair, measured)
+    sides: list[Side | None] = [
+        Side(data, half, {share: measured.get(key, data, share) for share in rules.measured})
+        for (key, data), half in zip(sets, halves)
+    ]
+    sides += [None] * (2 - len(sides))
+    model.set(choose(*sides, rules.most_lost))
+    names = {"base": name_of(base.path), "tuned": name_of(tuned.path), "kind": _kind(pair)}
+    result = names | {"most_lost": rules.most_lost, **report(*sides, model.share, rules.most_lost)}
+    result |= {"read": facts_of(pair.spec), "asked": asked}
+    _write(output, model, pair, result, prove)
+    return result
+
+
+def measured_file(output: Path) -> Path:
+    """Returns the file beside an output that keeps what is measured, of every query and share."""
+    return output.with_name(f"{output.name}.measured.json")
+
+
+def _kind(pair: Pair) -> str:
+    return "scale of an adapter" if pair.is_adapter else "weights of whole models"
+
+
+def _halves(data: RetrievalSet, seed: int) -> tuple[list[str], list[str]]:
+    halves = halves_of(data, seed)
+    if min(map(len, halves)) < FEW_QUERIES:
+        say(
+            f"{data.name}: only {len(halves[0])} queries choose and {len(halves[1])} report: with fewer than "
+            f"{FEW_QUERIES}, both say little"
+        )
+    return halves
+
+
+def _measure(model: Between, share: float, key: str, data: RetrievalSet, pair: Pair, measured: Measured) -> None:
+    if measured.get(key, data, share) is not None:
+        return
+    say(f"share {share:g}: measuring on {data.name}")
+    model.set(share)
+    reader = copy.deepcopy(pair.tokenizer)
+    measured.put(key, data, share, evaluate_engine(model.engine, reader, pair.spec, data))
+
+
+def _key_of_models(pair: Pair, device: str) -> str:
+    """Returns the sha256 of all that decides an embedding of any share."""
+    folders, spec = (pair.base, pair.tuned), pair.spec
+    named = [folder / name for folder in folders for name in ("config.json", ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
+    named += [path for folder in folders if spec.own_code for path in sorted(folder.rglob("*.py"))]
+    facts = [weights_sha256(folder) for folder in folders] + [sha256_of(path) for path in named if path.is_file()]
+    facts += [pair.tokenizer.backend_tokenizer.to_str(), facts_of(spec), device]
+    facts += [[d.inputs, d.outputs, d.bias, d.activation] for d in spec.dense]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _finished(output: Path, asked: dict) -> dict | None:
+    """Returns the result of a finished output of the same call; None where there is no output. Raises BadInput."""
+    if not (blocked := existing_parent(output.parent)).is_dir():
+        raise BadInput(f"--output: {blocked} is a file, so {output} cannot be written below it")
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return None
+    result = read_object(output / RESULT) if output.is_dir() else {}
+    if result.get("asked") == asked and damage(output) is None:
+        return result
+    why = "is of another call, or was changed since" if result else "exists and is not an empty folder"
+    raise BadInput(f"--output: {output} {why}; name a new one")
+
+
+def _write(output: Path, model: Between, pair: Pair, result: dict, prove: Prove | None) -> None:
+    """Writes the folder of the share that the model is set to, whole or not at all."""
+    embedder, trust = model.engine.embedder, pair.config.trust_remote_code
+    probe = take_probe(model.engine, copy.deepcopy(pair.tokenizer), pair.spec)
+
+    def write(folder: Path, _: dict) -> None:
+        save_embedder(folder, model.weights(), embedder, pair.tokenizer, pair.spec)
+        if (pair.tuned / TRAINING_CONFIG).is_file():
+            shutil.copyfile(pair.tuned / TRAINING_CONFIG, folder / TRAINING_CONFIG)
+        whole = replace(probe, zeros=zero_tensors(folder))
+        whole.write(folder)
+        (folder / "README.md").write_text(blend_card(output, pair, result), encoding="utf-8")
+        write_json(folder / RESULT, result)
+        for line in prove(folder, whole, trust) if prove else ():
+            say(line)
+
+    checkpoint_writer.write(output, {}, {}, None, write)
