@@ -4,18 +4,21 @@ import argparse
 import sys
 from pathlib import Path
 
-from data_prep.common.console import result
+from data_prep.common.console import result, say
 from data_prep.common.errors import guarded
 from data_prep.common.files import check
 from data_prep.common.paths import with_homes
 from trainer.exporting.hub import Hub
 from trainer.inference.flags import add_trust
+from trainer.run_dir.verdict import doubt
 
 
 def run(args: argparse.Namespace) -> int:
     from trainer.exporting.export_folder import export, verify  # imports torch
 
     source = Path(args.source)
+    if line := doubt(source):
+        say(line)
     if args.output is None:
         given = [flag for flag in ("base", "merge", "onnx", "push") if getattr(args, flag)]
         check([f"--{flag}: needs --output; without it {source} is only checked" for flag in given])

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from data_prep.common.console import say
 from data_prep.common.errors import guarded
 from data_prep.common.files import check
 from data_prep.common.paths import with_homes
@@ -11,6 +12,7 @@ from data_prep.stores.flags import add_store, store_of, where_of
 from trainer.inference.flags import add_model, models_of
 from trainer.inference.text_encoder import TextEncoder
 from trainer.reindexing.reindex import RECALL, reindex, roll_back
+from trainer.run_dir.verdict import doubt
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,6 +51,8 @@ def run(args: argparse.Namespace) -> None:
         args.collection = args.collection or args.alias
         roll_back(store_of(args), args.alias)
         return
+    if line := doubt(args.model):
+        say(line)
     config, where = store_of(args), where_of(args)
     (model,) = models_of(args.model, None, args)
     encoder = TextEncoder(model, args.device, args.dim)

@@ -7,12 +7,16 @@ import struct
 import pytest
 import torch
 
-from tests import tiny
+from data_prep.reading.retrieval_sets import load_set
+from tests import forked, tiny
 from tests.end_to_end.runs import events, losses, weights, write_run
 from trainer.__main__ import main
+from trainer.config.sections import ModelConfig
+from trainer.evaluation.compare import means
+from trainer.evaluation.measure import evaluate_folder
 
 # never better than the first epoch by 1, so the run ends after the third
-STOPS = ["watch.patience=2", "watch.min_delta=1", "watch.keep_best=true", "train.epochs=9"]
+STOPS = ["watch.patience=2", "watch.min_delta=1", "watch.keep_last=true", "train.epochs=9"]
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +65,22 @@ def test_the_log_of_a_run_holds_everything_that_is_promised(stopped):
     assert epochs[1]["seconds"]["checkpoints"] > 0  # of the first epoch's
 
 
-def test_a_run_that_is_not_getting_better_ends_and_keeps_its_best(stopped):
+def test_a_run_that_is_not_getting_better_ends_and_hands_over_its_best(stopped):
+    """The highest value makes the best one; min_delta is of patience only."""
     out = stopped[1]
     summary = json.loads((out / "training_summary_report.json").read_text())
     assert summary["stopped_early"] and summary["epochs"] == 3
-    best, first = summary["best"], events(out, "epoch")[0]
-    assert (best["epoch"], best["metric"], best["model"]) == (1, "nDCG@10", str(out / "best"))
-    assert best["value"] == first["evaluation"]["nDCG@10"]
-    kept, of_epoch = weights(out / "best"), weights(out / "checkpoint-epoch-1")
-    assert all(torch.equal(tensor, of_epoch[name]) for name, tensor in kept.items())
+    values = [event["evaluation"]["nDCG@10"] for event in events(out, "epoch")]
+    before = events(out, "evaluation")[0]["nDCG@10"]
+    assert max(values) > before, "or the test shows nothing"
+    number, best = values.index(max(values)) + 1, summary["best"]
+    assert (best["epoch"], best["metric"], best["model"]) == (number, "nDCG@10", str(out / "final"))
+    assert best["value"] == max(values)
+    assert number < 3, "or the last one would be the best"
+    for name, epoch in (("final", number), ("last", 3)):
+        kept, of_epoch = weights(out / name), weights(out / f"checkpoint-epoch-{epoch}")
+        assert all(torch.equal(tensor, of_epoch[key]) for key, tensor in kept.items())
+    assert not list(out.glob("best-step-*"))
 
 
 @pytest.mark.parametrize("left", [1, 2, 3])
@@ -86,7 +97,26 @@ def test_interrupted_after_any_epoch_it_ends_in_the_same_bytes_after_the_same_ep
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(copy / "final").items())
     facts = [json.loads((folder / "training_summary_report.json").read_text()) for folder in (out, copy)]
     assert facts[0]["stopped_early"] and facts[1]["stopped_early"]
-    assert [f["best"]["epoch"] for f in facts] == [1, 1] and facts[0]["best"]["value"] == facts[1]["best"]["value"]
+    assert facts[0]["best"]["epoch"] == facts[1]["best"]["epoch"]
+    assert facts[0]["best"]["value"] == facts[1]["best"]["value"] and facts[0]["verdict"] == facts[1]["verdict"]
+    assert (copy / "final" / "verdict.json").read_bytes() == (out / "final" / "verdict.json").read_bytes()
+
+
+@pytest.mark.parametrize(("engine", "lr"), [("ddp", 1e-3), ("zero3", 1e-3), ("zero3", 0.5)])
+def test_two_ranks_hand_over_the_best_model_that_they_measured(stopped, sets, tmp_path, tiny_bert, engine, lr):
+    model = tiny_bert if lr < 0.1 else stopped[1] / "final"  # there is something to spoil
+    run_file, out = write_run(tmp_path, model, sets[0], epochs=2), tmp_path / "out"
+    more = ["watch.every_steps=1", f"optim.lr={lr}", "optim.schedule=constant", "optim.warmup_ratio=0"]
+    done = forked.run_ranks(2, "-m", "trainer", "--config", str(run_file), "--engine", engine, *more)
+    assert done.returncode == 0, done.both[-3000:]
+    measured = {event["step"]: event["nDCG@10"] for event in events(out, "evaluation")}
+    assert sorted(measured) == list(range(len(events(out)) + 1)), "before training and after every step"
+    facts = json.loads((out / "final" / "verdict.json").read_text())
+    best = max(measured, key=lambda step: (measured[step], -step))
+    assert facts["final"]["step"] == best and (best == 0) == (lr == 0.5)
+    assert facts["verdict"] == ("better" if best else "worse") and f"verdict: {facts['verdict']}" in done.both
+    kept = evaluate_folder(ModelConfig(path=str(out / "final")), load_set(sets[0]), "cpu")
+    assert means(kept)["nDCG@10"] == pytest.approx(measured[best], abs=1e-6)
 
 
 def wandb_records(path):
@@ -130,7 +160,7 @@ def test_a_metric_that_nothing_measures_is_refused(tmp_path, tiny_bert, tiny_sha
     assert "watch.metric: nDCG@10 needs data.eval, and the shards have no eval split" in capfd.readouterr().err
     assert main(["--config", run_file, "watch.metric=recal@10"]) == 2
     assert "Did you mean 'recall@10'?" in capfd.readouterr().err
-    assert main(["--config", run_file, "watch.metric=general/MAP", "watch.keep_best=true"]) == 2
+    assert main(["--config", run_file, "watch.metric=general/MAP"]) == 2
     assert "needs the set 'general'" in capfd.readouterr().err
     assert main(["--config", run_file, "data.general=nowhere"]) == 2
     assert "data.general: nowhere: no such folder" in capfd.readouterr().err

@@ -22,7 +22,7 @@ from trainer.blending.rules import Rules
 from trainer.blending.weights import Between, between
 from trainer.config.sections import ModelConfig
 from trainer.distributed.device import choose_kernels, pick_device
-from trainer.inference.evaluation import evaluate_engine
+from trainer.evaluation.measure import evaluate_engine
 from trainer.inference.probe import Probe, take_probe
 from trainer.inference.reading import describe, facts_of
 from trainer.model.save import save_embedder

@@ -8,8 +8,7 @@ import numpy as np
 from data_prep.reading.retrieval_sets import RetrievalSet
 from trainer.blending.halves import Halves
 from trainer.blending.measured import PerQuery
-from trainer.inference.evaluation import compare
-from trainer.inference.metrics import means
+from trainer.evaluation.compare import compare, means
 
 METRIC = "nDCG@10"
 

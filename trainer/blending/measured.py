@@ -9,7 +9,7 @@ from data_prep.common.errors import BadInput
 from data_prep.common.files import whole_file
 from data_prep.reading.retrieval_sets import RetrievalSet
 from data_prep.texts.tokenizer_rules import read_object
-from trainer.inference.metrics import METRICS
+from trainer.evaluation.metric_names import METRICS
 
 FORMAT = 1  # of the file; other metrics of the same name would be another format
 PerQuery = dict[str, dict[str, float]]  # query id -> metric -> value

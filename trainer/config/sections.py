@@ -286,8 +286,9 @@ GENERAL = "general"  # name of data.general among the evaluation sets
 
 
 class WatchConfig(Section):
-    """Early stopping and warnings at the ends of epochs. tolerance: of a fall on data.general (by nDCG@10 beside
-    train_loss), and of a rise of the train rows' similarities while the metric falls, before there is a warning."""
+    """Evaluations: the best model, which final/ holds, early stopping, and warnings. tolerance: of a fall on
+    data.general (by nDCG@10 beside train_loss), and of a rise of the train rows' similarities while the metric falls,
+    before there is a warning."""
 
     metric: str = "nDCG@10"  # of data.eval (nDCG@10 …), SOURCE/metric, general/metric or train_loss
     metrics: Annotated[list[str], Field(min_length=1)] | None = (
@@ -295,8 +296,21 @@ class WatchConfig(Section):
     )
     patience: int | None = Field(None, ge=1)  # epochs without a better value, after which the run ends
     min_delta: float = Field(0.0, ge=0)  # by which a better value must be better
-    keep_best: bool = False  # the model of the best epoch stays in best/
+    keep_last: bool = False  # the last model stays in last/ where final/ holds another
+    # evaluations beside those at the ends of epochs
+    every_steps: int | None = Field(None, ge=1)
+    every_minutes: float | None = Field(None, gt=0)
+    every_epochs: float | None = Field(None, gt=0, lt=1)  # a share of an epoch's steps
     tolerance: float = Field(0.02, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_keep_best(cls, values: Any) -> Any:
+        """Reads older run files: what keep_best asked for is the rule now, and who did not want it had the last one."""
+        if not isinstance(values, dict) or not isinstance(values.get("keep_best"), bool):
+            return values
+        rest = {key: value for key, value in values.items() if key != "keep_best"}
+        return {"keep_last": not values["keep_best"]} | rest
 
 
 class SourceConfig(Section):

@@ -9,11 +9,12 @@ class Wishes(NamedTuple):
 
     stop: int = 0  # signal number, 0: none
     save: int = 0  # 1: a checkpoint is due
+    evaluate: int = 0  # 1: an evaluation is due
 
     @classmethod
     def of_all(cls, rows: "Iterable[StepRow]") -> "Wishes":
         """Returns the largest of all ranks, so that one rank's request is enough."""
-        return cls(*map(max, zip(*((row.stop, row.save) for row in rows))))
+        return cls(*map(max, zip(*((row.stop, row.save, row.evaluate) for row in rows))))
 
 
 NO_WISHES = Wishes()
@@ -28,3 +29,4 @@ class StepRow(NamedTuple):
     kept: int  # chunks that keep their activations
     stop: int  # see Wishes
     save: int  # see Wishes
+    evaluate: int  # see Wishes

@@ -8,7 +8,7 @@ from trainer.config.compatibility import check_modes
 from trainer.config.recipe import unusual
 from trainer.planner.plan import total_steps
 from trainer.preflight.data import check_data, check_tokens
-from trainer.preflight.evaluation import check_eval, check_watch, without_effect
+from trainer.preflight.evaluation import check_eval, check_watch, chooses, without_effect
 from trainer.preflight.inputs import Inputs
 from trainer.preflight.losses import check_functions, check_guides, check_losses
 from trainer.preflight.model import check_model
@@ -37,7 +37,7 @@ def check_run(inputs: Inputs, resume: bool, own_loss: bool = False, engine: str 
     if plan:
         collect(problems, check_watch, inputs)
     collect(problems, check_tracking)
-    collect(problems, check_output, config, resume, plan and plan.fingerprint, spec)
+    collect(problems, check_output, config, resume, plan and plan.fingerprint, spec, bool(plan) and chooses(inputs))
     check(problems)
     # The gate comes last: it reads the data, and needs the model's tokenizer and the evaluation sets.
     steps = total_steps(plan, config.train.epochs, config.train.max_steps)

@@ -36,7 +36,7 @@ def check_watch(inputs: Inputs) -> None:
     mend = about_value("watch.metric", name, (*METRICS, *PAIR_METRICS, TRAIN_LOSS))
     if metric != TRAIN_LOSS and (reason := name_problem(name, mend)):
         problems.append(f"watch.metric: {reason}, or {TRAIN_LOSS}")
-    elif metric != TRAIN_LOSS and (watch.patience or watch.keep_best or source):
+    elif metric != TRAIN_LOSS and (watch.patience or source):
         problems += _unwatched(inputs, source, name)
     check(problems)
 
@@ -82,28 +82,35 @@ def _measured(inputs: Inputs, source: str) -> list[str] | None:
     return data and [name for part in data.parts for name in measured_on(part, names)]
 
 
+def chooses(inputs: Inputs) -> bool:
+    """True if final/ will be the best of several measured models."""
+    metric = inputs.config.watch.metric
+    return metric == TRAIN_LOSS or metric.rpartition("/")[0] in inputs.eval_paths
+
+
 _MEND = f"name a set, or set watch.metric={TRAIN_LOSS}"
 
 
 def _asking(watch: WatchConfig) -> str:
-    """Returns the other end of a mend: the settings that need the metric."""
-    asking = [f"watch.{name}" for name in ("patience", "keep_best") if getattr(watch, name)]
-    return f", or leave out {' and '.join(asking)}" if asking else ""
+    """Returns the other end of a mend: the setting that needs the metric."""
+    return ", or leave out watch.patience" if watch.patience else ""
 
 
 def without_effect(inputs: Inputs) -> list[str]:
     """Returns a line per setting that changes nothing, because what it is about is not evaluated."""
     config, sets = inputs.config, inputs.eval_paths
     lines, watch = [], config.watch
-    if config.data.ignore_identical_ids and not sets:
-        lines.append(f"data.ignore_identical_ids changes nothing: there is no evaluation ({inputs.no_eval})")
-    if watch.metrics is not None and not sets:
-        lines.append(f"watch.metrics changes nothing: there is no evaluation ({inputs.no_eval})")
+    asked = {"data.ignore_identical_ids": config.data.ignore_identical_ids, "watch.metrics": watch.metrics is not None}
+    asked |= {f"watch.{name}": getattr(watch, name) for name in ("every_steps", "every_minutes", "every_epochs")}
+    for name in [name for name, value in asked.items() if value and not sets]:
+        lines.append(f"{name} changes nothing: there is no evaluation ({inputs.no_eval})")
     source, _, name = watch.metric.rpartition("/")
     general = general_metric(watch).rpartition("/")[2]
     if GENERAL in sets and general not in (_measured(inputs, GENERAL) or [general]):
         lines.append(f"watch.tolerance changes nothing for data.general: it does not measure {general}")
-    stated = [f"watch.{key}" for key in ("metric", "min_delta") if getattr(watch, key) != getattr(UNSTATED, key)]
+    stated = [
+        f"watch.{key}" for key in ("metric", "min_delta", "keep_last") if getattr(watch, key) != getattr(UNSTATED, key)
+    ]
     if watch.metric == TRAIN_LOSS or not stated:  # the eval split is not opened for nothing
         return lines
     if source in sets and name in (_measured(inputs, source) or [name]):

@@ -13,14 +13,17 @@ from trainer.run_dir.layout import MADE_AHEAD
 from trainer.run_dir.record import check_resumable
 
 
-def check_output(config: RunConfig, resume: bool, fingerprint: str | None, spec: ModelSpec | None) -> None:
-    """Raises BadInput for an output folder that cannot be used or resumed. fingerprint: of the train shards."""
+def check_output(
+    config: RunConfig, resume: bool, fingerprint: str | None, spec: ModelSpec | None, chooses: bool = False
+) -> None:
+    """Raises BadInput for an output folder that cannot be used or resumed. fingerprint: of the train shards. chooses:
+    the best of several models is kept."""
     out = Path(config.output_dir)
     check_place(out, resume)
     if fingerprint and (out / "run.json").is_file():
         check_resumable(out, config, fingerprint)
     if spec:
-        _check_space(config, out, resume, Path(spec.base))
+        _check_space(config, out, resume, Path(spec.base), chooses)
 
 
 def check_place(out: Path, resume: bool) -> None:
@@ -48,16 +51,21 @@ def _check_writable(out: Path) -> None:
         raise BadInput(f"output_dir: cannot write below {parent} ({error.strerror}); name another folder") from None
 
 
-def _check_space(config: RunConfig, out: Path, resume: bool, model: Path) -> None:
-    """Raises BadInput if the checkpoints will not fit on the disk. model: the local folder of the weights."""
+def _check_space(config: RunConfig, out: Path, resume: bool, model: Path, chooses: bool) -> None:
+    """Raises BadInput if the checkpoints will not fit on the disk. model: the local folder of the weights. chooses: see
+    check_output."""
     weights = fp32_bytes(model) if config.model.finetune == "full" else 0  # adapters are small
     existing = len(list(out.glob("checkpoint-*"))) if resume else 0
     asked = config.checkpoint
     epochs = min(config.train.epochs, asked.keep_epochs + 1 if asked.keep_epochs else config.train.epochs)
     between = (asked.keep_steps or 1) + 1 if asked.every_steps or asked.every_minutes else 0
     checkpoints = max(0, epochs + between - existing)
-    # a checkpoint holds the weights and two moments, final the weights
-    needed = weights * (3 * checkpoints + (0 if (out / "final").is_dir() else 1) + config.watch.keep_best)
+    models = (0 if (out / "final").is_dir() else 1) + config.watch.keep_last
+    watch = config.watch
+    within = watch.every_steps or watch.every_minutes or watch.every_epochs
+    if chooses and (within or config.optim.ema or asked.keep_epochs):  # no checkpoint holds the best model so far
+        models += 2  # that of the newest checkpoint stays beside it
+    needed = weights * (3 * checkpoints + models)  # a checkpoint holds the weights and two moments
     free = shutil.disk_usage(existing_parent(out)).free
     if free < needed:
         raise BadInput(

@@ -15,6 +15,7 @@ from trainer.preflight.inputs import Inputs
 from trainer.reporting.comparison import Comparison, compare_models
 from trainer.run_dir.layout import model_of_run
 from trainer.run_dir.log import LOG, read_events
+from trainer.run_dir.verdict import read_verdict
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Facts:
     config: RunConfig
     events: dict[str, list[dict]]  # of logs.jsonl, by kind
     manifest: dict  # of data.train; empty if that is not here
+    verdict: dict = field(default_factory=dict)  # verdict.json; empty before the end, and of earlier versions
     comparison: Comparison | None = None
     missing: list[str] = field(default_factory=list)  # lines: what cannot be shown, and why
 
@@ -54,6 +56,7 @@ def read_facts(
     if not events["step"]:
         raise BadInput(f"{run}: {unread[0] if unread else 'has made no step yet'}")
     facts = Facts(run, record, config, events, read_object(Path(config.data.train) / "manifest.json"))
+    facts.verdict = read_verdict(run)
     facts.missing += unread
     if not facts.manifest:
         facts.missing.append(f"data: {config.data.train} is not here, so only what the run recorded of it is shown")

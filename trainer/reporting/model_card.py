@@ -14,6 +14,7 @@ from trainer.model_folder.spec import ModelSpec
 from trainer.run_dir.layout import read_state
 from trainer.run_dir.log import LOG, read_events
 from trainer.run_dir.record import versions
+from trainer.run_dir.verdict import describe, read_verdict
 
 SETTINGS = (  # keys of the run file in the card; paths of this machine stay out
     "model.finetune", "model.quantization_bits", "loss.name", "loss.temperature", "train.batch_size", "train.epochs",
@@ -31,13 +32,16 @@ class Story:
     before: dict[str, float]  # mean metrics on the run's evaluation set before training; empty if it has none
     after: dict[str, float]  # and of this model
     unread: tuple[str, ...] = ()  # a line each: what is not known
+    verdict: tuple[str, ...] = ()  # a line each: of the run, if this is its final/
 
 
 def story_of(folder: Path) -> Story:
     """Reads the story of final/, best/ or a checkpoint; of the folder alone if its run directory is gone."""
     config, run = read_object(folder / "training_config.json"), read_object(folder.parent / "run.json")
+    facts = read_verdict(folder)
+    verdict = tuple(describe(facts)) if facts else ()
     if not run:
-        return Story(config, None, read_probe(folder).step, {}, {})
+        return Story(config, None, read_probe(folder).step, {}, {}, (), verdict)
     unread: list[str] = []
     events = list(read_events(folder.parent / LOG, problems=unread))
     step = _step_of(folder, events)
@@ -51,7 +55,7 @@ def story_of(folder: Path) -> Story:
     if after and (folder / "state").is_dir() and config.get("optim", {}).get("ema"):
         after = {}
         unread.append("metrics of these weights: their average was evaluated, which final/ and best/ hold (optim.ema)")
-    return Story(config, run.get("data_fingerprint"), step, by_step.get(0, {}), after, tuple(unread))
+    return Story(config, run.get("data_fingerprint"), step, by_step.get(0, {}), after, tuple(unread), verdict)
 
 
 def _step_of(folder: Path, events: list[dict]) -> int | None:
@@ -160,6 +164,11 @@ def _training(story: Story) -> str:
 
 
 def _measured(story: Story) -> str:
+    lines = "".join(f"* {line[:1].upper()}{line[1:]}.\n" for line in story.verdict)
+    return _metrics_table(story) + (f"\n## Verdict\n\n{lines}" if lines else "")
+
+
+def _metrics_table(story: Story) -> str:
     if not story.after:
         unknown = f"Not known: {'; '.join(story.unread)}." if story.unread else ""
         return f"## Metrics\n\n{unknown or 'None were measured on this model during its training.'}\n"

@@ -11,6 +11,7 @@ from data_prep.common.html_page import page, section, table, tiles
 from trainer.evaluation.metric_names import metrics_of
 from trainer.reporting.comparison import METRIC, Comparison, Query, Shown
 from trainer.reporting.facts import Facts
+from trainer.run_dir.verdict import describe
 
 LINES = (  # title, caption, name of the curve -> key of the log's steps
     ("Loss", "Of every step, on its global batch.", {"loss": "loss"}),
@@ -29,7 +30,7 @@ def write_report(facts: Facts) -> str:
     """Returns the whole page."""
     comparison = facts.comparison
     plots = [*_curves(facts), _metrics(facts), _similarities(comparison), _data(facts), _lengths(facts), _speed(facts)]
-    body = _tiles(facts) + _missing(facts) + _before_and_after(comparison)
+    body = _tiles(facts) + _verdict(facts.verdict) + _missing(facts) + _before_and_after(comparison)
     body += f'<div class="plots">{"".join(plots)}</div>'
     body += _queries(comparison, "gained") + _queries(comparison, "lost") + _again(facts)
     return page(facts.run.resolve().name, _subtitle(facts), body)
@@ -54,6 +55,16 @@ def _tiles(facts: Facts) -> str:
     skipped = sum(bool(event.get("skipped")) for event in steps)
     shown += [(f"{skipped:,}", "steps skipped (gradient not finite)", "error")] if skipped else []
     return tiles(shown)
+
+
+def _verdict(verdict: dict) -> str:
+    if not verdict:
+        return ""
+    first, *more = (line[:1].upper() + line[1:] for line in describe(verdict))
+    items = "".join(f"<li>{escape(line)}.</li>" for line in more)
+    body = f'<ul class="found">{items}</ul>' if items else ""
+    first = first.removeprefix("Verdict: ")
+    return section("Verdict", f"{escape(first[:1].upper() + first[1:])}.", body)
 
 
 def _missing(facts: Facts) -> str:

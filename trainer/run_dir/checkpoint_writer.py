@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from data_prep.common.errors import Failed
-from data_prep.common.files import fsync_folder, sha256_of
+from data_prep.common.files import fsync_folder, sha256_of, write_json
 from trainer.config.sections import CheckpointConfig
-from trainer.run_dir.layout import MARKER, TrainState, numbered
+from trainer.run_dir.layout import BEST, MARKER, TrainState, best_models, numbered
 
 if TYPE_CHECKING:
     from trainer.engine.protocol import Engine
@@ -30,18 +30,23 @@ Prepare = Callable[[TrainState | None], WriteModel]
 
 
 class Clock:
-    """Says when a checkpoint is due by steps or minutes. Ranks agree on it in compute_gradients."""
+    """Says when a checkpoint, or an evaluation, is due by steps or minutes. Ranks agree on it in compute_gradients."""
 
-    def __init__(self, config: CheckpointConfig):
-        self.config, self.last = config, time.monotonic()
+    def __init__(self, every_minutes: float | None, *every_steps: float | None):
+        """every_steps: periods in steps, each of which counts; of 2.5 the steps are 3, 5, 8, 10 and so on."""
+        self.every_steps, self.every_minutes = [every for every in every_steps if every], every_minutes
+        self.last = time.monotonic()
 
     def due(self, step: int) -> bool:
-        """True where the state after this many steps is to be written."""
-        by_steps = self.config.every_steps and step % self.config.every_steps == 0
+        """True where it is due after this many steps."""
         minutes = (time.monotonic() - self.last) / 60
-        return bool(by_steps or (self.config.every_minutes and minutes >= self.config.every_minutes))
+        return self.by_steps(step) or bool(self.every_minutes and minutes >= self.every_minutes)
 
-    def written(self) -> None:
+    def by_steps(self, step: int) -> bool:
+        """True where the number of steps alone says so."""
+        return any(step // every > (step - 1) // every for every in self.every_steps)
+
+    def done(self) -> None:
         self.last = time.monotonic()
 
 
@@ -50,17 +55,19 @@ class Writer:
 
     def __init__(self, engine: "Engine", run_dir: Path, config: CheckpointConfig, prepare: Prepare):
         self.engine, self.run_dir, self.config, self.prepare = engine, run_dir, config, prepare
+        self.best: int | None = None  # step of the best model that the newest checkpoint names; rank 0
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future | None = None
 
-    def save(self, name: str, state: TrainState | None, background: bool = False) -> Path:
+    def save(self, name: str, state: TrainState | None, background: bool = False, facts: dict | None = None) -> Path:
         """Writes run_dir/name (a model folder; with state/ for resume unless `state` is None). Collective.
 
         background: returns once there is a copy to write from, if there is memory for one; the next save or wait
-        raises its errors. Raises Failed where writing fails; earlier checkpoints stay whole.
+        raises its errors. facts: more JSON files of the folder, name -> content. Raises Failed where writing fails;
+        earlier checkpoints stay whole.
         """
         self.wait()
-        write_model = self.prepare(state)
+        write_model = with_facts(self.prepare(state), facts or {})
         weights = self.engine.weights()
         moments = self.engine.moments() if state is not None else {}
         target = self.run_dir / name
@@ -86,6 +93,19 @@ class Writer:
 
         self.engine.world.on_first(remove_ahead)
 
+    def save_best(self, step: int) -> None:
+        """Writes the model as the best so far. That of the newest checkpoint stays: a killed run goes back to it.
+        Collective."""
+        self.save(f"{BEST}{step}", None)
+        self.engine.world.on_first(lambda: remove_best(self.run_dir, but=(step, self.best)))
+
+    def write_on_first(self, name: str, model: Callable[[], WriteModel], facts: dict) -> Path:
+        """Writes run_dir/name on rank 0, from what is not in the engine. facts: as of save. Collective."""
+        self.wait()
+        target = self.run_dir / name
+        self.engine.world.on_first(lambda: write(target, {}, {}, None, with_facts(model(), facts)))
+        return target
+
     def wait(self) -> None:
         """Waits for the write in progress. Collective; raises its error on every rank."""
         pending, self._pending = self._pending, None
@@ -100,11 +120,16 @@ class Writer:
         write(target, weights, moments, state, model)
         if state is None:
             return
+        self.best = (state.watch.get("chosen") or {}).get("step")
+        remove_best(target.parent, but=(self.best,))
+        best = state.watch.get("chosen") or {}
+        in_checkpoint = self.best not in best_models(target.parent)  # the checkpoint of its epoch is its only copy
         for kind, keep in (("step", self.config.keep_steps), ("epoch", self.config.keep_epochs)):
             reached = getattr(state, kind)
-            behind = [folder for number, folder in numbered(self.run_dir, kind).items() if number <= reached]
-            for folder in behind[:-keep] if keep else []:
-                remove(folder)
+            behind = [number for number in numbered(self.run_dir, kind) if number <= reached]
+            for number in behind[:-keep] if keep else []:
+                if not (kind == "epoch" and in_checkpoint and number == best.get("epoch")):
+                    remove(self.run_dir / f"checkpoint-{kind}-{number}")
 
 
 def _copies(weights: dict, moments: dict) -> tuple[dict, dict] | None:
@@ -113,6 +138,36 @@ def _copies(weights: dict, moments: dict) -> tuple[dict, dict] | None:
     if 2 * needed > psutil.virtual_memory().available:
         return None
     return tuple({name: t.clone() for name, t in tensors.items()} for tensors in (weights, moments))
+
+
+def with_facts(model: WriteModel, facts: dict) -> WriteModel:
+    """Returns a WriteModel that adds JSON files, name -> content."""
+
+    def write_both(folder: Path, weights: dict) -> None:
+        model(folder, weights)
+        for name, values in facts.items():
+            write_json(folder / name, values)
+
+    return write_both
+
+
+def copy_of(source: Path) -> WriteModel:
+    """Returns a WriteModel that takes the model of another folder, as links where the disk allows them."""
+
+    def copy(folder: Path, _: dict) -> None:
+        shutil.copytree(source, folder, copy_function=_link, ignore=lambda *_: {MARKER, "state"}, dirs_exist_ok=True)
+
+    return copy
+
+
+def _link(source: str, target: str) -> None:
+    """Links a file of weights; copies others, which people edit, and where a file system has no links."""
+    try:
+        if not source.endswith(".safetensors"):
+            raise OSError
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def write(target: Path, weights: dict, moments: dict, state: TrainState | None, write_model: WriteModel) -> None:
@@ -142,6 +197,13 @@ def remove(folder: Path) -> None:
     """Removes a checkpoint, its marker first: if the process is killed, the rest is unfinished."""
     (folder / MARKER).unlink(missing_ok=True)
     shutil.rmtree(folder)
+
+
+def remove_best(run_dir: Path, but: Iterable[int | None] = ()) -> None:
+    """Removes the models that were the best so far, except those of the steps `but`."""
+    for step, folder in best_models(run_dir).items():
+        if step not in but:
+            remove(folder)
 
 
 def sweep(run_dir: Path) -> None:

@@ -9,6 +9,7 @@ from data_prep.common.console import say
 from data_prep.common.errors import BadInput
 from data_prep.common.files import sha256_of
 
+BEST = "best-step-"  # and a number: the best model so far, until final/ is written
 _NAME = re.compile(r"checkpoint-(epoch|step)-(\d+)")
 RUN_FILE, SHARDS, SHARDS_OF, LOCK = "run.yaml", "shards", "shards.json", ".shards.lock"  # see frontends/auto_shards.py
 MADE_AHEAD = (RUN_FILE, SHARDS, SHARDS_OF, LOCK, f".{SHARDS}.unfinished")  # of a run that has not begun
@@ -62,6 +63,22 @@ def numbered(run_dir: Path, kind: str) -> dict[int, Path]:
     """Returns the checkpoints of a kind ("step", "epoch") by their numbers, in order."""
     paths = run_dir.iterdir() if run_dir.is_dir() else []
     return dict(sorted((int(m[2]), p) for p in paths if (m := _NAME.fullmatch(p.name)) and m[1] == kind))
+
+
+def best_models(run_dir: Path) -> dict[int, Path]:
+    """Returns the models that were the best so far by their steps."""
+    return {int(path.name.removeprefix(BEST)): path for path in run_dir.glob(f"{BEST}[0-9]*")}
+
+
+def kept_model(run_dir: Path, step: int, epoch: int, average: bool) -> tuple[Path | None, str]:
+    """Returns the folder that holds the model of a step, which was the best so far, or None; and what is wrong with it.
+
+    average: the model is the average of the weights, which the checkpoint of an epoch holds in its state only."""
+    folder, checkpoint = run_dir / f"{BEST}{step}", run_dir / f"checkpoint-epoch-{epoch}"
+    if not folder.is_dir() and not average and (checkpoint / "state").is_dir() and _step_of(checkpoint)[0] == step:
+        folder = checkpoint
+    problem = damage(folder)
+    return (None, problem) if problem else (folder, "")
 
 
 def _step_of(folder: Path) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""The outcome of a run: did its weights, its loss and its metric move. Imports no torch by itself."""
+"""Movement of a run: did its weights, its loss and its metric change. Imports no torch by itself."""
 
 import base64
 from collections.abc import Callable, Iterable, Sequence
@@ -33,19 +33,19 @@ def movement(began: str | None, ended: str) -> float | None:
     return float(np.linalg.norm(other - one) / max(np.linalg.norm(one), 1e-30))
 
 
-def outcome(steps: Sequence[dict], epochs: Sequence[dict], best: dict | None, moved: float | None) -> tuple[bool, list]:
-    """Returns (False where the run learnt nothing, a line for each thing to be warned of).
+def nothing_learnt(steps: Sequence[dict], epochs: Sequence[dict], best: dict | None, moved: float | None) -> str | None:
+    """Returns a line that says why the run learnt nothing; None where it did.
 
     steps, epochs: events of the log. best: Watch.summary(). moved: movement() of the trained weights, None where it is
     not known.
     """
     if reason := _unmoved(steps, moved):
-        return False, [f"this run learnt nothing: {reason}"]
+        return f"this run learnt nothing: {reason}"
     flat, no_gain = _flat(steps, epochs), _no_gain(best)
     if flat and (no_gain or best is None or best["before_training"] is None):
         also = no_gain or "no metric says otherwise"
-        return False, [f"this run learnt nothing: {flat}; {also}. {_mend(steps)}"]
-    return True, [no_gain] if no_gain else []
+        return f"this run learnt nothing: {flat}; {also}. {_mend(steps)}"
+    return None
 
 
 def _mend(steps: Sequence[dict]) -> str:

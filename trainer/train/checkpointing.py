@@ -1,23 +1,30 @@
 """Writes a run's state: at the ends of epochs, on a clock, on a signal, and when the run has diverged."""
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from data_prep.common.errors import Failed
 from data_prep.common.files import write_json
-from trainer.config.sections import RunConfig
+from trainer.config.sections import OptimConfig, RunConfig
+from trainer.distributed.collectives import World
 from trainer.distributed.stop import Stopped, write_marker
 from trainer.engine.protocol import Engine
+from trainer.engine.torch_engine import TorchEngine
 from trainer.engine.weight_average import averaged
-from trainer.inference.probe import take_probe
+from trainer.inference.probe import Probe, take_probe
 from trainer.loss.temperature import LearnedTemperature
+from trainer.model.build import load_embedder
 from trainer.model.save import save_embedder
 from trainer.model_folder.files import zero_tensors
-from trainer.run_dir.checkpoint_writer import Prepare, WriteModel, Writer
-from trainer.run_dir.layout import TrainState
+from trainer.run_dir.checkpoint_writer import Prepare, WriteModel, Writer, copy_of, remove_best
+from trainer.run_dir.layout import TrainState, kept_model
 from trainer.run_dir.log import RunLog
+from trainer.run_dir.verdict import BASE, VERDICT
 from trainer.train.job import LoadedModel, Progress
 
 
@@ -48,18 +55,58 @@ class Checkpoints:
         return folder
 
     def save_epoch(self, epoch: int, as_best: bool) -> None:
-        """Writes the checkpoint of an epoch, and before it best/ if this epoch is the best one."""
+        """Writes the checkpoint of an epoch, and before it the best model so far if this epoch made it: unless the
+        checkpoint holds the same weights, and stays."""
+        if as_best and (self.engine.average or self.writer.config.keep_epochs):
+            self.save_best()
+        elif as_best:
+            self.progress.watch.kept()
         with self.progress.seconds.of("checkpoints"):
-            if as_best:
-                self.save_model("best")
             self.progress.state = replace(self.snapshot(), epoch=epoch)
             folder = self.writer.save(f"checkpoint-epoch-{epoch}", self.progress.state)
         self.log.say(f"epoch {epoch}: checkpoint in {folder}")
 
-    def save_model(self, name: str) -> Path:
+    def save_best(self) -> None:
+        """Writes the averaged weights as the best model so far."""
+        with self.progress.seconds.of("checkpoints"), averaged(self.engine):
+            self.writer.save_best(self.progress.state.step)
+        self.progress.watch.kept()
+
+    def best_model(self) -> tuple[Path | None, str]:
+        """Returns the folder of the best model so far, or None, and what is wrong with it; on rank 0."""
+        chosen, average = self.progress.watch.chosen, self.engine.average is not None
+        return kept_model(self.writer.run_dir, chosen["step"], chosen["epoch"], average)
+
+    def lost_best(self) -> str | None:
+        """Returns a line if the best model so far was kept, and is lost; on rank 0."""
+        chosen = self.progress.watch.chosen
+        if not chosen or not chosen["kept"]:
+            return None
+        folder, problem = self.best_model()
+        lost = f"{self.writer.run_dir / problem}: the best model so far is lost, and the others compete without it"
+        return None if folder else lost
+
+    def save_final(self, verdict: dict, base: Callable[[], WriteModel], keep_last: bool) -> Path:
+        """Writes final/ as the verdict says (its key `final`), and last/ where that is another model. base: makes the
+        writer of the model before training; rank 0 calls it."""
+        final, facts = verdict["final"], {VERDICT: verdict}
+        is_base, is_last = final["model"] == BASE, final["step"] == self.progress.state.step
+        with self.progress.seconds.of("checkpoints"):
+            if keep_last and (is_base or not is_last):
+                self._save_model("last", {})
+            if is_base:
+                folder = self.writer.write_on_first("final", base, facts)
+            elif is_last:
+                folder = self._save_model("final", facts)
+            else:
+                folder = self.writer.write_on_first("final", lambda: copy_of(self.best_model()[0]), facts)
+        self.engine.world.on_first(lambda: remove_best(self.writer.run_dir))
+        return folder
+
+    def _save_model(self, name: str, facts: dict) -> Path:
         """Writes a model folder of the averaged weights, without state for resume."""
         with averaged(self.engine):
-            return self.writer.save(name, None)
+            return self.writer.save(name, None, facts=facts)
 
     def stop(self, signal_number: int) -> Stopped:
         """Writes a checkpoint and the marker that asks for a restart; returns the error to raise."""
@@ -111,9 +158,33 @@ def model_writer(model: LoadedModel, config: RunConfig, log: RunLog, progress: P
 
         def write(folder: Path, weights: dict[str, Tensor]) -> None:
             save_embedder(folder, weights | model.untrained, model.engine.embedder, model.tokenizer, model.spec)
-            write_json(folder / "training_config.json", config.model_dump(mode="json"))
-            replace(probe, zeros=zero_tensors(folder), step=step).write(folder)
+            _complete(folder, config, replace(probe, step=step))
 
         return write
 
     return prepare
+
+
+def base_writer(model: LoadedModel, config: RunConfig, device: torch.device) -> WriteModel:
+    """Returns the writer of the model before training, loaded anew in this process: the folder's own weights, with
+    adapters as they began. device: of a quantised base; all else stays on the CPU."""
+    cpu = torch.device("cpu")
+    place = device if model.spec.bits else cpu
+    loaded = load_embedder(config.model, None, place, None, config.train.seed, replace(model.spec, notes=[]))
+    embedder, tokenizer, spec, untrained = loaded
+    if embedder.adapter:
+        embedder.adapter.base_sha256 = model.engine.embedder.adapter.base_sha256
+    engine = TorchEngine(embedder, OptimConfig(), World(), place, None)
+    probe = replace(take_probe(engine, copy.deepcopy(tokenizer), spec), step=0)
+
+    def write(folder: Path, _: dict[str, Tensor]) -> None:
+        save_embedder(folder, engine.weights() | untrained, embedder, tokenizer, spec)
+        _complete(folder, config, probe)
+
+    return write
+
+
+def _complete(folder: Path, config: RunConfig, probe: Probe) -> None:
+    """Writes what stands beside the weights."""
+    write_json(folder / "training_config.json", config.model_dump(mode="json"))
+    replace(probe, zeros=zero_tensors(folder)).write(folder)

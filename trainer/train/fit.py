@@ -2,9 +2,11 @@
 
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from trainer.config.sections import lr_factor
+from data_prep.reading.retrieval_sets import RetrievalSet
+from trainer.config.sections import GENERAL, TRAIN_LOSS, WatchConfig, lr_factor
 from trainer.distributed.step_row import Wishes
 from trainer.distributed.stop import StopRequest
 from trainer.engine.weight_average import averaged
@@ -12,9 +14,12 @@ from trainer.evaluation.compare import means
 from trainer.evaluation.measure import evaluate_engine
 from trainer.evaluation.watched import watched_names
 from trainer.model_folder.spec import describe_lengths
+from trainer.reporting.judge import Case, Model, judge
 from trainer.run_dir.checkpoint_writer import Clock
 from trainer.run_dir.outcome import sample_of
-from trainer.train.checkpointing import Skips, epoch_is_over
+from trainer.run_dir.queries import Values, mean_of, watched, write_values
+from trainer.train.checkpointing import Skips, base_writer, epoch_is_over
+from trainer.train.early_stopping import Measured
 from trainer.train.job import Job
 from trainer.train.messages import log_epoch, log_step, summarise
 from trainer.train.step import compute_gradients
@@ -26,13 +31,17 @@ def fit(job: Job, request: StopRequest) -> None:
     Raises Stopped, with a checkpoint written, after the step in which any rank was asked to stop. Collective.
     """
     config, engine, world, progress = job.config, job.engine, job.runtime.world, job.progress
+    saves = Clock(config.checkpoint.every_minutes, config.checkpoint.every_steps)
+    evaluations = evaluation_clock(config.watch, job.plan.epoch_steps)
     if progress.state.step == 0:
         progress.watch.before(evaluate(job))
     elif epoch_is_over(progress.state, job.plan.epoch_steps, job.total_steps):  # stopped before its evaluation
         end_epoch(job)
+    elif evaluations.by_steps(progress.state.step) and progress.watch.lacks(progress.state.step):
+        evaluate_between(job)
     if progress.stopped_early:  # and then interrupted before final/ was written
         return
-    clock, skips = Clock(config.checkpoint), Skips(job.checkpoints, config.train.max_skipped_steps)
+    skips = Skips(job.checkpoints, config.train.max_skipped_steps)
     mark = time.perf_counter()
     batches = job.data.batches(progress.state.step, job.total_steps, world.rank, world.size)
     for step, batch in progress.seconds.waiting(batches):
@@ -40,7 +49,7 @@ def fit(job: Job, request: StopRequest) -> None:
         if learned:
             objective.temperature = learned.value
         sent = world.sent
-        wishes = Wishes(request.signal_number, int(clock.due(step + 1)))
+        wishes = Wishes(request.signal_number, int(saves.due(step + 1)), int(evaluations.due(step + 1)))
         with progress.seconds.of("steps"):
             stats = compute_gradients(engine, batch, objective, job.micro_batch_tokens, wishes)
         if job.runtime.engine == "ddp":  # DeepSpeed's own traffic is not seen
@@ -59,35 +68,63 @@ def fit(job: Job, request: StopRequest) -> None:
         skips.count(applied.skipped)
         if stats.wishes.stop:
             raise job.checkpoints.stop(stats.wishes.stop)
-        if epoch_is_over(progress.state, job.plan.epoch_steps, job.total_steps):
-            end_epoch(job)
-            if progress.stopped_early:
-                return
-        elif stats.wishes.save:
-            job.checkpoints.save_step(job.checkpoints.snapshot(), background=True)
-        else:
-            continue
-        clock.written()
-        mark = time.perf_counter()
+        if after_step(job, stats.wishes, saves, evaluations):
+            mark = time.perf_counter()
+        if progress.stopped_early:
+            return
+
+
+def evaluation_clock(watch: WatchConfig, epoch_steps: int) -> Clock:
+    """Returns the clock of the evaluations within epochs."""
+    share = round((watch.every_epochs or 0) * epoch_steps, 6)  # 0.1 * 30 is a little more than 3
+    return Clock(watch.every_minutes, watch.every_steps, share)
+
+
+def after_step(job: Job, wishes: Wishes, saves: Clock, evaluations: Clock) -> bool:
+    """Ends the epoch, or evaluates and writes a checkpoint, where that is due; returns True if it was. Collective."""
+    if epoch_is_over(job.progress.state, job.plan.epoch_steps, job.total_steps):
+        end_epoch(job)
+        saves.done()
+        evaluations.done()
+        return True
+    if wishes.evaluate:
+        evaluate_between(job)
+        evaluations.done()
+    if wishes.save:
+        job.checkpoints.save_step(job.checkpoints.snapshot(), background=True)
+        saves.done()
+    return bool(wishes.evaluate or wishes.save)
 
 
 def end_epoch(job: Job) -> None:
     """Evaluates, logs the epoch, decides whether to stop early, and writes the checkpoint. Collective."""
     progress, watch = job.progress, job.config.watch
     epoch = (progress.state.step - 1) // job.plan.epoch_steps + 1
-    metrics = evaluate(job)
-    verdict = log_epoch(job.log, progress, epoch, metrics) if job.runtime.is_main else None
-    verdict = job.runtime.world.from_first(verdict)
-    progress.stopped_early = verdict.over
-    job.checkpoints.save_epoch(epoch, as_best=verdict.better and watch.keep_best)
-    if verdict.over:
+    measured = evaluate(job)
+    decision = log_epoch(job.log, progress, epoch, measured) if job.runtime.is_main else None
+    decision = job.runtime.world.from_first(decision)
+    progress.stopped_early = decision.over
+    ends = decision.over or progress.state.step == job.total_steps  # final/ will be written from the engine
+    job.checkpoints.save_epoch(epoch, as_best=decision.best and not ends)
+    if decision.over:
         job.log.say(f"epoch {epoch}: {watch.patience} epoch(s) without a better {watch.metric}; the run ends here")
 
 
-def evaluate(job: Job) -> dict[str, float] | None:
-    """Returns metrics, those of single sources as `source/metric`; None without sets or off rank 0. Collective."""
+def evaluate_between(job: Job) -> None:
+    """Evaluates within an epoch, and writes the model if it is the best so far. Collective."""
+    progress = job.progress
+    epoch = (progress.state.step - 1) // job.plan.epoch_steps + 1
+    measured = evaluate(job)
+    if job.runtime.world.on_first(lambda: progress.watch.measure(epoch, progress.state.step, measured)):
+        job.checkpoints.save_best()
+
+
+def evaluate(job: Job) -> Measured:
+    """Returns what was measured; nothing without sets or off rank 0. Collective."""
     log, step = job.log, job.progress.state.step
+    source_watched, metric = watched(job.config.watch.metric)
     all_metrics: dict[str, float] = {}
+    kept: Values = {}
     names = watched_names(job.config)
     parts = [(source, part) for source, whole in job.eval_sets.items() for part in whole.parts]
     for source, data in parts:
@@ -103,17 +140,48 @@ def evaluate(job: Job) -> dict[str, float] | None:
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         log.say(f"evaluation after step {step} on {data.name}: {shown}")
         all_metrics |= {f"{source}/{name}" if source else name: value for name, value in metrics.items()}
-    return all_metrics or None
+        if source in (source_watched, GENERAL) and isinstance(data, RetrievalSet) and metric in metrics:
+            kept[source] = {query: values[metric] for query, values in scores.items()}
+    job.runtime.world.on_first(lambda: kept and write_values(job.run_dir, step, kept))
+    values, deciding = kept.get(source_watched), None
+    if values and job.config.watch.metric != TRAIN_LOSS:
+        deciding = mean_of(values, [query for query in job.halves.choosing if query in values])
+    return Measured(all_metrics or None, deciding)
 
 
 def finish(job: Job) -> Path:
-    """Writes final/ and the summary; returns the folder final/. Collective."""
-    with job.progress.seconds.of("checkpoints"):
-        final = job.checkpoints.save_model("final")
+    """Judges the run, writes the summary and final/; returns the folder final/. Collective."""
     sample = sample_of(job.engine.named, job.engine.read)
-    if job.runtime.is_main:
-        lengths = describe_lengths(job.config.model, job.model.spec.rules)
-        summarise(job.log, job.progress, job.run_dir, final, lengths, sample)
+    lengths = describe_lengths(job.config.model, job.model.spec.rules)
+
+    def conclude() -> dict:
+        verdict = judge(job.run_dir, case_of(job))
+        summarise(job, verdict, lengths, sample)
+        return verdict
+
+    verdict = job.runtime.world.on_first(conclude)
+    base = partial(base_writer, job.model, job.config, job.runtime.device)
+    final = job.checkpoints.save_final(verdict, base, job.config.watch.keep_last)
     job.log.event("end", step=job.progress.state.step)
     job.log.say(f"final model: {final}")
     return final
+
+
+def case_of(job: Job) -> Case:
+    """Returns what is to be judged; on rank 0."""
+    watch, config = job.progress.watch, job.config
+    last = best = Model(job.progress.state.step, job.progress.state.epoch, kept=True)
+    chosen = watch.chosen
+    if chosen and chosen["step"] != last.step:
+        if line := job.checkpoints.lost_best():
+            job.log.say(line)
+        else:
+            best = Model(chosen["step"], chosen["epoch"], kept=chosen["kept"])
+    data, unmeasured = job.eval_sets.get(watched(config.watch.metric)[0]), None
+    if not watch.chooses:
+        unmeasured = "the run began with an earlier version, which kept no values of single queries"
+    elif data and not job.halves:
+        unmeasured = f"{data.name} has no values of single queries"
+    elif not data:
+        unmeasured = "data.eval is off" if config.data.eval is False else "the run has no evaluation set (data.eval)"
+    return Case(config.watch.metric, data.name if data else None, job.halves, best, last, unmeasured)

@@ -20,6 +20,7 @@ from trainer.model_folder.spec import ModelSpec
 from trainer.planner.plan import BatchPlan
 from trainer.run_dir.layout import TrainState
 from trainer.run_dir.log import RunLog
+from trainer.run_dir.queries import Halves
 from trainer.train.data import TrainData
 from trainer.train.early_stopping import Watch
 
@@ -95,6 +96,7 @@ class Job:
     plan: BatchPlan
     total_steps: int  # optimizer steps of the whole run
     eval_sets: dict[str, RetrievalSet | ScoredPairs]  # by source; "" is the set of the whole run
+    halves: Halves | None  # of the set whose metric is watched; None: it is not measured
     objectives: dict[str, Objective]  # by source; sources without a loss of their own share one
     temperatures: dict[str, LearnedTemperature]  # by source, if learned
     micro_batch_tokens: int  # tokens per rank whose activations fit

@@ -12,7 +12,7 @@ import torch
 from data_prep.common.files import write_json
 from data_prep.shards.folder import Rows
 from trainer.config.recipe import recipe
-from trainer.config.sections import DataConfig
+from trainer.config.sections import TRAIN_LOSS, DataConfig
 from trainer.distributed.launcher_claims import fewer_nodes
 from trainer.engine.protocol import Applied, Engine
 from trainer.inference.guide import Guide
@@ -21,8 +21,10 @@ from trainer.model.base_dtype import Rounded
 from trainer.planner.plan import BatchPlan
 from trainer.preflight.losses import idle_rows, unused_teachers
 from trainer.run_dir.log import RunLog
-from trainer.run_dir.outcome import is_better, movement, outcome
-from trainer.train.early_stopping import Verdict
+from trainer.run_dir.outcome import is_better, movement, nothing_learnt
+from trainer.run_dir.queries import watched
+from trainer.run_dir.verdict import TRAINED, VERDICT, describe
+from trainer.train.early_stopping import Decision, Measured
 from trainer.train.job import Job, Progress
 from trainer.train.step import StepStats
 
@@ -59,6 +61,7 @@ def say_start(job: Job, start: Start) -> None:
     lines += idle_rows(job.config, plan, job.data.rows)
     lines += [_guide_line(guide, job.engine, start.parameters) for guide in start.guides]
     lines += [note for data in job.eval_sets.values() for note in data.notes]
+    lines += _halves(job)
     lines += _negatives(job.config.data, job.data.rows)
     lines += _plan_lines(plan, job.total_steps, start)
     if reason := job.engine.embedder.padded_because:
@@ -77,6 +80,14 @@ def say_start(job: Job, start: Start) -> None:
     counts = {"trained_parameters": start.trained, "parameters": start.parameters}
     sample = {"weights": start.weights} if start.weights else {}
     log.event("start", **start.topology, **counts, step=step, resumed=start.checkpoint is not None, **sample)
+
+
+def _halves(job: Job) -> list[str]:
+    """Returns a line about the queries that choose the best model."""
+    metric = job.config.watch.metric
+    if job.halves is None or metric == TRAIN_LOSS:
+        return []
+    return [job.halves.note(job.eval_sets[watched(metric)[0]].name)]
 
 
 def _plan_lines(plan: BatchPlan, total_steps: int, start: Start) -> list[str]:
@@ -174,20 +185,23 @@ def _peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def log_epoch(log: RunLog, progress: Progress, epoch: int, metrics: dict[str, float] | None) -> Verdict:
+def log_epoch(log: RunLog, progress: Progress, epoch: int, measured: Measured) -> Decision:
     """Logs an epoch and its warnings; rank 0. The time of its checkpoint counts to the next epoch."""
     steps = [event for event in log.steps(log.epoch_start) if event["epoch"] == epoch]
     mean = {name: _mean(event[name] for event in steps) for name in ("loss", *SIMILARITIES)}
     margin = None if None in mean.values() else mean[SIMILARITIES[0]] - mean[SIMILARITIES[1]]
-    verdict, step = progress.watch.see(epoch, metrics, mean["loss"], margin), progress.state.step
+    step = progress.state.step
+    decision = progress.watch.see(epoch, step, measured, mean["loss"], margin)
     facts = {"train_loss": mean["loss"], **{name: mean[name] for name in SIMILARITIES}}
-    log.event("epoch", epoch=epoch, step=step, **facts, evaluation=metrics, seconds=progress.seconds.take())
+    deciding = {} if measured.deciding is None else {"deciding": measured.deciding}
+    found = {"evaluation": measured.metrics, **deciding}
+    log.event("epoch", epoch=epoch, step=step, **facts, **found, seconds=progress.seconds.take())
     log.scalars("epoch", facts, step)
-    for warning in verdict.warnings:
+    for warning in decision.warnings:
         log.event("warning", epoch=epoch, step=step, text=warning)
         log.say(f"warning: {warning}")
     log.write_epoch_files()
-    return verdict
+    return decision
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -195,27 +209,29 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return sum(present) / len(present) if present else None
 
 
-def summarise(log: RunLog, progress: Progress, run_dir: Path, final: Path, lengths: str, weights: str) -> None:
-    """Writes training_summary_report.json and prints what people should know at the end; rank 0.
+def summarise(job: Job, verdict: dict, lengths: str, weights: str) -> None:
+    """Says and logs the verdict, and writes verdict.json and training_summary_report.json; rank 0. It comes before
+    final/, which ends the run.
 
-    lengths: describes the maximum lengths of texts, with their owners. weights: outcome.sample_of the trained ones."""
+    verdict: of the judge; gets `learnt`. lengths: describes the maximum lengths of texts, with their owners. weights:
+    outcome.sample_of the trained ones."""
+    log, progress, run_dir = job.log, job.progress, job.run_dir
     keys = ("loss", "lr", "grad_norm", "skipped", "pairs_per_second", "truncated_texts", "masked_negatives", "texts")
     steps = [{key: event.get(key) for key in keys} for event in log.steps()]
     losses, _, _, _, pairs, truncated, masked, texts = zip(*(event.values() for event in steps))
     spent = [event["seconds"] for event in log.events("epoch")] + [progress.seconds.take()]
-    best = progress.watch.summary()
+    best = _best(log, progress.watch.summary(), verdict)
     began = next((event["weights"] for event in log.events("start") if "weights" in event), None)
-    learnt, warnings = outcome(steps, log.events("epoch"), best, movement(began, weights))
-    for warning in warnings:
-        log.event("warning", step=progress.state.step, text=warning)
-        log.say(f"warning: {warning}")
-    if best:
-        _say_best(log, best, run_dir)
+    nothing = nothing_learnt(steps, log.events("epoch"), best, movement(began, weights))
+    verdict["learnt"] = nothing is None
+    _say_verdict(log, verdict, nothing, progress.state.step)
+    write_json(run_dir / VERDICT, verdict)
     write_json(
         run_dir / "training_summary_report.json",
         {
-            "final_model": str(final),
-            "learnt": learnt,
+            "final_model": str(run_dir / "final"),
+            "verdict": verdict,
+            "learnt": verdict["learnt"],
             "best": best,
             "stopped_early": progress.stopped_early,
             "steps": len(losses),
@@ -235,12 +251,23 @@ def summarise(log: RunLog, progress: Progress, run_dir: Path, final: Path, lengt
         log.say(f"truncated {sum(truncated):,} of {sum(texts):,} texts: {lengths}")
 
 
-def _say_best(log: RunLog, best: dict, run_dir: Path) -> None:
-    """Completes Watch.summary() by where the model of the epoch is, and prints it."""
-    kept = [run_dir / "best", run_dir / f"checkpoint-epoch-{best['epoch']}"]
-    best["model"] = next((str(folder) for folder in kept if folder.is_dir()), None)
-    best["better_than_before"] = is_better(best)
-    before = f" (before training {best['before_training']:.4f})" if best["before_training"] is not None else ""
-    name = "highest" if best["better_than_before"] is False else "best"
-    value = f"{best['metric']} {best['value']:.4f}{before}"
-    log.say(f"{name} epoch {best['epoch']}: {value}; {best['model'] or 'not kept'}")
+def _say_verdict(log: RunLog, verdict: dict, nothing: str | None, step: int) -> None:
+    """nothing: why the run learnt nothing, a warning."""
+    log.event("verdict", step=step, **verdict)
+    for line in describe(verdict):
+        log.say(line)
+    if nothing:
+        log.event("warning", step=step, text=nothing)
+        log.say(f"warning: {nothing}")
+
+
+def _best(log: RunLog, best: dict | None, verdict: dict) -> dict | None:
+    """Completes Watch.summary() by where the model is, and whether it is better than the one before training."""
+    if best is None:
+        return None
+    final, number = verdict["final"], best["epoch"]
+    end = next((event["step"] for event in log.events("epoch") if event["epoch"] == number), None)
+    step, epoch = best.get("step", end), log.run_dir / f"checkpoint-epoch-{number}"
+    in_final = final["model"] == TRAINED and final["step"] == step
+    kept = log.run_dir / "final" if in_final else epoch if step == end and epoch.is_dir() else None
+    return best | {"model": kept and str(kept), "better_than_before": is_better(best)}

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data_prep.common.files import check, write_json
-from trainer.config.sections import LossConfig, RunConfig
+from data_prep.reading.retrieval_sets import RetrievalSet
+from trainer.config.sections import TRAIN_LOSS, LossConfig, RunConfig
 from trainer.distributed.stop import remove_marker
 from trainer.engine.start import Runtime
+from trainer.evaluation.metric_names import PAIR_METRICS
 from trainer.inference.guide import Guide
 from trainer.inference.reading import as_guide
 from trainer.inference.text_encoder import TextEncoder
@@ -24,6 +26,7 @@ from trainer.run_dir.checkpoint_writer import Writer, read_moments, sweep
 from trainer.run_dir.layout import TrainState, newest, read_state
 from trainer.run_dir.log import RunLog
 from trainer.run_dir.outcome import sample_of
+from trainer.run_dir.queries import Halves, halves_of, watched, write_halves
 from trainer.run_dir.record import chosen_budget, describe_run, recorded_base_dtype, recorded_guides
 from trainer.train.checkpointing import Checkpoints, model_writer
 from trainer.train.data import TrainData
@@ -63,19 +66,24 @@ def prepare(runtime: Runtime, inputs: Inputs, resume: bool, loss_fn: Callable | 
         "collectives_per_step": collectives,
         **({"guides": identities} if guides else {}),
     }
-    world.on_first(lambda: _prepare_folder(run_dir, config, topology, plan, plan_facts, base))
+    halves = _halves(inputs)
+    world.on_first(lambda: _prepare_folder(run_dir, config, topology, plan, plan_facts, base, halves))
     log = RunLog(run_dir, runtime.is_main, state.log_offset)
     watch = Watch(config.watch, dict(state.watch))
     progress = Progress(state, watch, stopped_early=watch.over)
     writer = Writer(model.engine, run_dir, config.checkpoint, model_writer(model, config, log, progress))
     guide_tokens = {name: o.guide.tokens for name, o in objectives.items() if o.guide}
     data = TrainData(config.data, model.spec, model.tokenizer, plan, inputs.shards, guide_tokens)
+    writer.best = watch.chosen and watch.chosen["step"]
     checkpoints = Checkpoints(writer, model.engine, temperatures, log, progress)
     job = Job(
         config=config, runtime=runtime, model=model, data=data, plan=plan, total_steps=steps,
-        eval_sets=inputs.eval_sets, objectives=objectives, temperatures=temperatures, micro_batch_tokens=budget,
-        run_dir=run_dir, log=log, progress=progress, checkpoints=checkpoints,
+        eval_sets=inputs.eval_sets, halves=halves, objectives=objectives, temperatures=temperatures,
+        micro_batch_tokens=budget, run_dir=run_dir, log=log, progress=progress, checkpoints=checkpoints,
     )  # fmt: skip
+    if line := world.on_first(checkpoints.lost_best):
+        watch.state.pop("chosen", None)
+        log.say(line)
     facts = resume, folder, passed_over, topology, trained, parameters, loss_fn is not None, weights, [*guides.values()]
     say_start(job, Start(*facts))
     return job
@@ -160,11 +168,21 @@ def make_temperatures(objectives: dict[str, Objective], states: dict[str, dict])
     return temperatures
 
 
+def _halves(inputs: Inputs) -> Halves | None:
+    source, metric = watched(inputs.config.watch.metric)
+    data = inputs.eval_sets.get(source)
+    ranked = isinstance(data, RetrievalSet) and metric not in PAIR_METRICS
+    return halves_of(data.query_ids, data.qrels) if ranked else None
+
+
 def _prepare_folder(
-    run_dir: Path, config: RunConfig, topology: dict, plan: BatchPlan, plan_facts: dict, base: str
-) -> None:
+    run_dir: Path, config: RunConfig, topology: dict, plan: BatchPlan, plan_facts: dict, base: str,
+    halves: Halves | None,
+) -> None:  # fmt: skip
     run_dir.mkdir(parents=True, exist_ok=True)
     sweep(run_dir)
     remove_marker(run_dir)
+    if halves and config.watch.metric != TRAIN_LOSS:
+        write_halves(run_dir, halves)
     if not (run_dir / "run.json").exists():  # a resumed run keeps the record of how it began
         write_json(run_dir / "run.json", describe_run(config, topology, plan.fingerprint, plan_facts, base))

@@ -46,7 +46,7 @@ def compute_gradients(
     kept = kept_chunks(costs, micro_batch_tokens)
     if not chunks:  # no row of a small last batch; an engine may wait for a rank that never goes backward
         chunks, kept = [[]], 1
-    own = StepRow(batch.rows, len(lengths) - batch.rows, len(chunks), kept, wishes.stop, wishes.save)
+    own = StepRow(batch.rows, len(lengths) - batch.rows, len(chunks), kept, *wishes)
     ranks = [StepRow(*row) for row in world.gather_ints([*own]).tolist()]
     counts = [(row.rows, row.documents) for row in ranks]
     if engine.lockstep:  # every forward pass is a collective: all ranks run the same number of each kind

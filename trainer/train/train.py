@@ -12,6 +12,7 @@ from trainer.engine.start import process_group, start
 from trainer.loss.user_functions import import_functions
 from trainer.preflight.check_run import check_run
 from trainer.preflight.inputs import Inputs
+from trainer.run_dir.checkpoint_writer import remove_best
 from trainer.run_dir.layout import damage
 from trainer.run_dir.record import Begun, as_begun, recorded
 from trainer.train.fit import finish, fit
@@ -39,6 +40,7 @@ def train(
         warnings = runtime.world.on_first(lambda: check(inputs, resume, loss_fn, runtime.engine))
         if resume and runtime.world.on_first(lambda: damage(final) is None):
             if runtime.is_main:
+                remove_best(final.parent)  # it may have been killed before
                 say(f"{config.output_dir}: this run is finished; the model is in {final}")
             return final
         warnings += precision_notes(config.train.precision, runtime.device.type)

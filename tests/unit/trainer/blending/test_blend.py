@@ -14,8 +14,8 @@ from trainer.blending import blend as module
 from trainer.blending.blend import RESULT, blend, measured_file
 from trainer.blending.rules import Rules
 from trainer.config.sections import ModelConfig
-from trainer.inference.evaluation import evaluate_folder
-from trainer.inference.metrics import means
+from trainer.evaluation.compare import means
+from trainer.evaluation.measure import evaluate_folder
 from trainer.inference.probe import read_probe
 from trainer.inference.text_encoder import TextEncoder
 from trainer.run_dir.layout import damage

@@ -8,7 +8,7 @@ from data_prep.reading.retrieval_sets import RetrievalSet
 from trainer.blending.choice import METRIC, Side, choose, gain_kept, is_allowed, report
 from trainer.blending.halves import halves_of
 from trainer.blending.rules import Rules
-from trainer.inference.metrics import METRICS
+from trainer.evaluation.metric_names import METRICS
 
 
 def judged(qrels: dict[str, dict[str, int]], name: str = "set") -> RetrievalSet:

@@ -20,7 +20,7 @@ SECTIONS = ("", "train.", "optim.", "loss.", "model.", "model.lora.", "data.", "
 ROWS = re.findall(r"^\| `([^`]+)` \| ([^|]+) \| (.+) \|$", (ROOT / "docs" / "wrong_names.md").read_text(), re.M)
 # key=value as an override -> part of the answer
 ANSWERS = {
-    "train.eval_steps=100": "train.steps_per_epoch=N ends an epoch after N steps",
+    "train.eval_steps=100": "Write watch.every_steps (besides those before training",
     "optim.learning_rate=1e-4": "Write optim.lr.",
     "learning_rate=1e-4": "Write optim.lr.",
     "lr=1e-4": "Write optim.lr.",
@@ -175,7 +175,7 @@ OF_FLAGS = {
     "--learning_rate": "Write --lr.", "--learning-rate": "Write --lr.", "--optim.lr": "Write --lr.",
     "--num_train_epochs": "Write --epochs", "--per_device_train_batch_size": "Write --batch_size.",
     "--gradient-accumulation-steps": "Did you mean 'gradient_accumulation_steps'?", "--lora_rank": "--lora_r.",
-    "--bf16": "Write train.precision=bf16 (", "--bf16=False": "Leave it out.", "--eval_steps": "ends an epoch after N",
+    "--bf16": "Write train.precision=bf16 (", "--bf16=False": "Leave it out.", "--eval_steps": "watch.every_steps=",
     "--use_lora=false": "Write --finetune_type full.", "--train.batch_size": "Write train.batch_size=… (the batch of",
     "--train_data": "Write --train_dataset", "--epoch": "Write --epochs", "--train_group_size": "Write --neg_nums",
 }  # fmt: skip

@@ -49,8 +49,8 @@ def test_facts_about_documents_come_back_as_they_were():
 
 
 def test_one_rank_is_enough_for_a_wish():
-    ranks = [StepRow(4, 5, 1, 1, stop=0, save=1), StepRow(4, 4, 2, 0, stop=15, save=0)]
-    assert Wishes.of_all(ranks) == Wishes(stop=15, save=1)
+    ranks = [StepRow(4, 5, 1, 1, stop=0, save=1, evaluate=0), StepRow(4, 4, 2, 0, stop=15, save=0, evaluate=1)]
+    assert Wishes.of_all(ranks) == Wishes(stop=15, save=1, evaluate=1)
 
 
 def test_the_old_name_of_the_cosine_loss_is_read_as_the_new_one():

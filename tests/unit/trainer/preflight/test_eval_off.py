@@ -99,10 +99,7 @@ def test_a_run_without_evaluation(run, capsys):
     assert main([*command, "--resume"]) == 0, "finished"
 
 
-ASKING = {
-    "watch.keep_best=true": "or leave out watch.keep_best",
-    "watch.patience=1": "or leave out watch.patience",
-}
+ASKING = {"watch.patience=1": "or leave out watch.patience"}
 
 
 @pytest.mark.parametrize("setting", ASKING)
@@ -116,6 +113,8 @@ def test_what_needs_an_evaluation_is_refused_with_the_mend(run, capsys, setting)
 
 IDLE = {
     "watch.metric=MAP": "watch.metric changes nothing: MAP is not measured (data.eval is off)",
+    "watch.keep_last=true": "watch.keep_last changes nothing: nDCG@10 is not measured (data.eval is off)",
+    "watch.every_steps=2": "watch.every_steps changes nothing: there is no evaluation (data.eval is off)",
     "watch.min_delta=0.1": "watch.min_delta changes nothing: nDCG@10 is not measured (data.eval is off)",
     "data.ignore_identical_ids=true": "data.ignore_identical_ids changes nothing: there is no evaluation",
 }

@@ -57,6 +57,8 @@ def run(tmp_path_factory, tiny_bert) -> Path:
     record |= {"topology": {"processes": 2, "engine": "ddp", "device": "cpu"}, "versions": {"python": "3.11"}}
     (folder / "run.json").write_text(json.dumps(record | {"started": "2026-11-21T10:00:00+0000"}))
     write_log(folder / "logs.jsonl", STEPS)
+    verdict = {"verdict": "not measured", "why": "<b>no set</b>", "final": {"model": "trained", "step": 40, "epoch": 1}}
+    (folder / "verdict.json").write_text(json.dumps(verdict))
     return folder
 
 
@@ -77,6 +79,8 @@ def test_the_page_says_what_the_files_say(run, tmp_path, capsys):
     assert all(q.tuned > q.base for q in changed["gained"]) and all(q.tuned < q.base for q in changed["lost"])
     gains = [query.tuned - query.base for query in changed["gained"]]
     assert gains == sorted(gains, reverse=True)
+    said = "Not measured: &lt;b&gt;no set&lt;/b&gt;; final/ is the model of epoch 1 (step 40)."
+    assert f'<h2>Verdict</h2><p class="soft">{said}</p>' in text
     assert "<script" not in text and "&lt;script&gt;" in text, "texts are shown, not obeyed"
     assert "--engine ddp --processes 2" in text and "f00d" in text
     shown = unescape(re.search(r"<summary>run file</summary><pre>(.*?)</pre>", text, re.S)[1])

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from trainer.config.sections import CheckpointConfig
 from trainer.distributed.collectives import World
-from trainer.run_dir.checkpoint_writer import Writer
-from trainer.run_dir.layout import MARKER, TrainState, damage, newest
+from trainer.run_dir.checkpoint_writer import Clock, Writer, copy_of
+from trainer.run_dir.layout import MARKER, TrainState, best_models, damage, kept_model, newest, numbered
 from trainer.run_dir.log import RunLog
 
 
@@ -116,6 +117,65 @@ def test_of_two_after_one_step_the_one_behind_the_evaluation_is_resumed_from(tmp
     made.save("checkpoint-step-6", state(6, 0))
     made.save("checkpoint-epoch-1", state(6, 1))
     assert newest(tmp_path) == (tmp_path / "checkpoint-epoch-1", [])
+
+
+def chose(step: int, epoch: int, best: int, best_epoch: int) -> TrainState:
+    """A state that names the best model so far."""
+    return replace(state(step, epoch), watch={"chosen": {"step": best, "epoch": best_epoch}})
+
+
+def test_a_best_model_is_removed_only_once_no_checkpoint_names_it(tmp_path):
+    made = writer(tmp_path)
+    made.save_best(5)
+    made.save("checkpoint-step-6", chose(6, 0, best=5, best_epoch=1))
+    made.save_best(8)
+    assert sorted(best_models(tmp_path)) == [5, 8], "a killed run goes back to step 6"
+    made.save_best(9)
+    assert sorted(best_models(tmp_path)) == [5, 9]
+    made.save("checkpoint-step-10", chose(10, 0, best=9, best_epoch=1))
+    assert sorted(best_models(tmp_path)) == [9] and kept_model(tmp_path, 9, 1, False) == (tmp_path / "best-step-9", "")
+
+
+def test_the_checkpoint_that_is_the_only_copy_of_the_best_model_stays(tmp_path):
+    made = writer(tmp_path, keep_epochs=1)
+    for epoch in (1, 2, 3):
+        made.save(f"checkpoint-epoch-{epoch}", chose(10 * epoch, epoch, best=10, best_epoch=1))
+    assert sorted(numbered(tmp_path, "epoch")) == [1, 3]
+    assert kept_model(tmp_path, 10, 1, average=False) == (tmp_path / "checkpoint-epoch-1", "")
+    for step, average in ((10, True), (11, False)):  # not the weights that were measured
+        assert kept_model(tmp_path, step, 1, average) == (None, f"best-step-{step}: unfinished (no {MARKER})")
+    made.save_best(40)
+    made.save("checkpoint-epoch-4", chose(40, 4, best=40, best_epoch=4))
+    assert sorted(numbered(tmp_path, "epoch")) == [4] and sorted(best_models(tmp_path)) == [40]
+
+
+def test_the_copy_of_a_model_is_whole_and_has_no_state(tmp_path):
+    made = writer(tmp_path)
+    made.save("checkpoint-epoch-1", state(10, 1))
+    made.write_on_first(
+        "final", lambda: copy_of(tmp_path / "checkpoint-epoch-1"), {"verdict.json": {"verdict": "better"}}
+    )
+    assert damage(tmp_path / "final") is None
+    assert {path.name for path in (tmp_path / "final").iterdir()} == {"model.safetensors", "verdict.json", MARKER}
+    flip(tmp_path / "final" / "verdict.json", 3)
+    assert "verdict.json is not what was written" in damage(tmp_path / "final")
+
+
+@pytest.mark.parametrize(
+    ("every", "steps"),
+    [((3, None), [3, 6, 9]), ((2.5,), [3, 5, 8, 10]), ((5, 4), [4, 5, 8, 10]), ((0.4,), [*range(1, 11)]), ((), [])],
+)
+def test_a_clock_by_steps(every, steps):
+    assert [step for step in range(1, 11) if Clock(None, *every).due(step)] == steps
+
+
+def test_a_clock_by_minutes_is_due_until_it_is_done():
+    clock = Clock(5.0, 100)
+    assert not clock.due(1)
+    clock.last -= 301
+    assert clock.due(2) and clock.due(3) and not clock.by_steps(3)
+    clock.done()
+    assert not clock.due(4)
 
 
 def test_what_is_written_in_the_background_is_of_its_step(tmp_path):

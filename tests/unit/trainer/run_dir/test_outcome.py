@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests import tiny
 from trainer.config.loading import parse_config
-from trainer.run_dir.outcome import STILL, is_better, movement, outcome, sample_of
+from trainer.run_dir.outcome import STILL, is_better, movement, nothing_learnt, sample_of
 from trainer.train import fit
 from trainer.train.train import train
 
@@ -44,16 +44,15 @@ EPOCHS = [{"train_loss": 2.0}, {"train_loss": 2.0}]
         (steps_of(FALLING), EPOCHS, None, 0.1, False, "2.0000 over the first epoch, 2.0000 over the last"),
         (steps_of(FALLING), EPOCHS, best_of(0.2, None), 0.1, False, "no metric says otherwise"),
         (steps_of(FLAT), [], best_of(0.9677, 0.9677), 0.1, False, "nDCG@10 was 0.9677, and 0.9677 at best (epoch 1)"),
-        (steps_of(FALLING), [], best_of(0.9677, 0.9677), 0.1, True, "no epoch was better than the model before"),
-        (steps_of(FALLING), [], best_of(0.5, 0.6, epoch=3), 0.1, True, "was 0.6000, and 0.5000 at best (epoch 3)"),
+        (steps_of(FALLING), [], best_of(0.5, 0.6, epoch=3), 0.1, True, None),
+        (steps_of(FLAT), [], best_of(0.5, 0.6, epoch=3), 0.1, False, "was 0.6000, and 0.5000 at best (epoch 3)"),
         (steps_of(FLAT[:3]), [], None, 0.1, True, None),
     ],
 )
 def test_what_is_said_of_a_run(steps, epochs, best, moved, learnt, said):
-    known, lines = outcome(steps, epochs, best, moved)
-    assert known == learnt and bool(lines) == bool(said)
-    assert not said or said in lines[0]
-    assert learnt or lines[0].startswith("this run learnt nothing: ")
+    line = nothing_learnt(steps, epochs, best, moved)
+    assert (line is None) == learnt == (said is None)
+    assert learnt or (said in line and line.startswith("this run learnt nothing: "))
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
@@ -61,7 +60,7 @@ def test_a_best_epoch_is_one_only_where_its_shown_number_is_higher(value, before
     shown = float(f"{value:.4f}"), float(f"{before:.4f}")
     better = is_better(best_of(value, before))
     assert better == (shown[0] > shown[1])
-    assert bool(outcome(steps_of(FALLING), [], best_of(value, before), 1.0)[1]) == (not better)
+    assert (nothing_learnt(steps_of(FLAT), [], best_of(value, before), 1.0) is None) == better
     assert is_better(best_of(value, None)) is None
 
 
@@ -123,17 +122,19 @@ def test_a_run_that_learnt_nothing_says_so_in_log_summary_and_console(run, more,
 def test_a_run_that_learns_says_nothing(run):
     for name, lr, model in (("full", 1e-3, {}), ("lora", 1e-2, {"finetune": "lora"})):
         summary, logged, shown = run(name, optim={"lr": lr}, model=model, train={"epochs": 3, "max_steps": None})
-        assert summary["learnt"] is True and logged == summary["warnings"] == [] and "warning" not in shown
+        assert summary["learnt"] is summary["verdict"]["learnt"] is True
+        assert logged == summary["warnings"] == [] and "warning" not in shown
 
 
-def test_an_epoch_no_better_than_before_training_is_not_called_the_best(run, tmp_path, tiny_shards):
+def test_an_epoch_no_better_than_before_training_is_no_gain(run, tmp_path, tiny_shards):
     data = {"train": str(tiny_shards), "eval": str(tiny.shards(tmp_path / "held", 60, eval_fraction=0.5, seed=3))}
     summary, logged, shown = run(optim={"lr": 1e-9}, data=data)
     best = summary["best"]
     assert best["better_than_before"] is False and best["value"] == pytest.approx(best["before_training"])
-    assert "best epoch 1" not in shown and "highest epoch 1: nDCG@10" in shown
+    assert summary["verdict"]["verdict"] == "no difference" and "verdict: no difference" in shown
     summary, logged, shown = run("good", optim={"lr": 1e-3}, data=data, train={"epochs": 4, "max_steps": None})
-    assert summary["best"]["better_than_before"] is True and "best epoch" in shown and logged == []
+    assert summary["best"]["better_than_before"] is True and logged == []
+    assert summary["verdict"]["verdict"] == "better" and "verdict: better" in shown
 
 
 def test_a_resumed_run_compares_with_the_weights_of_its_first_start(run, tmp_path, monkeypatch):

@@ -1,0 +1,81 @@
+"""The verdict of a run: is its model better than the one it began with. Its record, and what is said of it.
+
+OUT/verdict.json, and a copy in final/, which an export takes along. reporting/judge.py makes it. Never imports torch.
+"""
+
+from pathlib import Path
+
+from data_prep.common.errors import BadInput
+from data_prep.texts.tokenizer_rules import read_object
+
+VERDICT = "verdict.json"
+BETTER, NO_DIFFERENCE, WORSE, NOT_MEASURED = "better", "no difference", "worse", "not measured"
+BASE, TRAINED = "base", "trained"  # the model in final/
+HEADS = {
+    BETTER: "better than the model before training",
+    NO_DIFFERENCE: "no difference from the model before training that this set can show",
+    WORSE: "worse than the model before training",
+    NOT_MEASURED: "not measured",
+}
+
+
+def read_verdict(folder: Path) -> dict:
+    """Returns the verdict of a run's output_dir, its final/, or an export of it; empty if there is none."""
+    return read_object(folder / VERDICT)
+
+
+def doubt(model: str | Path) -> str | None:
+    """Returns a line about a run, its final/ or an export, whose verdict is not "better"; None for all others."""
+    folder = Path(model)
+    try:
+        facts = read_verdict(folder / "final" if (folder / "run.json").is_file() else folder)
+        return None if facts.get("verdict", BETTER) == BETTER else f"{model}: {describe(facts)[0]}"
+    except (BadInput, OSError, KeyError, TypeError, ValueError) as error:
+        return f"{folder / VERDICT}: cannot be read ({error}), so nothing is known of its verdict"
+
+
+def describe(facts: dict) -> list[str]:
+    """Returns the verdict as lines. The first one says all that matters."""
+    head = f"verdict: {HEADS[facts['verdict']]}"
+    if facts["verdict"] == NOT_MEASURED:
+        lines = [f"{head}: {facts['why']}; {in_final(facts)}"]
+    else:
+        best = facts["best"]
+        where = f"on {best['queries']:,} queries of {facts['set']}"
+        lines = [f"{head}: {facts['metric']} {_change(best)} {where}; {in_final(facts)}", power(facts)]
+        if facts["same_queries"]:
+            lines.append("the queries that chose the model are those that report here, which flatters it")
+        if last := facts.get("last"):
+            lines.append(f"the last model (step {last['step']}): {HEADS[last['verdict']]}: {_change(last)}")
+    if general := facts.get("general"):
+        lines.append(f"on data.general: {_change(general)}, {_forgotten(general['verdict'])}")
+    return lines
+
+
+def power(facts: dict) -> str:
+    """Returns the smallest difference that the queries could have shown, as a line."""
+    best = facts["best"]
+    if best["detectable"] is None:
+        return f"{best['queries']:,} queries are too few to show any difference"
+    return (
+        f"{best['queries']:,} queries show a difference of {best['detectable']:.4f} or more (in 80 % of the cases, at "
+        "the 5 % level)"
+    )
+
+
+def in_final(facts: dict) -> str:
+    """Returns what final/ holds."""
+    final = facts["final"]
+    if final["model"] == BASE:
+        return "final/ is the model before training"
+    return f"final/ is the model of epoch {final['epoch']} (step {final['step']})"
+
+
+def _change(change: dict) -> str:
+    low, high = change["interval_95"]
+    interval = f"95 % interval {low:+.4f} to {high:+.4f}"
+    return f"{change['base']:.4f} -> {change['tuned']:.4f} ({change['difference']:+.4f}, {interval})"
+
+
+def _forgotten(verdict: str) -> str:
+    return {WORSE: "forgotten beyond noise", BETTER: "nothing was forgotten"}.get(verdict, "no loss beyond noise")
