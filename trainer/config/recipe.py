@@ -130,6 +130,8 @@ def _loss_numbers(key: str, loss: LossConfig, normalised: bool) -> Iterator[Numb
         hint = scale if loss.temperature > most else "similarities are divided by it"
         yield f"{key}.temperature", loss.temperature, 0.005, most, hint
         yield f"{key}.temperature_lr", loss.temperature_lr, 1e-5, 0.5, ""
+    if loss.guide:
+        yield f"{key}.guide.margin", loss.guide.margin, -0.5, 0.5, "what lies above positive - margin is masked"
     if "kl" in loss.terms:
         yield f"{key}.teacher_temperature", loss.teacher_temperature, 0.01, 100, ""
     if normalised:

@@ -8,7 +8,7 @@ import yaml
 from trainer.__main__ import main
 from trainer.config.loading import load_config, parse_config
 from trainer.config.recipe import RATES, _numbers, recipe, unusual
-from trainer.config.sections import LEARNING_RATES, LoraConfig, LossConfig, OptimConfig
+from trainer.config.sections import LEARNING_RATES, GuideConfig, LoraConfig, LossConfig, OptimConfig
 from trainer.frontends.auto_shards import as_yaml
 from trainer.frontends.command_line import parse
 from trainer.frontends.flags import from_flags
@@ -223,16 +223,19 @@ def test_an_average_that_keeps_the_starting_weights_is_said(ema, steps, warned):
     assert [("99% of the starting weights" in line) for line in lines] == [True] * warned
 
 
-JUDGED_OTHERWISE = {"schedule", "name", "negatives", "directions", "mask_duplicates", "matryoshka", "targets", "start"}
+JUDGED_OTHERWISE = {
+    "schedule", "name", "negatives", "directions", "mask_duplicates", "matryoshka", "targets", "start", "guide", "model",
+    "relative_margin",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("prefix", "section"), [("optim", OptimConfig), ("loss", LossConfig), ("model.lora", LoraConfig)]
+    ("prefix", "section"),
+    [("optim", OptimConfig), ("loss", LossConfig), ("loss.guide", GuideConfig), ("model.lora", LoraConfig)],
 )
 def test_every_number_of_the_recipe_has_a_usual_range(prefix, section):
-    config = config_of(
-        model={"finetune": "lora"}, loss={"name": {"infonce": 1, "kl": 1}, "mask_margin": 0.1, "mask_ratio": 0.9}
-    )
+    masks = {"mask_margin": 0.1, "mask_ratio": 0.9, "guide": {"model": "G"}}
+    config = config_of(model={"finetune": "lora"}, loss={"name": {"infonce": 1, "kl": 1}, **masks})
     judged = {key for key, *_ in _numbers(config, True)}
     switches = {name for name, field in section.model_fields.items() if field.annotation is bool}
     missing = {f"{prefix}.{name}" for name in section.model_fields.keys() - switches - JUDGED_OTHERWISE} - judged

@@ -80,17 +80,15 @@ def test_a_metric_list_without_a_set_changes_nothing(tmp_path, files):
     assert line.startswith("watch.metrics changes nothing: there is no evaluation")
 
 
-def test_the_default_metric_is_measured_on_the_general_set_beside_train_loss(tmp_path, files):
+def test_the_default_metric_is_measured_beside_train_loss_because_the_verdict_needs_it(tmp_path, files):
     asked = "watch.metric=train_loss", "watch.metrics=[MAP]"
-    assert watched_names(inputs(tmp_path, "m", files["split"], *asked).config) == ("MAP",)
-    config = inputs(tmp_path, "m", files["split"], *asked, f"data.general={files['split']}").config
-    assert watched_names(config) == ("MAP", "nDCG@10")
+    assert watched_names(inputs(tmp_path, "m", files["split"], *asked).config) == ("MAP", "nDCG@10")
 
 
 def test_a_run_that_watches_scored_pairs_and_logs_chosen_metrics(tmp_path, tiny_bert, files, capsys):
     run = write_run(tmp_path, tiny_bert, files["split"], max_steps=2, epochs=1)
     sets = [f"data.eval={files['labels']}", f"data.general={files['split']}"]
-    watch = ["watch.metric=spearman", "watch.metrics=[auc,nDCG@3,recall@7]", "watch.keep_best=true"]
+    watch = ["watch.metric=spearman", "watch.metrics=[auc,nDCG@3,recall@7]"]
     assert main(["--config", str(run), *sets, *watch]) == 0
     out = tmp_path / "out"
     logged = events(out, "evaluation")
