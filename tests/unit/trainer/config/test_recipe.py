@@ -224,8 +224,8 @@ def test_an_average_that_keeps_the_starting_weights_is_said(ema, steps, warned):
 
 
 JUDGED_OTHERWISE = {
-    "schedule", "name", "negatives", "directions", "mask_duplicates", "matryoshka", "targets", "start", "guide", "model",
-    "relative_margin",
+    "schedule", "name", "negatives", "directions", "mask_duplicates", "matryoshka", "targets", "start", "guide",
+    "model", "relative_margin",
 }  # fmt: skip
 
 
