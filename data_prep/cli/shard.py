@@ -5,6 +5,8 @@ from pathlib import Path
 
 from data_prep.cli.arguments import add_positive, values
 from data_prep.common.errors import BadInput
+from data_prep.common.files import check
+from data_prep.texts.prompts import SIDES, OwnPrompts
 
 EXAMPLE = "shard records.jsonl --output shards --num-shards 4 --eval-fraction 0.1"
 
@@ -36,6 +38,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{side}-prompt", metavar="TEXT", help=text)
         text = f"with --tokenizer: tokens at which a {side} is cut (default: what the model folder says)"
         parser.add_argument(f"--{side}-max-len", type=int, metavar="N", help=text)
+        text = f"with --tokenizer: before every {side} of one source, in place of --{side}-prompt; may be repeated"
+        parser.add_argument(f"--source-{side}-prompt", action="append", metavar="NAME=TEXT", help=text)
+        text = f"with --tokenizer: the row's own prompt before its {side}: a key of the row, or a text with one {{key}}"
+        parser.add_argument(f"--row-{side}-prompt", metavar="KEY", help=text)
     text = "processes that share the work; the bytes written do not depend on it (default: one per core)"
     parser.add_argument("--workers", type=int, metavar="N", help=text)
     parser.add_argument("--overwrite", action="store_true", help="replace a finished shard folder")
@@ -53,14 +59,32 @@ def run(args: argparse.Namespace) -> None:
     shard(args.inputs, args.output, tokens=_tokens(args), workers=workers, **options)
 
 
+def _by_source(given: dict) -> dict[str, dict[str, str]]:
+    """Returns the prompts of --source-SIDE-prompt by side and source. Raises BadInput with every problem."""
+    problems, prompts = [], {}
+    for side in SIDES:
+        flag, prompts[side] = f"--source-{side}-prompt", {}
+        for text in given.get(f"source_{side}_prompt") or ():
+            name, equals, prompt = text.partition("=")
+            if not name or not equals:
+                problems.append(f"{flag} {text!r}: must be NAME=TEXT")
+            elif name in prompts[side]:
+                problems.append(f"{flag}: names the source {name!r} twice; keep one")
+            prompts[side][name] = prompt
+    check(problems)
+    return prompts
+
+
 def _tokens(args: argparse.Namespace):
     """Returns the options of tokenisation; None without --tokenizer."""
     from data_prep.sharding.tokenise import TokenOptions
 
     asked = values(args, "query_prompt", "passage_prompt", "query_max_len", "passage_max_len")
+    own = values(args, *(f"{owner}_{side}_prompt" for owner in ("source", "row") for side in SIDES))
     if args.tokenizer is not None:
-        return TokenOptions(args.tokenizer, **asked)
-    given = [f"--{name.replace('_', '-')}" for name, value in asked.items() if value is not None]
+        rows = {f"row_{side}": own.get(f"row_{side}_prompt") for side in SIDES}
+        return TokenOptions(args.tokenizer, **asked, own_prompts=OwnPrompts(**_by_source(own), **rows))
+    given = [f"--{name.replace('_', '-')}" for name, value in (asked | own).items() if value is not None]
     if given:
         mend = "nothing is tokenised without --tokenizer; add it, or leave these to the run"
         raise BadInput(f"{', '.join(given)}: {mend}")

@@ -20,6 +20,8 @@ from data_prep.quality.row_keys import Keys
 from data_prep.records import Record
 from data_prep.texts.languages import UNSURE, language
 from data_prep.texts.near_duplicates import NearDuplicates
+from data_prep.texts.prompts import SIDES, Pair
+from data_prep.texts.token_lengths import Reader
 
 NO_TRAINING = ("leakage", "positives_as_negatives")  # findings that refuse a run unless `data.allow` lists them
 SHOWN = 3  # ids of a finding
@@ -175,19 +177,29 @@ def _other_languages(source: str, rows: list[Record], positives: tuple[str, ...]
     return [Finding("languages", "warning", others, len(rows), text, ids=tuple(ids[:SHOWN]))]
 
 
-def prompts(records: dict[str, list[Record]], query_prompt: str, passage_prompt: str) -> list[Finding]:
-    """Finds texts that begin with their prompt already, and sources whose texts share a start like a prompt."""
+def prompts(records: dict[str, list[Record]], reader: Reader | None) -> list[Finding]:
+    """Finds texts that begin with their prompt already, and sources whose texts share a start like a prompt. reader:
+    None: the prompts are not known."""
     findings = []
     for source, rows in records.items():
-        findings += _prompts_of("query", query_prompt, [row.query for row in rows], source)
-        findings += _prompts_of("passage", passage_prompt, [text for row in rows for text in row.positives], source)
+        own = [reader.own_prompts.of_record(reader.rules, row) if reader else Pair("", "") for row in rows]
+        pairs = {
+            "query": [(pair.query, row.query) for pair, row in zip(own, rows)],
+            "passage": [(pair.passage, text) for pair, row in zip(own, rows) for text in row.positives],
+        }
+        for side in SIDES:
+            of_source = reader and source in getattr(reader.own_prompts, side)
+            key = f"sources.{source}.{side}_prompt" if of_source else f"model.{side}_prompt"
+            findings += _prompts_of(side, pairs[side], source, key)
     return findings
 
 
-def _prompts_of(side: str, prompt: str, texts: list[str], source: str) -> list[Finding]:
-    key = f"model.{side}_prompt"
-    if prompt.strip() and (count := sum(text.startswith(prompt.rstrip()) for text in texts)):
-        start, what = prompt, "begin with their prompt {start!r} already"
+def _prompts_of(side: str, pairs: list[tuple[str, str]], source: str, key: str) -> list[Finding]:
+    """pairs: the prompt of a text, and the text. key: of the run file, where the prompt belongs."""
+    texts = [text for _, text in pairs]
+    twice = Counter(prompt for prompt, text in pairs if prompt.strip() and text.startswith(prompt.rstrip()))
+    if count := twice.total():
+        start, what = twice.most_common(1)[0][0], "begin with their prompt {start!r} already"
         mend = f"take it out of the texts, or set {key} to ''"
     else:
         starts = Counter(match.group().lower() for text in texts if (match := _START.match(text)))

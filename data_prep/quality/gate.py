@@ -63,6 +63,7 @@ class Gate:
         evals = {key: _content(path, self.sets) for key, path in self.evals.items()}
         tokenizer = sha256_of(Path(self.reader.folder) / "tokenizer.json") if has_tokenizer(self.reader.folder) else ""
         parts = [VERSION, self.shards.fingerprint, evals, tokenizer, astuple(self.reader.rules), self.mixing_mend]
+        parts += [self.reader.own_prompts.for_manifest()] if self.reader.own_prompts else []
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _look(self) -> list[Finding]:
@@ -83,7 +84,7 @@ class Gate:
         for key, whole in sets.items():
             path = self.evals[key]
             estimated += checks.near_leakage(records, nearly(whole), path, key, checks.leave_out(path, SIMILARITY))
-        estimated += checks.prompts(sample, self.reader.rules.query_prompt, self.reader.rules.passage_prompt)
+        estimated += checks.prompts(sample, self.reader)
         findings += checks.of_sample(estimated, len(records), len(rows))
         findings += self._truncation(rows, records)
         if self.mixing_mend is not None:

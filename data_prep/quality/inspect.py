@@ -144,13 +144,12 @@ def _report(path: Path, rows: _Rows, reader: Reader | None, excluded: dict[str, 
     near, near_table = checks.near_duplicates(rows.take, chosen, SIMILARITY)
     languages, language_table = checks.languages(sample)
     tokens, measured = token_lengths(reader, records) if reader else (None, 0)
-    prompts = (reader.rules.query_prompt, reader.rules.passage_prompt) if reader else ("", "")
     sources = {name: len(numbers) for name, numbers in by_source.items()}
     estimated = []
     for name, texts in excluded.items():
         mend = checks.leave_out(name, SIMILARITY)
         estimated += checks.near_leakage(train_records, nearly(texts), name, "--exclude", mend)
-    estimated += [*languages, *checks.markup(sample), *checks.prompts(sample, *prompts)]
+    estimated += [*languages, *checks.markup(sample), *checks.prompts(sample, reader)]
     findings = [
         *checks.unreadable(rows.empty, unreadable - rows.empty, len(keys) + unreadable),
         *_leakage(path, rows, excluded),

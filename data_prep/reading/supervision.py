@@ -25,6 +25,7 @@ STATED = {"duplicate", "relevant", "paraphrase", "match", "similar", "correct"} 
 IDS = {"id", "ids", "docid", "docids", "pid", "pids", "index", "idx"}
 # A last word that makes a name say something about the text or score, not state one
 ABOUT = {"url", "title", "source", "lang", "language", "model", "type", "method", "tag", "tags", "date", "time", "rank"}
+ABOUT |= {"prompt", "prompts", "instruction", "instructions"}
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _ENDING = re.compile(r"(?<=[^\W\d_])(scores?|labels?|similarit(?:y|ies)|relevance|(?<=hard)neg(?:ative)?s?|logits?)$")
 

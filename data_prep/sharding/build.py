@@ -72,6 +72,7 @@ def shard(
             tokenizer = pool.aside(tokenise.load, source) if source else None
             exclusions = Exclusions(near_duplicates, write_held(exclude, near_duplicates, spool))
             parts = _read(pool, read_tasks(names, spool, positive, split_by, exclusions, columns), names, columns)
+            check(tokenise.unknown_sources(tokens, parts))
             plan = SplitPlan(spool, parts, bool(split_by), eval_fraction, seed)
             splits, left_out = _decide(plan, exclusions, on_leakage)
             counts = _checked_counts(plan, splits, num_shards)

@@ -136,6 +136,8 @@ def print_summary(output: Path, manifest: dict[str, Any]) -> None:
     if tokens := manifest["tokenizer"]:
         cut = ", ".join(f"{tokens[f'cut_{many}']:,} {many} at {tokens[f'{one}_max_len']}" for one, many in SIDES)
         result(f"{output}: tokenised: {tokens['texts']:,} texts, {tokens['tokens']:,} tokens; cut: {cut}")
+        for side, count in tokens.get("row_prompts", {}).items():
+            result(f"{output}: {count:,} train rows have a {side} prompt of their own")
     if rule["dropped"]:
         result(f"{output}: {rule['dropped']:,} rows dropped by --on-leakage {rule['on_leakage']}")
     if rule["large_group_kept_in_train"]:

@@ -12,17 +12,20 @@ The cache is for millions of rows.
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_prep.common.errors import BadInput
-from data_prep.common.files import HashedFile
-from data_prep.sharding.spool import Piece, batches_of, pieces_of
+from data_prep.common.console import say
+from data_prep.common.errors import BadInput, collect, nearest
+from data_prep.common.files import HashedFile, check
+from data_prep.sharding.spool import Part, Piece, batches_of, pieces_of
 from data_prep.shards.tokens import FILES, TokenFacts, tokenizer_hash
+from data_prep.texts.prompts import SIDES, OwnPrompts, without_room
+from data_prep.texts.row_prompts import Survey, read_row_prompt
 from data_prep.texts.tokenizer_rules import TOKENIZER_FILES, TextRules, fetch, read_text_rules
 
 COPY_BYTES = 4 << 20
@@ -49,6 +52,7 @@ class TokenOptions:
     passage_prompt: str | None = None
     query_max_len: int | None = None
     passage_max_len: int | None = None
+    own_prompts: OwnPrompts = field(default_factory=OwnPrompts)  # of sources and rows
 
 
 class Loaded(NamedTuple):
@@ -62,9 +66,26 @@ class Loaded(NamedTuple):
 
 def check_options(options: TokenOptions | None) -> list[str]:
     """Returns the problems of the options that show without loading anything."""
-    lengths = {side: getattr(options, f"{side}_max_len", None) for side in ("query", "passage")}
+    lengths = {side: getattr(options, f"{side}_max_len", None) for side in SIDES}
     short = {side: length for side, length in lengths.items() if length is not None and length < 4}
-    return [f"--{side}-max-len {length}: must be 4 or more" for side, length in short.items()]
+    problems = [f"--{side}-max-len {length}: must be 4 or more" for side, length in short.items()]
+    of_rows = {side: getattr(options.own_prompts, f"row_{side}") for side in SIDES} if options else {}
+    for side, text in of_rows.items():
+        if text is not None:
+            collect(problems, read_row_prompt, text, key=f"--row-{side}-prompt")
+    return problems
+
+
+def unknown_sources(options: TokenOptions | None, parts: list[Part]) -> list[str]:
+    """Returns a problem for every source with a prompt that no row has."""
+    names = sorted({name for part in parts for name in part.sources})
+    prompts = {side: getattr(options.own_prompts, side) for side in SIDES} if options else {}
+    return [
+        f"--source-{side}-prompt {name}: no row has this source, but {', '.join(names)}.{nearest(name, names)}"
+        for side, by_source in prompts.items()
+        for name in by_source
+        if name not in names
+    ]
 
 
 class Source(NamedTuple):
@@ -74,6 +95,7 @@ class Source(NamedTuple):
     folder: Path
     sha256: str
     rules: TextRules
+    own_prompts: OwnPrompts
     notes: list[str]  # lines to print once
 
 
@@ -84,7 +106,7 @@ def find(options: TokenOptions) -> Source:
         raise BadInput(f"--tokenizer {folder}: is not a folder")
     sha256 = tokenizer_hash(folder)
     rules, notes = read_text_rules(folder, options, lambda name: f"--{name.replace('_', '-')}")
-    return Source(options.model, folder, sha256, rules, notes)
+    return Source(options.model, folder, sha256, rules, options.own_prompts, notes)
 
 
 def load(source: Source) -> Loaded:
@@ -97,6 +119,7 @@ def load(source: Source) -> Loaded:
     special = len(before) + len(after)
     if min(rules.query_max_len, rules.passage_max_len) <= special:
         raise BadInput(f"--query-max-len, --passage-max-len: must be above {special}, the special tokens of a text")
+    check(_without_room(source, backend))
     facts = TokenFacts(
         model=source.model,
         sha256=source.sha256,
@@ -105,11 +128,23 @@ def load(source: Source) -> Loaded:
         trailing=len(after),
         truncation_side=tokenizer.truncation_side,
         id_bytes=2 if max(backend.get_vocab(with_added_tokens=True).values()) < 1 << 16 else 4,
+        own_prompts=source.own_prompts,
     )
     try:
         return Loaded(facts, backend.to_str(), before, after)
     except Exception as error:  # parts written in Python
         raise BadInput(f"--tokenizer {source.folder}: cannot be handed to other processes ({error})") from None
+
+
+def _without_room(source: Source, backend: Any) -> list[str]:
+    """Returns the problems of prompts that are as long as their texts may be."""
+    problems = []
+    for side in SIDES:
+        stated, by_source = getattr(source.rules, f"{side}_prompt"), getattr(source.own_prompts, side)
+        option = f"--source-{side}-prompt" if by_source else f"--{side}-prompt"
+        limit, length = getattr(source.rules, f"{side}_max_len"), f"--{side}-max-len"
+        problems += without_room([stated, *by_source.values()], limit, option, length, lambda t: len(backend.encode(t)))
+    return problems
 
 
 def _from_transformers(folder: Path) -> Any:
@@ -237,6 +272,7 @@ class TokenPart(NamedTuple):
     tokens: int
     cut_queries: int  # truncated
     cut_passages: int  # truncated
+    surveys: dict[str, Survey]  # by side, where rows state prompts
 
 
 @lru_cache(maxsize=1)
@@ -251,9 +287,10 @@ def make_tokens(task: TokenTask) -> TokenPart:
     loaded, encoder = _read_tokenizer(task.tokenizer)
     facts, columns = loaded.facts, [[], [], []]
     tokens, cut_texts = 0, np.zeros(2, np.int64)
+    surveys = {side: Survey(made) for side, made in facts.own_prompts.of_rows.items()}
     with open(_file(task.folder, task.number), "wb") as file:
         for batch, _ in batches_of(task.folder, "train", task.pieces):
-            texts, texts_of = _texts(batch, facts)
+            texts, texts_of = _texts(batch, facts, surveys)
             is_query = np.zeros(len(texts), bool)
             is_query[texts_of.cumsum() - texts_of] = True
             limits = np.where(is_query, facts.rules.query_max_len, facts.rules.passage_max_len)
@@ -267,16 +304,22 @@ def make_tokens(task: TokenTask) -> TokenPart:
             cut_texts += [(lengths > limits)[is_query].sum(), (lengths > limits)[~is_query].sum()]
     texts_of, lengths, kept = map(np.concatenate, columns)
     np.savez(_file(task.folder, task.number) + ".npz", texts_of=texts_of, lengths=lengths, kept=kept)
-    return TokenPart(task.number, len(texts_of), len(kept), tokens, *map(int, cut_texts))
+    return TokenPart(task.number, len(texts_of), len(kept), tokens, *map(int, cut_texts), surveys)
 
 
-def _texts(batch: Any, facts: TokenFacts) -> tuple[list[str], Any]:
+def _texts(batch: Any, facts: TokenFacts, surveys: dict[str, Survey]) -> tuple[list[str], Any]:
     """Returns a batch's texts with prompts, row after row (query, positives, negatives), and the texts of each row."""
-    rows = zip(*(batch.column(name).to_pylist() for name in ("query", "positives", "negatives")))
+    names = ("query", "positives", "negatives", "source", "id", "metadata")
     texts, texts_of = [], []
-    for query, positives, negatives in rows:
-        texts.append(facts.rules.query_prompt + query)
-        texts += [facts.rules.passage_prompt + text for text in (*positives, *negatives)]
+    for query, positives, negatives, source, row, metadata in zip(*(batch.column(name).to_pylist() for name in names)):
+        values = json.loads(metadata) if surveys else {}
+        for survey in surveys.values():
+            survey.add(row, values)
+        # a prompt that is no text is reported when all rows are read
+        values = {} if any(survey.wrong for survey in surveys.values()) else values
+        prompts = facts.own_prompts.of(facts.rules, source, values)
+        texts.append(prompts.query + query)
+        texts += [prompts.passage + text for text in (*positives, *negatives)]
         texts_of.append(1 + len(positives) + len(negatives))
     return texts, np.array(texts_of)
 
@@ -307,7 +350,10 @@ def token_tasks(spool: Path, counts: list[int], loaded: Loaded) -> list[TokenTas
 def join_tokens(
     spool: Path, parts: list[TokenPart], loaded: Loaded, build: Path
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Joins the parts into the files of tokens.py; returns the manifest's facts of them and of the files."""
+    """Joins the parts into the files of tokens.py; returns the manifest's facts of them and of the files.
+
+    Raises BadInput for prompts of rows that are no texts, and for keys that no row has."""
+    surveys = _surveyed(parts)
     files = ids, starts, lengths, rows = [HashedFile(build / name) for name in FILES]
     for file in (starts, rows):
         file.write(np.zeros(1, "<i8"))
@@ -325,8 +371,23 @@ def join_tokens(
     for file in files:
         file.close()
     cut = {f"cut_{side}": sum(getattr(part, f"cut_{side}") for part in parts) for side in ("queries", "passages")}
-    facts = loaded.facts.for_manifest() | {"texts": texts, "tokens": tokens} | cut
+    own = {"row_prompts": {side: survey.stated for side, survey in surveys.items()}} if surveys else {}
+    facts = loaded.facts.for_manifest() | {"texts": texts, "tokens": tokens} | cut | own
     return facts, [file.entry(build) for file in files]
+
+
+def _surveyed(parts: list[TokenPart]) -> dict[str, Survey]:
+    """Joins the surveys of all parts, by side, and prints their notes. Raises BadInput with every problem."""
+    surveys, *others = [part.surveys for part in parts]
+    for side, survey in surveys.items():
+        for other in others:
+            survey.merge(other[side])
+    options = {side: f"--row-{side}-prompt" for side in surveys}
+    check([line for side, survey in surveys.items() for line in survey.problems(options[side])])
+    for side, survey in surveys.items():
+        for note in survey.notes(options[side]):
+            say(f"note: {note}")
+    return surveys
 
 
 def _file(folder: Path, number: int) -> str:

@@ -92,6 +92,11 @@ class Rows:
             for start in range(0, batch.num_rows, 256):
                 yield from (_record(row) for row in batch.slice(start, 256).to_pylist())
 
+    def values(self, *columns: str) -> Iterator[tuple]:
+        """Yields the values of some columns, row after row; metadata is JSON text."""
+        for batch in self._batches:
+            yield from zip(*(batch.column(name).to_pylist() for name in columns))
+
     def count(self, column: str, ids: Any = None) -> int:
         """Counts the rows, or those of the ascending ids, whose value is neither null nor an empty list."""
         count = 0

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,12 @@ import numpy as np
 
 from data_prep.common.errors import BadInput
 from data_prep.common.finite import decode_json
+from data_prep.texts.prompts import OwnPrompts
 from data_prep.texts.tokenizer_rules import TextRules
 
 FILES = ("train.tokens", "train.token_starts", "train.token_lengths", "train.token_rows")
 TOKENIZER_FILE = "tokenizer.json"
+OWN, HASH = "own_prompts", "prompts_sha256"  # keys of the manifest
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class TokenFacts:
     trailing: int  # special tokens after every text
     truncation_side: str  # "left" or "right": where a text that is too long loses tokens
     id_bytes: int  # 2 or 4
+    own_prompts: OwnPrompts = field(default_factory=OwnPrompts)  # of sources and rows
 
     @property
     def dtype(self) -> str:
@@ -47,16 +50,20 @@ class TokenFacts:
 
     @classmethod
     def of_manifest(cls, values: dict[str, Any]) -> TokenFacts:
-        """Reads the manifest's `tokenizer`, which holds counts beside these."""
+        """Reads the manifest's `tokenizer`, which holds counts beside these. Raises BadInput for prompts that were
+        changed since. Folders written before had prompts of the model only, without a hash."""
         rules = TextRules(*(values[name] for name in TextRules.__dataclass_fields__))
-        return cls(rules=rules, **{name: values[name] for name in cls.__dataclass_fields__ if name != "rules"})
+        own = OwnPrompts(**values.get(OWN, {}))
+        if values.get(HASH, own.fingerprint(rules)) != own.fingerprint(rules):
+            raise BadInput(f"manifest.json: its prompts do not have the hash {HASH}: they were edited; shard again")
+        plain = [name for name in cls.__dataclass_fields__ if name not in ("rules", OWN)]
+        return cls(rules=rules, own_prompts=own, **{name: values[name] for name in plain})
 
     def for_manifest(self) -> dict[str, Any]:
-        """Returns the facts side by side, rules among them."""
-        values: dict[str, Any] = {}
-        for name, value in vars(self).items():
-            values |= vars(value) if name == "rules" else {name: value}
-        return values
+        """Returns the facts side by side, rules among them, and the hash of all prompts."""
+        plain = {name: value for name, value in vars(self).items() if name not in ("rules", OWN)}
+        own = {OWN: self.own_prompts.for_manifest()} if self.own_prompts else {}
+        return plain | vars(self.rules) | own | {HASH: self.own_prompts.fingerprint(self.rules)}
 
 
 def tokenizer_hash(folder: Path) -> str:

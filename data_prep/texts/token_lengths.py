@@ -11,6 +11,7 @@ from data_prep.common.console import track
 from data_prep.common.errors import BadInput
 from data_prep.records import Record
 from data_prep.texts.lengths import PERCENTILES, by_powers_of_two
+from data_prep.texts.prompts import OwnPrompts
 from data_prep.texts.tokenizer_rules import TOKENIZER_FILES, TextRules, fetch, read_text_rules
 
 CHARACTERS = 20_000_000  # tokenised at most
@@ -23,6 +24,7 @@ class Reader(NamedTuple):
 
     folder: str
     rules: TextRules
+    own_prompts: OwnPrompts = OwnPrompts()  # of sources and rows
 
 
 def reader_of(model: str, where: str) -> Reader:
@@ -51,12 +53,10 @@ def token_lengths(reader: Reader, records: Iterable[Record]) -> tuple[dict[str, 
     lengths: dict[str, list[int]] = {"query": [], "positive": [], "negative": []}
     waiting: list[tuple[str, str]] = []
     tokenizer = tokenizer_of(reader.folder)
-    prompts = {"query": reader.rules.query_prompt}
     rows = characters = 0
 
     def count() -> None:
-        texts = [prompts.get(field, reader.rules.passage_prompt) + text for field, text in waiting]
-        for (field, _), encoding in zip(waiting, tokenizer.encode_batch_fast(texts)):
+        for (field, _), encoding in zip(waiting, tokenizer.encode_batch_fast([text for _, text in waiting])):
             lengths[field].append(len(encoding.ids))
         waiting.clear()
 
@@ -64,9 +64,10 @@ def token_lengths(reader: Reader, records: Iterable[Record]) -> tuple[dict[str, 
         if characters >= CHARACTERS:
             break
         rows += 1
-        waiting.append(("query", record.query))
-        waiting += [("positive", text) for text in record.positives]
-        waiting += [("negative", text) for text in record.negatives]
+        prompts = reader.own_prompts.of_record(reader.rules, record)
+        waiting.append(("query", prompts.query + record.query))
+        waiting += [("positive", prompts.passage + text) for text in record.positives]
+        waiting += [("negative", prompts.passage + text) for text in record.negatives]
         characters += sum(len(text) for _, text in waiting[-1 - len(record.positives) - len(record.negatives) :])
         if len(waiting) >= BATCH:
             count()

@@ -195,7 +195,10 @@ def mixed(tmp_path_factory, tiny_bert, shards):
     values = json.loads(run_file.read_text())
     values["loss"] = {"temperature": 0.1, "temperature_lr": 0.05}
     values["data"]["allow"] = ["leakage"]  # the eval set holds some of the pairs: that it is used is what counts here
-    values["sources"] = {"graded": {"loss": {"name": "cosent"}}, "pairs": {"eval": str(shards)}}
+    values["sources"] = {
+        "graded": {"loss": {"name": "cosent"}},
+        "pairs": {"eval": str(shards), "query_prompt": "w9 w9 "},
+    }
     run_file.write_text(json.dumps(values))
     done = run("-m", "trainer", "--config", str(run_file))
     assert done.returncode == 0, done.both[-4000:]
@@ -211,6 +214,8 @@ def test_two_sources_train_each_on_its_own_loss_and_are_evaluated_on_their_own(m
     fixed = [event["temperature"] for event in steps if event["source"] == "graded"]
     learned = [event["temperature"] for event in steps if event["source"] == "pairs"]
     assert set(fixed) == {0.05} and len(set(learned)) == len(learned), "learned where the loss says so"
+    exported = json.loads((mixed / "out" / "final" / "config_sentence_transformers.json").read_text())
+    assert exported["prompts"] == {"query": "", "document": "", "pairs-query": "w9 w9 "}
     found = events(mixed / "out", "evaluation")
     assert [event["step"] for event in found] == [0, 6, 12]
     assert all(event["source"] == "pairs" and 0 <= event["nDCG@10"] <= 1 for event in found)

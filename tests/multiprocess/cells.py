@@ -136,6 +136,8 @@ def records(scored: bool, count: int = ROWS) -> list[dict]:
     """Rows with ragged hard negatives, each with teacher scores or (scored) a graded similarity."""
     made = tiny.rows(count, seed=len(tiny.WORDS) + scored)
     for i, row in enumerate(made):
+        if i % 3 == 0:
+            row["prompt"] = f"w{i} w8"  # read where a run asks for it
         if scored:
             row |= {"score": (i * 37 % 11) / 10, "id": f"s{i}", "doc_ids": [f"s{i}"]}
         else:

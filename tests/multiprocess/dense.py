@@ -19,13 +19,21 @@ from tests.multiprocess.cells import ADAPTED, CASES, LAST, LR, STEPS, TAU, TEMPE
 TEACHER_TAU = 2.0
 
 
-class Texts:
-    """A batch's embeddings and what is known of its rows. negatives: (embedding, row, teacher's score) of each."""
+def no_prompts(record) -> tuple[str, str]:
+    return "", ""
 
-    def __init__(self, embed, records: list, ids: list[int]):
-        texts = (
-            [r.query for r in records] + [r.positives[0] for r in records] + [n for r in records for n in r.negatives]
-        )
+
+class Texts:
+    """A batch's embeddings and what is known of its rows. negatives: (embedding, row, teacher's score) of each.
+
+    prompts_of: gives the prompts of a record's query and of its documents.
+    """
+
+    def __init__(self, embed, records: list, ids: list[int], prompts_of=no_prompts):
+        prompts = [prompts_of(record) for record in records]
+        texts = [(before, r.query) for (before, _), r in zip(prompts, records)]
+        texts += [(before, r.positives[0]) for (_, before), r in zip(prompts, records)]
+        texts += [(before, text) for (_, before), r in zip(prompts, records) for text in r.negatives]
         self.records, self.ids, m = records, ids, len(records)
         embedded = embed(texts)
         self.queries, self.positives, self.hard = embedded[:m], embedded[m : 2 * m], embedded[2 * m :]
@@ -196,7 +204,7 @@ class Dense:
     def __init__(self, folder, rows, plan, frozen: tuple[str, ...] = ()):
         from transformers import AutoModel, AutoTokenizer
 
-        self.rows, self.plan = rows, plan
+        self.rows, self.plan, self.prompts_of = rows, plan, no_prompts
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()  # dropout off
         frozen = (*frozen, "pooler.")  # the pooler is not used
@@ -212,15 +220,19 @@ class Dense:
     def forward(self, **inputs):
         return self.model(**inputs)
 
-    def embed(self, texts: list[str]) -> Tensor:
-        batch = self.tokenizer(texts, padding=True, truncation=True, max_length=32, return_tensors="pt")
+    def embed(self, texts: list[tuple[str, str]]) -> Tensor:
+        """texts: prompt and text of each. The mean leaves out the words of the prompt, and the [CLS] before them."""
+        whole = [prompt + text for prompt, text in texts]
+        batch = self.tokenizer(whole, padding=True, truncation=True, max_length=32, return_tensors="pt")
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         hidden = self.forward(**inputs).last_hidden_state
         mask = batch["attention_mask"].unsqueeze(-1).float()
+        for row, (prompt, _) in enumerate(texts):
+            mask[row, : len(prompt.split()) + 1 if prompt else 0] = 0
         return F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
 
     def texts(self, ids: list[int]) -> Texts:
-        return Texts(self.embed, self.rows.take(ids), ids)
+        return Texts(self.embed, self.rows.take(ids), ids, self.prompts_of)
 
     def gradient(self, loss: Tensor) -> dict[str, Tensor]:
         for parameter in self.trained.values():

@@ -176,7 +176,8 @@ def others(results: list[dict]) -> list[str]:
         "Planted duplicates (by text, document, query): where only they would be negatives, loss and gradient are "
         f"exactly 0; mixed with others, the largest error of a gradient is {max(mixed):.1e}. On {where['duplicates']}.",
         _ruled(by_kind["rules"], where["rules"]),
-        f"Two sources with their own losses, mixed: the same batches, the same losses. On {where['sources']}.",
+        "Two sources with their own losses and prompts, rows with theirs, no prompt pooled, mixed: the same batches, "
+        f"the same losses. On {where['sources']}.",
         _adapted(by_kind["adapter"]),
         f"A learned temperature after 20 steps: between {min(taus):.8f} and {max(taus):.8f} in {len(taus)} runs.",
     ]

@@ -39,16 +39,39 @@ def write_setting(folder: Path) -> dict:
         reference[name] = dense.at_start(name, SGD_LR) | {"adamw": dense.trained_on(name)}
     for name, case in ADAPTED.items():
         reference[name] = _adapted(folder, name, case, model, data[case.data])
-    values = run_values(model, data["both"], CASES["infonce+kl"].loss, SOURCES_NORM)
-    values["sources"] = {"graded": {"loss": {"name": "cosent", "temperature": TAU, "temperature_lr": 0.05}}}
-    values["data"] |= {"mixing": "temperature"}
-    dense = _dense(folder / "sources.json", values)
-    reference["sources"] = dense.trained_on_sources(SOURCES, SOURCES_NORM) | {"max_norm": SOURCES_NORM}
+    reference["sources"] = _sources(folder, model, data["both"])
     dense = _dense(folder / "infonce.json")
     reference |= {"loads": _loads(dense), "duplicates": _duplicates(dense)}
     reference["rules"] = _rules(folder, dense, run_values(model, data["pairs"], {}, None))
     torch.save(reference, folder / "dense.pt")
     return reference
+
+
+def _sources(folder: Path, model: Path, data: Path) -> dict:
+    """The reference of two sources with losses and prompts of their own, and rows with theirs; no prompt is pooled."""
+    values = run_values(model, data, CASES["infonce+kl"].loss, SOURCES_NORM)
+    own_loss = {"name": "cosent", "temperature": TAU, "temperature_lr": 0.05}
+    values["sources"] = {"graded": {"loss": own_loss, "query_prompt": "w3 w4 "}, "pairs": {"passage_prompt": "w5 "}}
+    values["data"] |= {"mixing": "temperature", "row_query_prompt": "w6 {prompt} "}
+    values["model"] |= {"query_prompt": "w2 ", "pool_prompt": False}
+    dense = _dense(folder / "sources.json", values)
+    dense.prompts_of = _prompts_of
+    _prompts_matter(dense)
+    return dense.trained_on_sources(SOURCES, SOURCES_NORM) | {"max_norm": SOURCES_NORM}
+
+
+def _prompts_of(record: Record) -> tuple[str, str]:
+    stated = record.metadata.get("prompt")
+    query = f"w6 {stated} " if stated else "w3 w4 " if record.source == "graded" else "w2 "
+    return query, "w5 " if record.source == "pairs" else ""
+
+
+def _prompts_matter(dense: Dense) -> None:
+    """Makes sure that a run without the prompts, or with their tokens pooled, would have other embeddings."""
+    texts = [(_prompts_of(record)[0], record.query) for record in dense.rows.take(list(range(6)))]
+    others = [[("", text) for _, text in texts], [("", prompt + text) for prompt, text in texts]]
+    with torch.no_grad():
+        assert all((dense.embed(texts) - dense.embed(other)).norm(dim=1).min() > 0.01 for other in others)
 
 
 def _adapted(folder: Path, name: str, case: Case, model: Path, data: Path) -> dict:

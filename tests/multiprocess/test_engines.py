@@ -21,7 +21,7 @@ EXTRA = {  # further kinds of cells, see worker.Group
     "dropout": (("cpu", 1), ("ddp", 2), ("zero2", 2), ("zero3", 2)),
     "duplicates": (("cpu", 1), ("ddp", 2), ("zero2", 2)),
     "rules": (("ddp", 3), ("zero2", 2), ("zero3", 3)),
-    "sources": (("cpu", 1), ("ddp", 2), ("zero1", 2)),
+    "sources": (("cpu", 1), ("zero1", 2), ("ddp", 3)),
     "loads": [(engine, world) for engine, world in CELLS if world > 1],
 }
 for kind, groups in EXTRA.items():
@@ -72,7 +72,7 @@ def test_the_table_holds_every_pair_and_is_written(setting, found, capsys):
     assert (GRADIENT, LOSS, TEMPERATURE) == (1e-5, 1e-4, 1e-4), "the limits of the promise"
 
 
-def test_several_sources_make_the_same_batches_and_losses_with_one_and_two_ranks(found):
+def test_several_sources_make_the_same_batches_and_losses_with_one_two_and_three_ranks(found):
     if not all(group in found for group in EXTRA["sources"]):
         pytest.skip("not every group ran")
     one, *others = (r for group in EXTRA["sources"] for r in found[group] if r["cell"]["kind"] == "sources")

@@ -17,6 +17,8 @@ from pydantic import (
 )  # fmt: skip
 
 from data_prep.common.paths import expanded
+from data_prep.texts.prompts import SIDES, OwnPrompts
+from data_prep.texts.row_prompts import read_row_prompt
 from trainer.config.other_trainers import about_value
 
 UserPath = Annotated[str, AfterValidator(expanded)]  # `~` is the home folder
@@ -78,6 +80,7 @@ class ModelConfig(Section):
     normalize: bool | None = None
     query_prompt: str | None = None
     passage_prompt: str | None = None
+    pool_prompt: bool | None = None  # False: a text's embedding is pooled without the tokens of its prompt
     query_max_len: int | None = Field(None, ge=4)
     passage_max_len: int | None = Field(None, ge=4)
     append_eos: bool = False  # also where the tokenizer does not by itself
@@ -123,6 +126,14 @@ EvalSet = Annotated[UserPath | bool | None, BeforeValidator(_set_or_off)]
 ExtraSet = Annotated[UserPath | bool | None, BeforeValidator(lambda value: _set_or_off(value) or None)]
 
 
+def _names_a_key(text: str) -> str:
+    read_row_prompt(text)
+    return text
+
+
+RowKey = Annotated[str, AfterValidator(_names_a_key)]  # BadInput is a ValueError
+
+
 class DataConfig(Section):
     """The data. eval: a shard folder or a retrieval set; None takes the eval split of `train`, if there is one; False
     turns its evaluation off (a run file says null, see loading.py)."""
@@ -133,6 +144,9 @@ class DataConfig(Section):
     ignore_identical_ids: bool = False  # in evaluations, the document with the query's own id (BEIR's rule)
     max_hard_negatives: int | None = Field(None, ge=0)  # per row; None takes all
     negative_sampling: Literal["random", "first"] = "random"  # of these: others in each epoch, or always the first
+    # a row's own prompt: a key of its metadata, or a text with one {key}
+    row_query_prompt: RowKey | None = None
+    row_passage_prompt: RowKey | None = None
     last_batch: Literal["keep", "drop"] = "keep"
     mixing: Literal["proportional", "temperature", "round_robin"] = "proportional"  # of sources; a batch is of one
     allow: list[Literal["leakage", "positives_as_negatives"]] = []  # what the gate finds and does not refuse
@@ -317,7 +331,9 @@ class SourceConfig(Section):
     """Settings for the rows of one source. None: the run file's for all."""
 
     loss: LossConfig | None = None
-    eval: ExtraSet = None  # evaluated beside data.eval
+    eval: ExtraSet = None  # evaluated beside data.eval, with the prompts of this source
+    query_prompt: str | None = None
+    passage_prompt: str | None = None
 
 
 class RunConfig(Section):
@@ -337,6 +353,13 @@ class RunConfig(Section):
     def _rate_of_the_mode(cls, optim: OptimConfig, info: ValidationInfo) -> OptimConfig:
         model = info.data.get("model")  # absent where it has problems of its own
         return optim.with_default_lr(LEARNING_RATES[model.finetune]) if model and optim.lr is None else optim
+
+    @property
+    def own_prompts(self) -> OwnPrompts:
+        """Prompts of single sources and rows, in place of the model's."""
+        by_side = {side: {name: getattr(of, f"{side}_prompt") for name, of in self.sources.items()} for side in SIDES}
+        stated = {side: {name: text for name, text in of.items() if text is not None} for side, of in by_side.items()}
+        return OwnPrompts(**stated, row_query=self.data.row_query_prompt, row_passage=self.data.row_passage_prompt)
 
     @property
     def losses(self) -> dict[str, LossConfig]:

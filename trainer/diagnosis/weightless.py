@@ -68,7 +68,7 @@ class WeightlessInputs(Inputs):
 
     @cached_property
     def spec(self) -> ModelSpec:
-        return read_spec(self.config.model, self._folder, weights=False)
+        return read_spec(self.config.model, self._folder, weights=False, own_prompts=self.config.own_prompts)
 
 
 def _with_tokenizer(config: RunConfig, folder: str) -> RunConfig:

@@ -38,7 +38,7 @@ class Engine(Protocol):
     gradient_factor: float  # for a rank's gradients, so that what leaves accumulate() is their sum over ranks
     buckets: int  # collectives of World that bring a step's gradients together; DeepSpeed's own are not counted
 
-    def embed(self, tokens: Tensor, lengths: list[int], seed: int) -> Tensor:
+    def embed(self, tokens: Tensor, lengths: list[int], seed: int, prompts: list[int] | None = None) -> Tensor:
         """(texts, d) float32, see Embedder.forward."""
 
     def backward(self, surrogate: Tensor) -> None:

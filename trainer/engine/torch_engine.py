@@ -56,8 +56,8 @@ class TorchEngine(Engine):
     def buckets(self) -> int:
         return len(in_buckets(list(self.named.values()), BUCKET_BYTES))
 
-    def embed(self, tokens: Tensor, lengths: list[int], seed: int) -> Tensor:
-        return self.embedder(tokens, lengths, seed, self.dtype)
+    def embed(self, tokens: Tensor, lengths: list[int], seed: int, prompts: list[int] | None = None) -> Tensor:
+        return self.embedder(tokens, lengths, seed, self.dtype, prompts)
 
     def backward(self, surrogate: Tensor) -> None:
         (surrogate * self.scale.value).backward()

@@ -189,9 +189,9 @@ class ZeroEngine(Engine):
 
     buckets = 0
 
-    def embed(self, tokens: Tensor, lengths: list[int], seed: int) -> Tensor:
+    def embed(self, tokens: Tensor, lengths: list[int], seed: int, prompts: list[int] | None = None) -> Tensor:
         self.world.doing = "one of DeepSpeed's, in a forward pass"
-        return self.engine(tokens, lengths, seed, self.dtype)
+        return self.engine(tokens, lengths, seed, self.dtype, prompts)
 
     def backward(self, surrogate: Tensor) -> None:
         """DeepSpeed multiplies by the loss scale that accumulate() sets."""

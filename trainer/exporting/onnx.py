@@ -17,7 +17,7 @@ from trainer.config.sections import ModelConfig
 from trainer.model.build import load_embedder
 from trainer.model.dense_layers import load as load_dense
 from trainer.model.embedder import finish, pool
-from trainer.model.tokenizer import load_tokenizer, tokenize
+from trainer.model.tokenizer import load_tokenizer, prompt_tokens, tokenize
 from trainer.model_folder.spec import read_spec
 
 ONNX_FILE = "onnx/model.onnx"
@@ -73,8 +73,9 @@ def onnx_embeddings(folder: Path, texts: list[str], trust_remote_code: bool = Fa
     vectors = {}
     for side, prompt in (("query", spec.rules.query_prompt), ("document", spec.rules.passage_prompt)):
         ids, _ = tokenize(texts, prompt, spec.rules.max_len, tokenizer)
+        skipped = None if spec.pool_prompt else torch.full((len(ids),), prompt_tokens(prompt, tokenizer))
         batch = tokenizer.pad({"input_ids": ids}, return_tensors="np", return_attention_mask=True)
         hidden = session.run(None, {name: batch[name].astype("int64") for name in INPUTS})[0]
-        pooled = pool(torch.tensor(hidden), torch.tensor(batch["attention_mask"]), spec.pooling)
+        pooled = pool(torch.tensor(hidden), torch.tensor(batch["attention_mask"]), spec.pooling, skipped)
         vectors[side] = finish(pooled, layers, spec.normalize).detach().numpy()
     return vectors

@@ -6,19 +6,24 @@ from torch import Tensor
 from data_prep.common.console import track
 from trainer.engine.chunks import CHUNK_TOKENS, lay, make_chunks
 from trainer.engine.protocol import Engine
-from trainer.model.tokenizer import tokenize
+from trainer.model.tokenizer import prompt_tokens, tokenize
 
 
 def encode(engine: Engine, tokenizer, texts: list[str], prompt: str, max_len: int) -> Tensor:
     """Returns (texts, d) float32 on the CPU, in the order of texts, on every rank. Collective."""
     mine = texts[engine.world.rank :: engine.world.size]
     tokens, _ = tokenize(mine, prompt, max_len, tokenizer)
-    return embed(engine, tokens, len(texts))
+    return embed(engine, tokens, len(texts), unpooled(engine, tokenizer, prompt))
 
 
-def embed(engine: Engine, tokens: list[list[int]], total: int) -> Tensor:
+def unpooled(engine: Engine, tokenizer, prompt: str) -> int:
+    """Counts the first tokens of every text that the model does not pool: those of its prompt, or none."""
+    return 0 if engine.embedder.pool_prompt else prompt_tokens(prompt, tokenizer)
+
+
+def embed(engine: Engine, tokens: list[list[int]], total: int, skipped: int = 0) -> Tensor:
     """Returns (total, d) float32 on the CPU, on every rank. Collective. tokens: ids of this rank's texts, which are
-    every world.size-th of `total`; embedded in chunks sorted by length."""
+    every world.size-th of `total`; embedded in chunks sorted by length. skipped: see unpooled."""
     world = engine.world
     lengths = [len(ids) for ids in tokens]
     chunks = make_chunks(lengths, CHUNK_TOKENS[engine.device.type], engine.embedder.packing is not None)
@@ -30,7 +35,8 @@ def embed(engine: Engine, tokens: list[list[int]], total: int) -> Tensor:
     out: Tensor | None = None
     with torch.no_grad():
         for chunk in chunks if world.rank else track(chunks, "embedding (chunks)", len(chunks)):
-            part = engine.embed(*lay(chunk, tokens), seed=0)
+            prompts = [skipped] * max(1, len(chunk)) if skipped else None
+            part = engine.embed(*lay(chunk, tokens), seed=0, prompts=prompts)
             if out is None:
                 out = part.new_zeros((len(tokens), part.shape[1]))
             if chunk:

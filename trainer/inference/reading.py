@@ -61,6 +61,7 @@ def _like_before(before: ModelConfig, model: ModelConfig) -> ModelConfig:
     """Returns the model that a training began with, read as the trained one."""
     spec, run = _spec(model), _run_of(_folder(model))
     changed = {"pooling": spec.pooling, "normalize": spec.normalize, "bidirectional": spec.bidirectional}
+    changed["pool_prompt"] = spec.pool_prompt
     if run and (run.tokenizer or run.append_eos):
         changed["tokenizer"] = spec.path  # as the run changed it
     return before.model_copy(update=asdict(spec.rules) | changed)
@@ -72,7 +73,7 @@ def _like_stranger(other: ModelConfig, spec: ModelSpec) -> ModelConfig:
     limit = position_limit(read_object(base_folder(folder, other.trust_remote_code) / "config.json"))
     changed = {name: min(filter(None, (getattr(spec.rules, name), limit))) for name in LENGTHS}
     if other.pooling is None and stated_pooling(folder) is None:
-        changed["pooling"] = spec.pooling
+        changed |= {"pooling": spec.pooling, "pool_prompt": spec.pool_prompt}
     stated = read_object(folder / "config_sentence_transformers.json").get("prompts") or {}
     for name, keys in PROMPTS.items():
         own = _run_of(folder) is not None or any(stated.get(key) for key in keys)
@@ -114,7 +115,8 @@ def facts_of(spec: ModelSpec) -> dict:
     """Returns how a model reads texts, as plain values."""
     bits = {"bits": spec.bits} if spec.bits else {}
     attention = {} if spec.bidirectional is None else {"bidirectional": spec.bidirectional}
-    return asdict(spec.rules) | {"pooling": spec.pooling, "normalize": spec.normalize} | attention | bits
+    prompt = {} if spec.pool_prompt else {"pool_prompt": False}
+    return asdict(spec.rules) | {"pooling": spec.pooling, "normalize": spec.normalize} | prompt | attention | bits
 
 
 def describe(sides: dict[str, ModelSpec]) -> list[str]:
@@ -137,7 +139,8 @@ def _line_of(facts: dict) -> str:
         + (f"prompt {facts[f'{kind}_prompt']!r}" if facts[f"{kind}_prompt"] else "no prompt")
         for texts, kind in (("queries", "query"), ("documents", "passage"))
     ]
-    parts.append(f"{facts['pooling']} pooling, {'cosine' if facts['normalize'] else 'inner product'}")
+    without = "" if facts.get("pool_prompt", True) else " without the prompt"
+    parts.append(f"{facts['pooling']} pooling{without}, {'cosine' if facts['normalize'] else 'inner product'}")
     if "bidirectional" in facts:
         parts[-1] += ", attention in both directions" if facts["bidirectional"] else ", causal attention"
     if "bits" in facts:

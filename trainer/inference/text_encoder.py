@@ -64,6 +64,7 @@ class TextEncoder:
         files += sorted(folder.rglob("*.py")) if self.spec.own_code else []
         facts = [f"{file.relative_to(folder)} {sha256_of(file)}" for file in files]
         facts += [self.spec.pooling, str(self.spec.normalize)]
+        facts += [] if self.spec.pool_prompt else ["pooled without the prompt"]
         facts += [f"{d.bias} {d.activation} {sha256_of(Path(d.folder) / WEIGHTS)}" for d in self.spec.dense]
         return hashlib.sha256("\n".join(facts).encode()).hexdigest()
 
@@ -79,13 +80,13 @@ class TextEncoder:
     def _encode(self, texts: list[str], prompt: str, max_len: int) -> np.ndarray:
         from torch.nn.functional import normalize
 
-        from trainer.inference.encode import embed
+        from trainer.inference.encode import embed, unpooled
         from trainer.model.tokenizer import tokenize
 
         engine, tokenizer = self.loaded
         tokens, truncated = tokenize(texts, prompt, max_len, tokenizer)
         self.cut += truncated
-        vectors = embed(engine, tokens, len(texts))
+        vectors = embed(engine, tokens, len(texts), unpooled(engine, tokenizer, prompt))
         if self.dim is not None:
             vectors = vectors[:, : self.dim]
             vectors = normalize(vectors, dim=1) if self.spec.normalize else vectors

@@ -25,10 +25,17 @@ class Batch:
     seed: int = 0  # of this step and rank: fixes dropout, also where a chunk is embedded twice
     source: str = ""  # that every row comes from
     guide_tokens: list[list[int]] | None = None  # (b + n,) of the loss's guide, by its own tokenizer
+    prompt_tokens: list[int] | None = None  # (b + n,) of each text, where the pooling leaves them out
 
     @property
     def rows(self) -> int:
         return len(self.row_ids)
+
+    def prompts_of(self, chunk: list[int]) -> list[int] | None:
+        """Tokens of the prompts of a chunk's texts, by their indices; an empty chunk is one token, see chunks.lay."""
+        if self.prompt_tokens is None:
+            return None
+        return [self.prompt_tokens[i] for i in chunk] or [0]
 
     @property
     def negative_row(self) -> Tensor:

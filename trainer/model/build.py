@@ -10,7 +10,7 @@ from trainer.config.sections import FreezeConfig, ModelConfig
 from trainer.model import adapters, base_dtype, dense_layers, quantization
 from trainer.model.embedder import Embedder
 from trainer.model.loading import Sources, load
-from trainer.model.tokenizer import check_vocabulary, eos_notes, load_tokenizer, padding_notes
+from trainer.model.tokenizer import check_vocabulary, eos_notes, load_tokenizer, padding_notes, prompt_notes
 from trainer.model_folder.families import FAMILIES, family_of
 from trainer.model_folder.files import fetch
 from trainer.model_folder.spec import TRUST, ModelSpec, read_spec
@@ -36,7 +36,13 @@ def load_embedder(
     """
     spec = spec or read_spec(config, fetch(config.path, config.trust_remote_code))
     tokenizer = load_tokenizer(config, spec.path)
-    spec.notes.extend([*eos_notes(tokenizer, spec), *padding_notes(tokenizer, config.tokenizer or spec.path)])
+    spec.notes.extend(
+        [
+            *eos_notes(tokenizer, spec),
+            *padding_notes(tokenizer, config.tokenizer or spec.path),
+            *prompt_notes(tokenizer, spec),
+        ]
+    )
     embedder, untrained = build_embedder(spec, config, checkpoint, device, dtype, seed, base, sources)
     if config.tokenizer:
         check_vocabulary(tokenizer, embedder.backbone, config)
@@ -65,7 +71,7 @@ def build_embedder(
         untrained = {} if spec.bits else _numbers(pooler, sources)
         backbone.pooler = None
     layers = dense_layers.load(spec.dense, None if adapted else checkpoint).requires_grad_(not adapted)
-    embedder = Embedder(backbone, layers, spec.pooling, spec.normalize, config.dropout == "model")
+    embedder = Embedder(backbone, layers, spec.pooling, spec.normalize, config.dropout == "model", spec.pool_prompt)
     embedder.sources = sources
     if spec.bits:
         layers.to(device or torch.device("cpu"))  # device of the base

@@ -17,19 +17,25 @@ from trainer.model_folder.families import family_of
 PADDING = -1  # no token has this id
 
 
-def pool(hidden: Tensor, mask: Tensor, how: str) -> Tensor:
+def pool(hidden: Tensor, mask: Tensor, how: str, prompts: Tensor | None = None) -> Tensor:
     """(texts, tokens, d) hidden states and (texts, tokens) 0/1 mask -> (texts, d). Padding may stand on either side.
 
     mean: over real tokens. cls: the first real token. last: the last real token. weighted_mean: over real tokens, the
     n-th with weight n (Muennighoff 2022, arXiv:2202.08904, eq. 2).
+
+    prompts: (texts,) first real tokens of each text that are left out, as sentence-transformers' include_prompt=False
+    does: the others keep their n, and a text of nothing else has the mean 0 and its first token as cls.
     """
+    real = mask.cumsum(dim=1)  # n of each token, from 1
+    kept = mask if prompts is None else mask * (real > prompts[:, None])
     if how in ("mean", "weighted_mean"):
-        weights = mask.to(hidden.dtype) if how == "mean" else (mask.cumsum(dim=1) * mask).to(hidden.dtype)
+        weights = kept.to(hidden.dtype) if how == "mean" else (real * kept).to(hidden.dtype)
         weights = weights.unsqueeze(-1)
         return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
     positions = torch.arange(mask.shape[1], device=mask.device)
     if how == "cls":
-        index = torch.where(mask.bool(), positions, mask.shape[1]).amin(dim=1)
+        seen = torch.where(kept.any(dim=1, keepdim=True), kept, mask).bool()
+        index = torch.where(seen, positions, mask.shape[1]).amin(dim=1)
     elif how == "last":
         index = torch.where(mask.bool(), positions, -1).amax(dim=1)
     else:
@@ -37,12 +43,15 @@ def pool(hidden: Tensor, mask: Tensor, how: str) -> Tensor:
     return hidden[torch.arange(hidden.shape[0], device=hidden.device), index]
 
 
-def pool_packed(hidden: Tensor, runs: list[Run], how: str) -> Tensor:
+def pool_packed(hidden: Tensor, runs: list[Run], how: str, prompts: Tensor | None = None) -> Tensor:
     """Same as pool, for the (tokens, d) hidden states of texts that stand end to end."""
     pooled = []
-    for run, part in zip(runs, hidden.split([run.count * run.length for run in runs])):
+    left_out = prompts.split([run.count for run in runs]) if prompts is not None else [None] * len(runs)
+    for run, part, prompt in zip(runs, hidden.split([run.count * run.length for run in runs]), left_out):
         texts = part.view(run.count, run.length, -1)
-        if how == "weighted_mean":
+        if prompt is not None and how != "last":
+            pooled.append(pool(texts, torch.ones(texts.shape[:2], dtype=torch.int64, device=texts.device), how, prompt))
+        elif how == "weighted_mean":
             weights = torch.arange(1, run.length + 1, dtype=texts.dtype, device=texts.device)
             pooled.append((texts * (weights / weights.sum())[:, None]).sum(dim=1))
         else:
@@ -67,6 +76,7 @@ class Embedder(nn.Module):
         pooling: str,
         normalize: bool,
         model_dropout: bool = False,
+        pool_prompt: bool = True,
     ):
         super().__init__()
         self.backbone, self.dense = backbone, dense_layers  # dense: layers behind the pooling, see dense.py
@@ -82,6 +92,7 @@ class Embedder(nn.Module):
         self.own_use_cache = getattr(backbone.config, "use_cache", None)
         backbone.config.use_cache = False
         self.pooling, self.normalize = pooling, normalize
+        self.pool_prompt = pool_prompt  # the tokens of a text's prompt are pooled too
         family = family_of(backbone)
         # Tokens see only earlier ones, so padding on the right needs no mask, which would keep fast kernels away.
         self.causal = family is not None and family.causal and getattr(backbone.config, "is_causal", True)
@@ -135,9 +146,17 @@ class Embedder(nn.Module):
             register()
             self.packing = Packing(self.backbone, device, dtype)
 
-    def forward(self, tokens: Tensor, lengths: list[int], seed: int, autocast: torch.dtype | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        lengths: list[int],
+        seed: int,
+        autocast: torch.dtype | None = None,
+        prompts: list[int] | None = None,
+    ) -> Tensor:
         """Texts end to end -> (texts, d) float32 on the model's device. tokens: (sum of lengths,) ids on the CPU; equal
-        lengths should stand side by side. seed: of dropout. autocast: dtype of the matrix products, None for fp32."""
+        lengths should stand side by side. seed: of dropout. autocast: dtype of the matrix products, None for fp32.
+        prompts: tokens of each text's prompt, which the pooling leaves out; None: it leaves out none."""
         device = next(self.backbone.parameters()).device
         if self.noisy:  # with dropout off the modules stay in eval mode, which is exact for every family
             torch.manual_seed(seed)
@@ -154,5 +173,9 @@ class Embedder(nn.Module):
         # shard, under ZeRO-3).
         with torch.autocast(device.type, autocast, enabled=autocast is not None, cache_enabled=False):
             hidden = self.backbone(**inputs).last_hidden_state.float()
-        pooled = pool_packed(hidden[0], runs, self.pooling) if mask is None else pool(hidden, mask, self.pooling)
+        left_out = None if prompts is None else send(torch.tensor(prompts), device)
+        if mask is None:
+            pooled = pool_packed(hidden[0], runs, self.pooling, left_out)
+        else:
+            pooled = pool(hidden, mask, self.pooling, left_out)
         return finish(pooled, self.dense, self.normalize)

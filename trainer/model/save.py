@@ -39,7 +39,9 @@ def save_embedder(folder: Path, weights: dict[str, Tensor], embedder: Embedder, 
     ]
     pooling = {"word_embedding_dimension": embedder.pooled_size}
     pooling |= {key: name == spec.pooling for name, key in POOLINGS.items()}
+    pooling["include_prompt"] = spec.pool_prompt
     prompts = {"query": spec.rules.query_prompt, "document": spec.rules.passage_prompt}
+    prompts |= spec.named_prompts | spec.own_prompts.named
     for module in modules[1:]:
         (folder / module["path"]).mkdir(exist_ok=True)
     files = {

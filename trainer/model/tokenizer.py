@@ -86,6 +86,29 @@ def check_vocabulary(tokenizer, backbone: nn.Module, config: ModelConfig) -> Non
         )
 
 
+def prompt_tokens(prompt: str, tokenizer) -> int:
+    """Counts the first tokens of a text that its prompt takes, as sentence-transformers does: those of the prompt by
+    itself, special ones before it included, a special one behind it not. 0 without a prompt.
+
+    Where white space ends the prompt and the tokenizer gives it to the next word, that is one token too many; the count
+    is kept, because the exported folder is pooled by it elsewhere.
+    """
+    if not prompt:
+        return 0
+    ids = tokenizer(prompt)["input_ids"]
+    return len(ids) - (ids[-1:] != [] and ids[-1] in tokenizer.all_special_ids)
+
+
+def prompt_notes(tokenizer, spec: ModelSpec) -> list[str]:
+    """Returns a line per prompt that is not pooled and ends in a space that has a token only without a text."""
+    rules, own = spec.rules, spec.own_prompts.named.values()
+    prompts = [] if spec.pool_prompt else dict.fromkeys([rules.query_prompt, rules.passage_prompt, *own])
+    counted = [text for text in prompts if text.endswith(" ")]
+    joined = [text for text in counted if prompt_tokens(text, tokenizer) > prompt_tokens(text.rstrip(" "), tokenizer)]
+    fate = "is left out of the pooling too, as sentence-transformers does; end it without a space"
+    return [f"pool_prompt: {text!r} ends in a space that joins a text's first word, which {fate}" for text in joined]
+
+
 def tokenize(texts: list[str], prompt: str, max_len: int, tokenizer) -> tuple[list[list[int]], int]:
     """Returns token ids of prompt + text, truncated to max_len tokens, and the number of truncated texts."""
     if not texts:

@@ -1,11 +1,13 @@
 """The spec of a model folder: pooling, normalisation, prompts, lengths, remote code. No torch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from data_prep.common.errors import BadInput, collect
 from data_prep.common.files import check
-from data_prep.texts.tokenizer_rules import TextRules, read_json, read_object, read_text_rules
+from data_prep.texts.prompts import OwnPrompts
+from data_prep.texts.tokenizer_rules import PROMPTS, TextRules, read_json, read_object, read_text_rules
 from trainer.config.sections import FreezeConfig, ModelConfig
 from trainer.model_folder.dense import DenseSpec, read_dense, shape_of
 from trainer.model_folder.families import FAMILIES, Family
@@ -30,6 +32,9 @@ class ModelSpec:
     pooling: str
     normalize: bool
     rules: TextRules  # prompts and lengths
+    pool_prompt: bool = True  # False: embeddings are pooled without the tokens of the prompt
+    own_prompts: OwnPrompts = field(default_factory=OwnPrompts)  # of sources and rows, in training
+    named_prompts: dict[str, str] = field(default_factory=dict)  # the folder's further prompts, for whoever names them
     dense: tuple[DenseSpec, ...] = ()  # layers between pooling and normalisation
     bidirectional: bool | None = None  # a decoder's tokens also see later ones; None: an encoder, where they always do
     bits: int | None = None  # of the quantised base; None: not quantised
@@ -41,6 +46,12 @@ class ModelSpec:
     def is_adapter(self) -> bool:
         return self.base != self.path
 
+    def of_source(self, source: str) -> "ModelSpec":
+        """Returns the spec with the prompts of one source, by which its own evaluation set is read."""
+        query, passage = self.own_prompts.of_source(self.rules, source)
+        rules = replace(self.rules, query_prompt=query, passage_prompt=passage)
+        return self if rules == self.rules else replace(self, rules=rules)
+
 
 def describe_lengths(asked: ModelConfig, rules: TextRules) -> str:
     """Returns both maximum lengths, each with its owner: a key of the run file, or the model folder."""
@@ -50,11 +61,16 @@ def describe_lengths(asked: ModelConfig, rules: TextRules) -> str:
 
 
 def read_spec(
-    config: ModelConfig, folder: str | Path, base: str | Path | None = None, weights: bool = True
+    config: ModelConfig,
+    folder: str | Path,
+    base: str | Path | None = None,
+    weights: bool = True,
+    own_prompts: OwnPrompts | None = None,
 ) -> ModelSpec:
     """Joins what the run file asks with what the folder says. Raises BadInput with every problem: not a model folder,
     remote code, no stated pooling (there is no default: a wrong one is a large and silent loss), lengths that the model
-    cannot hold. base: the base of an adapter folder, if it moved. weights: False where they may be missing."""
+    cannot hold. base: the base of an adapter folder, if it moved. weights: False where they may be missing.
+    own_prompts: of the run's sources and rows."""
     folder = Path(folder)
     base = Path(base) if base else base_folder(folder, config.trust_remote_code)
     check(_folder_problems(config, folder, base, weights))
@@ -65,6 +81,7 @@ def read_spec(
     notes: list[str] = []
     modules = read_modules(folder)
     stated = stated_pooling(folder, modules)
+    stated, with_prompt = (stated.how, stated.prompt) if stated else (None, True)
     pooling = config.pooling or stated
     if pooling is None:
         raise BadInput(
@@ -73,6 +90,10 @@ def read_spec(
         )
     if stated and stated != pooling:
         notes.append(f"pooling: the run file asks for {pooling}, the model folder was trained with {stated}")
+    pool_prompt = with_prompt if config.pool_prompt is None else config.pool_prompt
+    if stated and pool_prompt != with_prompt:
+        asked, trained = ("with" if each else "without" for each in (pool_prompt, with_prompt))
+        notes.append(f"pool_prompt: pooled {asked} the prompt's tokens, the model folder was trained {trained} them")
     if "auto_map" in settings and not config.trust_remote_code:
         notes.append(f"the folder's own code is not run: loaded as the family {settings['model_type']}")
     if (folder / "training_args.bin").is_file():
@@ -95,6 +116,9 @@ def read_spec(
         pooling=pooling,
         normalize=_normalize(config, folder, modules, notes),
         rules=rules,
+        pool_prompt=pool_prompt,
+        own_prompts=own_prompts or OwnPrompts(),
+        named_prompts=_named_prompts(folder),
         dense=dense,
         bidirectional=_bidirectional(config, folder, settings, family),
         bits=config.bits or _stated_bits(folder),
@@ -207,7 +231,21 @@ def _stated_bits(folder: Path) -> int | None:
     return 4 if asked.get("load_in_4bit") else 8 if asked.get("load_in_8bit") else None
 
 
-def stated_pooling(folder: Path, modules: list[dict] | None = None) -> str | None:
+def _named_prompts(folder: Path) -> dict[str, str]:
+    """Returns the prompts of a folder that are neither its queries' nor its documents'."""
+    stated = read_object(folder / "config_sentence_transformers.json").get("prompts") or {}
+    ours = {name for names in PROMPTS.values() for name in names}
+    return {name: text for name, text in stated.items() if name not in ours and isinstance(text, str)}
+
+
+class Pooling(NamedTuple):
+    """The pooling that a folder states."""
+
+    how: str  # one of POOLINGS
+    prompt: bool  # the prompt's tokens are pooled too
+
+
+def stated_pooling(folder: Path, modules: list[dict] | None = None) -> Pooling | None:
     """Returns the pooling that a folder states, None if it states none. modules: of read_modules, if they were read."""
     for module in read_modules(folder) if modules is None else modules:
         if module["kind"] == "Pooling":
@@ -220,9 +258,7 @@ def stated_pooling(folder: Path, modules: list[dict] | None = None) -> str | Non
                 chosen = [next((ours for ours, key in POOLINGS.items() if key == name), None) for name in on]
             if len(chosen) != 1 or chosen[0] is None:
                 raise BadInput(f"{folder}: its pooling {values} is none of {', '.join(POOLINGS)}; not supported")
-            if values.get("include_prompt") is False:
-                raise BadInput(f"{folder}: its pooling leaves the prompt's tokens out (include_prompt); not supported")
-            return chosen[0]
+            return Pooling(chosen[0], values.get("include_prompt", True) is not False)
     return None
 
 

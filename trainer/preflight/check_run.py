@@ -13,6 +13,7 @@ from trainer.preflight.inputs import Inputs
 from trainer.preflight.losses import check_functions, check_guides, check_losses
 from trainer.preflight.model import check_model
 from trainer.preflight.output import check_output
+from trainer.preflight.prompts import check_prompts
 from trainer.run_dir.trackers import check_tracking
 
 
@@ -26,8 +27,10 @@ def check_run(inputs: Inputs, resume: bool, own_loss: bool = False, engine: str 
     collect(problems, check_modes, config, engine)
     spec = collect(problems, check_model, inputs)
     plan = collect(problems, check_data, inputs, key="data.train")
+    lacking = None
     if spec and plan:
         collect(problems, check_tokens, inputs, key="data.train")
+        lacking = collect(problems, check_prompts, inputs)
     if not own_loss:
         collect(problems, check_functions, config)
         collect(problems, check_guides, config)
@@ -41,7 +44,7 @@ def check_run(inputs: Inputs, resume: bool, own_loss: bool = False, engine: str 
     check(problems)
     # The gate comes last: it reads the data, and needs the model's tokenizer and the evaluation sets.
     steps = total_steps(plan, config.train.epochs, config.train.max_steps)
-    return [*unusual(config, spec.normalize, steps), *_pass_gate(inputs), *without_effect(inputs)]
+    return [*unusual(config, spec.normalize, steps), *lacking, *_pass_gate(inputs), *without_effect(inputs)]
 
 
 def _pass_gate(inputs: Inputs) -> list[str]:
@@ -53,7 +56,7 @@ def _pass_gate(inputs: Inputs) -> list[str]:
     gate = Gate(
         inputs.shards,
         {key: path for key, path in evals.items() if path},
-        Reader(spec.path, spec.rules),
+        Reader(spec.path, spec.rules, spec.own_prompts),
         proportional if config.data.mixing == "proportional" else None,
         {path: inputs.eval_set(path) for path in evals.values() if path},
     )

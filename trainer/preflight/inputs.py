@@ -26,7 +26,7 @@ class Inputs:
     def spec(self) -> ModelSpec:
         """The model folder's description; a hub id is downloaded once."""
         model = self.config.model
-        return read_spec(model, fetch(model.path, model.trust_remote_code))
+        return read_spec(model, fetch(model.path, model.trust_remote_code), own_prompts=self.config.own_prompts)
 
     @cached_property
     def shards(self) -> ShardFolder:

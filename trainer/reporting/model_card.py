@@ -109,6 +109,9 @@ def _use(spec: ModelSpec, is_adapter: bool, onnx: bool) -> str:
             "each text; text-embeddings-inference takes `prompt_name`.",
             "",
         ]
+    if spec.named_prompts:
+        names = ", ".join(f"`{name}`" for name in spec.named_prompts)
+        lines += [f"Further prompts, by `prompt_name` of `encode`: {names}.", ""]
     if is_adapter:
         lines += ["This is an adapter: sentence-transformers loads it with its base; embedding servers do not.", ""]
     if spec.own_code:
@@ -123,7 +126,7 @@ def _model(spec: ModelSpec, base: str | None, is_adapter: bool) -> str:
     rows = {
         "base model": base or "not known",
         "kind": "adapter" if is_adapter else "whole model",
-        "pooling": spec.pooling,
+        "pooling": spec.pooling if spec.pool_prompt else f"{spec.pooling}, without the tokens of the prompt",
         **({"dense layers behind it": shape_of(spec.dense)} if spec.dense else {}),
         "normalised": "yes, compare by cosine" if spec.normalize else "no, compare by inner product",
         "maximum length": f"{spec.rules.max_len} tokens",

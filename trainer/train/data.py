@@ -16,13 +16,14 @@ from data_prep.shards.folder import ShardFolder, open_shards
 from trainer.config.sections import DataConfig
 from trainer.loss.batch import Batch
 from trainer.loss.exchange import DocumentKeys
-from trainer.model.tokenizer import tokenize
+from trainer.model.tokenizer import prompt_tokens, tokenize
 from trainer.model_folder.spec import ModelSpec
 from trainer.planner.plan import BatchPlan, rank_slice
 
 AHEAD = 2  # batches made while earlier steps train
 CHECKED_ROWS = 16  # of pre-tokenised shards, at the start of a run
 BYTES_PER_TOKEN = 5  # of English text, to estimate which texts are truncated
+KNOWN_PROMPTS = 100_000  # whose number of tokens is remembered
 NO_KEY, PAD_KEY = -1, -2  # of a document, of a row: they never match each other
 
 
@@ -36,7 +37,7 @@ class TrainData:
     """Train split of a shard folder as this model reads it."""
 
     data: DataConfig
-    spec: ModelSpec
+    spec: ModelSpec  # with the prompts of sources and rows
     tokenizer: object
     plan: BatchPlan
     shards: ShardFolder | None = None  # None: opened here
@@ -48,6 +49,7 @@ class TrainData:
         self.rows, self.tokens = shards.split("train"), shards.train_tokens()
         # A copy: a fast tokenizer keeps the length it truncates to, and evaluation runs while batches are made.
         self.tokenizer = copy.deepcopy(self.tokenizer)
+        self._prompt_tokens: dict[str, int] = {}  # by prompt
         if self.tokens:
             self._check_tokens()
 
@@ -110,6 +112,7 @@ class TrainData:
         guide_tokens = None
         if source in self.guides:
             guide_tokens = self.guides[source]([r.query for r in records], _documents(records, drawn, negatives))
+        prompts = [prompt for side in self._prompts(records, negatives) for prompt in side]
         row_keys = [[text_key(t) for t in r.positives] + [id_key(d) for d in r.doc_ids] for r in records]
         width = max((len(keys) for keys in row_keys), default=1)
         row_query = [query_key(r) for r in records]
@@ -136,16 +139,33 @@ class TrainData:
             seed=seed,
             source=source,
             guide_tokens=guide_tokens,
+            prompt_tokens=None if self.spec.pool_prompt else [self._tokens_of(prompt) for prompt in prompts],
         )
+
+    def _prompts(self, records: list[Record], negatives: list[list[int]]) -> tuple[list[str], list[str]]:
+        """Returns the prompt of every query, and of every document: the drawn positives, then the negatives."""
+        prompts = [self.spec.own_prompts.of_record(self.spec.rules, record) for record in records]
+        of_negatives = [pair.passage for pair, texts in zip(prompts, negatives) for _ in texts]
+        return [pair.query for pair in prompts], [pair.passage for pair in prompts] + of_negatives
+
+    def _tokens_of(self, prompt: str) -> int:
+        if prompt not in self._prompt_tokens:
+            if len(self._prompt_tokens) >= KNOWN_PROMPTS:
+                self._prompt_tokens.clear()
+            self._prompt_tokens[prompt] = prompt_tokens(prompt, self.tokenizer)
+        return self._prompt_tokens[prompt]
 
     def _make_tokens(
         self, _: list[int], records: list[Record], drawn: list[int], negatives: list[list[int]]
     ) -> tuple[list[list[int]], int]:
         """Returns token ids of queries, drawn positives and negatives, and the number of truncated texts."""
         rules = self.spec.rules
-        documents, texts = _documents(records, drawn, negatives), [r.query for r in records]
-        queries, truncated = tokenize(texts, rules.query_prompt, rules.query_max_len, self.tokenizer)
-        passages, also_truncated = tokenize(documents, rules.passage_prompt, rules.passage_max_len, self.tokenizer)
+        documents = _documents(records, drawn, negatives)
+        before_queries, before_documents = self._prompts(records, negatives)
+        texts = [prompt + r.query for prompt, r in zip(before_queries, records)]
+        documents = [prompt + text for prompt, text in zip(before_documents, documents, strict=True)]
+        queries, truncated = tokenize(texts, "", rules.query_max_len, self.tokenizer)
+        passages, also_truncated = tokenize(documents, "", rules.passage_max_len, self.tokenizer)
         return queries + passages, truncated + also_truncated
 
     def _read_tokens(

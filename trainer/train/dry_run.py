@@ -34,7 +34,9 @@ def _run_lines(inputs: Inputs, warnings: list[str]) -> list[str]:
     return [
         f"model: {spec.path} (pooling {spec.pooling}, {dense}{'normalised' if spec.normalize else 'not normalised'})",
         f"prompts: query {spec.rules.query_prompt!r}, passage {spec.rules.passage_prompt!r}; "
-        f"at most {spec.rules.query_max_len} and {spec.rules.passage_max_len} tokens",
+        f"at most {spec.rules.query_max_len} and {spec.rules.passage_max_len} tokens"
+        + ("" if spec.pool_prompt else "; the prompt's tokens are not pooled"),
+        *(f"  {line}" for line in spec.own_prompts.lines(spec.rules)),
         *recipe(config),
         *spec.notes,
         *warnings,

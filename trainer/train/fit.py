@@ -130,7 +130,7 @@ def evaluate(job: Job) -> Measured:
     for source, data in parts:
         began = time.perf_counter()
         with job.progress.seconds.of("evaluation"), averaged(job.engine):
-            scores = evaluate_engine(job.engine, job.model.reader, job.model.spec, data, names)
+            scores = evaluate_engine(job.engine, job.model.reader, job.model.spec.of_source(source), data, names)
         if scores is None:
             continue
         metrics = means(scores)

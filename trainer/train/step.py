@@ -61,7 +61,7 @@ def compute_gradients(
         parts: list[Tensor] = []
         for i, chunk in enumerate(chunks):
             with torch.set_grad_enabled(i >= first_kept):
-                out = engine.embed(*lay(chunk, batch.tokens), seed=batch.seed + i)
+                out = engine.embed(*lay(chunk, batch.tokens), seed=batch.seed + i, prompts=batch.prompts_of(chunk))
             if i >= first_kept:
                 graphs[i] = out
             parts.append(out[: len(chunk)].detach())
@@ -75,7 +75,7 @@ def compute_gradients(
             chunk = chunks[i]
             out = graphs.pop(i, None)
             if out is None:
-                out = engine.embed(*lay(chunk, batch.tokens), seed=batch.seed + i)
+                out = engine.embed(*lay(chunk, batch.tokens), seed=batch.seed + i, prompts=batch.prompts_of(chunk))
             upstream = torch.zeros_like(out)
             upstream[: len(chunk)] = by_chunk[i]
             engine.backward((out * upstream).sum())

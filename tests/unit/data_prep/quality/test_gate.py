@@ -20,6 +20,8 @@ from data_prep.sharding.build import shard
 from data_prep.sharding.tokenise import TokenOptions
 from data_prep.shards.folder import Rows, open_shards
 from data_prep.texts.languages import UNSURE, language
+from data_prep.texts.prompts import OwnPrompts
+from data_prep.texts.token_lengths import Reader
 from data_prep.texts.tokenizer_rules import TextRules, read_text_rules
 from launch.__main__ import main as launch_main
 from tests import planted
@@ -331,11 +333,17 @@ def test_a_spool_gives_rows_back_by_number():
 
 def test_prompts_in_the_texts():
     rows = [Record(f"query: what is {i}", [f"Abstract: it is {i}"]) for i in range(30)]
-    (own, guessed) = prompts({"s": rows}, "query: ", "passage: ")
+    rules = TextRules("query: ", "passage: ", 32, 32)
+    (own, guessed) = prompts({"s": rows}, Reader("", rules))
     assert (own.count, guessed.count) == (30, 30)
     assert "begin with their prompt 'query: ' already" in own.text
     assert "begin with 'abstract: '" in guessed.text
-    assert prompts({"s": rows[:5]}, "", "") == []
+    assert prompts({"s": rows[:5]}, None) == []
+    of_source = OwnPrompts(query={"s": "find: "}, passage={"s": "Abstract: "})
+    for row in rows:
+        row.source = "s"
+    _, own = prompts({"s": rows}, Reader("", rules, of_source))
+    assert "begin with their prompt 'Abstract: ' already" in own.text and own.about == "sources.s.passage_prompt"
 
 
 def test_languages_of_texts():

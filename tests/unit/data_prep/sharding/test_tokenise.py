@@ -1,5 +1,6 @@
 """Pre-tokenised shards: the ids that a run would make, read from memory-mapped arrays; refused where they are not."""
 
+import dataclasses
 import json
 import shutil
 
@@ -15,6 +16,7 @@ from data_prep.sharding.build import shard
 from data_prep.sharding.tokenise import CL100K, Encoder, TokenOptions, find, load, spaces_between_words
 from data_prep.shards.folder import open_shards
 from data_prep.shards.tokens import FILES, tokenizer_hash
+from data_prep.texts.tokenizer_rules import TextRules
 from tests import tiny
 from tests.unit.data_prep.helpers import changed_files, run, write_records
 from tests.unit.data_prep.sharding.test_build import contents
@@ -25,7 +27,7 @@ from trainer.engine.torch_engine import TorchEngine
 from trainer.loss.exchange import DocumentKeys
 from trainer.loss.objective import Objective
 from trainer.model.build import load_embedder
-from trainer.model.tokenizer import load_tokenizer, tokenize
+from trainer.model.tokenizer import load_tokenizer, prompt_notes, prompt_tokens, tokenize
 from trainer.model_folder.spec import read_spec
 from trainer.preflight.check_run import check_run
 from trainer.preflight.inputs import Inputs
@@ -158,6 +160,16 @@ def test_arrays_hold_what_the_trainer_makes_at_their_length_and_below(tmp_path, 
         tokenize(row.positives + row.negatives, "w5 ", 14, tokenizer)[1] for row in rows
     )
     assert (tmp_path / "s" / "train.tokens").stat().st_size == about["tokens"] * about["id_bytes"]
+
+
+def test_a_space_behind_a_prompt_that_is_not_pooled_is_told(encoders, tiny_bert):
+    rules = TextRules("w1: ", "w1:", 32, 32)
+    spec = dataclasses.replace(read_spec(ModelConfig(path=str(tiny_bert)), tiny_bert), rules=rules, pool_prompt=False)
+    for name, joined in (("GPT-2", True), ("Qwen", True), ("BERT", False)):
+        tokenizer = encoders[name][1]
+        assert prompt_tokens("w1: ", tokenizer) - prompt_tokens("w1:", tokenizer) == joined
+        notes = prompt_notes(tokenizer, spec)
+        assert len(notes) == joined and all("'w1: ' ends in a space that joins" in note for note in notes)
 
 
 @pytest.fixture

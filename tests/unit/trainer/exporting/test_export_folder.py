@@ -33,7 +33,7 @@ from trainer.train.job import LoadedModel, Progress
 
 pytestmark = pytest.mark.usefixtures("forked_loads")
 
-PROMPTS = {"query_prompt": "w1 w2 ", "passage_prompt": "w3 "}
+PROMPTS = {"query_prompt": "w1 w2 ", "passage_prompt": "w3 ", "pool_prompt": False}
 KINDS = {
     "full": {},
     "lora": {"finetune": "lora"},
@@ -96,7 +96,8 @@ def test_a_whole_model_is_exported_and_loads_elsewhere(tmp_path, folders, capsys
     assert damage(out) is None, "sealed, so it can be checked and exported again"
     assert not (out / "training_config.json").exists(), "holds this machine's paths"
     card = (out / "README.md").read_text()
-    assert "library_name: sentence-transformers" in card and "`w1 w2 `" in card and "| pooling | mean |" in card
+    assert "library_name: sentence-transformers" in card and "`w1 w2 `" in card
+    assert "| pooling | mean, without the tokens of the prompt |" in card
     assert "| least version | transformers 4.57, sentence-transformers 5.0 |" in card
     assert str(tmp_path) not in card
     from sentence_transformers import SentenceTransformer
@@ -184,6 +185,11 @@ def _prompts_swapped(folder: Path) -> None:
     path.write_text(json.dumps(values))
 
 
+def _prompt_pooled(folder: Path) -> None:
+    path = folder / "1_Pooling" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"include_prompt": True}))
+
+
 def _not_normalised(folder: Path) -> None:
     path = folder / "modules.json"
     path.write_text(json.dumps(json.loads(path.read_text())[:2]))
@@ -200,6 +206,7 @@ DAMAGES = {
     _tensor_changed: "has cosine",
     _shard_deleted: "model-00002-of-00002.safetensors: the shard is missing",
     _prompts_swapped: "has cosine",
+    _prompt_pooled: "has cosine",
     _not_normalised: "normalisation?",
     _shorter: "has cosine",
 }

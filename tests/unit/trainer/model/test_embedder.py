@@ -32,6 +32,13 @@ def test_pooling_by_closed_form_with_padding_on_either_side(side):
         assert torch.allclose(pool(hidden, mask, "mean")[row], hidden[row, positions].mean(dim=0), atol=1e-6)
         assert torch.equal(pool(hidden, mask, "cls")[row], hidden[row, positions[0]])
         assert torch.equal(pool(hidden, mask, "last")[row], hidden[row, positions[-1]])
+    prompts = torch.tensor([2, 1])  # first tokens that are left out
+    for row, (positions, weights) in enumerate(zip(([real[0][2], real[0][3]], [real[1][1]]), ([3, 4], [2]))):
+        own, weights = hidden[row, positions], torch.tensor(weights)[:, None]
+        expected = {"mean": own.mean(dim=0), "cls": own[0], "last": own[-1]}
+        expected["weighted_mean"] = (own * weights).sum(dim=0) / weights.sum()
+        for how, vector in expected.items():
+            assert torch.allclose(pool(hidden, mask, how, prompts)[row], vector, atol=1e-6), how
 
 
 def embed(config: ModelConfig) -> tuple:
@@ -57,18 +64,27 @@ FAMILIES = [
 
 
 @pytest.mark.parametrize(("family", "pooling"), FAMILIES, ids=[f"{f}-{p}" for f, p in FAMILIES])
-def test_the_saved_folder_embeds_the_same_in_sentence_transformers(tmp_path, family, pooling):
+@pytest.mark.parametrize("pool_prompt", [True, False])
+def test_the_saved_folder_embeds_the_same_in_sentence_transformers(tmp_path, family, pooling, pool_prompt):
     from sentence_transformers import SentenceTransformer
 
     source = tiny.model(tmp_path / "source", family, pooling)
-    ours, engine, tokenizer, spec, untrained = embed(ModelConfig(path=str(source)))
+    stated = {"query": "w9 ", "passage": "w8 ", "clustering": "w7 "}
+    (source / "config_sentence_transformers.json").write_text(json.dumps({"prompts": stated}))
+    config = ModelConfig(path=str(source), passage_prompt="w3 w4 ", pool_prompt=pool_prompt)
+    ours, engine, tokenizer, spec, untrained = embed(config)
     target = tmp_path / "saved"
     target.mkdir()
     save_embedder(target, engine.weights() | untrained, engine.embedder, tokenizer, spec)
-    theirs = torch.tensor(SentenceTransformer(str(target), device="cpu").encode(TEXTS))
-    assert torch.nn.functional.cosine_similarity(ours, theirs).min() > 0.9999
+    model = SentenceTransformer(str(target), device="cpu")
+    assert model.prompts == {"query": "w9 ", "document": "w3 w4 ", "clustering": "w7 "}
+    theirs = torch.tensor(model.encode_document(TEXTS))
+    assert torch.allclose(ours, theirs, atol=1e-6)
     again = embed(ModelConfig(path=str(target)))[0]
     assert torch.allclose(again, ours, atol=1e-6)
+    if pooling != "last":
+        other = embed(config.model_copy(update={"pool_prompt": not pool_prompt}))[0]
+        assert (other - ours).abs().max() > 1e-3, "the prompt's tokens make a difference"
 
 
 def test_the_wheel_model_embeds_the_same_in_sentence_transformers(minilm):

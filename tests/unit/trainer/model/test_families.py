@@ -223,13 +223,6 @@ def test_remote_code_that_adds_tensors_to_a_known_family_is_refused(tmp_path, ti
         load_embedder(ModelConfig(path=str(folder)))
 
 
-def test_pooling_without_the_prompt_is_refused(tmp_path):
-    folder = tiny.model(tmp_path / "model")
-    edit(folder / "1_Pooling" / "config.json", include_prompt=False)
-    with pytest.raises(BadInput, match="include_prompt"):
-        read_spec(ModelConfig(path=str(folder)), folder)
-
-
 def test_a_folder_that_sentence_transformers_wrote_is_read_as_it_reads_it(tmp_path):
     from sentence_transformers import SentenceTransformer
 

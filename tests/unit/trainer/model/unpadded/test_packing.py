@@ -23,25 +23,29 @@ def family(request, tmp_path_factory):
     return tiny.model(tmp_path_factory.mktemp("family") / request.param, request.param)
 
 
-def embedded(embedder, pooling: str, autocast=None) -> tuple[torch.Tensor, dict]:
+PROMPTS = [4, 0, 9, 2, 1, 0, 3, 0]  # one text is its prompt only
+
+
+def embedded(embedder, pooling: str, autocast=None, prompts=None) -> tuple[torch.Tensor, dict]:
     """Embeddings of eight texts and the gradient of a fixed direction of theirs."""
     embedder.pooling = pooling
     tokens = torch.randint(4, 400, (sum(LENGTHS),), generator=torch.manual_seed(1))
     embedder.zero_grad()
-    out = embedder(tokens, LENGTHS, seed=3, autocast=autocast)
+    out = embedder(tokens, LENGTHS, seed=3, autocast=autocast, prompts=prompts)
     (out * torch.randn(out.shape, generator=torch.manual_seed(2))).sum().backward()
     return out.detach(), {n: p.grad.clone() for n, p in embedder.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
-@pytest.mark.parametrize("probabilities", [2**24, 100])  # all at once; some texts, and some heads, at a time
-def test_packed_texts_equal_padded_texts(family, pooling, probabilities, monkeypatch):
+# all at once; some texts, and some heads, at a time, and pooled without their prompts
+@pytest.mark.parametrize(("probabilities", "prompts"), [(2**24, None), (100, PROMPTS)])
+def test_packed_texts_equal_padded_texts(family, pooling, probabilities, prompts, monkeypatch):
     monkeypatch.setattr("trainer.model.unpadded.attention.PROBABILITIES", probabilities)
     padded, *_ = load_embedder(ModelConfig(path=str(family)))
     packed = copy.deepcopy(padded)
     packed.pack(torch.device("cpu"))
     assert packed.packing and not padded.packing
-    (out, grads), (expected, expected_grads) = embedded(packed, pooling), embedded(padded, pooling)
+    (out, grads), (expected, expected_grads) = (embedded(each, pooling, prompts=prompts) for each in (packed, padded))
     assert torch.allclose(out, expected, atol=1e-5)
     assert grads.keys() == expected_grads.keys()
     whole = torch.cat([g.flatten() for g in expected_grads.values()])
