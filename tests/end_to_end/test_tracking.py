@@ -1,6 +1,7 @@
 """Early stopping, the best epoch, the general set and the trackers in whole runs, also where they are interrupted."""
 
 import json
+import re
 import shutil
 import struct
 
@@ -10,6 +11,7 @@ import torch
 from data_prep.reading.retrieval_sets import load_set
 from tests import forked, tiny
 from tests.end_to_end.runs import events, losses, weights, write_run
+from tests.launching import ROOT
 from trainer.__main__ import main
 from trainer.config.sections import ModelConfig
 from trainer.evaluation.compare import means
@@ -40,10 +42,16 @@ def stopped(tmp_path_factory, tiny_bert, sets):
     pytest.importorskip("wandb")
     folder = tmp_path_factory.mktemp("stopped")
     run_file = write_run(folder, tiny_bert, sets[0])
+    example = re.search(r"### Callbacks.*?```python\n(.*?)```", (ROOT / "docs" / "run_file.md").read_text(), re.DOTALL)[
+        1
+    ]
+    (folder / "my_callbacks.py").write_text(example)
     with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
         for name, value in (("PROJECT", "tiny"), ("MODE", "offline"), ("API_KEY", "planted" * 6)):
             patch.setenv(f"WANDB_{name}", value)
-        assert main(["--config", str(run_file), *STOPS, f"data.general={sets[1]}", "run_name=first"]) == 0
+        told = "train.callbacks=[my_callbacks:Best]"
+        assert main(["--config", str(run_file), *STOPS, f"data.general={sets[1]}", "run_name=first", told]) == 0
     return run_file, folder / "out"
 
 
@@ -81,6 +89,12 @@ def test_a_run_that_is_not_getting_better_ends_and_hands_over_its_best(stopped):
         kept, of_epoch = weights(out / name), weights(out / f"checkpoint-epoch-{epoch}")
         assert all(torch.equal(tensor, of_epoch[key]) for key, tensor in kept.items())
     assert not list(out.glob("best-step-*"))
+
+
+def test_the_callback_of_the_docs_hears_the_evaluations(stopped):
+    best = json.loads((stopped[1] / "best_so_far.json").read_text())
+    own = [event for event in events(stopped[1], "evaluation") if "source" not in event]
+    assert best["nDCG@10"] == max(event["nDCG@10"] for event in own) and best["output_dir"] == str(stopped[1])
 
 
 @pytest.mark.parametrize("left", [1, 2, 3])

@@ -284,6 +284,18 @@ class TrainConfig(Section):
     log_every: int = Field(10, ge=1)  # lines on the screen; logs.jsonl holds every step
     timeout_minutes: float = Field(30.0, gt=0)  # how long a rank waits for another before the run fails
     max_skipped_steps: int = Field(25, ge=1)  # in a row; fp16 finds its loss scale in fewer
+    callbacks: list[str] = []  # package.module:Class, see run_dir/callbacks.py
+
+    @field_validator("callbacks")
+    @classmethod
+    def _named_like_functions(cls, names: list[str]) -> list[str]:
+        wrong = [name for name in names if not _FUNCTION.fullmatch(name)]
+        twice = [name for name in names if names.count(name) > 1]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r} is not of the form package.module:Class")
+        if twice:
+            raise ValueError(f"{twice[0]!r} stands twice; keep one")
+        return names
 
 
 class CheckpointConfig(Section):

@@ -53,8 +53,16 @@ class Clock:
 class Writer:
     """Writes the model folders of a run, one at a time; checkpoints between epochs while training goes on."""
 
-    def __init__(self, engine: "Engine", run_dir: Path, config: CheckpointConfig, prepare: Prepare):
-        self.engine, self.run_dir, self.config, self.prepare = engine, run_dir, config, prepare
+    def __init__(
+        self,
+        engine: "Engine",
+        run_dir: Path,
+        config: CheckpointConfig,
+        prepare: Prepare,
+        written: Callable[[Path, int], None] = lambda folder, step: None,
+    ):
+        """written: called on rank 0 with each whole checkpoint and its step, perhaps by another thread."""
+        self.engine, self.run_dir, self.config, self.prepare, self.written = engine, run_dir, config, prepare, written
         self.best: int | None = None  # step of the best model that the newest checkpoint names; rank 0
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future | None = None
@@ -120,6 +128,7 @@ class Writer:
         write(target, weights, moments, state, model)
         if state is None:
             return
+        self.written(target, state.step)
         self.best = (state.watch.get("chosen") or {}).get("step")
         remove_best(target.parent, but=(self.best,))
         best = state.watch.get("chosen") or {}

@@ -13,7 +13,8 @@ from typing import Any
 from data_prep.common.console import live_bar, say
 from data_prep.common.errors import Failed
 from data_prep.common.files import whole_file, write_json
-from trainer.run_dir.trackers import TensorBoard, WeightsAndBiases
+from trainer.run_dir.callbacks import Callbacks
+from trainer.run_dir.trackers import TensorBoard, asked_trackers
 
 LOG = "logs.jsonl"
 
@@ -52,10 +53,11 @@ def read_events(path: Path, start: int = 0, problems: list[str] | None = None) -
 class RunLog:
     """logs.jsonl: one event per line, flushed. Active on rank 0 only. Also serves the trackers and the screen."""
 
-    def __init__(self, run_dir: Path, active: bool, keep_bytes: int = 0):
+    def __init__(self, run_dir: Path, active: bool, keep_bytes: int = 0, callbacks: Iterable[str] = ()):
         """keep_bytes: how much of an existing log belongs to the resumed checkpoint; the rest is moved to another file.
+        callbacks: train.callbacks.
 
-        With WANDB_PROJECT, run_dir/run.json must exist. Raises BadInput and Failed for that tracker.
+        With a tracker that the environment asks for, run_dir/run.json must exist. Raises BadInput and Failed for it.
         """
         self.run_dir, self.active = run_dir, active
         if not active:
@@ -78,7 +80,8 @@ class RunLog:
                 self._last_step = max(self._last_step, event["step"])
             else:
                 self._rare.append(event)
-        self.trackers = [WeightsAndBiases(run_dir)] if os.environ.get("WANDB_PROJECT") else []
+        self.trackers = asked_trackers(run_dir)
+        self.callbacks = Callbacks(list(callbacks), run_dir)
 
     def event(self, kind: str, **values) -> None:
         """Appends one event. A float that is not finite (of a skipped step) becomes null: JSON has no Infinity."""
@@ -91,6 +94,17 @@ class RunLog:
             self._rare.append(json.loads(line))
         if kind == "epoch":
             self.epoch_start = self.offset()
+        if kind != "end":  # the run tells it with the folder of the model
+            self.callbacks.tell(kind, json.loads(line))
+
+    def tell_end(self, step: int, folder: Path) -> None:
+        """Tells the callbacks that the run has ended. folder: the final model."""
+        if self.active:
+            self.callbacks.tell("end", {"step": step, "folder": str(folder)})
+
+    def written(self, folder: Path, step: int) -> None:
+        """Notes a checkpoint that is whole, for the callbacks; from any thread of rank 0."""
+        self.callbacks.written(folder, step)
 
     def _append(self, line: bytes) -> None:
         """Writes the whole line or nothing of it. Raises Failed."""

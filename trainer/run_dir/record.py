@@ -24,8 +24,9 @@ PACKAGES = (
 FREE = (
     "output_dir", "run_name", "data.train", "data.allow", "train.micro_batch_tokens",
     "train.gradient_checkpointing", "train.gradient_reduction", "train.device", "train.log_every",
-    "train.timeout_minutes", "train.max_skipped_steps", "checkpoint.every_steps", "checkpoint.every_minutes",
-    "checkpoint.keep_steps", "checkpoint.keep_epochs", "watch.keep_last", "watch.tolerance", "watch.metrics",
+    "train.timeout_minutes", "train.max_skipped_steps", "train.callbacks", "checkpoint.every_steps",
+    "checkpoint.every_minutes", "checkpoint.keep_steps", "checkpoint.keep_epochs", "watch.keep_last", "watch.tolerance",
+    "watch.metrics",
 )  # fmt: skip
 
 

@@ -163,6 +163,7 @@ def finish(job: Job) -> Path:
     base = partial(base_writer, job.model, job.config, job.runtime.device)
     final = job.checkpoints.save_final(verdict, base, job.config.watch.keep_last)
     job.log.event("end", step=job.progress.state.step)
+    job.log.tell_end(job.progress.state.step, final)
     job.log.say(f"final model: {final}")
     return final
 

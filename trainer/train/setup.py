@@ -68,10 +68,10 @@ def prepare(runtime: Runtime, inputs: Inputs, resume: bool, loss_fn: Callable | 
     }
     halves = _halves(inputs)
     world.on_first(lambda: _prepare_folder(run_dir, config, topology, plan, plan_facts, base, halves))
-    log = RunLog(run_dir, runtime.is_main, state.log_offset)
+    log = RunLog(run_dir, runtime.is_main, state.log_offset, config.train.callbacks)
     watch = Watch(config.watch, dict(state.watch))
     progress = Progress(state, watch, stopped_early=watch.over)
-    writer = Writer(model.engine, run_dir, config.checkpoint, model_writer(model, config, log, progress))
+    writer = Writer(model.engine, run_dir, config.checkpoint, model_writer(model, config, log, progress), log.written)
     guide_tokens = {name: o.guide.tokens for name, o in objectives.items() if o.guide}
     data = TrainData(config.data, model.spec, model.tokenizer, plan, inputs.shards, guide_tokens)
     writer.best = watch.chosen and watch.chosen["step"]

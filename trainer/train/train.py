@@ -12,6 +12,7 @@ from trainer.engine.start import process_group, start
 from trainer.loss.user_functions import import_functions
 from trainer.preflight.check_run import check_run
 from trainer.preflight.inputs import Inputs
+from trainer.run_dir.callbacks import import_callbacks
 from trainer.run_dir.checkpoint_writer import remove_best
 from trainer.run_dir.layout import damage
 from trainer.run_dir.record import Begun, as_begun, recorded
@@ -60,4 +61,5 @@ def check(inputs: Inputs, resume: bool, loss_fn: Callable | None = None, engine:
     warnings = check_run(inputs, resume, loss_fn is not None, engine)
     if loss_fn is None:
         import_functions(inputs.config.losses.values())
+    import_callbacks(inputs.config.train.callbacks)
     return warnings
