@@ -317,9 +317,7 @@ class WatchConfig(Section):
     before there is a warning."""
 
     metric: str = "nDCG@10"  # of data.eval (nDCG@10 …), SOURCE/metric, general/metric or train_loss
-    metrics: Annotated[list[str], Field(min_length=1)] | None = (
-        None  # that are measured and logged, metric beside them; None: evaluation's defaults
-    )
+    metrics: Annotated[list[str], Field(min_length=1)] | None = None  # measured beside it; None: evaluation's defaults
     patience: int | None = Field(None, ge=1)  # epochs without a better value, after which the run ends
     min_delta: float = Field(0.0, ge=0)  # by which a better value must be better
     keep_last: bool = False  # the last model stays in last/ where final/ holds another

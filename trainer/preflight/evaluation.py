@@ -85,7 +85,8 @@ def _measured(inputs: Inputs, source: str) -> list[str] | None:
 def chooses(inputs: Inputs) -> bool:
     """True if final/ will be the best of several measured models."""
     metric = inputs.config.watch.metric
-    return metric == TRAIN_LOSS or metric.rpartition("/")[0] in inputs.eval_paths
+    source, _, name = metric.rpartition("/")
+    return metric == TRAIN_LOSS or (source in inputs.eval_paths and name in (_measured(inputs, source) or []))
 
 
 _MEND = f"name a set, or set watch.metric={TRAIN_LOSS}"
