@@ -168,6 +168,26 @@ def test_weights_and_biases_offline_has_the_numbers_and_no_key(stopped):
         assert not path.is_file() or b"planted" not in path.read_bytes(), path
 
 
+BROKEN = """
+class Broken:
+    def on_step(self, event):
+        raise ValueError('planted')
+"""
+
+
+def test_a_callback_that_fails_ends_the_run_which_goes_on_without_it(
+    tmp_path, tiny_bert, tiny_shards, monkeypatch, capfd
+):
+    (tmp_path / "broken.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    command = ["--config", str(write_run(tmp_path, tiny_bert, tiny_shards, max_steps=2))]
+    assert main([*command, "train.callbacks=[broken:Broken]"]) == 1
+    said = capfd.readouterr().err
+    assert said.count("broken:Broken failed in on_step, step 1 (ValueError: planted)") == 1 and "Traceback" not in said
+    assert main([*command, "--resume"]) == 0
+    assert list(losses(tmp_path / "out")) == [1, 2]
+
+
 def test_a_metric_that_nothing_measures_is_refused(tmp_path, tiny_bert, tiny_shards, sets, capfd):
     run_file = str(write_run(tmp_path, tiny_bert, tiny_shards))
     assert main(["--config", run_file, "watch.patience=1"]) == 2
