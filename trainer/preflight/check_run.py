@@ -1,5 +1,7 @@
 """All checks of a run before a process group or a model exists. Never imports torch."""
 
+from functools import partial
+
 from data_prep.common.errors import collect
 from data_prep.common.files import check
 from data_prep.quality.gate import Gate
@@ -40,7 +42,8 @@ def check_run(inputs: Inputs, resume: bool, own_loss: bool = False, engine: str 
     if plan:
         collect(problems, check_watch, inputs)
     collect(problems, check_tracking)
-    collect(problems, check_output, config, resume, plan and plan.fingerprint, spec, bool(plan) and chooses(inputs))
+    best = partial(chooses, inputs) if plan else None
+    collect(problems, check_output, config, resume, plan and plan.fingerprint, spec, best)
     check(problems)
     # The gate comes last: it reads the data, and needs the model's tokenizer and the evaluation sets.
     steps = total_steps(plan, config.train.epochs, config.train.max_steps)

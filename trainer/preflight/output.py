@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from data_prep.common.errors import BadInput
@@ -14,10 +15,14 @@ from trainer.run_dir.record import check_resumable
 
 
 def check_output(
-    config: RunConfig, resume: bool, fingerprint: str | None, spec: ModelSpec | None, chooses: bool = False
+    config: RunConfig,
+    resume: bool,
+    fingerprint: str | None,
+    spec: ModelSpec | None,
+    chooses: Callable[[], bool] | None = None,
 ) -> None:
     """Raises BadInput for an output folder that cannot be used or resumed. fingerprint: of the train shards. chooses:
-    the best of several models is kept."""
+    says whether the best of several models is kept."""
     out = Path(config.output_dir)
     check_place(out, resume)
     if fingerprint and (out / "run.json").is_file():
@@ -51,7 +56,7 @@ def _check_writable(out: Path) -> None:
         raise BadInput(f"output_dir: cannot write below {parent} ({error.strerror}); name another folder") from None
 
 
-def _check_space(config: RunConfig, out: Path, resume: bool, model: Path, chooses: bool) -> None:
+def _check_space(config: RunConfig, out: Path, resume: bool, model: Path, chooses: Callable[[], bool] | None) -> None:
     """Raises BadInput if the checkpoints will not fit on the disk. model: the local folder of the weights. chooses: see
     check_output."""
     weights = fp32_bytes(model) if config.model.finetune == "full" else 0  # adapters are small
@@ -63,7 +68,8 @@ def _check_space(config: RunConfig, out: Path, resume: bool, model: Path, choose
     models = (0 if (out / "final").is_dir() else 1) + config.watch.keep_last
     watch = config.watch
     within = watch.every_steps or watch.every_minutes or watch.every_epochs
-    if chooses and (within or config.optim.ema or asked.keep_epochs):  # no checkpoint holds the best model so far
+    beside = within or config.optim.ema or asked.keep_epochs  # no checkpoint holds the best model so far
+    if beside and chooses and chooses():
         models += 2  # that of the newest checkpoint stays beside it
     needed = weights * (3 * checkpoints + models)  # a checkpoint holds the weights and two moments
     free = shutil.disk_usage(existing_parent(out)).free

@@ -112,7 +112,10 @@ class TrainData:
         guide_tokens = None
         if source in self.guides:
             guide_tokens = self.guides[source]([r.query for r in records], _documents(records, drawn, negatives))
-        prompts = [prompt for side in self._prompts(records, negatives) for prompt in side]
+        prompt_tokens = None
+        if not self.spec.pool_prompt:
+            prompts = [prompt for side in self._prompts(records, negatives) for prompt in side]
+            prompt_tokens = [self._tokens_of(prompt) for prompt in prompts]
         row_keys = [[text_key(t) for t in r.positives] + [id_key(d) for d in r.doc_ids] for r in records]
         width = max((len(keys) for keys in row_keys), default=1)
         row_query = [query_key(r) for r in records]
@@ -139,7 +142,7 @@ class TrainData:
             seed=seed,
             source=source,
             guide_tokens=guide_tokens,
-            prompt_tokens=None if self.spec.pool_prompt else [self._tokens_of(prompt) for prompt in prompts],
+            prompt_tokens=prompt_tokens,
         )
 
     def _prompts(self, records: list[Record], negatives: list[list[int]]) -> tuple[list[str], list[str]]:

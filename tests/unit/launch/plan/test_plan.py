@@ -160,14 +160,14 @@ def test_bytes_of_a_frozen_matrix():
 def test_traffic_is_what_the_collectives_count():
     shares = [Share(8, 10, 100), Share(8, 12, 90)]
     sent = embedding_bytes(Objective(LossConfig(), True), 10, 32, shares)
-    assert sent == 6 * 8 + 10 * 8 + 12 * 4 * 8 + 12 * 32 * 4 + 22 * 32 * 4
+    assert sent == 7 * 8 + 10 * 8 + 12 * 4 * 8 + 12 * 32 * 4 + 22 * 32 * 4
 
 
 def test_traffic_of_a_loss_that_needs_every_row_holds_its_queries_and_facts():
     """CoSENT: texts instead of documents, and three numbers about every document."""
     shares = [Share(8, 10, 100), Share(8, 12, 90)]
     sent = embedding_bytes(Objective(LossConfig(name="cosent"), True), 10, 32, shares)
-    assert sent == 6 * 8 + 10 * 8 + 12 * (4 + 3) * 8 + 20 * 32 * 4 + 38 * 32 * 4
+    assert sent == 7 * 8 + 10 * 8 + 12 * (4 + 3) * 8 + 20 * 32 * 4 + 38 * 32 * 4
 
 
 def test_traffic_of_a_guide_is_its_embeddings_of_what_the_loss_gathers():

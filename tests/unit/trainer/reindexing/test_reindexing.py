@@ -491,7 +491,7 @@ def test_a_collection_and_its_pairs_are_evaluated(source, tiny_bert, tmp_path, c
     assert "1 rows name no chunk" in capsys.readouterr().err
     for wrong in ([], ["--pairs", str(pairs), "--data", "x"]):
         assert main([*place, *wrong]) == 2
-        assert "--data SET, or --collection NAME of a store with --pairs FILE" in capsys.readouterr().err
+        assert "--data SET…, or --collection NAME of a store with --pairs FILE" in capsys.readouterr().err
 
 
 def test_documents_are_read_at_the_length_and_with_the_prompt_of_the_run(tmp_path, capsys):

@@ -13,9 +13,8 @@ from trainer.train.data import TrainData
 @given(DIFFERENT)
 def test_only_rows_of_one_document_mask_each_other(pair):
     rows = [Record(f"q{i}", [f"p{i}"], doc_ids=[name]) for i, name in enumerate((*pair, pair[0]))]
-    source = SimpleNamespace(
-        data=SimpleNamespace(max_hard_negatives=None), tokens=None, guides={}, _make_tokens=lambda *_: ([[1]] * 6, 0)
-    )
+    spec = SimpleNamespace(pool_prompt=True)
+    source = SimpleNamespace(spec=spec, tokens=None, guides={}, _make_tokens=lambda *_: ([[1]] * 6, 0))
     batch = TrainData.make_batch(source, [0, 1, 2], rows, [0, 0, 0], 3, seed=0)
     keys = batch.documents
     mask = duplicate_mask(batch.row_keys, batch.row_query, keys.text, keys.document_id, keys.query)

@@ -176,12 +176,13 @@ def test_prompts_of_sources_on_the_command_line(tmp_path, inputs, tiny_bert, cap
 
 def test_a_sources_own_set_is_evaluated_with_its_prompts(tmp_path, inputs, tiny_bert, capsys, monkeypatch):
     shards, _ = shards_of(capsys, inputs, tmp_path / "shards")
-    spec = Inputs(config_of(shards, tiny_bert, **PROMPTS)).spec
-    read = {}
+    config = config_of(shards, tiny_bert, **PROMPTS)
+    spec, read = Inputs(config).spec, {}
     monkeypatch.setattr(fit, "averaged", nullcontext)
-    monkeypatch.setattr(fit, "evaluate_engine", lambda _, __, spec, data: read.update({data: spec.rules}))
+    monkeypatch.setattr(fit, "evaluate_engine", lambda _, __, spec, data, ___: read.update({data: spec.rules}))
     job = SimpleNamespace(
-        log=None, eval_sets={name: name for name in ("", "general", "pairs", "tasks")}, engine=None,
+        log=None, eval_sets={name: SimpleNamespace(parts=[name]) for name in ("", "general", "pairs", "tasks")},
+        engine=None, config=config, runtime=SimpleNamespace(world=SimpleNamespace(on_first=lambda act: act())),
         progress=SimpleNamespace(state=SimpleNamespace(step=0), seconds=Seconds()),
         model=SimpleNamespace(spec=spec, reader=None),
     )  # fmt: skip
