@@ -123,8 +123,22 @@ def build(
     """
     total = processes * (nodes.count if nodes else 1)
     trainer = trainer_flags(run_file, overrides, engine, total, device, resume, module)
+    return launched(trainer, engine, processes, machine, device, port, nodes)
+
+
+def launched(
+    arguments: list[str],
+    engine: str,
+    processes: int,
+    machine: Machine,
+    device: str,
+    port: int,
+    nodes: Nodes | None = None,
+) -> Command:
+    """Builds the command whose ranks run `arguments`; see build."""
+    total = processes * (nodes.count if nodes else 1)
     if engine in ONE_PROCESS:
-        return Command([sys.executable, *trainer])
+        return Command([sys.executable, *arguments])
     yaml = config_folder("accelerate_configs") / f"{engine}.yaml"
     flags = ["--num_processes", str(total)]
     environ = dict(TORCHRUN)
@@ -140,7 +154,7 @@ def build(
     flags += NO_DYNAMO if engine == "ddp" else ()
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(yaml), *flags]
     environ |= device_environ(engine, device, max(1, machine.cores // processes))
-    return Command([*launcher, *trainer], environ)
+    return Command([*launcher, *arguments], environ)
 
 
 def trainer_flags(

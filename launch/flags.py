@@ -2,6 +2,7 @@
 
 import argparse
 
+MODULES = ("trainer.evaluate", "trainer.search")  # commands that embed on several ranks
 LAUNCHERS = ("torchrun", "accelerate")
 
 
@@ -26,7 +27,9 @@ def _add_run(commands) -> None:
         description="Checks run file, model, data and output folder, then prints and runs the exact command.",
         epilog="example: python -m launch run --config run.yaml --engine zero2 --processes 2 optim.lr=1e-4",
     )
-    _add_run_file(run)
+    _add_run_file(run, required=False)
+    text = "start this command on the ranks in place of a run, its own flags behind -- (-- --model M --data SET)"
+    run.add_argument("--module", choices=MODULES, metavar="M", help=text)
     text = "auto, cpu, mps, single_gpu, ddp, zero1, zero2, zero3, zero2_offload or zero3_offload "
     text += "(auto: one process, or ddp over all GPUs)"
     run.add_argument("--engine", default="auto", metavar="E", help=text)

@@ -5,8 +5,10 @@ import os
 import sys
 from pathlib import Path
 
+from data_prep.common.errors import BadInput
+from data_prep.common.files import check
 from launch.before_start import few_rows, finished_note, rows_per_rank
-from launch.command import build, choose, device_of
+from launch.command import Command, build, choose, device_of, launched
 from launch.machine import capability, free_port, this_machine
 from launch.nodes import find_nodes
 from launch.supervise import PAUSE, supervise
@@ -22,6 +24,10 @@ from trainer.preflight.inputs import Inputs
 
 def run(args: argparse.Namespace) -> int:
     check_packages()
+    if args.module:
+        return run_module(args)
+    if not args.config:
+        raise BadInput("name what is run: --config RUN.yaml, or --module M with its flags behind --")
     config = load_run_file(args.config, args.overrides)
     machine = this_machine()
     engine, processes = choose(args.engine, args.processes, machine, config.train.device, args.nnodes)
@@ -52,5 +58,38 @@ def run(args: argparse.Namespace) -> int:
     if args.max_restarts or engine not in ONE_PROCESS:  # a launcher's traceback would bury what a rank says
         pause = PAUSE if nodes else 0.0
         return supervise(command, lambda: command_to(True), Path(config.output_dir), args.max_restarts, pause)
-    # The run replaces this process: signals reach it, and its exit code is ours.
+    _become(command)
+
+
+def run_module(args: argparse.Namespace) -> int:
+    """Starts a command that embeds, with its own flags, on the ranks of this machine or of several."""
+    given = {"--config": args.config, "--resume": args.resume, "--max-restarts": args.max_restarts}
+    problems = [f"{flag}: is about a run, and --module {args.module} is none" for flag, value in given.items() if value]
+    if args.engine in ZERO:
+        problems.append(f"--engine {args.engine}: each rank of {args.module} holds the whole model; use ddp")
+    check(problems)
+    machine, asked = this_machine(), _device(args.overrides)
+    engine, processes = choose(args.engine, args.processes, machine, asked, args.nnodes)
+    check_shell(engine in ONE_PROCESS, args.nnodes > 1)
+    nodes = find_nodes(args.nnodes, args.node_rank, args.master)
+    device = device_of(engine, machine, asked)
+    arguments = ["-m", args.module, *args.overrides]
+    command = launched(arguments, engine, processes, machine, device, free_port(), nodes)
+    print(f"{processes} process(es) on {device}:\n{command}", file=sys.stderr, flush=True)
+    if not args.dry_run:
+        _become(command)
+    return 0
+
+
+def _device(flags: list[str]) -> str:
+    """Returns the value of --device among a command's flags, or auto."""
+    for flag, value in zip(flags, [*flags[1:], ""]):
+        name, _, own = flag.partition("=")
+        if name == "--device":
+            return own or value
+    return "auto"
+
+
+def _become(command: Command) -> None:
+    """Replaces this process by the command: signals reach it, and its exit code is ours."""
     os.execvpe(command.argv[0], command.argv, os.environ | command.environ)

@@ -2,6 +2,7 @@
 
 A set is a retrieval set, a shard folder with an eval split, or a file of scored pairs. In place of sets: --collection
 of a store with --pairs that name its chunks.
+Alone, or on the ranks of torchrun and the like: each embeds and searches its share, rank 0 reports.
 """
 
 import argparse
@@ -9,13 +10,17 @@ import sys
 from pathlib import Path
 
 from data_prep.common.console import say
-from data_prep.common.errors import BadInput, collect, guarded, nearest
+from data_prep.common.errors import BadInput, collect, nearest
 from data_prep.common.files import check, check_output_file, write_json
 from data_prep.common.paths import with_homes
 from data_prep.reading.retrieval_sets import RetrievalSet, load_collection, load_evaluation
 from data_prep.reading.scored_pairs import ScoredPairs
 from data_prep.stores.flags import add_store, store_flags, store_of, where_of
 from trainer.config.sections import ModelConfig
+from trainer.distributed.device import precision_name
+from trainer.engine.join import joined
+from trainer.engine.leaving import guarded_ranks
+from trainer.engine.start import Runtime
 from trainer.evaluation.compare import Scores
 from trainer.evaluation.metric_names import KNOWN, KNOWN_OF_PAIRS, check_names, unmeasured
 from trainer.evaluation.quantised import QUANTISED, RESCORED
@@ -25,6 +30,7 @@ from trainer.evaluation.variants import Variant, evaluate_variants
 from trainer.inference.flags import add_as_stated, add_model, models_of
 from trainer.inference.reading import describe, facts_of
 from trainer.inference.text_encoder import TextEncoder
+from trainer.model_folder.spec import ModelSpec
 
 FEW_QUERIES = 50
 
@@ -76,9 +82,11 @@ def _say_notes(args: argparse.Namespace, sets: Sets) -> None:
                 say(f"--quantised: is about search, so the scored pairs of {part.name} keep their float vectors")
 
 
-def _measure(config: ModelConfig, sets: Sets, args: argparse.Namespace) -> list[dict[Variant, Scores]]:
-    """Returns the scores of every part of the sets, with one loaded model."""
-    encoder = TextEncoder(config, args.device)
+def _measure(
+    config: ModelConfig, sets: Sets, args: argparse.Namespace, runtime: Runtime
+) -> list[dict[Variant, Scores]]:
+    """Returns the scores of every part of the sets, with one loaded model; on rank 0. Collective."""
+    encoder = TextEncoder(config, args.device, runtime=runtime)
     options = args.metrics, args.dims, args.quantised
     return [evaluate_variants(encoder, part, *options) for data in sets.values() for part in data.parts]
 
@@ -94,12 +102,27 @@ def _json(results: list[SetResult], sets: Sets) -> dict:
 
 def run(args: argparse.Namespace) -> int:
     check_names(args.metrics, "--metrics")
-    sets = _sets(args)
-    _check(args, sets)
-    _say_notes(args, sets)
+    sets = None if args.collection else _sets(args)
     configs = models_of(args.model, args.baseline, args)
     specs = [TextEncoder(config).spec for config in configs]  # reads the folders, so that problems show before any work
-    measured = [_measure(config, sets, args) for config in configs]
+    with joined(args.device, args.precision) as runtime:
+        sets = sets or runtime.world.on_first(lambda: _sets(args))  # one process at a time may open some stores
+        runtime.world.on_first(lambda: _begin(args, sets))
+        measured = [_measure(config, sets, args, runtime) for config in configs]
+        if runtime.is_main:
+            _report(args, sets, specs, measured, precision_name(runtime.dtype))
+    return 0
+
+
+def _begin(args: argparse.Namespace, sets: Sets) -> None:
+    _check(args, sets)
+    _say_notes(args, sets)
+
+
+def _report(
+    args: argparse.Namespace, sets: Sets, specs: list[ModelSpec], measured: list[list[dict]], precision: str
+) -> None:
+    """Prints and writes the metrics. measured: of the model and, if there is one, of the baseline; see _measure."""
     parts = [part for data in sets.values() for part in data.parts]
     results = [SetResult(part, *of_models) for part, *of_models in zip(parts, *measured)]
     for result in results:
@@ -107,14 +130,14 @@ def run(args: argparse.Namespace) -> int:
             of = f"only {result.count} {result.unit}" + (f" in {result.data.name}" if len(results) > 1 else "")
             say(f"{of}: differences of this size say little (below {FEW_QUERIES})")
     head = describe({"tuned": specs[0], "base": specs[1]} if args.baseline else {args.model: specs[0]})
+    head += [f"embedded in {precision}"] if precision != "fp32" else []
     if args.quantised:
         head.append(f"rescored: the first {RESCORED} documents, by the query's own floats and the quantised document")
     show(results, head)
     if args.json:
-        read = {"read": facts_of(specs[0])}
+        read = {"read": facts_of(specs[0]), "precision": precision}
         read |= {"baseline": args.baseline, "baseline_read": facts_of(specs[1])} if args.baseline else {}
         write_json(Path(args.json), {"model": args.model} | _json(results, sets) | read)
-    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -145,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
     add_store(parser, required=False)
     add_as_stated(parser, "--baseline")
     add_model(parser)
-    return guarded(lambda: run(with_homes(parser.parse_args(argv))))
+    return guarded_ranks(lambda: run(with_homes(parser.parse_args(argv))))
 
 
 if __name__ == "__main__":

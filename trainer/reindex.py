@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
         say(line)
     config, where = store_of(args), where_of(args)
     (model,) = models_of(args.model, None, args)
-    encoder = TextEncoder(model, args.device, args.dim)
+    encoder = TextEncoder(model, args.device, args.dim, args.precision)
     options = {"batch": args.batch, "alias": args.alias, "recall": args.recall, "watch": args.watch}
     options |= {"into_vector": args.into_vector}
     reindex(config, args.target, encoder, where=where, **options)

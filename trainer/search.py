@@ -5,13 +5,16 @@ import sys
 from dataclasses import asdict
 
 from data_prep.common.console import one_line, say
-from data_prep.common.errors import BadInput, guarded
+from data_prep.common.errors import BadInput
 from data_prep.common.files import check
 from data_prep.common.paths import with_homes
-from data_prep.reading.retrieval_sets import load_set
+from data_prep.reading.retrieval_sets import RetrievalSet, load_set
 from data_prep.stores.base import Collection
 from data_prep.stores.flags import add_store, store_flags, store_of, where_of
 from data_prep.stores.open import open_collection
+from trainer.distributed.launcher_claims import world_size
+from trainer.engine.join import joined
+from trainer.engine.leaving import guarded_ranks
 from trainer.inference.flags import add_as_stated, add_model, models_of
 from trainer.inference.reading import describe
 from trainer.inference.searching import Hit, in_memory, over_collection
@@ -45,13 +48,25 @@ def run(args: argparse.Namespace) -> None:
         raise BadInput("name what is searched: --collection NAME of a store, or --data SET; one of them")
     if args.data is not None:
         check(store_flags(args))
+    elif world_size() > 1:
+        raise BadInput(f"--collection with {world_size()} ranks: a store is searched by one process; start one")
+    data = None if args.data is None else load_set(args.data)
     models = dict(zip(("tuned", "base") if args.compare else ("",), models_of(args.model, args.compare, args)))
-    encoders = {side: TextEncoder(model, args.device) for side, model in reversed(models.items())}
+    encoders = {side: TextEncoder(model) for side, model in reversed(models.items())}
+    with joined(args.device, args.precision) as runtime:
+        for encoder in encoders.values():
+            encoder.runtime = runtime
+        _search(args, encoders, data, runtime.is_main)
+
+
+def _search(
+    args: argparse.Namespace, encoders: dict[str, TextEncoder], data: RetrievalSet | None, reports: bool
+) -> None:
+    """Collective. reports: this rank prints the results."""
     head = describe({side: encoder.spec for side, encoder in encoders.items()}) if args.compare else []
     hits = {}
-    if args.data is not None:
-        data = load_set(args.data)
-        for note in data.flaws:
+    if data is not None:
+        for note in data.flaws if reports else ():
             say(note)
         for side, encoder in encoders.items():
             hits[side] = in_memory(encoder, data.doc_ids, data.doc_texts)(args.query, args.top)
@@ -61,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
             for side, encoder in encoders.items():
                 hits[side] = over_collection(encoder, collection, where)(args.query, args.top)
                 head += _read_otherwise(encoder, collection) if args.compare else []
-    for i, query in enumerate(args.query):
+    for i, query in enumerate(args.query) if reports else ():
         show(query, {f"{side} {encoders[side].config.path}".strip(): hits[side][i] for side in encoders}, head)
 
 
@@ -92,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     add_store(parser, required=False)
     add_as_stated(parser, "--compare")
     add_model(parser)
-    return guarded(lambda: run(with_homes(parser.parse_args(argv), texts=("query",))))
+    return guarded_ranks(lambda: run(with_homes(parser.parse_args(argv), texts=("query",))))
 
 
 if __name__ == "__main__":

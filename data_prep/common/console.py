@@ -82,7 +82,8 @@ def live_bar(*columns: Any, transient: bool = True) -> Any:
 
 
 class Meter:
-    """Progress of work that ends in any order: a bar on a terminal, elsewhere a plain line about every five seconds."""
+    """Progress of work that ends in any order: a bar on a terminal, elsewhere a plain line about every five seconds.
+    Shows nothing inside of track(), as two bars would overwrite each other."""
 
     def __init__(self, label: str, total: int):
         self.label, self.total = label, total
@@ -90,7 +91,7 @@ class Meter:
 
     def __enter__(self) -> "Meter":
         self._began = self._last = time.monotonic()
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not _showing:
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
             label, note = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
@@ -103,15 +104,21 @@ class Meter:
         if self._bar:
             self._bar.stop()
 
-    def show(self, done: int, worked: int, note: str) -> None:
-        """Shows `done` of `total` and the time left. worked: items done in this run; it sets the speed."""
+    @property
+    def seconds(self) -> float:
+        """Seconds since the work began."""
+        return time.monotonic() - self._began
+
+    def show(self, done: int, worked: float, note: str, left: float | None = None) -> None:
+        """Shows `done` of `total` and the time left. worked: work done in this run, which sets the speed. left: work
+        that is left, in the unit of `worked`; default: the items that are."""
         now = time.monotonic()
         if worked:
-            left = (now - self._began) / worked * (self.total - done)
-            note += f", {duration(left)} left"
+            left = self.total - done if left is None else left
+            note += f", {duration((now - self._began) / worked * left)} left"
         if self._bar:
             self._bar.update(self._task, completed=done, note=note)
-        elif now - self._last >= EVERY_SECONDS:
+        elif now - self._last >= EVERY_SECONDS and not _showing:
             self._last = now
             say(f"{self.label}: {done:,} of {self.total:,}, {note}")
 

@@ -348,11 +348,12 @@ def test_an_error_of_one_rank_is_told_by_that_rank(tmp_path, tiny_bert, shards):
     assert "rank 1: error: model.path: not on this node" in done.both
 
 
-def test_evaluate_compares_two_models(whole, shards, tiny_bert, tmp_path):
+def test_evaluate_compares_two_models_on_two_ranks(whole, shards, tiny_bert, tmp_path):
     result = tmp_path / "result.json"
     model = ["--model", str(whole[1] / "final"), "--baseline", str(tiny_bert)]
-    done = run("-m", "trainer.evaluate", *model, "--data", str(shards), "--json", str(result))
+    done = forked.run_ranks(2, "-m", "trainer.evaluate", *model, "--data", str(shards), "--json", str(result))
     assert done.returncode == 0, done.both
+    assert done.stdout.count("nDCG@10") == 1, "rank 0 alone reports"
     values = json.loads(result.read_text())
     row = values["comparison"]["nDCG@10"]
     assert row["interval_95"][0] <= row["difference"] <= row["interval_95"][1]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from itertools import combinations, product
 from pathlib import Path
 
+from data_prep.reading.retrieval_sets import RetrievalSet
 from tests import tiny
 
 STEPS = 20  # of clipped AdamW
@@ -130,6 +131,15 @@ def table_cell(name: str, chunks: str, adamw: bool = False, planted: bool = Fals
 
 def adapter_cell(name: str, chunks: str, adamw: bool = True) -> dict:
     return table_cell(name, chunks, adamw, planted=True) | {"kind": "adapter"}
+
+
+def retrieval_set() -> RetrievalSet:
+    """45 documents, five of them equal to others, and 12 queries, two of which have the id of a document."""
+    texts = [text for row in records(False, 40) for text in (row["positives"][0], row["query"])]
+    documents, queries = texts[:40] + texts[:5], texts[40:52]
+    doc_ids, query_ids = [f"d{i * 7 % 45:02}" for i in range(45)], ["d00", "d07", *(f"q{i}" for i in range(10))]
+    qrels = {query: {doc_ids[i]: 1} for i, query in enumerate(query_ids)}
+    return RetrievalSet("s", doc_ids, documents, query_ids, queries, qrels, ignore_identical_ids=True)
 
 
 def records(scored: bool, count: int = ROWS) -> list[dict]:

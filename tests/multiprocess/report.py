@@ -112,7 +112,23 @@ def _rules(result: dict, reference: dict) -> list[str]:
     return wrong
 
 
+def _retrieval(result: dict, reference: dict) -> list[str]:
+    wrong = []
+    for query, hits in result["found"].items():
+        if sorted(hits, key=lambda hit: (hit[1], hit[0]), reverse=True) != hits or len(hits) != 15:
+            wrong.append(f"{query}: {len(hits)} documents, not 15 by score and then id")
+        if any(document == query for document, _ in hits):
+            wrong.append(f"{query}: finds the document of its own id")
+    scores = [[score for _, score in hits] for hits in result["found"].values()]
+    if all(len(set(row)) == len(row) for row in scores):
+        wrong.append("no two documents have the same score, so ties are not tested")
+    if min(result["documents"]) == 0:
+        wrong.append(f"a rank embedded nothing: {result['documents']}")
+    return wrong
+
+
 CHECKS = {
+    "retrieval": _retrieval,
     "table": _table,
     "adapter": _table,
     "offloaded": _table,
@@ -171,6 +187,7 @@ def others(results: list[dict]) -> list[str]:
     return [
         f"Very uneven loads (one rank has the long texts, or all texts, others few or none): {len(loads)} gradients, "
         f"the largest error {max(loads):.1e}; nothing hung. On {where['loads']}.",
+        f"Documents embedded and searched by all ranks: the same results in the same order. On {where['retrieval']}.",
         "Dropout on: gradients of chunks that are embedded twice are bit for bit those of kept ones. "
         f"On {where['dropout']}.",
         "Planted duplicates (by text, document, query): where only they would be negatives, loss and gradient are "

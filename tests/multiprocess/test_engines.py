@@ -22,6 +22,7 @@ EXTRA = {  # further kinds of cells, see worker.Group
     "duplicates": (("cpu", 1), ("ddp", 2), ("zero2", 2)),
     "rules": (("ddp", 3), ("zero2", 2), ("zero3", 3)),
     "sources": (("cpu", 1), ("zero1", 2), ("ddp", 3)),
+    "retrieval": (("cpu", 1), ("ddp", 2), ("ddp", 3), ("zero1", 2), ("zero2", 2), ("zero3", 2)),
     "loads": [(engine, world) for engine, world in CELLS if world > 1],
 }
 for kind, groups in EXTRA.items():
@@ -81,3 +82,15 @@ def test_several_sources_make_the_same_batches_and_losses_with_one_two_and_three
         assert other["losses"] == pytest.approx(one["losses"], abs=LOSS)
         assert other["temperature"] == pytest.approx(one["temperature"], rel=TEMPERATURE)
     assert {source for source, _ in one["batches"]} == {"pairs", "graded"}
+
+
+def test_every_group_finds_the_same_documents_in_the_same_order(found):
+    if not all(group in found for group in EXTRA["retrieval"]):
+        pytest.skip("not every group ran")
+    one, *others = (r["found"] for g in EXTRA["retrieval"] for r in found[g] if r["cell"]["kind"] == "retrieval")
+    for other in others:
+        assert {query: [document for document, _ in hits] for query, hits in other.items()} == {
+            query: [document for document, _ in hits] for query, hits in one.items()
+        }
+        for query, hits in one.items():
+            assert [score for _, score in other[query]] == pytest.approx([score for _, score in hits], abs=1e-6)

@@ -14,7 +14,7 @@ from unittest.mock import patch
 import torch
 
 from data_prep.records import Record
-from tests.multiprocess import modes
+from tests.multiprocess import cells, modes
 from tests.multiprocess import planned as planned_runs
 from tests.multiprocess.cells import SGD_LR, STEPS, TAU
 from tests.multiprocess.dense import relative_error
@@ -24,8 +24,10 @@ from trainer.distributed.collectives import World
 from trainer.distributed.stop import StopRequest
 from trainer.engine import torch_engine
 from trainer.engine.start import process_group, start
+from trainer.inference.encode import encode, encode_share
 from trainer.loss.objective import Objective
 from trainer.preflight.inputs import Inputs
+from trainer.ranking.retrieval import rank_set
 from trainer.train import fit as real_fit
 from trainer.train import setup as real_setup
 from trainer.train import step as real_step
@@ -36,15 +38,15 @@ TIGHT = 150  # tokens: the longest text has 26
 SMALL_BUCKET = 2**15  # bytes: several buckets even for the tiny model
 
 
-def main(setting: str, engine: str, world: int, cells: list[dict], out: str) -> None:
+def main(setting: str, engine: str, world: int, asked: list[dict], out: str) -> None:
     """Writes one JSON line per cell to `out` (rank 0). setting: the folder of setting.write_setting."""
-    first = load_config(f"{setting}/{cells[0]['run']}.json")
+    first = load_config(f"{setting}/{asked[0]['run']}.json")
     runtime = start(first, "run.json", engine, world)
     reference = Path(setting) / "dense.pt"
     dense = torch.load(reference, weights_only=False) if reference.exists() else {}
     with process_group(runtime, first.train.timeout_minutes):
         group = Group(Path(setting), Path(out).with_suffix(""), runtime, dense)
-        for cell in cells:
+        for cell in asked:
             faulthandler.dump_traceback_later(cell.get("limit", LIMIT), exit=True)
             began = time.perf_counter()
             found = getattr(group, cell["kind"])(cell)
@@ -269,6 +271,23 @@ class Group:
                     job.engine.apply(0.0)  # done with it: the weights stay
                     found.append([f"{run}, {name}", self.error(gradient, self.dense["loads"][run])])
         return {"loads": found}
+
+    def retrieval(self, cell: dict) -> dict:
+        """The documents that each query of a set finds, with scores, by the model in its engine (rank 0)."""
+        data, found = cells.retrieval_set(), {}
+        with (
+            self.job("infonce", "4 chunks") as job,
+            patch("trainer.inference.encode.CHUNK_TOKENS", {"cpu": TIGHT}),
+            patch("trainer.ranking.search.QUERIES", 5),
+        ):
+            engine, reader, model = job.engine, job.model.reader, job.engine.embedder
+            queries = encode(engine, reader, data.query_texts, "", 32)
+            documents = encode_share(engine, reader, data.doc_texts, "", 32)
+            assert model.training, "the next step trains"
+            for run in rank_set(self.world, queries, documents.vectors, documents.rows, data, engine.device, 15):
+                found |= {query: list(hits.items()) for query, hits in run.items()}
+            counts = self.world.gather_ints([len(documents.rows)])[:, 0].tolist()
+        return {"found": found, "documents": counts}
 
     def dropout(self, cell: dict) -> dict:
         """Compares the gradients of kept and of re-embedded chunks, bit by bit, and those of another seed."""

@@ -19,7 +19,7 @@ from tests.multiprocess.report import others, problems, summary, table
 from tests.multiprocess.setting import write_setting
 
 LIMIT = 3600  # seconds a process group may take
-ALSO = ("loads", "dropout", "duplicates", "rules", "sources")
+ALSO = ("loads", "dropout", "duplicates", "rules", "sources", "retrieval")
 
 TEXT = """# Exactness
 

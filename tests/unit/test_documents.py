@@ -137,7 +137,7 @@ def flags_of(monkeypatch):
 
 def check(command: Command, args: argparse.Namespace) -> None:
     """The overrides are keys of the run file, and the flags of a run make one."""
-    overrides = list(getattr(args, "overrides", None) or ())
+    overrides = [] if getattr(args, "module", None) else list(getattr(args, "overrides", None) or ())
     if command.module == "trainer" and args.config is None:
         from_flags(args)
     elif overrides:

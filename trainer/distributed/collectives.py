@@ -19,8 +19,9 @@ OUT_OF_REACH = "The ranks' reports are out of reach: the machine of rank 0 is go
 class World:
     """A process group seen from one rank. Counts its collectives, to compare them with the plan."""
 
-    def __init__(self, rank: int = 0, size: int = 1):
-        self.rank, self.size = rank, size
+    def __init__(self, rank: int = 0, size: int = 1, again: str = "--resume goes on from the last checkpoint"):
+        """again: how to go on after a rank was lost, for the message."""
+        self.rank, self.size, self.again = rank, size, again
         self.calls = 0  # collectives begun
         self.sent = 0  # bytes that this rank sends if every collective runs around a ring, the least possible
         self.doing = "joining"  # the current collective, for the message where it never ends
@@ -106,7 +107,7 @@ class World:
             try:
                 result = work()
             except Exception as caught:  # whatever it is, the other ranks must not wait for a result
-                error = _known(caught)
+                error = known(caught)
         result, error = self.from_first((result, error))
         if error is not None:
             error.on_every_rank = True
@@ -147,8 +148,7 @@ class World:
         reason = str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0]
         return Failed(
             f"rank {self.rank} lost the others in its collective {self.calls} ({self.doing}): {reason}. "
-            f"{self._whereabouts()} Look at the output of the rank that is behind; --resume goes on from the last "
-            "checkpoint"
+            f"{self._whereabouts()} Look at the output of the rank that is behind; {self.again}"
         )
 
     def _whereabouts(self) -> str:
@@ -183,7 +183,7 @@ class World:
         return "cuda" if dist.get_backend() == "nccl" else "cpu"
 
 
-def _known(error: Exception) -> KnownError:
+def known(error: Exception) -> KnownError:
     """Returns the error as one that can travel between ranks and be reported once."""
     if isinstance(error, KnownError):
         return error

@@ -68,6 +68,19 @@ def pick_device(asked: str, engine: str | None = None, several: bool = False) ->
     return device
 
 
+def precision_name(dtype: torch.dtype | None) -> str:
+    """Returns fp32, bf16 or fp16. dtype: of the matrix products, None: fp32."""
+    return next(name for name, one in DTYPES.items() if one == dtype)
+
+
+def chosen_precision(asked: str, device: str) -> str:
+    """Returns the precision of a command that embeds and does not train. asked: `auto` is bf16 on a GPU that has units
+    for it, else fp32. device: cpu, mps or cuda."""
+    if asked != "auto":
+        return asked
+    return "bf16" if device == "cuda" and not precision_notes("bf16", device) else "fp32"
+
+
 def precision_notes(precision: str, device: str) -> list[str]:
     """Returns a line if fp32 is faster than train.precision on this device: cpu, mps or cuda."""
     known = device == "cuda" and torch.version.hip is None  # AMD counts otherwise

@@ -38,6 +38,11 @@ def world_size() -> int:
     return _number("WORLD_SIZE", 1)
 
 
+def local_rank() -> int:
+    """Returns the rank among the processes of this machine, 0 without a launcher."""
+    return _number("LOCAL_RANK", 0)
+
+
 def local_world_size() -> int:
     """Returns the number of processes that the launcher started on this machine, 1 without a launcher."""
     return _number("LOCAL_WORLD_SIZE", 1)

@@ -134,8 +134,9 @@ class Watch:
 
     def _leave(self, text: str) -> None:
         world = self.world
-        text = f"{text}. This rank was in its collective {world.calls} ({world.doing}); --resume goes on from the last "
-        text = f"rank {world.rank}: {text}checkpoint"
+        text = (
+            f"rank {world.rank}: {text}. This rank was in its collective {world.calls} ({world.doing}); {world.again}"
+        )
         with suppress(RuntimeError):
             self._send("left because of another rank")
         print(text, file=sys.stderr, flush=True)

@@ -81,7 +81,7 @@ def start(config: RunConfig, run_file: str, engine: str | None = None, processes
         check_world(1, LONE[kind], planned, run_file)
         device = torch.device(kind, 0) if kind == "cuda" else torch.device(kind)
         return Runtime(None, World(), device, LONE[kind], DTYPES[config.train.precision])
-    _share_cores()
+    share_cores()
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
@@ -97,7 +97,7 @@ def start(config: RunConfig, run_file: str, engine: str | None = None, processes
     backend = "nccl" if kind == "cuda" else "gloo"
     timeout = timedelta(minutes=config.train.timeout_minutes)  # a cut link is noticed by this alone
     handlers = [InitProcessGroupKwargs(backend=backend, timeout=timeout)] if "WORLD_SIZE" in os.environ else []
-    with _says_what_it_waits_for(config.train.timeout_minutes):
+    with says_what_it_waits_for(config.train.timeout_minutes):
         accelerator = Accelerator(
             cpu=kind == "cpu" and not ds_json,
             mixed_precision="no",  # the model autocasts by itself, the same on every engine
@@ -184,7 +184,7 @@ def _check_environment(config: RunConfig) -> None:
 
 
 @contextmanager
-def _says_what_it_waits_for(minutes: float):
+def says_what_it_waits_for(minutes: float):
     """Names the ranks' meeting point where joining takes long: variables that were left over lead to nobody."""
     names = [name for name in OF_A_RANK if name in os.environ]
     text = (
@@ -201,7 +201,7 @@ def _says_what_it_waits_for(minutes: float):
         timer.cancel()
 
 
-def _share_cores() -> None:
+def share_cores() -> None:
     """Ranks of one machine share its cores. torchrun sets OMP_NUM_THREADS=1 for each where it is not set."""
     ranks = local_world_size()
     if ranks > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":

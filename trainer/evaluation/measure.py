@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from data_prep.reading.retrieval_sets import RetrievalSet
 from data_prep.reading.scored_pairs import ScoredPairs
@@ -12,38 +14,61 @@ from trainer.evaluation.compare import PerQuery, Scores
 from trainer.evaluation.metric_names import measured_on
 from trainer.evaluation.pair_metrics import PairScores
 from trainer.evaluation.ranking_metrics import score_run
-from trainer.inference.encode import encode
-from trainer.inference.metrics import rank_documents
+from trainer.inference.encode import Encoded, encode, encode_share, gather
+from trainer.inference.metrics import DEPTH, rank_documents
 from trainer.inference.text_encoder import TextEncoder
+from trainer.ranking.retrieval import rank_set
 
 
 def evaluate_engine(
     engine: Engine, tokenizer, spec, data: RetrievalSet | ScoredPairs, metrics: Sequence[str] = ()
 ) -> Scores | None:
-    """Scores of the model an engine holds; on rank 0, None elsewhere. Collective: all ranks embed.
+    """Scores of the model an engine holds; on rank 0, None elsewhere. Collective: ranks embed and search their shares
+    of the documents.
 
+    Memory of a rank: its share, all queries, and what ranking/search.py states; of scored pairs all embeddings.
     metrics: those of them that the set measures; none of them: the defaults of its kind.
     """
     rules = spec.rules
-    queries = encode(engine, tokenizer, data.query_texts, rules.query_prompt, rules.query_max_len)
-    documents = encode(engine, tokenizer, data.doc_texts, rules.passage_prompt, rules.passage_max_len)
-    if engine.world.rank:
-        return None
-    return score(data, queries.numpy(), documents.numpy(), metrics)
+    of_queries, of_passages = (rules.query_prompt, rules.query_max_len), (rules.passage_prompt, rules.passage_max_len)
+    queries = encode(engine, tokenizer, data.query_texts, *of_queries, "embedding queries")
+    documents = encode_share(engine, tokenizer, data.doc_texts, *of_passages, "embedding documents")
+    return _score_share(engine, data, queries, documents, metrics)
 
 
 def evaluate_folder(
     config: ModelConfig, data: RetrievalSet, device: str = "auto", metrics: Sequence[str] = ()
 ) -> PerQuery:
     """Returns per-query metrics of a model folder or hub id, in one process."""
-    encoder = TextEncoder(config, device)
-    return evaluate_engine(*encoder.loaded, encoder.spec, data, metrics)
+    return evaluate_encoder(TextEncoder(config, device), data, metrics)
+
+
+def evaluate_encoder(
+    encoder: TextEncoder, data: RetrievalSet | ScoredPairs, metrics: Sequence[str] = ()
+) -> Scores | None:
+    """Same as evaluate_engine, of a model folder. Raises Failed for embeddings that are no numbers."""
+    queries, documents = torch.from_numpy(encoder.queries(data.query_texts)), encoder.passage_share(data.doc_texts)
+    return _score_share(encoder.loaded[0], data, queries, documents, metrics)
+
+
+def _score_share(
+    engine: Engine, data: RetrievalSet | ScoredPairs, queries: Tensor, documents: Encoded, metrics: Sequence[str]
+) -> Scores | None:
+    """queries: of all ranks. documents: of this rank. Collective."""
+    world = engine.world
+    if isinstance(data, ScoredPairs):
+        gathered = gather(engine, documents)
+        return None if world.rank else score(data, queries.numpy(), gathered.numpy(), metrics)
+    names, per_query = measured_on(data, metrics), {}
+    for run in rank_set(world, queries, documents.vectors, documents.rows, data, engine.device, DEPTH):
+        per_query |= score_run({query: data.qrels[query] for query in run}, run, names)
+    return None if world.rank else per_query
 
 
 def score(
     data: RetrievalSet | ScoredPairs, queries: np.ndarray, documents: np.ndarray, metrics: Sequence[str] = ()
 ) -> Scores:
-    """Returns the scores of a set's embeddings, (q, d) and (n, d) float32."""
+    """Returns the scores of a set's embeddings, (q, d) and (n, d) float32, in one process."""
     names = measured_on(data, metrics)
     if isinstance(data, RetrievalSet):
         return score_run(data.qrels, rank_documents(queries, documents, data), names)

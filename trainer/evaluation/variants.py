@@ -9,7 +9,7 @@ from data_prep.common.errors import BadInput
 from data_prep.reading.retrieval_sets import RetrievalSet
 from data_prep.reading.scored_pairs import ScoredPairs
 from trainer.evaluation.compare import Scores
-from trainer.evaluation.measure import evaluate_engine, score
+from trainer.evaluation.measure import evaluate_encoder, score
 from trainer.evaluation.metric_names import measured_on
 from trainer.evaluation.quantised import rank_quantised
 from trainer.evaluation.ranking_metrics import score_run
@@ -36,7 +36,8 @@ def evaluate_variants(
     sizes: Sequence[int],
     quantised: Sequence[str],
 ) -> dict[Variant, Scores]:
-    """Returns the scores of every form, the model's own vectors first. Raises BadInput for a size above the model's.
+    """Returns the scores of every form, the model's own vectors first; on rank 0. Collective.
+    Raises BadInput for a size above the model's.
 
     sizes: beside the model's own (Matryoshka, Kusupati et al. 2022, arXiv:2205.13147): the first numbers, normalised
     again where the model normalises. quantised: of quantised.QUANTISED, at every size; retrieval sets only.
@@ -48,8 +49,10 @@ def evaluate_variants(
     sizes = [own, *(size for size in dict.fromkeys(sizes) if size != own)]
     quantised = quantised if isinstance(data, RetrievalSet) else ()
     if len(sizes) == 1 and not quantised:
-        return {Variant(own): evaluate_engine(*encoder.loaded, encoder.spec, data, metrics)}
+        return {Variant(own): evaluate_encoder(encoder, data, metrics)}
     sides = encoder.queries(data.query_texts), encoder.passages(data.doc_texts)
+    if encoder.loaded[0].world.rank:
+        return {}
     scores: dict[Variant, Scores] = {}
     for size in sizes:
         queries, documents = (cut(side, size, encoder.spec.normalize) for side in sides)

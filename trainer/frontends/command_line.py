@@ -1,20 +1,14 @@
 """The trainer's command line, and how a failed run leaves. No torch."""
 
 import argparse
-import os
 import sys
-import time
-import traceback
 
-from data_prep.common.errors import KnownError, report
 from trainer.config.unknown_keys import about_flags
-from trainer.distributed import last_words
 from trainer.distributed.engines import ENGINES
-from trainer.distributed.launcher_claims import rank, world_size
+from trainer.distributed.launcher_claims import rank
 from trainer.distributed.stop import Stopped
+from trainer.engine.leaving import leave
 from trainer.frontends.flags import FLAGS, OWN, add_flags, stated_flags
-
-SPEAKS = 5.0  # seconds that rank 0 may need longer to say it for all: launchers end every rank once one is gone
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -63,22 +57,4 @@ def fail(error: BaseException, together: bool = False) -> int:
         if rank() == 0:
             print(error, file=sys.stderr, flush=True)
         return error.code
-    try:
-        text, code = report(error)
-    except Exception:
-        if world_size() == 1:
-            raise
-        text, code = traceback.format_exc(), 1
-    if isinstance(error, KeyboardInterrupt):
-        text += "; add --resume to go on from the last checkpoint"
-    if world_size() == 1:
-        print(text, file=sys.stderr)
-        return code
-    everywhere = together or (isinstance(error, KnownError) and error.on_every_rank)
-    if rank() == 0 or not everywhere:
-        print(text if rank() == 0 else f"rank {rank()}: {text}", file=sys.stderr, flush=True)
-        last_words.leave(f"rank {rank()}: {text if isinstance(error, KnownError) else text.strip().splitlines()[-1]}")
-    else:
-        time.sleep(SPEAKS)
-    # Leaving in order would wait for ranks that sit in a collective; the launcher ends them when this one is gone.
-    os._exit(code)
+    return leave(error, together, again="add --resume to go on from the last checkpoint")

@@ -15,7 +15,13 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--query-prompt", help="put before every query; default: the model folder's own")
     parser.add_argument("--passage-prompt", help="put before every document; default: the model folder's own")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "mps", "cuda"])
+    add_precision(parser)
     add_trust(parser)
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    text = "of matrix products (default: bf16 on a GPU that has units for it, else fp32)"
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"], help=text)
 
 
 def add_as_stated(parser: argparse.ArgumentParser, other: str) -> None:

@@ -5,12 +5,17 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
+import torch
 
 from data_prep.common.console import say
 from data_prep.common.errors import BadInput
 from data_prep.stores.base import Chunk, Collection
+from trainer.inference.encode import gather_lengths
 from trainer.inference.store_record import FINGERPRINT, MODEL, STATE, UNFINISHED
 from trainer.inference.text_encoder import TextEncoder
+from trainer.ranking.keys import NOTHING, numbers_of, scores_of
+from trainer.ranking.search import Share
+from trainer.ranking.search import search as best_documents
 
 PROBED = 8  # chunks embedded again to see whose vectors a collection holds
 SAME = 0.99  # cosine: the same model with another length or runtime stays above, other models far below
@@ -29,16 +34,22 @@ Searcher = Callable[[list[str], int], list[list[Hit]]]
 
 
 def in_memory(encoder: TextEncoder, ids: list[str], texts: list[str]) -> Searcher:
-    """Returns an exact search over texts, which are embedded now."""
-    documents = encoder.passages(texts)
+    """Returns an exact search over texts, which are embedded now, by all ranks; equal scores stay in their order.
+    Collective, and so are its searches."""
+    documents = encoder.passage_share(texts)
+    engine, _ = encoder.loaded
+    share, lengths = Share(documents.vectors, documents.rows), gather_lengths(engine, documents).numpy()
 
     def search(queries: list[str], k: int) -> list[list[Hit]]:
         vectors = encoder.queries(queries)
-        hits = []
-        for row, vector in zip(vectors @ documents.T, vectors):
-            best = np.argsort(-row, kind="stable")[:k]
-            hits.append([Hit(ids[i], texts[i], _cosine(vector, documents[i])) for i in best])
-        return hits
+        results = []
+        for first, keys in best_documents(engine.world, torch.from_numpy(vectors), share, k, engine.device):
+            for length, row in zip(np.linalg.norm(vectors[first:], axis=1), keys.cpu()):
+                row = row[row != NOTHING]
+                found = zip(numbers_of(row).tolist(), scores_of(row).tolist())
+                cosines = ((i, score / max(float(length * lengths[i]), 1e-12)) for i, score in found)
+                results.append([Hit(ids[i], texts[i], cosine) for i, cosine in cosines])
+        return results
 
     return search
 

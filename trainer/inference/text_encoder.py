@@ -1,13 +1,15 @@
-"""A model folder as an encoder of texts, in one process."""
+"""A model folder as an encoder of texts, in one process or over ranks."""
 
 import hashlib
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data_prep.common.console import say
-from data_prep.common.errors import BadInput
+from data_prep.common.errors import BadInput, Failed
 from data_prep.common.files import sha256_of
 from trainer.config.sections import ModelConfig
 from trainer.model_folder.dense import WEIGHTS
@@ -15,41 +17,56 @@ from trainer.model_folder.files import fetch
 from trainer.model_folder.spec import read_spec
 from trainer.model_folder.vocabulary import check_embedded
 
+if TYPE_CHECKING:
+    from trainer.engine.start import Runtime
+    from trainer.inference.encode import Encoded
+
 IDENTITY = ("config.json", "adapter_config.json", "tokenizer.json")  # beside the weights
 
 
 class TextEncoder:
     """Encodes queries and passages with a model folder or hub id, which is loaded with the first text. Raises BadInput
-    for a folder that cannot be used, at once; and for a dim above the model's, once it is loaded."""
+    for a folder that cannot be used, at once; and for a dim above the model's, once it is loaded.
+
+    precision: of matrix products, fp32, bf16 or fp16; `auto`: bf16 on a GPU that has units for it, else fp32. runtime:
+    the ranks that embed, each its share; methods are collective then. Default: one process, on `device`.
+    """
 
     dim: int | None  # Matryoshka (Kusupati et al. 2022, arXiv:2205.13147): the first numbers, normalised again
-    cut: int  # texts so far that were truncated
+    cut: int  # texts so far that were truncated, of those that this rank embedded
 
-    def __init__(self, config: ModelConfig, device: str = "auto", dim: int | None = None):
+    def __init__(
+        self,
+        config: ModelConfig,
+        device: str = "auto",
+        dim: int | None = None,
+        precision: str = "auto",
+        runtime: "Runtime | None" = None,
+    ):
         self.config, self.device, self.dim, self.cut = config, device, dim, 0
+        self.precision, self.runtime = precision, runtime
         self.folder = fetch(config.path, config.trust_remote_code)
         self.spec = read_spec(config, self.folder)
         check_embedded(self.spec, config.tokenizer)
 
     @cached_property
     def loaded(self) -> tuple:
-        """The engine of one process, and the tokenizer."""
-        import torch
-
+        """The engine and the tokenizer."""
         from trainer.config.sections import OptimConfig
-        from trainer.distributed.collectives import World
-        from trainer.distributed.device import choose_kernels, pick_device
-        from trainer.engine.torch_engine import TorchEngine
+        from trainer.engine.join import alone
         from trainer.model.build import load_embedder
+        from trainer.model.loading import Sources
 
-        device = torch.device(pick_device(self.device))
-        choose_kernels(device.type)
-        embedder, tokenizer, spec, _ = load_embedder(self.config, device=device)
-        for note in spec.notes:
+        runtime = self.runtime or alone(self.device, self.precision)
+        sources = Sources(reads=runtime.is_main) if runtime.world.size > 1 else None
+        embedder, tokenizer, spec, _ = load_embedder(
+            self.config, device=runtime.device, dtype=runtime.dtype, sources=sources
+        )
+        for note in spec.notes if runtime.is_main else ():
             say(f"{self.config.path}: {note}")
         if self.dim is not None and not 1 <= self.dim <= embedder.size:
             raise BadInput(f"--dim {self.dim}: {self.config.path} makes embeddings of {embedder.size} numbers")
-        return TorchEngine(embedder, OptimConfig(), World(), device, None), tokenizer
+        return runtime.build(embedder, OptimConfig()), tokenizer
 
     @property
     def size(self) -> int:
@@ -69,25 +86,40 @@ class TextEncoder:
         return hashlib.sha256("\n".join(facts).encode()).hexdigest()
 
     def queries(self, texts: list[str]) -> np.ndarray:
-        """Returns (texts, d) float32."""
-        return self._encode(texts, self.spec.rules.query_prompt, self.spec.rules.query_max_len)
+        """Returns (texts, d) float32, on every rank."""
+        return self._gathered(self.query_share(texts))
 
     def passages(self, texts: list[str], prompt: str | None = None) -> np.ndarray:
-        """Returns (texts, d) float32. prompt: in place of the model's own."""
-        rules = self.spec.rules
-        return self._encode(texts, rules.passage_prompt if prompt is None else prompt, rules.passage_max_len)
+        """Returns (texts, d) float32, on every rank. prompt: in place of the model's own."""
+        return self._gathered(self.passage_share(texts, prompt))
 
-    def _encode(self, texts: list[str], prompt: str, max_len: int) -> np.ndarray:
+    def query_share(self, texts: list[str]) -> "Encoded":
+        """Returns the embeddings of this rank's share of the texts."""
+        rules = self.spec.rules
+        return self._share(texts, rules.query_prompt, rules.query_max_len, "embedding queries")
+
+    def passage_share(self, texts: list[str], prompt: str | None = None) -> "Encoded":
+        """Returns the embeddings of this rank's share of the texts. prompt: in place of the model's own."""
+        rules = self.spec.rules
+        prompt = rules.passage_prompt if prompt is None else prompt
+        return self._share(texts, prompt, rules.passage_max_len, "embedding documents")
+
+    def _share(self, texts: list[str], prompt: str, max_len: int, label: str) -> "Encoded":
         from torch.nn.functional import normalize
 
-        from trainer.inference.encode import embed, unpooled
-        from trainer.model.tokenizer import tokenize
+        from trainer.inference.encode import encode_share
 
-        engine, tokenizer = self.loaded
-        tokens, truncated = tokenize(texts, prompt, max_len, tokenizer)
-        self.cut += truncated
-        vectors = embed(engine, tokens, len(texts), unpooled(engine, tokenizer, prompt))
-        if self.dim is not None:
-            vectors = vectors[:, : self.dim]
-            vectors = normalize(vectors, dim=1) if self.spec.normalize else vectors
-        return vectors.numpy()
+        encoded = encode_share(*self.loaded, texts, prompt, max_len, label)
+        self.cut += int(encoded.truncated.sum())
+        if bad := int((~encoded.vectors.isfinite().all(dim=1)).sum()):
+            mend = "; use --precision fp32" if self.loaded[0].dtype else ""
+            raise Failed(f"{self.config.path}: gives no number for {bad:,} of {len(encoded.rows):,} texts{mend}")
+        if self.dim is None:
+            return encoded
+        vectors = encoded.vectors[:, : self.dim]
+        return replace(encoded, vectors=normalize(vectors, dim=1) if self.spec.normalize else vectors)
+
+    def _gathered(self, encoded: "Encoded") -> np.ndarray:
+        from trainer.inference.encode import gather
+
+        return gather(self.loaded[0], encoded).numpy()

@@ -111,8 +111,14 @@ def prompt_notes(tokenizer, spec: ModelSpec) -> list[str]:
 
 def tokenize(texts: list[str], prompt: str, max_len: int, tokenizer) -> tuple[list[list[int]], int]:
     """Returns token ids of prompt + text, truncated to max_len tokens, and the number of truncated texts."""
+    ids, truncated = tokenize_each(texts, prompt, max_len, tokenizer)
+    return ids, sum(truncated)
+
+
+def tokenize_each(texts: list[str], prompt: str, max_len: int, tokenizer) -> tuple[list[list[int]], list[bool]]:
+    """Returns what tokenize() does, and of each text whether it was truncated."""
     if not texts:
-        return [], 0
+        return [], []
     encoded = tokenizer(
         [prompt + text for text in texts],
         truncation=True,
@@ -123,5 +129,4 @@ def tokenize(texts: list[str], prompt: str, max_len: int, tokenizer) -> tuple[li
         return_overflowing_tokens=False,
     )
     # the fast tokenizer keeps the truncated rest beside each encoding
-    truncated = sum(bool(e.overflowing) for e in encoded.encodings)
-    return encoded["input_ids"], truncated
+    return encoded["input_ids"], [bool(e.overflowing) for e in encoded.encodings]
