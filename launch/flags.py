@@ -2,7 +2,7 @@
 
 import argparse
 
-MODULES = ("trainer.evaluate", "trainer.search")  # commands that embed on several ranks
+MODULES = ("trainer.evaluate", "trainer.mine", "trainer.search")  # commands that embed on several ranks
 LAUNCHERS = ("torchrun", "accelerate")
 
 

@@ -2,6 +2,7 @@
 of the row, of an equal query or of the same document."""
 
 import argparse
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -72,24 +73,35 @@ def _ranks(text: str) -> tuple[int, int]:
 
 
 def run(args: argparse.Namespace) -> None:
-    from data_prep.mining.mine import Mining, mine
+    plan(args)(lambda: _encoder(args))
 
+
+def plan(args: argparse.Namespace) -> Callable:
+    """Checks the flags and returns the work, a function. Its arguments: what loads the encoder once the corpus is
+    open (None without --model), and perhaps a dense_search.Searcher."""
     method = args.method or ("dense" if args.model else "bm25")
     skipped = args.skip or 0
     first, stop = args.range or (skipped, skipped + DEPTH)
     choice = Choice(args.k, first, stop, args.sampling, args.margin, args.relative_margin)
     inputs = [*args.inputs, args.corpus] if args.corpus else args.inputs
     check([*_contradictions(args, method), *choice.problems(), *check_output_file(args.output, inputs)])
-    with ExitStack() as stack:
-        mine(
-            args.inputs,
-            args.output,
-            Mining(method, choice, args.same_document, args.approximate_above),
-            corpus=_corpus(args, stack),
-            encoder=_encoder(args),
-            scorer=_scorer(args),
-            **values(args, "stored_vectors", "cache", "positive", "columns"),
-        )
+
+    def work(load_encoder: Callable, searcher=None) -> None:
+        from data_prep.mining.mine import Mining, mine
+
+        with ExitStack() as stack:
+            mine(
+                args.inputs,
+                args.output,
+                Mining(method, choice, args.same_document, args.approximate_above),
+                corpus=_corpus(args, stack),
+                encoder=load_encoder(),
+                searcher=searcher,
+                scorer=_scorer(args),
+                **values(args, "stored_vectors", "cache", "positive", "columns"),
+            )
+
+    return work
 
 
 def _corpus(args: argparse.Namespace, stack: ExitStack):

@@ -1,7 +1,7 @@
 """Texts ranked by the inner product of their embedding and the query's."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +23,7 @@ class Encoder(Protocol):
     size: int  # numbers of an embedding
     unit: bool  # embeddings have length 1
     max_len: int  # tokens of a text, its prompt included
+    texts_at_once: int  # that it embeds well
 
     def queries(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Returns (n, size) float32, whose inner products are similarities, and (n,) bool: the text was truncated."""
@@ -30,16 +31,36 @@ class Encoder(Protocol):
     def passages(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]: ...
 
 
+class Searcher(Protocol):
+    """Exact search of its own, in place of ours in numpy."""
+
+    def hold(self, read: Callable[[int, int], np.ndarray], count: int) -> None:
+        """Takes the vectors of `count` texts. read(first, last): (last - first, size) float32."""
+
+    def search(self, queries: np.ndarray, banned: list[np.ndarray], depth: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Returns for each query the numbers of its `depth` best texts, and their scores; equal scores by number.
+        banned: for each query, numbers that it must not find."""
+
+
 class Dense:
     """Search by inner product: exact up to `approximate_above` candidates, by an index above.
 
-    passages, queries: embeddings on disk. Memory: 256 MiB for a block of scores, 8 bytes per text, and the index.
+    passages, queries: embeddings on disk. searcher: searches exactly in place of numpy. Memory: 256 MiB for a block of
+    scores (or what the searcher takes), 8 bytes per text, and the index.
     """
 
     name = "embeddings"
 
-    def __init__(self, corpus: Corpus, passages: VectorCache, queries: VectorCache, approximate_above: int):
+    def __init__(
+        self,
+        corpus: Corpus,
+        passages: VectorCache,
+        queries: VectorCache,
+        approximate_above: int,
+        searcher: Searcher | None = None,
+    ):
         self.corpus, self.passages, self.queries = corpus, passages, queries
+        self.searcher = None
         self.rows = np.full(len(corpus.texts), -1)  # row of each text in `passages`; -1: not computed yet
         chosen = corpus.texts[: corpus.candidates]
         self.rows[: corpus.candidates] = passages.rows(chosen, "embedding passages")
@@ -47,6 +68,9 @@ class Dense:
         self.index = None
         if corpus.candidates > approximate_above:
             self._build_index(approximate_above)
+        if searcher and not self.index:
+            searcher.hold(self._embeddings, corpus.candidates)
+            self.searcher = searcher
 
     def _build_index(self, approximate_above: int) -> None:
         size = self.corpus.candidates
@@ -65,6 +89,9 @@ class Dense:
     def rank(self, queries: list[str], banned: list[np.ndarray], stop: int) -> list[Ranked]:
         banned = [places[places < self.corpus.candidates] for places in banned]
         vectors = self._queries(queries)
+        if self.searcher:
+            found = self.searcher.search(vectors, banned, stop)
+            return [self._with_banned(*row, stop) for row in zip(vectors, banned, found)]
         if not self.index:
             return self._exact(vectors, banned, stop)
         count = stop + max(map(len, banned))
@@ -85,6 +112,13 @@ class Dense:
                 np.matmul(block, self._embeddings(first, last).T, out=scores[:, first:last])
             ranked += [_ranked(row, row_banned, stop) for row, row_banned in zip(scores, banned[start:])]
         return ranked
+
+    def _with_banned(
+        self, query: np.ndarray, banned: np.ndarray, found: tuple[np.ndarray, np.ndarray], stop: int
+    ) -> Ranked:
+        places, scores = found
+        last = scores[-1] if len(places) == stop else -float("inf")
+        return Ranked(places, int((self.passages.all[self.rows[banned]] @ query > last).sum()))
 
     def _approximate(self, queries: np.ndarray, banned: list[np.ndarray], stop: int, count: int) -> list[Ranked]:
         results = []

@@ -17,7 +17,7 @@ from data_prep.common.workers import batches
 from data_prep.mining.bm25 import Bm25
 from data_prep.mining.candidates import Corpus
 from data_prep.mining.choice import EXACT_UP_TO, Choice
-from data_prep.mining.dense_search import Dense, Encoder
+from data_prep.mining.dense_search import Dense, Encoder, Searcher
 from data_prep.mining.miner import Miner, PairScorer
 from data_prep.mining.ranker import Ranker
 from data_prep.mining.vector_cache import VectorCache
@@ -26,7 +26,7 @@ from data_prep.reading.row_problems import Problems
 from data_prep.records import Record
 from data_prep.stores.base import Chunk
 
-TEXTS_AT_ONCE = 512  # embedded at a time
+CHUNKS_AT_ONCE = 512  # read from a corpus at a time
 PAIRS_AT_ONCE = 256  # scored by a cross-encoder at a time
 ROWS_AT_ONCE = 256
 ROWS_RESCORED_AT_ONCE = 16  # a row has its positives and up to a hundred candidates to score
@@ -51,6 +51,7 @@ def mine(
     corpus: Iterable[Chunk] | None = None,
     stored_vectors: bool = False,
     encoder: Encoder | None = None,
+    searcher: Searcher | None = None,
     scorer: PairScorer | None = None,
     cache: Path | None = None,
     positive: str | None = None,
@@ -59,9 +60,10 @@ def mine(
     """Writes the rows of all inputs, in order, with their hard negatives to `output`; returns the number of negatives.
 
     corpus: texts to choose from (default: the positives of all inputs). stored_vectors: the corpus brings embeddings,
-    which must be the encoder's. encoder: the embedding model of methods "dense" and "both". scorer: a cross-encoder;
-    its scores rank the candidates and become teacher_scores. cache: folder for embeddings and scores (default: a hidden
-    one beside the output, deleted when the output is whole). A killed run resumes from it.
+    which must be the encoder's. encoder: the embedding model of methods "dense" and "both". searcher: searches its
+    vectors exactly, in place of numpy. scorer: a cross-encoder; its scores rank the candidates and become
+    teacher_scores. cache: folder for embeddings and scores (default: a hidden one beside the output, deleted when the
+    output is whole). A killed run resumes from it.
 
     Memory: the corpus, about 100 bytes a text, and what bm25.py and dense_search.py state; rows wait on disk. BadInput:
     all bad rows; rows with teacher_scores but no scorer; stored vectors of another model.
@@ -82,7 +84,7 @@ def mine(
         say(f"{count:,} rows, {texts.candidates:,} texts to choose from, {mining.choice.k} for each row")
         rankers: list[Ranker] = [Bm25(texts)] if mining.method != "dense" else []
         if encoder:
-            rankers.append(Dense(texts, passages, queries, mining.approximate_above))
+            rankers.append(Dense(texts, passages, queries, mining.approximate_above, searcher))
         if scorer:
             pairs_at_most = count * len(rankers) * (mining.choice.stop - mining.choice.first)
             say(f"the cross-encoder scores up to {pairs_at_most:,} candidates (--range A:B says how many of a row)")
@@ -112,8 +114,8 @@ def _open_caches(
     passages = queries = pairs = None
     if encoder:
         name = "stored-passages" if stored_vectors else "passages"
-        passages = open_cache(encoder, name, encoder.size, encoder.passages, TEXTS_AT_ONCE)
-        queries = open_cache(encoder, "queries", encoder.size, encoder.queries, TEXTS_AT_ONCE)
+        passages = open_cache(encoder, name, encoder.size, encoder.passages, encoder.texts_at_once)
+        queries = open_cache(encoder, "queries", encoder.size, encoder.queries, encoder.texts_at_once)
     if scorer:
         pairs = open_cache(scorer, "pairs", 1, scorer.scores, PAIRS_AT_ONCE)
     return passages, queries, pairs
@@ -121,7 +123,7 @@ def _open_caches(
 
 def _read_corpus(chunks: Iterable[Chunk], texts: Corpus, encoder: Encoder | None, vectors: VectorCache | None) -> None:
     """Adds the chunks to the corpus. vectors: receives the embeddings that the chunks bring; None: they bring none."""
-    for number, block in enumerate(batches(track(chunks, "reading the corpus"), TEXTS_AT_ONCE)):
+    for number, block in enumerate(batches(track(chunks, "reading the corpus"), CHUNKS_AT_ONCE)):
         for chunk in block:
             texts.add(chunk.text, chunk.id, chunk.metadata)
         if vectors is not None:

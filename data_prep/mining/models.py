@@ -31,6 +31,8 @@ class SentenceEncoder:
     model, no stated pooling, another similarity, or its own code without trust_remote_code.
     """
 
+    texts_at_once = 512
+
     def __init__(
         self,
         path: str,

@@ -1,6 +1,8 @@
 """Checks of a cell's result, and the table of all cells."""
 
-from tests.multiprocess.cells import ADAPTED, CASES
+import json
+
+from tests.multiprocess.cells import ADAPTED, CASES, ROWS, records
 
 GRADIENT = 1e-5  # relative error of raw gradients and of the SGD update, over all parameters as one vector
 LOSS = 1e-4  # largest difference in 20 clipped AdamW steps
@@ -127,7 +129,15 @@ def _retrieval(result: dict, reference: dict) -> list[str]:
     return wrong
 
 
+def _mined(result: dict, reference: dict) -> list[str]:
+    after = [json.loads(line) for line in result["mined"]]
+    before, now = (sum(len(row["negatives"]) for row in rows) for rows in (records(False), after))
+    added = now - before
+    return [] if len(after) == ROWS and added > ROWS else [f"{len(after)} rows, {added} negatives added"]
+
+
 CHECKS = {
+    "mined": _mined,
     "retrieval": _retrieval,
     "table": _table,
     "adapter": _table,

@@ -22,6 +22,7 @@ EXTRA = {  # further kinds of cells, see worker.Group
     "duplicates": (("cpu", 1), ("ddp", 2), ("zero2", 2)),
     "rules": (("ddp", 3), ("zero2", 2), ("zero3", 3)),
     "sources": (("cpu", 1), ("zero1", 2), ("ddp", 3)),
+    "mined": (("cpu", 1), ("ddp", 2), ("ddp", 3)),
     "retrieval": (("cpu", 1), ("ddp", 2), ("ddp", 3), ("zero1", 2), ("zero2", 2), ("zero3", 2)),
     "loads": [(engine, world) for engine, world in CELLS if world > 1],
 }
@@ -94,3 +95,10 @@ def test_every_group_finds_the_same_documents_in_the_same_order(found):
         }
         for query, hits in one.items():
             assert [score for _, score in other[query]] == pytest.approx([score for _, score in hits], abs=1e-6)
+
+
+def test_one_two_and_three_ranks_mine_the_same_negatives(found):
+    if not all(group in found for group in EXTRA["mined"]):
+        pytest.skip("not every group ran")
+    one, *others = (r["mined"] for g in EXTRA["mined"] for r in found[g] if r["cell"]["kind"] == "mined")
+    assert all(other == one for other in others)

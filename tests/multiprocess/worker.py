@@ -13,6 +13,8 @@ from unittest.mock import patch
 
 import torch
 
+from data_prep.mining.choice import Choice
+from data_prep.mining.mine import Mining, mine
 from data_prep.records import Record
 from tests.multiprocess import cells, modes
 from tests.multiprocess import planned as planned_runs
@@ -25,6 +27,8 @@ from trainer.distributed.stop import StopRequest
 from trainer.engine import torch_engine
 from trainer.engine.start import process_group, start
 from trainer.inference.encode import encode, encode_share
+from trainer.inference.team import Team
+from trainer.inference.text_encoder import TextEncoder
 from trainer.loss.objective import Objective
 from trainer.preflight.inputs import Inputs
 from trainer.ranking.retrieval import rank_set
@@ -288,6 +292,18 @@ class Group:
                 found |= {query: list(hits.items()) for query, hits in run.items()}
             counts = self.world.gather_ints([len(documents.rows)])[:, 0].tolist()
         return {"found": found, "documents": counts}
+
+    def mined(self, cell: dict) -> dict:
+        """The records that the ranks mine together (rank 0)."""
+        config = load_config(self.setting / f"{cell['run']}.json").model
+        team = Team(TextEncoder(config, runtime=self.runtime))
+        rows, out = self.out / "rows.jsonl", self.out / "mined.jsonl"
+        lines = [json.dumps(row | {"teacher_scores": None}) + "\n" for row in cells.records(False)]
+        self.world.on_first(lambda: (self.out.mkdir(exist_ok=True), rows.write_text("".join(lines))))
+        mining = Mining("dense", Choice(k=3, relative_margin=0.01))
+        team.lead(lambda: mine([rows], out, mining, encoder=team, searcher=team))
+        self.forget()
+        return {"mined": out.read_text().splitlines()} if self.runtime.is_main else {}
 
     def dropout(self, cell: dict) -> dict:
         """Compares the gradients of kept and of re-embedded chunks, bit by bit, and those of another seed."""

@@ -34,7 +34,7 @@ HELP = [
     *(["launch", name] for name in LAUNCH_COMMANDS),
     *(
         [f"trainer{name}"]
-        for name in ("", ".blend", ".evaluate", ".export", ".merge", ".reindex", ".report", ".search")
+        for name in ("", ".blend", ".evaluate", ".export", ".merge", ".mine", ".reindex", ".report", ".search")
     ),
 ]
 

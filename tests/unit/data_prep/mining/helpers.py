@@ -11,7 +11,7 @@ from data_prep.records import Record
 class Planted:
     """An encoder of known vectors; other texts get a random direction of their own. asked: what it was asked."""
 
-    unit, max_len = True, 8
+    unit, max_len, texts_at_once = True, 8, 512
 
     def __init__(self, vectors: dict[str, np.ndarray] | None = None, size: int = 8):
         self.vectors, self.size = vectors or {}, size
