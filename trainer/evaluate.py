@@ -27,7 +27,7 @@ from trainer.evaluation.quantised import QUANTISED, RESCORED
 from trainer.evaluation.result import SetResult
 from trainer.evaluation.tables import show
 from trainer.evaluation.variants import Variant, evaluate_variants
-from trainer.inference.flags import add_as_stated, add_model, models_of
+from trainer.inference.flags import add_as_stated, add_model, add_precision, models_of
 from trainer.inference.reading import describe, facts_of
 from trainer.inference.text_encoder import TextEncoder
 from trainer.model_folder.spec import ModelSpec
@@ -168,6 +168,7 @@ def main(argv: list[str] | None = None) -> int:
     add_store(parser, required=False)
     add_as_stated(parser, "--baseline")
     add_model(parser)
+    add_precision(parser)
     return guarded_ranks(lambda: run(with_homes(parser.parse_args(argv))))
 
 

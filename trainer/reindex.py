@@ -9,7 +9,7 @@ from data_prep.common.errors import guarded
 from data_prep.common.files import check
 from data_prep.common.paths import with_homes
 from data_prep.stores.flags import add_store, store_of, where_of
-from trainer.inference.flags import add_model, models_of
+from trainer.inference.flags import add_model, add_precision, models_of
 from trainer.inference.text_encoder import TextEncoder
 from trainer.reindexing.reindex import RECALL, reindex, roll_back
 from trainer.run_dir.verdict import doubt
@@ -41,6 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rollback", action="store_true", help=text)
     add_store(parser, required=False)
     add_model(parser)
+    add_precision(parser)
     return guarded(lambda: run(with_homes(parser.parse_args(argv))))
 
 

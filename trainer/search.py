@@ -15,7 +15,7 @@ from data_prep.stores.open import open_collection
 from trainer.distributed.launcher_claims import world_size
 from trainer.engine.join import joined
 from trainer.engine.leaving import guarded_ranks
-from trainer.inference.flags import add_as_stated, add_model, models_of
+from trainer.inference.flags import add_as_stated, add_model, add_precision, models_of
 from trainer.inference.reading import describe
 from trainer.inference.searching import Hit, in_memory, over_collection
 from trainer.inference.store_record import FINGERPRINT
@@ -107,6 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     add_store(parser, required=False)
     add_as_stated(parser, "--compare")
     add_model(parser)
+    add_precision(parser)
     return guarded_ranks(lambda: run(with_homes(parser.parse_args(argv), texts=("query",))))
 
 

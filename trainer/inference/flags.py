@@ -15,7 +15,6 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--query-prompt", help="put before every query; default: the model folder's own")
     parser.add_argument("--passage-prompt", help="put before every document; default: the model folder's own")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "mps", "cuda"])
-    add_precision(parser)
     add_trust(parser)
 
 

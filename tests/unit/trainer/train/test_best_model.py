@@ -106,19 +106,27 @@ def test_the_choosing_half_picks_the_model_and_the_other_half_reports(good):
     assert not list(out.glob("best-step-*")) and len(list(out.glob("checkpoint-epoch-*"))) == 1
 
 
-@pytest.mark.parametrize("mode", ["full", "lora"])
+@pytest.mark.parametrize("mode", ["full", "lora", "qlora"])
 def test_a_spoilt_run_hands_over_the_model_before_training(run, good, tmp_path, capsys, mode):
     """Its own weights, or an adapter without an effect."""
-    model = {"path": str(good), "finetune": mode} | ({"lora": {"r": 4, "alpha": 64}} if mode == "lora" else {})
+    if mode == "qlora":
+        pytest.importorskip("bitsandbytes")
+    model = {"path": str(good), "finetune": mode} | ({"lora": {"r": 4, "alpha": 64}} if mode != "full" else {})
     final = run(lr=SPOILT if mode == "full" else 10.0, model=model, watch={"keep_last": True})
     facts = verdict(final)
     assert facts["verdict"] == "worse" and facts["final"] == {"model": "base", "step": 0, "epoch": 0}
-    assert np.allclose(embeddings(final), embeddings(good), atol=1e-6)
+    if mode == "qlora":  # its base is rounded
+        weights = load_file(final / "adapter_model.safetensors")
+        assert not any(tensor.any() for name, tensor in weights.items() if "lora_B" in name)
+    else:
+        assert np.allclose(embeddings(final), embeddings(good), atol=1e-6)
     assert not np.allclose(embeddings(final.parent / "last"), embeddings(good), atol=1e-2)
     said = capsys.readouterr().err
     assert "60 queries of shards choose the best model, 59 others report on it" in said
     line = next(line for line in said.splitlines() if line.startswith("verdict: worse"))
     assert line.endswith("final/ is the model before training")
+    if mode == "qlora":  # seen here: bitsandbytes 0.50 fails on 4-bit rows of 32 numbers in a fresh process
+        return
     assert export([str(final.parent), "--output", str(tmp_path / "exported")]) == 0
     assert capsys.readouterr().err.startswith(f"{final.parent}: {line}"), "first of all"
     store = ["--store", "chroma", "--path", str(tmp_path / "nowhere"), "--collection", "from", "--target", "into"]
