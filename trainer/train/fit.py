@@ -21,7 +21,7 @@ from trainer.run_dir.queries import Values, mean_of, watched, write_values
 from trainer.train.checkpointing import Skips, base_writer, epoch_is_over
 from trainer.train.early_stopping import Measured
 from trainer.train.job import Job
-from trainer.train.messages import log_epoch, log_step, summarise
+from trainer.train.messages import log_epoch, log_evaluation, log_step, summarise
 from trainer.train.step import compute_gradients
 
 
@@ -121,24 +121,18 @@ def evaluate_between(job: Job) -> None:
 
 def evaluate(job: Job) -> Measured:
     """Returns what was measured; nothing without sets or off rank 0. Collective."""
-    log, step = job.log, job.progress.state.step
+    step, names = job.progress.state.step, watched_names(job.config)
     source_watched, metric = watched(job.config.watch.metric)
     all_metrics: dict[str, float] = {}
     kept: Values = {}
-    names = watched_names(job.config)
-    parts = [(source, part) for source, whole in job.eval_sets.items() for part in whole.parts]
-    for source, data in parts:
-        began = time.perf_counter()
+    for source, data in [(source, part) for source, whole in job.eval_sets.items() for part in whole.parts]:
+        began, spec = time.perf_counter(), job.model.spec.of_source(source)
         with job.progress.seconds.of("evaluation"), averaged(job.engine):
-            scores = evaluate_engine(job.engine, job.model.reader, job.model.spec.of_source(source), data, names)
+            scores = evaluate_engine(job.engine, job.model.reader, spec, data, names)
         if scores is None:
             continue
         metrics = means(scores)
-        named = {"source": source} if source else {}
-        log.event("evaluation", step=step, **named, **metrics, seconds=time.perf_counter() - began)
-        log.scalars(f"evaluation/{source}" if source else "evaluation", metrics, step)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        log.say(f"evaluation after step {step} on {data.name}: {shown}")
+        log_evaluation(job.log, step, source, data.name, metrics, time.perf_counter() - began)
         all_metrics |= {f"{source}/{name}" if source else name: value for name, value in metrics.items()}
         if source in (source_watched, GENERAL) and isinstance(data, RetrievalSet) and metric in metrics:
             kept[source] = {query: values[metric] for query, values in scores.items()}

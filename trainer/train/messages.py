@@ -185,6 +185,14 @@ def _peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
+def log_evaluation(log: RunLog, step: int, source: str, name: str, metrics: dict[str, float], seconds: float) -> None:
+    """Writes and shows the metrics of one set. source: whose set it is; "" for that of the whole run."""
+    log.event("evaluation", step=step, **({"source": source} if source else {}), **metrics, seconds=seconds)
+    log.scalars(f"evaluation/{source}" if source else "evaluation", metrics, step)
+    shown = "  ".join(f"{metric} {value:.4f}" for metric, value in metrics.items())
+    log.say(f"evaluation after step {step} on {name}: {shown}")
+
+
 def log_epoch(log: RunLog, progress: Progress, epoch: int, measured: Measured) -> Decision:
     """Logs an epoch and its warnings; rank 0. The time of its checkpoint counts to the next epoch."""
     steps = [event for event in log.steps(log.epoch_start) if event["epoch"] == epoch]
