@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The main job, end to end, on text that every machine has: the docstrings of Python's standard library.
-#   store -> pairs -> records -> shards -> two ranks train all-MiniLM-L6-v2 -> base against tuned on held-out modules
+#   store -> pairs -> records -> shards -> two ranks train all-MiniLM-L6-v2 -> base against tuned on held-out modules,
+#   a verdict and a page
 # No account, key, GPU or model hub. Safe to run again: what is finished is kept, an interrupted training goes on.
 #   ENGINE=ddp|zero1|zero2|zero3|cpu|mps|single_gpu   engine (default: the GPUs found, else ddp on two CPU ranks)
 #   OUT=folder                                        where everything goes (default: quickstart/, with LIMIT quickstart-n/)
@@ -73,9 +74,8 @@ train: {batch_size: 64, epochs: 2}
 YAML
 "$PYTHON" -m launch run --config "$out/run.yaml" --engine "$engine" --resume
 
-step "6/6 base against tuned on held-out modules, object names removed from the queries"
-"$PYTHON" -m trainer.evaluate --model "$run/final" --baseline "$model" --data "$out/shards" --max-len 192 \
-  --json "$run/evaluation.json"
+step "6/6 a page: base against tuned on held-out modules, the queries that gained and lost most"
+"$PYTHON" -m trainer.report "$run"
 
 cat >&2 <<END
 
@@ -83,7 +83,9 @@ Done in $((SECONDS - began)) s of work. Written below $out:
   chroma/              the collection             pairs.jsonl, records.jsonl   pairs and records
   shards/              Arrow shards + manifest    run.yaml                     the run file
   ${run#"$out"/}/final/       the tuned model: SentenceTransformer("$run/final")
-  ${run#"$out"/}/logs.jsonl   every step; TensorBoard in ${run#"$out"/}/runs; evaluation.json holds the table above
+  ${run#"$out"/}/verdict.json is it better than the base, and by how much
+  ${run#"$out"/}/report.html  the page; open it in a browser
+  ${run#"$out"/}/logs.jsonl   every step; TensorBoard in ${run#"$out"/}/runs
 
 Next, on your own data:
   $PYTHON -m data_prep inspect my_pairs.jsonl

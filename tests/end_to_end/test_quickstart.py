@@ -28,11 +28,12 @@ def finished(tmp_path_factory):
     return out, done
 
 
-def test_the_main_job_ends_with_a_better_model_and_a_table(finished):
+def test_the_main_job_ends_with_a_better_model_a_verdict_and_a_page(finished):
     out, done = finished
-    row = json.loads((out / "run-ddp" / "evaluation.json").read_text())["comparison"]["nDCG@10"]
-    assert row["difference"] > 0
-    assert "nDCG@10" in done.stdout and "Next, on your own data" in done.stderr
+    verdict = json.loads((out / "run-ddp" / "verdict.json").read_text())
+    assert verdict["best"]["difference"] > 0 and verdict["final"]["model"] == "trained"
+    assert "verdict: " in done.stderr and "Next, on your own data" in done.stderr
+    assert "nDCG@10" in (out / "run-ddp" / "report.html").read_text()
     assert json.loads((out / "run-ddp" / "run.json").read_text())["topology"]["processes"] == 2
 
 
