@@ -135,7 +135,7 @@ def test_a_rank_that_waits_says_for_whom(monkeypatch, capsys):
     for name, value in OF_TORCHRUN.items():
         monkeypatch.setenv(name, value)
     said = ""
-    with start._says_what_it_waits_for(30.0):
+    with start.says_what_it_waits_for(30.0):
         end = time.monotonic() + 60
         while not said and time.monotonic() < end:
             time.sleep(0.01)
