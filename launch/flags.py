@@ -2,7 +2,12 @@
 
 import argparse
 
-MODULES = ("trainer.evaluate", "trainer.mine", "trainer.search")  # commands that embed on several ranks
+MODULES = (
+    "trainer.evaluate",
+    "trainer.mine",
+    "trainer.reindex",
+    "trainer.search",
+)  # commands that embed on several ranks
 LAUNCHERS = ("torchrun", "accelerate")
 
 

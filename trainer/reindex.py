@@ -1,14 +1,18 @@
-"""A collection embedded anew: python -m trainer.reindex --model M --store … --collection SRC --target NEW."""
+"""A collection embedded anew: python -m trainer.reindex --model M --store … --collection SRC --target NEW.
+
+Alone, or on the ranks of torchrun and the like: rank 0 reads, all ranks embed, and those of a server write too.
+"""
 
 import argparse
 import sys
 from pathlib import Path
 
 from data_prep.common.console import say
-from data_prep.common.errors import guarded
 from data_prep.common.files import check
 from data_prep.common.paths import with_homes
 from data_prep.stores.flags import add_store, store_of, where_of
+from trainer.engine.join import joined
+from trainer.engine.leaving import guarded_ranks
 from trainer.inference.flags import add_model, add_precision, models_of
 from trainer.inference.text_encoder import TextEncoder
 from trainer.reindexing.reindex import RECALL, reindex, roll_back
@@ -42,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     add_store(parser, required=False)
     add_model(parser)
     add_precision(parser)
-    return guarded(lambda: run(with_homes(parser.parse_args(argv))))
+    return guarded_ranks(lambda: run(with_homes(parser.parse_args(argv))))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -50,16 +54,19 @@ def run(args: argparse.Namespace) -> None:
     check([f"--{name}: is needed" for name in needed if getattr(args, name) is None])
     if args.rollback:
         args.collection = args.collection or args.alias
-        roll_back(store_of(args), args.alias)
+        with joined(args.device) as runtime:
+            runtime.world.on_first(lambda: roll_back(store_of(args), args.alias))
         return
-    if line := doubt(args.model):
-        say(line)
     config, where = store_of(args), where_of(args)
     (model,) = models_of(args.model, None, args)
     encoder = TextEncoder(model, args.device, args.dim, args.precision)
     options = {"batch": args.batch, "alias": args.alias, "recall": args.recall, "watch": args.watch}
     options |= {"into_vector": args.into_vector}
-    reindex(config, args.target, encoder, where=where, **options)
+    with joined(args.device, args.precision) as runtime:
+        if runtime.is_main and (line := doubt(args.model)):
+            say(line)
+        encoder.runtime = runtime
+        reindex(config, args.target, encoder, where=where, **options)
 
 
 if __name__ == "__main__":

@@ -135,6 +135,24 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
+    def deal(self, values: list | None) -> Any:
+        """The picklable value that rank 0 has for this rank. values: one for each rank; None on the other ranks."""
+        if self.size == 1:
+            return values[0]
+        box = [None]
+        self._begin("scatter of rank 0's values")
+        dist.scatter_object_list(box, values, src=0)
+        return box[0]
+
+    def collect(self, value) -> list | None:
+        """Every rank's picklable value, in rank order, on rank 0; None on the others."""
+        if self.size == 1:
+            return [value]
+        values = None if self.rank else [None] * self.size
+        self._begin("gather of values")
+        dist.gather_object(value, values, dst=0)
+        return values
+
     def report(self, step: int) -> None:
         """Writes this rank's progress into the group's store, for ranks that wait for it in vain."""
         self.step = step

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from data_prep.common.console import Meter
+from trainer.distributed.collectives import World
 from trainer.engine.chunks import CHUNK_TOKENS, lay, make_chunks
 from trainer.engine.protocol import Engine
 from trainer.model.tokenizer import prompt_tokens, tokenize_each
@@ -54,18 +55,30 @@ def in_order(engine: Engine, values: Tensor, rows: Tensor) -> Tensor:
     counts = world.gather_ints([len(rows)])[:, 0].tolist()
     wire = engine.device if world.size > 1 else torch.device("cpu")
     values, rows = (world.gather_rows(part.to(wire), counts).cpu() for part in (values, rows))
+    return sorted_by(rows, values)
+
+
+def sorted_by(rows: Tensor, values: Tensor) -> Tensor:
+    """Returns the values in the order of their rows. rows: (n,) the positions 0 to n - 1. values: (n, …)"""
     return torch.empty_like(values).index_copy_(0, rows, values)
 
 
 def encode_share(
-    engine: Engine, tokenizer, texts: list[str], prompt: str, max_len: int, label: str = "embedding"
+    engine: Engine,
+    tokenizer,
+    texts: list[str],
+    prompt: str,
+    max_len: int,
+    label: str = "embedding",
+    apart: bool = False,
 ) -> Encoded:
     """Embeds this rank's share of the texts. Collective where the engine's forward passes are. label: of the progress,
-    which rank 0 shows.
+    which rank 0 shows. apart: all texts are this rank's own, and nothing is collective.
 
     Memory beside the vectors: a block's tokens and a chunk's activations.
     """
-    world = engine.world
+    assert not (apart and engine.lockstep), "forward passes of this engine are collective"
+    world = World() if apart else engine.world
     distinct, number = _distinct(texts)
     weights = _estimated_tokens(distinct, len(prompt), max_len)
     blocks = cut(weights, CHUNK_TOKENS[engine.device.type])
@@ -76,7 +89,7 @@ def encode_share(
     vectors, truncated, done = torch.empty(len(rows), engine.embedder.size), torch.empty(len(rows), dtype=torch.bool), 0
     was_training = engine.embedder.training
     engine.embedder.eval()
-    with torch.no_grad(), nullcontext() if world.rank else Meter(label, len(texts)) as meter:
+    with torch.no_grad(), nullcontext() if engine.world.rank else Meter(label, len(texts)) as meter:
         for turn in range(turns):
             block = [distinct[i] for i in mine[turn]] if turn < len(mine) else []
             part, cut_texts = _embed_block(engine, tokenizer, block, prompt, max_len)

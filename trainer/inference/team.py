@@ -1,7 +1,8 @@
-"""Mining over ranks: rank 0 mines, and all ranks embed its texts and search its corpus, each a share.
+"""Work over ranks that rank 0 leads; and mining in this way.
 
-Rank 0 holds the corpus, the cache of vectors and the rows. Every rank holds its share of the corpus's vectors in memory
-while they are searched: 4 bytes a number, and what search.py states.
+Rank 0 mines, and all ranks embed its texts and search its corpus, each a share. Rank 0 holds the corpus, the cache of
+vectors and the rows. Every rank holds its share of the corpus's vectors in memory while they are searched: 4 bytes a
+number, and what search.py states.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from torch.nn.functional import normalize
 
 from data_prep.common.errors import BadInput
 from data_prep.texts.tokenizer_rules import read_object
-from trainer.distributed.collectives import known
+from trainer.distributed.collectives import World, known
 from trainer.distributed.device import precision_name
 from trainer.inference.encode import Encoded, gather, in_order
 from trainer.inference.text_encoder import TextEncoder
@@ -26,32 +27,21 @@ SENT = 2**22  # numbers of vectors that travel at a time
 Found = tuple[np.ndarray, np.ndarray]  # of one query: numbers of texts, best first, and their scores
 
 
-class Team:
-    """A dense_search.Encoder and dense_search.Searcher whose calls, made by rank 0, run on every rank.
+class Led:
+    """Ranks that rank 0 leads: `lead` is called on all of them, and rank 0 runs methods on each by `_on_all`."""
 
-    Embeddings are normalised where the folder states cosine similarity, or none. Raises BadInput for another similarity
-    than cosine and dot. Collective.
-    """
-
-    texts_at_once = 8192  # enough for each rank to get some, and for texts of one length to come together
-    _share: Share | None = None
     _apart = False  # a call failed on this rank: the others may be in the middle of it
 
-    def __init__(self, encoder: TextEncoder):
-        self.encoder, self.spec = encoder, encoder.spec
-        self.unit = self.spec.normalize or _similarity(encoder) == "cosine"
-        self.engine, _ = encoder.loaded
-        self.world, self.size = self.engine.world, encoder.size
-        self.max_len = self.spec.rules.max_len
-        facts = encoder.fingerprint, str(self.spec.rules), str(self.unit), precision_name(self.engine.dtype)
-        self.digest = hashlib.blake2b("\n".join(facts).encode(), digest_size=8).hexdigest()
+    def __init__(self, world: World):
+        self.world = world
 
-    def lead(self, work: Callable[[], Any]) -> None:
-        """Runs `work` on rank 0, whose calls the other ranks answer until it ends; raises its error on every rank."""
-        error = None
+    def lead(self, work: Callable[[], Any]) -> Any:
+        """Runs `work` on rank 0, whose calls the other ranks answer until it ends; raises its error on every rank.
+        Returns its result on rank 0, None on the others."""
+        result = error = None
         if self.world.rank == 0:
             try:
-                work()
+                result = work()
             except Exception as caught:
                 if self.world.size == 1 or self._apart:
                     raise
@@ -62,6 +52,7 @@ class Team:
         if error is not None:
             error.on_every_rank = True
             raise error
+        return result
 
     def _answer(self) -> Exception | None:
         """Runs what rank 0 calls; returns its error, if it ended in one."""
@@ -72,12 +63,34 @@ class Team:
             getattr(self, name)(*values)
 
     def _on_all(self, name: str, *values) -> Any:
+        """Runs a method on every rank; returns rank 0's result. values: picklable."""
         self.world.from_first((name, values))
         try:
             return getattr(self, name)(*values)
         except Exception:
             self._apart = True
             raise
+
+
+class Team(Led):
+    """A dense_search.Encoder and dense_search.Searcher whose calls, made by rank 0, run on every rank.
+
+    Embeddings are normalised where the folder states cosine similarity, or none. Raises BadInput for another similarity
+    than cosine and dot. Collective.
+    """
+
+    texts_at_once = 8192  # enough for each rank to get some, and for texts of one length to come together
+    _share: Share | None = None
+
+    def __init__(self, encoder: TextEncoder):
+        self.encoder, self.spec = encoder, encoder.spec
+        self.unit = self.spec.normalize or _similarity(encoder) == "cosine"
+        self.engine, _ = encoder.loaded
+        super().__init__(self.engine.world)
+        self.size = encoder.size
+        self.max_len = self.spec.rules.max_len
+        facts = encoder.fingerprint, str(self.spec.rules), str(self.unit), precision_name(self.engine.dtype)
+        self.digest = hashlib.blake2b("\n".join(facts).encode(), digest_size=8).hexdigest()
 
     def queries(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Returns (n, size) float32, and (n,) bool: the text was truncated. Rank 0."""

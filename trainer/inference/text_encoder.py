@@ -32,6 +32,8 @@ class TextEncoder:
     the ranks that embed, each its share; methods are collective then. Default: one process, on `device`.
     """
 
+    apart: bool = False  # each rank embeds texts of its own: only loading is collective
+
     dim: int | None  # Matryoshka (Kusupati et al. 2022, arXiv:2205.13147): the first numbers, normalised again
     cut: int  # texts so far that were truncated, of those that this rank embedded
 
@@ -65,8 +67,27 @@ class TextEncoder:
         for note in spec.notes if runtime.is_main else ():
             say(f"{self.config.path}: {note}")
         if self.dim is not None and not 1 <= self.dim <= embedder.size:
-            raise BadInput(f"--dim {self.dim}: {self.config.path} makes embeddings of {embedder.size} numbers")
+            error = BadInput(f"--dim {self.dim}: {self.config.path} makes embeddings of {embedder.size} numbers")
+            error.on_every_rank = True
+            raise error
         return runtime.build(embedder, OptimConfig()), tokenizer
+
+    def load_in(self, precision: str) -> None:
+        """Loads the model again to compute in this precision. Collective."""
+        from trainer.distributed.device import DTYPES
+
+        self.precision = precision
+        if self.runtime:
+            self.runtime = replace(self.runtime, dtype=DTYPES[precision])
+        del self.loaded
+        assert self.loaded
+
+    @property
+    def computes_in(self) -> str:
+        """Returns fp32, bf16 or fp16: the precision of matrix products."""
+        from trainer.distributed.device import precision_name
+
+        return precision_name(self.loaded[0].dtype)
 
     @property
     def size(self) -> int:
@@ -109,7 +130,7 @@ class TextEncoder:
 
         from trainer.inference.encode import encode_share
 
-        encoded = encode_share(*self.loaded, texts, prompt, max_len, label)
+        encoded = encode_share(*self.loaded, texts, prompt, max_len, label, self.apart)
         self.cut += int(encoded.truncated.sum())
         if bad := int((~encoded.vectors.isfinite().all(dim=1)).sum()):
             mend = "; use --precision fp32" if self.loaded[0].dtype else ""
@@ -120,6 +141,8 @@ class TextEncoder:
         return replace(encoded, vectors=normalize(vectors, dim=1) if self.spec.normalize else vectors)
 
     def _gathered(self, encoded: "Encoded") -> np.ndarray:
-        from trainer.inference.encode import gather
+        from trainer.inference.encode import gather, sorted_by
 
+        if self.apart:
+            return sorted_by(encoded.rows, encoded.vectors).numpy()
         return gather(self.loaded[0], encoded).numpy()

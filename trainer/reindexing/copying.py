@@ -2,6 +2,7 @@
 
 - A round reads the source once, embeds what the target lacks or has otherwise, and deletes what the source lacks.
 - Others may write and delete meanwhile. A round that finds nothing to do shows that both hold the same chunks.
+- Rank 0 makes the rounds; what is missing is gathered to whole batches, one per rank, which all ranks embed (ranks.py).
 """
 
 import math
@@ -14,8 +15,9 @@ from typing import Any
 from data_prep.common.console import EVERY_SECONDS, say
 from data_prep.common.workers import batches
 from data_prep.stores.base import PAGE, Chunk, Collection, Shifted
-from trainer.inference.text_encoder import TextEncoder
+from trainer.inference.store_record import STATE, UNFINISHED, WHOLE
 from trainer.reindexing.check import Sample, same
+from trainer.reindexing.ranks import Ranks
 
 ROUNDS = 3  # of copying what was written meanwhile, before it is given up
 
@@ -24,6 +26,7 @@ class Copy:
     """A source, the target that is filled from it, and what the rounds did."""
 
     embedded: int  # chunks of all rounds
+    cut: int  # texts of all rounds that were truncated
     removed: int  # of all rounds
     total: int  # chunks of the source, counted by the last round
     changed: int  # chunks that the last round wrote or deleted
@@ -32,11 +35,10 @@ class Copy:
     sample: Sample  # of the chunks that the last round read
     seconds: float  # of all rounds
 
-    def __init__(
-        self, source: Collection, filled: Collection, encoder: TextEncoder, batch: int, where: dict[str, Any] | None
-    ):
-        self.source, self.filled, self.encoder, self.batch, self.where = source, filled, encoder, batch, where
-        self.embedded = self.removed = 0
+    def __init__(self, source: Collection, filled: Collection, ranks: Ranks, batch: int, where: dict[str, Any] | None):
+        self.source, self.filled, self.ranks, self.batch, self.where = source, filled, ranks, batch, where
+        self.embedded = self.removed = self.cut = 0
+        self._missing: list[Chunk] = []  # read, and not embedded yet
         self.seconds = 0.0
         self._begin()
 
@@ -50,14 +52,16 @@ class Copy:
         began, total = time.monotonic(), self.source.count(self.where)
         try:
             for page in _with_progress(batches(self.source.chunks(self.where), self.batch), self.source.name, total):
-                self._write(page)
+                self._take(page)
                 self.total += len(page)
         except Shifted as error:  # the next round reads what this one did not
             say(f"note: {error}")
         else:
             self.complete = True
-            if self.count() > self.total:
-                self._remove()
+        self._write(1)
+        self.cut = self.ranks.settle()
+        if self.complete and self.count() > self.total:
+            self._remove()
         self.seconds += time.monotonic() - began
         return self.changed
 
@@ -65,21 +69,27 @@ class Copy:
         """Returns the target's number of chunks. An added vector may stay with chunks that no longer fit --where."""
         return self.filled.count(None if self.filled.whole else self.where)
 
-    def _write(self, page: list[Chunk]) -> None:
+    def _take(self, page: list[Chunk]) -> None:
         ids = [chunk.id for chunk in page]
         stored, rest = self.filled.stored(ids), self.source.rest(ids) if self.filled.whole else {}
         own = self.filled.rest(ids) if rest else {}
-        missing = [
-            one for one in page if not (same(one, stored.get(one.id)) and alike(rest.get(one.id), own.get(one.id)))
+        self._missing += [
+            replace(one, rest=rest.get(one.id))
+            for one in page
+            if not (same(one, stored.get(one.id)) and alike(rest.get(one.id), own.get(one.id)))
         ]
-        if missing:
-            vectors = self.encoder.passages([chunk.text for chunk in missing])
-            self.filled.upsert(
-                [replace(one, embedding=vector, rest=rest.get(one.id)) for one, vector in zip(missing, vectors)]
-            )
-            self.embedded += len(missing)
-            self._note(missing)
         self.sample.add(page)
+        self._write(self.batch * self.ranks.world.size)
+
+    def _write(self, least: int) -> None:
+        """Embeds and writes what is missing, one batch per rank at a time, while it is `least` chunks or more."""
+        size = self.batch * self.ranks.world.size
+        while len(self._missing) >= least:
+            self._begin_to_change()
+            chunks, self._missing = self._missing[:size], self._missing[size:]
+            self.ranks.write([*batches(chunks, self.batch)])
+            self.embedded += len(chunks)
+            self._note(chunks)
 
     def _remove(self) -> None:
         """Deletes the target's chunks that the source does not have, or that no longer fit --where.
@@ -93,9 +103,16 @@ class Copy:
             gone += [
                 chunk for chunk in page if chunk.id not in there or (self.where and not same(chunk, there[chunk.id]))
             ]
+        if gone:
+            self._begin_to_change()
         self.filled.remove([chunk.id for chunk in gone])
         self.removed += len(gone)
         self._note(gone)
+
+    def _begin_to_change(self) -> None:
+        """Marks a target unfinished that an earlier run left whole, before the first change."""
+        if not self.embedded and not self.removed and self.filled.about.get(STATE) == WHOLE:
+            self.filled.describe({STATE: UNFINISHED})
 
     def _note(self, chunks: list[Chunk]) -> None:
         self.changed += len(chunks)

@@ -18,6 +18,7 @@ from trainer.inference.store_record import (
     FINGERPRINT,
     MAX_LEN,
     MODEL,
+    PRECISION,
     PROMPT,
     SOURCE,
     STATE,
@@ -28,6 +29,7 @@ from trainer.inference.store_record import (
 from trainer.inference.text_encoder import TextEncoder
 from trainer.reindexing.check import NEIGHBOURS, check_collection
 from trainer.reindexing.copying import Copy
+from trainer.reindexing.ranks import Ranks
 
 RECALL = 0.95  # of an exact search, that the store's search must have before an alias moves
 
@@ -43,7 +45,7 @@ def reindex(
     recall: float = RECALL,
     watch: Path | None = None,
     into_vector: str | None = None,
-) -> int:
+) -> int | None:
     """Embeds the chunks of a collection into another one of the same store; returns how many were embedded now.
 
     Ids, texts, metadata, other vectors and settings are kept; what cannot be is listed before the first text is
@@ -56,31 +58,45 @@ def reindex(
     was written, and the store's search finds at least the share `recall` of what an exact one does.
     into_vector: in place of a target, the chunks of the collection itself get a vector of this name.
 
+    With encoder.runtime it is collective: rank 0 alone reads, checks and returns the number. See Ranks.
+
     Raises BadInput for a target that this model did not fill, an alias where the store has none or that is a
     collection's name, and what open_collection refuses; Failed where that check does not pass.
     """
+    with Ranks(encoder, config, target, into_vector) as ranks:
+        return ranks.lead(lambda: _lead(ranks, batch, where, alias, recall, watch))
+
+
+def _lead(
+    ranks: Ranks, batch: int, where: dict[str, Any] | None, alias: str | None, recall: float, watch: Path | None
+) -> int:
+    """reindex() on rank 0."""
+    config, target, into_vector, encoder = ranks.config, ranks.target, ranks.into_vector, ranks.encoder
     _check_arguments(config, target, batch, alias, recall, watch, into_vector)
     with open_store(config) as store:
         source = store.open(config.collection)
         _check_alias(store, alias, target)
         if not source.count(where):
             raise BadInput(f"--collection {source.name}: no chunk" + (" fits --where" if where else ""))
+        ranks.load()
         facts = _facts(config, encoder, where)
         if into_vector is None:
             filled = _target(store, source, target, encoder, facts)
         else:
             filled = _added(store, source, into_vector, encoder, facts)
+        ranks.keep_precision(filled)
         for what in source.lost(filled):
             say(f"note: not carried over to {target or into_vector}: {what}")
-        copy = Copy(source, filled, encoder, batch, where)
+        ranks.fill(filled)
+        copy = Copy(source, filled, ranks, batch, where)
         copy.once()
         filled.finish(like=source)
         if watch is not None:
             copy.watch(watch)
         _settle(copy, alias)
         filled.finish(like=source)
-        _report(copy)  # before the sample is embedded again
-        _verify(copy, alias, recall)
+        _report(copy, encoder)
+        _verify(copy, encoder, alias, recall)
         filled.describe({STATE: WHOLE})
         if into_vector is None:
             _switch(store, config.collection, filled, alias)
@@ -129,9 +145,9 @@ def _settle(copy: Copy, alias: str | None) -> None:
     say(f"note: {counts}: {written}; run again to copy what was written since")
 
 
-def _verify(copy: Copy, alias: str | None, least: float) -> None:
+def _verify(copy: Copy, encoder: TextEncoder, alias: str | None, least: float) -> None:
     """Says how much of an exact search the store's own finds. Raises Failed if that is too little for an alias."""
-    recall = check_collection(copy.filled, copy.source, copy.encoder, copy.sample)
+    recall = check_collection(copy.filled, copy.source, encoder, copy.sample)
     text = f"its search finds {recall:.1%} of the {NEIGHBOURS} nearest of an exact one"
     if recall >= least:
         say(f"{copy.filled.name}: {text}; a sample is as it was written")
@@ -175,6 +191,10 @@ def _facts(config: StoreConfig, encoder: TextEncoder, where: dict[str, Any] | No
     }
 
 
+def _new(facts: dict[str, Any], encoder: TextEncoder) -> dict[str, Any]:
+    return {**facts, MODEL: encoder.config.path, PRECISION: encoder.computes_in, STATE: UNFINISHED}
+
+
 def _target(store: Store, source: Collection, name: str, encoder: TextEncoder, facts: dict[str, Any]) -> Collection:
     """Opens the target, or creates it. Raises BadInput if it belongs to another run."""
     if name not in store.names():
@@ -182,8 +202,7 @@ def _target(store: Store, source: Collection, name: str, encoder: TextEncoder, f
             raise BadInput(
                 f"--target {name}: is an alias; name a new collection, and move the alias with --alias {name}"
             )
-        facts |= {MODEL: encoder.config.path, STATE: UNFINISHED}
-        return store.create(name, encoder.size, facts, cosine=encoder.spec.normalize, like=source)
+        return store.create(name, encoder.size, _new(facts, encoder), cosine=encoder.spec.normalize, like=source)
     target = store.open(name, **source.layout)
     _check_owner(f"--target {name}", target.about, facts)
     target.prepare(like=source)
@@ -192,8 +211,7 @@ def _target(store: Store, source: Collection, name: str, encoder: TextEncoder, f
 
 def _added(store: Store, source: Collection, name: str, encoder: TextEncoder, facts: dict[str, Any]) -> Collection:
     """Adds a vector to the source, or opens it. Raises BadInput if it belongs to another run or cannot be added."""
-    about = {**facts, MODEL: encoder.config.path, STATE: UNFINISHED}
-    added = store.add_vector(source, name, encoder.size, about, cosine=encoder.spec.normalize)
+    added = store.add_vector(source, name, encoder.size, _new(facts, encoder), cosine=encoder.spec.normalize)
     _check_owner(f"--into-vector {name}", added.about, facts)
     return added
 
@@ -234,12 +252,12 @@ def _check_alias(store: Store, alias: str | None, target: str | None) -> None:
         raise BadInput(f"--alias {alias}: is a collection's own name; an alias needs a name that no collection has")
 
 
-def _report(copy: Copy) -> None:
-    encoder, target, total = copy.encoder, copy.filled, copy.total
-    if encoder.cut:
+def _report(copy: Copy, encoder: TextEncoder) -> None:
+    target, total = copy.filled, copy.total
+    if copy.cut:
         limit = encoder.spec.rules.passage_max_len
         owner = _owner_of_length(encoder.config)
-        say(f"note: {encoder.cut:,} texts are longer than {limit} tokens ({owner}): what comes after is not read")
+        say(f"note: {copy.cut:,} texts are longer than {limit} tokens ({owner}): what comes after is not read")
     if copy.removed:
         say(f"{target.name}: {copy.removed:,} chunks were deleted that {copy.source.name} does not have any more")
     speed = f", {copy.embedded / copy.seconds:.0f} per second" if copy.embedded else ""

@@ -1,6 +1,7 @@
 """The switch to a collection embedded anew: checked before, undone on request, and right while others write."""
 
 import json
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
@@ -19,6 +20,7 @@ from trainer import reindex as reindex_command
 from trainer.reindexing import copying
 from trainer.reindexing.check import Sample
 from trainer.reindexing.copying import alike
+from trainer.reindexing.ranks import Ranks
 from trainer.reindexing.reindex import reindex, roll_back
 
 
@@ -247,10 +249,14 @@ def test_deletions_that_shift_the_pages_of_chroma_cost_a_round(tiny_bert, tmp_pa
             return super().passages(texts)
 
     model = Disturbed(encoder(tiny_bert).config, "cpu")
-    with open_store(config) as store:
+    with ExitStack() as stack:
+        store = stack.enter_context(open_store(config))
         source = store.open("docs")
         target = store.create("docs-new", 32, {}, like=source)
-        copy = copying.Copy(source, target, model, 10, None)
+        ranks = stack.enter_context(Ranks(model, config, "docs-new", None))
+        ranks.load()
+        ranks.fill(target)
+        copy = copying.Copy(source, target, ranks, 10, None)
         source.chunks = partial(source.chunks, page=5)
         assert copy.once() > 0 and not copy.complete
         assert copy.settle()
