@@ -65,10 +65,12 @@ def _check(args: argparse.Namespace, sets: Sets) -> None:
         fields = [*dict.fromkeys(name for part in parts for name in part.fields)]
         known = f"Fields: {', '.join(fields)}" if fields else "There is no metadata"
         problems.append(f"--by {args.by}: no query or document has this field.{nearest(args.by, fields)} {known}")
-    check(problems + (check_output_file(Path(args.json), suffix=".json") if args.json else []))
+    check(problems + (check_output_file(Path(args.json), suffix=".json", flag="--json") if args.json else []))
 
 
 def _say_notes(args: argparse.Namespace, sets: Sets) -> None:
+    if args.as_stated and not args.baseline:
+        say("--as-stated changes nothing: there is no --baseline")
     for data in sets.values():
         for note in data.notes:
             say(note)

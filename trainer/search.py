@@ -63,6 +63,8 @@ def _search(
     args: argparse.Namespace, encoders: dict[str, TextEncoder], data: RetrievalSet | None, reports: bool
 ) -> None:
     """Collective. reports: this rank prints the results."""
+    if reports and args.as_stated and not args.compare:
+        say("--as-stated changes nothing: there is no --compare")
     head = describe({side: encoder.spec for side, encoder in encoders.items()}) if args.compare else []
     hits = {}
     if data is not None:

@@ -73,7 +73,7 @@ def check_output_file(
             problems.append(f"{flag} {output}: is also an input; choose another name")
         if same_path(path, rejected):
             fate = f"its rejected lines would replace the input {path}"
-            problems.append(f"--output {output}: {fate}; choose another name")
+            problems.append(f"{flag} {output}: {fate}; choose another name")
     return problems
 
 

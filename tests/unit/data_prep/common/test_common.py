@@ -1,7 +1,10 @@
 """The small parts that every package shares."""
 
+from pathlib import Path
+
 import numpy as np
 
+from data_prep.common.files import check_output_file
 from data_prep.common.workers import batches
 from data_prep.texts.splitmix import GOLDEN_GAMMA, splitmix
 
@@ -21,3 +24,12 @@ def test_splitmix64_gives_the_published_sequence_and_keeps_its_input():
         "0x6c45d188009454f",
     ]
     assert (states == before).all()
+
+
+def test_every_problem_of_an_output_file_names_its_flag(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "page.jsonl").mkdir()
+    outputs = [tmp_path / "page.jsonl", tmp_path / "file" / "page.txt"]
+    inputs = [tmp_path / "page.jsonl", Path(tmp_path, "page.rejected.jsonl")]
+    lines = [line for output in outputs for line in check_output_file(output, inputs, suffix=".html", flag="--html")]
+    assert len(lines) == 6 and all(line.startswith("--html ") for line in lines)

@@ -172,6 +172,7 @@ REFUSED = {
     ("a", "--dims 33"): ["--dims 33: ", "makes embeddings of 32 numbers"],
     ("a", "--by topik"): ["--by topik: no query or document has this field. Did you mean 'topic'? Fields: lang, topic"],
     ("scored", "--pairs x.jsonl"): ["name what is evaluated on"],
+    ("a", "--json out.txt"): ["error: --json out.txt: must end in .json"],
 }
 
 

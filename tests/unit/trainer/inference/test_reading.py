@@ -165,6 +165,16 @@ def test_a_search_beside_the_base_finds_the_same_with_the_same_weights(tmp_path,
     assert "read unlike: query_prompt, query_max_len, passage_max_len" in capsys.readouterr().out
 
 
+def test_a_flag_about_the_other_model_is_told_that_there_is_none(base, data, capsys):
+    call = ["--model", str(base), "--data", str(data), "--device", "cpu"]
+    for command, other, texts in ((evaluate, "--baseline", []), (search, "--compare", ["w3 w4 w5"])):
+        line = f"--as-stated changes nothing: there is no {other}"
+        assert command([*call, "--as-stated", *texts]) == 0
+        assert line in capsys.readouterr().err
+        assert command([*call, "--as-stated", other, str(base), *texts]) == 0
+        assert line not in capsys.readouterr().err
+
+
 def with_a_new_token(folder) -> None:
     """A token added to the tokenizer, for which the embeddings were not resized."""
     values = json.loads((folder / "tokenizer.json").read_text())
