@@ -57,6 +57,9 @@ def power(facts: dict) -> str:
     best = facts["best"]
     if best["detectable"] is None:
         return f"{best['queries']:,} queries are too few to show any difference"
+    if best["detectable"] == 0:  # no spread: a set of one relevant document, or a model that did not change
+        same = f"the metric changed by the same amount for each of the {best['queries']:,} queries"
+        return f"{same}, which says nothing about the smallest difference that they can show"
     return (
         f"{best['queries']:,} queries show a difference of {best['detectable']:.4f} or more (in 80 % of the cases, at "
         "the 5 % level)"

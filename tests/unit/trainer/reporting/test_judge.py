@@ -169,6 +169,12 @@ def test_the_first_line_says_what_matters(judged):
     assert "flatters" in same and last.startswith("the last model (step 20): worse than the model before training: ")
 
 
+def test_values_that_did_not_change_state_no_smallest_difference(judged):
+    facts = judged(BASE)
+    assert facts["best"]["detectable"] == 0 and "0.0000" not in describe(facts)[1]
+    assert describe(facts)[1].startswith("the metric changed by the same amount for each of the 20 queries")
+
+
 @pytest.mark.parametrize("by", [-0.05, 0.0, 0.05])
 def test_only_a_model_that_is_better_goes_without_a_line(judged, tmp_path, by):
     facts = judged(moved(by, 0.001))
