@@ -21,6 +21,7 @@ from data_prep.records import Record
 from data_prep.texts.languages import UNSURE, language
 from data_prep.texts.near_duplicates import NearDuplicates
 from data_prep.texts.prompts import SIDES, Pair
+from data_prep.texts.row_prompts import RowPrompt
 from data_prep.texts.token_lengths import Reader
 
 NO_TRAINING = ("leakage", "positives_as_negatives")  # findings that refuse a run unless `data.allow` lists them
@@ -184,23 +185,30 @@ def prompts(records: dict[str, list[Record]], reader: Reader | None) -> list[Fin
     for source, rows in records.items():
         own = [reader.own_prompts.of_record(reader.rules, row) if reader else Pair("", "") for row in rows]
         pairs = {
-            "query": [(pair.query, row.query) for pair, row in zip(own, rows)],
-            "passage": [(pair.passage, text) for pair, row in zip(own, rows) for text in row.positives],
+            "query": [(pair.query, row.query, row) for pair, row in zip(own, rows)],
+            "passage": [(pair.passage, text, row) for pair, row in zip(own, rows) for text in row.positives],
         }
         for side in SIDES:
             of_source = reader and source in getattr(reader.own_prompts, side)
             key = f"sources.{source}.{side}_prompt" if of_source else f"model.{side}_prompt"
-            findings += _prompts_of(side, pairs[side], source, key)
+            of_row = reader and reader.own_prompts.of_rows.get(side)
+            findings += _prompts_of(side, pairs[side], source, key, of_row)
     return findings
 
 
-def _prompts_of(side: str, pairs: list[tuple[str, str]], source: str, key: str) -> list[Finding]:
-    """pairs: the prompt of a text, and the text. key: of the run file, where the prompt belongs."""
-    texts = [text for _, text in pairs]
-    twice = Counter(prompt for prompt, text in pairs if prompt.strip() and text.startswith(prompt.rstrip()))
-    if count := twice.total():
-        start, what = twice.most_common(1)[0][0], "begin with their prompt {start!r} already"
-        mend = f"take it out of the texts, or set {key} to ''"
+def _prompts_of(
+    side: str, pairs: list[tuple[str, str, Record]], source: str, key: str, of_row: RowPrompt | None
+) -> list[Finding]:
+    """pairs: the prompt of a text, the text, and its row. key: of the run file, where the prompt of a row without its
+    own belongs."""
+    texts = [text for _, text, _ in pairs]
+    again = [(prompt, row) for prompt, text, row in pairs if prompt.strip() and text.startswith(prompt.rstrip())]
+    if count := len(again):
+        (start, by_row), _ = Counter(
+            (prompt, of_row is not None and of_row.of(row.metadata) is not None) for prompt, row in again
+        ).most_common(1)[0]
+        what, key = "begin with their prompt {start!r} already", f"data.row_{side}_prompt" if by_row else key
+        mend = "take it out of the texts, or " + (f"leave out {key}" if by_row else f"set {key} to ''")
     else:
         starts = Counter(match.group().lower() for text in texts if (match := _START.match(text)))
         start, count = starts.most_common(1)[0] if starts else ("", 0)

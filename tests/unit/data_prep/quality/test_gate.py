@@ -346,6 +346,19 @@ def test_prompts_in_the_texts():
     assert "begin with their prompt 'Abstract: ' already" in own.text and own.about == "sources.s.passage_prompt"
 
 
+def test_the_prompt_of_a_row_in_its_text_names_the_key_of_rows():
+    """Of rows with and without a prompt of their own, the more frequent repetition decides what the line names."""
+    rules, own = TextRules("query: ", "", 32, 32), OwnPrompts(row_query="{prompt} ", row_passage="prompt")
+    rows = [Record(f"find: {i}", [f"it is {i}"], metadata={"prompt": "find:"}) for i in range(20)]
+    rows += [Record(f"query: {i}", [f"it was {i}"]) for i in range(9)]
+    (found,) = prompts({"s": rows}, Reader("", rules, own))
+    assert found.count == 29 and "begin with their prompt 'find: ' already" in found.text
+    assert found.about == "data.row_query_prompt"
+    assert found.mend == "take it out of the texts, or leave out data.row_query_prompt"
+    (found,) = prompts({"s": rows[15:]}, Reader("", rules, own))
+    assert found.count == 14 and found.mend == "take it out of the texts, or set model.query_prompt to ''"
+
+
 def test_languages_of_texts():
     assert language("The captain has been painted because they were not sure about it.") == "en"
     assert language("Le capitaine a été peint parce qu'ils ne savaient pas.") == "fr"
