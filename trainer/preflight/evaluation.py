@@ -6,8 +6,8 @@ from data_prep.reading.retrieval_sets import RetrievalSet
 from data_prep.reading.scored_pairs import ScoredPairs
 from trainer.config.other_trainers import about_value
 from trainer.config.sections import GENERAL, TRAIN_LOSS, WatchConfig
-from trainer.evaluation.metric_names import METRICS, PAIR_METRICS, check_names, measured_on, name_problem, unmeasured
-from trainer.evaluation.watched import general_metric, watched_names
+from trainer.evaluation.metric_names import METRICS, PAIR_METRICS, check_names, name_problem, unmeasured
+from trainer.evaluation.watched import general_metric, measured_names
 from trainer.preflight.inputs import Inputs
 
 
@@ -78,8 +78,7 @@ def _opened(inputs: Inputs, source: str) -> RetrievalSet | ScoredPairs | None:
 def _measured(inputs: Inputs, source: str) -> list[str] | None:
     """Returns the metrics that a source's set measures; None for one that cannot be read."""
     data = _opened(inputs, source)
-    names = watched_names(inputs.config)
-    return data and [name for part in data.parts for name in measured_on(part, names)]
+    return data and measured_names(data, inputs.config)
 
 
 def chooses(inputs: Inputs) -> bool:
@@ -112,10 +111,14 @@ def without_effect(inputs: Inputs) -> list[str]:
     stated = [
         f"watch.{key}" for key in ("metric", "min_delta", "keep_last") if getattr(watch, key) != getattr(UNSTATED, key)
     ]
-    if watch.metric == TRAIN_LOSS or not stated:  # the eval split is not opened for nothing
+    if watch.metric == TRAIN_LOSS or not (stated or config.data.eval):  # the eval split is not opened for nothing
         return lines
-    if source in sets and name in (_measured(inputs, source) or [name]):
+    measured = (_measured(inputs, source) if source in sets else None) or []
+    if source in sets and name in (measured or [name]):
         return lines
+    if source in sets and "watch.metric" not in stated:
+        chosen = f"{sets[source]} does not measure {name} (watch.metric), so final/ will be the last model"
+        lines.append(f"{chosen}; set watch.metric to one of {', '.join(measured)}, or to {TRAIN_LOSS}")
     reason = f"{sets[source]} has no such metric" if source in sets else inputs.no_eval
     return lines + [f"{key} changes nothing: {watch.metric} is not measured ({reason})" for key in stated]
 

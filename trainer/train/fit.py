@@ -12,7 +12,7 @@ from trainer.distributed.stop import StopRequest
 from trainer.engine.weight_average import averaged
 from trainer.evaluation.compare import means
 from trainer.evaluation.measure import evaluate_engine
-from trainer.evaluation.watched import watched_names
+from trainer.evaluation.watched import no_values, watched_names
 from trainer.model_folder.spec import describe_lengths
 from trainer.reporting.judge import Case, Model, judge
 from trainer.run_dir.checkpoint_writer import Clock
@@ -176,7 +176,7 @@ def case_of(job: Job) -> Case:
     if not watch.chooses:
         unmeasured = "the run began with an earlier version, which kept no values of single queries"
     elif data and not job.halves:
-        unmeasured = f"{data.name} has no values of single queries"
+        unmeasured = no_values(data, config)
     elif not data:
         unmeasured = "data.eval is off" if config.data.eval is False else "the run has no evaluation set (data.eval)"
     return Case(config.watch.metric, data.name if data else None, job.halves, best, last, unmeasured)

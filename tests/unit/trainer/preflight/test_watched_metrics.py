@@ -9,7 +9,7 @@ from tests.end_to_end.runs import events, write_run
 from tests.unit.trainer.evaluation.test_evaluate import pairs, write_rows
 from trainer.__main__ import main
 from trainer.config.loading import load_config
-from trainer.evaluation.watched import watched_names
+from trainer.evaluation.watched import no_values, watched_names
 from trainer.preflight.evaluation import check_watch, without_effect
 from trainer.preflight.inputs import Inputs
 from trainer.report import main as report
@@ -68,11 +68,31 @@ def test_a_default_metric_that_scored_pairs_lack_is_refused_only_where_it_decide
     check_watch(inputs(tmp_path, "m", files["split"], chosen))
     with pytest.raises(ValueError, match="does not measure it, but spearman, pearson; name one of them, or set"):
         check_watch(inputs(tmp_path, "m", files["split"], chosen, "watch.patience=1"))
+    said = "scored.jsonl does not measure nDCG@10 (watch.metric), so final/ will be the last model; set watch.metric to"
+    (line,) = without_effect(inputs(tmp_path, "m", files["split"], chosen))
+    assert said + " one of spearman, pearson, or to train_loss" in line
+    told, line = without_effect(inputs(tmp_path, "m", files["split"], chosen, "watch.keep_last=true"))
+    assert said in told and line.startswith("watch.keep_last changes nothing: nDCG@10 is not measured (")
     (line,) = without_effect(inputs(tmp_path, "m", files["split"], chosen, "watch.metric=MAP"))
     assert line.startswith("watch.metric changes nothing: MAP is not measured (") and "has no such metric" in line
     general = f"data.general={files['scored']}"
     (line,) = without_effect(inputs(tmp_path, "m", files["split"], general))
     assert line == "watch.tolerance changes nothing for data.general: it does not measure nDCG@10"
+
+
+WHY = {
+    ("split", "spearman"): "split does not measure spearman (watch.metric), but nDCG@10, ",
+    ("scored", "nDCG@10"): "scored.jsonl does not measure nDCG@10 (watch.metric), but spearman, pearson",
+    ("scored", "auc"): "scored.jsonl does not measure auc (watch.metric), but spearman, pearson",
+    ("labels", "auc"): "labels.jsonl has scored pairs, and their metrics have no values of single queries",
+    ("scored", "train_loss"): "scored.jsonl has scored pairs, and their metrics have no values of single queries",
+}
+
+
+@pytest.mark.parametrize(("name", "metric"), WHY)
+def test_a_verdict_that_is_missing_says_why(tmp_path, files, name, metric):
+    opened = inputs(tmp_path, "m", files["split"], f"data.eval={files[name]}", f"watch.metric={metric}")
+    assert WHY[name, metric] in no_values(opened.eval_set(str(files[name])), opened.config)
 
 
 def test_a_metric_list_without_a_set_changes_nothing(tmp_path, files):
