@@ -140,6 +140,7 @@ class DataConfig(Section):
 
     train: UserPath = Field(min_length=1)
     eval: EvalSet = None
+    fraction: float = Field(1.0, gt=0, le=1)  # of the documents of `train`, drawn by train.seed: see shards/fraction.py
     general: ExtraSet = None  # a set beside the domain's, to see what is forgotten
     ignore_identical_ids: bool = False  # in evaluations, the document with the query's own id (BEIR's rule)
     max_hard_negatives: int | None = Field(None, ge=0)  # per row; None takes all

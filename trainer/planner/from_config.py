@@ -22,10 +22,12 @@ def make_plan(config: RunConfig, sources: Sequence[SourceRows], fingerprint: str
 
 def _too_small(name: str, rows: int, sources: int, config: RunConfig) -> str:
     mends = [f"set train.batch_size to {rows} or less"] if rows >= 2 else ["add rows"]
+    mends += ["take a larger data.fraction"] if config.data.fraction < 1 else []
     if sources > 1:  # every batch is of one source
         mends.append("shard the data without this source, or with its rows in another")
+    part = f" in the share of {config.data.fraction:g} (data.fraction)" if config.data.fraction < 1 else ""
     return (
-        f"data.train: source {name!r} of {config.data.train} holds {rows} rows, fewer than one batch "
+        f"data.train: source {name!r} of {config.data.train} holds {rows} rows{part}, fewer than one batch "
         f"(train.batch_size {config.train.batch_size}); {' or '.join(mends)}"
     )
 

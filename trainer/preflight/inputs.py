@@ -7,6 +7,7 @@ from data_prep.common.errors import BadInput
 from data_prep.reading.retrieval_sets import RetrievalSet, evaluation_of, load_evaluation, scored_of
 from data_prep.reading.scored_pairs import ScoredPairs
 from data_prep.shards.folder import ShardFolder, open_shards
+from data_prep.shards.fraction import rows_of_fraction, take_fraction
 from data_prep.shards.shared_keys import SourceRows
 from trainer.config.sections import GENERAL, RunConfig
 from trainer.model_folder.files import fetch
@@ -35,8 +36,11 @@ class Inputs:
 
     @cached_property
     def sources(self) -> list[SourceRows]:
-        """The train rows by source."""
-        return self.shards.train_sources()
+        """The train rows by source; those of data.fraction, where it is below 1."""
+        sources, fraction = self.shards.train_sources(), self.config.data.fraction
+        if fraction == 1:
+            return sources
+        return take_fraction(sources, rows_of_fraction(self.shards.split("train"), fraction, self.config.train.seed))
 
     @cached_property
     def plan(self) -> BatchPlan:

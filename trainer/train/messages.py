@@ -62,7 +62,9 @@ def say_start(job: Job, start: Start) -> None:
     lines += [_guide_line(guide, job.engine, start.parameters) for guide in start.guides]
     lines += [note for data in job.eval_sets.values() for note in data.notes]
     lines += _halves(job)
-    lines += _negatives(job.config.data, job.data.rows)
+    lines += _negatives(job.config.data, job.data.rows, plan)
+    if (fraction := job.config.data.fraction) < 1:
+        lines.append(f"data.fraction {fraction:g}: {plan.rows:,} of {len(job.data.rows):,} rows, drawn by document")
     lines += _plan_lines(plan, job.total_steps, start)
     if reason := job.engine.embedder.padded_because:
         lines.append(f"texts are padded to the longest of their chunk, not laid end to end: {reason}")
@@ -136,12 +138,12 @@ def _millions(count: int) -> str:
 _LEFT_OUT = {"random": "others each time", "first": "always the same"}
 
 
-def _negatives(data: DataConfig, rows: Rows) -> list[str]:
+def _negatives(data: DataConfig, rows: Rows, plan: BatchPlan) -> list[str]:
     """Returns a line if rows have more hard negatives than data.max_hard_negatives."""
     most = data.max_hard_negatives
     if most is None:
         return []
-    counts = rows.bytes_of("negatives", np.arange(len(rows))).count
+    counts = rows.bytes_of("negatives", np.concatenate([part.rows for part in plan.parts])).count
     cut, fewer = (counts - most).clip(min=0), int((counts < most).sum())
     if not cut.any():
         return []
