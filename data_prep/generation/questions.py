@@ -17,11 +17,11 @@ from typing import IO
 
 from data_prep.common.console import Meter, result, say, track
 from data_prep.common.errors import Failed
-from data_prep.common.files import cache_folder, rejected_name, whole_file
+from data_prep.common.files import cache_folder, rejected_name, whole_file, write_json
 from data_prep.common.finite import NULLS, is_finite, with_nulls
 from data_prep.common.paths import user_path
 from data_prep.common.workers import batches
-from data_prep.generation.answer_cache import Answer, AnswerCache
+from data_prep.generation.answer_cache import Answer, AnswerCache, key_of
 from data_prep.generation.answer_parser import PAIRS_FORMAT, Parsed
 from data_prep.generation.client import Model, Unanswered, messages
 from data_prep.generation.concurrency import Asking
@@ -159,6 +159,7 @@ class _Run:
             say(f"note: {writer.nulls:,} pairs: {NULLS}")
         if no_pair:
             raise no_pair
+        self._write_usage(writer)
         what = f"{writer.count:,} pairs from {writer.chunks:,} chunks"
         result(f"{output}: {what} ({self.asked:,} answers from this run, {self.reused:,} from before)")
         if writer.waiting:
@@ -166,6 +167,17 @@ class _Run:
                 f"{writer.waiting:,} chunks have no answer yet and {output} lacks their pairs; run the same command "
                 "again: it asks about those only"
             )
+
+    def _write_usage(self, writer: "_Writer") -> None:
+        """Writes what the pairs have cost beside them, answers of earlier runs included. cost: null without prices, or
+        where a server did not count."""
+        tokens_in, tokens_out = writer.tokens
+        prices = self.config.price_in, self.config.price_out
+        known = None not in prices and not writer.uncounted
+        usage = {"pairs": writer.count, "answers": len(writer.answers), "answers_without_a_count": writer.uncounted}
+        usage |= {"tokens_in": tokens_in, "tokens_out": tokens_out, "price_in": prices[0], "price_out": prices[1]}
+        usage["cost"] = (tokens_in * prices[0] + tokens_out * prices[1]) / MILLION if known else None
+        write_json(self.config.output.with_name(f"{self.config.output.stem}.usage.json"), usage)
 
 
 class _Writer:
@@ -179,6 +191,9 @@ class _Writer:
         self.count = 0  # pairs written
         self.nulls = 0  # of them, those with NaN or infinity in their metadata
         self.waiting = 0  # chunks without an answer that may get one later
+        self.answers: set[bytes] = set()  # keys of the answers read: chunks of one text share one
+        self.uncounted = 0  # of them, those whose tokens the server did not count
+        self.tokens = [0, 0]  # of all answers: in, out
         self.reasons: Counter[str] = Counter()
         self.examples: dict[str, str] = {}  # kind of reason -> its first chunk and full reason
 
@@ -192,6 +207,7 @@ class _Writer:
                 self.waiting += unanswered.again
                 self.reject(chunk, str(unanswered))
                 continue
+            self._count(chunk.text, answer)
             parsed = self.parsed.of(chunk.text, answer)
             if answer.refusal and not parsed.pairs:
                 parsed = Parsed(misfits=[f"refusal: {answer.refusal}"])
@@ -199,6 +215,14 @@ class _Writer:
                 self.reject(chunk, misfit, raw=answer.text, finish=answer.finish)
             for question, text in parsed.pairs:
                 yield Pair(chunk, question, text)
+
+    def _count(self, text: str, answer: Answer) -> None:
+        if (key := key_of(text)) in self.answers:
+            return
+        self.answers.add(key)
+        counts = answer.tokens_in, answer.tokens_out
+        self.uncounted += None in counts
+        self.tokens = [total + (count or 0) for total, count in zip(self.tokens, counts)]
 
     def write(self, lines: IO[str], pairs: list[Pair], filters: list[Filter]) -> None:
         reasons: list[str | None] = [None] * len(pairs)

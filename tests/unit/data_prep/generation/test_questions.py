@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 import math
 import re
 import subprocess
@@ -211,6 +212,16 @@ def test_cost_is_shown_and_answers_of_another_server_are_named(generate, capsys)
     assert "note: 10 answers in that file came from http://127.0.0.1:" in capsys.readouterr().err
 
 
+def test_the_usage_beside_the_output_counts_every_answer_once(generate, tmp_path):
+    generate(LanguageModel(), limit=4)
+    usage = json.loads((tmp_path / "pairs.usage.json").read_text())
+    assert usage["cost"] is usage["price_in"] is None and (usage["tokens_in"], usage["tokens_out"]) == (400, 80)
+    pairs = len(generate(LanguageModel(), limit=10, price_in=1000, price_out=5000))  # six more answers
+    usage = json.loads((tmp_path / "pairs.usage.json").read_text())
+    assert (usage["pairs"], usage["answers"], usage["answers_without_a_count"]) == (pairs, 10, 0)
+    assert usage["cost"] == pytest.approx((1000 * 1000 + 200 * 5000) / 1e6)
+
+
 def test_progress_shows_pairs_tokens_cost_and_time_left(generate, capsys, monkeypatch):
     monkeypatch.setattr("data_prep.common.console.EVERY_SECONDS", 0.0)
     generate(LanguageModel(), limit=2)
@@ -268,7 +279,9 @@ def test_the_collection_is_scanned_once_and_each_answer_parsed_once(generate, tm
     assert (tmp_path / "pairs.jsonl").read_bytes() == (tmp_path / "again.jsonl").read_bytes()
     assert len(server.calls) == chunks
     left = {path.name for path in tmp_path.iterdir()} - {"cache"}
-    assert left == {"pairs.jsonl", "pairs.rejected.jsonl", "again.jsonl", "again.rejected.jsonl"}
+    assert left == {
+        f"{name}.{kind}" for name in ("pairs", "again") for kind in ("jsonl", "rejected.jsonl", "usage.json")
+    }
 
 
 def test_answers_of_an_earlier_run_and_of_equal_chunks_are_parsed_once(generate, tmp_path, work):
