@@ -117,6 +117,38 @@ def densities(series: dict[str, list[float]], edges: list[float], label: str) ->
     return _svg(parts, base + 20, label) + _legend(enumerate(series))
 
 
+def fan(
+    band: list[tuple[float, float, float, float]], dots: list[tuple[float, float]], known: float, label: str
+) -> str:
+    """A line with its band over x on a log scale, and dots. band: (x, y, low, high); known: the x of a dashed line."""
+    left, right, top, base = 46, WIDTH - 12, 12, 190
+    first, last = math.log(band[0][0]), math.log(band[-1][0])
+    first, last = min(first, *(math.log(x) for x, _ in dots)), max(last, *(math.log(x) for x, _ in dots))
+    values = [value for point in band for value in point[1:]] + [y for _, y in dots]
+    marks = _ticks(min(values), max(values))
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        share = (math.log(x) - first) / (last - first)
+        return left + (right - left) * share, base - (base - top) * (y - marks[0]) / (marks[-1] - marks[0])
+
+    parts = []
+    for mark in marks:
+        _, y = at(known, mark)
+        parts += [_line(left, y, right, y, "grid"), _text(left - 4, y + 4, f"{mark:g}", "end small y")]
+    for x, kind in ((math.exp(first), "small x"), (known, "mid small x"), (math.exp(last), "end small x")):
+        parts.append(_text(at(x, marks[0])[0], base + 15, f"{x:,.0f}", kind))
+    corners = [at(x, high) for x, _, _, high in band] + [at(x, low) for x, _, low, _ in reversed(band)]
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
+    parts.append(f'<polygon points="{path}" fill="var(--c0)" fill-opacity=".2"/>')
+    x, _ = at(known, marks[0])
+    parts.append(_line(x, top, x, base, "mark"))
+    parts += _line_chart(0, [at(x, y) for x, y, _, _ in band], [], digits=1, stroke=2, radius=0)
+    for x, y in dots:
+        (cx, cy), title = at(x, y), f"{x:,.0f}: {y:.4f}"
+        parts.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="3.5" fill="var(--c1)"><title>{title}</title></circle>')
+    return _svg(parts, base + 22, label)
+
+
 def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """Returns about MOST_POINTS of the points: the lowest and the highest of every stretch, in order."""
     if len(points) <= MOST_POINTS:

@@ -32,9 +32,10 @@ MODULES = ("data_prep", "launch", "trainer")
 HELP = [
     *(["data_prep", name] for name in COMMANDS),
     *(["launch", name] for name in LAUNCH_COMMANDS),
+    ["trainer"],
     *(
-        [f"trainer{name}"]
-        for name in ("", ".blend", ".evaluate", ".export", ".merge", ".mine", ".reindex", ".report", ".search")
+        [f"trainer.{name}"]
+        for name in ["blend", "curve", "evaluate", "export", "merge", "mine", "reindex", "report", "search"]
     ),
 ]
 

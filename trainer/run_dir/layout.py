@@ -12,7 +12,8 @@ from data_prep.common.files import sha256_of
 BEST = "best-step-"  # and a number: the best model so far, until final/ is written
 _NAME = re.compile(r"checkpoint-(epoch|step)-(\d+)")
 RUN_FILE, SHARDS, SHARDS_OF, LOCK = "run.yaml", "shards", "shards.json", ".shards.lock"  # see frontends/auto_shards.py
-MADE_AHEAD = (RUN_FILE, SHARDS, SHARDS_OF, LOCK, f".{SHARDS}.unfinished")  # of a run that has not begun
+BEFORE = "before.json"  # see before.py
+MADE_AHEAD = (RUN_FILE, SHARDS, SHARDS_OF, LOCK, f".{SHARDS}.unfinished", BEFORE)  # of a run that has not begun
 MARKER = "complete.json"  # sizes and sha256 of every file of a checkpoint; its presence means: whole
 
 

@@ -18,6 +18,7 @@ from trainer.reporting.judge import Case, Model, judge
 from trainer.run_dir.checkpoint_writer import Clock
 from trainer.run_dir.outcome import sample_of
 from trainer.run_dir.queries import Values, mean_of, watched, write_values
+from trainer.train.before import taken_over
 from trainer.train.checkpointing import Skips, base_writer, epoch_is_over
 from trainer.train.early_stopping import Measured
 from trainer.train.job import Job
@@ -34,7 +35,7 @@ def fit(job: Job, request: StopRequest) -> None:
     saves = Clock(config.checkpoint.every_minutes, config.checkpoint.every_steps)
     evaluations = evaluation_clock(config.watch, job.plan.epoch_steps)
     if progress.state.step == 0:
-        progress.watch.before(evaluate(job))
+        progress.watch.before(taken_over(job) or evaluate(job))
     elif epoch_is_over(progress.state, job.plan.epoch_steps, job.total_steps):  # stopped before its evaluation
         end_epoch(job)
     elif evaluations.by_steps(progress.state.step) and progress.watch.lacks(progress.state.step):

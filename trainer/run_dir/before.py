@@ -1,0 +1,30 @@
+"""OUT/before.json: an evaluation of the model before training that another run of the same model and sets has made.
+
+A command that starts several such runs (trainer.curve) writes it before a run begins; that run then logs these values
+in place of measuring once more. Never imports torch.
+"""
+
+from pathlib import Path
+
+from data_prep.common.files import write_json
+from data_prep.texts.tokenizer_rules import read_object
+from trainer.run_dir.layout import BEFORE
+from trainer.run_dir.log import LOG, read_events
+from trainer.run_dir.queries import read_values
+
+
+def measured_by(run_dir: Path) -> dict | None:
+    """Returns what a run measured before training; None if it kept no values of single queries."""
+    values = read_values(run_dir, 0)
+    events = [event for event in read_events(run_dir / LOG) if event["event"] == "evaluation" and event["step"] == 0]
+    plain = [{key: value for key, value in event.items() if key not in ("event", "time", "step")} for event in events]
+    return {"run": str(run_dir), "evaluations": plain, "values": values} if values and plain else None
+
+
+def write_before(run_dir: Path, measured: dict) -> None:
+    write_json(run_dir / BEFORE, measured)
+
+
+def read_before(run_dir: Path) -> dict:
+    """Returns what another run has measured for this one; empty if there is none."""
+    return read_object(run_dir / BEFORE)
