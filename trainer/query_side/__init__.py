@@ -1,0 +1,1 @@
+"""A map of query vectors, trained against document vectors that stay as they lie in a store."""
