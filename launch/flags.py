@@ -2,12 +2,8 @@
 
 import argparse
 
-MODULES = (
-    "trainer.evaluate",
-    "trainer.mine",
-    "trainer.reindex",
-    "trainer.search",
-)  # commands that embed on several ranks
+# commands that embed on several ranks
+MODULES = ("trainer.adapt_queries", "trainer.evaluate", "trainer.mine", "trainer.reindex", "trainer.search")
 LAUNCHERS = ("torchrun", "accelerate")
 
 

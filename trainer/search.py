@@ -3,6 +3,7 @@
 import argparse
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 from data_prep.common.console import one_line, say
 from data_prep.common.errors import BadInput
@@ -20,6 +21,7 @@ from trainer.inference.reading import describe
 from trainer.inference.searching import Hit, in_memory, over_collection
 from trainer.inference.store_record import FINGERPRINT
 from trainer.inference.text_encoder import TextEncoder
+from trainer.query_side.encoder import AdaptedEncoder
 
 
 def show(query: str, sides: dict[str, list[Hit]], head: list[str] = ()) -> None:
@@ -53,6 +55,9 @@ def run(args: argparse.Namespace) -> None:
     data = None if args.data is None else load_set(args.data)
     models = dict(zip(("tuned", "base") if args.compare else ("",), models_of(args.model, args.compare, args)))
     encoders = {side: TextEncoder(model) for side, model in reversed(models.items())}
+    if args.query_adapter is not None:
+        side = next(iter(models))
+        encoders[side] = AdaptedEncoder(models[side], args.query_adapter)
     with joined(args.device, args.precision) as runtime:
         for encoder in encoders.values():
             encoder.runtime = runtime
@@ -71,11 +76,15 @@ def _search(
         for note in data.flaws if reports else ():
             say(note)
         for side, encoder in encoders.items():
+            if isinstance(encoder, AdaptedEncoder):
+                encoder.check(None)
             hits[side] = in_memory(encoder, data.doc_ids, data.doc_texts)(args.query, args.top)
     else:
         config, where = store_of(args), where_of(args)
         with open_collection(config) as collection:
             for side, encoder in encoders.items():
+                if isinstance(encoder, AdaptedEncoder):
+                    encoder.check(collection)
                 hits[side] = over_collection(encoder, collection, where)(args.query, args.top)
                 head += _read_otherwise(encoder, collection) if args.compare else []
     for i, query in enumerate(args.query) if reports else ():
@@ -104,6 +113,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("query", nargs="+", help="one or more")
     parser.add_argument("--model", required=True, help="model folder or hub id")
     parser.add_argument("--compare", metavar="BASE", help="another model, such as the one before training")
+    text = "of trainer.adapt_queries: maps the queries of --model"
+    parser.add_argument("--query-adapter", type=Path, metavar="FOLDER", help=text)
     parser.add_argument("--top", type=int, default=3, metavar="K", help="results of each query (default 3)")
     parser.add_argument("--data", metavar="SET", help="retrieval set, or shard folder with an eval split")
     add_store(parser, required=False)

@@ -308,10 +308,26 @@ def load_collection(
             docs[chunk.id] = chunk.text
             if values:
                 values.see_document(chunk.id, chunk.metadata)
+    queries, qrels, flaws = judged_queries(pairs, docs, looked_in(config, where), strict, values)
+    sides = [*docs], [*docs.values()], [*queries], [*queries.values()]
+    return _with_categories(RetrievalSet(config.collection, *sides, qrels, flaws), values)
+
+
+def looked_in(config: StoreConfig, where: dict[str, Any] | None) -> str:
+    """Returns where the chunks of a pair are looked for, for messages."""
+    return f"in {config.collection}" + (", where --where fits" if where else "")
+
+
+def judged_queries(
+    pairs: Path, docs: dict[str, Any], where_looked: str, strict: bool = False, values: FieldValues | None = None
+) -> tuple[dict[str, str], dict[str, dict[str, int]], list[str]]:
+    """Reads pairs that name chunks, see load_collection: query id -> text, query id -> chunk -> 1, and flaws as lines.
+
+    docs: has the ids of the chunks as keys.
+    """
     queries: dict[str, str] = {}
     qrels: dict[str, dict[str, int]] = {}
     unnamed, flaws = 0, _Flaws()
-    where_looked = f"in {config.collection}" + (", where --where fits" if where else "")
     for record in read_records(pairs, positive="answer"):
         query = f"q{text_key(record.query)}"
         queries.setdefault(query, record.query)
@@ -334,5 +350,4 @@ def load_collection(
         problems += [f"{line} (refused by --strict)" for line in flaws.lines()]
     if problems:
         raise BadInput(problems)
-    sides = [*docs], [*docs.values()], [*queries], [*queries.values()]
-    return _with_categories(RetrievalSet(config.collection, *sides, qrels, flaws.lines()), values)
+    return queries, qrels, flaws.lines()

@@ -35,7 +35,18 @@ HELP = [
     ["trainer"],
     *(
         [f"trainer.{name}"]
-        for name in ["blend", "curve", "evaluate", "export", "merge", "mine", "reindex", "report", "search"]
+        for name in [
+            "adapt_queries",
+            "blend",
+            "curve",
+            "evaluate",
+            "export",
+            "merge",
+            "mine",
+            "reindex",
+            "report",
+            "search",
+        ]
     ),
 ]
 

@@ -94,6 +94,11 @@ def read_modules(folder: Path) -> list[dict]:
         raise BadInput(f"{path}: not a list of modules with type and path")
     for module in modules:
         package, _, module["kind"] = module["type"].rpartition(".")
+        if module["kind"] == "Router":
+            raise BadInput(
+                f"{path}: a Router gives queries and documents different embeddings; of a folder of "
+                "trainer.adapt_queries name its model, and the folder as --query-adapter of trainer.search"
+            )
         if module["kind"] not in MODULES or not package.startswith("sentence_transformers."):
             raise BadInput(
                 f"{path}: module {module['type']} is none of sentence-transformers' {', '.join(MODULES)}; not "

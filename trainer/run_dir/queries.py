@@ -70,6 +70,15 @@ def halves_of(queries: Sequence[str], qrels: Mapping[str, Mapping[str, int]]) ->
     return Halves(*sides, grouped)
 
 
+def held_out(queries: Sequence[str], qrels: Mapping[str, Mapping[str, int]], most: int) -> tuple[set[str], bool]:
+    """Returns up to `most` queries, drawn by a salted hash of their ids, and True if no other query shares a relevant
+    document with them; too many that hang together are taken apart."""
+    chosen = _fill(_together(queries, qrels), most)
+    if len(chosen) >= UNEVEN * most:
+        return chosen, True
+    return _fill([[query] for query in queries], most), False
+
+
 def _fill(groups: Iterable[list[str]], most: int) -> set[str]:
     """Takes groups in the order of their hashes, of each that still fits all queries, up to `most` in all."""
     chosen: set[str] = set()

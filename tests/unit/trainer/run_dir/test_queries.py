@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.run_dir.queries import FEW, halves_of, mean_of, read_values, watched, write_halves, write_values
+from trainer.run_dir.queries import FEW, halves_of, held_out, mean_of, read_values, watched, write_halves, write_values
 
 
 def judged(count: int, per_document: int = 1) -> dict[str, dict[str, int]]:
@@ -87,3 +87,14 @@ def test_what_is_written_is_read(tmp_path):
 )
 def test_the_set_and_the_metric_of_the_verdict(metric, found):
     assert watched(metric) == found
+
+
+@given(st.integers(2, 300), st.integers(1, 20), st.integers(1, 150))
+def test_queries_that_are_held_out_share_no_document_with_the_others(count, per_document, most):
+    qrels = judged(count, per_document)
+    most = min(most, count // 2)
+    held, grouped = held_out([*qrels], qrels, most)
+    assert held <= qrels.keys() and 0 < len(held) <= most
+    documents = [{f"d{int(query[1:]) // per_document}" for query in part} for part in (held, qrels.keys() - held)]
+    assert not (grouped and documents[0] & documents[1])
+    assert grouped or most < 3 * per_document, "groups are taken apart only where they would leave too few"

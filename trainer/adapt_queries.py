@@ -1,0 +1,101 @@
+"""A map of query vectors for a collection that is not embedded anew: python -m trainer.adapt_queries.
+
+Alone, or on the ranks of torchrun and the like: each scores its share of the documents.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from data_prep.common.console import result, say
+from data_prep.common.errors import BadInput
+from data_prep.common.files import check, existing_parent, unfinished_name
+from data_prep.common.paths import with_homes
+from data_prep.stores.flags import add_store, store_of, where_of
+from trainer.engine.join import joined
+from trainer.engine.leaving import guarded_ranks
+from trainer.inference.flags import add_model, add_precision, models_of
+from trainer.inference.text_encoder import TextEncoder
+from trainer.query_side.adapt import BETTER, Shape, Source, adapt
+from trainer.query_side.adapter import QueryAdapter
+from trainer.query_side.fit import METRIC
+from trainer.query_side.folder import write_folder
+from trainer.query_side.maps import KINDS, LINEAR
+
+
+def show(adapter: QueryAdapter, output: Path) -> None:
+    """Prints the metrics before and after, and the verdict."""
+    from rich.console import Console
+    from rich.table import Table
+
+    facts = adapter.facts
+    table = Table("metric", "before", "after", "difference", "95 % interval")
+    for name, row in facts["metrics"].items():
+        low, high = row["interval_95"]
+        cells = f"{row['base']:.4f}", f"{row['tuned']:.4f}", f"{row['difference']:+.4f}", f"{low:+.4f} … {high:+.4f}"
+        table.add_row(name, *cells)
+    Console().print(table)
+    if facts["same_queries"]:
+        say("the queries that chose the map are those that report here, which flatters it")
+    queries = f"{facts['queries']['report']:,} queries of documents that trained nothing, by the store's own search"
+    if facts["verdict"] == BETTER:
+        result(f"verdict: better: {METRIC} of {queries}; {output} maps the queries")
+    else:
+        result(f"verdict: leave it as it is: no gain in {METRIC} of {queries}; {output} is the identity")
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises BadInput with every problem that shows before anything is loaded."""
+    output, problems = Path(args.output), []
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        problems.append(f"--output {output}: exists and is not an empty folder; name a new one")
+    if not (blocked := existing_parent(output.parent)).is_dir():
+        problems.append(f"--output {output}: {blocked} is a file, so nothing can be written below it")
+    if not Path(args.pairs).exists():
+        problems.append(f"--pairs {args.pairs}: no such file")
+    if args.rank is not None and args.map != LINEAR:
+        problems.append(f"--rank {args.rank}: belongs to --map {LINEAR}")
+    if args.rank is not None and args.rank < 1:
+        problems.append(f"--rank {args.rank}: must be 1 or more")
+    check(problems)
+
+
+def run(args: argparse.Namespace) -> None:
+    _check(args)
+    source, output = Source(store_of(args), where_of(args), args.pairs), Path(args.output)
+    encoder = TextEncoder(*models_of(args.model, None, args))
+    with joined(args.device, args.precision) as runtime:
+        encoder.runtime = runtime
+        runtime.world.on_first(lambda: output.parent.mkdir(parents=True, exist_ok=True))
+        if args.rank is not None and args.rank >= encoder.size:
+            raise BadInput(f"--rank {args.rank}: must be below the {encoder.size} numbers of a vector")
+        vectors = unfinished_name(output.with_name(f"{output.name}.vectors"))
+        adapter = adapt(source, encoder, runtime, Shape(args.map, args.rank), vectors)
+        runtime.world.on_first(lambda: write_folder(output, adapter, encoder))
+        if runtime.is_main:
+            show(adapter, output)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.adapt_queries",
+        description="Trains a map of query vectors against the vectors of a collection, which stay as they are. Writes "
+        "a folder for sentence-transformers and an adapter in plain numpy; the identity where no gain shows.",
+        epilog="example: python -m trainer.adapt_queries --model MODEL --path chroma --collection docs "
+        "--pairs pairs.jsonl --output adapted",
+    )
+    parser.add_argument("--model", required=True, help="folder or hub id of the model that made the vectors")
+    text = "pairs that name chunks of the collection (chunk_id, or doc_ids of records), such as generate writes"
+    parser.add_argument("--pairs", required=True, type=Path, metavar="FILE", help=text)
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="new folder")
+    text = "residual linear map (default), or a residual network with one hidden layer"
+    parser.add_argument("--map", choices=KINDS, default=LINEAR, help=text)
+    parser.add_argument("--rank", type=int, metavar="R", help="of the linear map (default: full)")
+    add_store(parser)
+    add_model(parser)
+    add_precision(parser)
+    return guarded_ranks(lambda: run(with_homes(parser.parse_args(argv))))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
