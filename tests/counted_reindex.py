@@ -56,6 +56,10 @@ class Log:
         """Batches of texts."""
         return self._lines(rank, "embedded")
 
+    def counts(self, rank: int) -> list[int]:
+        """Texts of each batch."""
+        return self._lines(rank, "counts")
+
     def written(self, rank: int) -> int:
         return sum(self._lines(rank, "written"))
 
@@ -72,6 +76,7 @@ def main(folder: str, ends: dict[str, tuple[int, str]], argv: list[str]) -> None
     def counted(self, texts, prompt=None):
         calls.append(len(texts))
         note("embedded", texts)
+        note("counts", len(texts))
         if len(calls) == last and how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if len(calls) == last:
