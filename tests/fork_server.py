@@ -35,6 +35,7 @@ LIBRARIES = [
 ]
 PACKAGES = ("data_prep", "launch", "trainer")
 LEFT_OUT = ("__main__", "dry_run_pages")  # of the product
+POLL = 0.01  # seconds between two looks at a process that is about to end
 
 
 def main(channel: socket.socket, address: str) -> None:
@@ -49,17 +50,18 @@ def main(channel: socket.socket, address: str) -> None:
     own = sys.path[1:]
     codes: dict[int, int | None] = {}
     typed: dict[int, tuple[socket.socket, int]] = {}  # by pid: who waits for it, and a pipe that closes with its end
+    ending: dict[int, socket.socket] = {}  # whose pipe has closed: the process is about to end, or has become another
     while True:
+        for pid in [pid for pid in ending if poll(pid, codes) is not None]:
+            tell(ending[pid], codes[pid])
+            ending.pop(pid).close()
         waiting = {at: pid for pid, pair in typed.items() for at in pair}
-        ready = select.select([channel, listener, *waiting], [], [])[0]
+        ready = select.select([channel, listener, *waiting], [], [], POLL if ending else None)[0]
         for pid in {waiting[at] for at in ready if at in waiting}:
-            connection, pipe = typed.pop(pid)
+            ending[pid], pipe = typed.pop(pid)
             if pipe not in ready:  # who waited is gone
                 os.kill(pid, signal.SIGKILL)
-            codes[pid] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             os.close(pipe)
-            tell(connection, codes[pid])
-            connection.close()
         if listener in ready:
             request = accept(listener)
         elif channel not in ready:
@@ -82,7 +84,7 @@ def main(channel: socket.socket, address: str) -> None:
         else:
             lines.write(f"{json.dumps(answer)}\n")
             lines.flush()
-    for one in (lines, channel, listener, *(connection for connection, _ in typed.values())):
+    for one in (lines, channel, listener, *(connection for connection, _ in typed.values()), *ending.values()):
         one.close()
     if "typed" in request:
         request["typed"].close()
