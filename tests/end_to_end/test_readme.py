@@ -18,6 +18,8 @@ from tests.end_to_end.test_help_examples import CLICKS
 from tests.forked import path_for_a_shell
 from tests.language_model import chunk
 from tests.launching import ROOT, environment
+from trainer.config.sections import ModelConfig
+from trainer.inference.text_encoder import TextEncoder
 
 ELSEWHERE = (
     "pip ", "bash ", "export ", "torchrun ", "accelerate ", "ACCELERATE_USE_CPU=true ", "python -m launch run ",
@@ -52,7 +54,10 @@ def here(tmp_path, tiny_bert):
     (own,) = (block for block in re.findall(r"^```python\n(.*?)^```", document, re.M | re.S) if "def triplet" in block)
     (folder / "my_losses.py").write_text(own, encoding="utf-8")
     with open_store(StoreConfig("chroma", "NAME", path=folder / "CHROMA_FOLDER"), create=True) as store:
-        store.create("NAME", None, {}).upsert([replace(chunk(n), metadata={}) for n in range(40)])
+        chunks = [replace(chunk(n), metadata={}) for n in range(40)]
+        vectors = TextEncoder(ModelConfig(path=str(tiny_bert)), "cpu").passages([chunk.text for chunk in chunks])
+        rows = [replace(chunk, embedding=vector) for chunk, vector in zip(chunks, vectors)]
+        store.create("NAME", vectors.shape[1], {}).upsert(rows)
     return folder
 
 
@@ -70,6 +75,13 @@ def test_the_commands_of_readme_run_as_they_stand(here, tmp_path):
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     for name in ("first", "flags", "lora", "qlora", "scored", "taught", "mix", "own"):
         assert (here / "runs" / name / "final" / "modules.json").is_file(), name
-    for name in ("merged/model.safetensors", "exported/probe.json", "terms.csv", "augmented.jsonl", "run.sbatch"):
+    for name in (
+        "merged/model.safetensors",
+        "adapted/query_adapter.json",
+        "exported/probe.json",
+        "terms.csv",
+        "augmented.jsonl",
+        "run.sbatch",
+    ):
         assert (here / name).stat().st_size, name
     assert "nDCG@10" in done.stdout
