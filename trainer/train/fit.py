@@ -15,10 +15,10 @@ from trainer.evaluation.measure import evaluate_engine
 from trainer.evaluation.watched import no_values, watched_names
 from trainer.model_folder.spec import describe_lengths
 from trainer.reporting.judge import Case, Model, judge
+from trainer.run_dir.before import read_before, take_over
 from trainer.run_dir.checkpoint_writer import Clock
 from trainer.run_dir.outcome import sample_of
 from trainer.run_dir.queries import Values, mean_of, watched, write_values
-from trainer.train.before import taken_over
 from trainer.train.checkpointing import Skips, base_writer, epoch_is_over
 from trainer.train.early_stopping import Measured
 from trainer.train.job import Job
@@ -35,7 +35,7 @@ def fit(job: Job, request: StopRequest) -> None:
     saves = Clock(config.checkpoint.every_minutes, config.checkpoint.every_steps)
     evaluations = evaluation_clock(config.watch, job.plan.epoch_steps)
     if progress.state.step == 0:
-        progress.watch.before(taken_over(job) or evaluate(job))
+        progress.watch.before(evaluate_start(job))
     elif epoch_is_over(progress.state, job.plan.epoch_steps, job.total_steps):  # stopped before its evaluation
         end_epoch(job)
     elif evaluations.by_steps(progress.state.step) and progress.watch.lacks(progress.state.step):
@@ -120,6 +120,17 @@ def evaluate_between(job: Job) -> None:
         job.checkpoints.save_best()
 
 
+def evaluate_start(job: Job) -> Measured:
+    """Returns what was measured before training, or what another run of the same model has measured. Collective."""
+    measured = job.runtime.world.on_first(lambda: read_before(job.run_dir))
+    if not measured:
+        return evaluate(job)
+    if not job.runtime.is_main:
+        return Measured()
+    metrics = take_over(job.run_dir, job.log, measured)
+    return Measured(metrics or None, _deciding(job, measured["values"]))
+
+
 def evaluate(job: Job) -> Measured:
     """Returns what was measured; nothing without sets or off rank 0. Collective."""
     step, names = job.progress.state.step, watched_names(job.config)
@@ -138,10 +149,15 @@ def evaluate(job: Job) -> Measured:
         if source in (source_watched, GENERAL) and isinstance(data, RetrievalSet) and metric in metrics:
             kept[source] = {query: values[metric] for query, values in scores.items()}
     job.runtime.world.on_first(lambda: kept and write_values(job.run_dir, step, kept))
-    values, deciding = kept.get(source_watched), None
-    if values and job.config.watch.metric != TRAIN_LOSS:
-        deciding = mean_of(values, [query for query in job.halves.choosing if query in values])
-    return Measured(all_metrics or None, deciding)
+    return Measured(all_metrics or None, _deciding(job, kept))
+
+
+def _deciding(job: Job, kept: Values) -> float | None:
+    """Returns the watched metric over the choosing queries, if it is of single queries."""
+    values = kept.get(watched(job.config.watch.metric)[0])
+    if not values or not job.halves or job.config.watch.metric == TRAIN_LOSS:
+        return None
+    return mean_of(values, [query for query in job.halves.choosing if query in values])
 
 
 def finish(job: Job) -> Path:
