@@ -1,4 +1,4 @@
-"""How many pairs: python -m trainer.curve --config RUN.yaml --output FOLDER [--fractions …] [--seeds N]
+"""A forecast of the gain from more pairs: python -m trainer.curve --config RUN.yaml --output FOLDER [--fractions …]
 
 Trains on nested shares of the data, one ordinary run after the other, and says what more pairs are expected to bring.
 """

@@ -19,7 +19,7 @@ _KEY = re.compile(r"\{([^{}]+)\}")
 
 
 class RowPrompt(NamedTuple):
-    """How a row's prompt is made: `before`, the value of its key, `after`."""
+    """The parts of a row's prompt: `before`, the value of its key, `after`."""
 
     key: str
     before: str = ""

@@ -4,6 +4,7 @@ import hashlib
 
 from data_prep.common.errors import BadInput
 from data_prep.reading.retrieval_sets import RetrievalSet
+from trainer.run_dir.queries import together
 
 Halves = tuple[list[str], list[str]]  # ids of the queries that choose, and of those that report
 
@@ -16,34 +17,14 @@ def halves_of(data: RetrievalSet, seed: int = 0) -> Halves:
     a seeded hash of their smallest query id.
     """
     halves: Halves = ([], [])
-    for queries in sorted(_groups(data), key=lambda group: _hash(group[0], seed)):
-        min(halves, key=len).extend(queries)
+    for group in sorted(together(data.query_ids, data.qrels), key=lambda group: _hash(min(group), seed)):
+        min(halves, key=len).extend(group)
     if not halves[1]:
         raise BadInput(
             f"{data.name}: its {len(data.query_ids):,} queries share their relevant documents, so they cannot be "
             "split in two halves, one to choose by and one to report; name a set with more queries"
         )
     return sorted(halves[0]), sorted(halves[1])
-
-
-def _groups(data: RetrievalSet) -> list[list[str]]:
-    """Returns the queries of each group, sorted."""
-    leader = {query: query for query in data.query_ids}
-
-    def find(query: str) -> str:
-        while leader[query] != query:
-            leader[query] = query = leader[leader[query]]
-        return query
-
-    first_of: dict[str, str] = {}  # document -> the first query that it is relevant for
-    for query in data.query_ids:
-        for doc, grade in data.qrels[query].items():
-            if grade > 0:
-                leader[find(query)] = find(first_of.setdefault(doc, query))
-    groups: dict[str, list[str]] = {}
-    for query in sorted(data.query_ids):
-        groups.setdefault(find(query), []).append(query)
-    return list(groups.values())
 
 
 def _hash(query: str, seed: int) -> bytes:

@@ -1,4 +1,4 @@
-"""How a share is chosen. No torch: the command line reads its defaults here."""
+"""The rules by which a share is chosen. No torch: the command line reads its defaults here."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from data_prep.common.files import check
 
 @dataclass(frozen=True)
 class Rules:
-    """How a share is chosen. Raises BadInput for numbers that are none of these."""
+    """The numbers of the choice. Raises BadInput for those that cannot be."""
 
     shares: Sequence[float] = tuple(tenth / 10 for tenth in range(11))  # 0 and 1 are measured in any case
     most_lost: float = 0.005  # of nDCG@10 on the general set

@@ -38,7 +38,7 @@ class Lines:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What more pairs bring to the metric."""
+    """The gain that more pairs are expected to bring."""
 
     pairs: int  # more of them
     expected: float  # mean over the curves

@@ -1,4 +1,4 @@
-"""What the runs of a curve measured, as points and as the JSON that page and screen show."""
+"""The measurements of a curve's runs, as points and as the JSON that page and screen show."""
 
 from pathlib import Path
 

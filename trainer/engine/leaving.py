@@ -1,4 +1,4 @@
-"""How a rank leaves with an error: one rank speaks for all where all have it, and the launcher ends the others."""
+"""The end of a rank that fails: one rank speaks for all where all have it, and the launcher ends the others."""
 
 import os
 import sys

@@ -9,10 +9,11 @@ from data_prep.common.errors import BadInput
 from data_prep.common.files import check
 from data_prep.texts.tokenizer_rules import is_hub_id, read_object
 from trainer.config.sections import ModelConfig
-from trainer.exporting.merging import add, check_base_of, check_output
+from trainer.exporting.merging import add, check_output
 from trainer.exporting.onnx import check_onnx, write_onnx
 from trainer.exporting.proof import prove
 from trainer.inference.probe import Probe, read_probe
+from trainer.model.adapters import check_base_of
 from trainer.model_folder.files import ADAPTER_CONFIG, base_folder, fetch
 from trainer.model_folder.older_versions import add_older_names
 from trainer.model_folder.spec import TRUST, read_spec

@@ -97,7 +97,7 @@ class Team(Led):
         return self._on_all("_embed", "query_share", texts)
 
     def passages(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """As queries()."""
+        """Same as queries(), of documents."""
         return self._on_all("_embed", "passage_share", texts)
 
     def _embed(self, kind: str, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:

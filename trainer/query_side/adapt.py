@@ -49,7 +49,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Shape:
-    """How an adapter is made."""
+    """The form of an adapter."""
 
     kind: str  # of maps.KINDS
     rank: int | None = None  # of a linear map
@@ -57,7 +57,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What an open collection says of itself, for ranks that do not open it."""
+    """The facts of an open collection, for ranks that do not open it."""
 
     name: str
     size: int | None
@@ -70,7 +70,7 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Task:
-    """What every rank knows of the queries and the collection."""
+    """The facts of the queries and the collection that every rank has."""
 
     ids: list[str]  # of the queries
     texts: list[str]

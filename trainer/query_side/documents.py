@@ -20,7 +20,7 @@ UNIT = 1e-2  # by which the length of a vector may differ from 1: a store of 16 
 
 @dataclass(frozen=True)
 class Stored:
-    """What was read of a collection besides its vectors."""
+    """The facts that were read of a collection besides its vectors."""
 
     number_of: dict[str, int]  # id -> number of the chunk
     keys: np.ndarray  # (n,) int64 text_key of each chunk

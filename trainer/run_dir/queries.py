@@ -62,7 +62,7 @@ def halves_of(queries: Sequence[str], qrels: Mapping[str, Mapping[str, int]]) ->
     """Divides queries by a salted hash of their ids; those that share a relevant document stay together if possible."""
     if len(queries) < FEW:
         return Halves(tuple(queries), tuple(queries))
-    for groups, grouped in ((_together(queries, qrels), True), ([[query] for query in queries], False)):
+    for groups, grouped in ((together(queries, qrels), True), ([[query] for query in queries], False)):
         chosen = _fill(groups, (len(queries) + 1) // 2)
         if not grouped or min(len(chosen), len(queries) - len(chosen)) >= UNEVEN * len(queries):
             break
@@ -73,7 +73,7 @@ def halves_of(queries: Sequence[str], qrels: Mapping[str, Mapping[str, int]]) ->
 def held_out(queries: Sequence[str], qrels: Mapping[str, Mapping[str, int]], most: int) -> tuple[set[str], bool]:
     """Returns up to `most` queries, drawn by a salted hash of their ids, and True if no other query shares a relevant
     document with them; too many that hang together are taken apart."""
-    chosen = _fill(_together(queries, qrels), most)
+    chosen = _fill(together(queries, qrels), most)
     if len(chosen) >= UNEVEN * most:
         return chosen, True
     return _fill([[query] for query in queries], most), False
@@ -88,7 +88,7 @@ def _fill(groups: Iterable[list[str]], most: int) -> set[str]:
     return chosen
 
 
-def _together(queries: Sequence[str], qrels: Mapping[str, Mapping[str, int]]) -> list[list[str]]:
+def together(queries: Sequence[str], qrels: Mapping[str, Mapping[str, int]]) -> list[list[str]]:
     """Returns the connected groups of queries that share relevant documents."""
     parent = {query: query for query in queries}
 
