@@ -1,18 +1,15 @@
-"""Command line of data preparation: sources -> records -> shards."""
+"""Prepares training data: sources -> pairs -> records -> shards."""
 
 import argparse
 import sys
 from importlib import import_module
 
+from data_prep.common.console import help_of
 from data_prep.common.errors import guarded
 from data_prep.common.paths import with_homes
 
 # a module of data_prep.cli each: see its docstring
 COMMANDS = ("sample", "generate", "crawl", "logs", "compose", "augment", "mine", "shard", "inspect")
-STEPS = (
-    "sample (or your own store) -> generate, or crawl -> compose -> augment -> mine -> shard -> python -m trainer; "
-    "inspect looks at each of them"
-)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,14 +23,14 @@ def _run(argv: list[str] | None) -> int | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m data_prep", description=f"{__doc__} {STEPS}.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    shortest = "python -m data_prep shard pairs.jsonl --output shards"
+    parser = argparse.ArgumentParser(prog="python -m data_prep", **help_of(__doc__, shortest))
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands, in the order of use")
     for name in COMMANDS:
         command = import_module(f"data_prep.cli.{name}")
         summary = " ".join(command.__doc__.split())
-        layout = {"description": summary, "formatter_class": argparse.RawDescriptionHelpFormatter}
-        epilog = f"example:\n  python -m data_prep {command.EXAMPLE}"
-        subparser = commands.add_parser(name, help=summary, epilog=epilog, **layout)
+        examples = [f"python -m data_prep {example}" for example in command.EXAMPLES]
+        subparser = commands.add_parser(name, help=summary, **help_of(summary, *examples))
         subparser.set_defaults(run=command.run)
         command.add_flags(subparser)
     return parser

@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from data_prep.common.console import result
+from data_prep.common.console import help_of, result
 from data_prep.common.errors import BadInput
 from data_prep.common.files import check, existing_parent, unfinished_name
 from data_prep.common.paths import with_homes
@@ -77,18 +77,23 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m trainer.adapt_queries",
-        description="Trains a map of query vectors against the vectors of a collection, which stay as they are. Writes "
-        "a folder for sentence-transformers and an adapter in plain numpy; the identity where no gain shows.",
-        epilog="example: python -m trainer.adapt_queries --model MODEL --path chroma --collection docs "
-        "--pairs pairs.jsonl --output adapted",
+        **help_of(
+            "Trains a map of query vectors against the vectors of a collection, which stay as they are.",
+            "python -m trainer.adapt_queries --model MODEL --path DB --collection docs --pairs pairs.jsonl --output OUT",
+        ),
     )
-    parser.add_argument("--model", required=True, help="folder or hub id of the model that made the vectors")
+    parser.add_argument("--model", required=True, metavar="M", help="model that embedded the collection")
     text = "pairs that name chunks of the collection (chunk_id, or doc_ids of records), such as generate writes"
     parser.add_argument("--pairs", required=True, type=Path, metavar="FILE", help=text)
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="new folder")
+    parser.add_argument(
+        "--output",
+        required=True,
+        metavar="FOLDER",
+        help="new folder for the adapter, which is the identity where no gain shows",
+    )
     text = "residual linear map (default), or a residual network with one hidden layer"
     parser.add_argument("--map", choices=KINDS, default=LINEAR, help=text)
-    parser.add_argument("--rank", type=int, metavar="R", help="of the linear map (default: full)")
+    parser.add_argument("--rank", type=int, metavar="R", help="rank of the linear map (default: full)")
     add_store(parser)
     add_model(parser)
     add_precision(parser)

@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from data_prep.common.console import help_of, say
 from data_prep.common.console import result as print_result
-from data_prep.common.console import say
 from data_prep.common.errors import guarded
 from data_prep.common.files import check, check_output_file, write_json
 from data_prep.common.paths import with_homes
@@ -69,21 +69,21 @@ def run(args: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m trainer.blend",
-        description="Writes a model between a base and what was trained from it: of all shares the one that is best on "
-        "the domain and loses little on a general set. One half of the queries chooses, the other reports.",
-        epilog="example: python -m trainer.blend MODEL runs/mine/final --data shards --general general "
-        "--output runs/mine/blended",
+        **help_of(
+            "Writes the best model between a base and the model that was trained from it.",
+            "python -m trainer.blend MODEL runs/mine/final --data shards --general general --output runs/mine/blended",
+        ),
     )
     parser.add_argument("base", metavar="BASE", help="folder or hub id of the model before training")
     parser.add_argument("tuned", metavar="TUNED", help="the trained model, e.g. final/ of a run: whole, or an adapter")
     parser.add_argument("--data", required=True, metavar="SET", help="retrieval set, or shard folder, of the domain")
-    parser.add_argument("--general", metavar="SET", help="of what must not be forgotten")
+    parser.add_argument("--general", metavar="SET", help="retrieval set of what the model must not forget")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="new folder for the model")
     text = "shares of the tuned model to try (default: 0, 0.1 … 1); 0 and 1 are measured in any case"
     parser.add_argument("--shares", type=float, nargs="+", metavar="S", default=Rules.shares, help=text)
-    text = "of nDCG@10 that a share may lose on --general (default: 0.005)"
+    text = "nDCG@10 that a share may lose on --general (default 0.005)"
     parser.add_argument("--most-lost", type=float, metavar="X", default=Rules.most_lost, help=text)
-    parser.add_argument("--seed", type=int, default=Rules.seed, help="of the halves of the queries")
+    parser.add_argument("--seed", type=int, default=Rules.seed, metavar="S", help="seed of the halves of the queries")
     parser.add_argument("--json", metavar="FILE", help="write the result here as well; the folder holds it too")
     add_model(parser)
     return guarded(lambda: run(with_homes(parser.parse_args(argv))))

@@ -7,8 +7,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from data_prep.common.console import help_of, say
 from data_prep.common.console import result as print_result
-from data_prep.common.console import say
 from data_prep.common.errors import guarded
 from data_prep.common.files import check, existing_parent, whole_file, write_json
 from data_prep.common.paths import with_homes
@@ -65,11 +65,10 @@ def _default_next(runs: Runs) -> int:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m trainer.curve",
-        description="How many pairs are enough: trains on shares of the documents, the smaller within the larger, fits "
-        "a curve to the metric, and says what more pairs are expected to bring, with a 95 % interval and their price. "
-        "The same command goes on after an interruption; more shares or seeds may be added later.",
-        epilog="example: python -m trainer.curve --config run.yaml --fractions 0.1 0.25 0.5 1 --seeds 2 "
-        "--output runs/curve --price-per-pair 0.002",
+        **help_of(
+            "Trains on shares of the documents and forecasts the gain of more pairs, with a 95 % interval and a price.",
+            "python -m trainer.curve --config run.yaml --seeds 2 --output runs/curve --price-per-pair 0.002",
+        ),
     )
     parser.add_argument("--config", required=True, metavar="RUN.yaml", help="run file; its output_dir is not used")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the run file")
@@ -77,13 +76,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--fractions", type=float, nargs="+", default=[*FRACTIONS], metavar="F", help=text)
     text = "runs of each share, with seeds from train.seed on (default 2)"
     parser.add_argument("--seeds", type=int, default=2, metavar="N", help=text)
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="for the runs, curve.json and curve.html")
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="for the runs, curve.json, curve.html")
     text = "forecast so many more pairs (default: the rest of the data, or as many again)"
     parser.add_argument("--next", type=int, nargs="+", metavar="N", help=text)
     text = "what `data_prep generate --price-in … --price-out …` wrote beside its output: its cost is the price"
     parser.add_argument("--usage", metavar="PAIRS.usage.json", help=text)
     parser.add_argument("--price-per-pair", type=float, metavar="X", help="the price of a pair, in any currency")
-    parser.add_argument("--engine", metavar="E", help="of each run, as for launch run (default: its own choice)")
+    parser.add_argument("--engine", metavar="E", help="engine of each run, as for launch run (default: its own choice)")
     parser.add_argument("--processes", type=int, metavar="N", help="ranks of each run, on this machine")
     return guarded(lambda: run(with_homes(parser.parse_args(argv))))
 

@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from data_prep.common.console import say
+from data_prep.common.console import help_of, say
 from data_prep.common.errors import BadInput, collect, nearest
 from data_prep.common.files import check, check_output_file, write_json
 from data_prep.common.paths import with_homes
@@ -145,12 +145,13 @@ def _report(
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m trainer.evaluate",
-        description="Metrics of a model on retrieval sets and scored pairs; with a baseline also the difference and "
-        "its paired bootstrap interval.",
-        epilog="example: python -m trainer.evaluate --model runs/mine/final --baseline MODEL --data shards/",
+        **help_of(
+            "Measures a model on retrieval sets and scored pairs, and its difference from a baseline with an interval.",
+            "python -m trainer.evaluate --model runs/mine/final --baseline MODEL --data shards",
+        ),
     )
-    parser.add_argument("--model", required=True, help="model folder or hub id")
-    parser.add_argument("--baseline", help="model to compare with, e.g. the one before training")
+    parser.add_argument("--model", required=True, metavar="M", help="model folder or hub id")
+    parser.add_argument("--baseline", metavar="M", help="model to compare with, e.g. the one before training")
     text = "retrieval sets, shard folders with an eval split, files of scored pairs; several are one table"
     parser.add_argument("--data", metavar="SET", nargs="+", help=text)
     text = f"{KNOWN}; of scored pairs {KNOWN_OF_PAIRS} (default: nDCG@10 MRR@10 MAP recall@1 recall@10 recall@100)"
@@ -166,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
     text = "do not retrieve the document with the query's own id, as BEIR does (ArguAna)"
     parser.add_argument("--ignore-identical-ids", action="store_true", help=text)
     parser.add_argument("--pairs", type=Path, metavar="FILE", help="pairs that name the chunks of --collection")
-    parser.add_argument("--json", help="write the result here as well")
+    parser.add_argument("--json", metavar="FILE", help="write the result here as well")
     add_store(parser, required=False)
     add_as_stated(parser, "--baseline")
     add_model(parser)

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from data_prep.common.console import result, say
+from data_prep.common.console import help_of, result, say
 from data_prep.common.errors import guarded
 from data_prep.common.files import check
 from data_prep.common.paths import with_homes
@@ -38,16 +38,16 @@ def run(args: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m trainer.export",
-        description="Writes the model of a run or checkpoint as a folder that sentence-transformers, transformers and "
-        "embedding servers load, with a model card. A fresh process loads the folder first; unless it makes the "
-        "embeddings that the trainer recorded, nothing is written. Without --output a folder is only checked.",
-        epilog="example: python -m trainer.export runs/lora --output exported --merge",
+        **help_of(
+            "Writes the model of a run as a folder for sentence-transformers, once a fresh process has verified it.",
+            "python -m trainer.export runs/lora --output exported --merge",
+        ),
     )
     source = "a run's output_dir, its final/, or a checkpoint in it"
     parser.add_argument("source", metavar="RUN|CHECKPOINT", help=source)
-    parser.add_argument("--output", help="new folder; without it SOURCE is checked and nothing is written")
+    parser.add_argument("--output", metavar="FOLDER", help="new folder; without it the model is only checked")
     parser.add_argument("--merge", action="store_true", help="add the adapter to its base: a whole model")
-    parser.add_argument("--onnx", action="store_true", help="the transformer as onnx/model.onnx as well")
+    parser.add_argument("--onnx", action="store_true", help="write the transformer as onnx/model.onnx as well")
     parser.add_argument("--base", metavar="FOLDER|HUB_ID", help="where an adapter's base is now, if it was moved")
     parser.add_argument("--push", metavar="HUB_ID", help="then upload to this model repository (HF_TOKEN)")
     add_trust(parser)

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from data_prep.common.console import result
+from data_prep.common.console import help_of, result
 from data_prep.common.errors import guarded
 from data_prep.common.paths import with_homes
 from trainer.inference.flags import add_trust
@@ -28,20 +28,20 @@ def run(args: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m trainer.merge",
-        description="Adds an adapter to the weights of its base and writes a whole model. The base is checked against "
-        "the hash that the adapter records, and the embeddings of a few texts before and after are compared.",
-        epilog="example: python -m trainer.merge --base_model_path MODEL --lora_adapter_path "
-        "runs/lora/final/adapter_model.safetensors --output_path merged",
+        **help_of(
+            "Adds an adapter to the weights of its base and writes a whole model.",
+            "python -m trainer.merge --base_model_path MODEL --lora_adapter_path runs/lora/final --output_path merged",
+        ),
     )
-    parser.add_argument("--base_model_path", required=True, help="folder or hub id of the base")
-    adapter = "adapter_model.safetensors, or the folder it lies in"
-    parser.add_argument("--lora_adapter_path", required=True, help=adapter)
-    parser.add_argument("--output_path", required=True, help="new folder for the merged model")
+    parser.add_argument("--base_model_path", required=True, metavar="FOLDER|HUB_ID", help="base of the adapter")
+    adapter = "adapter_model.safetensors, or its folder"
+    parser.add_argument("--lora_adapter_path", required=True, metavar="PATH", help=adapter)
+    parser.add_argument("--output_path", required=True, metavar="FOLDER", help="new folder for the merged model")
     types = ["float32", "bfloat16"]
-    parser.add_argument("--training_precision", choices=types, default="float32", help="of the output")
-    base = "what a QLoRA adapter is added to: the quantised weights it was trained on, or the base as it is stored"
+    parser.add_argument("--training_precision", choices=types, default="float32", help="type of the written weights")
+    base = "weights under a QLoRA adapter: the quantised ones that it was trained on, or the base as it is stored"
     parser.add_argument("--qlora_base", choices=["dequantized", "full"], default="dequantized", help=base)
-    parser.add_argument("--pooling", choices=list(POOLINGS), help="where neither folder states it")
+    parser.add_argument("--pooling", choices=list(POOLINGS), help="pooling, where neither folder states it")
     add_trust(parser)
     return guarded(lambda: run(with_homes(parser.parse_args(argv))))
 

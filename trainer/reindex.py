@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from data_prep.common.console import say
+from data_prep.common.console import help_of, say
 from data_prep.common.files import check
 from data_prep.common.paths import with_homes
 from data_prep.stores.flags import add_store, store_of, where_of
@@ -22,13 +22,13 @@ from trainer.run_dir.verdict import doubt
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m trainer.reindex",
-        description="Embeds a collection with a model into a new collection of the same store, or into a new vector of "
-        "the same one; ids, texts, metadata and settings are kept. Run again, it goes on where it stopped.",
-        epilog="example: python -m trainer.reindex --model tuned/final --store chroma --path chroma "
-        "--collection stdlib --target stdlib-tuned",
+        **help_of(
+            "Embeds a collection with a model into a new collection, or a new vector, of the same store.",
+            "python -m trainer.reindex --model tuned/final --path chroma --collection stdlib --target stdlib-tuned",
+        ),
     )
-    parser.add_argument("--model", help="model folder or hub id")
-    parser.add_argument("--target", metavar="NEW", help="the collection that is made")
+    parser.add_argument("--model", metavar="M", help="model folder or hub id")
+    parser.add_argument("--target", metavar="NEW", help="new collection")
     text = "in place of --target: each chunk of --collection gets a vector of this name too (Qdrant 1.18 and later)"
     parser.add_argument("--into-vector", metavar="NAME", help=text)
     batch = "chunks embedded and written at a time (default 256)"

@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+INPUTS = "JSON, JSONL, CSV, TSV or Parquet files, or datasets folders (docs/data.md)"
+
 
 def add_positive(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of everything that reads rows."""

@@ -1,42 +1,46 @@
-"""Add variants of each row's query: typos, synonyms, case, punctuation, transliteration."""
+"""Adds variants of each row's query: typos, synonyms, case, punctuation, transliteration."""
 
 import argparse
 from pathlib import Path
 
-from data_prep.cli.arguments import add_positive, values
+from data_prep.cli.arguments import INPUTS, add_positive, values
 from data_prep.common.errors import BadInput
 
-EXAMPLE = "augment records.jsonl --output augmented.jsonl --variants 2 --typo-rate 0.3 --case-rate 0.1"
+EXAMPLES = ("augment records.jsonl --output augmented.jsonl --variants 2 --typo-rate 0.3 --case-rate 0.1",)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT")
-    parser.add_argument("--output", type=Path, required=True, metavar="F.jsonl")
+    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help=INPUTS)
+    parser.add_argument("--output", type=Path, required=True, metavar="F.jsonl", help="file of records to write")
     parser.add_argument("--variants", type=int, default=1, metavar="N", help="of each row, at most (default 1)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of all draws (default 0)")
+    add_positive(parser)
+    _add_changes(parser.add_argument_group("changes"))
+
+
+def _add_changes(group) -> None:
     help_text = "share of the words that get a typo (default 0.2)"
-    parser.add_argument("--typo-rate", type=float, default=0.2, metavar="R", help=help_text)
+    group.add_argument("--typo-rate", type=float, default=0.2, metavar="R", help=help_text)
     help_text = (
         "kinds of typos, with weights if they differ, such as swap=2,drop "
         "(default: neighbour,drop,double,swap,split,join)"
     )
-    parser.add_argument("--typos", metavar="KINDS", help=help_text)
+    group.add_argument("--typos", metavar="KINDS", help=help_text)
     help_text = "misspellings of your own, misspelling TAB correction; used for the words that they hold"
-    parser.add_argument("--misspellings", type=Path, metavar="F.tsv", help=help_text)
+    group.add_argument("--misspellings", type=Path, metavar="F.tsv", help=help_text)
     help_text = "texts that mean the same, as in Solr: a, b, c or a => b"
-    parser.add_argument("--synonyms", type=Path, metavar="F.txt", help=help_text)
+    group.add_argument("--synonyms", type=Path, metavar="F.txt", help=help_text)
     help_text = "share of the listed texts in a query that are replaced (default 0.3)"
-    parser.add_argument("--synonym-rate", type=float, default=0.3, metavar="R", help=help_text)
+    group.add_argument("--synonym-rate", type=float, default=0.3, metavar="R", help=help_text)
     for name, what in (
         ("case", "written in small letters, in capitals, or with a first capital"),
         ("punctuation", "with punctuation left out, or a mark added"),
         ("transliteration", "with Russian words in Latin letters, or Latin words in Russian ones"),
     ):
         help_text = f"share of the variants {what} (default 0)"
-        parser.add_argument(f"--{name}-rate", type=float, default=0.0, metavar="R", help=help_text)
+        group.add_argument(f"--{name}-rate", type=float, default=0.0, metavar="R", help=help_text)
     help_text = "a variant's score is its parent's times this (default 1)"
-    parser.add_argument("--score-scale", type=float, default=1.0, metavar="X", help=help_text)
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of all draws (default 0)")
-    add_positive(parser)
+    group.add_argument("--score-scale", type=float, default=1.0, metavar="X", help=help_text)
 
 
 def run(args: argparse.Namespace) -> None:

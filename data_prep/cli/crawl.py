@@ -1,4 +1,4 @@
-"""Crawl glossaries (MediaWiki, HTML, Markdown) to one file of terms and definitions."""
+"""Crawls glossaries (MediaWiki, HTML, Markdown) to one file of terms and definitions."""
 
 import argparse
 from importlib.util import find_spec
@@ -7,7 +7,7 @@ from pathlib import Path
 from data_prep.cli.arguments import values
 from data_prep.common.errors import Failed
 
-EXAMPLE = "crawl --dry-run --output glossary.csv"
+EXAMPLES = ("crawl --dry-run --output glossary.csv",)
 # extra `crawl`
 NEEDED = ("httpx", "protego", "w3lib", "lxml", "selectolax", "markdown_it", "mdit_py_plugins", "charset_normalizer")
 

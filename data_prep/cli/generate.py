@@ -1,4 +1,4 @@
-"""Make question-answer pairs from the chunks of a vector store, with a language model or --offline without one."""
+"""Generates question-answer pairs from the chunks of a vector store, with a language model or --offline without one."""
 
 import argparse
 from pathlib import Path
@@ -9,9 +9,9 @@ from data_prep.common.files import check
 from data_prep.stores.base import FLAGS
 from data_prep.stores.flags import add_store, store_of, where_of
 
-EXAMPLE = (
-    "generate --path chroma --collection docs --model M --base-url http://localhost:8000/v1 --output pairs.jsonl\n"
-    "  python -m data_prep generate --offline --path chroma --collection docs --output pairs.jsonl --hide name"
+EXAMPLES = (
+    "generate --path chroma --collection docs --model M --base-url http://localhost:8000/v1 --output pairs.jsonl",
+    "generate --offline --path chroma --collection docs --output pairs.jsonl --hide name",
 )
 # Flags of one way of generating only; the other way refuses them.
 OFFLINE = ("hide", "min_words", "keywords")
@@ -21,12 +21,12 @@ FILTERS = ("question_words", "answer_words", "same_language", "grounded", "round
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, required=True, metavar="F.jsonl")
+    parser.add_argument("--output", type=Path, required=True, metavar="F.jsonl", help="file of pairs to write")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N chunks; --offline: at most N pairs")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of what is drawn (default 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of all draws (default 0)")
     add_store(parser)
     _add_model(parser.add_argument_group("with a language model", "see docs/generation.md"))
-    _add_filters(parser.add_argument_group("filters of a model's pairs", "what one leaves out is kept and counted"))
+    _add_filters(parser.add_argument_group("filters of a model's pairs", "a pair that fails is counted and kept apart"))
     group = parser.add_argument_group("without a language model")
     group.add_argument("--offline", action="store_true", help="titles, inverse cloze, keywords")
     text = "remove the value of this metadata field from questions (may be repeated)"
@@ -43,7 +43,7 @@ def _add_model(group) -> None:
     group.add_argument("--base-url", metavar="URL", help=text)
     text = "what is asked, with {context} for the chunk's text (default: the prompt shipped with the package)"
     group.add_argument("--prompt", type=Path, metavar="FILE", help=text)
-    group.add_argument("--system-prompt", metavar="TEXT")
+    group.add_argument("--system-prompt", metavar="TEXT", help="system message before each prompt (default: none)")
     text = "text for {NAME} in the prompt (may be repeated)"
     group.add_argument("--var", action="append", metavar="NAME=TEXT", help=text)
     text = "ask about N chunks drawn by --seed; a larger N draws the same ones and more"

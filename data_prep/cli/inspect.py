@@ -1,18 +1,18 @@
-"""Show what is in an input or shard folder: counts, lengths, languages, duplicates, leakage, problems."""
+"""Shows what is in an input or shard folder: counts, lengths, languages, duplicates, leakage, problems."""
 
 import argparse
 from pathlib import Path
 
 from data_prep.cli.arguments import add_positive, values
 
-EXAMPLE = "inspect shards --tokenizer MODEL_FOLDER --html report.html"
+EXAMPLES = ("inspect shards --tokenizer MODEL_FOLDER --html report.html",)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, metavar="PATH")
+    parser.add_argument("path", type=Path, metavar="PATH", help="file of an accepted format, or shard folder")
     parser.add_argument("--json", action="store_true", help="only JSON on stdout")
-    parser.add_argument("--html", type=Path, metavar="F.html", help="write it as one page with plots, too")
-    text = "model folder or hub id: lengths in tokens, what is cut, texts that hold its prompts already"
+    parser.add_argument("--html", type=Path, metavar="F.html", help="writes one page with plots as well")
+    text = "model folder or hub id, for lengths in tokens, truncated texts, and texts that contain its prompts"
     parser.add_argument("--tokenizer", metavar="M", help=text)
     text = "evaluation set (or shard folder) whose queries and relevant documents must not be here; may be repeated"
     parser.add_argument("--exclude", type=Path, action="append", metavar="SETDIR", help=text)

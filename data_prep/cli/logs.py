@@ -1,14 +1,14 @@
-"""Turn search logs (columns query, item, position, count, maybe impressions) into scored records."""
+"""Turns search logs (columns query, item, position, count, maybe impressions) into scored records."""
 
 import argparse
 from pathlib import Path
 
-EXAMPLE = "logs clicks.csv --output scored.jsonl --items products.csv"
+EXAMPLES = ("logs clicks.csv --output scored.jsonl --items products.csv",)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("inputs", nargs="+", type=Path, metavar="LOG")
-    parser.add_argument("--output", type=Path, required=True, metavar="F.jsonl")
+    parser.add_argument("inputs", nargs="+", type=Path, metavar="LOG", help="CSV files with these columns")
+    parser.add_argument("--output", type=Path, required=True, metavar="F.jsonl", help="file of records to write")
     help_text = "catalogue with columns id, text, maybe title, where the log names items by id"
     parser.add_argument("--items", type=Path, metavar="FILE", help=help_text)
     help_text = "pairs: a score for each query and item; lists: positives and never clicked negatives (default pairs)"

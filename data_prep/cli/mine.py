@@ -1,22 +1,21 @@
-"""Add hard negatives to rows: texts that rank high for the query, by BM25 or an embedding model, and are no positive
-of the row, of an equal query or of the same document."""
+"""Adds hard negatives to rows: texts that rank high for the query, by BM25 or an embedding model."""
 
 import argparse
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from data_prep.cli.arguments import add_positive, values
+from data_prep.cli.arguments import INPUTS, add_positive, values
 from data_prep.common.files import check, check_output_file
 from data_prep.mining.choice import DEPTH, EXACT_UP_TO, METHODS, SAMPLINGS, Choice
 from data_prep.stores.flags import add_store, store_flags, store_of, where_of
 
-EXAMPLE = "mine records.jsonl --output mined.jsonl --model MODEL --k 2 --relative-margin 0.05"
+EXAMPLES = ("mine records.jsonl --output mined.jsonl --model MODEL --k 2 --relative-margin 0.05",)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT")
-    parser.add_argument("--output", type=Path, required=True, metavar="F.jsonl")
+    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help=INPUTS)
+    parser.add_argument("--output", type=Path, required=True, metavar="F.jsonl", help="file of records to write")
     text = "rows with id, text and perhaps title, or a retrieval set, to choose from (default: the inputs' positives)"
     parser.add_argument("--corpus", type=Path, metavar="FILE|SET", help=text)
     text = "refuse a --corpus that holds documents without text (default: leave them out)"

@@ -1,14 +1,14 @@
-"""Fill an embedded Chroma collection with the docstrings of the installed standard library."""
+"""Fills an embedded Chroma collection with the docstrings of the installed standard library."""
 
 import argparse
 from pathlib import Path
 
-EXAMPLE = "sample --path chroma --collection stdlib"
+EXAMPLES = ("sample --path chroma --collection stdlib",)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--path", type=Path, required=True, metavar="DIR", help="folder of the embedded Chroma store")
-    parser.add_argument("--collection", required=True, metavar="NAME")
+    parser.add_argument("--collection", required=True, metavar="NAME", help="name, 3 characters or more")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N docstrings")
 
 

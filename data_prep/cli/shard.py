@@ -1,50 +1,60 @@
-"""Write inputs as Arrow shards, split by document, without duplicates and leakage."""
+"""Writes inputs as Arrow shards, split by document, without duplicates and leakage."""
 
 import argparse
 from pathlib import Path
 
-from data_prep.cli.arguments import add_positive, values
+from data_prep.cli.arguments import INPUTS, add_positive, values
 from data_prep.common.errors import BadInput
 from data_prep.common.files import check
 from data_prep.texts.prompts import SIDES, OwnPrompts
 
-EXAMPLE = "shard records.jsonl --output shards --num-shards 4 --eval-fraction 0.1"
+EXAMPLES = ("shard records.jsonl --output shards --num-shards 4 --eval-fraction 0.1",)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help=INPUTS)
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="shard folder to write")
     text = "Arrow files of the train split (default: about 500 MB each)"
     parser.add_argument("--num-shards", type=int, metavar="N", help=text)
-    text = "expected share of documents in the eval split, 0 for none (default 0.1)"
-    parser.add_argument("--eval-fraction", type=float, default=0.1, metavar="X", help=text)
-    text = "split by this metadata field (default: rows that share a document, positive or query text stay together)"
-    parser.add_argument("--split-by", metavar="FIELD", help=text)
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the split (default 0)")
-    text = "what to do with texts that --split-by leaves in both splits (default refuse)"
-    choices = ("refuse", "drop-train", "drop-eval")
-    parser.add_argument("--on-leakage", choices=choices, default="refuse", help=text)
     add_positive(parser)
-    text = "leave rows out whose query and positives are both this similar (Jaccard, 0.7 to 1) to an earlier row's"
-    parser.add_argument("--near-duplicates", type=float, metavar="X", help=text)
-    text = (
-        "leave train rows out that hold a text (with --near-duplicates: nearly) of this evaluation set; may be repeated"
-    )
-    parser.add_argument("--exclude", type=Path, action="append", default=[], metavar="SETDIR", help=text)
-    text = "tokenise the train rows with this model folder's or hub id's tokenizer, once for all runs"
-    parser.add_argument("--tokenizer", metavar="M", help=text)
-    for side in ("query", "passage"):
-        text = f"with --tokenizer: before every {side} (default: what the model folder says)"
-        parser.add_argument(f"--{side}-prompt", metavar="TEXT", help=text)
-        text = f"with --tokenizer: tokens at which a {side} is cut (default: what the model folder says)"
-        parser.add_argument(f"--{side}-max-len", type=int, metavar="N", help=text)
-        text = f"with --tokenizer: before every {side} of one source, in place of --{side}-prompt; may be repeated"
-        parser.add_argument(f"--source-{side}-prompt", action="append", metavar="NAME=TEXT", help=text)
-        text = f"with --tokenizer: the row's own prompt before its {side}: a key of the row, or a text with one {{key}}"
-        parser.add_argument(f"--row-{side}-prompt", metavar="KEY", help=text)
     text = "processes that share the work; the bytes written do not depend on it (default: one per core)"
     parser.add_argument("--workers", type=int, metavar="N", help=text)
     parser.add_argument("--overwrite", action="store_true", help="replace a finished shard folder")
+    _add_split(parser.add_argument_group("split"))
+    _add_filters(parser.add_argument_group("rows to leave out"))
+    _add_tokens(parser.add_argument_group("tokens", "the train rows are tokenised once for all runs"))
+
+
+def _add_split(group) -> None:
+    text = "expected share of documents in the eval split, 0 for none (default 0.1)"
+    group.add_argument("--eval-fraction", type=float, default=0.1, metavar="X", help=text)
+    text = "split by this metadata field (default: rows that share a document, positive or query text stay together)"
+    group.add_argument("--split-by", metavar="FIELD", help=text)
+    group.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the split (default 0)")
+    text = "fate of texts that --split-by leaves in both splits (default refuse)"
+    choices = ("refuse", "drop-train", "drop-eval")
+    group.add_argument("--on-leakage", choices=choices, default="refuse", help=text)
+
+
+def _add_filters(group) -> None:
+    text = "skip rows whose query and positives are both this similar (Jaccard, 0.7 to 1) to an earlier row's"
+    group.add_argument("--near-duplicates", type=float, metavar="X", help=text)
+    text = "skip train rows with a text (with --near-duplicates: nearly) of this evaluation set; may be repeated"
+    group.add_argument("--exclude", type=Path, action="append", default=[], metavar="SETDIR", help=text)
+
+
+def _add_tokens(group) -> None:
+    text = "model folder or hub id whose tokenizer is used; the flags below need it"
+    group.add_argument("--tokenizer", metavar="M", help=text)
+    for side in ("query", "passage"):
+        text = f"before every {side} (default: the model folder's own)"
+        group.add_argument(f"--{side}-prompt", metavar="TEXT", help=text)
+        text = f"tokens at which a {side} is truncated (default: the model folder's own)"
+        group.add_argument(f"--{side}-max-len", type=int, metavar="N", help=text)
+        text = f"before every {side} of one source, in place of --{side}-prompt; may be repeated"
+        group.add_argument(f"--source-{side}-prompt", action="append", metavar="NAME=TEXT", help=text)
+        text = f"the row's own prompt before its {side}: a key of the row, or a text with one {{key}}"
+        group.add_argument(f"--row-{side}-prompt", metavar="KEY", help=text)
 
 
 def run(args: argparse.Namespace) -> None:

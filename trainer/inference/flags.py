@@ -10,16 +10,22 @@ from trainer.model_folder.spec import POOLINGS
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that override how a model folder reads texts; model_of reads them."""
-    parser.add_argument("--max-len", type=int, help="tokens of queries and passages; default: the model's own")
-    parser.add_argument("--pooling", choices=list(POOLINGS), help="default: the model folder's own")
-    parser.add_argument("--query-prompt", help="put before every query; default: the model folder's own")
-    parser.add_argument("--passage-prompt", help="put before every document; default: the model folder's own")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "mps", "cuda"])
-    add_trust(parser)
+    group = parser.add_argument_group("model", "default: as the model folder says")
+    group.add_argument("--max-len", type=int, metavar="N", help="tokens of queries and passages")
+    group.add_argument("--pooling", choices=list(POOLINGS), help="how token vectors become one embedding")
+    group.add_argument("--query-prompt", metavar="TEXT", help="put before every query")
+    group.add_argument("--passage-prompt", metavar="TEXT", help="put before every document")
+    add_device(group)
+    add_trust(group)
+
+
+def add_device(parser: argparse._ActionsContainer) -> None:
+    text = "device that embeds (default: the best of this machine)"
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "mps", "cuda"], help=text)
 
 
 def add_precision(parser: argparse.ArgumentParser) -> None:
-    text = "of matrix products (default: bf16 on a GPU that has units for it, else fp32)"
+    text = "precision of matrix products (default: bf16 on a GPU that has units for it, else fp32)"
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"], help=text)
 
 
@@ -39,8 +45,8 @@ def models_of(path: str, other: str | None, args: argparse.Namespace) -> list[Mo
     return [*read_alike(model, compared)]
 
 
-def add_trust(parser: argparse.ArgumentParser) -> None:
-    text = "run the code that a model folder brings (auto_map), if you have read it; default: refuse such a folder"
+def add_trust(parser: argparse._ActionsContainer) -> None:
+    text = "run the code of a model folder (auto_map), if you have read it (default: refuse such a folder)"
     parser.add_argument("--trust-remote-code", action="store_true", help=text)
 
 
