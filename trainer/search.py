@@ -5,7 +5,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from data_prep.common.console import one_line, say
+from data_prep.common.console import help_of, say
 from data_prep.common.errors import BadInput
 from data_prep.common.files import check
 from data_prep.common.paths import with_homes
@@ -18,29 +18,11 @@ from trainer.engine.join import joined
 from trainer.engine.leaving import guarded_ranks
 from trainer.inference.flags import add_as_stated, add_model, add_precision, models_of
 from trainer.inference.reading import describe
-from trainer.inference.searching import Hit, in_memory, over_collection
+from trainer.inference.searching import in_memory, over_collection
 from trainer.inference.store_record import FINGERPRINT
 from trainer.inference.text_encoder import TextEncoder
 from trainer.query_side.encoder import AdaptedEncoder
-
-
-def show(query: str, sides: dict[str, list[Hit]], head: list[str] = ()) -> None:
-    """Prints a table of the hits, one column per model. head: lines above it."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("", *sides, title=Text(query), expand=True)
-    for rank in range(max(len(hits) for hits in sides.values())):
-        cells = []
-        for hits in sides.values():
-            hit = hits[rank] if rank < len(hits) else None
-            cells.append(Text(f"{100 * hit.similarity:.1f} %  {hit.id}\n{one_line(hit.text, 160)}" if hit else ""))
-        table.add_row(str(rank + 1), *cells)
-    console = Console()
-    for line in head:
-        console.print(Text(line), soft_wrap=True)
-    console.print(table)
+from trainer.reporting.hits import show
 
 
 def run(args: argparse.Namespace) -> None:
@@ -105,15 +87,15 @@ def _read_otherwise(encoder: TextEncoder, collection: Collection) -> list[str]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m trainer.search",
-        description="The top results of a query with their cosine similarity in per cent; with --compare those of "
-        "another model beside them.",
-        epilog='example: python -m trainer.search "how do pods get an address" --model tuned/final --compare MODEL '
-        "--data k8s_docs",
+        **help_of(
+            "Prints the top results of queries with their cosine similarity, of one model or of two side by side.",
+            'python -m trainer.search "how do pods get an address" --model tuned/final --compare MODEL --data k8s_docs',
+        ),
     )
-    parser.add_argument("query", nargs="+", help="one or more")
-    parser.add_argument("--model", required=True, help="model folder or hub id")
+    parser.add_argument("query", nargs="+", help="texts to search for")
+    parser.add_argument("--model", required=True, metavar="M", help="model folder or hub id")
     parser.add_argument("--compare", metavar="BASE", help="another model, such as the one before training")
-    text = "of trainer.adapt_queries: maps the queries of --model"
+    text = "folder of trainer.adapt_queries, which maps the queries of --model"
     parser.add_argument("--query-adapter", type=Path, metavar="FOLDER", help=text)
     parser.add_argument("--top", type=int, default=3, metavar="K", help="results of each query (default 3)")
     parser.add_argument("--data", metavar="SET", help="retrieval set, or shard folder with an eval split")

@@ -1,6 +1,6 @@
 """Evaluates the model that an engine holds, or a model folder."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -21,18 +21,26 @@ from trainer.ranking.retrieval import rank_set
 
 
 def evaluate_engine(
-    engine: Engine, tokenizer, spec, data: RetrievalSet | ScoredPairs, metrics: Sequence[str] = ()
+    engine: Engine,
+    tokenizer,
+    spec,
+    data: RetrievalSet | ScoredPairs,
+    metrics: Sequence[str] = (),
+    keep: Callable[[Tensor, Encoded], None] | None = None,
 ) -> Scores | None:
     """Scores of the model an engine holds; on rank 0, None elsewhere. Collective: ranks embed and search their shares
     of the documents.
 
     Memory of a rank: its share, all queries, and what ranking/search.py states; of scored pairs all embeddings.
-    metrics: those of them that the set measures; none of them: the defaults of its kind.
+    metrics: those of them that the set measures; none of them: the defaults of its kind. keep: gets the embeddings of
+    all queries, (q, d), and of this rank's documents; collective.
     """
     rules = spec.rules
     of_queries, of_passages = (rules.query_prompt, rules.query_max_len), (rules.passage_prompt, rules.passage_max_len)
     queries = encode(engine, tokenizer, data.query_texts, *of_queries, "embedding queries")
     documents = encode_share(engine, tokenizer, data.doc_texts, *of_passages, "embedding documents")
+    if keep:
+        keep(queries, documents)
     return _score_share(engine, data, queries, documents, metrics)
 
 

@@ -50,14 +50,19 @@ class Comparison:
     read: tuple[str, ...] = ()  # lines: how both models read the texts
 
 
+Vectors = tuple[np.ndarray, np.ndarray]  # queries (q, d) and documents (n, d), float32
+
+
 class _Side:
     """A model's embeddings of a set, and its ranking of the documents."""
 
-    def __init__(self, config: ModelConfig, data: RetrievalSet, device: str):
-        say(f"embedding {data.name} with {config.path}")
+    def __init__(self, config: ModelConfig, data: RetrievalSet, device: str, vectors: Vectors | None):
         encoder = TextEncoder(config, device)
         self.spec = encoder.spec
-        queries, documents = encoder.queries(data.query_texts), encoder.passages(data.doc_texts)
+        if vectors is None:
+            say(f"embedding {data.name} with {config.path}")
+            vectors = encoder.queries(data.query_texts), encoder.passages(data.doc_texts)
+        queries, documents = vectors
         self.per_query = score_run(data.qrels, rank_documents(queries, documents, data))
         self.queries, self.documents = _unit(queries), _unit(documents)
         self.ignored = data.ignored_documents()
@@ -73,9 +78,12 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)
 
 
-def compare_models(base: ModelConfig, tuned: ModelConfig, data: RetrievalSet, device: str) -> Comparison:
-    """Embeds the set with both models and compares them."""
-    sides = {side: _Side(config, data, device) for side, config in (("base", base), ("tuned", tuned))}
+def compare_models(
+    base: ModelConfig, tuned: ModelConfig, data: RetrievalSet, device: str, vectors: dict[str, Vectors | None]
+) -> Comparison:
+    """Compares two models on a set. vectors: by side (base, tuned), those that the run kept; None: embedded now."""
+    models = {"base": base, "tuned": tuned}
+    sides = {side: _Side(config, data, device, vectors[side]) for side, config in models.items()}
     base, tuned = sides["base"].per_query, sides["tuned"].per_query
     similarities, changed = _similarities(sides, data), _changed(sides, data)
     read = tuple(describe({"before": sides["base"].spec, "after": sides["tuned"].spec}))

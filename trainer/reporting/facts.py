@@ -15,6 +15,7 @@ from trainer.preflight.inputs import Inputs
 from trainer.reporting.comparison import Comparison, compare_models
 from trainer.run_dir.layout import model_of_run
 from trainer.run_dir.log import LOG, read_events
+from trainer.run_dir.vectors import read_vectors
 from trainer.run_dir.verdict import read_verdict
 
 
@@ -83,9 +84,14 @@ def _compare(facts: Facts, baseline: str | None, data: str | None, device: str, 
         raise BadInput(f"{path} holds scored pairs, which have no ranking to show; {mend}")
     for note in held_out.notes:
         say(note)
-    if model.lora.start:
+    kept = {"base": None, "tuned": None}
+    if not data and not baseline:
+        kept["base"] = read_vectors(facts.run, 0, held_out)
+    if not data and tuned.name == "final" and facts.verdict:
+        kept["tuned"] = read_vectors(facts.run, facts.verdict["final"]["step"], held_out)
+    if model.lora.start and kept["base"] is None:
         facts.missing.append(f"{model.lora.start}, where training began: before is its base")
     paths = str(tuned), baseline or model.path
     models = [ModelConfig(path=path, trust_remote_code=trust_remote_code) for path in paths]
     after, before = read_alike(*models, began=True)
-    return compare_models(before, after, held_out, device)
+    return compare_models(before, after, held_out, device, kept)

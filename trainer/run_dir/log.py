@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data_prep.common.console import live_bar, say
+from data_prep.common.console import duration, live_bar, say
 from data_prep.common.errors import Failed
 from data_prep.common.files import whole_file, write_json
 from trainer.run_dir.callbacks import Callbacks
@@ -74,6 +74,7 @@ class RunLog:
         self.bar = _Bar() if sys.stderr.isatty() else None
         self.epoch_start = 0  # byte offset: no step of the current epoch lies before it
         self._last_step = 0  # before this process
+        self._began: tuple[int, float] | None = None  # the first step of this process, and when it ended
         self._rare: list[dict] = []  # all events but the steps: few, so they stay in memory
         for event in read_events(self.path):
             if event["event"] == "step":
@@ -134,13 +135,18 @@ class RunLog:
             (self.bar.say if self.bar else say)(text)
 
     def progress(self, step: int, total: int, text: str, every: int) -> None:
-        """Moves the bar of a terminal; elsewhere prints a line at the first, the last and every `every`-th step."""
+        """Moves the bar of a terminal; elsewhere prints a line at the first, the last and every `every`-th step, with
+        the time left at the mean speed so far, evaluations and checkpoints included."""
         if not self.active:
             return
         if self.bar:
             self.bar.move(step, total, text)
-        elif step % every == 0 or step in (1, total):
-            say(f"step {step}/{total}  {text}")
+            return
+        now = time.monotonic()
+        first, began = self._began = self._began or (step, now)
+        if step % every == 0 or step in (1, total):
+            left = (total - step) * (now - began) / max(1, step - first)
+            say(f"step {step}/{total}  {text}" + (f"  {duration(left)} left" if left else ""))
 
     def offset(self) -> int:
         """Bytes of logs.jsonl so far (0 on other ranks)."""

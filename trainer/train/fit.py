@@ -1,11 +1,15 @@
 """The optimizer steps, the ends of epochs, and the end of the run."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from torch import Tensor
+
 from data_prep.reading.retrieval_sets import RetrievalSet
+from data_prep.reading.scored_pairs import ScoredPairs
 from trainer.config.sections import GENERAL, TRAIN_LOSS, WatchConfig, lr_factor
 from trainer.distributed.step_row import Wishes
 from trainer.distributed.stop import StopRequest
@@ -13,12 +17,14 @@ from trainer.engine.weight_average import averaged
 from trainer.evaluation.compare import means
 from trainer.evaluation.measure import evaluate_engine
 from trainer.evaluation.watched import no_values, watched_names
+from trainer.inference.encode import Encoded, gather
 from trainer.model_folder.spec import describe_lengths
 from trainer.reporting.judge import Case, Model, judge
 from trainer.run_dir.before import read_before, take_over
 from trainer.run_dir.checkpoint_writer import Clock
 from trainer.run_dir.outcome import sample_of
 from trainer.run_dir.queries import Values, mean_of, watched, write_values
+from trainer.run_dir.vectors import drop_vectors, is_small, write_vectors
 from trainer.train.checkpointing import Skips, base_writer, epoch_is_over
 from trainer.train.early_stopping import Measured
 from trainer.train.job import Job
@@ -140,7 +146,7 @@ def evaluate(job: Job) -> Measured:
     for source, data in [(source, part) for source, whole in job.eval_sets.items() for part in whole.parts]:
         began, spec = time.perf_counter(), job.model.spec.of_source(source)
         with job.progress.seconds.of("evaluation"), averaged(job.engine):
-            scores = evaluate_engine(job.engine, job.model.reader, spec, data, names)
+            scores = evaluate_engine(job.engine, job.model.reader, spec, data, names, _keeper(job, source, data))
         if scores is None:
             continue
         metrics = means(scores)
@@ -150,6 +156,21 @@ def evaluate(job: Job) -> Measured:
             kept[source] = {query: values[metric] for query, values in scores.items()}
     job.runtime.world.on_first(lambda: kept and write_values(job.run_dir, step, kept))
     return Measured(all_metrics or None, _deciding(job, kept))
+
+
+def _keeper(job: Job, source: str, data: RetrievalSet | ScoredPairs) -> Callable[[Tensor, Encoded], None] | None:
+    """Returns a collective function that writes the vectors of the set that the run's report shows; None for others."""
+    if source or not isinstance(data, RetrievalSet) or not is_small(data, job.engine.embedder.size):
+        return None
+
+    def keep(queries: Tensor, documents: Encoded) -> None:
+        gathered, step = gather(job.engine, documents), job.progress.state.step
+        if job.runtime.is_main:
+            chosen = job.progress.watch.chosen
+            drop_vectors(job.run_dir, {0, chosen["step"]} if chosen else {0})
+            write_vectors(job.run_dir, step, data, queries.numpy(), gathered.numpy())
+
+    return keep
 
 
 def _deciding(job: Job, kept: Values) -> float | None:
@@ -168,6 +189,7 @@ def finish(job: Job) -> Path:
     def conclude() -> dict:
         verdict = judge(job.run_dir, case_of(job))
         summarise(job, verdict, lengths, sample)
+        drop_vectors(job.run_dir, {0, verdict["final"]["step"]})
         return verdict
 
     verdict = job.runtime.world.on_first(conclude)
