@@ -146,7 +146,7 @@ def test_python(here):
             num_train_epochs=4, learning_rate=1e-2, wandb_run_name="first", per_device_train_batch_size=6,
         )  # fmt: skip
 
-    final = EmbedderFineTuner(config("cosine"), loss_fn=None).train()
+    final = EmbedderFineTuner(config("cosine"), loss_fn="cosine").train()
     assert str(final) == "cosine/final"
     whole(here / "cosine")
     steps = events(here / "cosine")

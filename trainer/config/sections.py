@@ -173,7 +173,7 @@ DIRECTIONS = {
     "gte": Directions(SIMILARITIES, joint=True),
 }
 LOSSES = ("infonce", "cosine", "cosent", "kl", "margin_mse")
-COSINE_OF_PAIRS = "trainer.loss.functions:cosine_of_pairs"  # cosine loss of flat config.json files
+COSINE_OF_PAIRS = "trainer.loss.functions:cosine_of_pairs"  # loss_fn="cosine" of the Python API
 NEEDS_SCORES, NEEDS_TEACHER = ("cosine", "cosent"), ("kl", "margin_mse")
 
 

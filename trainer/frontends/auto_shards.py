@@ -16,19 +16,23 @@ from pathlib import Path
 import yaml
 from filelock import FileLock
 
+from data_prep.common.console import say
 from data_prep.common.errors import BadInput
 from data_prep.common.files import check, sha256_of, whole_file
 from data_prep.common.workers import cores
 from data_prep.sharding.build import shard
 from trainer.config.sections import RunConfig
+from trainer.distributed.launcher_claims import rank
+from trainer.frontends.loss_by_scores import with_loss_by_scores
 from trainer.frontends.translation import Entry
 from trainer.preflight.output import check_place
 from trainer.run_dir.layout import LOCK, RUN_FILE, SHARDS, SHARDS_OF
 
 
 def prepare(entry: Entry, resume: bool) -> Path:
-    """Makes the shards of an entry, unless they exist, writes the run file and returns its path. Raises BadInput for
-    records that cannot be trained on, and for others than an interrupted run began with."""
+    """Makes the shards of an entry, unless they exist, writes the run file and returns its path. Completes the entry's
+    config by the loss where the shards decide it. Raises BadInput for records that cannot be trained on, and for others
+    than an interrupted run began with."""
     out = Path(entry.config.output_dir)
     check_place(out, resume)
     out.mkdir(parents=True, exist_ok=True)
@@ -44,6 +48,10 @@ def prepare(entry: Entry, resume: bool) -> Path:
                 )
             _shard(entry, out / SHARDS)
             _write(out / SHARDS_OF, origin)
+        if entry.loss_by_scores:
+            entry.config, line = with_loss_by_scores(entry.config)
+            if rank() == 0:
+                say(line)
         text = as_yaml(entry.config)
         if not (out / "run.json").is_file() and _text_of(out / RUN_FILE) != text:
             _write(out / RUN_FILE, text)

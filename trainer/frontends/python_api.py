@@ -4,9 +4,10 @@ In a script that torchrun or accelerate starts, every rank makes the same calls.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import wraps
 from pathlib import Path
+from typing import Literal
 
 from data_prep.common.console import say
 from data_prep.common.files import check
@@ -77,7 +78,7 @@ class FineTuningConfig:
     gradient_accumulation_steps: int = 1
     max_length: int | None = None  # tokens, of queries and answers
     steps_per_epoch: int | None = None
-    in_batch_negatives: bool = False  # without a loss_fn: InfoNCE over the batch in place of each pair's cosine
+    in_batch_negatives: bool = False  # InfoNCE over the batch, whatever the pairs hold; without a loss_fn
     seed: int = 0
     overrides: Sequence[str] = ()  # "section.key=value" of the run file, for what has no field
 
@@ -86,10 +87,14 @@ DEFAULTS = {field.name: field.default for field in fields(FineTuningConfig)}
 
 
 class EmbedderFineTuner:
-    """loss_fn(query_embeds, answer_embeds, batch) of the whole global batch, see user_functions.LossBatch; None: the
-    cosine of each pair against its score, 1 where it has none."""
+    """Trains the model of a config.
 
-    def __init__(self, config: FineTuningConfig, loss_fn: Callable | None = None):
+    loss_fn: a function of (query_embeds, answer_embeds, batch) of the whole global batch, see user_functions.LossBatch.
+    "cosine": (cosine - score)² of each pair, with score 1 where it has none. None: that loss for sources whose pairs
+    have scores, InfoNCE over the batch for the others.
+    """
+
+    def __init__(self, config: FineTuningConfig, loss_fn: Callable | Literal["cosine"] | None = None):
         self.config, self.loss_fn = config, loss_fn
 
     def train(self, resume: bool = False) -> Path:
@@ -103,7 +108,7 @@ class EmbedderFineTuner:
         run_file = prepare(entry, resume)
         from trainer.train.train import train
 
-        return train(entry.config, str(run_file), resume, loss_fn=self.loss_fn)
+        return train(entry.config, str(run_file), resume, loss_fn=self.loss_fn if callable(self.loss_fn) else None)
 
     def _translate(self) -> Entry:
         run, config = Translation("FineTuningConfig"), self.config
@@ -117,17 +122,28 @@ class EmbedderFineTuner:
             for name in LORA:
                 if name not in without_default("lora", config.overrides):
                     run.put(FLAGS[name].key, FLAGS[name].default)
-        run.put("loss.name", self._loss_name(), "loss_fn")
+        if name := self._loss_name(run.problems):
+            run.put("loss.name", name, "loss_fn")
         run.batch(*(run.whole(name, getattr(config, name), 1) for name in SIZES), SIZES, True)
         datasets = [run.path("FineTuningConfig.dataset_path", config.dataset_path)]
         run.dataset("dataset_path", datasets)
         run.override(config.overrides)
-        return run.entry(datasets)
+        entry = run.entry(datasets)
+        stated = config.in_batch_negatives or any(text.partition("=")[0] == "loss.name" for text in config.overrides)
+        return replace(entry, loss_by_scores=self.loss_fn is None and not stated)
 
-    def _loss_name(self) -> str:
-        """A function that cannot be imported gets a name that is refused when the run is resumed without it."""
+    def _loss_name(self, problems: list[str]) -> str | None:
+        """Returns the run file's name of the loss; None: the scores decide. A function that cannot be imported gets a
+        name that is refused when the run is resumed without it."""
         if self.loss_fn is None:
-            return "infonce" if self.config.in_batch_negatives else COSINE_OF_PAIRS
+            return "infonce" if self.config.in_batch_negatives else None
+        if isinstance(self.loss_fn, str):
+            if self.loss_fn != "cosine":
+                mend = f'overrides=["loss.name={self.loss_fn}"] names a loss of the run file'
+                problems.append(f'loss_fn={self.loss_fn!r}: must be a function, None or "cosine"; {mend}')
+            elif self.config.in_batch_negatives:
+                problems.append('loss_fn="cosine" compares each pair alone: leave in_batch_negatives out, or loss_fn')
+            return COSINE_OF_PAIRS
         name = getattr(self.loss_fn, "__qualname__", "")
         module = getattr(self.loss_fn, "__module__", "__main__")
         return f"{module}:{name}" if name.isidentifier() else "__main__:loss_fn"

@@ -31,6 +31,7 @@ class Entry:
     datasets: list[Path]  # files of records, or one shard folder
     eval_fraction: float = 0.0  # share of the documents
     notes: list[str] = field(default_factory=list)  # lines to print once
+    loss_by_scores: bool = False  # the shards decide the loss (loss_by_scores.py)
 
     @property
     def needs_shards(self) -> bool:

@@ -7,11 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.common.errors import BadInput
+from data_prep.sharding.build import shard
 from launch.__main__ import main as launch
 from tests import tiny
 from trainer.__main__ import main
 from trainer.config.loading import load_config
-from trainer.frontends.auto_shards import as_yaml
+from trainer.config.sections import COSINE_OF_PAIRS
+from trainer.frontends.auto_shards import as_yaml, prepare
 from trainer.frontends.command_line import parse
 from trainer.frontends.flags import from_flags
 from trainer.frontends.flat_json import from_json
@@ -234,13 +236,49 @@ def module_level(query_embeds, answer_embeds, batch):
 def test_python(here):
     config = translated(num_train_epochs=3, learning_rate=1e-3, wandb_run_name="first")
     assert (config.model.finetune, config.train.epochs, config.optim.lr, config.run_name) == ("lora", 3, 1e-3, "first")
-    assert config.loss.name == "trainer.loss.functions:cosine_of_pairs"
+    assert translated("cosine").loss.name == COSINE_OF_PAIRS
     assert translated(train_adapter=False).model.finetune == "full"
     assert translated(in_batch_negatives=True).loss.name == "infonce"
     assert translated(module_level).loss.name == f"{__name__}:module_level"
     assert translated(lambda q, a, b: q.sum()).loss.name == "__main__:loss_fn"
     with pytest.raises(BadInput, match="FineTuningConfig.learning_rate: optim.lr: input should be greater than 0"):
         translated(learning_rate=0.0)
+    with pytest.raises(BadInput, match='loss_fn=.cosent.: must be a function, None or "cosine"; overrides='):
+        translated("cosent")
+    with pytest.raises(BadInput, match="leave in_batch_negatives out, or loss_fn"):
+        translated("cosine", in_batch_negatives=True)
+
+
+UNSCORED = '{"question": "w1 w2", "answer": "w3 w4"}\n{"question": "w5 w6", "answer": "w7 w8"}\n'
+SCORED = '{"query": "w11", "item": "w12", "score": 0.5}\n{"query": "w13", "item": "w14", "score": 1}\n'
+
+
+@pytest.mark.parametrize(
+    ("files", "asked", "losses", "said"),
+    [
+        ({"plain": UNSCORED}, {}, ("infonce", {}), "InfoNCE over the batch for 'plain', whose pairs have no score"),
+        ({"graded": SCORED}, {}, (COSINE_OF_PAIRS, {}), "'graded', where 2 of 2 pairs have a score"),
+        (
+            {"plain": UNSCORED, "graded": SCORED},
+            {},
+            ("infonce", {"graded": COSINE_OF_PAIRS}),
+            "'graded', where 2 of 2 pairs have a score; InfoNCE over the batch for 'plain'",
+        ),
+        ({"graded": SCORED}, {"overrides": ["loss.name=cosent"]}, ("cosent", {}), ""),
+        ({"plain": UNSCORED}, {"in_batch_negatives": True}, ("infonce", {}), ""),
+    ],
+)
+def test_without_a_loss_the_scores_of_each_source_decide(here, capsys, files, asked, losses, said):
+    for name, text in files.items():
+        (here / f"{name}.jsonl").write_text(text)
+    shard([here / f"{name}.jsonl" for name in files], here / "shards", eval_fraction=0)
+    capsys.readouterr()
+    entry = EmbedderFineTuner(FineTuningConfig("model", "shards", "out", **asked))._translate()
+    written = load_config(prepare(entry, False))
+    for config in (entry.config, written):
+        assert (config.loss.name, {name: of.loss.name for name, of in config.sources.items()}) == losses
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("loss_fn=None: ")]
+    assert len(lines) == bool(said) and (not said or said in lines[0]), lines
 
 
 def test_python_reaches_every_key_of_the_run_file(here):
