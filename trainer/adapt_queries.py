@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m trainer.adapt_queries",
         **help_of(
             "Trains a map of query vectors against the vectors of a collection, which stay as they are.",
-            "python -m trainer.adapt_queries --model MODEL --path DB --collection docs --pairs pairs.jsonl --output OUT",
+            "python -m trainer.adapt_queries --model MODEL --path db --collection docs --pairs F.jsonl --output OUT",
         ),
     )
     parser.add_argument("--model", required=True, metavar="M", help="model that embedded the collection")

@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from data_prep.common.console import HelpFormatter, help_of
 from trainer.config.unknown_keys import about_flags
 from trainer.distributed.engines import ENGINES
 from trainer.distributed.launcher_claims import rank
@@ -24,7 +25,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-class _Help(argparse.RawDescriptionHelpFormatter):
+class _Help(HelpFormatter):
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
         """Shows V for [V]: a missing value is read only to be reported with all other problems."""
         return "V" if action.nargs == "?" else super()._format_args(action, default_metavar)
@@ -33,18 +34,22 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 def parser() -> argparse.ArgumentParser:
     cli = argparse.ArgumentParser(
         prog="python -m trainer",
-        description="Fine-tune a text-embedding model. One process here; several under accelerate launch or torchrun "
-        "(python -m launch run prints and runs the right command).",
-        epilog="examples:\n  torchrun --nproc-per-node 2 -m trainer --config run.yaml optim.lr=1e-4\n"
-        "  python -m trainer --model_name_or_path MODEL --finetune_type lora --train_dataset F.jsonl --output_dir OUT",
-        formatter_class=_Help,
+        **help_of(
+            "Fine-tunes a text-embedding model in one process, or on the ranks of torchrun or accelerate launch.",
+            "python -m trainer --config run.yaml --dry-run",
+            "torchrun --nproc-per-node 2 -m trainer --config run.yaml optim.lr=1e-4",
+            "python -m trainer --model_name_or_path MODEL --finetune_type lora --train_dataset F.jsonl --output_dir O",
+        )
+        | {"formatter_class": _Help},
         allow_abbrev=False,  # --epoch for --epochs would hide a typing error
     )
     cli.add_argument("--config", metavar="RUN.yaml", help="run file (.yaml or .json), or config.json")
-    cli.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint, or from the start")
+    cli.add_argument("--resume", action="store_true", help="continue from the newest whole checkpoint, or start")
     cli.add_argument("--dry-run", action="store_true", help="print the plan and one batch as the model reads it")
-    cli.add_argument("--engine", choices=ENGINES, help="the planned engine; any other is refused")
-    cli.add_argument("--processes", type=int, metavar="N", help="the planned number of processes; any other is refused")
+    cli.add_argument("--engine", choices=ENGINES, help="planned engine; the run refuses another one")
+    cli.add_argument(
+        "--processes", type=int, metavar="N", help="planned number of processes; the run refuses another one"
+    )
     cli.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the run file")
     add_flags(cli)
     return cli
