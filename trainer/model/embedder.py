@@ -59,6 +59,13 @@ def pool_packed(hidden: Tensor, runs: list[Run], how: str, prompts: Tensor | Non
     return torch.cat(pooled)
 
 
+def _padded(tokens: Tensor, lengths: list[int]) -> Tensor:
+    """Texts end to end -> (texts, longest) ids. Texts of one length are not copied one by one."""
+    if len({*lengths}) == 1:
+        return tokens.view(len(lengths), -1)
+    return pad_sequence(tokens.split(lengths), batch_first=True, padding_value=PADDING)
+
+
 def finish(pooled: Tensor, dense_layers: nn.ModuleDict, normalize: bool) -> Tensor:
     """(texts, pooled size) -> (texts, d): dense layers and normalisation, in fp32."""
     for layer in dense_layers.values():
@@ -166,7 +173,7 @@ class Embedder(nn.Module):
             runs = runs_of(lengths)
             inputs, mask = self.packing.inputs(send(tokens, device), runs), None
         else:
-            ids = send(pad_sequence(tokens.split(lengths), batch_first=True, padding_value=PADDING), device)
+            ids = send(_padded(tokens, lengths), device)
             mask = (ids != PADDING).long()
             inputs = {"input_ids": ids.clamp(min=0)} | ({} if self.causal else {"attention_mask": mask})
         # The cast of a weight is used once per pass, so caching it would only hold a second copy (of a gathered
