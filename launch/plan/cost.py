@@ -37,6 +37,7 @@ class Sizes:
 
     trained: int  # numbers
     weight_bytes: int  # of all weights as they are stored
+    gathered_bytes: int  # the same as ZeRO-3 gathers them: in the dtype of the products where that rounds nothing more
     tensors: int  # tensors that ZeRO-3 divides, each gathered in every pass
     attention: int  # see trainer.diagnosis.footprint.Footprint
     size: int  # of an embedding
@@ -162,7 +163,7 @@ def gradient_bytes(stage: int, ranks: int, sizes: Sizes, passes: int) -> tuple[f
     """
     ring = (ranks - 1) / ranks
     if stage == 3:
-        return ring * FP32 * sizes.trained, ring * sizes.weight_bytes * passes
+        return ring * FP32 * sizes.trained, ring * sizes.gathered_bytes * passes
     return 2 * ring * FP32 * sizes.trained, 0.0
 
 

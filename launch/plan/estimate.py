@@ -128,7 +128,13 @@ class Variant:
     def sizes(self) -> Sizes:
         model, large = self.model, [p for p in self.footprint.parameters if p.numel > PERSISTENT]
         stored = FP32 * model.trained + model.frozen_bytes
-        return Sizes(model.trained, stored, len(large), self.footprint.attention, self.footprint.size)
+        gathered = stored - (FP32 - self._compute) * sum(p.numel for p in large if p.product)
+        return Sizes(model.trained, stored, gathered, len(large), self.footprint.attention, self.footprint.size)
+
+    @property
+    def _compute(self) -> int:
+        """Bytes of a number in matrix products."""
+        return FP32 if self.config.train.precision in ("fp32", "tf32") else 2
 
     @cached_property
     def dequantised(self) -> tuple[int, int]:
@@ -136,8 +142,7 @@ class Variant:
         if not self.bits:
             return 0, 0
         linear = [p.numel for p in self.footprint.parameters if p.linear]
-        plain = FP32 if self.config.train.precision in ("fp32", "tf32") else 2
-        return round(sum(linear) * (self.bits / 8 + plain)), plain * max(linear, default=0)
+        return round(sum(linear) * (self.bits / 8 + self._compute)), self._compute * max(linear, default=0)
 
     def profile(self, recompute: bool) -> Profile | None:
         traced = self.footprint.recomputed if recompute else self.footprint.plain

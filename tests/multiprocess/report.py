@@ -33,6 +33,18 @@ def _table(result: dict, reference: dict) -> list[str]:
     return wrong
 
 
+def _rounded(result: dict, _: dict) -> list[str]:
+    half, whole = result["numbers"], result["numbers_fp32"]
+    wrong = [] if result["same"] else ["rounded gathers change the gradient"]
+    wrong += [] if result["planted"] else ["rounding a table that is looked up changes nothing"]
+    wrong += [] if result["read"] and result["digits"] else ["weights are read without all of their digits"]
+    if not (whole.keys() == {"float32"} and sum(half.values()) == whole["float32"]):
+        wrong.append(f"other weights are gathered: {half}, {whole}")
+    if not half.get("bfloat16", 0) > 0.4 * whole["float32"]:
+        wrong.append(f"few weights travel rounded: {half}")
+    return wrong
+
+
 def _trained(result: dict, expected: dict, max_norm: float) -> list[str]:
     wrong = []
     if loss_difference(result, expected) >= LOSS:
@@ -148,6 +160,7 @@ CHECKS = {
     "dropout": _dropout,
     "duplicates": _duplicates,
     "rules": _rules,
+    "rounded": _rounded,
 }
 
 HEADER = ("engine", "ranks", "chunks", "loss", "gradient", "SGD update", "20 AdamW steps", "collectives")
@@ -203,6 +216,8 @@ def others(results: list[dict]) -> list[str]:
         "Planted duplicates (by text, document, query): where only they would be negatives, loss and gradient are "
         f"exactly 0; mixed with others, the largest error of a gradient is {max(mixed):.1e}. On {where['duplicates']}.",
         _ruled(by_kind["rules"], where["rules"]),
+        "In bf16 ZeRO-3 gathers rounded what autocast rounds: the gradient is bit for bit that of fp32 gathers. "
+        f"On {where['rounded']}.",
         "Two sources with their own losses and prompts, rows with theirs, no prompt pooled, mixed: the same batches, "
         f"the same losses. On {where['sources']}.",
         _adapted(by_kind["adapter"]),

@@ -33,6 +33,8 @@ for engine in OFFLOADED:  # outside the table: where the state lies is all that 
     CELLS[engine, 2] = [table_cell("infonce", "4 chunks", planted=True) | {"kind": "offloaded"}]
 for engine, world, chunks in (("zero3", 2, "4 chunks"), ("zero3", 3, "4 kept"), ("zero3_offload", 2, "4 kept")):
     CELLS[engine, world].append(table_cell("infonce", chunks, planted=True) | {"kind": "reduced", "bucket": BUCKET})
+for world, chunks in ((2, "4 chunks"), (3, "4 kept")):
+    CELLS["zero3", world].append({"kind": "rounded", "run": "infonce", "chunks": chunks})
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import torch
 from data_prep.mining.choice import Choice
 from data_prep.mining.mine import Mining, mine
 from data_prep.records import Record
-from tests.multiprocess import cells, modes
+from tests.multiprocess import cells, modes, rounded
 from tests.multiprocess import planned as planned_runs
 from tests.multiprocess.cells import SGD_LR, STEPS, TAU
 from tests.multiprocess.dense import relative_error
@@ -258,6 +258,9 @@ class Group:
 
     def planned(self, cell: dict) -> dict:
         return planned_runs.run_cell(self, cell)
+
+    def rounded(self, cell: dict) -> dict:
+        return rounded.run_cell(self, cell)
 
     def mode(self, cell: dict) -> dict:
         return modes.run_cell(self, cell)

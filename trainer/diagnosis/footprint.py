@@ -20,7 +20,7 @@ from trainer.distributed.collectives import in_buckets
 from trainer.distributed.device import DTYPES
 from trainer.engine.torch_engine import BUCKET_BYTES
 from trainer.model import adapters, dense_layers
-from trainer.model.base_dtype import resolve
+from trainer.model.base_dtype import product_weights, resolve
 from trainer.model.build import freeze, read_settings
 from trainer.model.embedder import Embedder
 from trainer.model_folder.families import FAMILIES
@@ -38,6 +38,7 @@ class Parameter:
     trained: bool
     linear: bool = False  # the frozen weight of a linear layer: quantised by QLoRA
     table: bool = False  # the frozen weight of an embedding
+    product: bool = False  # used in products of linear layers only: autocast rounds it first
 
     @property
     def numel(self) -> int:
@@ -211,11 +212,11 @@ def _parameters(embedder: Embedder) -> list[Parameter]:
     kinds = {
         f"{name}.weight": type(module) for name, module in modules.items() if not name.endswith(".modules_to_save")
     }
-    found = []
+    found, products = [], product_weights(embedder.backbone)
     for name, p in embedder.parameters_by_name().items():
         kind, frozen = kinds.get(name, object), not p.requires_grad
         linear, table = frozen and issubclass(kind, nn.Linear), frozen and issubclass(kind, nn.Embedding)
-        found.append(Parameter(name, tuple(p.shape), p.requires_grad, linear, table))
+        found.append(Parameter(name, tuple(p.shape), p.requires_grad, linear, table, p in products))
     return found
 
 

@@ -4,6 +4,7 @@
 - DeepSpeed never sees a batch or a loss: it gets the forward pass of a chunk, and a scalar to go backward from.
 - It averages gradients over ranks once per step, at the end of `coalesce_grad_reduction`.
 - ZeRO-3 gathers the weights in every forward pass, so all ranks must make the same number of passes (`lockstep`).
+  What autocast would round anyway travels rounded: half of the bytes, and the same numbers.
 - Checkpoints hold whole tensors by name: moments are gathered from partitions, and filled back fragment by fragment.
 """
 
@@ -26,8 +27,12 @@ from trainer.distributed.launcher_claims import rank
 from trainer.engine.optimizer import LossScale, adamw
 from trainer.engine.protocol import MOMENTS, Applied, Engine
 from trainer.engine.weight_average import Average, whole_average
-from trainer.model.base_dtype import in_fp32
+from trainer.model.base_dtype import in_fp32, product_weights
 from trainer.model.embedder import Embedder
+
+# DeepSpeed's name for the dtype in which ZeRO-3 gathers a weight (runtime/torch_autocast.py). Only its autocast, which
+# is off here, would reduce gradients in it too.
+GATHERED_AS = "comm_dtype"
 
 
 def plugin(ds_json: str, max_grad_norm: float | None, device: torch.device):
@@ -124,6 +129,7 @@ class ZeroEngine(Engine):
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # its own calls
         self._zero = deepspeed.zero
+        self._rounded: set[nn.Parameter] = set()  # weights that ZeRO-3 gathers in the dtype of the products
         self.world, self.device, self.dtype = world, accelerator.device, dtype
         self.by_chunk, self._reduced = by_chunk, 0  # chunks of the step whose gradients are in the partitions
         self.embedder = embedder
@@ -159,6 +165,26 @@ class ZeroEngine(Engine):
                 module._buffers[name] = None if buffer is None else self.world.broadcast(buffer.to(self.device))
         self.engine, _ = accelerator.prepare(self.embedder, adamw(self.embedder, optim, self.device))
         self.optimizer = self.engine.optimizer
+        if self.dtype is not None:
+            # small parameters stay whole on every rank: they are gathered once, and must keep their digits
+            self._rounded = {p for p in product_weights(self.embedder.backbone) if not p.ds_persist}
+            self._send_rounded(self._rounded)
+
+    def _send_rounded(self, parameters: set[nn.Parameter]) -> None:
+        for parameter in parameters:
+            setattr(parameter, GATHERED_AS, self.dtype)
+
+    @contextmanager
+    def _whole(self, parameters: list[nn.Parameter]):
+        """Gathers weights with all their digits."""
+        rounded = self._rounded.intersection(parameters)
+        for parameter in rounded:
+            delattr(parameter, GATHERED_AS)
+            if parameter.ds_status.name == "AVAILABLE":
+                parameter.partition()  # what a pass left there is rounded
+        with self._zero.GatheredParameters(parameters):
+            yield
+        self._send_rounded(rounded)
 
     def _prepare_replicated(self, accelerator, settings: dict, optim: OptimConfig) -> None:
         """ZeRO-1/2: DeepSpeed lays trained weights into flat memory, which is filled afterwards. Numbers that exist
@@ -237,7 +263,7 @@ class ZeroEngine(Engine):
 
     def read(self, name: str) -> Tensor:
         parameter = self.named[name]
-        with self._zero.GatheredParameters([parameter] if self.stage == 3 else []):
+        with self._whole([parameter] if self.stage == 3 else []):
             return parameter.detach().clone()
 
     def weights(self) -> dict[str, Tensor]:
@@ -246,7 +272,7 @@ class ZeroEngine(Engine):
             return {} if self.world.rank else {name: in_fp32(t.detach().cpu()) for name, t in stored.items()}
         for name, tensor in stored.items():
             parts = [tensor] if hasattr(tensor, "ds_id") else []  # buffers are whole on every rank
-            with self._zero.GatheredParameters(parts):  # one at a time: never the whole model at once
+            with self._whole(parts):  # one at a time: never the whole model at once
                 if self.world.rank == 0:
                     full[name] = in_fp32(tensor.detach().cpu().clone())
         return full

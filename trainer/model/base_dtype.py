@@ -58,6 +58,20 @@ def matrices(backbone: nn.Module) -> dict[nn.Parameter, list[nn.Module]]:
     }
 
 
+def product_weights(backbone: nn.Module) -> set[nn.Parameter]:
+    """Returns the fp32 weights that a pass uses in products of linear layers only, which autocast rounds before it
+    uses them. None of a model's own code, nor with DoRA, which also measures the rows of its weights."""
+    if not type(backbone).__module__.startswith("transformers."):
+        return set()
+    inside, elsewhere = set(), set()
+    for module in backbone.modules():
+        if len(getattr(module, "lora_magnitude_vector", ())):
+            return set()
+        users = inside if type(module) is nn.Linear else elsewhere
+        users.update(p for p in module._parameters.values() if p is not None and p.dtype == torch.float32)
+    return inside - elsewhere
+
+
 def _kept_by_transformers(backbone: nn.Module) -> set[str]:
     """Returns names of modules that transformers keeps in fp32."""
     names = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")

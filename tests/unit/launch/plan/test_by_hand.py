@@ -35,6 +35,8 @@ class Decoder:
         # r = 16 on all seven: (inputs + outputs) of each
         self.adapters = 16 * layers * (2 * (d + q) + 2 * (d + kv) + 3 * (d + inner))
         self.half_base = 2 * (self.matrices + self.table) + 4 * self.norms
+        # bytes that ZeRO-3 gathers of fp32 weights: bf16 products need no more of the matrices
+        self.gathered = 2 * self.matrices + 4 * (self.table + self.norms)
 
 
 @pytest.fixture(scope="module")
@@ -141,12 +143,12 @@ def test_8b_in_full_on_8_cards_recomputes_under_zero3(planned):
     least = state + whole - BUCKET + BUCKET + PROCESS
     assert least < plan.chosen.need.total < USABLE * 80 * GB
     # one chunk: gathered forward and backward, gradient reduced, around a ring of 8
-    assert plan.chosen.seconds.communication == near(3 * 7 / 8 * whole / NVLINK, 0.1)
+    assert plan.chosen.seconds.communication == near(7 / 8 * (whole + 2 * model.gathered) / NVLINK, 0.1)
     # without recomputation a chunk keeps a bf16 copy of every matrix: what is left holds few tokens, in many passes
     without = plan.by_name["zero3"]
     assert without.need.activations > 2 * model.matrices
     passes = 4 * TOKENS / 8 / without.budget  # forward twice and backward, and the rest
-    assert without.seconds.communication > 0.7 * passes * 7 / 8 * whole / NVLINK > plan.chosen.seconds.total
+    assert without.seconds.communication > 0.7 * passes * 7 / 8 * model.gathered / NVLINK > plan.chosen.seconds.total
     # offloading updates on the host: 40 bytes for a weight, and 25 GB/s for a rank
     update = 40 * model.every / 8 / (200e9 / 8)
     assert plan.by_name["zero2_offload + recompute"].seconds.update == near(update)
@@ -160,13 +162,15 @@ def test_8b_in_full_on_two_nodes_sends_least_under_zero1_and_is_slower_than_one_
     assert plan.name == "zero1 + recompute"
     assert whole + whole + 3 * whole / 16 + PROCESS + BUCKET < USABLE * 80 * GB
     assert plan.chosen.seconds.communication == near(2 * 15 / 16 * whole / between, 0.02)
-    # zero3 sends half as much again: weights forward and backward, and the gradient
-    assert plan.by_name["zero3 + recompute"].seconds.communication == near(3 * 15 / 16 * whole / between, 0.02)
+    # zero3 sends a little more: weights forward and backward, and the gradient
+    more = 15 / 16 * (whole + 2 * model.gathered)
+    assert more > 2 * 15 / 16 * whole
+    assert plan.by_name["zero3 + recompute"].seconds.communication == near(more / between, 0.02)
     # one node has twice the work of a rank, and hardly any traffic
     one = planned("8B", "full", "H100", 1, 8).chosen.seconds
     assert one.total < plan.chosen.seconds.total
     (warning,) = plan.warnings()
-    assert warning.startswith("warning: more ranks make it slower: 8 rank(s) (1 x 8, zero3 + recompute) take 2.5")
+    assert warning.startswith("warning: more ranks make it slower: 8 rank(s) (1 x 8, zero3 + recompute) take 2.46 s")
 
 
 def test_8b_in_full_on_one_24_gb_card_says_what_is_short_and_what_would_fit(planned):

@@ -114,6 +114,32 @@ def test_a_weight_that_another_module_uses_too_stays_fp32(tiny_bert):
     assert words not in base_dtype.matrices(embedder.backbone)
 
 
+@pytest.mark.parametrize("part", [{}, LORA])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_autocast_rounds_the_weights_of_products_anyway(tmp_path, family, part):
+    folder = tiny.model(tmp_path / "model", family, tiny.FAMILIES[family])
+    embedder, *_ = load_embedder(ModelConfig(path=str(folder), **part))
+    chosen = base_dtype.product_weights(embedder.backbone)
+    before = gradient(embedder, torch.bfloat16)
+    for parameter in chosen:
+        parameter.data = parameter.data.bfloat16().float()
+    after = gradient(embedder, torch.bfloat16)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    linear = [m.weight for m in embedder.backbone.modules() if type(m) is torch.nn.Linear]
+    assert chosen.issuperset(linear) and len(linear) > 5
+
+
+def test_weights_that_are_used_in_more_than_products_are_not_chosen(tiny_bert):
+    embedder, *_ = load_embedder(ModelConfig(path=str(tiny_bert), **PARTS["dora"]))
+    assert not base_dtype.product_weights(embedder.backbone)  # DoRA also measures their rows
+    embedder, *_ = load_embedder(ModelConfig(path=str(tiny_bert)))
+    embedder.backbone.head = torch.nn.Bilinear(2, 2, 2)
+    shared = embedder.backbone.head.weight = embedder.backbone.encoder.layer[0].output.dense.weight
+    chosen = base_dtype.product_weights(embedder.backbone)
+    assert shared not in chosen and embedder.backbone.encoder.layer[1].output.dense.weight in chosen
+    assert not base_dtype.product_weights(torch.nn.Sequential(torch.nn.Linear(2, 2)))  # code that is not known
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_new_dora_begins_as_the_rounded_base(tmp_path, family):
     folder = tiny.model(tmp_path / "model", family, FAMILIES[family])
