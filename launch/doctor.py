@@ -179,7 +179,7 @@ def _row(case: Case, machine: Machine, folder: Path) -> bool:
     code, output = execute(build(*arguments, resume=False, port=free_port(), module=WORKER))
     if code:
         say(_tail(output))
-        result(TABLE.format(case.engine, case.processes, "-", "-", "FAIL: it did not run, see what it said"))
+        result(TABLE.format(case.engine, case.processes, "-", "-", "FAIL: it did not run, see its output above"))
         return False
     errors = json.loads((out / "errors.json").read_text())
     exact = all(error < LIMIT for error in errors.values())  # nan is not

@@ -135,7 +135,7 @@ def _add_plan(commands) -> None:
         "plan",
         help="compute memory and seconds of every engine, and the fastest that fits",
         **help_of(
-            "Computes memory, seconds and traffic of every engine, and the fastest that fits, without a GPU or weights.",
+            "Computes memory, seconds and traffic of every engine, and the fastest that fits; needs no GPU or weights.",
             "python -m launch plan --config run.yaml --nodes 2 --gpus-per-node 8 --gpu H100",
         ),
     )

@@ -63,15 +63,15 @@ step() {
 step 0 "1/5 docstrings of the standard library into an embedded Chroma collection"
 "$PYTHON" -m data_prep sample --path "$out/chroma" --collection stdlib ${LIMIT:+--limit "$LIMIT"}
 
-step 3 "2/5 question-answer pairs from the collection, without a language model; the documented name is hidden"
+step 7 "2/5 question-answer pairs from the collection, without a language model; the documented name is hidden"
 "$PYTHON" -m data_prep generate --offline --store chroma --path "$out/chroma" --collection stdlib \
   --hide name --output "$out/pairs.jsonl"
 
-step 6 "3/5 pairs to shards; every fifth module is held out"
+step 11 "3/5 pairs to shards; every fifth module is held out"
 "$PYTHON" -m data_prep shard "$out/pairs.jsonl" --output "$out/shards" --num-shards 2 --eval-fraction 0.2 \
   --split-by module --on-leakage drop-train --near-duplicates 0.85 --overwrite
 
-step 9 "4/5 training all-MiniLM-L6-v2 ($engine)"
+step 14 "4/5 training all-MiniLM-L6-v2 ($engine)"
 cat >"$out/run.yaml" <<YAML
 output_dir: $run
 model: {path: $model, query_max_len: 64, passage_max_len: 128}
@@ -92,9 +92,12 @@ Finished in $((SECONDS - began)) s. Written to $out:
   pairs.jsonl                 question-answer pairs
   shards/                     Arrow shards and their manifest
   run.yaml                    the run file
-  ${run#"$out"/}/report.html  the report: open it in a browser
-  ${run#"$out"/}/final/       the tuned model: SentenceTransformer("$run/final")
-  ${run#"$out"/}/logs.jsonl   every step; TensorBoard in ${run#"$out"/}/runs
+  run-$engine/final/              the tuned model: SentenceTransformer("$run/final")
+  run-$engine/logs.jsonl          every step; TensorBoard in run-$engine/runs
+  run-$engine/report.html         the report
+
+Open in a browser:
+  $run/report.html
 
 Next, on your own data:
   $PYTHON -m data_prep inspect my_pairs.jsonl

@@ -152,8 +152,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--model", required=True, metavar="M", help="model folder or hub id")
     parser.add_argument("--baseline", metavar="M", help="model to compare with, e.g. the one before training")
+    sets = parser.add_argument_group("sets")
     text = "retrieval sets, shard folders with an eval split, files of scored pairs; several are one table"
-    parser.add_argument("--data", metavar="SET", nargs="+", help=text)
+    sets.add_argument("--data", metavar="SET", nargs="+", help=text)
     text = f"{KNOWN}; of scored pairs {KNOWN_OF_PAIRS} (default: nDCG@10 MRR@10 MAP recall@1 recall@10 recall@100)"
     parser.add_argument("--metrics", metavar="NAME", nargs="+", default=[], help=text)
     text = "sizes of embeddings to measure as well (Matryoshka): their first numbers, normalised again"
@@ -161,12 +162,12 @@ def main(argv: list[str] | None = None) -> int:
     text = "measure search among vectors of 8 or 1 bits per number as well, rescored and not"
     parser.add_argument("--quantised", choices=QUANTISED, nargs="+", default=[], help=text)
     text = "metrics of every category too: a field of the metadata of queries, of documents, or of scored pairs"
-    parser.add_argument("--by", metavar="FIELD", help=text)
+    sets.add_argument("--by", metavar="FIELD", help=text)
     text = "refuse a set with empty texts, or with judgements of queries or documents that it lacks (default: say so)"
-    parser.add_argument("--strict", action="store_true", help=text)
+    sets.add_argument("--strict", action="store_true", help=text)
     text = "do not retrieve the document with the query's own id, as BEIR does (ArguAna)"
-    parser.add_argument("--ignore-identical-ids", action="store_true", help=text)
-    parser.add_argument("--pairs", type=Path, metavar="FILE", help="pairs that name the chunks of --collection")
+    sets.add_argument("--ignore-identical-ids", action="store_true", help=text)
+    sets.add_argument("--pairs", type=Path, metavar="FILE", help="pairs that name the chunks of --collection")
     parser.add_argument("--json", metavar="FILE", help="write the result here as well")
     add_store(parser, required=False)
     add_as_stated(parser, "--baseline")

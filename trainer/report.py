@@ -12,7 +12,6 @@ from trainer.inference.flags import add_device, add_trust
 from trainer.reporting.facts import read_facts
 from trainer.reporting.hits import show_changed
 from trainer.reporting.page import write_report
-from trainer.run_dir.verdict import describe
 
 
 def run(args: argparse.Namespace) -> int:
@@ -26,8 +25,6 @@ def run(args: argparse.Namespace) -> int:
     if facts.comparison:
         show_changed(facts.comparison)
     result(f"{output}: {len(text) / 1024:.0f} KiB, one file that needs no network; open it in a browser")
-    for line in describe(facts.verdict)[:1] if facts.verdict else ():
-        result(line)
     return 0
 
 

@@ -61,7 +61,7 @@ def _add_filters(group) -> None:
     for name in ("question", "answer"):
         group.add_argument(f"--{name}-words", metavar="MIN-MAX", help=f"words of the {name}")
     group.add_argument("--same-language", action="store_true", help="question and answer in the chunk's language")
-    text = "least share of the answer (its runs of 4 characters) that stands in the chunk, such as 0.5"
+    text = "least share of the answer (its runs of 4 characters) that the chunk contains, such as 0.5"
     group.add_argument("--grounded", type=float, metavar="X", help=text)
     text = "the question finds its chunk among the K best of the collection by BM25"
     group.add_argument("--round-trip", type=int, metavar="K", help=text)

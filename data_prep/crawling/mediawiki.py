@@ -191,7 +191,7 @@ class Wiki:
         self._warned: set[str] = set()
 
     async def get(self, url: str) -> dict:
-        """Returns the answer of the wiki. Each of its warnings (a limit, a truncated result) is said once."""
+        """Returns the answer of the wiki. Each of its warnings (a limit, a truncated result) is printed once."""
         data = await self._ask(url)
         for warning in _warnings(data) if isinstance(data, dict) else ():
             if warning not in self._warned:

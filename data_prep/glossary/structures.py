@@ -130,7 +130,7 @@ def _is_title(row: list[html.HtmlElement]) -> bool:
 
 
 def _grid(table: html.HtmlElement) -> list[list[html.HtmlElement]]:
-    """Returns rows of cells. A cell that spans several columns or rows stands in each of them."""
+    """Returns rows of cells. A cell that spans several columns or rows appears in each of them."""
     rows: list[list[html.HtmlElement]] = []
     open_cells: dict[int, tuple[html.HtmlElement, int]] = {}  # column -> cell that reaches down, rows left
     for line in table.iter("tr"):

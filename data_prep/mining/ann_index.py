@@ -1,6 +1,6 @@
 """Approximate nearest neighbours: the one module that loads faiss.
 
-An inverted file (Sivic and Zisserman 2003; faiss IVF with 16-bit floats): embeddings stand in cells around centres, and
+An inverted file (Sivic and Zisserman 2003; faiss IVF with 16-bit floats): embeddings belong to cells around centres, and
 a query looks into the cells nearest to it.
 """
 

@@ -17,7 +17,7 @@ TOKENS = rf"(?u)[{_UNSPACED}]|(?![{_UNSPACED}])\w(?:(?![{_UNSPACED}])[\w{_MARKS}
 
 class Bm25:
     """BM25 of the texts of a corpus (bm25s, method "lucene", k1 1.5, b 0.75; Robertson and Zaragoza 2009). The index
-    is held in memory: about 8 bytes for each distinct word of each text."""
+    is in memory: about 8 bytes for each distinct word of each text."""
 
     name = "BM25"
 

@@ -75,7 +75,7 @@ class Dense:
     def _build_index(self, approximate_above: int) -> None:
         size = self.corpus.candidates
         if sys.platform == "darwin":
-            say(f"{size:,} texts are searched exactly all the same: faiss crashes beside torch on macOS")
+            say(f"{size:,} texts are searched exactly: faiss crashes beside torch on macOS")
             return
         from data_prep.mining.ann_index import ApproximateIndex
 

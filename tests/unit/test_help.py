@@ -39,7 +39,7 @@ def parser_of(monkeypatch):
 def test_help_is_one_sentence_with_explained_options_in_groups(command, parser_of):
     parser = parser_of(*command)
     summary = parser.description
-    assert re.fullmatch(r"[A-Z][a-z]+s .*\.", summary), f"{summary!r}: a verb in the third person, then a full stop"
+    assert re.fullmatch(r"[A-Z][a-z-]+s\b.*\.", summary), f"{summary!r}: a verb in the third person, then a full stop"
     assert ". " not in summary and len(summary.split()) < 25, f"{summary!r}: one sentence of fewer than 25 words"
     silent = [action.metavar or action.dest for action in parser._actions if not action.help and not action.choices]
     assert not silent, f"no help: {silent}"

@@ -69,7 +69,7 @@ def values() -> dict[str, list[Entry]]:
 
 @cache
 def arguments() -> list[Entry]:
-    """Returns all arguments. Names of losses are among them, for they stand in a run file as keys as well."""
+    """Returns all arguments. Names of losses are among them, as a run file has them as keys too."""
     return [entry for rows in keys().values() for entry in rows] + values()["loss.name"]
 
 

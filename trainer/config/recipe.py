@@ -21,7 +21,7 @@ def recipe(config: RunConfig, own_loss: bool = False) -> list[str]:
     return [
         f"mode: {_mode(config)}",
         f"precision: {precision}{PRECISIONS.get(precision, ', autocast over fp32 weights')}",
-        *([f"loss: the function given to train(), told temperature {config.loss.temperature:g}"] if own_loss else []),
+        *([f"loss: the function given to train(), at temperature {config.loss.temperature:g}"] if own_loss else []),
         *(f"{key}: {_loss(loss)}" for key, loss in named.items()),
         f"learning rate: {_rate(config)}",
     ]

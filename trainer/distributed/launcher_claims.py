@@ -350,7 +350,7 @@ def check_world(actual_processes: int, actual_engine: str, planned: list[Claim],
 
 def _why(processes: int, actual: str, engine: str) -> str:
     if engine in ZERO and actual not in ZERO:
-        return "Accelerate drops DeepSpeed silently where it is told to use the CPU (--cpu, use_cpu or its variable). "
+        return "Accelerate drops DeepSpeed silently where it has to use the CPU (--cpu, use_cpu or its variable). "
     if processes == 1:
         return (
             "Processes without a common process group each train alone: the tasks of srun or mpirun (on SLURM: python "

@@ -36,7 +36,7 @@ def arguments(bits: int, compute: torch.dtype | None, device: torch.device) -> d
 def layers(backbone: nn.Module) -> dict[str, nn.Module]:
     """Returns the quantised linear layers by name, set to compute the same in training, in evaluation and on every
     device: on a CPU with bf16 instructions a 4-bit layer would compute in bf16 wherever no gradient is wanted, and on
-    CUDA an 8-bit layer would round its inputs by what else stands in the chunk. The two forward passes over a chunk
+    CUDA an 8-bit layer would round its inputs by the other texts of the chunk. The two forward passes over a chunk
     would differ, and an embedding would depend on its neighbours."""
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 

@@ -5,7 +5,7 @@
   folder without the old ones. Both versions prefer their own names, so that a folder can state both.
 - transformers 5 writes tokenizer classes that version 4 does not have. PreTrainedTokenizerFast exists in both, and does
   what tokenizer.json says and nothing else.
-- What the old names cannot say is said in the model card: least_version.
+- The model card names the least version, for what the old names cannot express: least_version.
 """
 
 import json

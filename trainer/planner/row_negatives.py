@@ -11,7 +11,7 @@ def drawn_negatives(
 ) -> list[int]:
     """Returns the indices, ascending, of the row's `count` hard negatives that an epoch takes, `most` of them at most.
 
-    first: the first ones, in every epoch. random: the row's negatives stand in an order drawn from (seed, row), and
+    first: the first ones, in every epoch. random: the row's negatives have an order drawn from (seed, row), and
     every epoch takes the next ones, in a circle. So no negative comes again before all others have come.
     """
     if most is None or count <= most:

@@ -23,7 +23,7 @@ def check_prompts(inputs: Inputs) -> list[str]:
 
 
 def _surveys(inputs: Inputs) -> dict[str, Survey]:
-    """Reads the metadata of all train rows, where a prompt stands in them."""
+    """Reads the metadata of all train rows, where a prompt is one of its values."""
     surveys = {side: Survey(made) for side, made in inputs.config.own_prompts.of_rows.items()}
     if surveys:
         rows = inputs.shards.split("train")

@@ -284,6 +284,6 @@ def _switch(store: Store, source: str, filled: Collection, alias: str | None) ->
         store.swap_alias(alias, target)
         result(f"alias {alias}: points to {target}" + (f", before to {before} (--rollback)" if before else ""))
     elif aliases is None:
-        say(f"{store.kind} has no aliases: whoever searches {source} goes on doing so until told to open {target}")
+        say(f"{store.kind} has no aliases: whoever searches {source} keeps doing so until it opens {target}")
     elif source in aliases:
         say(f"{source} is an alias and still points to {aliases[source]}: --alias {source} moves it to {target}")

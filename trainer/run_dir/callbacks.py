@@ -1,4 +1,4 @@
-"""Callbacks: a user's own classes that are told what happens in a run, on rank 0.
+"""Callbacks: a user's own classes whose methods get the events of a run, on rank 0.
 
 - A class has methods for some of EVENTS; each takes one dict, which is the method's own.
 - It is made once, without arguments, when the run starts; a resumed run makes it again.
@@ -50,7 +50,7 @@ def _imported(name: str) -> type:
 
 
 class Callbacks:
-    """The callbacks of a run. Checkpoints may be finished by another thread: they are told with the next event."""
+    """The callbacks of a run. Checkpoints may be finished by another thread: they come with the next event."""
 
     def __init__(self, names: list[str], run_dir: Path):
         self._run_dir, self._step = run_dir, 0  # the latest event's

@@ -122,7 +122,7 @@ class MLflow:
     """Logs to the experiment MLFLOW_EXPERIMENT_NAME: at MLFLOW_TRACKING_URI, else into OUT/mlruns.
 
     A resumed run goes on in its own, without repeating steps. A store that fails while the run trains gets no more,
-    which is said once. Sent are the run file and the numbers: no code, git state, user or usage statistics.
+    with one line on the screen. Sent are the run file and the numbers: no code, git state, user or usage statistics.
     """
 
     SECONDS, AT_ONCE, VALUE = 5.0, 100, 6000  # between sends; parameters in a call and characters of one, MLflow's own

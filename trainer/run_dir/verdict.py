@@ -1,4 +1,4 @@
-"""The verdict of a run: is its model better than the one it began with. Its record, and what is said of it.
+"""The verdict of a run: is its model better than the one it began with. Its record, and its description.
 
 OUT/verdict.json, and a copy in final/, which an export takes along. reporting/judge.py makes it. Never imports torch.
 """

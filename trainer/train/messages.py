@@ -67,7 +67,7 @@ def say_start(job: Job, start: Start) -> None:
         lines.append(f"data.fraction {fraction:g}: {plan.rows:,} of {len(job.data.rows):,} rows, drawn by document")
     lines += _plan_lines(plan, job.total_steps, start)
     if reason := job.engine.embedder.padded_because:
-        lines.append(f"texts are padded to the longest of their chunk, not laid end to end: {reason}")
+        lines.append(f"texts are padded to the longest of their chunk, not joined end to end: {reason}")
     lines += _base_lines(job.engine.embedder.rounded)
     epoch = step // plan.steps_per_epoch
     if meeting := plan.meeting(epoch):

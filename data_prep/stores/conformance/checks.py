@@ -77,7 +77,7 @@ def one_page_at_a_time(place: Place) -> None:
         page, most, before = 5, 0, _held()
         for _ in islice(collection.chunks(page=page), 0, None, 2 * page):
             most = max(most, _held() - before)
-        expect(most <= 4 * page, f"{most} chunks are held at a time with pages of {page}")
+        expect(most <= 4 * page, f"{most} chunks are in memory at a time with pages of {page}")
 
 
 def _held() -> int:

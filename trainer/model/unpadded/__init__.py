@@ -1,1 +1,1 @@
-"""Texts without padding: laid end to end, and attention within each."""
+"""Texts without padding: joined end to end, and attention within each."""

@@ -126,7 +126,7 @@ def test_what_differs_from_the_defaults_is_in_the_lines(sections, lines):
 
 def test_a_function_in_place_of_the_losses_is_said():
     text = "\n".join(recipe(config_of(loss={"temperature": 0.1}), own_loss=True))
-    assert "loss: the function given to train(), told temperature 0.1" in text and "infonce" not in text
+    assert "loss: the function given to train(), at temperature 0.1" in text and "infonce" not in text
 
 
 @pytest.mark.parametrize("more", [[], ["model.finetune=lora", "optim.lr=3e5"]])

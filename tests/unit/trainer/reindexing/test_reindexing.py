@@ -226,7 +226,7 @@ def test_aliases_are_swapped_where_there_are_any(source, tiny_bert, other_model,
         with pytest.raises(BadInput, match="Chroma has no aliases"):
             reindex(source, "docs-new", encoder(tiny_bert), alias="live")
         reindex(source, "docs-new", encoder(tiny_bert))
-        assert "Chroma has no aliases: whoever searches docs goes on doing so until told" in capsys.readouterr().err
+        assert "Chroma has no aliases: whoever searches docs keeps doing so until it opens" in capsys.readouterr().err
         return
     for alias in ("docs", "docs-new"):
         with pytest.raises(BadInput, match=f"--alias {alias}: is a collection's own name"):
