@@ -1,7 +1,7 @@
 """Approximate nearest neighbours: the one module that loads faiss.
 
-An inverted file (Sivic and Zisserman 2003; faiss IVF with 16-bit floats): embeddings belong to cells around centres, and
-a query looks into the cells nearest to it.
+An inverted file (Sivic and Zisserman 2003; faiss IVF with 16-bit floats): embeddings belong to cells around centres,
+and a query looks into the cells nearest to it.
 """
 
 from collections.abc import Callable
