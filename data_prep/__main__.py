@@ -4,7 +4,7 @@ import argparse
 import sys
 from importlib import import_module
 
-from data_prep.common.console import help_of
+from data_prep.common.console import help_of, say_next
 from data_prep.common.errors import guarded
 from data_prep.common.paths import with_homes
 
@@ -17,9 +17,10 @@ def main(argv: list[str] | None = None) -> int:
     return guarded(lambda: _run(argv))
 
 
-def _run(argv: list[str] | None) -> int | None:
+def _run(argv: list[str] | None) -> None:
     arguments = _parser().parse_args(argv)
-    return arguments.run(with_homes(arguments))
+    arguments.run(with_homes(arguments))
+    say_next(*arguments.next_step(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -31,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
         summary = " ".join(command.__doc__.split())
         examples = [f"python -m data_prep {example}" for example in command.EXAMPLES]
         subparser = commands.add_parser(name, help=summary, **help_of(summary, *examples))
-        subparser.set_defaults(run=command.run)
+        subparser.set_defaults(run=command.run, next_step=command.next_step)
         command.add_flags(subparser)
     return parser
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from data_prep.common.console import help_of, result, say
+from data_prep.common.console import help_of, result, say, say_next
 from data_prep.common.errors import guarded
 from data_prep.common.files import check
 from data_prep.common.paths import with_homes
@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     result(f"{args.output}: exported; a fresh process embeds as the trainer did")
     if hub:
         result(f"pushed to {hub.push(Path(args.output))}")
+    say_next("python", "-m", "trainer.evaluate", "--model", args.output, "--data", "SET")
     return 0
 
 

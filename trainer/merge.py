@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from data_prep.common.console import help_of, result
+from data_prep.common.console import help_of, result, say_next
 from data_prep.common.errors import guarded
 from data_prep.common.paths import with_homes
 from trainer.inference.flags import add_trust
@@ -22,6 +22,7 @@ def run(args: argparse.Namespace) -> int:
         f"{args.output_path}: merged, {args.training_precision}; its embeddings of probe texts differ from those of "
         f"the unmerged model by at most {difference:.1e} in cosine"
     )
+    say_next("python", "-m", "trainer.evaluate", "--model", args.output_path, "--data", "SET")
     return 0
 
 

@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from data_prep.common.console import help_of, say
+from data_prep.common.console import help_of, say, say_next
 from data_prep.common.files import check
 from data_prep.common.paths import with_homes
 from data_prep.stores.flags import add_store, store_of, where_of
@@ -67,6 +67,10 @@ def run(args: argparse.Namespace) -> None:
             say(line)
         encoder.runtime = runtime
         reindex(config, args.target, encoder, where=where, **options)
+        if runtime.is_main and args.target:
+            place = ["--path", args.path] if args.path else []  # an address may hold a password
+            search = ["python", "-m", "trainer.search", "QUERY", "--model", args.model, "--store", args.store, *place]
+            say_next(*search, "--collection", args.target)
 
 
 if __name__ == "__main__":

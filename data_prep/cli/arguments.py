@@ -1,6 +1,7 @@
 """Flags that several commands share."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 INPUTS = "JSON, JSONL, CSV, TSV or Parquet files, or datasets folders (docs/data.md)"
@@ -30,3 +31,13 @@ def _columns(text: str) -> dict[str, str]:
 def values(args: argparse.Namespace, *names: str) -> dict[str, Any]:
     """Returns the values of these flags, for a function whose keywords have the same names."""
     return {name: getattr(args, name) for name in names}
+
+
+def shard_next(path: Path, *flags: str) -> list:
+    """Returns the command that shards a file of rows."""
+    return ["python", "-m", "data_prep", "shard", path, "--output", "shards", *flags]
+
+
+def train_next(shards: Path) -> list:
+    """Returns the command that writes a run file for shards."""
+    return ["python", "-m", "launch", "init", "--model", "MODEL", "--data", shards]

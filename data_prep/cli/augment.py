@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from data_prep.cli.arguments import INPUTS, add_positive, values
+from data_prep.cli.arguments import INPUTS, add_positive, shard_next, values
 from data_prep.common.errors import BadInput
 
 EXAMPLES = ("augment records.jsonl --output augmented.jsonl --variants 2 --typo-rate 0.3 --case-rate 0.1",)
@@ -63,3 +63,7 @@ def _kinds(text: str) -> dict[str, float]:
         except ValueError:
             raise BadInput(f"--typos {part}: {weight!r} is no number; write kinds such as swap=2,drop") from None
     return kinds
+
+
+def next_step(args: argparse.Namespace) -> list:
+    return shard_next(args.output)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from data_prep.cli.arguments import INPUTS, add_positive, values
+from data_prep.cli.arguments import INPUTS, add_positive, shard_next, values
 from data_prep.common.errors import BadInput
 
 EXAMPLES = ("compose pairs.jsonl glossary.csv --output records.jsonl --hard-k 2 --skip-bad",)
@@ -34,3 +34,7 @@ def run(args: argparse.Namespace) -> None:
         raise BadInput("compose: no input; name files or folders: compose a.jsonl b.csv --output all.jsonl")
     options = values(args, "hard_k", "positive", "columns", "skip_bad", "balance", "per_value", "seed")
     compose(inputs, args.output, **options)
+
+
+def next_step(args: argparse.Namespace) -> list:
+    return shard_next(args.output)

@@ -4,7 +4,7 @@ import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
-from data_prep.cli.arguments import values
+from data_prep.cli.arguments import shard_next, values
 from data_prep.common.errors import Failed
 
 EXAMPLES = ("crawl --dry-run --output glossary.csv",)
@@ -46,3 +46,7 @@ def run(args: argparse.Namespace) -> None:
 
     options = values(args, "delay", "timeout", "contact", "cache", "max_age", "dry_run")
     crawl(args.sources, args.output, limit=args.limit_per_source, language=args.lang, **options)
+
+
+def next_step(args: argparse.Namespace) -> list:
+    return shard_next(args.output)

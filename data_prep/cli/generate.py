@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from data_prep.cli.arguments import values
+from data_prep.cli.arguments import shard_next, values
 from data_prep.common.errors import BadInput
 from data_prep.common.files import check
 from data_prep.stores.base import FLAGS
@@ -138,3 +138,7 @@ def _ranges(args: argparse.Namespace) -> dict[str, tuple[int, int]]:
             raise BadInput(f"--{name.replace('_', '-')} {text}: must be MIN-MAX, such as 3-40")
         ranges[name] = (int(least), int(most))
     return ranges
+
+
+def next_step(args: argparse.Namespace) -> list:
+    return shard_next(args.output)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from data_prep.cli.arguments import add_positive, values
+from data_prep.cli.arguments import add_positive, shard_next, train_next, values
 
 EXAMPLES = ("inspect shards --tokenizer MODEL_FOLDER --html report.html",)
 
@@ -23,3 +23,7 @@ def run(args: argparse.Namespace) -> None:
     from data_prep.quality.inspect import inspect
 
     inspect(args.path, as_json=args.json, **values(args, "html", "positive", "columns", "tokenizer", "exclude"))
+
+
+def next_step(args: argparse.Namespace) -> list:
+    return train_next(args.path) if (args.path / "manifest.json").is_file() else shard_next(args.path)

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from data_prep.cli.arguments import shard_next
+
 EXAMPLES = ("logs clicks.csv --output scored.jsonl --items products.csv",)
 
 
@@ -28,3 +30,7 @@ def run(args: argparse.Namespace) -> None:
 
     rule = Rule(args.eta, args.min_clicks, args.min_examined, args.positive_score)
     logs(args.inputs, args.output, rule=rule, rows=args.rows, items=args.items)
+
+
+def next_step(args: argparse.Namespace) -> list:
+    return shard_next(args.output, *(["--eval-fraction", "0"] if args.rows == "pairs" else []))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from data_prep.cli.arguments import INPUTS, add_positive, values
+from data_prep.cli.arguments import INPUTS, add_positive, shard_next, values
 from data_prep.common.files import check, check_output_file
 from data_prep.mining.choice import DEPTH, EXACT_UP_TO, METHODS, SAMPLINGS, Choice
 from data_prep.stores.flags import add_store, store_flags, store_of, where_of
@@ -163,3 +163,7 @@ def _contradictions(args: argparse.Namespace, method: str) -> list[str]:
     if not args.collection:
         problems += store_flags(args)
     return problems
+
+
+def next_step(args: argparse.Namespace) -> list:
+    return shard_next(args.output)

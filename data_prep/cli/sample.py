@@ -16,3 +16,8 @@ def run(args: argparse.Namespace) -> None:
     from data_prep.composing.stdlib_sample import sample
 
     sample(args.path, args.collection, limit=args.limit)
+
+
+def next_step(args: argparse.Namespace) -> list:
+    source = ["--path", args.path, "--collection", args.collection]
+    return ["python", "-m", "data_prep", "generate", "--offline", *source, "--output", "pairs.jsonl"]

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from data_prep.cli.arguments import INPUTS, add_positive, values
+from data_prep.cli.arguments import INPUTS, add_positive, train_next, values
 from data_prep.common.errors import BadInput
 from data_prep.common.files import check
 from data_prep.texts.prompts import SIDES, OwnPrompts
@@ -99,3 +99,7 @@ def _tokens(args: argparse.Namespace):
         mend = "nothing is tokenised without --tokenizer; add it, or leave these to the run"
         raise BadInput(f"{', '.join(given)}: {mend}")
     return None
+
+
+def next_step(args: argparse.Namespace) -> list:
+    return train_next(args.output)

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +24,11 @@ def say(line: str) -> None:
     """Writes a note for people to stderr, so that stdout holds results only."""
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
+
+
+def say_next(*words: Any) -> None:
+    """Writes the command that usually follows, its words quoted for a shell, as the last note of a command."""
+    say(f"Next: {shlex.join(str(word) for word in words)}")
 
 
 def result(line: str) -> None:

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from data_prep.common.console import result, say
+from data_prep.common.console import result, say, say_next
 from data_prep.common.errors import BadInput, Failed, collect
 from data_prep.common.files import check, whole_file
 from launch.before_start import few_rows, is_finished, rows_per_rank
@@ -43,7 +43,10 @@ def render_or_submit(args: argparse.Namespace) -> int:
     with whole_file(path) as file:
         file.write(script)
     say(f"{path}: {len(job.tasks)} run(s) of {job.engine}, {job.nodes} node(s) x {job.ranks} rank(s) on {job.device}")
-    return follow(submit(path), job) if args.submit else 0
+    if args.submit:
+        return follow(submit(path), job)
+    say_next("sbatch", path)
+    return 0
 
 
 def check_job(job: Job, configs: list[RunConfig]) -> list[str]:

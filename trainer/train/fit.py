@@ -1,5 +1,6 @@
 """The optimizer steps, the ends of epochs, and the end of the run."""
 
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -197,7 +198,7 @@ def finish(job: Job) -> Path:
     final = job.checkpoints.save_final(verdict, base, job.config.watch.keep_last)
     job.log.event("end", step=job.progress.state.step)
     job.log.tell_end(job.progress.state.step, final)
-    job.log.say(f"final model: {final}")
+    job.log.say(f"final model: {final}\nNext: python -m trainer.report {shlex.quote(str(job.run_dir))}")
     return final
 
 
