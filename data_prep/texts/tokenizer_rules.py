@@ -123,7 +123,7 @@ def read_text_rules(
     problems, notes = [], []
     for name, value in lengths.items():
         if value and limit and value > limit:
-            problems.append(f"{named(name)}: {value} tokens, but the model has {limit} positions")
+            problems.append(f"{named(name)}: {value} tokens, but the model has {limit} positions; lower it")
         if value is None and not stated:
             notes.append(f"{name}: {length} tokens (the model's positions; the folder states no shorter length)")
     if problems:

@@ -129,6 +129,10 @@ def flags_of(monkeypatch):
 
     parse = argparse.ArgumentParser.parse_args
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stopped(parse))
+    # of data_prep, which says itself where an unknown flag belongs
+    module = importlib.import_module("data_prep.__main__")
+    own = module._parser
+    monkeypatch.setattr(module, "_parser", lambda: SimpleNamespace(parse_known_args=stopped(parse, own())))
     # of launch, whose commands have all their flags parsed by one parser
     parser = launch_flags.parser
     monkeypatch.setattr(launch_flags, "parser", lambda: SimpleNamespace(parse_known_args=stopped(parse, parser())))

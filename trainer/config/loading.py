@@ -12,7 +12,7 @@ from data_prep.common.paths import user_path
 from trainer.config.other_trainers import about_shape, about_value
 from trainer.config.sections import RunConfig
 from trainer.config.unknown_keys import FIRST_KEYS, answer
-from trainer.config.yaml_reader import override, read_values
+from trainer.config.yaml_reader import SUFFIXES, override, read_values
 
 
 def _known_path(loc: tuple) -> tuple[tuple, type[BaseModel]]:
@@ -54,10 +54,32 @@ def _problem(error: dict, where: str, lines: dict[tuple, int | str]) -> tuple[st
     if error["type"] == "model_type":
         written = _as_section(key, error["input"])
         return key, f"{origin}: {key} is a section: write {written} (given: {given}){about_shape(key)}"
-    text = error["msg"].removeprefix("Value error, ")
+    text = _text(error)
     if not path:  # of a key of the whole file, which the text names
         return text.split()[0], f"{origin}: {text}"
     return key, f"{origin}: {key}: {text[0].lower()}{text[1:]} (given: {given}){_mend(path, error['input'], section)}"
+
+
+_WHOLE, _NUMBER, _SWITCH = "must be a whole number", "must be a number", "must be true or false"
+_TEXTS = {  # type of a pydantic error -> words
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), _WHOLE),
+    **dict.fromkeys(("float_parsing", "float_type", "finite_number"), _NUMBER),
+    **dict.fromkeys(("bool_parsing", "bool_type"), _SWITCH),
+    "string_type": "must be a text",
+    "list_type": "must be a list",
+    "literal_error": "must be {expected}",
+    "greater_than": "must be greater than {gt:g}",
+    "greater_than_equal": "must be {ge:g} or more",
+    "less_than": "must be less than {lt:g}",
+    "less_than_equal": "must be {le:g} or less",
+}
+
+
+def _text(error: dict) -> str:
+    """Returns the words for a refused value."""
+    if error["type"] in _TEXTS:
+        return _TEXTS[error["type"]].format_map(error.get("ctx", {}))
+    return error["msg"].removeprefix("Value error, ")
 
 
 def _unknown(path: tuple, value: Any, section: type[BaseModel]) -> str:
@@ -93,7 +115,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple = ()) -> RunConfi
     """Reads a run file (.yaml, .yml or .json) and `section.key=value` overrides. Raises BadInput with every problem:
     file, line, key and the nearest known key."""
     path = user_path(path)
-    if path.suffix not in (".yaml", ".yml", ".json"):
+    if path.suffix not in SUFFIXES:
         raise BadInput(f"{path}: a run file ends in .yaml, .yml or .json")
     values, lines = read_values(path, RunConfig.model_fields)
     values |= {key: {} for key in _SECTIONS if values.get(key, 0) is None}  # `train:` left empty

@@ -9,8 +9,10 @@ from typing import Any
 
 import yaml
 
-from data_prep.common.errors import BadInput
+from data_prep.common.errors import BadInput, nearest
 from data_prep.common.finite import check_whole
+
+SUFFIXES = (".yaml", ".yml", ".json")  # of run files
 
 
 class Loader(yaml.SafeLoader):
@@ -65,7 +67,8 @@ def read_values(path: Path, known: Iterable[str]) -> tuple[dict, dict[tuple, int
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise BadInput(f"{path}: no such run file") from None
+        beside = [file.name for file in path.parent.glob("*") if file.suffix in SUFFIXES]
+        raise BadInput(f"{path}: no such run file.{nearest(path.name, beside)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: cannot be read ({error})") from None
     lines: dict[tuple, int | str] = {}
@@ -80,6 +83,9 @@ def read_values(path: Path, known: Iterable[str]) -> tuple[dict, dict[tuple, int
             lines = lines_of(yaml.compose(text, Loader=Loader))
     except RecursionError:
         raise BadInput(f"{path}: not valid {'JSON' if path.suffix == '.json' else 'YAML'}: nested too deep") from None
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise BadInput(f"{path}{line}: not valid YAML: {error.problem} {error.context or ''}".rstrip()) from None
     except (yaml.YAMLError, ValueError) as error:
         raise BadInput(f"{path}: not valid {'JSON' if path.suffix == '.json' else 'YAML'}: {error}") from None
     if not isinstance(values, dict):

@@ -18,7 +18,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     cli = parser()
     args, args.unknown = cli.parse_known_intermixed_args(argv)
     if args.config is None and not stated_flags(args):
-        cli.error("the following arguments are required: --config")
+        cli.error("name what is trained: --config RUN.yaml, or the flags of the second line")
     if args.config is not None and args.unknown:
         flags = about_flags((text for text in args.unknown if text.startswith("-")), [*FLAGS, *OWN])
         cli.error("\n  - ".join([f"unrecognized arguments: {' '.join(args.unknown)}", *flags]))
@@ -41,6 +41,8 @@ def parser() -> argparse.ArgumentParser:
             "python -m trainer --model_name_or_path MODEL --finetune_type lora --train_dataset F.jsonl --output_dir O",
         )
         | {"formatter_class": _Help},
+        usage="python -m trainer --config RUN.yaml [options] [section.key=value ...]\n"
+        "       python -m trainer --model_name_or_path M --train_dataset F --output_dir O [options] [key=value ...]",
         allow_abbrev=False,  # --epoch for --epochs would hide a typing error
     )
     cli.add_argument("--config", metavar="RUN.yaml", help="run file (.yaml or .json), or config.json")

@@ -130,7 +130,7 @@ def read_spec(
 
 def _folder_problems(config: ModelConfig, folder: Path, base: Path, weights: bool) -> list[str]:
     if not folder.is_dir():
-        return [f"model.path: {folder} is not a folder"]
+        return [f"model.path: {folder} is not a folder; name a model folder, or a hub id such as org/name"]
     if base != folder and not (base / "config.json").is_file():
         return [
             f"model.path: {folder} is an adapter of {base}, which is no model folder here; put it there, or merge: "

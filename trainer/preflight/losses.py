@@ -36,7 +36,8 @@ def _loss_problems(config: RunConfig, source: SourceRows, rows: Rows) -> list[st
     scored, taught, hard = (rows.count(column, source.rows) for column in ("score", "teacher_scores", "negatives"))
     for name in loss.terms:
         if name in NEEDS_SCORES and scored < count:
-            problems.append(f"{where}: {count - scored} of {count} rows have no score, of which loss {name} is made")
+            lacking = f"{count - scored} of {count} rows have no score, which loss {name} needs"
+            problems.append(f"{where}: {lacking}; set loss.name to infonce, or shard rows with scores")
         if name not in NEEDS_TEACHER and not (name == "infonce" and loss.negatives == "own"):
             continue
         if name in NEEDS_TEACHER and taught < count:

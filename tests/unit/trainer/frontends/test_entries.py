@@ -85,10 +85,10 @@ def test_every_wrong_flag_is_in_one_error(here):
         "--eval_fraction: must be in 0..1, below 1 (given: 1)",
         "--train_dataset: nowhere.jsonl: no such file",
         "optim.lr=3: --lr says so already",
-        "--epochs: train.epochs: input should be a valid integer",
+        "--epochs: train.epochs: must be a whole number",
     ):
         assert part in text
-    with pytest.raises(BadInput, match="--lr: optim.lr: input should be greater than 0"):
+    with pytest.raises(BadInput, match="--lr: optim.lr: must be greater than 0"):
         run_of(flags(lr="-1"))
     with pytest.raises(BadInput) as error:
         run_of(["--lr", "1e-4"])
@@ -193,8 +193,8 @@ def test_config_json_problems_have_lines_and_nearest_names(here):
     for part in (
         f"{path}:4: train.batch_sise: unknown key. Did you mean 'train.batch_size'?",
         f"{path}:3: dtype: 'bf16' is none of auto, float32",
-        f"{path}:5: train.epochs: train.epochs: input should be greater than or equal to 1",
-        f"{path}:7: optim.name: optim.name: input should be 'adamw' or 'adamw_8bit'",
+        f"{path}:5: train.epochs: train.epochs: must be 1 or more",
+        f"{path}:7: optim.name: optim.name: must be 'adamw' or 'adamw_8bit'",
         f"{path}:8: out: unknown key.",
         "data.pairs_path: nowhere.jsonl: no such file",
     ):
@@ -241,7 +241,7 @@ def test_python(here):
     assert translated(in_batch_negatives=True).loss.name == "infonce"
     assert translated(module_level).loss.name == f"{__name__}:module_level"
     assert translated(lambda q, a, b: q.sum()).loss.name == "__main__:loss_fn"
-    with pytest.raises(BadInput, match="FineTuningConfig.learning_rate: optim.lr: input should be greater than 0"):
+    with pytest.raises(BadInput, match="FineTuningConfig.learning_rate: optim.lr: must be greater than 0"):
         translated(learning_rate=0.0)
     with pytest.raises(BadInput, match='loss_fn=.cosent.: must be a function, None or "cosine"; overrides='):
         translated("cosent")

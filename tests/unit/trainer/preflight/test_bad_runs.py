@@ -186,14 +186,14 @@ CASES = {
     "unknown section": (lambda r: r.values.update(optimizer={}), "unknown key 'optimizer'"),
     "missing key": (lambda r: r.values["model"].clear(), "key 'model.path' is missing"),
     "missing section": (lambda r: r.values.pop("data"), "key 'data' is missing"),
-    "wrong type": (setting("train", "batch_size", "many"), "train.batch_size: input should be a valid integer"),
-    "batch of one": (setting("train", "batch_size", 1), "train.batch_size: input should be greater than or equal to 2"),
+    "wrong type": (setting("train", "batch_size", "many"), "train.batch_size: must be a whole number"),
+    "batch of one": (setting("train", "batch_size", 1), "train.batch_size: must be 2 or more"),
     "no epochs": (setting("train", "epochs", 0), "train.epochs"),
-    "negative lr": (setting("optim", "lr", -1e-4), "optim.lr: input should be greater than 0"),
+    "negative lr": (setting("optim", "lr", -1e-4), "optim.lr: must be greater than 0"),
     "zero temperature": (setting("loss", "temperature", 0), "loss.temperature"),
     "warm-up above one": (setting("optim", "warmup_ratio", 3), "optim.warmup_ratio"),
     "beta above one": (setting("optim", "betas", [0.9, 1.5]), "optim.betas"),
-    "unknown schedule": (setting("optim", "schedule", "step"), "optim.schedule: input should be 'linear'"),
+    "unknown schedule": (setting("optim", "schedule", "step"), "optim.schedule: must be 'linear'"),
     "unknown precision": (setting("train", "precision", "fp8"), "train.precision"),
     "unknown scope": (setting("loss", "negatives", "world"), "loss.negatives"),
     "dropout of one": (setting("model", "dropout", 1.0), "model.dropout"),
@@ -245,7 +245,7 @@ CASES = {
     "negative weight": (setting("loss", "name", {"infonce": 1, "kl": -1}), "name: every weight must be above 0"),
     "weight that is no number": (
         setting("loss", "name", {"infonce": "x"}),
-        "loss.name: input should be a valid number",
+        "loss.name: must be a number",
     ),
     "matryoshka of zero": (setting("loss", "matryoshka", [0, 8]), "matryoshka: sizes and weights must be above 0"),
     "matryoshka weight of zero": (setting("loss", "matryoshka", {8: 0}), "matryoshka: sizes and weights must be above"),
@@ -257,7 +257,7 @@ CASES = {
         lambda r: own_loss(r, matryoshka=[33]),
         "error: sources.many.loss.matryoshka: 33, but the embeddings",
     ),
-    "unknown directions": (setting("loss", "directions", "both"), "loss.directions: input should be 'query_to_doc'"),
+    "unknown directions": (setting("loss", "directions", "both"), "loss.directions: must be 'query_to_doc'"),
     "directions without infonce": (
         lambda r: taught(r, directions="symmetric"),
         "error: loss.directions: symmetric is about infonce, which is no term of this loss",
@@ -279,8 +279,8 @@ CASES = {
         lambda r: r.values.update(sources={"train": {"eval": "./nowhere"}}),
         "sources.train.eval: nowhere",
     ),
-    "some rows without scores": (partly_scored, "source 'rows': 3 of 20 rows have no score, of which loss cosent is"),
-    "no scores": (setting("loss", "name", "cosine"), "82 of 82 rows have no score, of which loss cosine is made"),
+    "some rows without scores": (partly_scored, "source 'rows': 3 of 20 rows have no score, which loss cosent needs"),
+    "no scores": (setting("loss", "name", "cosine"), "82 of 82 rows have no score, which loss cosine needs"),
     "no scores for one term": (setting("loss", "name", {"infonce": 1, "cosine": 1}), "82 of 82 rows have no score"),
     "no teacher": (setting("loss", "name", "kl"), "82 of 82 rows have no teacher_scores, which loss kl follows"),
     "no teacher for a margin": (setting("loss", "name", "margin_mse"), "which loss margin_mse follows"),
@@ -310,9 +310,9 @@ CASES = {
     "a source's function": (lambda r: own_loss(r, name="nowhere:f"), "sources.many.loss.name: there is no module"),
     "a budget that is a word": (
         setting("train", "micro_batch_tokens", "most"),
-        "train.micro_batch_tokens: input should",
+        "train.micro_batch_tokens: must be",
     ),
-    "unknown mixing": (setting("data", "mixing", "random"), "data.mixing: input should be 'proportional'"),
+    "unknown mixing": (setting("data", "mixing", "random"), "data.mixing: must be 'proportional'"),
     "mixing temperature of zero": (setting("data", "mixing_temperature", 0), "data.mixing_temperature"),
     "no such eval set": (setting("data", "eval", "./nowhere"), "nowhere: no such folder"),
     "output of another run": (other_run, "add --resume"),
@@ -416,7 +416,7 @@ def test_bad_overrides(run, capsys, case):
 
 def test_a_bad_override_is_not_blamed_on_the_file(run, capsys):
     assert train_main(["--config", run.write(), "train.batch_size=1"]) == 2
-    assert "override train.batch_size=1: train.batch_size: input should be" in capsys.readouterr().err
+    assert "override train.batch_size=1: train.batch_size: must be" in capsys.readouterr().err
 
 
 def test_all_problems_are_told_at_once(run, capsys):
