@@ -55,3 +55,17 @@ def test_an_array_written_piece_by_piece_has_the_bytes_of_a_whole_one(tmp_path):
         write_json(tmp_path / "whole.json", some)
         write_json_array(tmp_path / "pieces.json", iter(some))
         assert (tmp_path / "whole.json").read_bytes() == (tmp_path / "pieces.json").read_bytes()
+
+
+def test_a_line_about_a_step_ends_with_the_time_left(tmp_path, monkeypatch, capsys):
+    seconds = iter([100.0, 104.0, 116.0])
+    monkeypatch.setattr("trainer.run_dir.log.time.monotonic", lambda: next(seconds))
+    log = RunLog(tmp_path, active=True)
+    for step in (1, 3, 9):  # 2 seconds a step
+        log.progress(step, 9, "loss 1", every=3)
+    log.close()
+    assert capsys.readouterr().err.splitlines() == [
+        "step 1/9  loss 1",
+        "step 3/9  loss 1  12 s left",
+        "step 9/9  loss 1",
+    ]

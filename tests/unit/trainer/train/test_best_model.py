@@ -19,7 +19,9 @@ from trainer.export import main as export
 from trainer.inference.text_encoder import TextEncoder
 from trainer.reindex import main as reindex
 from trainer.run_dir import checkpoint_writer
+from trainer.reporting.facts import read_facts
 from trainer.run_dir.layout import read_state
+from trainer.run_dir.vectors import drop_vectors
 from trainer.train.train import train
 
 TEXTS = [row["query"] for row in tiny.rows(12, seed=3)]
@@ -104,6 +106,23 @@ def test_the_choosing_half_picks_the_model_and_the_other_half_reports(good):
     last = out / "last" / "probe.json"
     assert json.loads(last.read_text())["step"] == 8 if best < 8 else not last.exists()
     assert not list(out.glob("best-step-*")) and len(list(out.glob("checkpoint-epoch-*"))) == 1
+
+
+def test_the_report_embeds_nothing_that_the_run_has_embedded(good, tmp_path, capsys):
+    out = good.parent
+    kept = {path.name for path in (out / "queries").glob("vectors-*")}
+    assert kept == {f"vectors-{step}.safetensors" for step in (0, verdict(good)["final"]["step"])}
+    capsys.readouterr()
+    shared = read_facts(out, None, None, "cpu").comparison
+    assert "embedding" not in capsys.readouterr().err
+    copy = shutil.copytree(out, tmp_path / "out")
+    drop_vectors(copy, ())
+    anew = read_facts(copy, None, None, "cpu").comparison
+    assert capsys.readouterr().err.count("embedding") >= 2
+    assert shared.read == anew.read and shared.changed.keys() == anew.changed.keys()
+    for name, row in shared.table.items():
+        assert row["tuned"] == pytest.approx(anew.table[name]["tuned"], abs=1e-6)
+        assert row["base"] == pytest.approx(anew.table[name]["base"], abs=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["full", "lora", "qlora"])
