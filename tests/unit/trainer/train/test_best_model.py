@@ -18,8 +18,8 @@ from trainer.evaluation.measure import evaluate_folder
 from trainer.export import main as export
 from trainer.inference.text_encoder import TextEncoder
 from trainer.reindex import main as reindex
-from trainer.run_dir import checkpoint_writer
 from trainer.reporting.facts import read_facts
+from trainer.run_dir import checkpoint_writer
 from trainer.run_dir.layout import read_state
 from trainer.run_dir.vectors import drop_vectors
 from trainer.train.train import train
