@@ -38,22 +38,27 @@ active_python() {
 # Measured on 2026-11-29: fresh installs on Linux (x86-64, Python 3.11) with the CPU build of torch.
 size_of() {
   case $1 in
-    dev) printf '@DEV_DOWN@ to download, @DEV_DISK@ on disk' ;;
-    *) printf '@QS_DOWN@ to download, @QS_DISK@ on disk' ;;
+    dev) printf '@DEV_DOWN@ to download, 2.8 GB on disk' ;;
+    *) printf '@QS_DOWN@ to download, 2.1 GB on disk' ;;
   esac
 }
 
 use_environment() {
   local root=$1 extras=$2 folder stamp wanted
   case ${EMBEDFLEET_ENV:-} in
-    '') PYTHON=$root/.venv/bin/python ;;
-    active) PYTHON=$(active_python) || return ;;
+    '')
+      folder=$root/.venv
+      PYTHON=$folder/bin/python
+      ;;
+    active)
+      PYTHON=$(active_python) || return
+      folder=$("$PYTHON" -c 'import sys; print(sys.prefix)')
+      ;;
     *)
       say "EMBEDFLEET_ENV=$EMBEDFLEET_ENV: the only value is active (the active environment); without it .venv is used."
       return 2
       ;;
   esac
-  folder=$(dirname "$(dirname "$PYTHON")")
   stamp=$folder/.embedfleet-installed
   # Installing again takes seconds, but needs the network: it is left out while nothing it depends on has changed.
   wanted="$extras $(cat "$root/setup.cfg" "$root/constraints.txt" | cksum) $root"
@@ -69,7 +74,7 @@ use_environment() {
   if [ ! -x "$PYTHON" ]; then
     local base
     base=$(find_python) || return
-    "$base" -m venv "$root/.venv" || return
+    "$base" -m venv "$folder" || return
   fi
   "$PYTHON" -m pip install --quiet --disable-pip-version-check \
     --constraint "$root/constraints.txt" --editable "${root}[$extras]" || return

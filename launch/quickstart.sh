@@ -105,12 +105,11 @@ Next, on your own data:
   $PYTHON -m launch run --config $out/run.yaml data.train=my_shards output_dir=my_run
 
 END
-"$PYTHON" - "$run" <<'PYTHON' >&2
+"$PYTHON" -c '
 import sys
 from pathlib import Path
-
 from trainer.run_dir.verdict import describe, read_verdict
 
-first, *_ = describe(read_verdict(Path(sys.argv[1])))
-print(first[:1].upper() + first[1:] + ".")
-PYTHON
+first = describe(read_verdict(Path(sys.argv[1])))[0]
+print(f"{first[:1].upper()}{first[1:]}.")
+' "$run" >&2
