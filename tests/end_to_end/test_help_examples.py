@@ -1,5 +1,6 @@
-"""The examples that `python -m data_prep COMMAND --help` ends with, run as they stand there, one after the other."""
+"""The examples that `--help` of data_prep and launch ends with, run as they are, one after the other."""
 
+import json
 import shlex
 from dataclasses import replace
 
@@ -8,6 +9,8 @@ import pytest
 from data_prep.__main__ import main
 from data_prep.stores.base import StoreConfig
 from data_prep.stores.open import open_store
+from launch.__main__ import main as launch
+from tests import tiny
 from tests.language_model import KEY, MODEL, LanguageModel, chunk, serving
 
 CLICKS = "query,item,position,count,impressions\n" + "".join(
@@ -18,13 +21,13 @@ CLICKS = "query,item,position,count,impressions\n" + "".join(
 PRODUCTS = "id,text\nA,Kitchen tap with a spray\nB,Chimney pipe 115 mm\nC,Garden hose 20 m\nD,Pipe clamp\n"
 
 
-def examples(command: str, capsys) -> list[list[str]]:
+def examples(command: str, capsys, package: str = "data_prep") -> list[list[str]]:
     with pytest.raises(SystemExit) as stop:
-        main([command, "--help"])
+        {"data_prep": main, "launch": launch}[package]([command, "--help"])
     assert stop.value.code == 0
     lines = capsys.readouterr().out.strip().splitlines()
     shown = [line.strip() for line in lines[lines.index("example:") + 1 :]]
-    assert shown and all(line.startswith(f"python -m data_prep {command} ") for line in shown), shown
+    assert shown and all(line.startswith(f"python -m {package} {command} ") for line in shown), shown
     return [shlex.split(line)[3:] for line in shown]
 
 
@@ -59,3 +62,17 @@ def test_every_example_of_help_runs(here, capsys):
     for name in ("pairs.jsonl", "glossary.csv", "scored.jsonl", "records.jsonl", "augmented.jsonl", "mined.jsonl"):
         assert (here / name).stat().st_size, name
     assert (here / "shards" / "manifest.json").is_file() and (here / "report.html").is_file()
+
+
+def test_every_example_of_the_launcher_that_starts_no_ranks_runs(here, capsys):
+    """`launch run` as a dry run; doctor starts ranks (test_doctor.py)."""
+    pytest.importorskip("deepspeed")
+    tiny.shards(here / "shards", 40)
+    for command in ("init", "plan", "slurm", "run"):
+        for argv in examples(command, capsys, "launch"):
+            argv += ["--dry-run"] if command == "run" else []
+            assert launch(argv) == 0, (argv, capsys.readouterr().err)
+            if command == "init":  # for the GPUs of its example
+                values = {"output_dir": "out", "model": {"path": "MODEL"}, "data": {"train": "shards"}}
+                (here / "run.yaml").write_text(json.dumps(values | {"train": {"batch_size": 16}}))
+    assert "#SBATCH --nodes=2" in (here / "F.sbatch").read_text()
