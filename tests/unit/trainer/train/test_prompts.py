@@ -179,7 +179,7 @@ def test_a_sources_own_set_is_evaluated_with_its_prompts(tmp_path, inputs, tiny_
     config = config_of(shards, tiny_bert, **PROMPTS)
     spec, read = Inputs(config).spec, {}
     monkeypatch.setattr(fit, "averaged", nullcontext)
-    monkeypatch.setattr(fit, "evaluate_engine", lambda _, __, spec, data, ___: read.update({data: spec.rules}))
+    monkeypatch.setattr(fit, "evaluate_engine", lambda _, __, spec, data, *___: read.update({data: spec.rules}))
     job = SimpleNamespace(
         log=None, eval_sets={name: SimpleNamespace(parts=[name]) for name in ("", "general", "pairs", "tasks")},
         engine=None, config=config, runtime=SimpleNamespace(world=SimpleNamespace(on_first=lambda act: act())),
