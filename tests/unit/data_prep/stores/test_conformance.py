@@ -1,7 +1,6 @@
 """The promises of a store, kept by every store here and by the one in docs/store_plugins.md, and broken by planted
 faults."""
 
-import gc
 import importlib.util
 import re
 import sys
@@ -47,8 +46,6 @@ def example(tmp_path_factory):
 @pytest.fixture(scope="module", params=KINDS)
 def place(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("store")
-    gc.freeze()  # what is there now is no page's garbage: collecting after each page need not look at it
-    request.addfinalizer(gc.unfreeze)
     if request.param in ("chroma folder", "qdrant folder"):
         yield Place(StoreConfig(request.param.split()[0], "docs", path=folder))
     elif request.param == "chroma server":

@@ -90,14 +90,12 @@ def places(tmp_path_factory, chroma_port):
     protocol = QdrantProtocol()
     fill_qdrant(protocol.local, "docs", chunks())
     with answering(protocol) as port:
-        gc.freeze()  # what is there now is no page's garbage: collecting after each page need not look at it
         yield {
             "chroma folder": StoreConfig("chroma", "docs", path=folder / "chroma"),
             "chroma server": StoreConfig("chroma", "docs", host="127.0.0.1", port=chroma_port),
             "qdrant folder": StoreConfig("qdrant", "docs", path=folder / "qdrant"),
             "qdrant server": StoreConfig("qdrant", "docs", url=f"http://127.0.0.1:{port}"),
         }
-        gc.unfreeze()
 
 
 @pytest.fixture
