@@ -3,16 +3,13 @@
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from tests import forked, tiny
 from tests.end_to_end.runs import events, losses, weights, write_run
-from tests.launching import ROOT, environment, free_port, run, torchrun
+from tests.launching import ROOT, run, torchrun
 from trainer.export import main as export_main
 from trainer.exporting import fresh_load as reload
 from trainer.exporting import proof
@@ -29,7 +26,7 @@ def whole(tmp_path_factory, tiny_bert, shards):
     """An uninterrupted run of 3 epochs under ddp on two ranks: (run file, output folder)."""
     folder = tmp_path_factory.mktemp("whole")
     run_file = write_run(folder, tiny_bert, shards)
-    done = run("-m", "launch", "run", "--config", str(run_file), "--engine", "ddp", "--processes", "2", real=True)
+    done = run("-m", "launch", "run", "--config", str(run_file), "--engine", "ddp", "--processes", "2")
     assert done.returncode == 0, done.both[-4000:]
     return run_file, folder / "out"
 
@@ -70,26 +67,15 @@ def test_no_secret_of_the_environment_is_in_a_file_a_log_or_an_error_of_a_run(tm
     assert "planted" not in done.both
 
 
-def kill_in_second_epoch(command: list[str]) -> None:
-    """Starts a run and kills every process of it with SIGKILL when a step of the second epoch was logged."""
-    started = subprocess.Popen(
-        command, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=ROOT
-    )
-    for line in started.stderr:
-        if line.startswith("step 9/"):
-            os.killpg(started.pid, signal.SIGKILL)
-            break
-    else:
-        raise AssertionError("the run ended before it could be killed")
-    started.stderr.close()
-    started.wait()
-
-
 def test_killed_in_the_second_epoch_the_same_command_resumes_to_the_same_bytes(whole, tmp_path, tiny_bert, shards):
-    run_file = write_run(tmp_path, tiny_bert, shards)
+    """Killed under its launcher, a real one: test_survival.py."""
+    run_file, out = write_run(tmp_path, tiny_bert, shards), tmp_path / "out"
+    killed = forked.ranks(2, ["-m", "trainer", "--config", str(run_file), "--engine", "ddp", "--resume"])
+    killed[0].wait_until_it_says("step 9/")
+    for rank in killed:
+        rank.kill()
+        rank.wait()
     command = ["-m", "launch", "run", "--config", str(run_file), "--engine", "ddp", "--processes", "2", "--resume"]
-    kill_in_second_epoch([sys.executable, *command])
-    out = tmp_path / "out"
     assert not (out / "final").exists()
     assert len(events(out)) > 6, "the kill came after steps of the second epoch"
     done = run(*command)
@@ -269,44 +255,6 @@ def test_a_users_loss_that_is_not_there_is_told_once(tmp_path, tiny_bert, shards
     torn = forked.run_ranks(2, "-m", "trainer", "--config", str(run_file), "loss.name=my_losses:no", cwd=tmp_path)
     assert torn.returncode != 0
     assert torn.both.count("my_losses:no cannot be imported") == 1, "rank 0 speaks for all"
-
-
-ZERO2 = str(ROOT / "accelerate_configs" / "zero2.yaml")
-
-
-def accelerate(*flags: str, run_file, **extra: str):
-    launcher = ["-m", "accelerate.commands.launch", *flags, "--main_process_port", str(free_port())]
-    return run(*launcher, "-m", "trainer", "--config", str(run_file), real=True, **extra)  # its own command line counts
-
-
-REFUSED = {
-    "--cpu starts one process": (["--cpu", "--num_processes", "2"], {}, "--engine ddp --processes 2"),
-    "MULTI_CPU starts one process": (["--config_file", "MULTI_CPU", "--num_processes", "2"], {}, "--processes 2"),
-    "--cpu drops DeepSpeed": (["--cpu", "--config_file", ZERO2, "--num_processes", "2"], {}, "--engine zero2"),
-    "the variable drops DeepSpeed": (
-        ["--config_file", ZERO2, "--num_processes", "2"],
-        {"ACCELERATE_USE_CPU": "true"},
-        "--engine zero2",
-    ),
-    "FSDP": (["--config_file", "FSDP", "--num_processes", "2"], {}, "--engine ddp --processes 2"),
-}
-YAMLS = {
-    "MULTI_CPU": "distributed_type: MULTI_CPU\nuse_cpu: true\n",
-    "FSDP": "distributed_type: FSDP\nfsdp_config: {fsdp_version: 1, fsdp_sharding_strategy: FULL_SHARD}\n",
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_silent_fallbacks_of_the_launcher_are_refused(tmp_path, tiny_bert, shards, case):
-    flags, extra, mend = REFUSED[case]
-    yaml = tmp_path / "launch.yaml"
-    yaml.write_text("num_machines: 1\nmixed_precision: 'no'\n" + YAMLS.get(flags[1], ""))
-    flags = [str(yaml) if flag in YAMLS else flag for flag in flags]
-    done = accelerate(*flags, run_file=write_run(tmp_path, tiny_bert, shards), **extra)
-    assert done.returncode != 0
-    assert "Nothing was trained" in done.both, done.both[-3000:]
-    assert f"python -m launch run --config {tmp_path / 'run.json'} " in done.both and mend in done.both
-    assert not (tmp_path / "out").exists()
 
 
 def test_another_world_than_the_planned_one_is_refused(tmp_path, tiny_bert, shards):
