@@ -140,7 +140,7 @@ def test_a_folder_that_embeds_otherwise_is_not_finished(tmp_path, call):
 
 
 def test_the_command_says_what_it_cannot_know_and_refuses_what_does_not_fit(
-    tmp_path, tiny_bert, between_folders, capsys
+    tmp_path, tiny_bert, between_folders, capsys, forked_loads
 ):
     few = write_set(tmp_path / "few", 12)
     argv = [str(tiny_bert), str(between_folders["lora"]), "--data", str(few), "--output", str(tmp_path / "out")]

@@ -126,7 +126,7 @@ def test_the_report_embeds_nothing_that_the_run_has_embedded(good, tmp_path, cap
 
 
 @pytest.mark.parametrize("mode", ["full", "lora", "qlora"])
-def test_a_spoilt_run_hands_over_the_model_before_training(run, good, tmp_path, capsys, mode):
+def test_a_spoilt_run_hands_over_the_model_before_training(run, good, tmp_path, capsys, mode, forked_loads):
     """Its own weights, or an adapter without an effect."""
     if mode == "qlora":
         pytest.importorskip("bitsandbytes")
