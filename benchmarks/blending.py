@@ -82,6 +82,7 @@ def blend(args: argparse.Namespace, case: str, final: Path) -> None:
     command("trainer.blend", args.model, final, *sets, "--output", out, "--shares", *args.shares)
     result = json.loads((out / "blend.json").read_text())
     line = {"case": case, "share": result["chosen"], "gain_kept": result["gain_kept"]}
+    line["refused"] = {f"{row['share']:g}": row["refused"] for row in result["shares"] if row["refused"]}
     for side in ("domain", "general"):
         against, metric = result[side]["against_base"][result["metric"]], result["metric"]
         tuned = result[side]["against_tuned"][metric]["tuned"]

@@ -23,7 +23,7 @@ def _print(result: dict) -> None:
     table = Table("share", *heads, "", title=f"{result['metric']} from {result['base']} (0) to {result['tuned']} (1)")
     for row in result["shares"]:
         cells = [f"{row[side][half]:.4f}" for side in sides for half in ("chooses", "reports")]
-        note = "chosen" if row["share"] == result["chosen"] else "" if row["allowed"] else "loses too much"
+        note = "chosen" if row["share"] == result["chosen"] else row["refused"] or ""
         table.add_row(f"{row['share']:g}", *cells, note)
     Console().print(table)
     print_result(f"chosen: share {result['chosen']:g}{_meaning(result['chosen'])}")

@@ -14,9 +14,9 @@ from data_prep.common.files import existing_parent, sha256_of, write_json
 from data_prep.reading.retrieval_sets import RetrievalSet
 from data_prep.texts.tokenizer_rules import read_object
 from trainer.blending.card import blend_card, name_of
-from trainer.blending.choice import Side, choose, report
+from trainer.blending.choice import MANY, RULE, Side, by_interval, choose, refusals, report
 from trainer.blending.halves import halves_of
-from trainer.blending.measured import Measured, key_of
+from trainer.blending.measured import Measured, PerQuery, key_of
 from trainer.blending.pair import Pair, open_pair
 from trainer.blending.rules import Rules
 from trainer.blending.weights import Between, between
@@ -52,28 +52,30 @@ def blend(
     pair, device = open_pair(base, tuned), torch.device(pick_device(device))
     choose_kernels(device.type)
     models = _key_of_models(pair, device.type)
-    sets = [(key_of(data), data) for data in (domain, general) if data is not None]
-    halves = [_halves(data, rules.seed) for _, data in sets]
-    asked = {"models": models, "sets": [key for key, _ in sets], "shares": rules.measured}
+    sides = [Side(data, _halves(data, rules.seed), {}) for data in (domain, general) if data is not None]
+    keys = [key_of(side.data) for side in sides]
+    asked = {"models": models, "sets": keys, "shares": rules.measured, "rule": RULE}
     asked |= {"most_lost": rules.most_lost, "seed": rules.seed}
     if (finished := _finished(output, asked)) is not None:
         say(f"{output}: is finished; nothing is measured again")
         return finished
     for line in describe({base.path: pair.spec}):
         say(line)
+    bound = sides[1] if len(sides) > 1 else None
+    _say_rule(bound, rules)
     measured = Measured(measured_file(output), models)
     model = between(pair, device)
+    refused = False
     for share in rules.measured:
-        for key, data in sets:
-            _measure(model, share, key, data, pair, measured)
-    sides: list[Side | None] = [
-        Side(data, half, {share: measured.get(key, data, share) for share in rules.measured})
-        for (key, data), half in zip(sets, halves)
-    ]
-    sides += [None] * (2 - len(sides))
-    model.set(choose(*sides, rules.most_lost))
+        if refused:
+            say(f"share {share:g}: not measured, because a smaller one is refused")
+            continue
+        for key, side in zip(keys, sides):
+            side.by_share[share] = _measure(model, share, key, side.data, pair, measured)
+        refused = 0.0 < share < 1.0 and refusals(bound, [share], rules.most_lost)[share] is not None
+    model.set(choose(sides[0], bound, rules.most_lost))
     names = {"base": name_of(base.path), "tuned": name_of(tuned.path), "kind": _kind(pair)}
-    result = names | {"most_lost": rules.most_lost, **report(*sides, model.share, rules.most_lost)}
+    result = names | {"most_lost": rules.most_lost, **report(sides[0], bound, model.share, rules.most_lost)}
     result |= {"read": facts_of(pair.spec), "asked": asked}
     _write(output, model, pair, result, prove)
     return result
@@ -98,13 +100,24 @@ def _halves(data: RetrievalSet, seed: int) -> tuple[list[str], list[str]]:
     return halves
 
 
-def _measure(model: Between, share: float, key: str, data: RetrievalSet, pair: Pair, measured: Measured) -> None:
-    if measured.get(key, data, share) is not None:
-        return
+def _say_rule(general: Side | None, rules: Rules) -> None:
+    if general and by_interval(general):
+        say(
+            f"{general.data.name}: {len(general.halves[0])} queries choose, fewer than {MANY}: a share must hold the "
+            f"bound of {rules.most_lost:g} with the lower end of its 95 % interval"
+        )
+
+
+def _measure(model: Between, share: float, key: str, data: RetrievalSet, pair: Pair, measured: Measured) -> PerQuery:
+    """Returns the metrics of a share on a set, measured now if they were not before."""
+    if (known := measured.get(key, data, share)) is not None:
+        return known
     say(f"share {share:g}: measuring on {data.name}")
     model.set(share)
     reader = copy.deepcopy(pair.tokenizer)
-    measured.put(key, data, share, evaluate_engine(model.engine, reader, pair.spec, data))
+    values = evaluate_engine(model.engine, reader, pair.spec, data)
+    measured.put(key, data, share, values)
+    return values
 
 
 def _key_of_models(pair: Pair, device: str) -> str:

@@ -1,4 +1,10 @@
-"""Choosing a share on one half of the queries, and reporting on the other."""
+"""Choosing a share on one half of the queries, and reporting on the other.
+
+- A share is refused if it loses more on the general set than the bound, or if a smaller share is refused: forgetting
+  grows with the share, and one lucky share above an unlucky one is noise.
+- Few general queries hide a loss. Below MANY in the half that chooses, the lower end of the paired 95 % interval of the
+  change must hold the bound; from there on the mean must.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,9 +14,12 @@ import numpy as np
 from data_prep.reading.retrieval_sets import RetrievalSet
 from trainer.blending.halves import Halves
 from trainer.blending.measured import PerQuery
-from trainer.evaluation.compare import compare, means
+from trainer.evaluation.compare import compare, means, paired_bootstrap
 
 METRIC = "nDCG@10"
+RULE = 2  # number of these rules: an output chosen by others is of another call
+MANY = 400  # queries of the general set's choosing half from which its mean bounds the loss
+LOSES, MAY_LOSE, ABOVE = "loses too much", "may lose too much", "a smaller share is refused"
 
 
 @dataclass(frozen=True)
@@ -25,29 +34,55 @@ class Side:
         """Mean of METRIC over the half that chooses (0) or reports (1)."""
         return float(np.mean([self.by_share[share][query][METRIC] for query in self.halves[half]]))
 
+    def change(self, share: float) -> tuple[float, float]:
+        """Returns the paired 95 % interval of METRIC's change from the base, over the half that chooses."""
+        sides = ([self.by_share[one][query][METRIC] for query in self.halves[0]] for one in (0.0, share))
+        return paired_bootstrap(*map(np.array, sides))
+
     def reported(self, share: float) -> PerQuery:
         """Returns the metrics of a share on the half that reports."""
         return {query: self.by_share[share][query] for query in self.halves[1]}
 
 
 def choose(domain: Side, general: Side | None, most_lost: float) -> float:
-    """Returns the share with the best mean on the domain's choosing half, among those that lose at most `most_lost` of
-    the base's mean on the general set's choosing half. Of equal ones the smallest, which is nearest to the base."""
-    allowed = [share for share in domain.by_share if is_allowed(general, share, most_lost)]
+    """Returns the share with the best mean on the domain's choosing half, among those that are not refused. Of equal
+    ones the smallest, which is nearest to the base."""
+    refused = refusals(general, list(domain.by_share), most_lost)
+    allowed = [share for share in domain.by_share if not refused[share]]
     return max(allowed, key=lambda share: (domain.mean(share, 0), -share))
 
 
-def is_allowed(general: Side | None, share: float, most_lost: float) -> bool:
-    # rounding must not forbid a loss of exactly the bound
-    return general is None or general.mean(0.0, 0) - general.mean(share, 0) <= most_lost + 1e-12
+def refusals(general: Side | None, shares: Sequence[float], most_lost: float) -> dict[float, str | None]:
+    """Returns share -> the reason that it is refused, None where it is allowed. most_lost: of the base's mean on the
+    general set's choosing half. Share 0, the base, is always allowed."""
+    reasons: dict[float, str | None] = dict.fromkeys(sorted(shares))
+    if general is None:
+        return reasons
+    refused = False
+    for share in reasons:
+        reasons[share] = ABOVE if refused else _refusal(general, share, most_lost)
+        refused = refused or reasons[share] is not None
+    return reasons
+
+
+def by_interval(general: Side) -> bool:
+    """True if so few queries choose that the interval must hold the bound."""
+    return len(general.halves[0]) < MANY
+
+
+def _refusal(general: Side, share: float, most_lost: float) -> str | None:
+    least = -most_lost - 1e-12  # rounding must not forbid a loss of exactly the bound
+    if general.mean(share, 0) - general.mean(0.0, 0) < least:
+        return LOSES
+    return MAY_LOSE if by_interval(general) and general.change(share)[0] < least else None
 
 
 def report(domain: Side, general: Side | None, chosen: float, most_lost: float) -> dict:
     """Returns the table of shares, and the chosen one against base and tuned model on the half that reports."""
     rows = []
-    for share in sorted(domain.by_share):
-        row = {"share": share, "allowed": is_allowed(general, share, most_lost), "domain": _row(domain, share)}
-        rows.append(row | ({"general": _row(general, share)} if general else {}))
+    for share, reason in refusals(general, list(domain.by_share), most_lost).items():
+        row = {"share": share, "refused": reason, "domain": _row(domain, share)}
+        rows.append(row | ({"general": _row(general, share) | {"change_95": general.change(share)}} if general else {}))
     return {
         "metric": METRIC,
         "chosen": chosen,

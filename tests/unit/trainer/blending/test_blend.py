@@ -110,7 +110,7 @@ def test_other_shares_and_bounds_go_on_from_what_is_measured_other_models_do_not
     with pytest.raises(BadInput, match="is of another call, or was changed since; name a new one"):
         call(out)
     out.rename(tmp_path / "kept")
-    call(out, rules=Rules([0.5, 0.25]))
+    call(out, rules=Rules([0.5, 0.25], most_lost=0.9))
     assert len(measurements) == 3 + 1 + 4, "0.25 on the domain, and four shares on the general set"
     out.rename(tmp_path / "kept too")
     capsys.readouterr()
@@ -120,6 +120,19 @@ def test_other_shares_and_bounds_go_on_from_what_is_measured_other_models_do_not
     (out / RESULT).write_text(json.dumps(result | {"chosen": 0.123}))
     with pytest.raises(BadInput, match="was changed since"):
         call(out, "lora", general=False)
+
+
+def test_shares_above_a_refused_one_are_not_measured(tmp_path, call, measurements, capsys):
+    result = call(tmp_path / "out", rules=Rules([0.5, 0.7, 0.9], most_lost=0.0))
+    assert [(row["share"], bool(row["refused"])) for row in result["shares"]] == [
+        (0.0, False),
+        (0.5, True),
+        (1.0, True),
+    ]
+    assert len(measurements) == 6 and result["chosen"] == 0.0
+    said = capsys.readouterr().err
+    assert "share 0.9: not measured, because a smaller one is refused" in said
+    assert re.search(r"general: \d+ queries choose, fewer than 400: a share must hold the bound of 0 with", said)
 
 
 def test_a_file_that_is_no_record_of_ours_is_not_replaced(tmp_path, call):

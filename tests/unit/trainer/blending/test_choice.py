@@ -5,7 +5,7 @@ import pytest
 
 from data_prep.common.errors import BadInput
 from data_prep.reading.retrieval_sets import RetrievalSet
-from trainer.blending.choice import METRIC, Side, choose, gain_kept, is_allowed, report
+from trainer.blending.choice import ABOVE, LOSES, MANY, MAY_LOSE, METRIC, Side, choose, gain_kept, refusals, report
 from trainer.blending.halves import halves_of
 from trainer.blending.rules import Rules
 from trainer.evaluation.metric_names import METRICS
@@ -70,8 +70,9 @@ def test_the_best_share_within_the_bound_is_chosen_and_reported_on_the_other_hal
     assert told["domain"]["against_tuned"][METRIC]["difference"] == pytest.approx(-0.05)
     assert told["general"]["against_base"][METRIC]["difference"] == pytest.approx(-0.4), "a broken bound is shown"
     assert told["gain_kept"] == pytest.approx(0.75)
-    allowed = {one["share"]: one["allowed"] for one in told["shares"]}
-    assert allowed == {0.0: True, 0.3: True, 0.5: True, 1.0: False}
+    refused = {one["share"]: one["refused"] for one in told["shares"]}
+    assert refused == {0.0: None, 0.3: None, 0.5: None, 1.0: LOSES}
+    assert told["shares"][3]["general"]["change_95"] == pytest.approx((-0.1, -0.1))
     assert told["domain"]["queries_that_choose"] == told["domain"]["queries_that_report"] == 10
 
 
@@ -80,7 +81,24 @@ def test_of_equal_shares_the_one_next_to_the_base():
     assert choose(flat, None, 0.0) == 0.0 and gain_kept([0.5, 0.5, 0.5]) is None
     assert gain_kept([0.5, 0.6, 0.4]) is None, "a tuned model that lost has no gain to keep"
     lost = side(8, {0.0: (0.5, 0.5), 1.0: (0.1, 0.1)})
-    assert is_allowed(lost, 0.0, 0.0) and not is_allowed(lost, 1.0, 0.0), "the base is always allowed"
+    assert refusals(lost, [1.0, 0.0], 0.0) == {0.0: None, 1.0: LOSES}, "the base is always allowed"
+
+
+def test_a_share_above_a_refused_one_is_refused_whatever_it_shows():
+    general = side(20, {0.0: (0.5, 0.5), 0.2: (0.5, 0.5), 0.4: (0.45, 0.5), 1.0: (0.9, 0.9)})
+    assert refusals(general, [0.0, 1.0, 0.2, 0.4], 0.005) == {0.0: None, 0.2: None, 0.4: LOSES, 1.0: ABOVE}
+    domain = side(20, {0.0: (0.5, 0.5), 0.2: (0.6, 0.5), 0.4: (0.7, 0.5), 1.0: (0.9, 0.9)})
+    assert choose(domain, general, 0.005) == 0.2
+
+
+@pytest.mark.parametrize(("choosing", "expected"), [(MANY - 1, MAY_LOSE), (MANY, None)])
+def test_few_general_queries_must_hold_the_bound_with_their_intervals_lower_end(choosing, expected):
+    """The mean does not move, but single queries do."""
+    general = side(2 * choosing, {0.0: (0.5, 0.5), 0.5: (0.5, 0.5)})
+    for number, query in enumerate(general.halves[0][: choosing // 2 * 2]):
+        general.by_share[0.5][query][METRIC] += 0.3 if number % 2 else -0.3
+    assert general.mean(0.5, 0) == pytest.approx(0.5)
+    assert refusals(general, [0.0, 0.5], 0.005)[0.5] == expected
 
 
 def test_shares_and_bounds_that_are_none_are_refused_together():
