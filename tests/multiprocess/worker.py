@@ -6,6 +6,7 @@ A cell that hangs ends the process after LIMIT seconds, with a traceback of ever
 import faulthandler
 import itertools
 import json
+import math
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -158,7 +159,10 @@ class Group:
             buckets = count_buckets(sizes, torch_engine.BUCKET_BYTES) if self.runtime.engine == "ddp" else 0
             found["planned"] = real_step.planned_collectives(self.world.size, objective, buckets)
             for expected in (reference["whole"], reference["last"]):
-                gradient, stats, calls = self.gradient(job, self.batch(job, expected["step"]))
+                batch = self.batch(job, expected["step"])
+                forward = real_step.compute_loss(job.engine, batch, objective)
+                gradient, stats, calls = self.gradient(job, batch)
+                assert math.isclose(forward, stats.loss, rel_tol=1e-5), (self.world.rank, forward, stats.loss)
                 found["calls"].append(calls)
                 found["gradient"].append(self.error(gradient, expected["gradient"]))
                 found["update"].append(self.error(self.sgd_step(job), expected["update"]))

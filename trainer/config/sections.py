@@ -327,6 +327,7 @@ class WatchConfig(Section):
     every_minutes: float | None = Field(None, gt=0)
     every_epochs: float | None = Field(None, gt=0, lt=1)  # a share of an epoch's steps
     tolerance: float = Field(0.02, gt=0)
+    eval_loss: bool = False  # the loss on the eval split, at each evaluation
 
     @model_validator(mode="before")
     @classmethod

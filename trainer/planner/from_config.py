@@ -20,6 +20,15 @@ def make_plan(config: RunConfig, sources: Sequence[SourceRows], fingerprint: str
     )  # fmt: skip
 
 
+def make_eval_plan(config: RunConfig, sources: Sequence[SourceRows], fingerprint: str) -> BatchPlan:
+    """Returns the batches on which the loss of eval rows is measured: those of its first epoch, at every evaluation."""
+    data, train = config.data, config.train
+    return BatchPlan(
+        tuple(sources), train.batch_size, fingerprint, train.seed, apart=frozenset(),
+        max_hard_negatives=data.max_hard_negatives, negative_sampling="first",
+    )  # fmt: skip
+
+
 def _too_small(name: str, rows: int, sources: int, config: RunConfig) -> str:
     mends = [f"set train.batch_size to {rows} or less"] if rows >= 2 else ["add rows"]
     mends += ["take a larger data.fraction"] if config.data.fraction < 1 else []

@@ -32,6 +32,7 @@ def check_watch(inputs: Inputs) -> None:
     watch, metric = inputs.config.watch, inputs.config.watch.metric
     problems: list[str] = []
     collect(problems, _check_listed, inputs, key="watch.metrics")
+    problems += _eval_loss_problems(inputs) if watch.eval_loss else []
     source, _, name = metric.rpartition("/")
     mend = about_value("watch.metric", name, (*METRICS, *PAIR_METRICS, TRAIN_LOSS))
     if metric != TRAIN_LOSS and (reason := name_problem(name, mend)):
@@ -50,6 +51,18 @@ def _check_listed(inputs: Inputs) -> None:
     sets = [_opened(inputs, source) for source in inputs.eval_paths]
     if sets and None not in sets:
         check(unmeasured(sets, names, "watch.metrics"))
+
+
+def _eval_loss_problems(inputs: Inputs) -> list[str]:
+    """Returns a line if there are no eval rows whose loss can be measured."""
+    if inputs.config.data.eval is not None:
+        stated = "is off" if inputs.config.data.eval is False else "names another set"
+        return [f"watch.eval_loss: is the loss on the eval split of data.train, but data.eval {stated}; leave one out"]
+    if "eval" not in inputs.shards.splits:
+        return ["watch.eval_loss: data.train has no eval split; shard with --eval-fraction 0.1, or leave it out"]
+    if not inputs.eval_sources:
+        return ["watch.eval_loss: no source of data.train has two rows in the eval split; leave it out"]
+    return []
 
 
 def _unwatched(inputs: Inputs, source: str, name: str) -> list[str]:

@@ -3,16 +3,18 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
+
 from data_prep.common.errors import BadInput
 from data_prep.reading.retrieval_sets import RetrievalSet, evaluation_of, load_evaluation, scored_of
 from data_prep.reading.scored_pairs import ScoredPairs
 from data_prep.shards.folder import ShardFolder, open_shards
 from data_prep.shards.fraction import rows_of_fraction, take_fraction
-from data_prep.shards.shared_keys import SourceRows
+from data_prep.shards.shared_keys import SourceRows, shared_keys
 from trainer.config.sections import GENERAL, RunConfig
 from trainer.model_folder.files import fetch
 from trainer.model_folder.spec import ModelSpec, read_spec
-from trainer.planner.from_config import make_plan
+from trainer.planner.from_config import make_eval_plan, make_plan
 from trainer.planner.plan import BatchPlan
 
 
@@ -46,6 +48,23 @@ class Inputs:
     def plan(self) -> BatchPlan:
         """The batch plan of the train rows."""
         return make_plan(self.config, self.sources, self.shards.fingerprint)
+
+    @cached_property
+    def eval_sources(self) -> list[SourceRows]:
+        """The rows of the eval split by source, of the sources that train; two rows at least. Reads the source of every
+        row."""
+        split = self.shards.split("eval")
+        names = np.array([name for (name,) in split.values("source")], dtype=object)
+        nothing = shared_keys(np.empty(0, np.int64), np.empty(0, np.int64))
+        rows = {part.name: np.flatnonzero(names == part.name) for part in self.sources}
+        return [SourceRows(name, ids, nothing) for name, ids in rows.items() if len(ids) > 1]
+
+    @cached_property
+    def eval_plan(self) -> BatchPlan | None:
+        """The batches of watch.eval_loss; None: it is off."""
+        if not self.config.watch.eval_loss:
+            return None
+        return make_eval_plan(self.config, self.eval_sources, self.shards.fingerprint)
 
     @property
     def fingerprint(self) -> str | None:

@@ -22,6 +22,10 @@ def check_losses(inputs: Inputs) -> None:
     config = inputs.config
     rows = inputs.shards.split("train")
     problems = [problem for source in inputs.sources for problem in _loss_problems(config, source, rows)]
+    if config.watch.eval_loss and "eval" in inputs.shards.splits:  # without: preflight/evaluation.py
+        rows = inputs.shards.split("eval")
+        of = "eval split of data.train, for watch.eval_loss"
+        problems += [text for source in inputs.eval_sources for text in _loss_problems(config, source, rows, of)]
     for key, loss in config.losses.items():
         if "infonce" not in loss.terms and loss.directions != "query_to_doc":
             problems.append(f"{key}.directions: {loss.directions} is about infonce, which is no term of this loss")
@@ -30,9 +34,9 @@ def check_losses(inputs: Inputs) -> None:
     check(problems)
 
 
-def _loss_problems(config: RunConfig, source: SourceRows, rows: Rows) -> list[str]:
+def _loss_problems(config: RunConfig, source: SourceRows, rows: Rows, of: str = "data.train") -> list[str]:
     loss, count = config.loss_of(source.name), len(source.rows)
-    where, problems = f"data.train: source {source.name!r}", []
+    where, problems = f"{of}: source {source.name!r}", []
     scored, taught, hard = (rows.count(column, source.rows) for column in ("score", "teacher_scores", "negatives"))
     for name in loss.terms:
         if name in NEEDS_SCORES and scored < count:

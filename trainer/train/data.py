@@ -34,7 +34,7 @@ def seed_of(*parts: int) -> int:
 
 @dataclass
 class TrainData:
-    """Train split of a shard folder as this model reads it."""
+    """Train or eval split of a shard folder as this model reads it."""
 
     data: DataConfig
     spec: ModelSpec  # with the prompts of sources and rows
@@ -43,10 +43,11 @@ class TrainData:
     shards: ShardFolder | None = None  # None: opened here
     # by source, of a loss with a guide: (queries, documents) -> the guide's token ids
     guides: dict[str, Callable[[list[str], list[str]], list[list[int]]]] = field(default_factory=dict)
+    split: str = "train"  # or "eval", whose rows are never tokenised in the shards
 
     def __post_init__(self):
         shards = self.shards or open_shards(self.data.train)
-        self.rows, self.tokens = shards.split("train"), shards.train_tokens()
+        self.rows, self.tokens = shards.split(self.split), shards.train_tokens() if self.split == "train" else None
         # A copy: a fast tokenizer keeps the length it truncates to, and evaluation runs while batches are made.
         self.tokenizer = copy.deepcopy(self.tokenizer)
         self._prompt_tokens: dict[str, int] = {}  # by prompt

@@ -30,7 +30,7 @@ from trainer.train.checkpointing import Skips, base_writer, epoch_is_over
 from trainer.train.early_stopping import Measured
 from trainer.train.job import Job
 from trainer.train.messages import log_epoch, log_evaluation, log_step, summarise
-from trainer.train.step import compute_gradients
+from trainer.train.step import compute_gradients, compute_loss
 
 
 def fit(job: Job, request: StopRequest) -> None:
@@ -144,13 +144,15 @@ def evaluate(job: Job) -> Measured:
     source_watched, metric = watched(job.config.watch.metric)
     all_metrics: dict[str, float] = {}
     kept: Values = {}
+    with job.progress.seconds.of("evaluation"), averaged(job.engine):
+        loss = {"eval_loss": measure_loss(job)} if job.eval_data else {}
     for source, data in [(source, part) for source, whole in job.eval_sets.items() for part in whole.parts]:
         began, spec = time.perf_counter(), job.model.spec.of_source(source)
         with job.progress.seconds.of("evaluation"), averaged(job.engine):
             scores = evaluate_engine(job.engine, job.model.reader, spec, data, names, _keeper(job, source, data))
         if scores is None:
             continue
-        metrics = means(scores)
+        metrics = means(scores) | ({} if source else loss)
         log_evaluation(job.log, step, source, data.name, metrics, time.perf_counter() - began)
         all_metrics |= {f"{source}/{name}" if source else name: value for name, value in metrics.items()}
         if source in (source_watched, GENERAL) and isinstance(data, RetrievalSet) and metric in metrics:
@@ -172,6 +174,19 @@ def _keeper(job: Job, source: str, data: RetrievalSet | ScoredPairs) -> Callable
             write_vectors(job.run_dir, step, data, queries.numpy(), gathered.numpy())
 
     return keep
+
+
+def measure_loss(job: Job) -> float:
+    """Returns the mean loss over the rows of the eval split, in batches of a training step's size. Collective."""
+    world, plan = job.runtime.world, job.eval_data.plan
+    weighted = rows = 0.0
+    for _, batch in job.eval_data.batches(0, plan.steps_per_epoch, world.rank, world.size):
+        objective, learned = job.objectives[batch.source], job.temperatures.get(batch.source)
+        if learned:
+            objective.temperature = learned.value
+        weighted += batch.global_rows * compute_loss(job.engine, batch, objective)
+        rows += batch.global_rows
+    return weighted / rows
 
 
 def _deciding(job: Job, kept: Values) -> float | None:

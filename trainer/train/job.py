@@ -93,6 +93,7 @@ class Job:
     runtime: Runtime
     model: LoadedModel
     data: TrainData
+    eval_data: TrainData | None  # whose loss is measured (watch.eval_loss)
     plan: BatchPlan
     total_steps: int  # optimizer steps of the whole run
     eval_sets: dict[str, RetrievalSet | ScoredPairs]  # by source; "" is the set of the whole run

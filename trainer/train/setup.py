@@ -73,11 +73,14 @@ def prepare(runtime: Runtime, inputs: Inputs, resume: bool, loss_fn: Callable | 
     progress = Progress(state, watch, stopped_early=watch.over)
     writer = Writer(model.engine, run_dir, config.checkpoint, model_writer(model, config, log, progress), log.written)
     guide_tokens = {name: o.guide.tokens for name, o in objectives.items() if o.guide}
-    data = TrainData(config.data, model.spec, model.tokenizer, plan, inputs.shards, guide_tokens)
+    read = inputs.shards, guide_tokens
+    data = TrainData(config.data, model.spec, model.tokenizer, plan, *read)
+    own_plan = inputs.eval_plan
+    eval_data = TrainData(config.data, model.spec, model.tokenizer, own_plan, *read, "eval") if own_plan else None
     writer.best = watch.chosen and watch.chosen["step"]
     checkpoints = Checkpoints(writer, model.engine, temperatures, log, progress)
     job = Job(
-        config=config, runtime=runtime, model=model, data=data, plan=plan, total_steps=steps,
+        config=config, runtime=runtime, model=model, data=data, eval_data=eval_data, plan=plan, total_steps=steps,
         eval_sets=inputs.eval_sets, halves=halves, objectives=objectives, temperatures=temperatures,
         micro_batch_tokens=budget, run_dir=run_dir, log=log, progress=progress, checkpoints=checkpoints,
     )  # fmt: skip

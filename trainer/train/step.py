@@ -65,9 +65,8 @@ def compute_gradients(
             if i >= first_kept:
                 graphs[i] = out
             parts.append(out[: len(chunk)].detach())
-        order = send(torch.tensor([i for chunk in chunks for i in chunk], dtype=torch.int64), engine.device)
-        stacked = torch.cat(parts)
-        embeddings = torch.empty_like(stacked).index_copy_(0, order, stacked)
+        order = _order_of(chunks, engine)
+        embeddings = _in_order(parts, order)
         gradient, sums = objective(embeddings, batch, counts, world, guide_vectors)
         by_chunk = (gradient[order] * engine.gradient_factor).split([len(chunk) for chunk in chunks])
         # Kept graphs go first: their memory is free again before any chunk is embedded a second time.
@@ -83,6 +82,40 @@ def compute_gradients(
     totals = world.sum(torch.cat([sums, usage]))
     stats = _summarise(dict(zip([*objective.stat_names, *USAGE], totals.tolist())), batch.global_rows)
     return replace(stats, wishes=Wishes.of_all(ranks))
+
+
+def compute_loss(engine: Engine, batch: Batch, objective: Objective) -> float:
+    """Returns the mean loss of the global batch, the same on every rank: compute_gradients without dropout, and without
+    a gradient on any parameter. Collective."""
+    world, lengths = engine.world, [len(ids) for ids in batch.tokens]
+    packed = engine.embedder.packing is not None
+    chunks = make_chunks(lengths, CHUNK_TOKENS[engine.device.type], packed) or [[]]
+    ranks = world.gather_ints([batch.rows, len(lengths) - batch.rows, len(chunks)]).tolist()
+    if engine.lockstep:
+        chunks += [[] for _ in range(max(rank[2] for rank in ranks) - len(chunks))]
+    guide_vectors = objective.guide_vectors(batch)
+    was_training = engine.embedder.training
+    engine.embedder.eval()
+    with torch.no_grad():
+        parts = [
+            engine.embed(*lay(chunk, batch.tokens), seed=0, prompts=batch.prompts_of(chunk))[: len(chunk)]
+            for chunk in chunks
+        ]
+    engine.embedder.train(was_training)
+    embeddings = _in_order(parts, _order_of(chunks, engine))
+    _, sums = objective(embeddings, batch, [(rows, documents) for rows, documents, _ in ranks], world, guide_vectors)
+    return float(world.sum(sums)[objective.stat_names.index("loss")])
+
+
+def _order_of(chunks: list[list[int]], engine: Engine) -> Tensor:
+    """(texts,) int64: the text at each position of the chunks."""
+    return send(torch.tensor([i for chunk in chunks for i in chunk], dtype=torch.int64), engine.device)
+
+
+def _in_order(parts: list[Tensor], order: Tensor) -> Tensor:
+    """Returns the (texts, d) embeddings in the order of the texts."""
+    stacked = torch.cat(parts)
+    return torch.empty_like(stacked).index_copy_(0, order, stacked)
 
 
 def planned_collectives(world: int, objective: Objective, buckets: int) -> int:

@@ -1,6 +1,7 @@
 """watch.metric and watch.metrics name any metric that an evaluation set of the run measures; others are refused."""
 
 import json
+import re
 
 import pytest
 
@@ -55,6 +56,25 @@ def test_what_no_set_measures_is_refused(tmp_path, files, setting):
     with pytest.raises(ValueError) as caught:
         check_watch(inputs(tmp_path, "m", files["split"], setting))
     assert REFUSED[setting] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (["data.eval=null"], "watch.eval_loss: is the loss on the eval split of data.train, but data.eval is off"),
+        (["data.eval={SPLIT}"], "data.eval names another set; leave one out"),
+        (["data.train={TRAIN}"], "watch.eval_loss: data.train has no eval split; shard with --eval-fraction 0.1"),
+        ([], None),
+    ],
+)
+def test_the_loss_on_the_eval_split_needs_one(tmp_path, files, tiny_shards, settings, reason):
+    paths = {"SPLIT": files["split"], "TRAIN": tiny_shards}
+    settings = [text.format(**paths) for text in settings]
+    opened = inputs(tmp_path, "m", files["split"], "watch.eval_loss=true", *settings)
+    if reason is None:
+        return check_watch(opened)
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        check_watch(opened)
 
 
 def test_the_metric_of_a_set_that_has_others_is_refused(tmp_path, files):

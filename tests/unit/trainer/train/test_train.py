@@ -3,10 +3,16 @@
 import json
 from itertools import count
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from data_prep.records import Record
+from tests import tiny
 from trainer.config.loading import parse_config
+from trainer.config.sections import ModelConfig
+from trainer.inference.text_encoder import TextEncoder
+from trainer.preflight.inputs import Inputs
 from trainer.train.train import train
 
 
@@ -45,3 +51,26 @@ def test_the_final_model_is_the_average_of_the_weights_where_one_is_kept(config)
     averages = {name.removeprefix("ema."): tensor for name, tensor in state.items() if name.startswith("ema.")}
     assert averages and all(written[name].equal(tensor) for name, tensor in averages.items())
     assert any(not last[name].equal(tensor) for name, tensor in averages.items())
+
+
+def test_the_loss_on_the_eval_split_is_the_mean_over_its_rows_in_batches(config, tiny_bert, tmp_path):
+    """Two batches, of 16 rows and of fewer: their means count by rows."""
+    shards = tiny.shards(tmp_path / "shards", 60, eval_fraction=0.45)
+    values = config(data={"train": str(shards)}, watch={"eval_loss": True, "metrics": ["MRR"]})
+    final = train(values, "run.json")
+    lines = map(json.loads, (final.parent / "logs.jsonl").read_text().splitlines())
+    before, after = (event["eval_loss"] for event in lines if event["event"] == "evaluation")
+    inputs = Inputs(values)
+    rows, plan = inputs.shards.split("eval"), inputs.eval_plan
+    batches = [rows.take(plan.batch(step)[1].tolist()) for step in range(plan.steps_per_epoch)]
+    assert [len(batch) for batch in batches] == [16, len(rows) - 16]
+    encoder = TextEncoder(ModelConfig(path=str(tiny_bert)), "cpu")
+    by_row = [loss for batch in batches for loss in losses(encoder, batch)]
+    assert before == pytest.approx(np.mean(by_row), rel=1e-5) and after != before
+
+
+def losses(encoder: TextEncoder, rows: list[Record]) -> list[float]:
+    """InfoNCE of each row over the positives and negatives of all, by its definition; temperature 0.05."""
+    documents = [row.positives[0] for row in rows] + [text for row in rows for text in row.negatives]
+    scores = encoder.queries([row.query for row in rows]) @ encoder.passages(documents).T / 0.05
+    return [float(np.log(np.exp(line - line[i]).sum())) for i, line in enumerate(scores)]
