@@ -10,25 +10,23 @@ import yaml
 from data_prep.common.console import result, say
 from data_prep.common.errors import BadInput
 from data_prep.common.files import existing_parent, whole_file
+from data_prep.texts.tokenizer_rules import read_json
 from launch.plan.choice import Choice, choose
 from launch.plan.estimate import Estimate, Ranks, candidates, look
 from launch.plan.hardware import Hardware
 from launch.plan.plan import ranks_of
 from trainer.config.imports import check_packages
 from trainer.config.loading import parse_config
+from trainer.config.recommended import Recommended, recommend
 from trainer.config.sections import RunConfig
 from trainer.config.yaml_reader import override
 from trainer.distributed.engines import ONE_PROCESS
+from trainer.model_folder.spec import hidden_size
 from trainer.preflight.inputs import Inputs
 
 SAMPLED_ROWS = 512
 COVERED = 0.99  # share of the texts that the lengths hold whole
 STEP = 16  # lengths are multiples of it
-BATCHES = 50  # steps that a pass over the data should have at least, where the batch is not small already
-SMALLEST, LARGEST = 16, 1024  # rows of a batch
-FEW_ROWS = 10_000  # below it three epochs, else one
-EPOCHS = 3
-RATES = {"full": 2e-5, "lora": 1e-4, "qlora": 1e-4}
 MODES = ("full", "lora", "qlora")  # in the order in which they are tried
 
 
@@ -42,6 +40,8 @@ class Line:
 
 
 def init(args: argparse.Namespace) -> int:
+    from trainer.diagnosis.weightless import WeightlessInputs
+
     check_packages()
     path = Path(args.output)
     if path.exists():
@@ -50,15 +50,25 @@ def init(args: argparse.Namespace) -> int:
         raise BadInput(f"--output: {path}: a run file that can be written, and ends in .yaml")
     stated = _stated(args)
     ranks, hardware = ranks_of(args, _config(stated))
-    lines = [Line("output_dir", f"runs/{path.stem}"), *stated, *_of_data(stated, ranks)]
+    inputs = WeightlessInputs(_config(stated))
+    lines = [Line("output_dir", f"runs/{path.stem}"), *stated, *_of_data(inputs, ranks.device)]
     mode, choice = _mode([*lines, *stated], ranks, hardware)
-    lines += [*_of_mode(mode, choice, ranks), *stated]
+    advice = _advice(inputs, mode, ranks.device)
+    lines += [*_of_mode(mode, choice, advice), *stated]
     config = _config(lines)
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as file:
         file.write(render(lines, _head(args, path, config, ranks, choice)))
     result(str(path))
-    say("\n".join([choice.reason, f"look at it, then: {_command(path, ranks, choice.estimate)}"]))
+    say(
+        "\n".join(
+            [
+                choice.reason,
+                *_before_training(inputs, advice),
+                f"look at it, then: {_command(path, ranks, choice.estimate)}",
+            ]
+        )
+    )
     return 0
 
 
@@ -94,33 +104,34 @@ def nested(lines: Sequence[Line]) -> dict:
     return values
 
 
-def _of_data(stated: list[Line], ranks: Ranks) -> list[Line]:
-    """Returns what the model and the data decide: precision, lengths, batch, epochs, losses."""
-    from trainer.diagnosis.weightless import WeightlessInputs
-
-    half = ranks.device == "cuda"
-    precision = Line("train.precision", "bf16" if half else "fp32", "matrix products; weights that train stay in fp32")
-    inputs = WeightlessInputs(_config([*stated, precision]))
-    rows = inputs.shards.rows("train")
-    batch = batch_size(rows)
-    epochs = 1 if rows >= FEW_ROWS else EPOCHS
-    return [
-        *_lengths(inputs),
-        *_losses(inputs),
-        precision,
-        Line("train.batch_size", batch, f"over all ranks: every query is compared with all documents; {rows} rows"),
-        Line("train.epochs", epochs),
-    ]
+def _advice(inputs: Inputs, mode: str, device: str) -> Recommended:
+    width = hidden_size(read_json(Path(inputs.spec.base) / "config.json"))
+    return recommend(mode, inputs.shards.rows("train"), width, device)
 
 
-def batch_size(rows: int) -> int:
-    """Returns the largest power of two with enough steps in a pass, within its bounds, and at most the rows."""
-    size = SMALLEST
-    while 2 * size * BATCHES <= rows and 2 * size <= LARGEST:
-        size *= 2
-    while size > max(2, rows):
-        size //= 2
-    return size
+def _of_data(inputs: Inputs, device: str) -> list[Line]:
+    """Returns what the model and the data decide: lengths, losses, precision, batch, epochs."""
+    comments = {
+        "train.precision": "matrix products; weights that train stay in fp32",
+        "train.batch_size": "over all ranks: every query is compared with all documents; "
+        f"{inputs.shards.rows('train')} rows",
+        "loss.temperature": "similarities are divided by it",
+    }
+    values = _advice(inputs, MODES[0], device).values
+    kept = [Line(key, value, comments.get(key, "")) for key, value in values.items() if not key.startswith("optim.")]
+    losses = _losses(inputs)
+    return [*_lengths(inputs), *losses, *(line for line in kept if not (losses and line.key.startswith("loss.")))]
+
+
+def _before_training(inputs: Inputs, advice: Recommended) -> list[str]:
+    """Returns what the recipe has beside the run file, for rows that have none of it; docs/recipes.md."""
+    rows, lines = inputs.shards.split("train"), []
+    if advice.mining and not rows.count("negatives") and not rows.count("score"):
+        flags = " ".join(["--model", inputs.config.model.path, *advice.mining])
+        lines.append(f"no row has hard negatives; the recipe mines them: python -m data_prep mine PAIRS {flags}")
+    if "eval" not in inputs.shards.splits:
+        lines.append("no eval split, so no verdict: python -m data_prep shard … --eval-fraction 0.1")
+    return lines
 
 
 def _lengths(inputs: Inputs) -> list[Line]:
@@ -174,13 +185,13 @@ def _mode(lines: list[Line], ranks: Ranks, hardware: Hardware) -> tuple[str, Cho
     raise BadInput(f"{choice.reason}; see python -m launch plan for what would fit")
 
 
-def _of_mode(mode: str, choice: Choice, ranks: Ranks) -> list[Line]:
+def _of_mode(mode: str, choice: Choice, advice: Recommended) -> list[Line]:
     reason = {
         "full": "all weights",
         "lora": "all weights do not fit: adapters",
         "qlora": "a whole base does not fit: adapters on four bits",
     }[mode]
-    lines = [Line("model.finetune", mode, reason), Line("optim.lr", RATES[mode])]
+    lines = [Line("model.finetune", mode, reason), Line("optim.lr", advice.lr, "for this width; docs/recipes.md")]
     if choice.estimate.candidate.recompute:
         lines.append(Line("train.gradient_checkpointing", True, "blocks compute again in the backward pass"))
     return lines

@@ -6,7 +6,6 @@ import pytest
 import yaml
 
 from launch.__main__ import main
-from launch.init import batch_size
 from tests import plan_models, tiny
 from trainer.config.loading import load_config
 from trainer.train import dry_run
@@ -66,14 +65,9 @@ def test_lengths_and_batch_come_from_the_data(capsys, home, tmp_path):
         assert values["model"][name] == min(32, -(-held // 16) * 16)
     assert values["train"]["batch_size"] == 16 and values["train"]["epochs"] == 3
     assert values["train"]["precision"] == "fp32" and values["model"]["finetune"] == "full"
-    assert "loss" not in values
+    assert values["loss"] == {"temperature": 0.05} and values["optim"] == {"lr": 1e-3}, "32 wide, so a large rate"
     text = (tmp_path / "run.yaml").read_text()
     assert "# tokens; 99% of the texts have at most" in text and "# Start: python -m launch run --config" in text
-
-
-@pytest.mark.parametrize(("rows", "expected"), [(2, 2), (5, 4), (60, 16), (1600, 32), (10_000, 128), (10**7, 1024)])
-def test_a_batch_is_no_larger_than_the_data_bear(rows, expected):
-    assert batch_size(rows) == expected
 
 
 def test_graded_pairs_get_a_loss_that_reads_their_scores(capsys, home, tmp_path):
