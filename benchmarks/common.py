@@ -168,11 +168,28 @@ def as_shards(source: Path, output: Path) -> Path:
     """A shard folder as it is; any other input is sharded into `output`, without an eval split."""
     if (source / "manifest.json").is_file():
         return source
-    command = [sys.executable, "-m", "data_prep", "shard", str(source.absolute()), "--output", str(output)]
-    done = subprocess.run([*command, "--eval-fraction", "0"], cwd=ROOT, capture_output=True, text=True)
+    prepare("shard", source.absolute(), "--output", output, "--eval-fraction", "0")
+    return output
+
+
+def docstring_shards(folder: Path) -> Path:
+    """Shards of the standard library's docstrings and of held-out modules, as launch/quickstart.sh makes them."""
+    if not (folder / "shards" / "manifest.json").is_file():
+        store = ["--path", folder / "chroma", "--collection", "stdlib"]
+        prepare("sample", *store)
+        of_store = ["--offline", "--store", "chroma", *store, "--hide", "name"]
+        prepare("generate", *of_store, "--output", folder / "pairs.jsonl")
+        split = ["--eval-fraction", "0.2", "--split-by", "module", "--on-leakage", "drop-train", "--overwrite"]
+        prepare("shard", folder / "pairs.jsonl", "--output", folder / "shards", *split)
+    return folder / "shards"
+
+
+def prepare(*arguments) -> None:
+    """Runs a command of data_prep; exits where it fails."""
+    command = [sys.executable, "-m", "data_prep", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stdout + done.stderr)
-    return output
 
 
 def in_plan_order(config: RunConfig, steps: int) -> list[Record]:

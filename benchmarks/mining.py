@@ -15,9 +15,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import ROOT, emit
+from common import ROOT, emit, prepare
 from quality_vs_sentence_transformers import train_ours
-from typos import pairs_of, prepare
+from typos import pairs_of
 
 from data_prep.reading.retrieval_sets import load_set
 from trainer.config.sections import ModelConfig

@@ -14,12 +14,11 @@ are the same for every seed, and the augmentation sees neither them nor the list
 import argparse
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from common import ROOT, emit
+from common import ROOT, emit, prepare
 from quality_vs_sentence_transformers import train_ours
 
 from data_prep.augmentation.keyboards import neighbours
@@ -104,14 +103,6 @@ def pairs_of(data: Path, folder: Path) -> Path:
     pairs = folder / "pairs.jsonl"
     pairs.write_text("".join(record.to_json() + "\n" for record in open_shards(data).split("train")), encoding="utf-8")
     return pairs
-
-
-def prepare(*arguments) -> None:
-    command = [sys.executable, "-m", "data_prep", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    sys.stderr.write(done.stdout + done.stderr)
-    if done.returncode:
-        sys.exit(done.returncode)
 
 
 def main() -> None:
