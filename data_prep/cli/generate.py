@@ -6,6 +6,7 @@ from pathlib import Path
 from data_prep.cli.arguments import shard_next, values
 from data_prep.common.errors import BadInput
 from data_prep.common.files import check
+from data_prep.model_server.flags import LIMITS, add_limits
 from data_prep.stores.base import FLAGS
 from data_prep.stores.flags import add_store, store_of, where_of
 
@@ -15,8 +16,7 @@ EXAMPLES = (
 )
 # Flags of one way of generating only; the other way refuses them.
 OFFLINE = ("hide", "min_words", "keywords")
-MODEL = ("model", "base_url", "prompt", "system_prompt", "var", "sample", "concurrency", "temperature", "timeout")
-MODEL += ("price_in", "price_out", "cache")
+MODEL = ("model", "base_url", "prompt", "system_prompt", "var", "sample", "temperature", "price_out", *LIMITS)
 FILTERS = ("question_words", "answer_words", "same_language", "grounded", "round_trip", "near_duplicates")
 
 
@@ -48,13 +48,9 @@ def _add_model(group) -> None:
     group.add_argument("--var", action="append", metavar="NAME=TEXT", help=text)
     text = "ask about N chunks drawn by --seed; a larger N draws the same ones and more"
     group.add_argument("--sample", type=int, metavar="N", help=text)
-    group.add_argument("--concurrency", type=int, metavar="N", help="calls at a time (default 8)")
     group.add_argument("--temperature", type=float, metavar="T", help="default: the server's")
-    group.add_argument("--timeout", type=float, metavar="S", help="seconds for one answer (default 120)")
-    group.add_argument("--price-in", type=float, metavar="X", help="of a million prompt tokens, to show the cost")
+    add_limits(group, "answers")
     group.add_argument("--price-out", type=float, metavar="X", help="of a million answer tokens")
-    text = "where answers are kept, so that none is asked for twice (default: embedfleet/answers in the user's cache)"
-    group.add_argument("--cache", type=Path, metavar="DIR", help=text)
 
 
 def _add_filters(group) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 from data_prep.common.errors import collect
 from data_prep.common.files import check, check_output_file
 from data_prep.common.paths import user_path
-from data_prep.generation.client import Retry
 from data_prep.generation.filters import Filters
 from data_prep.generation.prompt import EXAMPLE, Prompt, read_prompt
+from data_prep.model_server.client import Retry
 from data_prep.stores.base import StoreConfig
 
 

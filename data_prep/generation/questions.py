@@ -21,15 +21,17 @@ from data_prep.common.files import cache_folder, rejected_name, whole_file, writ
 from data_prep.common.finite import NULLS, is_finite, with_nulls
 from data_prep.common.paths import user_path
 from data_prep.common.workers import batches
-from data_prep.generation.answer_cache import Answer, AnswerCache, key_of
+from data_prep.generation.answer import Answer
 from data_prep.generation.answer_parser import PAIRS_FORMAT, Parsed
-from data_prep.generation.client import Model, Unanswered, messages
+from data_prep.generation.client import Model, messages
 from data_prep.generation.concurrency import Asking
 from data_prep.generation.config import QuestionGenerationConfig
-from data_prep.generation.endpoint import endpoint
 from data_prep.generation.filters import Encoder, Filter, Pair
 from data_prep.generation.prompt import Prompt
 from data_prep.generation.selection import ParsedAnswers, Selection
+from data_prep.model_server.answer_cache import AnswerCache, key_of
+from data_prep.model_server.client import Unanswered
+from data_prep.model_server.endpoint import endpoint
 from data_prep.stores.base import Chunk
 from data_prep.stores.open import open_collection
 
@@ -58,7 +60,7 @@ class QuestionGenerator:
         request = {"model": self.config.model, "system": self.config.system_prompt or "", "prompt": prompt.parts}
         request["temperature"] = self.config.temperature
         folder = user_path(self.config.cache) if self.config.cache else cache_folder("answers")
-        with open_collection(self.config.store()) as collection, AnswerCache(folder, request) as cache:
+        with open_collection(self.config.store()) as collection, AnswerCache(folder, request, Answer) as cache:
             run = _Run(self.config, prompt, Selection(self.config, collection), cache)
             run.ask()
             run.write(self.encoder)

@@ -18,9 +18,10 @@ from typing import Any
 
 from data_prep.common.console import track
 from data_prep.common.errors import BadInput
-from data_prep.generation.answer_cache import Answer, key_of
+from data_prep.generation.answer import Answer
 from data_prep.generation.answer_parser import Parsed, parse
 from data_prep.generation.config import QuestionGenerationConfig
+from data_prep.model_server.answer_cache import key_of
 from data_prep.stores.base import Chunk, Collection
 
 

@@ -11,10 +11,12 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from data_prep.generation import client
-from data_prep.generation.answer_cache import Answer, AnswerCache, key_of
+from data_prep.generation.answer import Answer
 from data_prep.generation.answer_parser import parse
-from data_prep.generation.endpoint import Endpoint
+from data_prep.generation.client import Model
+from data_prep.model_server import client
+from data_prep.model_server.answer_cache import AnswerCache, key_of
+from data_prep.model_server.endpoint import Endpoint
 from data_prep.reading.files import Item
 from data_prep.reading.formats import to_record
 from tests.fuzzing.case import Case, Finding
@@ -153,9 +155,9 @@ class Reply:
 
 
 @functools.cache
-def the_model() -> client.Model:
+def the_model() -> Model:
     server = Endpoint("http://127.0.0.1:9/v1")
-    return client.Model(server, "m", temperature=None, response_format={}, timeout=1, retry=client.Retry())
+    return Model(server, "m", temperature=None, response_format={}, timeout=1, retry=client.Retry())
 
 
 def check_reply(body: bytes, heard: bool) -> None:
@@ -163,8 +165,8 @@ def check_reply(body: bytes, heard: bool) -> None:
     model = the_model()
     model.heard = heard
     try:
-        answer = model._read(Reply(body))
-    except (client._Fault, client._Reply, client._Strange, client._Page):
+        answer = model._read(Reply(body), {})
+    except (client.Fault, client._Reply, client.Strange, client._Page):
         return
     if not isinstance(answer.text, str) or not isinstance(answer.refusal, str):
         raise Finding("an answer that is no text", repr(answer))
@@ -173,12 +175,12 @@ def check_reply(body: bytes, heard: bool) -> None:
 
 def check_cache(lines: bytes, folder: Path) -> None:
     """Reads a damaged cache, adds to it and reads it again: an answer that counts has to be one."""
-    with AnswerCache(folder, {"model": "m"}) as cache:
+    with AnswerCache(folder, {"model": "m"}, Answer) as cache:
         path = cache.path
     path.write_bytes(lines)
     for _ in range(2):
-        with AnswerCache(folder, {"model": "m"}) as cache:
-            asyncio.run(cache.put("new", Answer("new")))
+        with AnswerCache(folder, {"model": "m"}, Answer) as cache:
+            asyncio.run(cache.put({"new": Answer("new")}))
             for text in (*TEXTS, "new"):
                 if text in cache:
                     answer = cache.get(text)

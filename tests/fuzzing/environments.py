@@ -11,7 +11,7 @@ from data_prep.common.environment import network_client, proxy_note
 from data_prep.common.errors import KnownError
 from data_prep.common.files import cache_folder
 from data_prep.common.secrets import secret
-from data_prep.generation.endpoint import endpoint, neighbours
+from data_prep.model_server.endpoint import endpoint, neighbours
 from launch.machine import this_machine
 from launch.machine_checks import environment_findings, machine_findings
 from tests.fuzzing.case import Case, Finding, command

@@ -65,8 +65,9 @@ def test_a_variable_that_forbids_every_client_is_named_with_its_mend(monkeypatch
 
 def test_a_language_model_and_a_hub_are_refused_before_any_work(monkeypatch):
     pytest.importorskip("openai")
-    from data_prep.generation.client import Model, Retry
-    from data_prep.generation.endpoint import Endpoint, endpoint
+    from data_prep.generation.client import Model
+    from data_prep.model_server.client import Retry
+    from data_prep.model_server.endpoint import Endpoint, endpoint
     from trainer.exporting.hub import Hub
 
     monkeypatch.setenv("ALL_PROXY", "socks://127.0.0.1:7890/")

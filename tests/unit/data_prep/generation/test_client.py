@@ -11,8 +11,9 @@ import pytest
 
 from data_prep.common.errors import BadInput, Failed
 from data_prep.generation.answer_parser import PAIRS_FORMAT
-from data_prep.generation.client import Model, Retry, Stopped, Unanswered, _wait_of, messages
-from data_prep.generation.endpoint import endpoint
+from data_prep.generation.client import Model, messages
+from data_prep.model_server.client import Retry, Stopped, Unanswered, _wait_of
+from data_prep.model_server.endpoint import endpoint
 from tests import language_model
 from tests.language_model import FAULTS, KEY, MODEL, TOKENS_IN, TOKENS_OUT, LanguageModel, chunk, content, serving
 from tests.launching import free_port

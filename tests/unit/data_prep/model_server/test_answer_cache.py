@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from data_prep.common.errors import BadInput, Failed
 from data_prep.common.files import cache_folder
-from data_prep.generation.answer_cache import Answer, AnswerCache
+from data_prep.generation.answer import Answer
+from data_prep.model_server.answer_cache import AnswerCache
 from tests.launching import environment
 
 REQUEST = {"model": "m", "system": "", "prompt": ["Ask: ", None], "temperature": None}
@@ -23,9 +24,9 @@ def fill(folder, answers: dict[str, str]) -> None:
     """Puts all of them at once, as tasks that answer at the same time do."""
 
     async def put(cache):
-        await asyncio.gather(*(cache.put(text, Answer(answer)) for text, answer in answers.items()))
+        await asyncio.gather(*(cache.put({text: Answer(answer)}) for text, answer in answers.items()))
 
-    with AnswerCache(folder, REQUEST) as cache:
+    with AnswerCache(folder, REQUEST, Answer) as cache:
         asyncio.run(put(cache))
 
 
@@ -38,7 +39,7 @@ odd = st.text(st.characters())  # lone surrogates too: a model's JSON may hold t
 def test_what_was_put_is_there_after_reopening(tmp_path_factory, answers):
     folder = tmp_path_factory.mktemp("cache")
     fill(folder, answers)
-    with AnswerCache(folder, REQUEST) as cache:
+    with AnswerCache(folder, REQUEST, Answer) as cache:
         assert len(cache) == len(answers)
         assert {text: cache.get(text).text for text in answers} == answers
         assert cache.get("another chunk" * 9) is None
@@ -46,10 +47,10 @@ def test_what_was_put_is_there_after_reopening(tmp_path_factory, answers):
 
 def test_an_answer_keeps_all_that_is_known(tmp_path):
     answer = Answer("text", "refusal", "length", 12, None, "http://localhost:1/v1")
-    with AnswerCache(tmp_path, REQUEST) as cache:
-        asyncio.run(cache.put("chunk", answer))
+    with AnswerCache(tmp_path, REQUEST, Answer) as cache:
+        asyncio.run(cache.put({"chunk": answer}))
         assert cache.get("chunk") == answer
-    with AnswerCache(tmp_path, REQUEST) as cache:
+    with AnswerCache(tmp_path, REQUEST, Answer) as cache:
         assert cache.get("chunk") == answer
         assert cache.urls == {"http://localhost:1/v1": 1}
     assert json.loads(cache.path.read_text().splitlines()[0]) == {"format": 1, **REQUEST}
@@ -59,7 +60,7 @@ def test_an_answer_keeps_all_that_is_known(tmp_path):
 @pytest.mark.parametrize("change", [{"model": "n"}, {"system": "s"}, {"prompt": ["Ask", None]}, {"temperature": 0.0}])
 def test_another_request_has_other_answers(tmp_path, change):
     fill(tmp_path, {"chunk": "answer"})
-    with AnswerCache(tmp_path, REQUEST | change) as cache:
+    with AnswerCache(tmp_path, REQUEST | change, Answer) as cache:
         assert "chunk" not in cache
 
 
@@ -71,11 +72,11 @@ def test_a_torn_last_line_costs_that_answer_only(tmp_path, capsys):
     start = whole.rindex(b"\n", 0, -1) + 1
     for end in range(start + 1, len(whole)):
         file.write_bytes(whole[:end])
-        with AnswerCache(tmp_path, REQUEST) as cache:
+        with AnswerCache(tmp_path, REQUEST, Answer) as cache:
             assert ("one" in cache, "two" in cache) == (True, False)
-            asyncio.run(cache.put("three", Answer("3")))
+            asyncio.run(cache.put({"three": Answer("3")}))
         assert "its last line was cut off" in capsys.readouterr().err
-        with AnswerCache(tmp_path, REQUEST) as cache:
+        with AnswerCache(tmp_path, REQUEST, Answer) as cache:
             assert (cache.get("one").text, cache.get("three").text) == ("1", "3")
         assert capsys.readouterr().err == ""
 
@@ -85,7 +86,7 @@ def test_a_file_torn_in_its_first_line_begins_anew(tmp_path):
     (file,) = tmp_path.glob("*.jsonl")
     file.write_bytes(file.read_bytes()[:9])
     fill(tmp_path, {"one": "1"})
-    with AnswerCache(tmp_path, REQUEST) as cache:
+    with AnswerCache(tmp_path, REQUEST, Answer) as cache:
         assert cache.get("one").text == "1"
 
 
@@ -94,21 +95,21 @@ def test_damaged_lines_are_skipped_and_said(tmp_path, capsys):
     (file,) = tmp_path.glob("*.jsonl")
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join([lines[0], b"\0\0\0\n", b'{"chunk": "00"}\n', *lines[1:]]))
-    with AnswerCache(tmp_path, REQUEST) as cache:
+    with AnswerCache(tmp_path, REQUEST, Answer) as cache:
         assert (cache.get("one").text, cache.get("two").text) == ("1", "2")
     assert "2 damaged lines are skipped" in capsys.readouterr().err
 
 
 def test_an_answer_counts_only_when_it_is_on_disk(tmp_path, monkeypatch):
     sync, seen = os.fsync, []
-    with AnswerCache(tmp_path, REQUEST) as cache:
+    with AnswerCache(tmp_path, REQUEST, Answer) as cache:
 
         def watched(handle):
             seen.append("one" in cache)
             sync(handle)
 
         monkeypatch.setattr(os, "fsync", watched)
-        asyncio.run(cache.put("one", Answer("1")))
+        asyncio.run(cache.put({"one": Answer("1")}))
         assert seen == [False]
         assert "one" in cache
 
@@ -118,7 +119,7 @@ def test_answers_that_come_together_share_a_write(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda handle: (calls.append(1), sync(handle)))
     fill(tmp_path, {str(number): "x" for number in range(50)})
     assert len(calls) < 10
-    with AnswerCache(tmp_path, REQUEST) as cache:
+    with AnswerCache(tmp_path, REQUEST, Answer) as cache:
         assert len(cache) == 50
 
 
@@ -131,9 +132,9 @@ def test_a_full_disk_stops_everyone_and_leaves_no_half_line(tmp_path, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     async def put(cache):
-        return await asyncio.gather(*(cache.put(t, Answer(t)) for t in "abc"), return_exceptions=True)
+        return await asyncio.gather(*(cache.put({t: Answer(t)}) for t in "abc"), return_exceptions=True)
 
-    with AnswerCache(tmp_path, REQUEST) as cache:
+    with AnswerCache(tmp_path, REQUEST, Answer) as cache:
         monkeypatch.setattr(os, "fsync", full)
         errors = asyncio.run(put(cache))
         assert [error.errno for error in errors] == [errno.ENOSPC] * 3
@@ -142,14 +143,15 @@ def test_a_full_disk_stops_everyone_and_leaves_no_half_line(tmp_path, monkeypatc
 
 
 def test_a_second_process_is_refused(tmp_path):
-    code = "import sys; from data_prep.generation.answer_cache import AnswerCache; from pathlib import Path\n"
-    code += f"cache = AnswerCache(Path(sys.argv[1]), {REQUEST!r}); print('open', flush=True); sys.stdin.read()"
+    code = "import sys; from data_prep.generation.answer import Answer\n"
+    code += "from data_prep.model_server.answer_cache import AnswerCache; from pathlib import Path\n"
+    code += f"cache = AnswerCache(Path(sys.argv[1]), {REQUEST!r}, Answer); print('open', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", code, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, env=environment(), **pipes) as other:
         assert other.stdout.readline() == b"open\n"
-        with pytest.raises(Failed, match="another run asks the same model the same prompt"):
-            AnswerCache(tmp_path, REQUEST)
+        with pytest.raises(Failed, match="another run asks the same of the same model"):
+            AnswerCache(tmp_path, REQUEST, Answer)
         other.kill()  # and a killed one leaves no lock behind
         other.wait()
     fill(tmp_path, {"one": "1"})
@@ -170,11 +172,11 @@ def test_cache_folders_are_in_the_users_cache_unless_embedfleet_cache_is_set(mon
 @pytest.mark.parametrize("value", [["a"], {"a": 1}, 0.5])
 def test_a_line_with_a_value_of_another_type_is_damaged(tmp_path, capsys, key, value):
     fill(tmp_path, {"a": "one", "b": "two"})
-    with AnswerCache(tmp_path, REQUEST) as cache:
+    with AnswerCache(tmp_path, REQUEST, Answer) as cache:
         path = cache.path
     head, first, second = path.read_text().splitlines()
     path.write_text("\n".join([head, json.dumps(json.loads(first) | {key: value}), "[" * 3000, second]) + "\n")
-    with AnswerCache(tmp_path, REQUEST) as cache:
+    with AnswerCache(tmp_path, REQUEST, Answer) as cache:
         assert len(cache) == 1 and "2 damaged lines" in capsys.readouterr().err
 
 

@@ -1,4 +1,7 @@
-"""Answers of a model on disk, so that none is paid for twice: an append-only file per model, prompt and parameters."""
+"""Answers of a model on disk, so that none is paid for twice: an append-only file for each request.
+
+A request is the model, and all else that decides an answer beside the text.
+"""
 
 import asyncio
 import contextlib
@@ -6,9 +9,10 @@ import hashlib
 import json
 import os
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from data_prep.common.console import say
 from data_prep.common.errors import Failed
@@ -18,38 +22,23 @@ from data_prep.common.finite import decode_json
 FORMAT = 1  # part of every file's name: raise it when the request or the reading of a line changes
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A model's answer about one chunk."""
-
-    text: str
-    refusal: str = ""
-    finish: str = ""  # the server's finish_reason
-    tokens_in: int | None = None  # None: the server does not count
-    tokens_out: int | None = None
-    url: str = ""  # of the server
-
-    @property
-    def cut(self) -> bool:
-        """True if the server stopped at a limit of tokens."""
-        return self.finish == "length"
+A = TypeVar("A")  # kind of the answers: a dataclass with slots, texts and counts, `url` among them
 
 
-_FIELDS = {name: int | None if name.startswith("tokens") else str for name in Answer.__slots__}
-
-
-class AnswerCache:
-    """Answers by the text of the chunk.
+class AnswerCache(Generic[A]):
+    """Answers by the text that they are about.
 
     The file is CACHE/<hash of the request>.jsonl. Its first line holds the request in plain words, then follows one
     answer per line. An answer counts (`in`, `get`) once it is fsynced. Only one process may use it: Failed otherwise.
     A last line torn by a crash is removed and damaged lines are skipped; both are reported and asked again.
     """
 
-    def __init__(self, folder: Path, request: dict[str, Any]):
-        """request: all that decides the answer except the chunk: model, prompt, parameters. JSON values, no secret."""
+    def __init__(self, folder: Path, request: dict[str, Any], kind: type[A]):
+        """request: all that decides the answer except the text: model, prompt, parameters. JSON values, no secret."""
         from filelock import FileLock, Timeout
 
+        self.kind = kind
+        self._types = {name: int | None if name.startswith("tokens") else str for name in kind.__slots__}
         described = json.dumps({"format": FORMAT, **request}, sort_keys=True)
         self.path = folder / f"{hashlib.sha256(described.encode()).hexdigest()[:32]}.jsonl"
         self.urls: Counter[str] = Counter()
@@ -63,7 +52,7 @@ class AnswerCache:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise Failed(
-                f"{self.path}: another run asks the same model the same prompt; wait for it, or give --cache DIR"
+                f"{self.path}: another run asks the same of the same model; wait for it, or give --cache DIR"
             ) from None
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         self._end = self._read()
@@ -84,22 +73,21 @@ class AnswerCache:
     def __contains__(self, text: str) -> bool:
         return key_of(text) in self._at
 
-    def get(self, text: str) -> Answer | None:
-        """Returns the answer about a chunk of this text."""
+    def get(self, text: str) -> A | None:
+        """Returns the answer about this text."""
         position = self._at.get(key_of(text))
         if position is None:
             return None
         offset, length = position
         line = json.loads(os.pread(self._file, length, offset))
-        return Answer(**{name: line[name] for name in Answer.__slots__})
+        return self.kind(**{name: line[name] for name in self._types})
 
-    async def put(self, text: str, answer: Answer) -> None:
-        """Returns when the answer is on disk. Answers that arrive during a write share the next one."""
-        key = key_of(text)
-        line = json.dumps({"chunk": key.hex(), **asdict(answer)}).encode() + b"\n"  # ASCII: lone surrogates survive
-        self._waiting.append((key, line))
+    async def put(self, answers: Mapping[str, A]) -> None:
+        """Returns when the answers are on disk, by text. Answers that arrive during a write share the next one."""
+        lines = {key_of(text): answer for text, answer in answers.items()}
+        self._waiting += [(key, _line(key, answer)) for key, answer in lines.items()]
         async with self._writing:
-            if key in self._at:
+            if lines.keys() <= self._at.keys():
                 return
             if self._failure is None:
                 batch, self._waiting = self._waiting, []
@@ -143,14 +131,14 @@ class AnswerCache:
                     damaged += not self._read_line(line, offset)
                 offset += len(line)
         if damaged:
-            say(f"note: {self.path}: {damaged:,} damaged lines are skipped; their chunks are asked about again")
+            say(f"note: {self.path}: {damaged:,} damaged lines are skipped; their texts are asked about again")
         return offset
 
     def _read_line(self, line: bytes, offset: int) -> bool:
         try:
             value = decode_json(line)
             key = bytes.fromhex(value["chunk"])
-            if not all(isinstance(value[name], kind) for name, kind in _FIELDS.items()):
+            if not all(isinstance(value[name], kind) for name, kind in self._types.items()):
                 return False
         except (ValueError, KeyError, TypeError):
             return False
@@ -159,6 +147,10 @@ class AnswerCache:
         return True
 
 
+def _line(key: bytes, answer: Any) -> bytes:
+    return json.dumps({"chunk": key.hex(), **asdict(answer)}).encode() + b"\n"  # ASCII: lone surrogates survive
+
+
 def key_of(text: str) -> bytes:
-    """Returns the key of a chunk's text in the cache: its sha256."""
+    """Returns the key of a text in the cache: its sha256."""
     return hashlib.sha256(text.encode(errors="surrogatepass")).digest()

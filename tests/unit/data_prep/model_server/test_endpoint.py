@@ -3,7 +3,7 @@
 import pytest
 
 from data_prep.common.errors import BadInput
-from data_prep.generation.endpoint import endpoint, neighbours
+from data_prep.model_server.endpoint import endpoint, neighbours
 from tests.language_model import KEY
 
 

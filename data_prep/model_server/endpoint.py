@@ -19,35 +19,37 @@ class Endpoint:
     url: str
     key: str | None = field(default=None, repr=False)
     key_name: str = ""  # environment variable of the key
+    flag: str = "--base-url"  # that names the address, for messages
 
     def __str__(self) -> str:
         return f"{self.url} ({f'key from {self.key_name}' if self.key else 'no key'})"
 
 
-def endpoint(base_url: str | None = None) -> Endpoint:
+def endpoint(base_url: str | None = None, flag: str = "--base-url") -> Endpoint:
     """Returns the server to ask, from `base_url` and the environment or .env.
 
     The key and the base URL of one provider belong together (NAMES): a key is never sent to another provider's
-    address. base_url takes the key of the provider with this address, else the first key. Raises BadInput.
+    address. base_url takes the key of the provider with this address, else the first key. flag: that gave base_url,
+    for messages. Raises BadInput.
     """
     check(header_problems("OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_CUSTOM_HEADERS"))
     known = [(key_name, secret(key_name), secret(url_name), url_name) for key_name, url_name in NAMES]
     if base_url is None:
         name, key, url, url_name = next((one for one in known if one[1] or one[2]), known[0])
         if url is None and name != NAMES[0][0]:
-            raise BadInput(f"{url_name}: is not set, but {name} is; set it (environment or .env) or give --base-url")
-        server = Endpoint(url or OPENAI_URL, key, name)
-        where = url_name if url else "--base-url"
+            raise BadInput(f"{url_name}: is not set, but {name} is; set it (environment or .env) or give {flag}")
+        server = Endpoint(url or OPENAI_URL, key, name, flag)
+        where = url_name if url else flag
     else:
         same = [one for one in known if one[1] and (one[2] or "").rstrip("/") == base_url.rstrip("/")]
         name, key, *_ = next(iter(same or [one for one in known if one[1]]), known[0])
-        server, where = Endpoint(base_url, key, name), "--base-url"
+        server, where = Endpoint(base_url, key, name, flag), flag
     refusal = "holds a user, password or query; the key belongs into OPENAI_API_KEY (or .env)"
     if problem := url_problem(server.url, where, "http://localhost:8000/v1", refusal, query=False):
         raise BadInput(problem)
     if server.key is None and server.url.rstrip("/") == OPENAI_URL:
         raise BadInput(
-            f"no key for {OPENAI_URL}: put OPENAI_API_KEY into the environment or .env, or name your server: --base-url"
+            f"no key for {OPENAI_URL}: put OPENAI_API_KEY into the environment or .env, or name your server: {flag}"
         )
     return server
 
