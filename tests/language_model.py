@@ -91,6 +91,8 @@ class LanguageModel:
     elsewhere: what calls outside of /v1 get: "404", or "200 error" as from LM Studio. slow: seconds of a "timeout";
     delay: of an answer."""
 
+    path = "/v1/chat/completions"
+
     def __init__(
         self,
         *,
@@ -113,6 +115,15 @@ class LanguageModel:
         self.lock = threading.Condition()
         self.closing = threading.Event()
         self.most_at_once = self._at_once = 0
+
+    def name_of(self, body: dict) -> str:
+        """The chunk that a request is about."""
+        name = re.search(r"\[(c\d+)\]", body["messages"][-1]["content"])
+        return name[1] if name else "?"
+
+    def whole(self, handler: "_Handler", call: Call) -> dict:
+        """The body of a whole answer."""
+        return handler._completion(self, call.chunk)
 
     def form(self, name: str) -> str:
         return random.Random(f"{self.seed}:{name}").choice(self.forms)
@@ -185,13 +196,12 @@ class _Handler(BaseHTTPRequestHandler):
         server: LanguageModel = self.server.model
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         key = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        name = re.search(r"\[(c\d+)\]", body["messages"][-1]["content"])
-        call, outcome = server.begin(name[1] if name else "?", body)
+        call, outcome = server.begin(server.name_of(body), body)
         if key != server.key:
             outcome = "401"
         elif not self.path.startswith("/v1/"):
             outcome = "elsewhere"
-        elif self.path != "/v1/chat/completions" or body["model"] != MODEL:
+        elif self.path != server.path or body["model"] != MODEL:
             outcome = "404"
         elif server.structured == "refuse" and call.structured:
             outcome = "400 response_format"
@@ -206,7 +216,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, server: LanguageModel, call: Call, outcome: str, key: str) -> None:
         if outcome == "answered":
             server.closing.wait(server.delay)
-            self._json(200, self._completion(server, call.chunk))
+            self._json(200, server.whole(self, call))
         elif outcome == "elsewhere":
             self._elsewhere()
         elif outcome == "timeout":
@@ -216,7 +226,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
         elif outcome == "half-closed":
-            data = json.dumps(self._completion(server, call.chunk)).encode()
+            data = json.dumps(server.whole(self, call)).encode()
             self._head(200, len(data))
             self.wfile.write(data[: len(data) // 2])
             self.wfile.flush()
