@@ -18,8 +18,10 @@ from trainer.inference.flags import add_model, add_precision, models_of
 from trainer.inference.text_encoder import TextEncoder
 from trainer.query_side.adapt import BETTER, Shape, Source, adapt
 from trainer.query_side.adapter import QueryAdapter
+from trainer.query_side.exports.folder import write_folder
+from trainer.query_side.exports.onnx_graph import onnx_problems
 from trainer.query_side.fit import METRIC
-from trainer.query_side.folder import write_folder
+from trainer.query_side.flags import add_either_model, closed_model
 from trainer.query_side.maps import KINDS, LINEAR
 
 
@@ -55,21 +57,25 @@ def _check(args: argparse.Namespace) -> None:
         problems.append(f"--rank {args.rank}: belongs to --map {LINEAR}")
     if args.rank is not None and args.rank < 1:
         problems.append(f"--rank {args.rank}: must be 1 or more")
-    check(problems)
+    check(problems + (onnx_problems() if args.onnx else []))
 
 
 def run(args: argparse.Namespace) -> None:
     _check(args)
     source, output = Source(store_of(args), where_of(args), args.pairs), Path(args.output)
-    encoder = TextEncoder(*models_of(args.model, None, args))
+    closed = closed_model(args)
+    encoder = closed or TextEncoder(*models_of(args.model, None, args))
     with joined(args.device, args.precision) as runtime:
-        encoder.runtime = runtime
+        if closed:
+            closed.world = runtime.world
+        else:
+            encoder.runtime = runtime
         runtime.world.on_first(lambda: output.parent.mkdir(parents=True, exist_ok=True))
         if args.rank is not None and args.rank >= encoder.size:
             raise BadInput(f"--rank {args.rank}: must be below the {encoder.size} numbers of a vector")
         vectors = unfinished_name(output.with_name(f"{output.name}.vectors"))
         adapter = adapt(source, encoder, runtime, Shape(args.map, args.rank), vectors)
-        runtime.world.on_first(lambda: write_folder(output, adapter, encoder))
+        runtime.world.on_first(lambda: write_folder(output, adapter, None if closed else encoder, args.onnx))
         if runtime.is_main:
             show(adapter, output)
 
@@ -82,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
             "python -m trainer.adapt_queries --model MODEL --path db --collection docs --pairs F.jsonl --output OUT",
         ),
     )
-    parser.add_argument("--model", required=True, metavar="M", help="model that embedded the collection")
+    add_either_model(parser, "folder or hub id of the model that made the vectors")
     text = "pairs that name chunks of the collection (chunk_id, or doc_ids of records), such as generate writes"
     parser.add_argument("--pairs", required=True, type=Path, metavar="FILE", help=text)
     parser.add_argument(
@@ -94,6 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     text = "residual linear map (default), or a residual network with one hidden layer"
     parser.add_argument("--map", choices=KINDS, default=LINEAR, help=text)
     parser.add_argument("--rank", type=int, metavar="R", help="rank of the linear map (default: full)")
+    parser.add_argument("--onnx", action="store_true", help="write query_adapter.onnx too")
     add_store(parser)
     add_model(parser)
     add_precision(parser)

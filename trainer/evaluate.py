@@ -1,7 +1,7 @@
 """Evaluation of a model: python -m trainer.evaluate --model M [--baseline M0] --data SET…
 
 A set is a retrieval set, a shard folder with an eval split, or a file of scored pairs. In place of sets: --collection
-of a store with --pairs that name its chunks.
+of a store with --pairs that name its chunks. A closed model (--endpoint-model) is measured by the store's own search.
 Alone, or on the ranks of torchrun and the like: each embeds and searches its share, rank 0 reports.
 """
 
@@ -16,8 +16,9 @@ from data_prep.common.paths import with_homes
 from data_prep.reading.retrieval_sets import RetrievalSet, load_collection, load_evaluation
 from data_prep.reading.scored_pairs import ScoredPairs
 from data_prep.stores.flags import add_store, store_flags, store_of, where_of
-from trainer.config.sections import ModelConfig
+from data_prep.stores.open import open_collection
 from trainer.distributed.device import precision_name
+from trainer.distributed.launcher_claims import world_size
 from trainer.engine.join import joined
 from trainer.engine.leaving import guarded_ranks
 from trainer.engine.start import Runtime
@@ -31,6 +32,9 @@ from trainer.inference.flags import add_as_stated, add_model, add_precision, mod
 from trainer.inference.reading import describe, facts_of
 from trainer.inference.text_encoder import TextEncoder
 from trainer.model_folder.spec import ModelSpec
+from trainer.query_side.encoder import AdaptedEncoder
+from trainer.query_side.flags import add_adapter, add_either_model, closed_model
+from trainer.query_side.in_store import measure_in_store
 
 FEW_QUERIES = 50
 
@@ -58,6 +62,8 @@ def _check(args: argparse.Namespace, sets: Sets) -> None:
     """Raises BadInput with every option that does not fit the sets."""
     problems = unmeasured(sets.values(), args.metrics, "--metrics")
     problems += [f"--dims {size}: must be 1 or more" for size in args.dims if size < 1]
+    if args.dims and args.query_adapter:
+        problems.append("--dims: an adapter maps whole vectors; leave out this or --query-adapter")
     parts = [part for data in sets.values() for part in data.parts]
     if args.quantised and not any(isinstance(part, RetrievalSet) for part in parts):
         problems.append("--quantised: is about search, and no set has judgements")
@@ -85,10 +91,12 @@ def _say_notes(args: argparse.Namespace, sets: Sets) -> None:
 
 
 def _measure(
-    config: ModelConfig, sets: Sets, args: argparse.Namespace, runtime: Runtime
+    encoder: TextEncoder, sets: Sets, args: argparse.Namespace, runtime: Runtime
 ) -> list[dict[Variant, Scores]]:
     """Returns the scores of every part of the sets, with one loaded model; on rank 0. Collective."""
-    encoder = TextEncoder(config, args.device, runtime=runtime)
+    encoder.runtime = runtime
+    if isinstance(encoder, AdaptedEncoder):
+        encoder.cut_documents()
     options = args.metrics, args.dims, args.quantised
     return [evaluate_variants(encoder, part, *options) for data in sets.values() for part in data.parts]
 
@@ -104,16 +112,53 @@ def _json(results: list[SetResult], sets: Sets) -> dict:
 
 def run(args: argparse.Namespace) -> int:
     check_names(args.metrics, "--metrics")
+    if args.endpoint_model is not None:
+        return _run_closed(args)
+    closed_model(args)  # refuses the flags of one
     sets = None if args.collection else _sets(args)
     configs = models_of(args.model, args.baseline, args)
-    specs = [TextEncoder(config).spec for config in configs]  # reads the folders, so that problems show before any work
+    encoders = [TextEncoder(config, args.device) for config in configs]  # reads folders: problems show before any work
+    if args.query_adapter:
+        encoders[0] = AdaptedEncoder(configs[0], args.query_adapter, args.device)
+    specs = [encoder.spec for encoder in encoders]
     with joined(args.device, args.precision) as runtime:
         sets = sets or runtime.world.on_first(lambda: _sets(args))  # one process at a time may open some stores
         runtime.world.on_first(lambda: _begin(args, sets))
-        measured = [_measure(config, sets, args, runtime) for config in configs]
+        measured = [_measure(encoders.pop(0), sets, args, runtime) for _ in specs]  # one model in memory at a time
         if runtime.is_main:
             _report(args, sets, specs, measured, precision_name(runtime.dtype))
     return 0
+
+
+def _run_closed(args: argparse.Namespace) -> int:
+    """Measures a closed model on a collection, by the store's own search; with an adapter also without it."""
+    wrong = [name for name in ("data", "baseline", "as_stated", "dims", "quantised") if getattr(args, name)]
+    mend = "belongs to --model; --endpoint-model is measured on --collection with --pairs"
+    check([f"--{name.replace('_', '-')}: {mend}" for name in wrong])
+    if world_size() > 1:
+        raise BadInput(f"--endpoint-model with {world_size()} ranks: a store is searched by one process; start one")
+    sets = _sets(args)
+    _begin(args, sets)
+    adapters = [args.query_adapter, None] if args.query_adapter else [None]
+    encoders = [closed_model(args, adapter) for adapter in adapters]
+    (data,) = sets.values()
+    with open_collection(store_of(args)) as collection:
+        measured = [measure_in_store(one, collection, where_of(args), data, args.metrics) for one in encoders]
+    results, name = [SetResult(data, *measured)], encoders[0].name
+    _warn_of_few(results)
+    show(results, [f"{name}, by the store's own search", *_adapter_line(args)])
+    if args.json:
+        write_json(Path(args.json), {"model": name} | _json(results, sets) | _adapter_fact(args))
+    return 0
+
+
+def _adapter_line(args: argparse.Namespace) -> list[str]:
+    of = "tuned" if args.baseline or args.endpoint_model else args.model
+    return [f"queries of {of} pass {args.query_adapter}"] if args.query_adapter else []
+
+
+def _adapter_fact(args: argparse.Namespace) -> dict[str, str]:
+    return {"query_adapter": str(args.query_adapter)} if args.query_adapter else {}
 
 
 def _begin(args: argparse.Namespace, sets: Sets) -> None:
@@ -127,11 +172,9 @@ def _report(
     """Prints and writes the metrics. measured: of the model and, if there is one, of the baseline; see _measure."""
     parts = [part for data in sets.values() for part in data.parts]
     results = [SetResult(part, *of_models) for part, *of_models in zip(parts, *measured)]
-    for result in results:
-        if result.count < FEW_QUERIES:
-            of = f"only {result.count} {result.unit}" + (f" in {result.data.name}" if len(results) > 1 else "")
-            say(f"{of}: differences of this size say little (below {FEW_QUERIES})")
+    _warn_of_few(results)
     head = describe({"tuned": specs[0], "base": specs[1]} if args.baseline else {args.model: specs[0]})
+    head += _adapter_line(args)
     head += [f"embedded in {precision}"] if precision != "fp32" else []
     if args.quantised:
         head.append(f"rescored: the first {RESCORED} documents, by the query's own floats and the quantised document")
@@ -139,7 +182,14 @@ def _report(
     if args.json:
         read = {"read": facts_of(specs[0]), "precision": precision}
         read |= {"baseline": args.baseline, "baseline_read": facts_of(specs[1])} if args.baseline else {}
-        write_json(Path(args.json), {"model": args.model} | _json(results, sets) | read)
+        write_json(Path(args.json), {"model": args.model} | _json(results, sets) | read | _adapter_fact(args))
+
+
+def _warn_of_few(results: list[SetResult]) -> None:
+    for result in results:
+        if result.count < FEW_QUERIES:
+            of = f"only {result.count} {result.unit}" + (f" in {result.data.name}" if len(results) > 1 else "")
+            say(f"{of}: differences of this size say little (below {FEW_QUERIES})")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -150,8 +200,9 @@ def main(argv: list[str] | None = None) -> int:
             "python -m trainer.evaluate --model runs/mine/final --baseline MODEL --data shards",
         ),
     )
-    parser.add_argument("--model", required=True, metavar="M", help="model folder or hub id")
+    add_either_model(parser, "model folder or hub id")
     parser.add_argument("--baseline", metavar="M", help="model to compare with, e.g. the one before training")
+    add_adapter(parser)
     sets = parser.add_argument_group("sets")
     text = "retrieval sets, shard folders with an eval split, files of scored pairs; several are one table"
     sets.add_argument("--data", metavar="SET", nargs="+", help=text)

@@ -9,6 +9,7 @@ from data_prep.common.errors import guarded
 from data_prep.common.files import check, check_output_file, whole_file
 from data_prep.common.paths import with_homes
 from trainer.inference.flags import add_device, add_trust
+from trainer.query_side.flags import add_adapter
 from trainer.reporting.facts import read_facts
 from trainer.reporting.hits import show_changed
 from trainer.reporting.page import write_report
@@ -18,7 +19,8 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.run)
     output = Path(args.output) if args.output else folder / "report.html"
     check(check_output_file(output, suffix=".html"))
-    facts = read_facts(folder, args.baseline, args.data, args.device, args.trust_remote_code)
+    options = args.device, args.trust_remote_code, args.query_adapter
+    facts = read_facts(folder, args.baseline, args.data, *options)
     text = write_report(facts)
     with whole_file(output) as file:
         file.write(text)
@@ -40,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", metavar="FILE", help="default: RUN/report.html")
     parser.add_argument("--baseline", metavar="M", help="model before training; default: the run's model.path")
     parser.add_argument("--data", metavar="SET", help="retrieval set; default: the run's own evaluation set")
+    add_adapter(parser, "the run's model")
     add_device(parser)
     add_trust(parser)
     return guarded(lambda: run(with_homes(parser.parse_args(argv))))

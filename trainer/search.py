@@ -3,7 +3,6 @@
 import argparse
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 from data_prep.common.console import help_of, say
 from data_prep.common.errors import BadInput
@@ -18,10 +17,12 @@ from trainer.engine.join import joined
 from trainer.engine.leaving import guarded_ranks
 from trainer.inference.flags import add_as_stated, add_model, add_precision, models_of
 from trainer.inference.reading import describe
-from trainer.inference.searching import in_memory, over_collection
+from trainer.inference.searching import in_memory, in_store, over_collection
 from trainer.inference.store_record import FINGERPRINT
 from trainer.inference.text_encoder import TextEncoder
-from trainer.query_side.encoder import AdaptedEncoder
+from trainer.query_side.encoder import AdaptedEncoder, check_collection
+from trainer.query_side.endpoint_encoder import EndpointEncoder
+from trainer.query_side.flags import add_adapter, add_either_model, closed_model
 from trainer.reporting.hits import show
 
 
@@ -34,6 +35,8 @@ def run(args: argparse.Namespace) -> None:
         check(store_flags(args))
     elif world_size() > 1:
         raise BadInput(f"--collection with {world_size()} ranks: a store is searched by one process; start one")
+    if closed := closed_model(args, args.query_adapter):
+        return _search_closed(args, closed)
     data = None if args.data is None else load_set(args.data)
     models = dict(zip(("tuned", "base") if args.compare else ("",), models_of(args.model, args.compare, args)))
     encoders = {side: TextEncoder(model) for side, model in reversed(models.items())}
@@ -44,6 +47,18 @@ def run(args: argparse.Namespace) -> None:
         for encoder in encoders.values():
             encoder.runtime = runtime
         _search(args, encoders, data, runtime.is_main)
+
+
+def _search_closed(args: argparse.Namespace, encoder: EndpointEncoder) -> None:
+    """Searches a store that holds the vectors of a closed model."""
+    wrong = [name for name in ("data", "compare", "as_stated") if getattr(args, name)]
+    mend = "embeds texts anew, for which a closed model is not asked; search its --collection"
+    check([f"--{name.replace('_', '-')}: {mend}" for name in wrong])
+    with open_collection(store_of(args)) as collection:
+        check_collection(encoder, collection)
+        hits = in_store(encoder, collection, where_of(args))(args.query, args.top)
+    for query, found in zip(args.query, hits):
+        show(query, {encoder.name: found})
 
 
 def _search(
@@ -59,14 +74,14 @@ def _search(
             say(note)
         for side, encoder in encoders.items():
             if isinstance(encoder, AdaptedEncoder):
-                encoder.check(None)
+                encoder.cut_documents()
             hits[side] = in_memory(encoder, data.doc_ids, data.doc_texts)(args.query, args.top)
     else:
         config, where = store_of(args), where_of(args)
         with open_collection(config) as collection:
             for side, encoder in encoders.items():
                 if isinstance(encoder, AdaptedEncoder):
-                    encoder.check(collection)
+                    check_collection(encoder, collection)
                 hits[side] = over_collection(encoder, collection, where)(args.query, args.top)
                 head += _read_otherwise(encoder, collection) if args.compare else []
     for i, query in enumerate(args.query) if reports else ():
@@ -93,10 +108,9 @@ def main(argv: list[str] | None = None) -> int:
         ),
     )
     parser.add_argument("query", nargs="+", help="texts to search for")
-    parser.add_argument("--model", required=True, metavar="M", help="model folder or hub id")
+    add_either_model(parser, "model folder or hub id")
     parser.add_argument("--compare", metavar="BASE", help="another model, such as the one before training")
-    text = "folder of trainer.adapt_queries, which maps the queries of --model"
-    parser.add_argument("--query-adapter", type=Path, metavar="FOLDER", help=text)
+    add_adapter(parser)
     parser.add_argument("--top", type=int, default=3, metavar="K", help="results of each query (default 3)")
     parser.add_argument("--data", metavar="SET", help="retrieval set, or shard folder with an eval split")
     add_store(parser, required=False)

@@ -243,6 +243,7 @@ class Collection(AbstractContextManager):
     about: dict[str, Any]  # the collection's own metadata, flat
     size: int | None  # d of its vectors; None if it has none that can be read
     layout: dict[str, str]  # what Store.open needs besides its name, to open a collection of the same form
+    normalises: bool = False  # the store itself makes the length of every vector 1
     whole: bool = True  # False: only a vector that was added to the chunks of another one (Store.add_vector)
 
     @property

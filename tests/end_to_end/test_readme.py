@@ -25,7 +25,8 @@ ELSEWHERE = (
     "pip ", "bash ", "export ", "torchrun ", "accelerate ", "ACCELERATE_USE_CPU=true ", "python -m launch run ",
     "python -m launch doctor ", "python -m data_prep crawl --source ",
 )  # fmt: skip
-ASKING = re.compile(r"python -m data_prep generate --store ")  # a language model: test_generation.py
+# a language model, or vectors of an API: test_generation.py and test_query_vectors.py
+ASKING = re.compile(r"python -m data_prep generate --store |.* --endpoint-model ")
 
 
 def commands() -> str:

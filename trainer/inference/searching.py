@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from trainer.ranking.search import Share
 from trainer.ranking.search import search as best_documents
 
 PROBED = 8  # chunks embedded again to see whose vectors a collection holds
+LENGTH = 1e-2  # by which lengths may differ: a store of 16 bits rounds
 SAME = 0.99  # cosine: the same model with another length or runtime stays above, other models far below
 
 
@@ -28,6 +30,23 @@ class Hit:
     id: str
     text: str
     similarity: float  # cosine of query and chunk, -1 to 1
+
+
+class Encoder(Protocol):
+    """A model whose vectors a collection may hold."""
+
+    name: str  # for messages
+    fingerprint: str  # as reindex records it
+    identity: dict[str, str]  # facts that name it
+    query_prompt: str
+    passage_prompt: str
+    lengths_count: bool  # vectors of another length than the store's are not the store's
+    dim: int | None  # the first numbers alone, normalised again
+
+    @property
+    def size(self) -> int: ...
+    def queries(self, texts: list[str]) -> np.ndarray: ...
+    def passages(self, texts: list[str], prompt: str | None = None) -> np.ndarray: ...
 
 
 Searcher = Callable[[list[str], int], list[list[Hit]]]
@@ -54,7 +73,7 @@ def in_memory(encoder: TextEncoder, ids: list[str], texts: list[str]) -> Searche
     return search
 
 
-def in_store(encoder: TextEncoder, collection: Collection, where: dict | None) -> Searcher:
+def in_store(encoder: Encoder, collection: Collection, where: dict | None) -> Searcher:
     """Returns the store's own search over its vectors."""
 
     def search(queries: list[str], k: int) -> list[list[Hit]]:
@@ -82,11 +101,11 @@ def over_collection(encoder: TextEncoder, collection: Collection, where: dict | 
     return in_memory(encoder, *map(list, zip(*chunks)))
 
 
-def mismatch(encoder: TextEncoder, collection: Collection) -> str:
+def mismatch(encoder: Encoder, collection: Collection) -> str:
     """Returns why the collection's vectors are not searched as this model's, or an empty string: reindex recorded that
     they are its, or a few chunks are embedded again and compared. Sets encoder.dim where only the first numbers are
     stored."""
-    size, facts, model = collection.size, collection.about, encoder.config.path
+    size, facts, model = collection.size, collection.about, encoder.name
     if size is None:
         return "holds no vectors that can be searched"
     if size > encoder.size:
@@ -103,28 +122,42 @@ def mismatch(encoder: TextEncoder, collection: Collection) -> str:
     return reason
 
 
-def _compare(encoder: TextEncoder, collection: Collection, size: int) -> str:
+def _compare(encoder: Encoder, collection: Collection, size: int) -> str:
     """Returns how the vectors of the first chunks differ from the model's, or an empty string if they do not."""
-    model, prompt = encoder.config.path, encoder.spec.rules.passage_prompt
+    model, prompt = encoder.name, encoder.passage_prompt
     stored = list(islice(collection.chunks(page=PROBED, embeddings=True), PROBED))
     if not stored:
         return "holds no chunk"
     texts = [chunk.text for chunk in stored]
-    if (alike := _alike(encoder.passages(texts), stored, size)) == len(stored):
-        return ""
+    own = encoder.passages(texts)
+    if (alike := _alike(own, stored, size)) == len(stored):
+        return _other_lengths(own, stored, model) if encoder.lengths_count and not collection.normalises else ""
     if prompt and _alike(encoder.passages(texts, prompt=""), stored, size) == len(stored):
         option = f'--passage-prompt "" searches them, {prompt!r} is the model\'s own'
         return f"holds vectors of {model} that were made without its passage prompt ({option})"
     if alike:
         others = "the others are of longer texts, of texts that changed since, or another model's"
         return f"holds vectors of {model} for {alike} of {len(stored)} chunks looked at ({others})"
-    unknown = f"none of {len(stored)} chunks looked at has this model's, and no record of reindex says whose they are"
+    part = f" (of {own.shape[1]} numbers the first {size})" if own.shape[1] > size else ""
+    unknown = f"none of {len(stored)} chunks looked at has this model's{part}, and no record of reindex says whose"
+    unknown += " they are"
     return f"holds no vectors of {model} ({unknown}; of this model they would have another prompt or text)"
 
 
 def _alike(own: np.ndarray, stored: list[Chunk], size: int) -> int:
     """Returns how many chunks have the model's vector, or its first `size` numbers."""
     return sum(_cosine(vector[:size], chunk.embedding) >= SAME for vector, chunk in zip(own, stored))
+
+
+def _other_lengths(own: np.ndarray, stored: list[Chunk], model: str) -> str:
+    """Returns how the lengths of vectors differ from the model's, or an empty string. Of the first numbers alone the
+    model states no length."""
+    there = np.array([chunk.embedding for chunk in stored])
+    mine, its = (np.linalg.norm(vectors, axis=1) for vectors in (own, there))
+    if own.shape != there.shape or (np.abs(mine / its.clip(min=1e-12) - 1) <= LENGTH).all():
+        return ""
+    lengths = f"{its[0]:.3g} in the store, {mine[0]:.3g} from the model"
+    return f"holds vectors of another length than those of {model} ({lengths}), so that they were changed on the way"
 
 
 def _cosine(one: np.ndarray, other: np.ndarray) -> float:

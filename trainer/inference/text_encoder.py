@@ -33,6 +33,7 @@ class TextEncoder:
     """
 
     apart: bool = False  # each rank embeds texts of its own: only loading is collective
+    lengths_count: bool = False  # a store that keeps its vectors keeps their lengths
 
     dim: int | None  # Matryoshka (Kusupati et al. 2022, arXiv:2205.13147): the first numbers, normalised again
     cut: int  # texts so far that were truncated, of those that this rank embedded
@@ -81,6 +82,24 @@ class TextEncoder:
             self.runtime = replace(self.runtime, dtype=DTYPES[precision])
         del self.loaded
         assert self.loaded
+
+    @property
+    def name(self) -> str:
+        """Returns the folder or hub id, for messages."""
+        return self.config.path
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Returns the facts that name the model in what was made for it."""
+        return {"model": self.name, "model_sha256": self.fingerprint}
+
+    @property
+    def query_prompt(self) -> str:
+        return self.spec.rules.query_prompt
+
+    @property
+    def passage_prompt(self) -> str:
+        return self.spec.rules.passage_prompt
 
     @property
     def computes_in(self) -> str:

@@ -22,9 +22,8 @@ from data_prep.stores.open import open_collection
 from trainer.engine.start import Runtime
 from trainer.evaluation.compare import PerQuery, compare
 from trainer.evaluation.ranking_metrics import score_run
-from trainer.inference.searching import PROBED, mismatch
+from trainer.inference.searching import PROBED, Encoder, mismatch
 from trainer.inference.store_record import STATE, UNFINISHED
-from trainer.inference.text_encoder import TextEncoder
 from trainer.query_side.adapter import QueryAdapter
 from trainer.query_side.collection_loss import Related
 from trainer.query_side.documents import Stored, read_vectors, share_of
@@ -62,6 +61,7 @@ class Recorded:
     name: str
     size: int | None
     about: dict[str, Any]
+    normalises: bool
     probed: list[Chunk]
 
     def chunks(self, page: int = PROBED, embeddings: bool = True):
@@ -80,9 +80,10 @@ class Task:
     halves: Halves  # of those held out
     count: int  # chunks
     dim: int
+    sample: dict[str, int]  # Stored.sample
 
 
-def adapt(source: Source, encoder: TextEncoder, runtime: Runtime, shape: Shape, file: Path) -> QueryAdapter:
+def adapt(source: Source, encoder: Encoder, runtime: Runtime, shape: Shape, file: Path) -> QueryAdapter:
     """Returns the adapter, with its result in `facts`. Collective.
 
     file: a path on a disk that all ranks share, for the vectors; it is deleted. Raises BadInput where the store's
@@ -106,14 +107,14 @@ def adapt(source: Source, encoder: TextEncoder, runtime: Runtime, shape: Shape, 
     layers = [] if best.penalty is None else best.map.layers()
     facts = {
         "dim": task.dim,
-        "model": encoder.config.path,
-        "model_sha256": encoder.fingerprint,
-        "query_prompt": encoder.spec.rules.query_prompt,
+        **encoder.identity,
+        "query_prompt": encoder.query_prompt,
         "map": shape.kind,
         "rank": shape.rank,
         "penalty": best.penalty,
         "collection": source.config.collection,
         "chunks": task.count,
+        "sample": task.sample,
         "queries": {"train": len(task.training), "choose": len(choosing.ids), "report": len(task.halves.reporting)},
         "same_queries": task.halves.same,
         "path": [{"penalty": point.penalty, METRIC: point.score} for point in points],
@@ -123,7 +124,7 @@ def adapt(source: Source, encoder: TextEncoder, runtime: Runtime, shape: Shape, 
     return world.on_first(lambda: judged(adapter, source, task, reporting))
 
 
-def _check_model(encoder: TextEncoder, collection: Recorded) -> None:
+def _check_model(encoder: Encoder, collection: Recorded) -> None:
     """Raises BadInput, on every rank, if the collection's vectors are not the model's. Collective."""
     reason = mismatch(encoder, collection)
     if collection.about.get(STATE) == UNFINISHED:
@@ -138,7 +139,7 @@ def _recorded(source: Source) -> Recorded:
     with open_collection(source.config) as collection:
         size = collection.size
         chunks = [] if size is None else list(islice(collection.chunks(page=PROBED, embeddings=True), PROBED))
-        return Recorded(collection.name, size, dict(collection.about), chunks)
+        return Recorded(collection.name, size, dict(collection.about), collection.normalises, chunks)
 
 
 def _prepare(source: Source, file: Path) -> Task:
@@ -152,9 +153,8 @@ def _prepare(source: Source, file: Path) -> Task:
     ids = list(texts)
     training, halves = divided(ids, qrels)
     say(halves.note(f"{source.pairs.name} (held out)"))
-    return Task(
-        ids, [*texts.values()], qrels, related(ids, qrels, stored), training, halves, len(stored.keys), stored.dim
-    )
+    facts = len(stored.keys), stored.dim, stored.sample()
+    return Task(ids, [*texts.values()], qrels, related(ids, qrels, stored), training, halves, *facts)
 
 
 def divided(ids: list[str], qrels: Mapping[str, Mapping[str, int]]) -> tuple[list[str], Halves]:

@@ -17,7 +17,8 @@ from data_prep.common.files import write_json
 from data_prep.texts.tokenizer_rules import read_object
 
 ADAPTER, WEIGHTS = "query_adapter.json", "query_adapter.safetensors"
-FORMAT = 1
+FORMAT = 2
+TINY = 1e-12  # least length that a vector is divided by
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class QueryAdapter:
     """Maps the query vectors of one model, so that they find more among the document vectors of the same model."""
 
     layers: list[Layer]  # none: the identity
-    facts: dict[str, Any]  # `dim`, `model` and `model_sha256` of what it was made for, and how it was made
+    facts: dict[str, Any]  # `dim` and the model that it was made for (Encoder.identity), and how it was made
 
     @property
     def dim(self) -> int:
@@ -90,4 +91,4 @@ class QueryAdapter:
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
     """(n, d); a zero vector stays zero."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), TINY)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from data_prep.common.errors import BadInput
 from data_prep.common.workers import batches
 from data_prep.records import text_key
 from data_prep.stores.base import PAGE, Chunk, Collection
+from trainer.inference.searching import LENGTH
 from trainer.query_side.collection_loss import Documents
 
-UNIT = 1e-2  # by which the length of a vector may differ from 1: a store of 16 bits rounds
+SAMPLED = 16  # chunks by which an adapter knows the documents that it was trained for
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,11 @@ class Stored:
     number_of: dict[str, int]  # id -> number of the chunk
     keys: np.ndarray  # (n,) int64 text_key of each chunk
     dim: int
+
+    def sample(self) -> dict[str, int]:
+        """Returns id -> text_key of a few chunks, spread over the collection."""
+        step = -(-len(self.keys) // SAMPLED)
+        return {chunk: int(self.keys[number]) for chunk, number in islice(self.number_of.items(), 0, None, step)}
 
 
 def read_vectors(collection: Collection, where: dict[str, Any] | None, file: Path) -> Stored:
@@ -51,7 +58,7 @@ def read_vectors(collection: Collection, where: dict[str, Any] | None, file: Pat
 def _check_lengths(name: str, lengths: np.ndarray) -> None:
     if bad := int((~np.isfinite(lengths)).sum()):
         raise BadInput(f"--collection {name}: {bad:,} of {len(lengths):,} vectors hold numbers that are not finite")
-    if off := int((np.abs(lengths - 1) > UNIT).sum()):
+    if off := int((np.abs(lengths - 1) > LENGTH).sum()):
         raise BadInput(
             f"--collection {name}: {off:,} of {len(lengths):,} vectors have another length than 1 "
             f"({lengths.min():.3g} to {lengths.max():.3g}), so that they are not compared by direction alone; a query "

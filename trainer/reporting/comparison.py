@@ -1,6 +1,7 @@
 """The model before and after training on one retrieval set: similarities, queries gained and lost."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from trainer.evaluation.ranking_metrics import score_run
 from trainer.inference.metrics import rank_documents
 from trainer.inference.reading import describe
 from trainer.inference.text_encoder import TextEncoder
+from trainer.query_side.encoder import AdaptedEncoder
 
 BINS, SHOWN_QUERIES, SHOWN_HITS = 50, 5, 3
 METRIC = "nDCG@10"  # a query gains or loses by it
@@ -56,11 +58,12 @@ Vectors = tuple[np.ndarray, np.ndarray]  # queries (q, d) and documents (n, d), 
 class _Side:
     """A model's embeddings of a set, and its ranking of the documents."""
 
-    def __init__(self, config: ModelConfig, data: RetrievalSet, device: str, vectors: Vectors | None):
-        encoder = TextEncoder(config, device)
+    def __init__(self, encoder: TextEncoder, data: RetrievalSet, vectors: Vectors | None):
         self.spec = encoder.spec
         if vectors is None:
-            say(f"embedding {data.name} with {config.path}")
+            say(f"embedding {data.name} with {encoder.name}")
+            if isinstance(encoder, AdaptedEncoder):
+                encoder.cut_documents()
             vectors = encoder.queries(data.query_texts), encoder.passages(data.doc_texts)
         queries, documents = vectors
         self.per_query = score_run(data.qrels, rank_documents(queries, documents, data))
@@ -79,14 +82,25 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def compare_models(
-    base: ModelConfig, tuned: ModelConfig, data: RetrievalSet, device: str, vectors: dict[str, Vectors | None]
+    base: ModelConfig,
+    tuned: ModelConfig,
+    data: RetrievalSet,
+    device: str,
+    vectors: dict[str, Vectors | None],
+    adapter: Path | None = None,
 ) -> Comparison:
-    """Compares two models on a set. vectors: by side (base, tuned), those that the run kept; None: embedded now."""
-    models = {"base": base, "tuned": tuned}
-    sides = {side: _Side(config, data, device, vectors[side]) for side, config in models.items()}
+    """Compares two models on a set.
+
+    vectors: by side (base, tuned), those that the run kept; None: embedded now. adapter: folder of one that queries of
+    `tuned` pass.
+    """
+    after = AdaptedEncoder(tuned, adapter, device) if adapter else TextEncoder(tuned, device)
+    encoders = {"base": TextEncoder(base, device), "tuned": after}
+    sides = {side: _Side(encoder, data, vectors[side]) for side, encoder in encoders.items()}
     base, tuned = sides["base"].per_query, sides["tuned"].per_query
     similarities, changed = _similarities(sides, data), _changed(sides, data)
     read = tuple(describe({"before": sides["base"].spec, "after": sides["tuned"].spec}))
+    read += (f"after: queries pass the adapter {adapter}",) if adapter else ()
     return Comparison(data.name, len(tuned), len(data.doc_ids), compare(base, tuned), *similarities, changed, read)
 
 

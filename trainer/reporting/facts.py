@@ -38,11 +38,17 @@ class Facts:
 
 
 def read_facts(
-    run: Path, baseline: str | None, data: str | None, device: str, trust_remote_code: bool = False
+    run: Path,
+    baseline: str | None,
+    data: str | None,
+    device: str,
+    trust_remote_code: bool = False,
+    adapter: Path | None = None,
 ) -> Facts:
     """Reads the run's files and compares its model before and after training.
 
     baseline, data: replace the run's own model before training and evaluation set, if they were moved.
+    adapter: folder of a query adapter of the trained model; its queries pass it.
     trust_remote_code: runs the models' own code; the reader of the page decides, not the run, which may be another's.
     Raises BadInput if there is no run, or nothing at a path that a flag named.
     """
@@ -62,9 +68,9 @@ def read_facts(
     if not facts.manifest:
         facts.missing.append(f"data: {config.data.train} is not here, so only what the run recorded of it is shown")
     try:
-        facts.comparison = _compare(facts, baseline, data, device, trust_remote_code)
+        facts.comparison = _compare(facts, baseline, data, device, trust_remote_code, adapter)
     except BadInput as error:
-        if baseline or data:
+        if baseline or data or adapter:
             raise
         facts.missing += [f"before and after: {problem}" for problem in error.problems]
     for line in facts.missing:
@@ -72,7 +78,9 @@ def read_facts(
     return facts
 
 
-def _compare(facts: Facts, baseline: str | None, data: str | None, device: str, trust_remote_code: bool) -> Comparison:
+def _compare(
+    facts: Facts, baseline: str | None, data: str | None, device: str, trust_remote_code: bool, adapter: Path | None
+) -> Comparison:
     tuned, inputs, model = model_of_run(facts.run), Inputs(facts.config), facts.config.model
     path = data or inputs.eval_paths.get("")
     if path is None:
@@ -87,11 +95,11 @@ def _compare(facts: Facts, baseline: str | None, data: str | None, device: str, 
     kept = {"base": None, "tuned": None}
     if not data and not baseline:
         kept["base"] = read_vectors(facts.run, 0, held_out)
-    if not data and tuned.name == "final" and facts.verdict:
+    if not data and not adapter and tuned.name == "final" and facts.verdict:
         kept["tuned"] = read_vectors(facts.run, facts.verdict["final"]["step"], held_out)
     if model.lora.start and kept["base"] is None:
         facts.missing.append(f"{model.lora.start}, where training began: before is its base")
     paths = str(tuned), baseline or model.path
     models = [ModelConfig(path=path, trust_remote_code=trust_remote_code) for path in paths]
     after, before = read_alike(*models, began=True)
-    return compare_models(before, after, held_out, device, kept)
+    return compare_models(before, after, held_out, device, kept, adapter)

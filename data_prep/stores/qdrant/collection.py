@@ -87,6 +87,10 @@ class QdrantCollection(Collection):
         return vectors.get(self.vector_name or DENSE) if isinstance(vectors, dict) else vectors
 
     @property
+    def normalises(self) -> bool:
+        return self.dense is not None and self.dense.distance == "Cosine"
+
+    @property
     def size(self) -> int | None:
         return self.dense.size if self.dense and self.dense.multivector_config is None else None
 

@@ -1,15 +1,20 @@
 """trainer.adapt_queries on a Chroma collection: what is learned, what is refused, and the folder that comes out."""
 
+import json
+
 import numpy as np
 import pytest
 
 from data_prep.common.errors import BadInput
+from data_prep.reading.retrieval_sets import load_collection
 from data_prep.stores.base import Chunk, StoreConfig
 from data_prep.stores.open import open_collection, open_store
 from tests import forked, tiny
 from tests.unit.data_prep.helpers import write_jsonl
-from trainer import adapt_queries, search
+from trainer import adapt_queries, evaluate, search
 from trainer.config.sections import ModelConfig
+from trainer.evaluation.compare import means
+from trainer.evaluation.measure import score
 from trainer.inference.store_record import FINGERPRINT, STATE, UNFINISHED
 from trainer.inference.text_encoder import TextEncoder
 from trainer.query_side import fit
@@ -135,6 +140,20 @@ def test_search_maps_the_queries_and_not_the_documents(world, tiny_bert, encoder
         scores = documents @ vectors[0]
         assert [hit.id for hit in hits] == [stored[n].id for n in np.argsort(-scores)[:3]]
         np.testing.assert_allclose([hit.similarity for hit in hits], np.sort(scores)[::-1][:3], atol=1e-4)
+
+
+def test_evaluate_maps_the_queries_and_not_the_documents(world, tiny_bert, encoder, adapted, tmp_path, capsys):
+    argv = ["--path", world / "chroma", "--collection", "own", "--pairs", world / "pairs.jsonl", "--device", "cpu"]
+    argv += ["--model", tiny_bert, "--baseline", tiny_bert, "--query-adapter", adapted, "--json", tmp_path / "r.json"]
+    assert evaluate.main([str(part) for part in argv]) == 0
+    row = json.loads((tmp_path / "r.json").read_text())["comparison"]["nDCG@10"]
+    data = load_collection(StoreConfig("chroma", "own", path=world / "chroma"), world / "pairs.jsonl")
+    documents, queries = encoder.passages(data.doc_texts), encoder.queries(data.query_texts)
+    for side, vectors in {"base": queries, "tuned": QueryAdapter.load(adapted)(queries)}.items():
+        assert abs(row[side] - means(score(data, vectors, documents))["nDCG@10"]) < 1e-4
+    assert f"queries of tuned pass {adapted}" in capsys.readouterr().out
+    assert evaluate.main([*map(str, argv), "--dims", "8"]) == 2
+    assert "--dims: an adapter maps whole vectors" in capsys.readouterr().err
 
 
 def test_search_refuses_an_adapter_of_other_documents_or_queries(world, tiny_bert, adapted, tmp_path, capsys):

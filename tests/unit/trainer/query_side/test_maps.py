@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from data_prep.common.errors import BadInput
+from data_prep.common.errors import BadInput, Failed
 from tests.launching import ROOT
 from trainer.query_side.adapter import WEIGHTS, QueryAdapter
+from trainer.query_side.exports import onnx_graph
+from trainer.query_side.exports.onnx_graph import FILE, computed, write_onnx
 from trainer.query_side.maps import LINEAR, MLP, make_map
 
 D = 24
@@ -49,6 +51,20 @@ def test_the_numpy_adapter_is_the_torch_map_before_and_after_a_file(kind, rank, 
         np.testing.assert_allclose(one(vectors().numpy()), expected, atol=1e-5)
         np.testing.assert_allclose(one(7 * vectors()[3].numpy()), expected[3], atol=1e-5)
         assert one.facts == {"dim": D, "model": "M"} and not one.is_identity
+
+
+@pytest.mark.parametrize(("kind", "rank"), FORMS)
+def test_the_onnx_graph_computes_what_numpy_does(kind, rank, tmp_path):
+    given = vectors().numpy() * np.linspace(0, 9, 50, dtype=np.float32)[:, None]  # the first is a zero vector
+    for adapter in (QueryAdapter(trained(kind, rank).layers(), {"dim": D}), QueryAdapter([], {"dim": D})):
+        write_onnx(adapter, tmp_path)
+        np.testing.assert_allclose(computed(tmp_path / FILE, given), adapter(given), atol=1e-6)
+
+
+def test_a_graph_that_computes_something_else_is_not_delivered(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_graph, "computed", lambda file, given: given[::-1])
+    with pytest.raises(Failed, match="computes other vectors than numpy"):
+        write_onnx(QueryAdapter([], {"dim": D}), tmp_path)
 
 
 def test_the_identity_has_no_layers_and_normalises(tmp_path):

@@ -15,6 +15,9 @@ from data_prep.common import svg
 from tests import tiny
 from tests.unit.trainer.exporting.test_export_folder import write_checkpoint
 from trainer.config.loading import parse_config
+from trainer.config.sections import ModelConfig
+from trainer.inference.text_encoder import TextEncoder
+from trainer.query_side.adapter import Layer, QueryAdapter
 from trainer.report import main
 from trainer.reporting.facts import read_facts
 
@@ -60,6 +63,23 @@ def run(tmp_path_factory, tiny_bert) -> Path:
     verdict = {"verdict": "not measured", "why": "<b>no set</b>", "final": {"model": "trained", "step": 40, "epoch": 1}}
     (folder / "verdict.json").write_text(json.dumps(verdict))
     return folder
+
+
+def test_an_adapter_of_the_trained_model_maps_its_queries(run, tmp_path, capsys):
+    encoder = TextEncoder(ModelConfig(path=str(run / "final")), "cpu")
+    facts = {"dim": 32, **encoder.identity, "query_prompt": ""}
+    QueryAdapter([Layer(-np.eye(32), np.zeros(32))], facts).save(tmp_path)
+    page = tmp_path / "report.html"
+    assert main([str(run), "--output", str(page), "--device", "cpu", "--query-adapter", str(tmp_path)]) == 0
+    plain, mapped = (read_facts(run, None, None, "cpu", adapter=one).comparison for one in (None, tmp_path))
+    assert plain.table["nDCG@10"]["base"] == mapped.table["nDCG@10"]["base"]
+    row = mapped.table["nDCG@10"]
+    assert row["tuned"] < plain.table["nDCG@10"]["tuned"] and f"<td>{row['tuned']:.4f}</td>" in page.read_text()
+    assert f"After: queries pass the adapter {tmp_path}" in page.read_text()
+    facts["model_sha256"] = "0"
+    QueryAdapter([], facts).save(tmp_path)
+    assert main([str(run), "--output", str(page), "--device", "cpu", "--query-adapter", str(tmp_path)]) == 2
+    assert "whose files are not those of" in capsys.readouterr().err
 
 
 def test_the_page_says_what_the_files_say(run, tmp_path, capsys):

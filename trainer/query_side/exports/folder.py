@@ -1,4 +1,5 @@
-"""The folder of a query adapter: query_adapter.* for numpy, and a whole model for sentence-transformers.
+"""The folder of a query adapter: query_adapter.* for numpy and ONNX, and of an open model also one for
+sentence-transformers.
 
 In sentence-transformers' folder the model's own modules come first. Behind them a Router sends a query through the
 adapter's dense layers, and leaves a document as it is: encode_query and encode_document.
@@ -21,6 +22,7 @@ from trainer.model.build import load_embedder
 from trainer.model.save import save_embedder
 from trainer.model_folder.files import weights_sha256
 from trainer.query_side.adapter import Layer, QueryAdapter
+from trainer.query_side.exports.onnx_graph import write_onnx
 from trainer.run_dir import checkpoint_writer
 
 MODULES = "sentence_transformers.models"
@@ -28,13 +30,16 @@ QUERY, DOCUMENT = "query", "document"
 UNIT = "Normalize"
 
 
-def write_folder(output: Path, adapter: QueryAdapter, encoder: TextEncoder) -> None:
-    """Writes the folder whole or not at all."""
+def write_folder(output: Path, adapter: QueryAdapter, encoder: TextEncoder | None, onnx: bool) -> None:
+    """Writes the folder whole or not at all. encoder: the open model. onnx: writes a graph too."""
 
     def write(folder: Path, _: dict) -> None:
-        write_model(folder, encoder)
-        add_router(folder, adapter, encoder.loaded[0].embedder.size)
+        if encoder:
+            write_model(folder, encoder)
+            add_router(folder, adapter, encoder.loaded[0].embedder.size)
         adapter.save(folder)
+        if onnx:
+            write_onnx(adapter, folder)
 
     checkpoint_writer.write(output, {}, {}, None, write)
 
