@@ -10,22 +10,26 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from data_prep.augmentation.phrases import Phrases, read_misspellings, read_synonyms
 from data_prep.augmentation.rewriting import Changes, Writer
+from data_prep.cluster.open import open_workers, problems_of
 from data_prep.common.console import result, say, track
 from data_prep.common.errors import BadInput
 from data_prep.common.files import check, check_output_file, spool_beside, whole_file
+from data_prep.common.workers import batches
 from data_prep.reading.formats import read_records, source_names
 from data_prep.reading.row_problems import Problems
 from data_prep.records import PARENT, PARENT_QUERY, Record, is_variant, query_key, text_key
 
 AUGMENTED = "augmented"
 TRIES = 40  # draws for one variant until it differs from all others
+TASK_ROWS = 1000
 
 
 def augment(
@@ -40,16 +44,19 @@ def augment(
     seed: int = 0,
     positive: str | None = None,
     columns: dict[str, str] | None = None,
+    workers: int = 1,
+    on: str | None = None,
 ) -> int:
     """Writes every record of the inputs, each followed by up to `variants` variants; returns the number of variants.
 
     score_scale: a variant's score is its parent's times this. Draws depend on the seed and the parent's query and
     positives alone. A variant never equals one of its positives, or a query or variant of a record with another query:
     a row gets fewer variants where TRIES draws give no other text. Rows that are variants already are copied. Both are
-    counted. Rows wait on disk; memory holds a key for each query and variant (100 bytes). Raises BadInput with every
-    problem.
+    counted. Rows wait on disk; memory holds a key for each query and variant (100 bytes). workers, on: who draws, see
+    cluster.open_workers; which variants stay is decided here, so the lines do not depend on it. Raises BadInput with
+    every problem.
     """
-    problems = check_output_file(output, inputs) + changes.problems()
+    problems = check_output_file(output, inputs) + changes.problems() + problems_of(workers, on)
     if variants < 1:
         problems.append(f"--variants {variants}: must be 1 or more")
     if not 0 <= score_scale <= 1:
@@ -57,16 +64,20 @@ def augment(
     problems += _idle(changes, misspellings, synonyms)
     writer = Writer(changes, *_lists(misspellings, synonyms, problems))
     check(problems)
-    with spool_beside(output) as spool, whole_file(output) as lines:
+    with open_workers(workers, on) as pool, spool_beside(output) as spool, whole_file(output) as lines:
         queries, rows, scored = _spool(inputs, spool, positive, columns)
         counts = _Counts(variants)
         spool.seek(0)
-        for record in track((Record(**json.loads(line)) for line in spool), "variants", total=rows):
+        records = (Record(**json.loads(line)) for line in spool)
+        tasks = (_DraftTask(batch, variants, writer, seed) for batch in batches(records, TASK_ROWS))
+        drafted = chain.from_iterable(pool.map(_draft, tasks))
+        for record, drafts in track(drafted, "variants", total=rows, note=pool.note):
             lines.write(record.to_json() + "\n")
             if is_variant(record):
                 counts.copied += 1
                 continue
-            for variant in _variants_of(record, variants, writer, queries, seed, counts):
+            texts = chain(drafts, islice(_drafts(record, variants, writer, seed), len(drafts), None))
+            for variant in _variants_of(record, variants, texts, queries, counts):
                 if variant.score is not None:
                     variant.score *= score_scale
                 lines.write(variant.to_json() + "\n")
@@ -146,11 +157,28 @@ class _Counts:
         result(f"{output}: {rows:,} rows and {self.variants:,} variants ({each})")
 
 
-def _variants_of(
-    record: Record, wanted: int, writer: Writer, queries: dict[int, int], seed: int, counts: _Counts
-) -> Iterator[Record]:
-    """Yields the record's variants. queries: text key -> query_key of the row it belongs to; new texts are added."""
-    own = query_key(record)
+class _DraftTask(NamedTuple):
+    """Records whose queries are to be rewritten."""
+
+    records: list[Record]
+    wanted: int  # variants of each
+    writer: Writer
+    seed: int
+
+
+Draft = tuple[str, list[str]]  # a changed query, and the kinds of its changes
+
+
+def _draft(task: _DraftTask) -> list[tuple[Record, list[Draft]]]:
+    """Returns the records with their first `wanted` drafts; none for variants."""
+    return [
+        (record, [] if is_variant(record) else list(islice(_drafts(record, *task[1:]), task.wanted)))
+        for record in task.records
+    ]
+
+
+def _drafts(record: Record, wanted: int, writer: Writer, seed: int) -> Iterator[Draft]:
+    """Yields different changed queries of TRIES * wanted draws. They depend on seed, query and positives alone."""
     positives = {text_key(text) for text in record.positives}
     texts = {record.query}
     named = json.dumps([seed, record.query, record.positives])
@@ -158,16 +186,25 @@ def _variants_of(
     draw = random.Random(int.from_bytes(digest, "big"))
     for _ in range(TRIES * wanted):
         text, kinds = writer.rewrite(record.query, draw)
-        key = text_key(text)
-        if not kinds or text in texts or key in positives or queries.setdefault(key, own) != own:
+        if kinds and text not in texts and text_key(text) not in positives:
+            texts.add(text)
+            yield text, kinds
+
+
+def _variants_of(
+    record: Record, wanted: int, drafts: Iterable[Draft], queries: dict[int, int], counts: _Counts
+) -> Iterator[Record]:
+    """Yields the record's variants. queries: text key -> query_key of the row it belongs to; new texts are added."""
+    own, variants = query_key(record), 0
+    for text, kinds in drafts:
+        if queries.setdefault(text_key(text), own) != own:
             continue
-        texts.add(text)
+        variants += 1
         counts.kinds.update(kinds)
         marks = {PARENT: record.id, PARENT_QUERY: record.query, AUGMENTED: sorted(set(kinds))}
-        yield replace(record, query=text, id=f"{record.id}~{len(texts) - 1}", metadata=record.metadata | marks)
-        if len(texts) > wanted:
+        yield replace(record, query=text, id=f"{record.id}~{variants}", metadata=record.metadata | marks)
+        if variants == wanted:
             break
-    variants = len(texts) - 1
     counts.variants += variants
     counts.fewer += variants < wanted
     counts.none += not variants

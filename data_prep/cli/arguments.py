@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from data_prep.common.errors import BadInput
+
 INPUTS = "JSON, JSONL, CSV, TSV or Parquet files, or datasets folders (docs/data.md)"
 
 
@@ -13,6 +15,23 @@ def add_positive(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--positive", choices=("answer", "context"), help=text)
     text = "names for keys or columns of the inputs, such as query=sentence1,positive=sentence2"
     parser.add_argument("--columns", type=_columns, metavar="NEW=OLD,...", help=text)
+
+
+def add_workers(parser: Any, default: str) -> None:
+    """Adds the flags of work in parallel. default: of --workers, for the help."""
+    text = f"processes that share the work; the bytes written do not depend on it (default: {default})"
+    parser.add_argument("--workers", type=int, metavar="N", help=text)
+    text = (
+        "a Ray cluster that shares the work: ray (of RAY_ADDRESS or this machine) or ray://HOST:PORT, see docs/ray.md"
+    )
+    parser.add_argument("--on", metavar="ray", help=text)
+
+
+def workers_of(args: argparse.Namespace, default: int) -> dict[str, Any]:
+    """Returns `workers` and `on` for a function with these keywords. Raises BadInput."""
+    if args.on is not None and args.workers is not None:
+        raise BadInput("--workers: counts processes of one machine; leave it out with --on, which takes every core")
+    return {"workers": default if args.workers is None else args.workers, "on": args.on}
 
 
 def _columns(text: str) -> dict[str, str]:

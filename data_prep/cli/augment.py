@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from data_prep.cli.arguments import INPUTS, add_positive, shard_next, values
+from data_prep.cli.arguments import INPUTS, add_positive, add_workers, shard_next, values, workers_of
 from data_prep.common.errors import BadInput
 
 EXAMPLES = ("augment records.jsonl --output augmented.jsonl --variants 2 --typo-rate 0.3 --case-rate 0.1",)
@@ -15,6 +15,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variants", type=int, default=1, metavar="N", help="of each row, at most (default 1)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of all draws (default 0)")
     add_positive(parser)
+    add_workers(parser, "1")
     _add_changes(parser.add_argument_group("changes"))
 
 
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     rates = values(args, "typo_rate", "synonym_rate", "case_rate", "punctuation_rate", "transliteration_rate")
     kinds = {} if args.typos is None else {"typo_kinds": _kinds(args.typos)}
     options = values(args, "variants", "misspellings", "synonyms", "score_scale", "seed", "positive", "columns")
-    augment(args.inputs, args.output, changes=Changes(**rates, **kinds), **options)
+    augment(args.inputs, args.output, changes=Changes(**rates, **kinds), **options, **workers_of(args, 1))
 
 
 def _kinds(text: str) -> dict[str, float]:

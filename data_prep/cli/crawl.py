@@ -4,7 +4,7 @@ import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
-from data_prep.cli.arguments import shard_next, values
+from data_prep.cli.arguments import add_workers, shard_next, values, workers_of
 from data_prep.common.errors import Failed
 
 EXAMPLES = ("crawl --dry-run --output glossary.csv",)
@@ -37,6 +37,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache", type=Path, metavar="DIR", help=help_text)
     help_text = "seconds for which a kept answer is used instead of asking again (default 86400; 0: never)"
     parser.add_argument("--max-age", type=float, default=86_400.0, metavar="S", help=help_text)
+    add_workers(parser, "1")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
         raise Failed(f"crawl needs {', '.join(missing)}: pip install 'embedfleet[crawl]'")
     from data_prep.crawling.crawl import crawl
 
-    options = values(args, "delay", "timeout", "contact", "cache", "max_age", "dry_run")
+    options = values(args, "delay", "timeout", "contact", "cache", "max_age", "dry_run") | workers_of(args, 1)
     crawl(args.sources, args.output, limit=args.limit_per_source, language=args.lang, **options)
 
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from data_prep.cli.arguments import shard_next, values
+from data_prep.cli.arguments import add_workers, shard_next, values, workers_of
 from data_prep.common.errors import BadInput
 from data_prep.common.files import check
 from data_prep.model_server.flags import LIMITS, add_limits
@@ -15,7 +15,7 @@ EXAMPLES = (
     "generate --offline --path chroma --collection docs --output pairs.jsonl --hide name",
 )
 # Flags of one way of generating only; the other way refuses them.
-OFFLINE = ("hide", "min_words", "keywords")
+OFFLINE = ("hide", "min_words", "keywords", "workers", "on")
 MODEL = ("model", "base_url", "prompt", "system_prompt", "var", "sample", "temperature", "price_out", *LIMITS)
 FILTERS = ("question_words", "answer_words", "same_language", "grounded", "round_trip", "near_duplicates")
 
@@ -34,6 +34,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--min-words", type=int, metavar="N", help="words that an answer needs (default 8)")
     text = "chunks without another pair get one of their N most telling words (tf-idf) and their whole text"
     group.add_argument("--keywords", type=int, metavar="N", help=text)
+    add_workers(group, "1")
 
 
 def _add_model(group) -> None:
@@ -84,7 +85,7 @@ def _run_offline(args: argparse.Namespace) -> None:
     from data_prep.generation.offline import generate_offline
 
     options = _set_flags(args, "hide", "limit", "seed", "min_words", "keywords")
-    generate_offline(store_of(args), args.output, where=where_of(args), **options)
+    generate_offline(store_of(args), args.output, where=where_of(args), **options, **workers_of(args, 1))
 
 
 def _run_model(args: argparse.Namespace) -> None:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from data_prep.cli.arguments import INPUTS, add_positive, train_next, values
+from data_prep.cli.arguments import INPUTS, add_positive, add_workers, train_next, values, workers_of
 from data_prep.common.errors import BadInput
 from data_prep.common.files import check
 from data_prep.texts.prompts import SIDES, OwnPrompts
@@ -17,8 +17,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     text = "Arrow files of the train split (default: about 500 MB each)"
     parser.add_argument("--num-shards", type=int, metavar="N", help=text)
     add_positive(parser)
-    text = "processes that share the work; the bytes written do not depend on it (default: one per core)"
-    parser.add_argument("--workers", type=int, metavar="N", help=text)
+    add_workers(parser, "one per core")
     parser.add_argument("--overwrite", action="store_true", help="replace a finished shard folder")
     _add_split(parser.add_argument_group("split"))
     _add_filters(parser.add_argument_group("rows to leave out"))
@@ -64,9 +63,8 @@ def run(args: argparse.Namespace) -> None:
     options = values(
         args, "num_shards", "eval_fraction", "split_by", "seed", "positive", "columns", "on_leakage", "overwrite"
     )
-    options |= values(args, "near_duplicates", "exclude")
-    workers = cores() if args.workers is None else args.workers
-    shard(args.inputs, args.output, tokens=_tokens(args), workers=workers, **options)
+    options |= values(args, "near_duplicates", "exclude") | workers_of(args, cores())
+    shard(args.inputs, args.output, tokens=_tokens(args), **options)
 
 
 def _by_source(given: dict) -> dict[str, dict[str, str]]:

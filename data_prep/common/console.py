@@ -57,12 +57,16 @@ def one_line(text: str, most: int) -> str:
 
 
 def track(
-    iterable: Iterable[T], label: str, total: int | None = None, size: Callable[[T], int] = lambda _: 1
+    iterable: Iterable[T],
+    label: str,
+    total: int | None = None,
+    size: Callable[[T], int] = lambda _: 1,
+    note: Callable[[int, float], str] = lambda done, seconds: "",
 ) -> Iterator[T]:
     """Yields the items and shows progress: a bar on a terminal, elsewhere a plain line about every five seconds.
 
-    size: how much an item adds to the shown count, which ends at `total`. Of nested calls only the outermost shows
-    progress: two bars would overwrite each other.
+    size: how much an item adds to the shown count, which ends at `total`. note: text to add, of count and seconds. Of
+    nested calls only the outermost shows progress: two bars would overwrite each other.
     """
     global _showing
     if _showing:
@@ -70,28 +74,31 @@ def track(
         return
     _showing = True
     try:
-        yield from (_bar if sys.stderr.isatty() else _lines)(iterable, label, total, size)
+        yield from (_bar if sys.stderr.isatty() else _lines)(iterable, label, total, size, note)
     finally:
         _showing = False
 
 
-def _lines(iterable: Iterable[T], label: str, total: int | None, size: Callable[[T], int]) -> Iterator[T]:
-    last, done = time.monotonic(), 0
+def _lines(iterable: Iterable[T], label: str, total: int | None, size: Callable, note: Callable) -> Iterator[T]:
+    began, done = time.monotonic(), 0
+    last = began
     for item in iterable:
         now = time.monotonic()
         if now - last >= EVERY_SECONDS:
             last = now
-            say(f"{label}: {done:,}" + (f" of {total:,}" if total else ""))
+            say(f"{label}: {done:,}" + (f" of {total:,}" if total else "") + note(done, now - began))
         yield item
         done += size(item)
 
 
-def _bar(iterable: Iterable[T], label: str, total: int | None, size: Callable[[T], int]) -> Iterator[T]:
+def _bar(iterable: Iterable[T], label: str, total: int | None, size: Callable, note: Callable) -> Iterator[T]:
+    began, done = time.monotonic(), 0
     with live_bar() as progress:
         task = progress.add_task(label, total=total)
         for item in iterable:
             yield item
-            progress.advance(task, size(item))
+            done += size(item)
+            progress.update(task, completed=done, description=label + note(done, time.monotonic() - began))
 
 
 def live_bar(*columns: Any, transient: bool = True) -> Any:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import tempfile
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,17 @@ def whole_file(path: Path) -> Iterator[IO[str]]:
         part.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+@contextmanager
+def named_when_whole(path: Path, folder: Path) -> Iterator[Path]:
+    """Yields a name of its own in `folder`, which becomes `path` if the block succeeds: for tasks that may run twice.
+
+    A task that is killed leaves its file in the folder, which is one to be deleted. Not fsynced.
+    """
+    part = folder / f"{path.name}.{uuid.uuid4().hex[:12]}"
+    yield part
+    os.replace(part, path)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Work in batches, on one core or many. Results come in the order of the tasks, for any number of processes."""
+"""Work in batches, on one core, many, or a cluster (cluster/). Results come in the order of the tasks everywhere."""
 
 import multiprocessing
 import os
@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -34,12 +35,14 @@ class Workers:
     """Processes that live as long as the block. With a count of 1 this process does the work.
 
     Functions, tasks and results are pickled. A task's exception is raised where its result is due, and the remaining
-    tasks are cancelled. Failed: a worker was killed from outside.
+    tasks are cancelled. Failed: a worker was killed from outside. A task may run twice on a cluster, so what it writes
+    appears whole (files.named_when_whole). count: tasks that run at once.
     """
 
     def __init__(self, count: int):
         assert count >= 1
         self.count = count
+        self.ahead = AHEAD * count if count > 1 else 1  # most tasks under way
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> "Workers":
@@ -53,37 +56,37 @@ class Workers:
 
     def map(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
         """Yields the result of every task, in order. Takes tasks from their iterable as workers become free."""
+        waiting: deque[Callable[[], Result]] = deque()
+        for task in tasks:
+            waiting.append(self.submit(function, task))
+            if len(waiting) >= self.ahead:
+                yield waiting.popleft()()
+        while waiting:
+            yield waiting.popleft()()
+
+    def submit(self, function: Callable[..., Result], *arguments: Any) -> Callable[[], Result]:
+        """Starts one task. Returns a function that waits for its result; with a count of 1 the task runs in it."""
         if self._pool is None:
-            yield from map(function, tasks)
-            return
-        waiting: deque[Future[Result]] = deque()
+            return partial(function, *arguments)
         try:
-            for task in tasks:
-                waiting.append(self._pool.submit(function, task))
-                if len(waiting) >= AHEAD * self.count:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            return partial(_result_of, self._pool.submit(function, *arguments))
         except BrokenProcessPool:
             raise _killed() from None
+
+    def note(self, done: int, seconds: float) -> str:
+        """Returns what progress lines add about the workers. done: rows in this time."""
+        return ""
 
     def aside(self, function: Callable[..., Result], *arguments: Any) -> Callable[[], Result]:
         """Starts one task in a process of its own, so that its memory is freed at its end. Returns a function that
         waits for the result. With a count of 1 the task runs here, before this returns."""
-        if self._pool is None:
+        if self.ahead == 1:
             result = function(*arguments)
             return lambda: result
         pool = _pool(1)
         future = pool.submit(function, *arguments)
         pool.shutdown(wait=False)
-
-        def wait() -> Result:
-            try:
-                return future.result()
-            except BrokenProcessPool:
-                raise _killed() from None
-
-        return wait
+        return partial(_result_of, future)
 
 
 def _pool(count: int) -> ProcessPoolExecutor:
@@ -99,7 +102,13 @@ def _begin() -> None:
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
+def _result_of(future: Future[Result]) -> Result:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        raise _killed() from None
+
+
 def _killed() -> Failed:
-    return Failed(
-        "a worker process was killed (out of memory?); run again, with a smaller --workers if it happens again"
-    )
+    mend = "run again, with a smaller --workers if it happens again"
+    return Failed(f"a worker process was killed (out of memory?); {mend}")

@@ -2,15 +2,18 @@
 
 import asyncio
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from data_prep.cluster.open import open_workers, problems_of
 from data_prep.common.console import say
-from data_prep.common.errors import BadInput
+from data_prep.common.errors import BadInput, KnownError
 from data_prep.common.files import cache_folder, check, check_output_file
+from data_prep.common.workers import Workers
 from data_prep.crawling import mediawiki
 from data_prep.crawling.charsets import decode
 from data_prep.crawling.dry_run import serve
@@ -60,13 +63,17 @@ def crawl(
     cache: Path | None = None,
     max_age: float = DAY,
     dry_run: bool = False,
+    workers: int = 1,
+    on: str | None = None,
 ) -> None:
     """Crawls the sources and writes their terms to `output`: .csv (term, definition, url, source) or .jsonl (pairs).
 
     limit: terms per source. delay, timeout, max_age: seconds. dry_run: only checks the sources, and crawls pages that
-    come with the package. Raises BadInput before anything is fetched. Raises Failed for sources that could not be
-    fetched, after writing the terms of the others.
+    come with the package. workers, on: who reads the pages that are fetched here, see cluster.open_workers. Raises
+    BadInput before anything is fetched. Raises Failed for sources that could not be fetched, after writing the terms
+    of the others.
     """
+    check(problems_of(workers, on))
     sources = _check(names, output, language, limit, delay, timeout, max_age, dry_run)
     with ExitStack() as stack:
         if dry_run:
@@ -81,7 +88,8 @@ def crawl(
             how = Politeness(agent, language, delay, timeout, folder, max_age, proxies=not dry_run)
             _announce(sources, how, contact)
         try:
-            asyncio.run(_visit_all(crawled, how, language, limit))
+            pool = stack.enter_context(open_workers(workers, on))
+            asyncio.run(_visit_all(crawled, how, language, limit, pool))
         except KeyboardInterrupt:
             if how:
                 say(f"stopped; what was fetched is in {how.cache}, and the same command goes on from there")
@@ -120,7 +128,9 @@ def _announce(sources: list[Source], how, contact: str) -> None:
         say("note: Wikimedia asks crawlers to name a contact: --contact you@example.org")
 
 
-async def _visit_all(crawled: list[Crawled], how: Politeness | None, language: str, limit: int | None) -> None:
+async def _visit_all(
+    crawled: list[Crawled], how: Politeness | None, language: str, limit: int | None, pool: Workers
+) -> None:
     """Visits every source, AT_ONCE at a time. how: None where every source is a saved page."""
     places, done = asyncio.Semaphore(AT_ONCE), 0
 
@@ -128,7 +138,9 @@ async def _visit_all(crawled: list[Crawled], how: Politeness | None, language: s
         nonlocal done
         async with places:
             try:
-                await _visit(one, fetcher, language, limit)
+                await _visit(one, fetcher, language, limit, pool)
+            except KnownError:  # of the workers
+                raise
             except Exception as error:  # of one source; the others keep their terms
                 fault = f"{type(error).__name__}: {error} (a fault of the crawler: please report it)"
                 one.fail(one.source.name, fault)
@@ -140,26 +152,27 @@ async def _visit_all(crawled: list[Crawled], how: Politeness | None, language: s
         await asyncio.gather(*(visit(one, fetcher) for one in crawled))
 
 
-async def _visit(one: Crawled, fetcher: Fetcher | None, language: str, limit: int | None) -> None:
+async def _visit(one: Crawled, fetcher: Fetcher | None, language: str, limit: int | None, pool: Workers) -> None:
     if one.source.file:
-        _visit_file(one, language)
+        await _visit_file(one, language, pool)
     elif one.source.url:
-        await _visit_page(one, fetcher, language)
+        await _visit_page(one, fetcher, language, pool)
     else:
-        await _visit_wiki(one, fetcher, limit)
+        await _visit_wiki(one, fetcher, limit, pool)
 
 
-def _visit_file(one: Crawled, language: str) -> None:
+async def _visit_file(one: Crawled, language: str, pool: Workers) -> None:
     path = one.source.file
     try:
         body = path.read_bytes()
     except OSError as error:
         one.fail(path, error.strerror)
         return
-    _read(one, body, "", path.resolve().as_uri(), path.suffix.lower() in MARKDOWN, language)
+    markdown = path.suffix.lower() in MARKDOWN
+    one.keep(await _by(pool, _page_of, body, "", path.resolve().as_uri(), markdown, language))
 
 
-async def _visit_page(one: Crawled, fetcher: Fetcher, language: str) -> None:
+async def _visit_page(one: Crawled, fetcher: Fetcher, language: str, pool: Workers) -> None:
     try:
         answer = await fetcher.page(one.source.url)
     except NotFetched as error:
@@ -173,10 +186,10 @@ async def _visit_page(one: Crawled, fetcher: Fetcher, language: str) -> None:
     if not markdown and kind not in ("", *HTML_TYPES):
         one.fail(answer.url, f"is {kind}; only HTML and Markdown pages are read")
         return
-    _read(one, answer.body, content_type, answer.url, markdown, language, answer.cached)
+    one.keep(await _by(pool, _page_of, answer.body, content_type, answer.url, markdown, language, answer.cached))
 
 
-async def _visit_wiki(one: Crawled, fetcher: Fetcher, limit: int | None) -> None:
+async def _visit_wiki(one: Crawled, fetcher: Fetcher, limit: int | None, pool: Workers) -> None:
     """Reads the pages of the source's title in turn, until there are as many terms as wanted."""
     source = one.source
     wiki = mediawiki.Wiki(source.api, _api(fetcher), lambda note: say(f"{source.name}: {note}"))
@@ -185,7 +198,7 @@ async def _visit_wiki(one: Crawled, fetcher: Fetcher, limit: int | None) -> None
         title = source.title or await _own_category(source, fetcher)
         async for page in wiki.pages(title):
             if page.html:
-                read = glossary.from_html(page.html, page.url, about_terms=True)
+                read = await _by(pool, glossary.from_html, page.html, page.url, "", True)
                 read.notes += [page.cut] if page.cut else []
                 one.keep(read)
             else:
@@ -222,14 +235,20 @@ async def _own_category(source: Source, fetcher: Fetcher) -> str:
     return await english.title_in(source.language, GLOSSARIES)
 
 
-def _read(
-    one: Crawled, body: bytes, content_type: str, url: str, markdown: bool, language: str, cached: bool = False
-) -> None:
+async def _by(pool: Workers, function: Callable[..., glossary.Page], *arguments: object) -> glossary.Page:
+    """Returns the function's result from a worker; other sources go on meanwhile."""
+    wait = pool.submit(function, *arguments)
+    return wait() if pool.ahead == 1 else await asyncio.to_thread(wait)
+
+
+def _page_of(
+    body: bytes, content_type: str, url: str, markdown: bool, language: str, cached: bool = False
+) -> glossary.Page:
     decoded = decode(body, content_type)
     read = glossary.from_markdown if markdown else glossary.from_html
     page = read(decoded.text, url, language)
     page.notes = ([decoded.note] if decoded.note else []) + page.notes + (["from the cache"] if cached else [])
-    one.keep(page)
+    return page
 
 
 def _settle(one: Crawled, limit: int | None) -> None:

@@ -8,21 +8,25 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import regex
 
+from data_prep.cluster.open import open_workers, problems_of
 from data_prep.common.console import result, say, track
 from data_prep.common.errors import BadInput, nearest
 from data_prep.common.files import check, check_output_file, whole_file
 from data_prep.common.finite import NULLS, is_finite, with_nulls
+from data_prep.common.workers import batches
 from data_prep.mining.bm25 import TOKENS
 from data_prep.mining.keywords import Keywords
 from data_prep.stores.base import Chunk, Collection, StoreConfig
 from data_prep.stores.open import open_collection
 from data_prep.texts.sentences import sentences
 
+TASK_CHUNKS = 500
 TITLE_WORDS = 25
 QUESTION_WORDS = 3
 KEEP_SENTENCE = 0.1  # share, by Lee et al. 2019, section 4: the model must also learn from words that both sides share
@@ -44,15 +48,18 @@ def generate_offline(
     seed: int = 0,
     min_words: int = 8,
     keywords: int | None = None,
+    workers: int = 1,
+    on: str | None = None,
 ) -> int:
     """Writes one pair per chunk to JSONL: {"chunk_id", "question", "answer", "metadata"}. Returns their number.
 
     The metadata is the chunk's plus "rule" (see make_pair). Chunks without a pair are counted.
 
     hide: metadata fields whose value is removed from questions. limit: most pairs. min_words: of an answer.
-    keywords: chunks without another pair get one of this many keywords and their whole text.
+    keywords: chunks without another pair get one of this many keywords and their whole text. workers, on: who makes
+    the pairs, see cluster.open_workers; the store is read here.
     """
-    problems = check_output_file(output)
+    problems = check_output_file(output) + problems_of(workers, on)
     problems += [
         f"--{name} {value}: must be 1 or more"
         for name, value in (("limit", limit), ("min-words", min_words))
@@ -64,13 +71,16 @@ def generate_offline(
     hide, rules, skipped = tuple(hide), Counter(), Counter()
     fields: dict[str, None] = {}
     lacking, chunks, nulls, collection = Counter(), 0, 0, config.collection
-    with open_collection(config) as store, whole_file(output) as lines:
+    with open_collection(config) as store, open_workers(workers, on) as pool, whole_file(output) as lines:
         keywords_of = _keywords_of(store, where, keywords) if keywords else None
-        for chunk in track(store.chunks(where), f"pairs from {collection}"):
+        tasks = (
+            _PairTask(some, hide, seed, min_words, keywords_of) for some in batches(store.chunks(where), TASK_CHUNKS)
+        )
+        pairs = chain.from_iterable(pool.map(_pairs, tasks))
+        for chunk, pair in track(pairs, f"pairs from {collection}", note=pool.note):
             chunks += 1
             fields.update(dict.fromkeys(chunk.metadata))
             lacking.update(name for name in hide if chunk.metadata.get(name) in (None, ""))
-            pair = make_pair(chunk, hide, seed, min_words, keywords_of)
             if isinstance(pair, str):
                 skipped[pair] += 1
                 continue
@@ -93,7 +103,26 @@ def generate_offline(
 
 def _keywords_of(store: Collection, where: dict[str, Any] | None, most: int) -> Callable[[str], str]:
     words = Keywords(chunk.text for chunk in track(store.chunks(where), "counting words"))
-    return lambda text: " ".join(words.of(text, most))
+    return functools.partial(_telling, words, most)
+
+
+def _telling(words: Keywords, most: int, text: str) -> str:
+    return " ".join(words.of(text, most))
+
+
+class _PairTask(NamedTuple):
+    """Chunks to make pairs of; the other arguments are those of make_pair."""
+
+    chunks: list[Chunk]
+    hide: tuple[str, ...]
+    seed: int
+    min_words: int
+    keywords: Callable[[str], str] | None
+
+
+def _pairs(task: _PairTask) -> list[tuple[Chunk, dict[str, Any] | str]]:
+    """Returns the chunks, each with its pair, or with the reason why it has none."""
+    return [(chunk, make_pair(chunk, *task[1:])) for chunk in task.chunks]
 
 
 def _check_pairs(collection, where, hide, chunks, rules, skipped, lacking, fields) -> None:

@@ -13,6 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from data_prep.cluster.open import open_workers, problems_of
 from data_prep.common.console import say, track
 from data_prep.common.errors import BadInput
 from data_prep.common.files import check, fsync_folder, same_path, unfinished_name
@@ -46,6 +47,7 @@ def shard(
     exclude: list[Path] | tuple = (),
     tokens: tokenise.TokenOptions | None = None,
     workers: int = 1,
+    on: str | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Writes all rows of the inputs to the folder `output` and returns the manifest.
@@ -56,19 +58,22 @@ def shard(
     columns: see read_records. near_duplicates: Jaccard similarity from which the later of two rows is left out
     (default: none is). exclude: evaluation sets whose texts, or with near_duplicates near duplicates of them, no train
     row may hold. tokens: the tokenizer of the train rows (default: none). workers: most processes; 1: this one only.
+    on: a Ray cluster in their place, see cluster/ray_workers.py; every node sees the inputs and the output's folder.
 
     Rows wait on disk beside the output; split.py states the memory. BadInput lists every problem.
     """
     assert on_leakage in ON_LEAKAGE
-    problems = _bad_options(inputs, output, num_shards, eval_fraction, workers, overwrite)
+    problems = problems_of(workers, on) + _bad_options(inputs, output, num_shards, eval_fraction, overwrite)
     if near_duplicates is not None:
         problems += check_similarity(near_duplicates, "--near-duplicates")
     check(problems + tokenise.check_options(tokens))
+    if on:  # a node has another working folder
+        inputs, output = [path.absolute() for path in inputs], output.absolute()
     names, source = source_names(inputs), _tokenizer(tokens)
     build = _empty_build(output)
     spool = build / SPOOL
     try:
-        with Workers(min(workers, _useful_workers(inputs))) as pool:
+        with open_workers(min(workers, _useful_workers(inputs)), on, inputs, output) as pool:
             tokenizer = pool.aside(tokenise.load, source) if source else None
             exclusions = Exclusions(near_duplicates, write_held(exclude, near_duplicates, spool))
             parts = _read(pool, read_tasks(names, spool, positive, split_by, exclusions, columns), names, columns)
@@ -90,11 +95,9 @@ def shard(
 
 
 def _bad_options(
-    inputs: list[Path], output: Path, num_shards: int | None, fraction: float, workers: int, overwrite: bool
+    inputs: list[Path], output: Path, num_shards: int | None, fraction: float, overwrite: bool
 ) -> list[str]:
     problems = []
-    if workers < 1:
-        problems.append(f"--workers {workers}: must be 1 or more")
     if num_shards is not None and num_shards < 1:
         problems.append(f"--num-shards {num_shards}: must be 1 or more")
     if not 0 <= fraction < 1:
@@ -145,7 +148,7 @@ def _read(
     """Reads every input once; notes and problems are reported in the order of the rows."""
     parts, problems = [], Problems()
     label = f"reading {next(iter(names)).name if len(names) == 1 else f'{len(names)} inputs'}"
-    done = track(pool.map(read_part, tasks), label, size=lambda part: part.rows)
+    done = track(pool.map(read_part, tasks), label, size=lambda part: part.rows, note=pool.note)
     for path, input_parts in groupby(done, lambda part: part.path):
         notes = Notes()
         for part in input_parts:

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_prep.common.errors import BadInput
+from data_prep.common.files import named_when_whole
 from data_prep.reading.files import Span, check_readable, line_ends, to_line_end
 from data_prep.reading.formats import Notes, read_span
 from data_prep.reading.row_problems import Problems, field_value
@@ -107,7 +108,12 @@ def read_part(task: ReadTask) -> Part:
 
     part, schema = Part(task.part, task.path), arrow_schema()
     facts, marks = _Facts(task.split_by), Marks(task.exclusions)
-    with pa.OSFile(_file(task.folder, task.part, "arrow"), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
+    rows_file, facts_file = (Path(_file(task.folder, task.part, kind)) for kind in ("arrow", "npz"))
+    with (
+        named_when_whole(rows_file, task.folder) as name,
+        pa.OSFile(str(name), "wb") as file,
+        pa.ipc.new_stream(file, schema) as stream,
+    ):
 
         def write(rows: list[Record]) -> None:
             stream.write_batch(to_batch(rows, schema))
@@ -127,8 +133,14 @@ def read_part(task: ReadTask) -> Part:
         part.rows, part.sources = len(facts.source), list(facts.sources)
         part.sets, part.unsure = list(marks.sets), marks.unsure
         part.bytes = file.tell()
-    np.savez(_file(task.folder, task.part, "npz"), **facts.arrays(), **marks.arrays())
+    save_arrays(facts_file, **facts.arrays(), **marks.arrays())
     return part
+
+
+def save_arrays(file: Path, **arrays: Any) -> None:
+    """Writes an .npz file of the spool."""
+    with named_when_whole(file, file.parent) as name, open(name, "wb") as handle:
+        np.savez(handle, **arrays)
 
 
 def facts_of(folder: Path, part: int) -> Any:

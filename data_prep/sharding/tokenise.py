@@ -21,8 +21,8 @@ import numpy as np
 
 from data_prep.common.console import say
 from data_prep.common.errors import BadInput, collect, nearest
-from data_prep.common.files import HashedFile, check
-from data_prep.sharding.spool import Part, Piece, batches_of, pieces_of
+from data_prep.common.files import HashedFile, check, named_when_whole
+from data_prep.sharding.spool import Part, Piece, batches_of, pieces_of, save_arrays
 from data_prep.shards.tokens import FILES, TokenFacts, tokenizer_hash
 from data_prep.texts.prompts import SIDES, OwnPrompts, without_room
 from data_prep.texts.row_prompts import Survey, read_row_prompt
@@ -288,7 +288,8 @@ def make_tokens(task: TokenTask) -> TokenPart:
     facts, columns = loaded.facts, [[], [], []]
     tokens, cut_texts = 0, np.zeros(2, np.int64)
     surveys = {side: Survey(made) for side, made in facts.own_prompts.of_rows.items()}
-    with open(_file(task.folder, task.number), "wb") as file:
+    tokens_file = Path(_file(task.folder, task.number))
+    with named_when_whole(tokens_file, task.folder) as name, open(name, "wb") as file:
         for batch, _ in batches_of(task.folder, "train", task.pieces):
             texts, texts_of = _texts(batch, facts, surveys)
             is_query = np.zeros(len(texts), bool)
@@ -303,7 +304,7 @@ def make_tokens(task: TokenTask) -> TokenPart:
             tokens += int(kept.sum())
             cut_texts += [(lengths > limits)[is_query].sum(), (lengths > limits)[~is_query].sum()]
     texts_of, lengths, kept = map(np.concatenate, columns)
-    np.savez(_file(task.folder, task.number) + ".npz", texts_of=texts_of, lengths=lengths, kept=kept)
+    save_arrays(tokens_file.with_suffix(".tokens.npz"), texts_of=texts_of, lengths=lengths, kept=kept)
     return TokenPart(task.number, len(texts_of), len(kept), tokens, *map(int, cut_texts), surveys)
 
 

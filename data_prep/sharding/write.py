@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.common.console import track
-from data_prep.common.files import HashedFile, fsync_folder
+from data_prep.common.files import HashedFile, fsync_folder, named_when_whole
 from data_prep.common.workers import Workers
 from data_prep.sharding import tokenise
 from data_prep.sharding.spool import BATCH_BYTES, BATCH_ROWS, Part, Piece, add_lengths, batches_of, pieces_of
@@ -47,7 +47,7 @@ def write_splits(
         tasks += tokenise.token_tasks(build / SPOOL, rows_of["train"], tokenizer)
     total = sum(map(sum, rows_of.values())) + (sum(rows_of["train"]) if tokenizer else 0)
     label = "writing and tokenising rows" if tokenizer else "writing shards"
-    done = list(track(pool.map(_work, tasks), label, total, size=lambda one: one.rows))
+    done = list(track(pool.map(_work, tasks), label, total, lambda one: one.rows, pool.note))
     written = [one for one in done if isinstance(one, WrittenFile)]
     files, lengths = [one.entry for one in written], Lengths()
     for one in written:
@@ -96,11 +96,16 @@ def _work(task: WriteTask | tokenise.TokenTask) -> WrittenFile | tokenise.TokenP
 
 
 def _write_file(task: WriteTask) -> WrittenFile:
-    writer, lengths = SplitWriter(task.file), Lengths()
-    for batch, sizes in batches_of(task.spool, task.split, task.pieces):
-        writer.add(batch, sizes)
+    lengths = Lengths()
+    with named_when_whole(task.file, task.spool) as name:
+        writer = SplitWriter(name)
+        for batch, sizes in batches_of(task.spool, task.split, task.pieces):
+            writer.add(batch, sizes)
+        writer.finish()
     add_lengths(lengths, task.spool, task.split, task.pieces)
-    return WrittenFile(writer.finish(task.file.parent.parent), writer.rows, writer.scored, lengths)
+    writer.file.path = task.file
+    entry = writer.file.entry(task.file.parent.parent) | {"rows": writer.rows}
+    return WrittenFile(entry, writer.rows, writer.scored, lengths)
 
 
 class SplitWriter:
@@ -135,13 +140,12 @@ class SplitWriter:
         self.scored += batch.num_rows - batch.column("score").null_count
         self.waiting, self.waiting_rows, self.waiting_characters = [], 0, 0
 
-    def finish(self, root: Path) -> dict[str, Any]:
-        """Closes the file; returns its entry of the manifest."""
+    def finish(self) -> None:
+        """Closes the file."""
         if self.waiting:
             self._flush()
         self.stream.close()
         self.file.close()
-        return self.file.entry(root) | {"rows": self.rows}
 
 
 def _describe_split(folder: Path, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,0 +1,244 @@
+"""Workers on a Ray cluster.
+
+- Ray chooses the node of a task, and runs it again where its node or process died (RETRIES).
+- Tasks under way are bounded by the cluster's cores, which are counted again every LOOK_SECONDS.
+- Nothing of the environment travels: no runtime_env, and tasks hold paths, rows and versions only.
+"""
+
+import os
+import platform
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from data_prep.cluster import nodes
+from data_prep.common.console import say
+from data_prep.common.errors import BadInput, Failed, first_line, of_system
+from data_prep.common.workers import AHEAD, Result, Workers
+
+RETRIES = 5  # of a task whose process or node died
+LOOK_SECONDS = 2.0  # between two looks at the nodes
+PATIENCE = 120.0  # seconds without any node that has a core, and for one node's answer to the first checks
+CONNECT_SECONDS = 5.0
+GRACE = 15.0  # seconds for cancelled tasks to end
+
+
+class RayWorkers(Workers):
+    """The nodes of a Ray cluster as long as the block.
+
+    on: "ray" (RAY_ADDRESS, else the cluster that this machine is a part of) or "ray://HOST:PORT". A process that is
+    connected already stays connected. inputs, output: see nodes.Job. count: cores of all nodes.
+    BadInput: no Ray, no cluster, or nodes that differ from this machine. Failed: a task died RETRIES + 1 times, or no
+    node was left for PATIENCE seconds.
+    """
+
+    def __init__(self, on: str, inputs: Iterable[Path] = (), output: Path | None = None):
+        super().__init__(1)
+        self.on, self.inputs, self.output = on, list(inputs), output
+        self._nodes: dict[str, str] = {}  # id -> name, of nodes with a core
+        self._under_way: set[Any] = set()
+        self._looked = self._seen = 0.0
+        self._job: nodes.Job | None = None
+        self._connected_here = False
+
+    def __enter__(self) -> "RayWorkers":
+        self.ray = _ray()
+        if not self.ray.is_initialized():
+            _connect(self.ray, self.on)
+            self._connected_here = True
+        try:
+            options = {"num_cpus": 1, "max_retries": RETRIES, "retry_exceptions": False}
+            self._run = self.ray.remote(**options)(_run_task)
+            self._seen = time.monotonic()
+            self._look()
+            while not self._nodes:
+                time.sleep(LOOK_SECONDS)
+                self._look()
+            self._job = nodes.new_job(self.inputs, self.output)
+            self._check_nodes()
+        except BaseException:
+            self.__exit__()
+            raise
+        say(f"Ray: {self._size()}")
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        with suppress(self.ray.exceptions.RayError, ConnectionError):
+            self._cancel()
+        if self._job and self._job.probe:
+            shutil.rmtree(self._job.probe, ignore_errors=True)
+        if self._connected_here:
+            self.ray.shutdown()
+
+    def submit(self, function: Callable[..., Result], *arguments: Any) -> Callable[[], Result]:
+        if time.monotonic() - self._looked > LOOK_SECONDS:
+            self._look()
+        reference = self._run.remote(self._job, function, arguments)
+        self._under_way.add(reference)
+        return partial(self._result, reference)
+
+    def note(self, done: int, seconds: float) -> str:
+        return f", {done / seconds:,.0f} rows/s on {self._size()}" if seconds else ""
+
+    def _size(self) -> str:
+        count = len(self._nodes)
+        return f"{count} {'node' if count == 1 else 'nodes'}, {self.count} {'core' if self.count == 1 else 'cores'}"
+
+    def _result(self, reference: Any) -> Any:
+        errors = self.ray.exceptions
+        try:
+            while not self.ray.wait([reference], timeout=LOOK_SECONDS)[0]:
+                self._look()
+            return self.ray.get(reference)
+        except errors.RayTaskError as error:
+            raise _of_task(error) from None
+        except errors.RayError as error:
+            died = f"a task died {RETRIES + 1} times with its process or node, or was cancelled from outside"
+            raise Failed(f"Ray: {died} ({type(error).__name__}: {first_line(error)})") from None
+        except ConnectionError as error:
+            raise Failed(f"Ray: the connection to the cluster is lost ({first_line(error)})") from None
+        finally:
+            self._under_way.discard(reference)
+
+    def _look(self) -> None:
+        """Counts nodes and cores. Raises Failed where none has had a core for PATIENCE seconds."""
+        alive = [node for node in self.ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+        found = {node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})" for node in alive}
+        for change, some, others in (("left", self._nodes, found), ("joined", found, self._nodes)):
+            for name in [name for node, name in some.items() if node not in others and self._job]:
+                say(f"Ray: node {name} {change}")
+        now = self._looked = time.monotonic()
+        self._nodes, self.count = found, max(1, int(sum(node["Resources"]["CPU"] for node in alive)))
+        self.ahead = AHEAD * self.count
+        if found:
+            self._seen = now
+        elif now - self._seen > PATIENCE:
+            raise Failed(f"Ray: no node has had a core for {PATIENCE:.0f} seconds; start nodes and run again")
+
+    def _check_nodes(self) -> None:
+        """Lets every node compare itself with this machine, then look for what all others wrote. Raises BadInput."""
+        names = dict(self._nodes)
+        found = self._on_every(names, _differences, self._job)
+        problems = [f"node {names[node]}: {problem}" for node, some in found.items() for problem in some]
+        if not problems and self._job.probe:
+            marks = [*names, nodes.DRIVER]
+            folder = self._job.probe.parent
+            for node, missing in self._on_every(names, nodes.unseen, self._job, marks).items():
+                others = ", ".join(names.get(one, one) for one in missing if one in marks)
+                if missing:
+                    what = f"does not show what {others} wrote" if others else missing[0]
+                    problems.append(f"node {names[node]}: {folder} {what}; mount the same folder on every node")
+        if problems:
+            raise BadInput(problems)
+
+    def _on_every(self, names: dict[str, str], function: Callable[..., list[str]], *arguments: Any) -> dict[str, list]:
+        """Returns the function's result of every node; an error, or no answer within PATIENCE, as a problem."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        remote, calls, answers = self.ray.remote(num_cpus=0, max_retries=0)(function), {}, {}
+        for node in names:
+            here = NodeAffinitySchedulingStrategy(node, soft=False)
+            try:
+                calls[node] = remote.options(scheduling_strategy=here).remote(*arguments)
+            except ImportError as error:  # of the server of ray://, which unpickles the function
+                answers[node] = [_no_answer(error)]
+        until = time.monotonic() + PATIENCE
+        for node, call in calls.items():
+            try:
+                answers[node] = self.ray.get(call, timeout=max(0.0, until - time.monotonic()))
+            except (self.ray.exceptions.RayError, ConnectionError) as error:
+                answers[node] = [_no_answer(error)]
+        return answers
+
+    def _cancel(self) -> None:
+        """Cancels all tasks under way and waits for their end: none writes after this."""
+        waiting = list(self._under_way)
+        for reference in waiting:
+            self.ray.cancel(reference, force=True)
+        if waiting:
+            self.ray.wait(waiting, num_returns=len(waiting), timeout=GRACE, fetch_local=False)
+        self._under_way.clear()
+
+
+def _run_task(job: nodes.Job, function: Callable[..., Any], arguments: tuple) -> Any:
+    """Runs one task in a process of a node."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core each
+    node, name = _this_node()
+    nodes.check_once(job, node, name)
+    try:
+        return function(*arguments)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise Failed(f"node {name}: {of_system(error)}") from None
+
+
+def _differences(job: nodes.Job) -> list[str]:
+    return nodes.differences(job, _this_node()[0])
+
+
+def _this_node() -> tuple[str, str]:
+    """Returns the id of the node of this process, and its name as in RayWorkers."""
+    import ray
+
+    address = ray.util.get_node_ip_address()
+    return ray.get_runtime_context().get_node_id(), f"{platform.node()} ({address})"
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise BadInput(f"--on ray: needs the package ray ({error}): pip install 'embedfleet[ray]'") from None
+    return ray
+
+
+def _connect(ray: Any, on: str) -> None:
+    """Connects to a running cluster. Raises BadInput where there is none; never starts one."""
+    given = os.environ.get("RAY_ADDRESS", "") if on == "ray" else ""
+    address, said = (
+        (given or "auto", f"RAY_ADDRESS={given}" if given else "--on ray") if on == "ray" else (on, f"--on {on}")
+    )
+    mend = "start one (ray start --head), or name one by --on ray://HOST:PORT or RAY_ADDRESS"
+    if address != "auto":
+        _knock(address, said)
+    try:
+        ray.init(address, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise BadInput(f"{said}: no Ray cluster can be reached: {reason}; {mend}") from None
+
+
+def _knock(address: str, said: str) -> None:
+    """Raises BadInput where nothing listens at the address, for which Ray itself would wait a minute."""
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        if parts.scheme not in ("", "ray") or not parts.hostname or not parts.port:
+            raise BadInput(f"{said}: must be HOST:PORT or ray://HOST:PORT of a running cluster")
+        socket.create_connection((parts.hostname, parts.port), CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        reason = first_line(error)
+        raise BadInput(f"{said}: no Ray cluster can be reached there: {reason}") from None
+
+
+def _of_task(error: Any) -> Exception:
+    """Returns the exception of a task, as its function raised it."""
+    if isinstance(error.cause, Exception) and not _not_importable(error):
+        return error.cause
+    return BadInput(f"Ray: {_no_answer(error)}")
+
+
+def _not_importable(error: Exception) -> bool:
+    return "No module named 'data_prep" in str(error)
+
+
+def _no_answer(error: Exception) -> str:
+    if _not_importable(error):
+        return "embedfleet is not installed there; install the version of this machine on every node"
+    return f"gives no answer ({type(error).__name__}: {first_line(error)})"
