@@ -10,9 +10,9 @@ LIGHT = (
     "launch.command, launch.doctor, launch.init, launch.nodes, launch.plan.plan, launch.slurm.submit, launch.machine, "
     "trainer.config.loading, trainer.config.compatibility, trainer.planner.from_config, trainer.preflight.check_run, "
     "trainer.model_folder.families, trainer.frontends.python_api, trainer.frontends.flat_json, "
-    "trainer.train.early_stopping, data_prep.shards.folder"
+    "trainer.train.early_stopping, data_prep.shards.folder, data_prep.sharding.build, data_prep.cluster.ray_workers"
 )
-HEAVY = {"torch", "transformers", "datasets"}
+HEAVY = {"torch", "transformers", "datasets", "ray"}
 
 
 def test_importing_the_light_side_leaves_torch_unloaded():
@@ -48,6 +48,9 @@ def test_imports_point_one_way():
             assert used <= set(order[i:]), f"{path} imports {used - set(order[i:])}"
 
 
-def test_only_one_file_imports_deepspeed():
-    pattern = re.compile(r"^\s*(from|import) deepspeed", re.M)
-    assert {p.name for p in (ROOT / "trainer").rglob("*.py") if pattern.search(p.read_text())} == {"zero_engine.py"}
+@pytest.mark.parametrize(
+    "package, folder, file", [("deepspeed", "trainer", "zero_engine.py"), ("ray", "data_prep", "ray_workers.py")]
+)
+def test_only_one_file_imports(package, folder, file):
+    pattern = re.compile(rf"^\s*(from|import) {package}\b", re.M)
+    assert {p.name for p in (ROOT / folder).rglob("*.py") if pattern.search(p.read_text())} == {file}
