@@ -1,4 +1,4 @@
-"""How much of a training's gain does blending keep, and what does it lose elsewhere? One JSON line per training.
+"""Gain of a training that blending keeps, and its loss elsewhere: one JSON line per training.
 
     python benchmarks/blending.py --data SET --general OTHER_SET --output FOLDER
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine, pairs to train on, and training processes watched from outside."""
+"""Shared by the benchmarks: the machine, pairs to train on, and training processes watched from outside."""
 
 import argparse
 import importlib.metadata
@@ -255,7 +255,7 @@ def watch(command: list[str], env: dict[str, str], log: Path) -> Watched:
 
 @dataclass
 class Trained:
-    """What one training process did.
+    """Record of one training process.
 
     rows: per step. seconds: of each optimizer step, waiting for its batch included. tokens, padded: real tokens, and
     tokens with padding, that each step's batch held. ready: wall clock when the model was loaded and nothing had

@@ -1,4 +1,4 @@
-"""What bounded memory costs: one batch under ever smaller micro_batch_tokens, one JSON line per budget.
+"""Cost of bounded memory: one batch under ever smaller micro_batch_tokens, one JSON line per budget.
 
     python benchmarks/memory_budget.py
     python benchmarks/memory_budget.py --pairs pairs.jsonl --batch-size 512 --share 0.05 0.5

@@ -30,7 +30,7 @@ from common import (
 
 
 def bytes_sent(done: Trained, warmup: int) -> dict[str, float]:
-    """What a step event says of the bytes sent (World.sent), or nothing where it does not say it."""
+    """Returns the bytes sent of a step event (World.sent), or nothing where it has none."""
     counted = [event["bytes_sent"] for event in done.events[warmup:] if "bytes_sent" in event]
     return {"bytes_sent_per_step": statistics.median(counted)} if counted else {}
 

@@ -144,7 +144,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def same_ids(ours: Path, other: Path) -> bool:
-    """Whether both sides gave the first rows the same tokens."""
+    """True if both sides gave the first rows the same tokens."""
     import datasets
     import numpy as np
 

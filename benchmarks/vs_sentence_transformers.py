@@ -59,7 +59,7 @@ THEIRS = "theirs"
 
 @dataclass
 class Work:
-    """What both sides have to do. pairs: of all steps, in order, with prompts; lengths: (query, document) tokens."""
+    """Work of both sides. pairs: of all steps, in order, with prompts; lengths: (query, document) tokens."""
 
     pairs: list[tuple[str, str]]
     lengths: list[tuple[int, int]]
@@ -73,7 +73,7 @@ class Work:
         return [sum(sums[start : start + self.rows]) for start in range(0, len(sums), self.rows)]
 
     def gflop(self, warmup: int) -> float:
-        """Of the timed steps; see the formula above."""
+        """Returns the work of the timed steps; see the formula above."""
         timed = [length for pair in self.lengths[warmup * self.rows :] for length in pair]
         return sum(6 * self.matrices * n + 12 * self.layers * self.hidden * n * n for n in timed) / 1e9
 
