@@ -37,7 +37,7 @@ def flags(config: StoreConfig, model: Path) -> list[str]:
 
 @dataclass
 class Log:
-    """What the ranks of one start wrote down, each in a file."""
+    """Notes of the ranks of one start, each in a file."""
 
     folder: Path
 

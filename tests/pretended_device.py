@@ -172,7 +172,7 @@ class _Operations(TorchDispatchMode):
 
 
 class _Functions(TorchFunctionMode):
-    """What never reaches the dispatcher as one operation: tensors made of Python lists, and lists made of tensors."""
+    """Calls that never reach the dispatcher as one operation: tensors of Python lists, and lists of tensors."""
 
     def __init__(self, device: Pretended):
         super().__init__()

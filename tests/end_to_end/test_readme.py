@@ -38,7 +38,7 @@ def commands() -> str:
 
 @pytest.fixture
 def here(tmp_path, tiny_bert):
-    """What the reader is supposed to have: models, pairs in their own files, a collection, a loss."""
+    """Folder of the reader: models, pairs in their own files, a collection, a loss."""
     folder = tmp_path / "here"
     folder.mkdir()
     for name in ("MODEL", "MODEL_FOLDER", "MODEL_FOLDER_OR_HUB_ID"):

@@ -146,7 +146,7 @@ def check_answer(text: str, cut: bool, thoughts: bool) -> None:
 
 
 class Reply:
-    """What the client knows of a reply."""
+    """A reply as the client knows it."""
 
     def __init__(self, body: bytes):
         import httpx

@@ -1,4 +1,4 @@
-"""What must stay light stays light: no torch behind launch, config, planner and data preparation."""
+"""Light packages stay light: no torch behind launch, config, planner and data preparation."""
 
 import re
 

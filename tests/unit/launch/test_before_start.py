@@ -1,4 +1,4 @@
-"""What is refused or said before a run starts: by `plan`, `run --dry-run` and `slurm`, and by each of them."""
+"""Errors and notes before a run starts: by `plan`, `run --dry-run` and `slurm`, and by each of them."""
 
 import json
 

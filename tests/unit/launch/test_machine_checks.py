@@ -1,4 +1,4 @@
-"""What doctor finds in a machine and a shell: each thing that makes runs other runs is planted, named, and mended."""
+"""Findings of doctor in a machine and a shell: each thing that makes runs other runs is planted, named, and mended."""
 
 import numpy as np
 import pytest

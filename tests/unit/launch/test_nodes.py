@@ -56,7 +56,7 @@ def test_every_problem_of_the_flags_is_named(flags, words):
 
 
 def test_a_name_that_is_a_loopback_address_on_node_0_is_refused(monkeypatch):
-    """As Debian's /etc/hosts has the machine's own name: the other nodes would look for rank 0 on themselves."""
+    """Debian's /etc/hosts has the machine's own name like this: the other nodes would look for rank 0 on themselves."""
     monkeypatch.setattr(nodes_module, "resolve", lambda host: "127.0.1.1")
     with pytest.raises(BadInput, match="node0 is 127.0.1.1 on this node, which no other node reaches"):
         find_nodes(2, 0, "node0")

@@ -17,7 +17,7 @@ def encoding(request) -> str:
 
 
 def shown(encoding: str, module: str, *argv: str | Path) -> str:
-    """What a command writes to an stdout of this encoding."""
+    """Returns the output of a command on an stdout of this encoding."""
     stdout = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     with contextlib.redirect_stdout(stdout), contextlib.suppress(SystemExit):
         assert importlib.import_module(module).main([str(part) for part in argv]) == 0

@@ -1,4 +1,4 @@
-"""What proxies, certificates, `.env` and other programs' variables do to a command: it works, or one line says why."""
+"""Proxies, certificates, `.env` and other programs' variables: a command works, or one line says why."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What may be crawled, and the one error that names everything that may not."""
+"""Sources that may be crawled, and the one error that names all others."""
 
 from pathlib import Path
 

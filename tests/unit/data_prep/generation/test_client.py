@@ -199,7 +199,7 @@ def test_an_error_in_a_200_of_a_server_that_lists_models_passes(capsys):
 
 def test_an_address_that_lets_nobody_in_ends_the_run_at_the_first_call(monkeypatch):
     class ConnectTimeout(Exception):
-        """As of the client's HTTP library."""
+        """The error of the client's HTTP library."""
 
     async def create(self, *_, **__):
         import openai

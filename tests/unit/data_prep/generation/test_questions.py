@@ -72,7 +72,7 @@ def generate(store, tmp_path, request):
 
 
 def wanted(server: LanguageModel, numbers=range(COUNT)) -> list[tuple[str, str, str]]:
-    """What has to come out, in order."""
+    """Returns the expected pairs, in order."""
     return [(f"doc-{n}", q, a) for n in numbers for q, a in expected(f"c{n}", server.form(f"c{n}"))]
 
 

@@ -223,7 +223,7 @@ def test_chunks_whose_ids_differ_in_case_are_different_documents(tmp_path, capsy
 
 
 def mined_at(tmp_path, cosines: dict[str, float], positives: dict[str, float], choice: Choice):
-    """What is chosen for a query whose positives and candidates have these cosines to it; and the counts."""
+    """Returns the choice for a query whose positives and candidates have these cosines to it; and the counts."""
     texts = cosines | positives
     vectors = {text: at_cosine(c, axis=1 + i % 7) for i, (text, c) in enumerate(texts.items())}
     encoder = Planted(vectors | {"q:asked": at_cosine(1.0)})

@@ -347,7 +347,7 @@ def test_prompts_in_the_texts():
 
 
 def test_the_prompt_of_a_row_in_its_text_names_the_key_of_rows():
-    """Of rows with and without a prompt of their own, the more frequent repetition decides what the line names."""
+    """The more frequent repetition decides the name, among rows with and without a prompt of their own."""
     rules, own = TextRules("query: ", "", 32, 32), OwnPrompts(row_query="{prompt} ", row_passage="prompt")
     rows = [Record(f"find: {i}", [f"it is {i}"], metadata={"prompt": "find:"}) for i in range(20)]
     rows += [Record(f"query: {i}", [f"it was {i}"]) for i in range(9)]

@@ -29,7 +29,7 @@ objects = pairs.map(lambda some: "{" + ", ".join(f"{key} : {value}" for key, val
 
 
 def plainly(text: str):
-    """What DECODER says: its value with the types of its parts, or that it refuses."""
+    """Answer of DECODER: its value with the types of its parts, or that it refuses."""
     try:
         return repr(DECODER.decode(text))
     except (ValueError, RecursionError):

@@ -208,7 +208,7 @@ def test_spans_of_a_file_of_an_old_mac_are_its_rows(tmp_path, monkeypatch, span_
 
 @pytest.mark.parametrize("number", ["9" * 400, "-" + "9" * 400, "1e999"])
 def test_a_number_beyond_all_floats_is_refused_in_words(tmp_path, capsys, number):
-    """As a score, a teacher's score, a count of a log and a grade of a retrieval set."""
+    """A score, a teacher's score, a count of a log and a grade of a retrieval set."""
     path, out = tmp_path / "a.jsonl", tmp_path / "out.jsonl"
     for row in ('"score": ', '"negative": "c", "scores": [1, '):
         path.write_text(f'{{"anchor": "a", "positive": "b", {row}{number}{"]" if "[" in row else ""}}}\n')

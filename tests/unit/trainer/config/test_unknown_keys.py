@@ -1,4 +1,4 @@
-"""What an unknown key, flag, argument or value is answered: where it stands here, or what is done instead."""
+"""Answers to an unknown key, flag, argument or value: its place here, or what is done instead."""
 
 import json
 import re

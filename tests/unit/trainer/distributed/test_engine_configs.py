@@ -37,7 +37,7 @@ def without(values: dict, path: tuple) -> dict:
 
 
 def parsed(values: dict, where) -> dict:
-    """What accelerate understands."""
+    """Returns the config as accelerate understands it."""
     from accelerate.commands.config.config_args import ClusterConfig
 
     where.write_text(yaml.safe_dump(values))

@@ -1,4 +1,4 @@
-"""What a launcher was asked for, read from its command line; a world that came up otherwise is refused."""
+"""Claims of a launcher's command line; a world that came up otherwise is refused."""
 
 import pytest
 

@@ -16,7 +16,7 @@ ALIVE = range(1, 100)  # looks of a rank that lives
 
 
 def verdicts(calls, reports) -> list[str | None]:
-    """Of rank 0 of three at every look. calls: its own, by look. reports: of ranks 1 and 2, by look."""
+    """Verdicts of rank 0 of three. calls: its own, by look. reports: of ranks 1 and 2, by look."""
     judge = Judge(0, 3, PATIENCE)
     return [judge.verdict(c, dict(enumerate(r, start=1))) for c, r in zip(calls, reports)]
 

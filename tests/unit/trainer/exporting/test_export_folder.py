@@ -254,7 +254,7 @@ def test_a_fresh_process_that_cannot_load_is_a_refusal(tmp_path, folders):
 
 
 def write_log(run: Path) -> None:
-    """Of two steps, the metrics better after the first."""
+    """Writes a log of two steps, the metrics better after the first."""
     events = [{"event": "evaluation", "step": n, "nDCG@10": (0.5, 0.6, 0.1)[n], "MAP": 0.4} for n in (0, 1, 2)]
     events += [{"event": "step", "step": step} for step in (1, 2)]
     (run / "logs.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))

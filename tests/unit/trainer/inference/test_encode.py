@@ -26,7 +26,7 @@ def loaded(tiny_bert):
 
 
 def of_ranks(loaded, ranks: int, monkeypatch) -> list:
-    """What each rank would embed; no collective is made without lockstep."""
+    """Returns the texts of each rank; without lockstep nothing is collective."""
     engine, tokenizer = loaded
     shares = []
     for rank in range(ranks):

@@ -83,7 +83,7 @@ def test_a_family_that_is_not_known_takes_adapters_on_every_linear_layer(tiny_be
 
 
 def gradient(embedder, seed: int = 3) -> dict[str, torch.Tensor]:
-    """Of a fixed direction of six texts' embeddings, in training."""
+    """Returns the gradient of a fixed direction of six texts' embeddings, in training."""
     tokens = torch.randint(4, 400, (sum(LENGTHS),), generator=torch.manual_seed(1))
     embedder.zero_grad()
     out = embedder(tokens, LENGTHS, seed=seed)

@@ -232,7 +232,7 @@ def test_they_count_where_bytes_and_fingerprints_are_made(tmp_path, models):
 
 
 def test_the_one_that_modules_json_names_is_taken_and_no_other(tmp_path, models):
-    """As in Stella's folder, whose users choose among several sizes there."""
+    """Stella's folder is like this: its users choose among several sizes."""
     folder = copied(models["t5"], tmp_path / "model")
     (folder / "2_Dense").rename(folder / "2_Dense_24")
     shutil.copytree(folder / "2_Dense_24", folder / "2_Dense_other")

@@ -78,7 +78,7 @@ def test_every_number_is_as_likely_at_every_place(n, keys):
 
 
 def test_neighbours_do_not_stay_neighbours():
-    """Of two rows that follow each other, the second one is as likely at any distance."""
+    """The second one of two neighbours is as likely at any distance."""
     n, keys = 11, 3000
     counts = np.zeros(n)
     for key in range(keys):

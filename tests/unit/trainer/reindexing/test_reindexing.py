@@ -495,7 +495,7 @@ def test_a_collection_and_its_pairs_are_evaluated(source, tiny_bert, tmp_path, c
 
 
 def test_documents_are_read_at_the_length_and_with_the_prompt_of_the_run(tmp_path, capsys):
-    """As trainer.evaluate and trainer.search read them: a folder states one length, its run had two."""
+    """They are read as by trainer.evaluate and trainer.search: a folder states one length, its run had two."""
     config = StoreConfig("chroma", "docs", path=tmp_path / "store")
     fill(config)
     final = trained(tmp_path / "final", tiny.model(tmp_path / "base"), query_max_len=5, passage_max_len=4)

@@ -178,7 +178,7 @@ PLOTTED = """svg => {
 
 
 def values_of(plot: dict) -> list[list[tuple[float, float]]]:
-    """What a reader of the plot reads off its axes: positions of the labels against those of the line's points."""
+    """Values that a reader reads off the axes of a plot: positions of the labels against those of the line's points."""
 
     def scale(labels: list, shift: float):
         places = np.array([place for _, place in labels]) - shift

@@ -1,4 +1,4 @@
-"""Whether a run learnt anything: by its weights, its gradients, its loss and its metric."""
+"""A run that learnt nothing is known by its weights, its gradients, its loss and its metric."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What evaluations decide: the best model, when to stop, and the warnings."""
+"""Decisions of evaluations: the best model, when to stop, and the warnings."""
 
 import json
 
