@@ -27,17 +27,21 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lang", default="en", metavar="xx", help=help_text)
     help_text = "check the sources without asking for them, and crawl the pages that come with the package"
     parser.add_argument("--dry-run", action="store_true", help=help_text)
-    help_text = "seconds between two requests to one host (default 1)"
-    parser.add_argument("--delay", type=float, default=1.0, metavar="S", help=help_text)
-    help_text = "seconds for one whole answer (default 30)"
-    parser.add_argument("--timeout", type=float, default=30.0, metavar="S", help=help_text)
-    help_text = "an address or page where the sites can reach you; it is sent in the User-Agent"
-    parser.add_argument("--contact", default="", metavar="C", help=help_text)
-    help_text = "folder where answers are kept, so that a stopped crawl goes on (default: in the user's cache folder)"
-    parser.add_argument("--cache", type=Path, metavar="DIR", help=help_text)
-    help_text = "seconds for which a kept answer is used instead of asking again (default 86400; 0: never)"
-    parser.add_argument("--max-age", type=float, default=86_400.0, metavar="S", help=help_text)
     add_workers(parser, "1")
+    _add_requests(parser.add_argument_group("requests"))
+
+
+def _add_requests(group) -> None:
+    help_text = "seconds between two requests to one host (default 1)"
+    group.add_argument("--delay", type=float, default=1.0, metavar="S", help=help_text)
+    help_text = "seconds for one whole answer (default 30)"
+    group.add_argument("--timeout", type=float, default=30.0, metavar="S", help=help_text)
+    help_text = "an address or page where the sites can reach you; it is sent in the User-Agent"
+    group.add_argument("--contact", default="", metavar="C", help=help_text)
+    help_text = "folder where answers are kept, so that a stopped crawl goes on (default: in the user's cache folder)"
+    group.add_argument("--cache", type=Path, metavar="DIR", help=help_text)
+    help_text = "seconds for which a kept answer is used instead of asking again (default 86400; 0: never)"
+    group.add_argument("--max-age", type=float, default=86_400.0, metavar="S", help=help_text)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""What a node of a cluster proves before it works: the driver's versions, inputs and output folder.
+"""Proofs of a cluster's node before it works: the driver's versions, inputs and output folder.
 
 - The driver describes itself as a Job. Each node compares the Job with what it finds, and names every difference.
 - The folder `probe` lies beside the output. The driver and every node write a file into it, and every node reads all.

@@ -72,7 +72,7 @@ class Ray:
 
 
 class Case:
-    """What all cases share: rows, a tokenizer, and the folder that one process wrote."""
+    """Parts that all cases share: rows, a tokenizer, and the folder that one process wrote."""
 
     def __init__(self, folder: Path, rows: int):
         self.folder, self.rows, self.path, self.model = folder, rows, folder / "rows.jsonl", tiny.model(folder / "bert")

@@ -1,1 +1,1 @@
-"""What comes out of a query adapter: folders for numpy and sentence-transformers, an ONNX graph, LangChain."""
+"""Exports of a query adapter: folders for numpy and sentence-transformers, an ONNX graph, LangChain."""

@@ -1,4 +1,4 @@
-"""What a node proves, and what is refused before anything starts. No Ray is needed."""
+"""Proofs of a node, and refusals before anything starts. No Ray is needed."""
 
 import sys
 

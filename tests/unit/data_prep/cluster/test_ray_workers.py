@@ -74,7 +74,7 @@ def running() -> list[psutil.Process]:
 
 
 def test_tasks_under_way_end_with_the_block():
-    """As with Ctrl-C, which leaves the block by an exception."""
+    """Ctrl-C leaves the block by an exception too."""
     with pytest.raises(KeyboardInterrupt), RayWorkers("ray") as pool:
         for _ in range(4):
             pool.submit(time.sleep, 600)

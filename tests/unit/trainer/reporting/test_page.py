@@ -67,7 +67,7 @@ def run(tmp_path_factory, tiny_bert) -> Path:
 
 def test_an_adapter_of_the_trained_model_maps_its_queries(run, tmp_path, capsys):
     encoder = TextEncoder(ModelConfig(path=str(run / "final")), "cpu")
-    facts = {"dim": 32, **encoder.identity, "query_prompt": ""}
+    facts = {"dim": 32, **encoder.identity, "query_prompt": encoder.spec.rules.query_prompt}
     QueryAdapter([Layer(-np.eye(32), np.zeros(32))], facts).save(tmp_path)
     page = tmp_path / "report.html"
     assert main([str(run), "--output", str(page), "--device", "cpu", "--query-adapter", str(tmp_path)]) == 0
