@@ -189,12 +189,12 @@ def summary(results: list[dict], reference: dict) -> str:
     """The worst figures, in a sentence."""
     gradients, updates, losses = zip(*(figures(result, reference) for result in results))
     trained = [loss for loss in losses if loss is not None]
-    planted = [error for result in results for errors in result.get("planted", []) for error in errors]
+    planted = [errors for result in results for errors in result.get("planted", [])]
     return (
         f"{len(results)} cells. Largest relative error of a raw gradient {max(gradients):.1e}, of an SGD update "
         f"{max(updates):.1e} (limit {GRADIENT:.0e}); largest difference of a loss in 20 AdamW steps ({len(trained)} "
         f"cells) {max(trained):.1e} (limit {LOSS:.0e}). A planted factor of W or 1/W is seen as an error of at least "
-        f"{min(planted):.2f} ({len(planted) // 2} plantings)."
+        f"{min(map(min, planted)):.2f} ({len(planted)} plantings)."
     )
 
 

@@ -20,15 +20,19 @@ BUCKET = 8000  # numbers: the model has some 32,000, and 12,928 in its largest w
 EXTRA = {  # further kinds of cells, see worker.Group
     "dropout": (("cpu", 1), ("ddp", 2), ("zero2", 2), ("zero3", 2)),
     "duplicates": (("cpu", 1), ("ddp", 2), ("zero2", 2)),
-    "rules": (("ddp", 3), ("zero2", 2), ("zero3", 3)),
+    "rules": (("ddp", 3), ("zero2", 2)),
     "sources": (("cpu", 1), ("zero1", 2), ("ddp", 3)),
     "mined": (("cpu", 1), ("ddp", 2), ("ddp", 3)),
     "retrieval": (("cpu", 1), ("ddp", 2), ("ddp", 3), ("zero1", 2), ("zero2", 2), ("zero3", 2)),
-    "loads": [(engine, world) for engine, world in CELLS if world > 1],
 }
 for kind, groups in EXTRA.items():
     for group in groups:
         CELLS[group].append({"kind": kind, "run": "sources"})
+CELLS["zero3", 2].append({"kind": "rules", "run": "sources", "rules": ["guide"]})  # a model that is not partitioned
+for engine, world in CELLS:
+    if world > 1:
+        losses = ["infonce+kl"] if world == 2 else ["user"]
+        CELLS[engine, world].append({"kind": "loads", "run": "sources", "losses": losses})
 for engine in OFFLOADED:  # outside the table: where the state lies is all that differs from their stage
     CELLS[engine, 2] = [table_cell("infonce", "4 chunks", planted=True) | {"kind": "offloaded"}]
 for engine, world, chunks in (("zero3", 2, "4 chunks"), ("zero3", 3, "4 kept"), ("zero3_offload", 2, "4 kept")):

@@ -173,8 +173,7 @@ class Group:
                     found["temperature_grad"].append(abs(stats.temperature_grad - wanted) / size)
             found["chunks"] = self._chunks(job, reference["whole"]["step"])
             if cell["planted"]:
-                factors = planted(self.world.size)
-                found["planted"] = [self.planted(job, reference["whole"]["step"], factor) for factor in factors]
+                found["planted"] = self.planted(job, reference["whole"]["step"])
         if cell["adamw"]:
             found |= self.adamw(cell)
         return found
@@ -221,16 +220,24 @@ class Group:
         kept = real_step.kept_chunks([real_step.cost_of(c, lengths, packed) for c in chunks], job.micro_batch_tokens)
         return self.world.gather_ints([len(chunks), len(chunks) - kept]).amax(dim=0).tolist()
 
-    def planted(self, job, step: int, factor: float) -> list:
-        """The same errors with a wrong factor, against the right gradient of the same weights: both must be seen."""
+    def planted(self, job, step: int) -> list[list]:
+        """Errors with wrong factors, against the right gradient of the same weights: all must be seen.
+
+        Of the gradient with the one factor, of gradient and update with the other.
+        """
+        found, (first, second) = [], planted(self.world.size)
         right, _, _ = self.gradient(job, self.batch(job, step))
         job.engine.apply(0.0)  # done with it: the weights stay
-        job.engine.gradient_factor *= factor
+        job.engine.gradient_factor *= first
         wrong, _, _ = self.gradient(job, self.batch(job, step))
-        update = self.sgd_step(job)
-        job.engine.gradient_factor /= factor
+        found.append([self.error(wrong, right)])
+        job.engine.apply(0.0)
+        job.engine.gradient_factor *= second / first
+        wrong, _, _ = self.gradient(job, self.batch(job, step))
         rightly = {name: -SGD_LR * gradient for name, gradient in right.items()}
-        return [self.error(wrong, right), self.error(update, rightly)]
+        found.append([self.error(wrong, right), self.error(self.sgd_step(job), rightly)])
+        job.engine.gradient_factor /= second
+        return found
 
     def adamw(self, cell: dict) -> dict:
         """The trainer's own loop; its log is what a user sees."""
@@ -270,10 +277,13 @@ class Group:
         return modes.run_cell(self, cell)
 
     def loads(self, cell: dict) -> dict:
-        """Batches whose ranks have very different work, or none at all: [name, relative error of the gradient]."""
+        """Batches whose ranks have very different work, or none at all: [name, relative error of the gradient].
+
+        cell["losses"]: which of the reference's two, both where it says nothing.
+        """
         found = []
         ids, whole = self.dense["loads"]["ids"], len(self.dense["loads"]["ids"])  # longest texts first
-        for run in ("infonce+kl", "user"):
+        for run in cell.get("losses", ("infonce+kl", "user")):
             with self.job(run, "tight") as job:
                 for name, sizes in uneven_loads(whole, self.world.size).items():
                     mine = torch.tensor(ids).split(sizes)[self.world.rank].tolist()
@@ -346,12 +356,16 @@ class Group:
 
     def rules(self, cell: dict) -> dict:
         """By rule about negatives: errors of a whole and a last batch, masked candidates, collectives planned and made,
-        and the errors with planted faults: a wrong factor, and the guide's embeddings of other texts."""
+        and the errors with planted faults: a wrong factor, and the guide's embeddings of other texts.
+
+        cell["rules"]: which of them, all where it says nothing.
+        """
         found = {}
         with self.job("guided", "4 chunks") as job:
             guide, sizes = job.objectives["pairs"].guide, [p.nbytes for p in job.engine.named.values()]
             buckets = count_buckets(sizes, torch_engine.BUCKET_BYTES) if self.runtime.engine == "ddp" else 0
-            for name, rule in self.dense["rules"].items():
+            for name in cell.get("rules", self.dense["rules"]):
+                rule = self.dense["rules"][name]
                 objective = Objective(LossConfig(temperature=TAU, **rule["loss"]), normalised=True, guide=guide)
                 planned = real_step.planned_collectives(self.world.size, objective, buckets)
                 errors, masked, calls = [], [], []
