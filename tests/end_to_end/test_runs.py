@@ -10,6 +10,7 @@ import torch
 from tests import forked, tiny
 from tests.end_to_end.runs import events, losses, weights, write_run
 from tests.launching import ROOT, run, torchrun
+from trainer.evaluate import main as evaluate
 from trainer.export import main as export_main
 from trainer.exporting import fresh_load as reload
 from trainer.exporting import proof
@@ -297,12 +298,15 @@ def test_an_error_of_one_rank_is_told_by_that_rank(tmp_path, tiny_bert, shards):
 
 
 def test_evaluate_compares_two_models_on_two_ranks(whole, shards, tiny_bert, tmp_path):
-    result = tmp_path / "result.json"
-    model = ["--model", str(whole[1] / "final"), "--baseline", str(tiny_bert)]
-    done = forked.run_ranks(2, "-m", "trainer.evaluate", *model, "--data", str(shards), "--json", str(result))
+    result, alone = tmp_path / "result.json", tmp_path / "alone.json"
+    asked = ["--model", str(whole[1] / "final"), "--baseline", str(tiny_bert), "--data", str(shards)]
+    asked += ["--dims", "16", "--quantised", "binary"]
+    done = forked.run_ranks(2, "-m", "trainer.evaluate", *asked, "--json", str(result))
     assert done.returncode == 0, done.both
-    assert done.stdout.count("nDCG@10") == 1, "rank 0 alone reports"
+    assert done.stdout.count("16 binary, rescored") == 1, "rank 0 alone reports"
     values = json.loads(result.read_text())
+    assert evaluate([*asked, "--json", str(alone)]) == 0
+    assert values == json.loads(alone.read_text()) and len(values["variants"]) == 6
     row = values["comparison"]["nDCG@10"]
     assert row["interval_95"][0] <= row["difference"] <= row["interval_95"][1]
     step = json.loads((whole[1] / "final" / "verdict.json").read_text())["final"]["step"]

@@ -15,7 +15,7 @@ from trainer.evaluation.metric_names import measured_on
 from trainer.evaluation.pair_metrics import PairScores
 from trainer.evaluation.ranking_metrics import score_run
 from trainer.inference.encode import Encoded, encode, encode_share, gather
-from trainer.inference.metrics import DEPTH, rank_documents
+from trainer.inference.metrics import DEPTH
 from trainer.inference.text_encoder import TextEncoder
 from trainer.ranking.retrieval import rank_set
 
@@ -41,7 +41,7 @@ def evaluate_engine(
     documents = encode_share(engine, tokenizer, data.doc_texts, *of_passages, "embedding documents")
     if keep:
         keep(queries, documents)
-    return _score_share(engine, data, queries, documents, metrics)
+    return score_share(engine, data, queries, documents, metrics)
 
 
 def evaluate_folder(
@@ -56,31 +56,24 @@ def evaluate_encoder(
 ) -> Scores | None:
     """Same as evaluate_engine, of a model folder. Raises Failed for embeddings that are no numbers."""
     queries, documents = torch.from_numpy(encoder.queries(data.query_texts)), encoder.passage_share(data.doc_texts)
-    return _score_share(encoder.loaded[0], data, queries, documents, metrics)
+    return score_share(encoder.loaded[0], data, queries, documents, metrics)
 
 
-def _score_share(
+def score_share(
     engine: Engine, data: RetrievalSet | ScoredPairs, queries: Tensor, documents: Encoded, metrics: Sequence[str]
 ) -> Scores | None:
-    """queries: of all ranks. documents: of this rank. Collective."""
-    world = engine.world
+    """Returns the scores of embeddings, on rank 0; None elsewhere. Collective. queries: (q, d), the same on every rank.
+    documents: of this rank."""
+    world, names = engine.world, measured_on(data, metrics)
     if isinstance(data, ScoredPairs):
         gathered = gather(engine, documents)
-        return None if world.rank else score(data, queries.numpy(), gathered.numpy(), metrics)
-    names, per_query = measured_on(data, metrics), {}
+        if world.rank:
+            return None
+        return PairScores(cosines(data, queries.numpy(), gathered.numpy()), np.array(data.scores), names)
+    per_query: PerQuery = {}
     for run in rank_set(world, queries, documents.vectors, documents.rows, data, engine.device, DEPTH):
         per_query |= score_run({query: data.qrels[query] for query in run}, run, names)
     return None if world.rank else per_query
-
-
-def score(
-    data: RetrievalSet | ScoredPairs, queries: np.ndarray, documents: np.ndarray, metrics: Sequence[str] = ()
-) -> Scores:
-    """Returns the scores of a set's embeddings, (q, d) and (n, d) float32, in one process."""
-    names = measured_on(data, metrics)
-    if isinstance(data, RetrievalSet):
-        return score_run(data.qrels, rank_documents(queries, documents, data), names)
-    return PairScores(cosines(data, queries, documents), np.array(data.scores), names)
 
 
 def cosines(data: ScoredPairs, queries: np.ndarray, documents: np.ndarray) -> np.ndarray:

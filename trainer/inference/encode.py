@@ -1,7 +1,8 @@
 """Texts to embeddings, over all ranks.
 
 - Texts are sorted by length, longest first, and cut into blocks. Ranks take blocks in turns.
-- A block is tokenised, embedded in chunks under a token budget, and forgotten. A rank keeps the vectors that it made.
+- A block is tokenised, embedded in chunks under a token budget, and forgotten. A rank keeps the vectors that it made,
+  many of them in a mapped file (kept.py).
 - Blocks and their chunks do not depend on the number of ranks, so a text's vector has the same bits on any number of
   them. Equal texts are embedded once, so that they have equal vectors.
 """
@@ -12,11 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from data_prep.common.console import Meter
 from trainer.distributed.collectives import World
 from trainer.engine.chunks import CHUNK_TOKENS, lay, make_chunks
 from trainer.engine.protocol import Engine
+from trainer.inference.kept import AT_ONCE, keep, parts
 from trainer.model.tokenizer import prompt_tokens, tokenize_each
 
 CHARACTERS_PER_TOKEN = 4  # in English; blocks of other languages have more or fewer tokens
@@ -58,6 +61,22 @@ def in_order(engine: Engine, values: Tensor, rows: Tensor) -> Tensor:
     return sorted_by(rows, values)
 
 
+def first_numbers(vectors: Tensor, size: int, unit: bool) -> Tensor:
+    """Returns the first `size` numbers of every embedding (Matryoshka, Kusupati et al. 2022, arXiv:2205.13147), kept as
+    those of a rank are. unit: they are normalised again. vectors: (n, d)"""
+    kept, done = keep(len(vectors), size), 0
+    for part in parts(vectors):
+        first = part[:, :size]
+        kept[done : done + len(part)] = normalize(first, dim=1) if unit else first
+        done += len(part)
+    return kept
+
+
+def without_numbers(vectors: Tensor) -> int:
+    """Counts the embeddings, (n, d), that hold a number which is none, or is infinite."""
+    return sum(int((~part.isfinite().all(dim=1)).sum()) for part in parts(vectors))
+
+
 def sorted_by(rows: Tensor, values: Tensor) -> Tensor:
     """Returns the values in the order of their rows. rows: (n,) the positions 0 to n - 1. values: (n, …)"""
     return torch.empty_like(values).index_copy_(0, rows, values)
@@ -86,7 +105,7 @@ def encode_share(
     own = np.concatenate([*mine, np.empty(0, np.int64)])
     rows, copied = _rows_of(own, number)
     work = weights[own].cumsum()
-    vectors, truncated, done = torch.empty(len(rows), engine.embedder.size), torch.empty(len(rows), dtype=torch.bool), 0
+    vectors, truncated, done = keep(len(rows), engine.embedder.size), torch.empty(len(rows), dtype=torch.bool), 0
     was_training = engine.embedder.training
     engine.embedder.eval()
     with torch.no_grad(), nullcontext() if engine.world.rank else Meter(label, len(texts)) as meter:
@@ -100,7 +119,10 @@ def encode_share(
             if meter:
                 _show(meter, done * len(texts) / len(own), work[done - 1], work[-1])
     engine.embedder.train(was_training)
-    vectors[done:], truncated[done:] = vectors[copied], truncated[copied]
+    truncated[done:] = truncated[copied]
+    for some in torch.from_numpy(copied).split(max(1, AT_ONCE // engine.embedder.size)):
+        vectors[done : done + len(some)] = vectors[some]
+        done += len(some)
     return Encoded(vectors, torch.from_numpy(rows), truncated)
 
 

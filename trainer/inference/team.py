@@ -1,8 +1,8 @@
 """Work over ranks that rank 0 leads; and mining in this way.
 
 Rank 0 mines, and all ranks embed its texts and search its corpus, each a share. Rank 0 holds the corpus, the cache of
-vectors and the rows. Every rank holds its share of the corpus's vectors in memory while they are searched: 4 bytes a
-number, and what search.py states.
+vectors and the rows. Every rank keeps its share of the corpus's vectors while they are searched: 4 bytes a number, in
+memory or in a mapped file (kept.py), and what search.py states.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from data_prep.texts.tokenizer_rules import read_object
 from trainer.distributed.collectives import World, known
 from trainer.distributed.device import precision_name
 from trainer.inference.encode import Encoded, gather, in_order
+from trainer.inference.kept import keep
 from trainer.inference.text_encoder import TextEncoder
 from trainer.ranking.keys import NOTHING, numbers_of, scores_of
 from trainer.ranking.search import Pairs, Share, search
@@ -115,7 +116,7 @@ class Team(Led):
     def _hold(self, count: int) -> None:
         world, d, wire = self.world, self.size, self.engine.device
         numbers = torch.arange(world.rank, count, world.size)
-        vectors, done, step = torch.empty(len(numbers), d), 0, max(1, SENT // d)
+        vectors, done, step = keep(len(numbers), d), 0, max(1, SENT // d)
         for first in range(0, count, step):
             last = min(count, first + step)
             part = (

@@ -35,7 +35,7 @@ class TextEncoder:
     apart: bool = False  # each rank embeds texts of its own: only loading is collective
     lengths_count: bool = False  # a store that keeps its vectors keeps their lengths
 
-    dim: int | None  # Matryoshka (Kusupati et al. 2022, arXiv:2205.13147): the first numbers, normalised again
+    dim: int | None  # the first numbers, normalised again where the model normalises
     cut: int  # texts so far that were truncated, of those that this rank embedded
 
     def __init__(
@@ -145,19 +145,16 @@ class TextEncoder:
         return self._share(texts, prompt, rules.passage_max_len, "embedding documents")
 
     def _share(self, texts: list[str], prompt: str, max_len: int, label: str) -> "Encoded":
-        from torch.nn.functional import normalize
-
-        from trainer.inference.encode import encode_share
+        from trainer.inference.encode import encode_share, first_numbers, without_numbers
 
         encoded = encode_share(*self.loaded, texts, prompt, max_len, label, self.apart)
         self.cut += int(encoded.truncated.sum())
-        if bad := int((~encoded.vectors.isfinite().all(dim=1)).sum()):
+        if bad := without_numbers(encoded.vectors):
             mend = "; use --precision fp32" if self.loaded[0].dtype else ""
             raise Failed(f"{self.config.path}: gives no number for {bad:,} of {len(encoded.rows):,} texts{mend}")
         if self.dim is None:
             return encoded
-        vectors = encoded.vectors[:, : self.dim]
-        return replace(encoded, vectors=normalize(vectors, dim=1) if self.spec.normalize else vectors)
+        return replace(encoded, vectors=first_numbers(encoded.vectors, self.dim, self.spec.normalize))
 
     def _gathered(self, encoded: "Encoded") -> np.ndarray:
         from trainer.inference.encode import gather, sorted_by

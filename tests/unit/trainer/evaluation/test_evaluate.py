@@ -12,9 +12,10 @@ from tests import tiny
 from trainer.config.sections import ModelConfig
 from trainer.evaluate import main
 from trainer.evaluation.compare import means
-from trainer.evaluation.measure import cosines, score
+from trainer.evaluation.measure import cosines
 from trainer.evaluation.quantised import rank_quantised
 from trainer.evaluation.ranking_metrics import score_run
+from trainer.inference.metrics import rank_documents
 from trainer.inference.text_encoder import TextEncoder
 
 
@@ -121,7 +122,7 @@ def test_sizes_and_quantised_vectors_of_one_embedding(evaluate, sets, tiny_bert,
         encoder = TextEncoder(ModelConfig(path=str(tiny_bert)), "cpu", dim=size)
         sides = encoder.queries(data.query_texts), encoder.passages(data.doc_texts)
         assert np.linalg.norm(sides[0], axis=1) == pytest.approx(1, abs=1e-5)
-        expected = means(score(data, *sides, ["nDCG@7"]))["nDCG@7"]
+        expected = means(score_run(data.qrels, rank_documents(*sides, data), ["nDCG@7"]))["nDCG@7"]
         assert forms[size, "float32", False] == pytest.approx(expected, abs=1e-3)
         for kind in ("int8", "binary"):
             for rescored, run in enumerate(rank_quantised(*sides, data, kind)):
