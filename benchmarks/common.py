@@ -186,7 +186,12 @@ def docstring_shards(folder: Path) -> Path:
 
 def prepare(*arguments) -> None:
     """Runs a command of data_prep; exits where it fails."""
-    command = [sys.executable, "-m", "data_prep", *map(str, arguments)]
+    run("data_prep", *arguments)
+
+
+def run(module: str, *arguments) -> None:
+    """Runs `python -m module`; exits where it fails."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stdout + done.stderr)

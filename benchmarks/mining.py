@@ -4,9 +4,10 @@
     python benchmarks/mining.py --data SET                               # a retrieval set with train.jsonl
     python benchmarks/mining.py --data SET --cases dense-margin="--method dense --relative-margin 0.05"
 
-Negatives come from `python -m data_prep mine`, out of the training pairs' own positives alone: neither the evaluated
-documents nor their judgements are seen. The embedding model that mines is the one that is trained, before training.
-All trainings have the same settings, batches and number of steps; all are scored by nDCG@10 on the evaluation set.
+Negatives come from `python -m trainer.mine` (BM25: `data_prep mine`), out of the training pairs' own positives alone:
+neither the evaluated documents nor their judgements are seen. The embedding model that mines is the one that is
+trained, before training. All trainings have the same settings, batches and number of steps; all are scored by nDCG@10
+on the evaluation set.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import ROOT, emit, prepare
+from common import ROOT, emit, prepare, run
 from quality_vs_sentence_transformers import train_ours
 from typos import pairs_of
 
@@ -34,11 +35,12 @@ CASES = (
 
 
 def mined(args: argparse.Namespace, pairs: Path, flags: str, folder: Path) -> Path:
-    """Shards of the pairs with the hard negatives that these flags of `data_prep mine` give."""
-    command = ["mine", pairs, "--output", f"{folder}.jsonl", "--k", args.k, "--cache", folder.parent / "cache"]
-    if "bm25" not in flags:
-        command += ["--model", args.model, "--max-len", args.max_len]
-    prepare(*command, *flags.split())
+    """Shards of the pairs with the hard negatives that these flags of `trainer.mine` give."""
+    command = [pairs, "--output", f"{folder}.jsonl", "--k", args.k, "--cache", folder.parent / "cache", *flags.split()]
+    if "bm25" in flags:
+        prepare("mine", *command)
+    else:
+        run("trainer.mine", *command, "--model", args.model, "--max-len", args.max_len)
     prepare("shard", f"{folder}.jsonl", "--output", folder, "--eval-fraction", "0")
     return folder
 

@@ -1,4 +1,4 @@
-"""Adds hard negatives to rows: texts that rank high for the query, by BM25 or an embedding model."""
+"""Adds hard negatives to rows: texts that rank high for the query by its words (trainer.mine: by an embedding model)."""
 
 import argparse
 from collections.abc import Callable
@@ -6,14 +6,16 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from data_prep.cli.arguments import INPUTS, add_positive, shard_next, values
+from data_prep.common.errors import BadInput
 from data_prep.common.files import check, check_output_file
 from data_prep.mining.choice import DEPTH, EXACT_UP_TO, METHODS, SAMPLINGS, Choice
 from data_prep.stores.flags import add_store, store_flags, store_of, where_of
 
-EXAMPLES = ("mine records.jsonl --output mined.jsonl --model MODEL --k 2 --relative-margin 0.05",)
+EXAMPLES = ("mine records.jsonl --output mined.jsonl --k 2 --skip 3",)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of both commands that mine, data_prep mine and trainer.mine."""
     parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help=INPUTS)
     parser.add_argument("--output", type=Path, required=True, metavar="F.jsonl", help="file of records to write")
     text = "rows with id, text and perhaps title, or a retrieval set, to choose from (default: the inputs' positives)"
@@ -47,7 +49,7 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("models", "folders or hub ids")
     text = "how texts are ranked (default: dense with --model, otherwise bm25); both: in turns, judged by the model"
     group.add_argument("--method", choices=METHODS, help=text)
-    group.add_argument("--model", metavar="M", help="sentence-transformers model that embeds queries and texts")
+    group.add_argument("--model", metavar="M", help="embeds queries and texts (python -m trainer.mine)")
     group.add_argument("--max-len", type=int, metavar="N", help="tokens of a text (default: the model's own)")
     group.add_argument("--query-prompt", metavar="TEXT", help="put before every query (default: the model's own)")
     group.add_argument("--passage-prompt", metavar="TEXT", help="put before every text (default: the model's own)")
@@ -72,7 +74,11 @@ def _ranks(text: str) -> tuple[int, int]:
 
 
 def run(args: argparse.Namespace) -> None:
-    plan(args)(lambda: _encoder(args))
+    work = plan(args)
+    if args.model:
+        mend = "python -m trainer.mine takes the same flags, and embeds on any number of ranks"
+        raise BadInput(f"--model {args.model}: data_prep mines by words and loads no embedding model; {mend}")
+    work(lambda: None)
 
 
 def plan(args: argparse.Namespace) -> Callable:
@@ -117,19 +123,10 @@ def _corpus(args: argparse.Namespace, stack: ExitStack):
     return collection.chunks(where_of(args), embeddings=args.stored_vectors)
 
 
-def _encoder(args: argparse.Namespace):
-    if not args.model:
-        return None
-    from data_prep.mining.models import SentenceEncoder
-
-    options = values(args, "query_prompt", "passage_prompt", "trust_remote_code", "max_len", "device")
-    return SentenceEncoder(args.model, **options)
-
-
 def _scorer(args: argparse.Namespace):
     if not args.rescore:
         return None
-    from data_prep.mining.models import CrossEncoderScorer
+    from data_prep.mining.cross_encoder import CrossEncoderScorer
 
     return CrossEncoderScorer(args.rescore, device=args.device, trust_remote_code=args.trust_remote_code)
 

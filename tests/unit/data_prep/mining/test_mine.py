@@ -453,7 +453,7 @@ BAD = {
     "more than the range": (["--k", "9", "--range", "3:8"], ["--k 9: more than the 5 candidates"]),
     "no such corpus": (["--corpus", "nowhere.jsonl"], ["nowhere.jsonl: no such file"]),
     "no such field": (["--same-document", "pages"], ["no text has this field (fields: page)", "Did you mean 'page'?"]),
-    "no such model": (["--model", "nowhere/at/all"], ["--model nowhere/at/all: is no folder"]),
+    "an embedding model": (["--model", "m"], ["--model m: data_prep mines by words", "python -m trainer.mine takes"]),
 }
 
 

@@ -1,4 +1,4 @@
-"""Mining by the trainer's own encoder and search, in one process; over ranks: tests/multiprocess."""
+"""The encoder and the search of mining, in one process; over ranks: tests/multiprocess."""
 
 import json
 
@@ -7,11 +7,9 @@ import pytest
 
 from data_prep.common.errors import BadInput, Failed
 from tests import tiny
-from tests.unit.data_prep.helpers import read_jsonl, write_jsonl
 from trainer.config.sections import ModelConfig
 from trainer.inference.team import Team
 from trainer.inference.text_encoder import TextEncoder
-from trainer.mine import main
 from trainer.ranking import search as searching
 
 
@@ -20,17 +18,19 @@ def team(tiny_bert) -> Team:
     return Team(TextEncoder(ModelConfig(path=str(tiny_bert)), "cpu"))
 
 
-def test_the_same_negatives_as_by_the_other_library(tmp_path, tiny_bert):
-    pytest.importorskip("sentence_transformers")
-    from data_prep.__main__ import main as data_prep
-
-    rows = write_jsonl(tmp_path / "rows.jsonl", tiny.rows(30, negatives=False))
-    flags = ["--model", str(tiny_bert), "--k", "3", "--relative-margin", "0.001", "--device", "cpu"]
-    outputs = [tmp_path / "ours.jsonl", tmp_path / "theirs.jsonl"]
-    assert main([str(rows), "--output", str(outputs[0]), *flags]) == 0
-    assert data_prep(["mine", str(rows), "--output", str(outputs[1]), *flags]) == 0
-    ours, theirs = map(read_jsonl, outputs)
-    assert ours == theirs and sum(len(row["negatives"]) for row in ours) > 60
+def test_a_digest_names_what_changes_an_embedding(tiny_bert, tmp_path):
+    wide = tiny.model(tmp_path / "cls", pooling="cls")
+    configs = [
+        ModelConfig(path=str(tiny_bert)),
+        ModelConfig(path=str(wide)),
+        ModelConfig(path=str(tiny_bert), query_prompt="w1 "),
+        ModelConfig(path=str(tiny_bert), passage_prompt="w1 "),
+        ModelConfig(path=str(tiny_bert), passage_max_len=16),
+    ]
+    digests = [Team(TextEncoder(config, "cpu")).digest for config in configs]
+    digests.append(Team(TextEncoder(configs[0], "cpu", precision="bf16")).digest)
+    assert len(set(digests)) == len(digests)
+    assert Team(TextEncoder(configs[0], "cpu")).digest == digests[0]
 
 
 def test_search_is_a_full_sort_without_what_is_banned(team, monkeypatch):
@@ -77,8 +77,3 @@ def test_an_error_of_the_work_is_raised(team):
 
     with pytest.raises(Failed, match="a full disk"):
         team.lead(fails)
-
-
-def test_a_model_is_needed(tmp_path, capsys):
-    assert main([str(tmp_path / "a.jsonl"), "--output", str(tmp_path / "o.jsonl")]) == 2
-    assert "--model: is needed here" in capsys.readouterr().err

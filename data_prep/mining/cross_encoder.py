@@ -1,4 +1,4 @@
-"""Embedding models and cross-encoders for mining: the one module that loads sentence-transformers."""
+"""Cross-encoders for mining: the one module of data_prep that loads sentence-transformers."""
 
 import hashlib
 import inspect
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.common.errors import BadInput, Failed, first_line
-from data_prep.texts.tokenizer_rules import WITHOUT_NETWORK, asking_hub
+from data_prep.texts.tokenizer_rules import WITHOUT_NETWORK
 
 TRUST = "give --trust-remote-code only if you have read it"
 
@@ -16,78 +16,11 @@ def _library():
     try:
         import sentence_transformers
     except ImportError:
-        raise Failed("models for mining need sentence-transformers: pip install 'embedfleet[mine]'") from None
+        raise Failed("--rescore needs sentence-transformers: pip install 'embedfleet[mine]'") from None
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     return sentence_transformers
-
-
-class SentenceEncoder:
-    """An embedding model from a folder or the hub, as a dense_search.Encoder.
-
-    Pooling, prompts, maximum length and similarity are the folder's; the arguments override prompts and shorten
-    max_len (tokens). With cosine similarity embeddings are normalised, so that inner products are cosines. BadInput: no
-    model, no stated pooling, another similarity, or its own code without trust_remote_code.
-    """
-
-    texts_at_once = 512
-
-    def __init__(
-        self,
-        path: str,
-        *,
-        query_prompt: str | None = None,
-        passage_prompt: str | None = None,
-        max_len: int | None = None,
-        device: str | None = None,
-        trust_remote_code: bool = False,
-    ):
-        library = _library()
-        with asking_hub(path, "--model"):
-            found = library.util.is_sentence_transformer_model(path)
-        if not found:
-            if not Path(path).exists():
-                what = "is no folder, nor a sentence-transformers model that the hub gave us"
-                raise BadInput(f"--model {path}: {what}; {WITHOUT_NETWORK.format(path)}")
-            raise BadInput(
-                f"--model {path}: does not say how its tokens are pooled (no modules.json); name a folder that "
-                "sentence-transformers or our trainer wrote"
-            )
-        try:
-            self.model = library.SentenceTransformer(path, device=device, trust_remote_code=trust_remote_code)
-        except Exception as error:  # a damaged folder makes the library raise anything
-            raise _unloadable("--model", path, error) from None
-        _check("--model", path, self.model, trust_remote_code)
-        limit = self.model.max_seq_length
-        if max_len and limit and max_len > limit:
-            raise BadInput(f"--max-len {max_len}: {path} reads {limit} tokens at most")
-        self.max_len = max_len or limit
-        if not self.max_len:
-            raise BadInput(f"--model {path}: states no maximum length; set --max-len")
-        self.model.max_seq_length = self.max_len
-        similarity = str(self.model.similarity_fn_name)
-        if similarity not in ("cosine", "dot"):
-            raise BadInput(f"--model {path}: its similarity is {similarity}; only cosine and dot can be mined with")
-        self.unit = similarity == "cosine"
-        own = self.model.prompts
-        passage = next((own[name] for name in ("document", "passage", "corpus") if own.get(name)), "")
-        self.query_prompt = own.get("query") or "" if query_prompt is None else query_prompt
-        self.passage_prompt = passage if passage_prompt is None else passage_prompt
-        self.size = len(self.queries(["size"])[0][0])
-        facts = (self.query_prompt, self.passage_prompt, self.max_len, self.unit)
-        self.digest = _digest(self.model, facts)
-
-    def queries(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        return self._encode(self.model.encode_query, texts, self.query_prompt)
-
-    def passages(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        return self._encode(self.model.encode_document, texts, self.passage_prompt)
-
-    def _encode(self, encode, texts: list[str], prompt: str) -> tuple[np.ndarray, np.ndarray]:
-        cut = _cut(self.model.tokenizer, self.max_len, [prompt + text for text in texts])
-        vectors = encode(texts, prompt=prompt, normalize_embeddings=self.unit, show_progress_bar=False)
-        return vectors.astype(np.float32, copy=False), cut
 
 
 class CrossEncoderScorer:
