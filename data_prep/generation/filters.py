@@ -4,7 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from data_prep.mining.bm25 import TOKENS, Bm25
 from data_prep.mining.candidates import Corpus
@@ -16,9 +16,16 @@ from data_prep.texts.near_duplicates import Bands, check_similarity, jaccard, sh
 if TYPE_CHECKING:
     import numpy as np
 
-# Texts -> (n, d) float, such as SentenceTransformer.encode; similarity is the dot product.
-Encoder = Callable[[list[str]], "np.ndarray"]
 NO_LANGUAGE = (UNSURE, "zxx")  # zxx: numbers, markup
+
+
+class Encoder(Protocol):
+    """An embedding model, such as trainer.inference.text_encoder.TextEncoder; similarities are inner products."""
+
+    def queries(self, texts: list[str]) -> "np.ndarray":
+        """Returns (n, d) float32."""
+
+    def passages(self, texts: list[str]) -> "np.ndarray": ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +159,8 @@ def _bm25_scores(corpus: Corpus) -> Callable[[list[str]], Iterator[Any]]:
 def _embedding_scores(texts: list[str], encoder: Encoder) -> Callable[[list[str]], Iterator[Any]]:
     import numpy as np
 
-    documents = np.asarray(encoder(texts), np.float32)  # (n, d)
-    return lambda questions: iter(np.asarray(encoder(questions), np.float32) @ documents.T)
+    documents = np.asarray(encoder.passages(texts), np.float32)  # (n, d)
+    return lambda questions: iter(np.asarray(encoder.queries(questions), np.float32) @ documents.T)
 
 
 class _NearDuplicates:

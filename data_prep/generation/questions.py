@@ -41,7 +41,7 @@ MILLION = 1_000_000  # tokens that a price is for
 
 
 class QuestionGenerator:
-    """Makes the pairs of one config. encoder: texts -> (n, d) vectors, for the round-trip filter instead of BM25."""
+    """Makes the pairs of one config. encoder: for the round-trip filter, in place of BM25."""
 
     def __init__(self, config: QuestionGenerationConfig, encoder: Encoder | None = None):
         self.config, self.encoder = config, encoder
