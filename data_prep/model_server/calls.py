@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import threading
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
@@ -15,7 +15,7 @@ W = TypeVar("W")
 _END = object()
 
 
-class Calls(Generic[W]):
+class Calls(ABC, Generic[W]):
     """Works on each item of `wanted` once. A subclass asks the model about one and keeps the answer.
 
     The items are worked on one by one until the server has answered and it is known what it can do, so that a wrong

@@ -8,7 +8,7 @@ import contextlib
 import random
 import re
 import time
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -88,7 +88,7 @@ class Strange(Exception):
     """A whole answer that is none to the request. Before the first good one, the address may be wrong."""
 
 
-class Client:
+class Client(ABC):
     """One model of one server, called by many tasks of one event loop. A subclass makes one kind of calls."""
 
     name_flag: str  # that names the model, for messages

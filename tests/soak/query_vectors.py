@@ -56,11 +56,14 @@ class Report:
         return spared and self.vectors_right and not self.files_with_key and self.paid_twice <= self.paid_twice_at_most
 
 
-def soak(folder: Path, texts: int, kills: int, concurrency: int, start: Callable, slow: float, seed: int = 0) -> Report:
-    """One run in this folder, which is empty. start: argv, file of its output -> a process."""
+def soak(
+    folder: Path, texts: int, kills: int, concurrency: int, start: Callable, slow: float, faults=FAULTS, seed: int = 0
+) -> Report:
+    """One run in this folder, which is empty. start: argv, file of its output -> a process. slow: seconds of a
+    "timeout"; the command waits half as long."""
     questions = [pairs(f"c{number}")[0]["question"] for number in range(texts)]
     write(folder, questions)
-    server = EmbeddingServer(seed=seed, share=SHARE, faults=FAULTS, slow=slow, delay=0.1)
+    server = EmbeddingServer(seed=seed, share=SHARE, faults=faults, slow=slow, delay=0.1)
     began, calls = time.monotonic(), -(-texts // BATCH)
     with serving(server) as url:
         argv, log = command(folder, url, concurrency, slow), folder / "log.txt"

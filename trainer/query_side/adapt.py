@@ -28,6 +28,7 @@ from trainer.query_side.adapter import QueryAdapter
 from trainer.query_side.collection_loss import Related
 from trainer.query_side.documents import Stored, read_vectors, share_of
 from trainer.query_side.fit import METRIC, Queries, choose
+from trainer.query_side.in_store import ranked
 from trainer.query_side.maps import make_map
 from trainer.run_dir.queries import Halves, halves_of, held_out
 
@@ -201,8 +202,5 @@ def searched(
     collection: Collection, vectors: np.ndarray, ids: list[str], task: Task, where: dict[str, Any] | None
 ) -> PerQuery:
     """Returns the metrics of the store's own search with these vectors of the queries."""
-    answers = collection.query(vectors, min(FOUND, task.count), where)
-    run = {
-        query: {chunk.id: float(-place) for place, chunk in enumerate(chunks)} for query, chunks in zip(ids, answers)
-    }
+    run = ranked(collection, vectors, ids, min(FOUND, task.count), where)
     return score_run({query: task.qrels[query] for query in ids}, run, METRICS)

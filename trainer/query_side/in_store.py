@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from data_prep.reading.retrieval_sets import RetrievalSet
 from data_prep.stores.base import Collection
 from trainer.evaluation.compare import PerQuery
@@ -20,9 +22,16 @@ def measure_in_store(
     """Returns the scores of the vectors as they are. data: of the same collection. Raises BadInput: it holds other
     vectors, or other documents than the encoder's adapter was trained for."""
     check_collection(encoder, collection)
-    answers = collection.query(encoder.queries(data.query_texts), min(DEPTH, len(data.doc_ids)), where)
-    run = {
-        query: {chunk.id: float(-place) for place, chunk in enumerate(chunks)}
-        for query, chunks in zip(data.query_ids, answers)
-    }
+    vectors = encoder.queries(data.query_texts)
+    run = ranked(collection, vectors, data.query_ids, min(DEPTH, len(data.doc_ids)), where)
     return {Variant(encoder.size): score_run(data.qrels, run, measured_on(data, metrics))}
+
+
+def ranked(
+    collection: Collection, vectors: np.ndarray, ids: Sequence[str], k: int, where: dict[str, Any] | None
+) -> dict[str, dict[str, float]]:
+    """Returns id of a query -> chunk -> score, of the k best by the store's own search. vectors: of these queries."""
+    answers = collection.query(vectors, k, where)
+    return {
+        query: {chunk.id: float(-place) for place, chunk in enumerate(chunks)} for query, chunks in zip(ids, answers)
+    }
