@@ -31,6 +31,7 @@ from tests.language_model import FAULTS, KEY, MODEL, chunk, pairs, serving
 from tests.launching import ROOT, environment
 
 SHARE = 0.2  # of the calls that fail
+CHECKS = 2  # calls before the first query: for the number of dimensions, and for chunks of the collection
 
 
 @dataclass
@@ -70,7 +71,7 @@ def soak(
         on_disk, later = [], []  # later: where the log was at each kill, and which texts were on disk
         for kill in range(kills):
             process = start([*argv, str(folder / "adapted")], log)
-            server.wait_for_answers((kill + 1) * calls // (kills + 1), seconds=600)
+            server.wait_for_answers(CHECKS + (kill + 1) * calls // (kills + 1), seconds=600)
             assert process.poll() is None, "it ended before it was killed"
             process.send_signal(signal.SIGKILL)
             process.wait()
