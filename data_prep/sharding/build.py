@@ -15,20 +15,22 @@ from typing import Any
 
 from data_prep.cluster.open import open_workers, problems_of
 from data_prep.common.console import say, track
-from data_prep.common.errors import BadInput
+from data_prep.common.errors import BadInput, Failed
 from data_prep.common.files import check, fsync_folder, same_path, unfinished_name
-from data_prep.common.workers import Workers
+from data_prep.common.workers import Workers, free_memory
 from data_prep.reading.formats import Notes, source_names
 from data_prep.reading.row_problems import Problems
 from data_prep.sharding import tokenise
 from data_prep.sharding.exclusions import Exclusions, write_held
 from data_prep.sharding.manifest import CODES, LeftOut, print_summary, write_manifest
-from data_prep.sharding.split import EVAL, TRAIN, Leaks, SplitPlan
+from data_prep.sharding.split import EVAL, TRAIN, Leaks, SplitPlan, memory_for
 from data_prep.sharding.spool import SPAN_BYTES, Part, ReadTask, arrow_files, choose, read_part, read_tasks
 from data_prep.sharding.write import write_splits
 from data_prep.shards.folder import MANIFEST, SPOOL, Rows, looks_unfinished
 from data_prep.texts.near_duplicates import check_similarity
 
+SAID_FROM = 1_000_000  # rows
+ESTIMATED_FROM = 16  # parts
 ON_LEAKAGE = ("refuse", "drop-train", "drop-eval")
 
 
@@ -76,8 +78,11 @@ def shard(
         with open_workers(min(workers, _useful_workers(inputs)), on, inputs, output) as pool:
             tokenizer = pool.aside(tokenise.load, source) if source else None
             exclusions = Exclusions(near_duplicates, write_held(exclude, near_duplicates, spool))
-            parts = _read(pool, read_tasks(names, spool, positive, split_by, exclusions, columns), names, columns)
+            parts = _read(
+                pool, read_tasks(names, spool, positive, split_by, exclusions, columns), names, columns, near_duplicates
+            )
             check(tokenise.unknown_sources(tokens, parts))
+            check_memory(sum(part.rows for part in parts), near_duplicates)
             plan = SplitPlan(spool, parts, bool(split_by), eval_fraction, seed)
             splits, left_out = _decide(plan, exclusions, on_leakage)
             counts = _checked_counts(plan, splits, num_shards)
@@ -142,17 +147,39 @@ def _useful_workers(inputs: list[Path]) -> int:
     return max(1, -(-sum(file.stat().st_size for file in files) // SPAN_BYTES))
 
 
+def check_memory(rows: int, similarity: float | None, estimated: bool = False) -> None:
+    """Says what the decision on all rows needs, for a million rows or more. Raises Failed where it does not fit.
+
+    estimated: the rows are not yet counted; half of the need must fit then, and nothing is said.
+    """
+    need, free = memory_for(rows, similarity), free_memory()
+    size = f"{rows:,} rows are decided on in this process, which takes about {need / 1e9:.1f} GB of memory"
+    if need / (2 if estimated else 1) > free:
+        mend = "shard fewer rows at a time, or on a machine with more memory"
+        raise Failed(f"{'about ' if estimated else ''}{size}; {free / 1e9:.1f} GB are free here; {mend}")
+    if rows >= SAID_FROM and not estimated:
+        say(f"{size}; {free / 1e9:.1f} GB are free here")
+
+
 def _read(
-    pool: Workers, tasks: Iterable[ReadTask], names: dict[Path, str], columns: dict[str, str] | None
+    pool: Workers,
+    tasks: Iterable[ReadTask],
+    names: dict[Path, str],
+    columns: dict[str, str] | None,
+    similarity: float | None,
 ) -> list[Part]:
-    """Reads every input once; notes and problems are reported in the order of the rows."""
+    """Reads every input once; notes and problems are reported in the order of the rows. similarity: as in `shard`."""
     parts, problems = [], Problems()
     label = f"reading {next(iter(names)).name if len(names) == 1 else f'{len(names)} inputs'}"
     done = track(pool.map(read_part, tasks), label, size=lambda part: part.rows, note=pool.note)
+    spans = _useful_workers(list(names))
     for path, input_parts in groupby(done, lambda part: part.path):
         notes = Notes()
         for part in input_parts:
             parts.append(part)
+            if len(parts) == ESTIMATED_FROM and part.number < spans:
+                rows = sum(part.rows for part in parts) * spans // len(parts)
+                check_memory(rows, similarity, estimated=True)
             notes.merge(part.notes)
             problems.merge(part.problems)
         notes.close(path, problems, columns)

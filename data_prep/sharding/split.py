@@ -1,7 +1,8 @@
 """Assigns rows to train and eval: by document, without duplicates and without leakage.
 
 - Works on the keys in the spool (spool.py), never on texts.
-- Keys are sorted in rounds of bounded memory. Beyond that: about 40 bytes a row, and the keys of several rows.
+- Keys are sorted in rounds of bounded memory. Beyond that ROW_BYTES a row, and the keys of several rows; near
+  duplicates need more (near_duplicates.py).
 """
 
 import hashlib
@@ -15,10 +16,17 @@ import numpy as np
 from data_prep.sharding.spool import Part, arrow_files, facts_of
 from data_prep.shards.folder import Rows
 from data_prep.shards.shared_keys import shared_keys
-from data_prep.texts.near_duplicates import NearDuplicates
+from data_prep.texts.near_duplicates import NearDuplicates, near_bytes
 
 TRAIN, EVAL, LEFT_OUT = 0, 1, 2
 ROUND = 1 << 22  # keys sorted at once: up to 100 MB
+ROW_BYTES, FIXED_BYTES = 90, 200 << 20  # measured by tests/soak/ray_decision.py, with two keys a row
+
+
+def memory_for(rows: int, similarity: float | None) -> int:
+    """Returns the bytes that the decision on `rows` rows takes, about. similarity: of near duplicates, or None."""
+    near = 2 * near_bytes(similarity) if similarity is not None else 0  # twice, if every row shares a band
+    return FIXED_BYTES + rows * (ROW_BYTES + near)
 
 
 class Leaks(NamedTuple):
@@ -140,7 +148,10 @@ class SplitPlan:
             return splits
         groups = np.concatenate([group for _, group in self._columns("group")]) if self.by_field else self._connected()
         groups, group_of, sizes = np.unique(groups[self.kept], return_inverse=True, return_counts=True)
-        chosen = np.fromiter((self._share(group) < self.fraction for group in groups.tolist()), bool, len(groups))
+        chosen = np.zeros(len(groups), bool)
+        for first in range(0, len(groups), ROUND):  # Python's integers are large
+            some = groups[first : first + ROUND].tolist()
+            chosen[first : first + ROUND] = [self._share(group) < self.fraction for group in some]
         self.groups, self.largest_group = len(groups), int(sizes.max(initial=0))
         large = chosen & (2 * sizes > len(group_of))
         self.kept_in_train = int(sizes[large].sum())

@@ -116,6 +116,11 @@ def signatures(records: list[Record], similarity: float) -> tuple[Any, Any]:
     return keys ^ splitmix(np.array(apart).view(np.uint64)).astype(np.uint32)[:, None], sizes
 
 
+def near_bytes(similarity: float) -> int:
+    """Returns the bytes of memory that NearDuplicates needs for a row before `find`."""
+    return 4 * Bands(similarity, sides=2).count + 8
+
+
 class NearDuplicates:
     """Finds rows that are near duplicates of an earlier row that stays. Deterministic for rows in the same order.
 

@@ -267,7 +267,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="these faults, by a part of their names")
     parser.add_argument("--no-speed", action="store_true", help="only the faults")
     args = parser.parse_args()
-    if reason := missing():
+    if reason := missing(tools=("ip",)):
         sys.exit(reason)
     with tempfile.TemporaryDirectory(prefix="ef-ray-") as name:
         folder = Path(name)

@@ -1,11 +1,10 @@
 """The tokens whose activations fit: `micro_batch_tokens: auto`, resolved once, by all ranks together."""
 
-from pathlib import Path
 from typing import NamedTuple
 
-import psutil
 import torch
 
+from data_prep.common.workers import free_memory
 from trainer.distributed.launcher_claims import local_world_size
 from trainer.engine.chunks import CHUNK_TOKENS
 from trainer.engine.protocol import Engine
@@ -86,18 +85,4 @@ def free_bytes(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":  # the machine's memory, but what the system keeps for itself
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    ranks = local_world_size()
-    return min(psutil.virtual_memory().available, _cgroup_left()) // ranks
-
-
-def _cgroup_left() -> int:
-    """Bytes below the limit of a container or a batch job; a huge number if there is none."""
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            return int(Path(limit).read_text()) - int(Path(used).read_text())
-        except (OSError, ValueError):  # no such file, or "max"
-            continue
-    return 2**62
+    return free_memory() // local_world_size()
