@@ -49,9 +49,11 @@ class Ray:
 
     def __init__(self, hosts: Hosts, folder: Path):
         self.hosts, self.folder, self.nodes = hosts, folder, {}
+        self.odd: set[int] = set()  # hosts that a case started otherwise
 
     def start(self, host: int, *before: str, path: Path = ROOT, temp: Path | None = None) -> Running:
         """before: a command that starts the raylet. path: of the embedfleet that its tasks import."""
+        self.odd |= {host} if before or temp or path != ROOT else set()
         where = ["--head", "--port", "6379", "--include-dashboard=false", "--temp-dir", str(self.folder / "ray")]
         where = where if host == 1 else ["--address", HEAD, *(["--temp-dir", str(temp)] if temp else [])]
         one = ["--num-cpus", "1", "--node-ip-address", f"10.77.0.{host}", "--object-store-memory", "80000000"]
@@ -64,7 +66,16 @@ class Ray:
         return started
 
     def kill(self, host: int) -> None:
+        self.odd.discard(host)
         self.nodes.pop(host).kill()
+
+    def renew(self) -> None:
+        """Starts the hosts that have no raylet, or an odd one."""
+        for host in (1, 2, 3):
+            if host in self.odd or (host in self.nodes and self.nodes[host].process.poll() is not None):
+                self.kill(host)
+            if host not in self.nodes:
+                self.start(host)
 
     def stop(self) -> None:
         for host in sorted(self.nodes, reverse=True):
@@ -225,40 +236,33 @@ def _below(running: Running) -> list[psutil.Process]:
 
 
 FAULTS = {
-    "killed while reading": killed(reading, False),
+    "Ctrl-C": interrupted,
+    "killed while reading and back": killed(reading, True),
     "killed while writing": killed(writing, False),
     "killed while tokenising": killed(tokenising, False),
-    "killed while reading and back": killed(reading, True),
-    "cut off for 90 seconds": cut_off,
     "without the folder": without_the_folder,
     "other code": other_code,
     "full disk": full_disk,
-    "Ctrl-C": interrupted,
+    "cut off for 90 seconds": cut_off,
+    "killed while reading": killed(reading, False),
     "head killed": head_killed,
 }
 
 
-def fault(folder: Path, case: Case, name: str) -> None:
-    place = folder / name.replace(" ", "-")
+def fault(ray: Ray, case: Case, name: str) -> None:
+    place = case.folder / name.replace(" ", "-")
     place.mkdir()
     output = place / "shards"
-    with Hosts(3) as hosts:
-        ray = Ray(hosts, place)
-        try:
-            for host in (1, 2, 3):
-                ray.start(host)
-            running = FAULTS[name](case, hosts, ray, output)
-            struck = time.monotonic()
-            code = running.end(PATIENCE)
-            last = [text for _, text in running.lines if not text.startswith(("reading", "writing", "Ray: "))][-2:]
-            told = [text for _, text in running.lines if text.startswith("Ray: node")]
-            line = {"code": code, "seconds_after": round(time.monotonic() - struck, 1), "last": last, "nodes": told}
-            line |= {"same_bytes": case.same(output)} if code == 0 else {}
-            line |= {"left": sorted(p.name for p in place.iterdir() if "shards" in p.name)}
-            line |= {"tasks": sum("ray::_run_task" in " ".join(p.cmdline()) for p in psutil.process_iter())}
-            show(case=name, **line)
-        finally:
-            ray.stop()
+    ray.renew()
+    running = FAULTS[name](case, ray.hosts, ray, output)
+    struck = time.monotonic()
+    code = running.end(PATIENCE)
+    last = [text for _, text in running.lines if not text.startswith(("reading", "writing", "Ray: "))][-2:]
+    line = {"code": code, "seconds_after": round(time.monotonic() - struck, 1), "last": last}
+    line |= {"nodes": [text for _, text in running.lines if text.startswith("Ray: node")]}
+    line |= {"same_bytes": case.same(output)} if code == 0 else {}
+    line |= {"left": sorted(path.name for path in place.iterdir() if "shards" in path.name)}
+    show(case=name, **line, tasks=sum("ray::_run_task" in " ".join(p.cmdline()) for p in psutil.process_iter()))
 
 
 def main() -> None:
@@ -277,9 +281,14 @@ def main() -> None:
         else:
             with Hosts(3) as hosts:
                 speed(folder, case, hosts)
-        for one in FAULTS:
-            if args.only is None or any(part in one for part in args.only):
-                fault(folder, case, one)
+        with Hosts(3) as hosts:
+            ray = Ray(hosts, folder)
+            try:
+                for one in FAULTS:
+                    if args.only is None or any(part in one for part in args.only):
+                        fault(ray, case, one)
+            finally:
+                ray.stop()
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from data_prep.reading.formats import source_names
 from data_prep.records import Record
 from data_prep.sharding.build import shard
 from data_prep.sharding.exclusions import Exclusions
-from data_prep.sharding.split import EVAL, LEFT_OUT, SplitPlan
+from data_prep.sharding.split import EVAL, LEFT_OUT, SplitPlan, memory_for
 from data_prep.sharding.spool import pieces_of, read_part, read_tasks
 from data_prep.shards.folder import open_shards
 from tests.launching import ROOT, environment
@@ -218,3 +218,19 @@ def test_ctrl_c_is_one_line_and_leaves_nothing(large, tmp_path):
     assert process.stderr.read().splitlines()[-1] == "stopped by Ctrl-C"
     assert not psutil.wait_procs(workers, timeout=10)[1]
     assert not any(tmp_path.iterdir())
+
+
+def test_a_decision_that_does_not_fit_into_memory_is_refused_early(tmp_path, small_spans, monkeypatch, capsys):
+    path = write_records(tmp_path / "a.jsonl", documents(100))
+    need = memory_for(300, None)
+    monkeypatch.setattr("data_prep.sharding.build.SAID_FROM", 300)
+    monkeypatch.setattr("data_prep.sharding.build.free_memory", lambda: need)
+    code, _, err = run(capsys, "shard", path, "--output", tmp_path / "s", "--workers", 1)
+    assert code == 0
+    assert "300 rows are decided on in this process, which takes about 0.2 GB of memory; 0.2 GB are free here" in err
+    monkeypatch.setattr("data_prep.sharding.build.free_memory", lambda: need - 1)
+    code, _, err = run(capsys, "shard", path, "--output", tmp_path / "s", "--workers", 1, "--overwrite")
+    assert code == 1 and err.startswith("error: 300 rows are decided on") and "shard fewer rows" in err
+    monkeypatch.setattr("data_prep.sharding.build.free_memory", lambda: need // 2 - 1)
+    code, _, err = run(capsys, "shard", path, "--output", tmp_path / "s", "--workers", 1, "--overwrite")
+    assert code == 1 and err.startswith("error: about 3") and "rows are decided on" in err  # from the first 16 parts
