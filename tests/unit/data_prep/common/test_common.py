@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from data_prep.common.files import check_output_file
+from data_prep.common.files import check_output_file, named_when_whole
 from data_prep.common.workers import batches
 from data_prep.texts.splitmix import GOLDEN_GAMMA, splitmix
 
@@ -33,3 +34,15 @@ def test_every_problem_of_an_output_file_names_its_flag(tmp_path):
     inputs = [tmp_path / "page.jsonl", Path(tmp_path, "page.rejected.jsonl")]
     lines = [line for output in outputs for line in check_output_file(output, inputs, suffix=".html", flag="--html")]
     assert len(lines) == 6 and all(line.startswith("--html ") for line in lines)
+
+
+def test_of_two_runs_of_one_task_only_a_whole_file_gets_the_name(tmp_path):
+    path = tmp_path / "part.npz"
+    with named_when_whole(path, tmp_path) as first, named_when_whole(path, tmp_path) as second:
+        first.write_text("whole")
+        second.write_text("whole")
+        assert first != second and not path.exists()
+    with pytest.raises(OSError), named_when_whole(path, tmp_path) as part:
+        part.write_text("half")
+        raise OSError
+    assert path.read_text() == "whole"
