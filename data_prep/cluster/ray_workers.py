@@ -210,7 +210,7 @@ def _connect(ray: Any, on: str) -> None:
         _knock(address, said)
     try:
         ray.init(address, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
         reason = " ".join(str(error).split())[:300]
         raise BadInput(f"{said}: no Ray cluster can be reached: {reason}; {mend}") from None
 

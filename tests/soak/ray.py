@@ -28,7 +28,7 @@ BIN = Path(sys.executable).parent
 HEAD = "10.77.0.1:6379"
 SECRET = "sk-planted-soak-secret"
 PATIENCE = 3000  # seconds for a case
-QUIET = ["env", "RAY_USAGE_STATS_ENABLED=0", "RAY_worker_niceness=0", "OMP_NUM_THREADS=1"]
+QUIET = ["env", "RAY_USAGE_STATS_ENABLED=0", "RAY_AUTH_MODE=disabled", "RAY_worker_niceness=0", "OMP_NUM_THREADS=1"]
 
 
 def show(**line) -> None:

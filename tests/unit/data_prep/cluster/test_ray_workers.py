@@ -23,6 +23,7 @@ from tests.unit.data_prep.sharding.test_build import contents  # noqa: E402
 def cluster():
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patched.setenv("RAY_AUTH_MODE", "disabled")  # by default a token would be left in the home folder
         patched.delenv("RAY_ADDRESS", raising=False)
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80 << 20)
         yield
