@@ -84,7 +84,8 @@ class RayWorkers(Workers):
         return partial(self._result, reference)
 
     def note(self, done: int, seconds: float) -> str:
-        return f", {done / seconds:,.0f} rows/s on {self._size()}" if seconds else ""
+        speed = f"{done / seconds:,.0f} rows/s on " if done and seconds else ""
+        return f", {speed}{self._size()}"
 
     def _size(self) -> str:
         count = len(self._nodes)
@@ -127,9 +128,9 @@ class RayWorkers(Workers):
         found = self._on_every(names, _differences, self._job)
         problems = [f"node {names[node]}: {problem}" for node, some in found.items() for problem in some]
         if not problems and self._job.probe:
-            marks = [*names, nodes.DRIVER]
+            marks = [*found, nodes.DRIVER]
             folder = self._job.probe.parent
-            for node, missing in self._on_every(names, nodes.unseen, self._job, marks).items():
+            for node, missing in self._on_every(found, nodes.unseen, self._job, marks).items():
                 others = ", ".join(names.get(one, one) for one in missing if one in marks)
                 if missing:
                     what = f"does not show what {others} wrote" if others else missing[0]
@@ -137,8 +138,9 @@ class RayWorkers(Workers):
         if problems:
             raise BadInput(problems)
 
-    def _on_every(self, names: dict[str, str], function: Callable[..., list[str]], *arguments: Any) -> dict[str, list]:
-        """Returns the function's result of every node; an error, or no answer within PATIENCE, as a problem."""
+    def _on_every(self, names: Iterable[str], function: Callable[..., list[str]], *arguments: Any) -> dict[str, list]:
+        """Returns the function's result of every node that is still there; an error, or no answer within PATIENCE, as a
+        problem."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         remote, calls, answers = self.ray.remote(num_cpus=0, max_retries=0)(function), {}, {}
@@ -154,7 +156,8 @@ class RayWorkers(Workers):
                 answers[node] = self.ray.get(call, timeout=max(0.0, until - time.monotonic()))
             except (self.ray.exceptions.RayError, ConnectionError) as error:
                 answers[node] = [_no_answer(error)]
-        return answers
+        self._look()
+        return {node: answer for node, answer in answers.items() if node in self._nodes}  # without those that left
 
     def _cancel(self) -> None:
         """Cancels all tasks under way and waits for their end: none writes after this."""

@@ -109,6 +109,11 @@ class Case:
         return not subprocess.run(["diff", "-r", str(self.whole), str(output)], capture_output=True).stdout
 
 
+def running_tasks() -> list[psutil.Process]:
+    processes = psutil.process_iter(["cmdline"])
+    return [process for process in processes if "ray::_run_task" in " ".join(process.info["cmdline"] or ())]
+
+
 def spool_of(output: Path) -> Path:
     return output.with_name(f".{output.name}.unfinished") / "spool"
 
@@ -218,7 +223,8 @@ def full_disk(case: Case, hosts: Hosts, ray: Ray, output: Path) -> Running:
 def interrupted(case: Case, hosts: Hosts, ray: Ray, output: Path) -> Running:
     running = case.start(hosts, output)
     reading(output, running)
-    driver = next(p for p in _below(running) if "data_prep" in p.cmdline())
+    below = psutil.Process(running.process.pid).children(recursive=True)
+    driver = next(process for process in below if "data_prep" in process.cmdline())
     driver.send_signal(signal.SIGINT)
     return running
 
@@ -228,11 +234,6 @@ def head_killed(case: Case, hosts: Hosts, ray: Ray, output: Path) -> Running:
     reading(output, running)
     ray.kill(1)
     return running
-
-
-def _below(running: Running) -> list[psutil.Process]:
-    process = psutil.Process(running.process.pid)
-    return [process, *process.children(recursive=True)]
 
 
 FAULTS = {
@@ -262,7 +263,7 @@ def fault(ray: Ray, case: Case, name: str) -> None:
     line |= {"nodes": [text for _, text in running.lines if text.startswith("Ray: node")]}
     line |= {"same_bytes": case.same(output)} if code == 0 else {}
     line |= {"left": sorted(path.name for path in place.iterdir() if "shards" in path.name)}
-    show(case=name, **line, tasks=sum("ray::_run_task" in " ".join(p.cmdline()) for p in psutil.process_iter()))
+    show(case=name, **line, tasks=len(running_tasks()))
 
 
 def main() -> None:

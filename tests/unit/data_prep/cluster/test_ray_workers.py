@@ -71,7 +71,8 @@ def test_a_task_that_always_dies_ends_the_work(monkeypatch):
 def running() -> list[psutil.Process]:
     """Processes of this session's Ray that run a task."""
     below = psutil.Process().children(recursive=True)
-    return [process for process in below if "ray::_run_task" in " ".join(process.cmdline())]
+    busy = [one for one in psutil.process_iter(["cmdline"]) if "ray::_run_task" in " ".join(one.info["cmdline"] or ())]
+    return [process for process in busy if process in below]
 
 
 def test_tasks_under_way_end_with_the_block():
