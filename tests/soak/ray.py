@@ -223,9 +223,7 @@ def full_disk(case: Case, hosts: Hosts, ray: Ray, output: Path) -> Running:
 def interrupted(case: Case, hosts: Hosts, ray: Ray, output: Path) -> Running:
     running = case.start(hosts, output)
     reading(output, running)
-    below = psutil.Process(running.process.pid).children(recursive=True)
-    driver = next(process for process in below if "data_prep" in process.cmdline())
-    driver.send_signal(signal.SIGINT)
+    running.process.send_signal(signal.SIGINT)  # every script before the command was replaced by it
     return running
 
 
