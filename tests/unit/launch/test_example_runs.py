@@ -15,8 +15,11 @@ from trainer.__main__ import main as trainer
 from trainer.frontends.command_line import parse
 
 EXAMPLES = sorted((ROOT / "launch" / "examples").glob("*.yaml"))
-LENGTHS = ["model.query_max_len=16", "model.passage_max_len=32"]  # a tiny model has 64 positions
-SCORED = [{"query": f"w{i}", "item": f"w{i + 1} w{i + 2}", "score": i / 20} for i in range(20)]
+LENGTHS = ["model.query_max_len=32", "model.passage_max_len=32"]  # a tiny model has 64 positions
+
+
+def scored(first: int) -> list[dict]:
+    return [{"query": f"w{i}", "item": f"w{i + 1} w{i + 2}", "score": i % 20 / 20} for i in range(first, first + 20)]
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +28,7 @@ def folder(tmp_path_factory):
     where = tmp_path_factory.mktemp("examples")
     rows = [row | {"negatives": row["negatives"] or ["w1 w2"]} for row in tiny.rows(40)]
     taught = [row | {"teacher_scores": [1.0, *(0.5 for _ in row["negatives"])]} for row in rows]
-    files = {"pairs": rows, "faq": rows, "taught": taught, "graded": SCORED, "held_out": SCORED}
+    files = {"pairs": rows, "faq": rows, "taught": taught, "graded": scored(0), "held_out": scored(100)}
     for name, lines in files.items():
         (where / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return where
