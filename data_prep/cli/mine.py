@@ -1,4 +1,4 @@
-"""Adds hard negatives to rows: texts that rank high for the query by its words (trainer.mine: by an embedding model)."""
+"""Adds hard negatives to rows: texts that rank high for the query by its words (with a model: trainer.mine)."""
 
 import argparse
 from collections.abc import Callable

@@ -181,7 +181,8 @@ def test_a_sources_own_set_is_evaluated_with_its_prompts(tmp_path, inputs, tiny_
     monkeypatch.setattr(fit, "averaged", nullcontext)
     monkeypatch.setattr(fit, "evaluate_engine", lambda _, __, spec, data, *___: read.update({data: spec.rules}))
     job = SimpleNamespace(
-        log=None, eval_data=None, eval_sets={name: SimpleNamespace(parts=[name]) for name in ("", "general", "pairs", "tasks")},
+        log=None, eval_data=None,
+        eval_sets={name: SimpleNamespace(parts=[name]) for name in ("", "general", "pairs", "tasks")},
         engine=None, config=config, runtime=SimpleNamespace(world=SimpleNamespace(on_first=lambda act: act())),
         progress=SimpleNamespace(state=SimpleNamespace(step=0), seconds=Seconds()),
         model=SimpleNamespace(spec=spec, reader=None),
