@@ -17,6 +17,7 @@ EXAMPLES = (
 # Flags of one way of generating only; the other way refuses them.
 OFFLINE = ("hide", "min_words", "keywords", "workers", "on")
 MODEL = ("model", "base_url", "prompt", "system_prompt", "var", "sample", "temperature", "price_out", *LIMITS)
+MODEL += ("requests_per_minute", "tokens_per_minute", "part", "join")
 FILTERS = ("question_words", "answer_words", "same_language", "grounded", "round_trip", "near_duplicates")
 
 
@@ -51,6 +52,12 @@ def _add_model(group) -> None:
     group.add_argument("--sample", type=int, metavar="N", help=text)
     group.add_argument("--temperature", type=float, metavar="T", help="default: the server's")
     add_limits(group, "answers")
+    for what in ("requests", "tokens"):
+        text = f"{what} that the endpoint allows in a minute, shared by all parts (default: no limit)"
+        group.add_argument(f"--{what}-per-minute", type=int, metavar="N", help=text)
+    text = "ask about part K of N only, so that N machines share the work; all name the same --cache"
+    group.add_argument("--part", metavar="K/N", help=text)
+    group.add_argument("--join", action="store_true", help="write the pairs of all parts, and ask nothing")
     group.add_argument("--price-out", type=float, metavar="X", help="of a million answer tokens")
 
 

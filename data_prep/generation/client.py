@@ -8,7 +8,7 @@ from data_prep.common.console import say
 from data_prep.generation.answer import Answer
 from data_prep.generation.answer_parser import is_thought
 from data_prep.model_server.client import BadRequest, Client, Retry, count_of
-from data_prep.model_server.endpoint import Endpoint
+from data_prep.model_server.endpoint import Endpoint, Pace
 
 
 class Model(Client):
@@ -30,9 +30,10 @@ class Model(Client):
         response_format: dict[str, Any],
         timeout: float,
         retry: Retry,
+        pace: Pace | None = None,
     ):
-        """temperature: None leaves it to the server. timeout: seconds for one whole answer."""
-        super().__init__(server, name, timeout, retry)
+        """temperature: None leaves it to the server. timeout: seconds for one whole answer. pace: None: no limit."""
+        super().__init__(server, name, timeout, retry, pace)
         self._format = {"response_format": response_format}
         self._more = {} if temperature is None else {"temperature": temperature}
         self._structured: bool | None = None  # None: unknown

@@ -10,7 +10,9 @@ from data_prep.common.files import check, check_output_file
 from data_prep.common.paths import user_path
 from data_prep.generation.filters import Filters
 from data_prep.generation.prompt import EXAMPLE, Prompt, read_prompt
+from data_prep.model_server.answer_cache import Part, read_part
 from data_prep.model_server.client import Retry
+from data_prep.model_server.endpoint import Pace
 from data_prep.stores.base import StoreConfig
 
 
@@ -45,6 +47,10 @@ class QuestionGenerationConfig:
     temperature: float | None = None  # None: the server's default
     timeout: float = 120.0  # seconds for one answer
     concurrency: int = 8
+    requests_per_minute: int | None = None  # that the endpoint allows, all parts together; so are the tokens
+    tokens_per_minute: int | None = None
+    part: str | None = None  # "3/8": ask about the third of eight parts of the chunks only, and write no pairs
+    join: bool = False  # write the pairs of all parts, and ask nothing
     retry: Retry = field(default_factory=Retry)
     price_in: float | None = None  # of a million tokens, as price_out
     price_out: float | None = None
@@ -54,6 +60,21 @@ class QuestionGenerationConfig:
     @property
     def output(self) -> Path:
         return user_path(self.output_path)
+
+    @property
+    def worker(self) -> Part | None:
+        """The part that this process asks about; None: all chunks."""
+        return read_part(self.part) if self.part else None
+
+    @property
+    def pace(self) -> Pace:
+        """The share of one part in what the endpoint allows in a minute."""
+        parts, requests, tokens = self.worker.count if self.worker else 1, *self._limits
+        return Pace(requests and requests // parts, tokens and tokens / parts)
+
+    @property
+    def _limits(self) -> tuple[int | None, int | None]:
+        return self.requests_per_minute, self.tokens_per_minute
 
     def store(self) -> StoreConfig:
         host, port, ssl, url = self.host, self.port, self.ssl, self.url
@@ -68,9 +89,10 @@ class QuestionGenerationConfig:
     def prompt(self) -> Prompt:
         """Reads the prompt file. BadInput lists its problems and all others of this config."""
         problems = self.store().problems() + check_output_file(self.output)
-        for name in ("limit", "sample", "concurrency"):
+        for name in ("limit", "sample", "concurrency", "requests_per_minute", "tokens_per_minute"):
             if (value := getattr(self, name)) is not None and value < 1:
-                problems.append(f"--{name} {value}: must be 1 or more")
+                problems.append(f"--{name.replace('_', '-')} {value}: must be 1 or more")
+        problems += self._part_problems()
         if self.limit is not None and self.sample is not None:
             problems.append("--limit and --sample: choose one")
         if not self.timeout > 0:
@@ -88,3 +110,13 @@ class QuestionGenerationConfig:
         prompt = collect(problems, lambda: read_prompt(user_path(self.prompt_path), self.prompt_variables))
         check(problems)
         return prompt
+
+    def _part_problems(self) -> list[str]:
+        problems: list[str] = []
+        part = collect(problems, lambda: self.worker)
+        if part and self.join:
+            problems.append("--part and --join: choose one; join when every part has run")
+        if part and 0 < (self.requests_per_minute or 0) < part.count:
+            shared = f"shared by {part.count:,} parts, none could ask once a minute; use fewer parts"
+            problems.append(f"--requests-per-minute {self.requests_per_minute:,}: {shared}")
+        return problems

@@ -6,6 +6,7 @@
 - The collection is read once, into a temporary file (selection.py).
 - Every chunk without an answer is sent to the model; answers go to the cache (answer_cache.py).
 - The output is written from the cache, in the collection's order, so neither concurrency nor an interruption shows.
+- Of several workers each asks about its part of the chunks; `join` writes what one worker would have written.
 """
 
 import json
@@ -29,7 +30,7 @@ from data_prep.generation.config import QuestionGenerationConfig
 from data_prep.generation.filters import Encoder, Filter, Pair
 from data_prep.generation.prompt import Prompt
 from data_prep.generation.selection import ParsedAnswers, Selection
-from data_prep.model_server.answer_cache import AnswerCache, key_of
+from data_prep.model_server.answer_cache import AnswerCache, key_of, part_of
 from data_prep.model_server.client import Unanswered
 from data_prep.model_server.endpoint import endpoint
 from data_prep.stores.base import Chunk
@@ -52,7 +53,8 @@ class QuestionGenerator:
         One line per pair: {"chunk_id", "question", "answer", "metadata", "context"}, in the collection's order. Chunks
         and parts of answers that give no pair go to OUTPUT.rejected.jsonl, with the reason. BadInput, Failed: nothing
         is written, except where some chunks may get an answer later: then all other pairs are written before Failed is
-        raised. Answers are never lost: the same call continues from them.
+        raised. Answers are never lost: the same call continues from them. With `part` no pairs are written, and the
+        path of the answers is returned.
         """
         prompt = self.config.prompt()
         if missing := [name for name in NEEDED if find_spec(name) is None]:
@@ -60,9 +62,13 @@ class QuestionGenerator:
         request = {"model": self.config.model, "system": self.config.system_prompt or "", "prompt": prompt.parts}
         request["temperature"] = self.config.temperature
         folder = user_path(self.config.cache) if self.config.cache else cache_folder("answers")
-        with open_collection(self.config.store()) as collection, AnswerCache(folder, request, Answer) as cache:
+        own = {"part": self.config.worker, "reading": self.config.join}
+        with open_collection(self.config.store()) as collection, AnswerCache(folder, request, Answer, **own) as cache:
             run = _Run(self.config, prompt, Selection(self.config, collection), cache)
-            run.ask()
+            run.join() if self.config.join else run.ask()
+            if self.config.part:
+                run.end_part()
+                return cache.path
             run.write(self.encoder)
         return self.config.output
 
@@ -77,10 +83,42 @@ class _Run:
         self.asked = self.reused = self.pairs = self.uncounted = 0
         self.tokens = [0, 0]  # of this run: in, out
 
+    def _own(self) -> Iterator[Chunk]:
+        """Yields the chunks that this process asks about."""
+        part = self.config.worker
+        return (chunk for chunk in self.chunks if part is None or part.holds(chunk.text))
+
+    def join(self) -> None:
+        """Takes over what the parts recorded. Raises Failed, naming the parts that are not finished."""
+        saved, missing, parts = self.cache.unanswered(), Counter(), self.cache.parts
+        for chunk in self.chunks:
+            if chunk.text in self.cache:
+                self.reused += 1
+            elif (key := key_of(chunk.text)) in saved:
+                self.unanswered[chunk.text] = Unanswered(*saved[key])
+            else:
+                missing[part_of(chunk.text, parts or 1)] += 1
+        if missing and parts is None:
+            raise Failed(f"--join: no part has run in {self.cache.path.parent}; run --part 1/N … N/N with this --cache")
+        if missing:
+            each = ", ".join(f"--part {number}/{parts} ({count:,})" for number, count in sorted(missing.items()))
+            raise Failed(f"--join: {missing.total():,} chunks have no answer yet; run again: {each}; then join")
+
+    def end_part(self) -> None:
+        """Records the chunks without an answer. Raises Failed if some may get one later."""
+        reasons = {text: (str(error), error.again) for text, error in self.unanswered.items()}
+        self.cache.save_unanswered(reasons)
+        part, waiting = self.config.part, sum(again for _, again in reasons.values())
+        answers = f"({self.asked:,} answers from this run, {self.reused:,} from before)"
+        result(f"part {part}: {sum(1 for _ in self._own()):,} chunks {answers}; pairs are written by --join")
+        if waiting:
+            raise Failed(f"{waiting:,} chunks of part {part} have no answer yet; run the same command again")
+
     def ask(self) -> None:
         config = self.config
-        if all(chunk.text in self.cache for chunk in self.chunks):
-            self.reused = self.chunks.total
+        total = sum(1 for _ in self._own())
+        if all(chunk.text in self.cache for chunk in self._own()):
+            self.reused = total
             return
         server = endpoint(config.base_url)
         model = Model(
@@ -90,12 +128,13 @@ class _Run:
             response_format=PAIRS_FORMAT,
             timeout=config.timeout,
             retry=config.retry,
+            pace=config.pace,
         )
         say(f"asking {config.model} at {server}, {config.concurrency} at a time; answers are kept in {self.cache.path}")
         for url, count in self.cache.urls.items():
             if url != server.url:
                 say(f"note: {count:,} answers in that file came from {url}; they are used (--cache DIR keeps others)")
-        with Meter("asking", self.chunks.total) as meter:
+        with Meter("asking", total) as meter:
 
             def on_answer(text: str, answer: Answer, parsed: Parsed) -> None:
                 self.parsed.add(text, parsed)
@@ -115,7 +154,7 @@ class _Run:
         self.unanswered = asking.unanswered
 
     def _wanted(self) -> Iterator[tuple[str, list[dict[str, str]]] | None]:
-        for chunk in self.chunks:
+        for chunk in self._own():
             if chunk.text in self.cache:
                 self.reused += 1
                 yield None

@@ -1,6 +1,13 @@
-"""Answers of a model on disk, so that none is paid for twice: an append-only file for each request.
+"""Answers of a model on disk, so that none is paid for twice: append-only files for each request.
 
 A request is the model, and all else that decides an answer beside the text.
+
+- CACHE/<hash of the request>.jsonl belongs to the one process that asks. Its first line holds the request in plain
+  words, then follows one answer per line.
+- Workers that divide the chunks (Part) append to files of their own, a new one at each start:
+  <hash>.part-3-of-8.<random>.jsonl. No file has two writers, so that a network file system needs no lock.
+- Every process reads all files of its request when it starts.
+- <hash>.part-3-of-8.json lists the chunks that a finished part got no answer about, with the reasons.
 """
 
 import asyncio
@@ -8,64 +15,139 @@ import contextlib
 import hashlib
 import json
 import os
+import re
+import secrets
+import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from data_prep.common.console import say
-from data_prep.common.errors import Failed
-from data_prep.common.files import fsync_folder
+from data_prep.common.errors import BadInput, Failed
+from data_prep.common.files import fsync_folder, whole_file
 from data_prep.common.finite import decode_json
 
 FORMAT = 1  # part of every file's name: raise it when the request or the reading of a line changes
+OPEN_FILES = 64  # of other processes, at a time
+_PART = re.compile(r"\.part-(\d+)-of-(\d+)\.")
 
 
 A = TypeVar("A")  # kind of the answers: a dataclass with slots, texts and counts, `url` among them
 
 
+class Part(NamedTuple):
+    """One of `count` workers that divide the chunks, by the hash of their texts. number: from 1."""
+
+    number: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    def holds(self, text: str) -> bool:
+        """Returns True for a chunk of this part. Chunks with the same text are in the same one."""
+        return part_of(text, self.count) == self.number
+
+
+def part_of(text: str, count: int) -> int:
+    """Returns the number of the part that asks about a chunk of this text: 1..count."""
+    return int.from_bytes(key_of(text)[:8], "big") % count + 1
+
+
+def read_part(text: str) -> Part:
+    """Returns the part that a text such as 3/8 names. Raises BadInput."""
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise BadInput(f"--part {text}: must be K/N, such as 3/8: part 3 of 8")
+    return Part(int(number), int(count))
+
+
 class AnswerCache(Generic[A]):
     """Answers by the text that they are about.
 
-    The file is CACHE/<hash of the request>.jsonl. Its first line holds the request in plain words, then follows one
-    answer per line. An answer counts (`in`, `get`) once it is fsynced. Only one process may use it: Failed otherwise.
-    A last line torn by a crash is removed and damaged lines are skipped; both are reported and asked again.
+    An answer counts (`in`, `get`) once it is fsynced. A last line torn by a crash is removed and damaged lines are
+    skipped; both are reported and asked again.
     """
 
-    def __init__(self, folder: Path, request: dict[str, Any], kind: type[A]):
-        """request: all that decides the answer except the text: model, prompt, parameters. JSON values, no secret."""
-        from filelock import FileLock, Timeout
+    def __init__(
+        self,
+        folder: Path,
+        request: dict[str, Any],
+        kind: type[A],
+        part: Part | None = None,
+        reading: bool = False,
+    ):
+        """request: all that decides the answer except the text: model, prompt, parameters. JSON values, no secret.
+        part: of this process; None: it asks about all chunks. reading: it asks about none, and writes nothing.
 
+        Failed: another process asks the same; of parts this is seen on one machine only.
+        """
         self.kind = kind
         self._types = {name: int | None if name.startswith("tokens") else str for name in kind.__slots__}
         described = json.dumps({"format": FORMAT, **request}, sort_keys=True)
-        self.path = folder / f"{hashlib.sha256(described.encode()).hexdigest()[:32]}.jsonl"
+        self._name = hashlib.sha256(described.encode()).hexdigest()[:32]
+        self._folder, self._part = folder, part
+        self.path = folder / f"{self._name}.jsonl"  # that this process writes
         self.urls: Counter[str] = Counter()
-        self._at: dict[bytes, tuple[int, int]] = {}  # key -> offset and length of its line
+        self._at: dict[bytes, tuple[int, int, int]] = {}  # key -> number of the file, offset and length of its line
+        self._files: list[Path] = []
+        self._open: dict[int, int] = {}  # number of a file -> its handle
         self._waiting: list[tuple[bytes, bytes]] = []
         self._writing = asyncio.Lock()
         self._failure: OSError | None = None
+        self._lock = self._file = None
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = FileLock(self.path.with_suffix(".lock"))
+        if not reading:
+            self._lock_out_others()
+        for path in sorted(folder.glob(f"{self._name}.part-*.jsonl")):
+            self._read(path)
+        if part:
+            self.path = folder / f"{self._of(part)}.{secrets.token_hex(4)}.jsonl"
+        elif reading and self.path.exists():
+            self._read(self.path)
+        if not reading:
+            self._begin(described.encode() + b"\n")
+
+    def _of(self, part: Part) -> str:
+        return f"{self._name}.part-{part.number}-of-{part.count}"
+
+    def _lock_out_others(self) -> None:
+        from filelock import FileLock, Timeout
+
+        lock, what = self.path.with_suffix(".lock"), "another run asks the same of the same model"
+        if self._part:  # beside this machine's temporary files: a network file system is not relied on
+            place = f"{Path.home()} {self._folder.resolve()} {self._of(self._part)}"
+            lock = Path(tempfile.gettempdir(), f"embedfleet-{hashlib.sha256(place.encode()).hexdigest()[:24]}.lock")
+            what = f"another run on this machine is --part {self._part} of the same"
+        self._lock = FileLock(lock)
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise Failed(
-                f"{self.path}: another run asks the same of the same model; wait for it, or give --cache DIR"
-            ) from None
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        self._end = self._read()
+            raise Failed(f"{self.path}: {what}; wait for it, or give --cache DIR") from None
+
+    def _begin(self, head: bytes) -> None:
+        """Opens the file of this process, and reads what it holds."""
+        new = os.O_EXCL if self._part else 0
+        if self._part:  # it is not finished any more
+            (self._folder / f"{self._of(self._part)}.json").unlink(missing_ok=True)
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | new, 0o600)
+        self._end = self._read(self.path)
+        self._number = len(self._files) - 1
+        self._open[self._number] = self._file
         if not self._end:
-            self._append(described.encode() + b"\n")
-            fsync_folder(folder)
+            self._append(head)
+            fsync_folder(self._folder)
 
     def __enter__(self) -> "AnswerCache":
         return self
 
     def __exit__(self, *_) -> None:
-        os.close(self._file)
-        self._lock.release()
+        for handle in self._open.values():
+            os.close(handle)
+        if self._lock:
+            self._lock.release()
 
     def __len__(self) -> int:
         return len(self._at)
@@ -74,13 +156,21 @@ class AnswerCache(Generic[A]):
         return key_of(text) in self._at
 
     def get(self, text: str) -> A | None:
-        """Returns the answer about this text."""
+        """Returns the answer about a chunk of this text."""
         position = self._at.get(key_of(text))
         if position is None:
             return None
-        offset, length = position
-        line = json.loads(os.pread(self._file, length, offset))
+        number, offset, length = position
+        line = json.loads(os.pread(self._handle(number), length, offset))
         return self.kind(**{name: line[name] for name in self._types})
+
+    def _handle(self, number: int) -> int:
+        if number not in self._open:
+            if len(self._open) > OPEN_FILES:
+                oldest = next(other for other in self._open if self._open[other] != self._file)
+                os.close(self._open.pop(oldest))
+            self._open[number] = os.open(self._files[number], os.O_RDONLY)
+        return self._open[number]
 
     async def put(self, answers: Mapping[str, A]) -> None:
         """Returns when the answers are on disk, by text. Answers that arrive during a write share the next one."""
@@ -103,7 +193,7 @@ class AnswerCache(Generic[A]):
     def _index(self, batch: list[tuple[bytes, bytes]]) -> None:
         offset = self._end - sum(len(line) for _, line in batch)
         for key, line in batch:
-            self._at[key] = offset, len(line)
+            self._at[key] = self._number, offset, len(line)
             offset += len(line)
 
     def _append(self, data: bytes) -> None:
@@ -118,20 +208,22 @@ class AnswerCache(Generic[A]):
             raise
         self._end += len(data)
 
-    def _read(self) -> int:
-        """Fills the index and returns the length of the whole lines."""
+    def _read(self, path: Path) -> int:
+        """Adds a file to the index and returns the length of its whole lines."""
         offset = damaged = 0
-        with open(self.path, "rb") as lines:
+        self._files.append(path)
+        with open(path, "rb") as lines:
             for number, line in enumerate(lines):
                 if not line.endswith(b"\n"):
-                    os.ftruncate(self._file, offset)
-                    say(f"note: {self.path}: its last line was cut off by a crash; that answer is asked for again")
+                    if self._file is not None:  # the last line of another process may be under way
+                        os.ftruncate(self._file, offset)
+                        say(f"note: {path}: its last line was cut off by a crash; that answer is asked for again")
                     break
                 if number:
                     damaged += not self._read_line(line, offset)
                 offset += len(line)
         if damaged:
-            say(f"note: {self.path}: {damaged:,} damaged lines are skipped; their texts are asked about again")
+            say(f"note: {path}: {damaged:,} damaged lines are skipped; their texts are asked about again")
         return offset
 
     def _read_line(self, line: bytes, offset: int) -> bool:
@@ -142,9 +234,29 @@ class AnswerCache(Generic[A]):
                 return False
         except (ValueError, KeyError, TypeError):
             return False
-        self._at[key] = offset, len(line)
+        self._at[key] = len(self._files) - 1, offset, len(line)
         self.urls[value["url"]] += 1
         return True
+
+    def save_unanswered(self, reasons: dict[str, tuple[str, bool]]) -> None:
+        """Writes that this part is finished. reasons: text -> why it has no answer, and if it may get one later."""
+        values = {key_of(text).hex(): list(reason) for text, reason in reasons.items()}
+        with whole_file(self._folder / f"{self._of(self._part)}.json") as file:
+            json.dump(values, file)  # ASCII: lone surrogates survive
+
+    def unanswered(self) -> dict[bytes, tuple[str, bool]]:
+        """Returns what finished parts saved, by key_of: why a chunk has no answer, and if it may get one later."""
+        found = {}
+        for path in sorted(self._folder.glob(f"{self._name}.part-*.json")):
+            found |= {bytes.fromhex(key): tuple(reason) for key, reason in json.loads(path.read_bytes()).items()}
+        return found
+
+    @property
+    def parts(self) -> int | None:
+        """Number of parts into which the chunks were divided last; None: they never were."""
+        files = [path for path in self._files if _PART.search(path.name)]
+        newest = max(files, key=lambda path: path.stat().st_mtime, default=None)
+        return int(_PART.search(newest.name)[2]) if newest else None
 
 
 def _line(key: bytes, answer: Any) -> bytes:

@@ -20,7 +20,7 @@ from data_prep.common.errors import BadInput, Failed, nearest
 from data_prep.common.finite import decode_json
 from data_prep.common.retry_after import retry_after
 from data_prep.common.secrets import without
-from data_prep.model_server.endpoint import Endpoint, neighbours
+from data_prep.model_server.endpoint import Endpoint, Pace, neighbours
 
 CONNECT_SECONDS = 10.0
 PROBE_SECONDS = 3.0  # for one list of models
@@ -97,8 +97,8 @@ class Client(ABC):
     lacks: str  # by such an answer, for messages
     otherwise: str = ""  # what works without a server, for messages
 
-    def __init__(self, server: Endpoint, name: str, timeout: float, retry: Retry):
-        """timeout: seconds for one whole answer."""
+    def __init__(self, server: Endpoint, name: str, timeout: float, retry: Retry, pace: Pace | None = None):
+        """timeout: seconds for one whole answer. pace: None: no limit."""
         import openai
 
         self._openai = openai
@@ -110,6 +110,7 @@ class Client(ABC):
                 max_retries=0,
                 timeout=openai.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout)),
             )
+        self._pace = pace or Pace()
         self._stopping = asyncio.Event()
         self._not_before = 0.0  # time.monotonic(): the server wants no call before
         self._in_a_row: Counter[str] = Counter()
@@ -155,7 +156,6 @@ class Client(ABC):
         again = self._in_a_row["silent"] > 0 and not self.heard
         attempts = min(ATTEMPTS_UNHEARD, self.retry.attempts) if again else self.retry.attempts
         for attempt in range(attempts):
-            await self._wait_turn()
             try:
                 answer = await self.once(request, failed)
             except BadRequest as error:
@@ -181,11 +181,18 @@ class Client(ABC):
         if self._in_a_row[what] >= most:
             raise Failed(f"{self.server.url} has no answer for {most} {self.thing}s in a row: {reason}")
 
-    async def _wait_turn(self) -> None:
-        while (left := self._not_before - time.monotonic()) > 0:
-            await self._sleep(left * random.uniform(1, 1.25))  # not all at the same instant
-        if self.stopping:
-            raise Stopped
+    async def _wait_turn(self) -> float:
+        """Returns when a call may be made: the tokens that its turn counts as."""
+        while True:
+            while (left := self._not_before - time.monotonic()) > 0:
+                await self._sleep(left * random.uniform(1, 1.25))  # not all at the same instant
+            if self.stopping:
+                raise Stopped
+            wait, tokens = self._pace.claim()
+            if wait:
+                await self._sleep(wait)
+            if self._not_before <= time.monotonic():
+                return tokens
 
     async def _pause(self, attempt: int, attempts: int, fault: Fault) -> None:
         if fault.wait is None:
@@ -205,7 +212,7 @@ class Client(ABC):
 
     async def call(self, create: Callable[..., Awaitable[Any]], **sent: Any) -> Any:
         """Makes one call. create: a raw method of the client, which is sent the model's name and `sent`."""
-        openai = self._openai
+        openai, claimed = self._openai, await self._wait_turn()
         try:
             async with asyncio.timeout(self.timeout):  # the client's own limits a silence, not a trickle
                 response = await create(model=self.name, **sent)
@@ -220,7 +227,7 @@ class Client(ABC):
         except openai.OpenAIError as error:
             raise Failed(f"{self.server.url}: {self._clean(error)}") from None
         try:
-            return self._read(response, sent)
+            answer, usage = self._read(response, sent)
         except Strange as error:
             raise await self._of_strange(str(error)) from None
         except _Reply as error:
@@ -228,6 +235,8 @@ class Client(ABC):
         except _Page as error:
             reply = f"{self.server.url} answers with {error} that is no JSON"
             raise Failed(f"{reply}; {await self._address()}") from None
+        self._pace.count(claimed, _tokens_of(usage))
+        return answer
 
     async def _of_strange(self, reason: str) -> Exception:
         """Returns the error for an answer that is none: a wrong address, unless models are listed."""
@@ -297,8 +306,8 @@ class Client(ABC):
                         return f"models are listed at {url}: give {self.server.flag} {url}"
         return f"is {self.server.flag} right (it mostly ends in /v1)?"
 
-    def _read(self, response: Any, sent: dict[str, Any]) -> Any:
-        """_Page, Strange, _Reply: it is no answer."""
+    def _read(self, response: Any, sent: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Returns the answer and the server's counts. _Page, Strange, _Reply: it is no answer."""
         try:
             body = decode_json(response.http_response.text)
         except ValueError:
@@ -315,8 +324,8 @@ class Client(ABC):
             if isinstance(status, int) and 400 <= status < 600:
                 raise _Reply(status, reason) from None
             raise Strange(f"the server's answer holds {self.lacks}{f': {reason}' if reason else ''}") from None
-        usage = body.get("usage")
-        return self.answer(picked, usage if isinstance(usage, dict) else {})
+        usage = body["usage"] if isinstance(body.get("usage"), dict) else {}
+        return self.answer(picked, usage), usage
 
     def no_key(self, text: str) -> str:
         """Removes a key that the server echoes. A short one ("none", "EMPTY") is no secret and may be a word."""
@@ -338,6 +347,14 @@ def _reason(body: Any) -> str:
 def count_of(value: Any) -> int | None:
     """Returns a count of the server's; None if it is none."""
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _tokens_of(usage: dict[str, Any]) -> int | None:
+    """Returns the tokens of a call; None if the server does not count them."""
+    if (total := count_of(usage.get("total_tokens"))) is not None:
+        return total
+    counts = [count_of(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")]
+    return None if None in counts else sum(counts)
 
 
 def _wait_of(headers: Any) -> float | None:

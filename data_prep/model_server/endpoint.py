@@ -1,10 +1,11 @@
-"""The server to ask and the key to it, from flags, the environment or .env."""
+"""The server to ask, the key to it (from flags, the environment or .env), and the pace that it allows."""
 
 import re
+import time
 from dataclasses import dataclass, field
 
 from data_prep.common.environment import header_problems
-from data_prep.common.errors import BadInput
+from data_prep.common.errors import BadInput, Failed
 from data_prep.common.files import check
 from data_prep.common.secrets import secret, url_problem
 
@@ -61,3 +62,46 @@ def neighbours(url: str) -> list[str]:
     host = re.match(r"[a-z]+://[^/]+", root, re.IGNORECASE)
     others = [root, f"{root}/v1", *([f"{host[0]}/v1"] if host else []), f"{root}/api/v1", f"{root}/openai/v1"]
     return [other for other in dict.fromkeys(others) if other != url.rstrip("/")]
+
+
+MINUTE = 60.0  # seconds
+
+
+class Pace:
+    """Spreads calls evenly, so that no minute has more requests, or more tokens, than the endpoint allows.
+
+    - Calls are at least MINUTE / requests seconds apart, and the first one waits as long: a process that is killed and
+      started again keeps the limit without knowing what the one before it sent.
+    - The tokens of a call are known after its answer. Until then it counts as the mean of all answers so far; later
+      calls make up the difference. So the limit is kept to within the calls under way.
+    """
+
+    def __init__(self, requests: int | None = None, tokens: float | None = None):
+        """requests, tokens: most in a minute; None: no limit."""
+        self._gap = MINUTE / requests if requests else 0.0  # seconds between calls
+        self._of_token = MINUTE / tokens if tokens else 0.0  # seconds that a token takes
+        self._next_call = time.monotonic() + self._gap
+        self._tokens_paid = time.monotonic()  # when the tokens of all calls so far fit below the limit
+        self._answers = self._tokens = 0
+        self._uncounted = False
+
+    def claim(self) -> tuple[float, float]:
+        """Takes the next turn. Returns the seconds until then, and the tokens that it counts as."""
+        if self._uncounted and self._of_token:
+            raise Failed(
+                "--tokens-per-minute: the server does not count tokens; leave the limit out, or limit requests"
+            )
+        now, tokens = time.monotonic(), self._tokens / self._answers if self._answers else 0.0
+        turn = max(now, self._next_call, self._tokens_paid)
+        self._next_call = turn + self._gap
+        self._tokens_paid = turn + tokens * self._of_token
+        return turn - now, tokens
+
+    def count(self, claimed: float, tokens: int | None) -> None:
+        """Counts the tokens of an answer, whose turn counted as `claimed`. None: the server does not count."""
+        if tokens is None:
+            self._uncounted = True
+            return
+        self._answers += 1
+        self._tokens += tokens
+        self._tokens_paid += (tokens - claimed) * self._of_token

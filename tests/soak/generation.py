@@ -4,6 +4,9 @@
 Chroma folder. Five times it is killed with SIGKILL and started again. The server's log, the answer cache as it was
 at each kill, and the output show whether every answerable chunk's pairs are there once, what was asked twice, and
 whether the key got into any file. Prints one JSON line; exit code 1 where something does not hold.
+
+--parts 4: so many workers share the chunks, with one cache; the kills hit them in turn, and the join once.
+--per-minute 240: the limit of requests that they share; the busiest minute of the server's log is reported.
 """
 
 import argparse
@@ -14,9 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from bisect import bisect_left
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from data_prep.common.files import unfinished_name
+from data_prep.model_server.endpoint import MINUTE
 from data_prep.stores.open import write_chunks
 from tests.language_model import FAULTS, FORMS, HOPELESS, KEY, MODEL, LanguageModel, chunk, expected, serving
 from tests.launching import ROOT, environment
@@ -41,27 +47,43 @@ class Report:
     pairs_right: bool
     rejected_right: bool
     calls_for_another_output: int
+    parts: int
+    per_minute: int | None
+    busiest_minute: int
     files_with_key: list[str]
     seconds: float
 
     def holds(self) -> bool:
         right = self.pairs_right and self.rejected_right and not self.files_with_key
         spared = not self.asked_again and not self.calls_for_another_output
-        return right and spared and self.repeated <= self.repeated_at_most
+        slow = self.per_minute is None or self.busiest_minute <= self.per_minute
+        return right and spared and slow and self.repeated <= self.repeated_at_most
 
 
-def soak(folder: Path, chunks: int, kills: int, concurrency: int, seed: int = 0, slow: float = 6.0) -> Report:
+def soak(
+    folder: Path,
+    chunks: int,
+    kills: int,
+    concurrency: int,
+    seed: int = 0,
+    slow: float = 6.0,
+    parts: int = 1,
+    per_minute: int | None = None,
+) -> Report:
     """One run in this folder, which is empty."""
     names = [f"c{number}" for number in range(chunks)]
     write_chunks(folder / "chroma", "docs", [chunk(number) for number in range(chunks)], "digest")
     server = LanguageModel(seed=seed, share=SHARE, faults=FAULTS, forms=FORMS, slow=slow, delay=0.02)
     began = time.monotonic()
     with serving(server) as url:
-        command = _command(folder, url, concurrency, slow)
+        command = _command(folder, url, concurrency, slow, per_minute)
+        workers = [[*command, "--part", f"{n}/{parts}"] for n in range(1, parts + 1)] if parts > 1 else [command]
+        processes = [_start(worker, folder) for worker in workers]
         on_disk, asked_again = [], 0
         later: list[tuple[int, set[str]]] = []  # where the log stood at each kill, and which chunks were on disk
         for kill in range(kills):
-            process = _start(command, folder)
+            killed = kill % parts
+            process = processes[killed]
             server.wait_for_answers((kill + 1) * chunks // (kills + 1), seconds=600)
             assert process.poll() is None, "it ended before it was killed"
             process.send_signal(signal.SIGKILL)
@@ -69,7 +91,12 @@ def soak(folder: Path, chunks: int, kills: int, concurrency: int, seed: int = 0,
             durable = _on_disk(folder, chunks)
             on_disk.append(len(durable))
             later.append((len(server.calls), durable))
-        assert _start(command, folder).wait() == 0, (folder / "log.txt").read_text()
+            processes[killed] = _start(workers[killed], folder)
+        assert [process.wait() for process in processes] == [0] * parts, (folder / "log.txt").read_text()
+        if parts > 1:
+            command.append("--join")
+            _kill_while_it_writes(_start(command, folder), folder / "pairs.jsonl")
+            assert _start(command, folder).wait() == 0, (folder / "log.txt").read_text()
         for at, durable in later:
             asked_again += sum(call.chunk in durable for call in server.calls[at:])
         repeated, calls, failed = server.repeated(), len(server.calls), server.counts()
@@ -97,6 +124,9 @@ def soak(folder: Path, chunks: int, kills: int, concurrency: int, seed: int = 0,
         pairs_right=got == wanted,
         rejected_right=rejected == misfits,
         calls_for_another_output=extra,
+        parts=parts,
+        per_minute=per_minute,
+        busiest_minute=_busiest_minute([call.at for call in server.calls]),
         files_with_key=[
             str(path) for path in folder.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()
         ],
@@ -104,9 +134,22 @@ def soak(folder: Path, chunks: int, kills: int, concurrency: int, seed: int = 0,
     )
 
 
-def _command(folder: Path, url: str, concurrency: int, slow: float) -> list[str]:
+def _kill_while_it_writes(process: subprocess.Popen, output: Path) -> None:
+    while process.poll() is None and not unfinished_name(output).exists():
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def _busiest_minute(times: list[float]) -> int:
+    """The most calls that arrived within MINUTE."""
+    return max(bisect_left(times, start + MINUTE) - first for first, start in enumerate(times))
+
+
+def _command(folder: Path, url: str, concurrency: int, slow: float, per_minute: int | None) -> list[str]:
     where = ["--path", folder / "chroma", "--collection", "docs", "--cache", folder / "cache"]
     options = ["--model", MODEL, "--base-url", url, "--concurrency", concurrency, "--timeout", slow - 1]
+    options += ["--requests-per-minute", per_minute] if per_minute else []
     command = [sys.executable, "-m", "data_prep", "generate", *where, *options, "--output", folder / "pairs.jsonl"]
     return [str(part) for part in command]
 
@@ -132,9 +175,12 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--parts", type=int, default=1)
+    parser.add_argument("--per-minute", type=int)
     args = parser.parse_args()
+    shared = {"parts": args.parts, "per_minute": args.per_minute}
     with tempfile.TemporaryDirectory() as folder:
-        report = soak(Path(folder), args.chunks, args.kills, args.concurrency, args.seed)
+        report = soak(Path(folder), args.chunks, args.kills, args.concurrency, args.seed, **shared)
     print(json.dumps(asdict(report)))
     return 0 if report.holds() else 1
 

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.__main__ import _parser as data_prep_parser
 from data_prep.common.errors import BadInput
 from launch.__main__ import main
 from launch.slurm.submit import seconds
 from tests.launching import ROOT
 
-EXAMPLES = sorted((ROOT / "launch" / "examples").glob("*.sbatch"))
+BY_HAND = ROOT / "launch" / "examples" / "generate.sbatch"
+EXAMPLES = sorted(set((ROOT / "launch" / "examples").glob("*.sbatch")) - {BY_HAND})
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +48,21 @@ def test_the_examples_are_what_is_rendered(path, capsys):
     typed = path.read_text().splitlines()[1].removeprefix("# Rendered by: python -m launch ")
     assert main(shlex.split(typed)) == 0
     assert capsys.readouterr().out == path.read_text()
+
+
+def test_the_array_of_generate_runs_its_parts_and_the_join(tmp_path):
+    """With a python that prints its words."""
+    assert shellcheck(BY_HAND.read_text()) == ""
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": "3"}
+    typed = [
+        subprocess.run(["bash", BY_HAND, *words], env=env, capture_output=True, text=True).stdout.rstrip()
+        for words in ([], ["join"])
+    ]
+    same = typed[1].removesuffix("--join")
+    assert typed[0] == f"{same}--part 3/8"
+    assert data_prep_parser().parse_args(shlex.split(typed[0])[2:]).part == "3/8"
 
 
 KINDS = [
