@@ -5,8 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.common.errors import BadInput
+from data_prep.remote.location import Location, location
 
-INPUTS = "JSON, JSONL, CSV, TSV or Parquet files, or datasets folders (docs/data.md)"
+INPUTS = "JSON, JSONL, CSV, TSV or Parquet files (.gz and .zst too), datasets folders, or URLs (docs/data.md)"
+
+
+def path_or_url(text: str) -> Path | Location:
+    """Returns the type of a flag that takes a path or a URL of an object store."""
+    if "://" not in text:
+        return Path(text)
+    try:
+        return location(text)
+    except BadInput as error:  # argparse would repeat the URL, with what it holds
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_positive(parser: argparse.ArgumentParser) -> None:

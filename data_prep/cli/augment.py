@@ -3,14 +3,14 @@
 import argparse
 from pathlib import Path
 
-from data_prep.cli.arguments import INPUTS, add_positive, add_workers, shard_next, values, workers_of
+from data_prep.cli.arguments import INPUTS, add_positive, add_workers, path_or_url, shard_next, values, workers_of
 from data_prep.common.errors import BadInput
 
 EXAMPLES = ("augment records.jsonl --output augmented.jsonl --variants 2 --typo-rate 0.3 --case-rate 0.1",)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help=INPUTS)
+    parser.add_argument("inputs", nargs="+", type=path_or_url, metavar="INPUT", help=INPUTS)
     parser.add_argument("--output", type=Path, required=True, metavar="F.jsonl", help="file of records to write")
     parser.add_argument("--variants", type=int, default=1, metavar="N", help="of each row, at most (default 1)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of all draws (default 0)")

@@ -3,16 +3,18 @@
 import argparse
 from pathlib import Path
 
-from data_prep.cli.arguments import INPUTS, add_positive, shard_next, values
+from data_prep.cli.arguments import INPUTS, add_positive, path_or_url, shard_next, values
 from data_prep.common.errors import BadInput
 
 EXAMPLES = ("compose pairs.jsonl glossary.csv --output records.jsonl --hard-k 2 --skip-bad",)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("inputs", nargs="*", type=Path, metavar="INPUT", help=INPUTS)
+    parser.add_argument("inputs", nargs="*", type=path_or_url, metavar="INPUT", help=INPUTS)
     help_text = "the same as INPUT, for those who name it"
-    parser.add_argument("--input", nargs="+", action="extend", default=[], type=Path, metavar="INPUT", help=help_text)
+    parser.add_argument(
+        "--input", nargs="+", action="extend", default=[], type=path_or_url, metavar="INPUT", help=help_text
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="F.jsonl", help="file of records to write")
     help_text = "add K hard negatives per row by BM25 from the same input (default 0)"
     parser.add_argument("--hard-k", type=int, default=0, metavar="K", help=help_text)

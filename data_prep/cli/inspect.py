@@ -3,13 +3,13 @@
 import argparse
 from pathlib import Path
 
-from data_prep.cli.arguments import add_positive, shard_next, train_next, values
+from data_prep.cli.arguments import add_positive, path_or_url, shard_next, train_next, values
 
 EXAMPLES = ("inspect shards --tokenizer MODEL_FOLDER --html report.html",)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", type=Path, metavar="PATH", help="file of an accepted format, or shard folder")
+    parser.add_argument("path", type=path_or_url, metavar="PATH", help="file of an accepted format, or shard folder")
     parser.add_argument("--json", action="store_true", help="only JSON on stdout")
     parser.add_argument("--html", type=Path, metavar="F.html", help="writes one page with plots as well")
     text = "model folder or hub id, for lengths in tokens, truncated texts, and texts that contain its prompts"

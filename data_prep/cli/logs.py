@@ -3,16 +3,16 @@
 import argparse
 from pathlib import Path
 
-from data_prep.cli.arguments import shard_next
+from data_prep.cli.arguments import path_or_url, shard_next
 
 EXAMPLES = ("logs clicks.csv --output scored.jsonl --items products.csv",)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("inputs", nargs="+", type=Path, metavar="LOG", help="CSV files with these columns")
+    parser.add_argument("inputs", nargs="+", type=path_or_url, metavar="LOG", help="CSV files with these columns")
     parser.add_argument("--output", type=Path, required=True, metavar="F.jsonl", help="file of records to write")
     help_text = "catalogue with columns id, text, maybe title, where the log names items by id"
-    parser.add_argument("--items", type=Path, metavar="FILE", help=help_text)
+    parser.add_argument("--items", type=path_or_url, metavar="FILE", help=help_text)
     help_text = "pairs: a score for each query and item; lists: positives and never clicked negatives (default pairs)"
     parser.add_argument("--rows", choices=("pairs", "lists"), default="pairs", help=help_text)
     help_text = "how fast attention falls with the position, as position^-X; 0: no correction (default 1)"

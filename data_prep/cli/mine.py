@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from data_prep.cli.arguments import INPUTS, add_positive, shard_next, values
+from data_prep.cli.arguments import INPUTS, add_positive, path_or_url, shard_next, values
 from data_prep.common.errors import BadInput
 from data_prep.common.files import check, check_output_file
 from data_prep.mining.choice import DEPTH, EXACT_UP_TO, METHODS, SAMPLINGS, Choice
@@ -16,10 +16,10 @@ EXAMPLES = ("mine records.jsonl --output mined.jsonl --k 2 --skip 3",)
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of both commands that mine, data_prep mine and trainer.mine."""
-    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help=INPUTS)
+    parser.add_argument("inputs", nargs="+", type=path_or_url, metavar="INPUT", help=INPUTS)
     parser.add_argument("--output", type=Path, required=True, metavar="F.jsonl", help="file of records to write")
     text = "rows with id, text and perhaps title, or a retrieval set, to choose from (default: the inputs' positives)"
-    parser.add_argument("--corpus", type=Path, metavar="FILE|SET", help=text)
+    parser.add_argument("--corpus", type=path_or_url, metavar="FILE|SET", help=text)
     text = "refuse a --corpus that holds documents without text (default: leave them out)"
     parser.add_argument("--strict", action="store_true", help=text)
     text = "metadata field; texts whose value is the row's are of the same document"

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from data_prep.cli.arguments import INPUTS, add_positive, add_workers, train_next, values, workers_of
+from data_prep.cli.arguments import INPUTS, add_positive, add_workers, path_or_url, train_next, values, workers_of
 from data_prep.common.errors import BadInput
 from data_prep.common.files import check
 from data_prep.texts.prompts import SIDES, OwnPrompts
@@ -12,8 +12,8 @@ EXAMPLES = ("shard records.jsonl --output shards --num-shards 4 --eval-fraction 
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help=INPUTS)
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="shard folder to write")
+    parser.add_argument("inputs", nargs="+", type=path_or_url, metavar="INPUT", help=INPUTS)
+    parser.add_argument("--output", type=path_or_url, required=True, metavar="DIR", help="shard folder to write")
     text = "Arrow files of the train split (default: about 500 MB each)"
     parser.add_argument("--num-shards", type=int, metavar="N", help=text)
     add_positive(parser)
@@ -59,12 +59,17 @@ def _add_tokens(group) -> None:
 def run(args: argparse.Namespace) -> None:
     from data_prep.common.workers import cores
     from data_prep.sharding.build import shard
+    from data_prep.sharding.upload import uploaded
 
     options = values(
         args, "num_shards", "eval_fraction", "split_by", "seed", "positive", "columns", "on_leakage", "overwrite"
     )
-    options |= values(args, "near_duplicates", "exclude") | workers_of(args, cores())
-    shard(args.inputs, args.output, tokens=_tokens(args), **options)
+    options |= values(args, "near_duplicates", "exclude") | workers_of(args, cores()) | {"tokens": _tokens(args)}
+    if isinstance(args.output, Path):
+        shard(args.inputs, args.output, **options)
+        return
+    with uploaded(args.output, args.overwrite) as folder:
+        shard(args.inputs, folder, **options | {"overwrite": True})
 
 
 def _by_source(given: dict) -> dict[str, dict[str, str]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from data_prep.common.errors import BadInput
 
+_URL = re.compile(r"([a-z][a-z0-9+.-]+):/", re.IGNORECASE)  # a Path keeps one of the slashes
 _VARIABLE = re.compile(r"^\$\w|\$\{\w+\}")  # $HOME/x, /data/${USER}/x
 
 
@@ -37,7 +38,9 @@ def expanded(path: str) -> str:
 
 
 def user_path(path: str | Path) -> Path:
-    """Returns the path with its home folder. Raises BadInput like expanded."""
+    """Returns the path with its home folder. Raises BadInput like expanded, and for a URL: it would name a folder."""
+    if url := _URL.match(str(path)):
+        raise BadInput(f"{url[1]}://…: is a URL; here a path of this machine is needed")
     return Path(expanded(str(path)))
 
 

@@ -17,6 +17,7 @@ from data_prep.common.errors import BadInput
 from data_prep.reading.retrieval_sets import RetrievalSet, load_evaluation
 from data_prep.reading.scored_pairs import ScoredPairs
 from data_prep.records import PARENT_QUERY, Record, is_variant, normalise, text_key
+from data_prep.remote.copies import local
 from data_prep.shards.folder import MANIFEST, open_shards
 from data_prep.texts.near_duplicates import CANDIDATES, Bands, jaccard, shingles
 
@@ -144,9 +145,9 @@ def held_out(
     problems of all sets; `where` names the option. sets: those that are read already, by path.
     """
     texts, problems = HeldOut(), []
-    for path in map(Path, paths):
+    for path in paths:
         try:
-            texts.add(str(path), *_queries_and_documents(path, (sets or {}).get(str(path))))
+            texts.add(str(path), *_queries_and_documents(local(path), (sets or {}).get(str(path))))
         except BadInput as error:
             problems += [f"{where} {text}" for text in error.problems]
     if problems:

@@ -27,6 +27,7 @@ from data_prep.quality.sampling import spread
 from data_prep.reading.retrieval_sets import RetrievalSet
 from data_prep.reading.scored_pairs import ScoredPairs
 from data_prep.records import Record
+from data_prep.remote.copies import local
 from data_prep.shards.folder import MANIFEST, Rows, ShardFolder, open_shards
 from data_prep.texts.near_duplicates import SIMILARITY
 from data_prep.texts.token_lengths import Reader, has_tokenizer, token_lengths
@@ -171,7 +172,7 @@ def _content(path: str, sets: dict[str, RetrievalSet | ScoredPairs]) -> Any:
     """Identifies the content of an evaluation set by hashes. sets: those that are read already, by path."""
     if path in sets and sets[path].shards:
         return sets[path].shards.fingerprint
-    path = Path(path)
+    path = local(path)
     if (path / MANIFEST).is_file():
         return open_shards(path).fingerprint
     if path.is_file():  # scored pairs

@@ -22,6 +22,8 @@ from data_prep.quality.sampling import Spool, spread
 from data_prep.reading.formats import read_records
 from data_prep.reading.row_problems import Kinds, Problem, Problems, problem_lines
 from data_prep.records import Record
+from data_prep.remote.copies import local
+from data_prep.remote.location import Location
 from data_prep.shards.folder import MANIFEST, Rows, looks_unfinished, open_shards
 from data_prep.texts.lengths import Lengths
 from data_prep.texts.near_duplicates import SIMILARITY
@@ -100,8 +102,8 @@ def inspect(
     return report
 
 
-def _read(path: Path, positive: str | None, columns: dict[str, str] | None) -> _Rows:
-    rows = _Rows()
+def _read(path: Path | Location, positive: str | None, columns: dict[str, str] | None) -> _Rows:
+    rows, path = _Rows(), local(path) if path.is_dir() else path
     if path.is_dir() and ((path / MANIFEST).exists() or looks_unfinished(path)):
         folder = open_shards(path)
         splits = {name: folder.split(name) for name in folder.splits}

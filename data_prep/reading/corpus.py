@@ -9,19 +9,20 @@ from data_prep.reading.files import Blank, Item, half_a_pair, read_items
 from data_prep.reading.row import MISSING, kind
 from data_prep.reading.row_problems import Problem, Problems
 from data_prep.records import document_text, has_text
+from data_prep.remote.location import Location, location
 from data_prep.stores.base import Chunk
 
 EXPECTED = '{"id", "title"?, "text"}'
 
 
-def read_corpus(path: Path, strict: bool = False) -> Iterator[Chunk]:
+def read_corpus(path: Path | Location, strict: bool = False) -> Iterator[Chunk]:
     """Streams the documents of a corpus file, or of a retrieval set's corpus.jsonl.
 
     A row has id or _id, text and perhaps title (JSONL, JSON, CSV, TSV, Parquet); other keys become metadata. Documents
     without text, which published sets have, are left out and counted. strict: they are bad rows. Raises BadInput with
     every bad row.
     """
-    path = Path(path)
+    path = location(path)
     if path.is_dir() and (path / "corpus.jsonl").is_file():
         path = path / "corpus.jsonl"
     problems = Problems()
@@ -48,7 +49,7 @@ def read_corpus(path: Path, strict: bool = False) -> Iterator[Chunk]:
         say(f"note: {path}:{first}: key 'text' is empty; {empty:,} documents without text are left out")
 
 
-def _chunk(path: Path, item: Item) -> Chunk | Problem:
+def _chunk(path: Path | Location, item: Item) -> Chunk | Problem:
     """Returns the document of a row, maybe without text."""
 
     def bad(reason: str) -> Problem:

@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import csv
+import io
 import json
 import math
 import os
@@ -12,13 +13,15 @@ from typing import IO, Any, NamedTuple
 
 import orjson
 
-from data_prep.common.errors import BadInput, first_line, nearest
+from data_prep.common.errors import BadInput, first_line
 from data_prep.common.finite import check_whole
+from data_prep.reading.opening import PIECE, check_readable, codec_of, damaged, format_of, open_bytes
 from data_prep.reading.row_problems import Problem
+from data_prep.remote.copies import local
+from data_prep.remote.location import Location
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 TABLE_BATCH = 1000
-PIECE = 1 << 20  # bytes of JSONL that are read together; a longer line may end at a \r
+ALL = 1 << 62  # bytes: more than any file has
 
 
 class Item(NamedTuple):
@@ -48,55 +51,49 @@ class Blank(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Whole lines of a JSONL file."""
+    """Whole lines of a JSONL file, or whole row groups of a Parquet file."""
 
-    start: int  # byte offsets
+    start: int  # byte offsets, or numbers of row groups
     stop: int
-    line: int  # number of the first line
+    line: int  # number of the first line or row
 
 
-def read_items(path: Path, span: Span | None = None) -> Iterator[Item | Problem | Blank]:
-    """Streams an input's rows, or those of a JSONL span; a bad one as a Problem. BadInput: the rest is unreadable."""
-    check_readable(path)
+def read_items(path: Path | Location, span: Span | None = None) -> Iterator[Item | Problem | Blank]:
+    """Streams an input's rows, or those of a span; a bad one as a Problem. BadInput: the rest is unreadable."""
+    if span is None:
+        check_readable(path)
     if path.is_dir():
-        yield from _read_datasets_folder(path)
-    elif path.suffix == ".jsonl":
-        yield from _read_jsonl(path, span or Span(0, path.stat().st_size, 1))
-    else:
-        readers = {".json": _read_json, ".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet}
-        yield from readers[path.suffix](path)
-
-
-def check_readable(path: Path) -> None:
-    """Raises BadInput for a file that no reader can open."""
-    if not path.exists():
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise BadInput(f"{path}: no such file or folder.{nearest(path.name, siblings)}")
-    if path.is_dir():
+        yield from _read_datasets_folder(local(path))
         return
-    if path.suffix not in SUFFIXES:
-        accepted = f"{' '.join(SUFFIXES)} or a datasets folder"
-        raise BadInput(f"{path}: unknown file type {path.suffix!r}; accepted: {accepted}")
-    try:
-        with open(path, "rb") as handle:
-            head = handle.read(4)
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
-    if not head:
-        raise BadInput(f"{path}: the file is empty; it needs at least one row")
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise BadInput(f"{path}: is UTF-16; save it as UTF-8")
-    if head[:2] == b"\x1f\x8b":
-        raise BadInput(f"{path}: is gzip-compressed; unpack it first")
+    readers = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".tsv": _read_csv}
+    yield from (readers | {".parquet": _read_parquet})[format_of(path)](path, span)
 
 
-def _text_lines(path: Path) -> Iterator[str]:
+def spans(path: Path | Location, size: int) -> Iterator[Span | None]:
+    """Cuts an input into spans of about `size` bytes. A format that cannot be cut is one, None."""
+    check_readable(path)
+    if path.is_dir() or codec_of(path) or format_of(path) not in (".jsonl", ".parquet"):
+        yield None
+    elif format_of(path) == ".parquet":
+        yield from _row_groups(path, size)
+    else:
+        start, line, rest = 0, 1, b""
+        with open_bytes(path) as handle:
+            while block := rest + handle.read(max(0, size - len(rest))):
+                block, rest = to_line_end(handle, block)
+                yield Span(start, start + len(block), line)
+                start, line = start + len(block), line + line_ends(block)
+
+
+def _text_lines(path: Path | Location) -> Iterator[str]:
     """Streams lines with their ends (\\n, \\r\\n or \\r). Bytes outside UTF-8 become lone surrogates."""
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as handle:
-        first = True
-        for line in handle:
-            yield line.removeprefix("\ufeff") if first else line
-            first = False
+    number = 0
+    try:
+        with io.TextIOWrapper(open_bytes(path), "utf-8", "surrogateescape", newline="") as handle:
+            for number, line in enumerate(handle, 1):
+                yield line.removeprefix("\ufeff") if number == 1 else line
+    except OSError as error:
+        raise damaged(path, error, number) from None
 
 
 def _no_utf8(text: str) -> str | None:
@@ -129,47 +126,53 @@ def _why_json(error: Exception) -> str:
     return f"invalid JSON: {'nested too deep' if isinstance(error, RecursionError) else error}"
 
 
-def _read_jsonl(path: Path, span: Span) -> Iterator[Item | Problem | Blank]:
-    with open(path, "rb") as handle:
-        handle.seek(span.start)
-        at, number = span.start, span.line
-        for line in _lines(handle, span.stop - span.start):
-            text = line if at else line.removeprefix(codecs.BOM_UTF8)
-            at += len(line)
-            if b"\r" in (text := text.rstrip(b"\r\n")):
-                yield from _rows_between_returns(path, number, text)
-            else:
-                yield _json_row(path, number, text)
-            number += line_ends(line)
+def _read_jsonl(path: Path | Location, span: Span | None) -> Iterator[Item | Problem | Blank]:
+    start, stop, number = span or (0, ALL, 1)
+    try:
+        with open_bytes(path) as handle:
+            if start:
+                handle.seek(start)
+            at = start
+            for line in _lines(handle, stop - start):
+                text = line if at else line.removeprefix(codecs.BOM_UTF8)
+                at += len(line)
+                if b"\r" in (text := text.rstrip(b"\r\n")):
+                    yield from _rows_between_returns(path, number, text)
+                else:
+                    yield _json_row(path, number, text)
+                number += line_ends(line)
+    except OSError as error:
+        raise damaged(path, error, number - 1) from None
 
 
 def _lines(handle: IO[bytes], left: int) -> Iterator[bytes]:
     """Yields the lines of the next `left` bytes; lines that end with \\r, as on old Macs, come many at a time."""
-    while left > 0 and (block := handle.read(min(PIECE, left))):
-        block = to_line_end(handle, block, left - len(block))
-        left -= len(block)
-        *lines, last = block.split(b"\n")
+    rest = b""
+    while block := rest + handle.read(min(PIECE, left)):
+        before = len(rest)
+        whole, rest = to_line_end(handle, block, left - (len(block) - before))
+        left -= len(whole) + len(rest) - before
+        *lines, last = whole.split(b"\n")
         yield from (line + b"\n" for line in lines)
         if last:
             yield last
 
 
-def to_line_end(handle: IO[bytes], block: bytes, most: int = 1 << 62) -> bytes:
-    """Returns the block up to the end of its last line, of which `most` more bytes may be read.
+def to_line_end(handle: IO[bytes], block: bytes, most: int = ALL) -> tuple[bytes, bytes]:
+    """Returns the block up to the end of its last line, of which `most` more bytes may be read, and the bytes after it.
 
     A line of more than PIECE bytes ends at a \\r, if it has one: the file of an old Mac is not held in memory.
     """
     start = block.rfind(b"\n") + 1
     while most > 0 and not block.endswith(b"\n"):
         if len(block) - start >= PIECE and (end := block.rfind(b"\r", start, -1) + 1):  # \r\n may be cut
-            handle.seek(end - len(block), os.SEEK_CUR)
-            return block[:end]
+            return block[:end], block[end:]
         piece = handle.readline(min(PIECE, most))
         if not piece:
             break
         most -= len(piece)
         block += piece
-    return block
+    return block, b""
 
 
 def line_ends(block: bytes) -> int:
@@ -178,7 +181,7 @@ def line_ends(block: bytes) -> int:
     return block.count(b"\n") + (returns - block.count(b"\r\n") if returns else 0)
 
 
-def _rows_between_returns(path: Path, number: int, text: bytes) -> Iterator[Item | Problem | Blank]:
+def _rows_between_returns(path: Path | Location, number: int, text: bytes) -> Iterator[Item | Problem | Blank]:
     """Yields the rows of a text whose lines end with \\r; one row, if the \\r are mere white space in it."""
     whole = _json_row(path, number, text)
     lines = [_json_row(path, number + i, line) for i, line in enumerate(text.split(b"\r"))]
@@ -186,7 +189,7 @@ def _rows_between_returns(path: Path, number: int, text: bytes) -> Iterator[Item
     yield from lines if isinstance(whole, Problem) and rows else [whole]
 
 
-def _json_row(path: Path, number: int, line: bytes) -> Item | Problem | Blank:
+def _json_row(path: Path | Location, number: int, line: bytes) -> Item | Problem | Blank:
     with contextlib.suppress(ValueError):
         return Item(number, decode_fast(line), line.decode())
     raw = line.decode(errors="surrogateescape")
@@ -227,7 +230,7 @@ def decode_fast(line: bytes) -> Any:
     return value
 
 
-def _read_json(path: Path) -> Iterator[Item]:
+def _read_json(path: Path | Location, _: None) -> Iterator[Item]:
     """Streams an array of rows. The whole text is in memory, unlike JSONL."""
     # a line end is no part of a JSON text, so that one kind of it is enough to count lines
     text = "".join(line.rstrip("\r\n") + "\n" if line[-1:] in "\r\n" else line for line in _text_lines(path))
@@ -264,9 +267,9 @@ def _skip(text: str, at: int, line: int) -> tuple[int, int]:
     return at, line
 
 
-def _read_csv(path: Path) -> Iterator[Item | Problem | Blank]:
+def _read_csv(path: Path | Location, _: None) -> Iterator[Item | Problem | Blank]:
     csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is shorter than real texts
-    comma = "\t" if path.suffix == ".tsv" else ","
+    comma = "\t" if format_of(path) == ".tsv" else ","
     rows = csv.reader(_text_lines(path), delimiter=comma, strict=True)
     header: list[str] | None = None
     start = 1
@@ -290,7 +293,7 @@ def _read_csv(path: Path) -> Iterator[Item | Problem | Blank]:
         raise BadInput(f"{path}:{start}: {error}; {mend}; the rest of the file cannot be read") from None
 
 
-def _header(path: Path, line: int, cells: list[str], comma: str) -> list[str]:
+def _header(path: Path | Location, line: int, cells: list[str], comma: str) -> list[str]:
     names = [cell.strip() for cell in cells]
     if reason := _no_utf8(comma.join(names)):
         raise BadInput(f"{path}:{line}: {reason}")
@@ -302,7 +305,7 @@ def _header(path: Path, line: int, cells: list[str], comma: str) -> list[str]:
     if len(names) == 1:
         other = next((mark for mark in (";", "\t", ",", "|") if mark in names[0]), None)
         seen = f"columns seem to be separated by {other!r}" if other else f"the only column is {names[0]!r}"
-        raise BadInput(f"{path}:{line}: {seen}; a {path.suffix} needs columns separated by {comma!r}")
+        raise BadInput(f"{path}:{line}: {seen}; a {format_of(path)} needs columns separated by {comma!r}")
     return names
 
 
@@ -315,15 +318,40 @@ def _csv_row(header: list[str], cells: list[str]) -> dict[str, Any]:
     return row
 
 
-def _read_parquet(path: Path) -> Iterator[Item]:
-    import pyarrow.parquet as pq
+def _read_parquet(path: Path | Location, span: Span | None) -> Iterator[Item]:
+    with _parquet(path) as file:
+        start, stop, line = span or (0, file.num_row_groups, 1)
+        groups = list(range(start, stop))
+        yield from _table_items(file.iter_batches(TABLE_BATCH, row_groups=groups), line=line - 1)
 
-    with _readable(path, "is not a readable Parquet file"):
-        yield from _table_items(pq.ParquetFile(path).iter_batches(batch_size=TABLE_BATCH))
+
+def _row_groups(path: Path | Location, size: int) -> Iterator[Span | None]:
+    """Cuts a Parquet file into whole row groups that hold about `size` bytes, unpacked, or one that holds more."""
+    with _parquet(path) as file:
+        if not file.num_row_groups:
+            yield None
+        start, line, waiting, rows = 0, 1, 0, 0
+        for number in range(file.num_row_groups):
+            group = file.metadata.row_group(number)
+            waiting, rows = waiting + group.total_byte_size, rows + group.num_rows
+            if waiting >= size or number == file.num_row_groups - 1:
+                yield Span(start, number + 1, line)
+                start, line, waiting, rows = number + 1, line + rows, 0, 0
 
 
 @contextlib.contextmanager
-def _readable(path: Path, problem: str) -> Iterator[None]:
+def _parquet(path: Path | Location) -> Iterator[Any]:
+    import pyarrow.parquet as pq
+
+    with (
+        _readable(path, "is not a readable Parquet file"),
+        pq.ParquetFile(path if isinstance(path, Path) else path.open_file()) as file,
+    ):
+        yield file
+
+
+@contextlib.contextmanager
+def _readable(path: Path | Location, problem: str) -> Iterator[None]:
     """A block in which a library reads a table. BadInput for any error: a damaged file causes nearly each kind."""
     try:
         yield

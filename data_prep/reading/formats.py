@@ -10,10 +10,12 @@ from data_prep.common.console import say
 from data_prep.common.errors import BadInput, nearest
 from data_prep.common.finite import check_whole
 from data_prep.reading.files import Blank, Item, Span, read_items
+from data_prep.reading.opening import stem_of
 from data_prep.reading.row import Row, kind, list_in_cell
 from data_prep.reading.row_problems import BadRow, Problem, Problems
 from data_prep.reading.supervision import read_supervision
 from data_prep.records import Record
+from data_prep.remote.location import Location, location
 
 
 def _own(row: Row, _: str | None) -> Record:
@@ -162,13 +164,13 @@ def _no_text(record: Record) -> list[str]:
     return []
 
 
-def source_names(paths: list[Path]) -> dict[Path, str]:
+def source_names(paths: list[Path | Location]) -> dict[Path | Location, str]:
     """Names each input by its stem, or by folder and file if stems are equal."""
     resolved = [path.resolve() for path in paths]
-    stems = [path.stem for path in resolved]
+    stems = [stem_of(path) for path in resolved]
     names = {}
     for path, whole in zip(paths, resolved):
-        names[path] = whole.stem if stems.count(whole.stem) == 1 else f"{whole.parent.name}/{whole.name}"
+        names[path] = stem_of(whole) if stems.count(stem_of(whole)) == 1 else f"{whole.parent.name}/{whole.name}"
     if twice := sorted({str(path) for path in resolved if resolved.count(path) > 1}):
         raise BadInput([f"{path}: is given twice as an input" for path in twice])
     if len(set(names.values())) < len(paths):
@@ -198,7 +200,7 @@ class Notes:
             self.parts[name] = self.parts.get(name, 0) + count
         self.whole &= later.whole
 
-    def close(self, path: Path, problems: Problems, columns: dict[str, str] | None = None) -> None:
+    def close(self, path: Path | Location, problems: Problems, columns: dict[str, str] | None = None) -> None:
         """Prints the notes on stderr; an input without rows is a problem."""
         if absent := [old for old in columns or () if old not in self.renamed]:
             say(f"note: {path}: --columns: no row has {', '.join(map(repr, absent))}")
@@ -213,30 +215,30 @@ class Notes:
 
 
 def read_records(
-    path: str | Path,
+    path: str | Path | Location,
     *,
     positive: str | None = None,
     columns: dict[str, str] | None = None,
     source: str | None = None,
     problems: Problems | None = None,
 ) -> Iterator[Record]:
-    """Streams the records of one input: .jsonl, .json (an array), .csv, .tsv, .parquet, or a `datasets` folder.
+    """Streams the records of one input, see reading/files.py, at a path or URL.
 
     positive: "answer" or "context", for chunk rows that have both. columns: key of the input -> the name it is read
     under. source: default of the rows' source (default: the file's stem); an id defaults to "<source>:<line>". Extra
     keys become metadata and are listed once on stderr. Bad rows and unreadable files go to `problems`; without it,
     BadInput with all of them is raised at the end.
     """
-    path, notes = Path(path), Notes()
+    path, notes = location(path), Notes()
     collected = problems if problems is not None else Problems()
-    yield from read_span(path, None, positive, source or path.resolve().stem, collected, notes, columns)
+    yield from read_span(path, None, positive, source or stem_of(path.resolve()), collected, notes, columns)
     notes.close(path, collected, columns)
     if problems is None:
         collected.check()
 
 
 def read_span(
-    path: Path,
+    path: Path | Location,
     span: Span | None,
     positive: str | None,
     source: str,

@@ -21,6 +21,7 @@ from data_prep.reading.formats import read_records
 from data_prep.reading.row import MISSING
 from data_prep.reading.scored_pairs import ScoredPairs, differ, pairs_of, read_scored_pairs
 from data_prep.records import document_text, has_text, query_key, text_key
+from data_prep.remote.copies import local
 from data_prep.shards.folder import ShardFolder, open_shards
 from data_prep.stores.base import StoreConfig
 from data_prep.stores.open import open_collection
@@ -106,7 +107,7 @@ def load_set(
     Published sets have empty texts, and judgements of queries and documents that they lack. Those become notes of the
     set. strict: problems. ignore_identical_ids: see RetrievalSet. by: a field of the metadata, for categories.
     """
-    path = Path(path)
+    path = local(path)
     if not path.is_dir():
         state = "is a file" if path.exists() else "no such folder"
         raise BadInput(f"{path}: {state}; a retrieval set holds corpus.jsonl, queries.jsonl and qrels.tsv")
@@ -273,7 +274,7 @@ def load_evaluation(
 ) -> RetrievalSet | ScoredPairs:
     """Reads whatever a model can be evaluated on: a retrieval set, a shard folder's eval split, or a file of scored
     pairs. Raises BadInput with every problem; the options are those of load_set."""
-    path = Path(path)
+    path = local(path)
     if path.is_file():
         return read_scored_pairs(path, by)
     if (path / "manifest.json").is_file():

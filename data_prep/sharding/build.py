@@ -20,6 +20,7 @@ from data_prep.common.files import check, fsync_folder, same_path, unfinished_na
 from data_prep.common.workers import Workers, free_memory
 from data_prep.reading.formats import Notes, source_names
 from data_prep.reading.row_problems import Problems
+from data_prep.remote.location import Location
 from data_prep.sharding import tokenise
 from data_prep.sharding.exclusions import Exclusions, write_held
 from data_prep.sharding.manifest import CODES, LeftOut, print_summary, write_manifest
@@ -35,7 +36,7 @@ ON_LEAKAGE = ("refuse", "drop-train", "drop-eval")
 
 
 def shard(
-    inputs: list[Path],
+    inputs: list[Path | Location],
     output: Path,
     *,
     num_shards: int | None = None,
@@ -100,7 +101,7 @@ def shard(
 
 
 def _bad_options(
-    inputs: list[Path], output: Path, num_shards: int | None, fraction: float, overwrite: bool
+    inputs: list[Path | Location], output: Path, num_shards: int | None, fraction: float, overwrite: bool
 ) -> list[str]:
     problems = []
     if num_shards is not None and num_shards < 1:
@@ -108,7 +109,7 @@ def _bad_options(
     if not 0 <= fraction < 1:
         problems.append(f"--eval-fraction {fraction:g}: must be in 0..1, below 1")
     for path in inputs:
-        if same_path(path, output) or output.resolve() in path.resolve().parents:
+        if isinstance(path, Path) and (same_path(path, output) or output.resolve() in path.resolve().parents):
             problems.append(f"--output {output}: holds the input {path}; choose another folder")
     blocked = next((folder for folder in (output, *output.parents) if folder.exists() and not folder.is_dir()), None)
     if blocked:
@@ -141,10 +142,16 @@ def _tokenizer(tokens: tokenise.TokenOptions | None) -> tokenise.Source | None:
     return source
 
 
-def _useful_workers(inputs: list[Path]) -> int:
+def _useful_workers(inputs: list[Path | Location]) -> int:
     """Returns one worker per task of SPAN_BYTES: starting more takes longer than their work."""
-    files = [file for path in inputs for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
-    return max(1, -(-sum(file.stat().st_size for file in files) // SPAN_BYTES))
+    return max(1, -(-sum(map(_bytes_of, inputs)) // SPAN_BYTES))
+
+
+def _bytes_of(path: Path | Location) -> int:
+    if isinstance(path, Location):
+        return sum(path.sizes().values())
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def check_memory(rows: int, similarity: float | None, estimated: bool = False) -> None:
@@ -164,7 +171,7 @@ def check_memory(rows: int, similarity: float | None, estimated: bool = False) -
 def _read(
     pool: Workers,
     tasks: Iterable[ReadTask],
-    names: dict[Path, str],
+    names: dict[Path | Location, str],
     columns: dict[str, str] | None,
     similarity: float | None,
 ) -> list[Part]:

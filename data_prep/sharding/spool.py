@@ -27,15 +27,16 @@ import numpy as np
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import named_when_whole
-from data_prep.reading.files import Span, check_readable, line_ends, to_line_end
+from data_prep.reading.files import Span, spans
 from data_prep.reading.formats import Notes, read_span
 from data_prep.reading.row_problems import Problems, field_value
 from data_prep.records import Record, count_words, is_variant, query_key, text_key
+from data_prep.remote.location import Location
 from data_prep.sharding.exclusions import Exclusions, Marks
 from data_prep.shards.columns import arrow_schema, to_batch
 from data_prep.texts.lengths import FIELDS, Lengths
 
-SPAN_BYTES = 4 << 20  # of a JSONL file: read by one task
+SPAN_BYTES = 4 << 20  # of a JSONL file, or of Parquet when unpacked: read by one task
 BATCH_ROWS = 1000
 BATCH_BYTES = 64 << 20  # a batch of long texts stays far below Arrow's 2 GiB per column
 
@@ -44,7 +45,7 @@ class ReadTask(NamedTuple):
     """An input, or some lines of it, to read into one part."""
 
     part: int
-    path: Path
+    path: Path | Location
     span: Span | None  # None: the whole input
     source: str
     folder: Path  # the spool
@@ -59,7 +60,7 @@ class Part:
     """The result of one task."""
 
     number: int
-    path: Path
+    path: Path | Location
     rows: int = 0
     bytes: int = 0  # of its Arrow file
     sources: list[str] = field(default_factory=list)  # names, by the numbers in the array `source`
@@ -70,14 +71,14 @@ class Part:
 
 
 def read_tasks(
-    names: dict[Path, str],
+    names: dict[Path | Location, str],
     folder: Path,
     positive: str | None,
     split_by: str | None,
     exclusions: Exclusions,
     columns: dict[str, str] | None = None,
 ) -> Iterator[ReadTask]:
-    """Yields the tasks of all inputs, in order. A JSONL file is cut at line ends; another input is one task."""
+    """Yields the tasks of all inputs, in order. JSONL and Parquet files are cut; another input is one task."""
     number = 0
     for path, name in names.items():
         for span in _spans(path):
@@ -85,21 +86,11 @@ def read_tasks(
             number += 1
 
 
-def _spans(path: Path) -> Iterator[Span | None]:
+def _spans(path: Path | Location) -> Iterator[Span | None]:
     try:
-        check_readable(path)
+        yield from spans(path, SPAN_BYTES)
     except BadInput:  # the task reports it
         yield None
-        return
-    if path.is_dir() or path.suffix != ".jsonl":
-        yield None
-        return
-    start, line = 0, 1
-    with open(path, "rb") as handle:
-        while block := handle.read(SPAN_BYTES):
-            block = to_line_end(handle, block)
-            yield Span(start, start + len(block), line)
-            start, line = start + len(block), line + line_ends(block)
 
 
 def read_part(task: ReadTask) -> Part:

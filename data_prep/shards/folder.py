@@ -17,13 +17,13 @@ import numpy as np
 from data_prep.common.errors import BadInput, nearest
 from data_prep.common.finite import decode_json
 from data_prep.records import Record
+from data_prep.remote.copies import MANIFEST, local
 from data_prep.shards.shared_keys import FILES as SHARING_FILES
 from data_prep.shards.shared_keys import SourceRows, read
 from data_prep.shards.tokens import FILES as TOKEN_FILES
 from data_prep.shards.tokens import TokenArrays, TokenFacts
 
 SCHEMA_VERSION = 2
-MANIFEST = "manifest.json"
 SPLITS = ("train", "eval")
 SPOOL = "spool"  # folder in an unfinished build
 # One Arrow row is one Record; metadata is JSON text, as its keys differ from row to row.
@@ -40,13 +40,16 @@ COLUMNS = {
 }
 
 
+# What a shard folder holds, besides its manifest
+KNOWN = {*SPLITS, *SHARING_FILES, *TOKEN_FILES, "dataset_dict.json"}
+
+
 def looks_unfinished(path: Path) -> bool:
     """Returns True for a folder with our columns and no manifest: a partial copy, or a build that was killed."""
     if not path.is_dir() or (path / MANIFEST).exists():
         return False
-    known = {*SPLITS, *SHARING_FILES, *TOKEN_FILES, "dataset_dict.json", SPOOL}
     names = {entry.name for entry in path.iterdir()}
-    if not names or not names <= known:
+    if not names or not names <= {*KNOWN, SPOOL}:
         return False
     infos = [path / split / "dataset_info.json" for split in SPLITS if (path / split / "dataset_info.json").exists()]
     if not infos:  # killed before the first split was finished
@@ -206,8 +209,11 @@ class ShardFolder:
 
 
 def open_shards(path: str | Path) -> ShardFolder:
-    """Opens a shard folder. BadInput: no folder or manifest (unfinished), another schema, missing or cut files."""
-    path = Path(path)
+    """Opens a shard folder, or the local copy of one at a URL.
+
+    BadInput: no folder or manifest (unfinished), another schema, missing or cut files.
+    """
+    path = local(path)
     if not path.exists():
         raise BadInput(f"{path}: no such folder; make one with: python -m data_prep shard INPUT… --output {path}")
     if not path.is_dir():

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.common.console import say
-from data_prep.common.errors import BadInput
+from data_prep.common.errors import BadInput, KnownError
 from data_prep.reading.retrieval_sets import RetrievalSet, load_set
+from data_prep.remote.copies import MANIFEST, local
 from data_prep.texts.tokenizer_rules import read_object
 from trainer.config.loading import parse_config
 from trainer.config.sections import ModelConfig, RunConfig
@@ -62,7 +63,7 @@ def read_facts(
         events[event["event"]].append(event)
     if not events["step"]:
         raise BadInput(f"{run}: {unread[0] if unread else 'has made no step yet'}")
-    facts = Facts(run, record, config, events, read_object(Path(config.data.train) / "manifest.json"))
+    facts = Facts(run, record, config, events, _manifest(config.data.train))
     facts.verdict = read_verdict(run)
     facts.missing += unread
     if not facts.manifest:
@@ -76,6 +77,14 @@ def read_facts(
     for line in facts.missing:
         say(f"left out: {line}")
     return facts
+
+
+def _manifest(train: str) -> dict:
+    """Returns the manifest of data.train; empty if the folder, or its store, is not here."""
+    try:
+        return read_object(local(train) / MANIFEST)
+    except KnownError:
+        return {}
 
 
 def _compare(

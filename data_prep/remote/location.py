@@ -1,0 +1,165 @@
+"""URLs of object stores, s3:// and gs://, by pyarrow's own filesystems.
+
+- A Location is used where a Path is: name, suffix, `/`, exists, is_dir. What it cannot do has no method.
+- Credentials, region and endpoint come from the environment, as the libraries of AWS and Google read them. A URL that
+  holds any is refused, and no message repeats it.
+- file:// is a Path. Nothing is fetched here as a whole: see copies.py.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from data_prep.common.errors import BadInput, Failed, first_line
+from data_prep.common.paths import user_path
+from data_prep.common.secrets import without
+
+_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
+_FROM_ENVIRONMENT = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL for another server than AWS",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS, or `gcloud auth application-default login`",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """An object, or a folder of objects, in an object store."""
+
+    scheme: str
+    key: str  # bucket/path, without a slash at either end
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.key}"
+
+    def __truediv__(self, name: str) -> "Location":
+        return Location(self.scheme, f"{self.key}/{name}")
+
+    @property
+    def name(self) -> str:
+        return PurePosixPath(self.key).name
+
+    @property
+    def stem(self) -> str:
+        return PurePosixPath(self.key).stem
+
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.key).suffix
+
+    @property
+    def parent(self) -> "Location":
+        return Location(self.scheme, str(PurePosixPath(self.key).parent))
+
+    def resolve(self) -> "Location":
+        return self
+
+    def exists(self) -> bool:
+        return self._kind() != "NotFound"
+
+    def is_dir(self) -> bool:
+        return self._kind() == "Directory"
+
+    def is_file(self) -> bool:
+        return self._kind() == "File"
+
+    def _kind(self) -> str:
+        with self.errors():
+            return _filesystem(self.scheme).get_file_info(self.key).type.name
+
+    def sizes(self) -> dict[str, int]:
+        """Returns the bytes of every object below this folder, by its path in it; of a file alone, by ""."""
+        from pyarrow.fs import FileSelector
+
+        with self.errors():
+            info = _filesystem(self.scheme).get_file_info(self.key)
+            if info.is_file:
+                return {"": info.size}
+            selector = FileSelector(self.key, allow_not_found=True, recursive=True)
+            files = [info for info in _filesystem(self.scheme).get_file_info(selector) if info.is_file]
+        return {info.path.removeprefix(self.key + "/"): info.size for info in files}
+
+    def open_file(self) -> Any:
+        """Opens the object for reading anywhere in it, as a pyarrow.NativeFile."""
+        with self.errors():
+            return _filesystem(self.scheme).open_input_file(self.key)
+
+    def open_stream(self) -> Any:
+        """Opens the object for reading from its beginning, as a pyarrow.NativeFile."""
+        with self.errors():
+            return _filesystem(self.scheme).open_input_stream(self.key, compression=None)
+
+    def read(self) -> bytes:
+        with self.errors(), self.open_stream() as stream:
+            return stream.read()
+
+    def upload(self, data: Path | bytes) -> None:
+        """Writes the object: the bytes of a file, or these. It appears when it is whole."""
+        with self.errors(), _filesystem(self.scheme).open_output_stream(self.key, compression=None) as stream:
+            if isinstance(data, bytes):
+                stream.write(data)
+            else:
+                with open(data, "rb") as file:
+                    while piece := file.read(8 << 20):
+                        stream.write(piece)
+
+    def delete(self) -> None:
+        """Deletes the object."""
+        with self.errors():
+            _filesystem(self.scheme).delete_file(self.key)
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """A block whose errors of the store become BadInput (nothing there) or Failed, without secrets."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise BadInput(f"{self}: no such bucket or object") from None
+        except OSError as error:
+            raise self.failure(error) from None
+
+    def failure(self, error: Exception) -> Failed:
+        """Returns the error for a call to the store that failed."""
+        reason = without(first_line(error), *map(os.environ.get, _SECRETS))
+        return Failed(f"{self}: {reason}; from the environment are read: {_FROM_ENVIRONMENT[self.scheme]}")
+
+
+@lru_cache
+def _filesystem(scheme: str) -> Any:
+    from pyarrow import fs
+
+    if scheme == "gs":
+        return fs.GcsFileSystem()
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if not endpoint:
+        return fs.S3FileSystem()
+    parts = urlsplit(endpoint)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise BadInput("AWS_ENDPOINT_URL: must look like https://HOST:PORT")
+    return fs.S3FileSystem(endpoint_override=parts.netloc, scheme=parts.scheme)
+
+
+def location(text: str | Path | Location) -> Path | Location:
+    """Returns the Location of an s3:// or gs:// URL, else the Path. Raises BadInput for any other URL."""
+    if not isinstance(text, str):
+        return text
+    scheme, separator, rest = text.partition("://")
+    if not separator or "/" in scheme:
+        return user_path(text)
+    if scheme == "file" and rest.startswith("/"):
+        return Path(unquote(rest))
+    if scheme not in _FROM_ENVIRONMENT:
+        raise BadInput(
+            f"{scheme}://…: is no URL that is read; accepted: a path, s3://BUCKET/…, gs://BUCKET/…, file:///…"
+        )
+    bucket = rest.partition("/")[0]
+    if "@" in bucket or ":" in bucket or "?" in rest:
+        mend = f"it holds the bucket and path only; from the environment are read: {_FROM_ENVIRONMENT[scheme]}"
+        raise BadInput(f"{scheme}://…: the URL holds a user, password, port or query; {mend}")
+    if not bucket:
+        raise BadInput(f"{text}: has no bucket; write {scheme}://BUCKET/PATH")
+    return Location(scheme, rest.strip("/"))

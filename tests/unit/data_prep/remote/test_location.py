@@ -1,0 +1,57 @@
+"""URLs: what is a location, what is a path, and what is refused without being repeated."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from data_prep.common.errors import BadInput
+from data_prep.common.paths import user_path
+from data_prep.reading.formats import source_names
+from data_prep.remote.location import Location, location
+from tests.unit.data_prep.helpers import PAIR, run, write_jsonl
+
+SECRET = "hunter2-5f0c"
+
+
+def test_a_location_has_the_names_of_a_path():
+    place = location("s3://bucket/deep/pairs.jsonl.gz")
+    assert (place.name, place.stem, place.suffix) == ("pairs.jsonl.gz", "pairs.jsonl", ".gz")
+    assert str(place) == "s3://bucket/deep/pairs.jsonl.gz" and str(place.parent) == "s3://bucket/deep"
+    assert location("gs://bucket/shards/") / "manifest.json" == Location("gs", "bucket/shards/manifest.json")
+    assert pickle.loads(pickle.dumps(place)) == place  # it travels to workers
+    assert list(source_names([place, Path("/a/pairs.csv")]).values()) == ["deep/pairs.jsonl.gz", "a/pairs.csv"]
+
+
+def test_paths_stay_paths(tmp_path):
+    assert location(str(tmp_path)) == location(tmp_path) == tmp_path
+    assert location(f"file://{tmp_path}/with%20space") == tmp_path / "with space"
+
+
+@pytest.mark.parametrize(
+    "url, says",
+    [
+        (f"s3://user:{SECRET}@bucket/a.jsonl", "holds a user, password, port or query"),
+        (f"s3://bucket/a.jsonl?secret_key={SECRET}", "AWS_SECRET_ACCESS_KEY"),
+        (f"https://user:{SECRET}@host/a.jsonl", "https://…: is no URL that is read"),
+        ("s3:///a.jsonl", "has no bucket"),
+    ],
+)
+def test_a_url_with_a_secret_or_of_another_kind_is_refused_and_not_repeated(tmp_path, capsys, url, says):
+    with pytest.raises(BadInput, match=says) as caught:
+        location(url)
+    assert SECRET not in str(caught.value)
+    with pytest.raises(SystemExit) as ended:
+        run(capsys, "shard", url, "--output", tmp_path / "out")
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2 and says in err and SECRET not in out + err
+
+
+def test_a_url_where_only_a_path_is_read_is_refused_and_makes_no_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "a.jsonl", [PAIR])
+    code, _, err = run(capsys, "compose", "a.jsonl", "--output", f"s3://user:{SECRET}@bucket/out.jsonl")
+    assert code == 2 and "s3://…: is a URL; here a path of this machine is needed" in err and SECRET not in err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+    with pytest.raises(BadInput, match="gs://…: is a URL"):
+        user_path("gs://bucket/x")
