@@ -101,12 +101,12 @@ class AnswerCache(Generic[A]):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not reading:
             self._lock_out_others()
-        for path in sorted(folder.glob(f"{self._name}.part-*.jsonl")):
-            self._read(path)
+        own = None if part or reading else self.path
+        for path in sorted(folder.glob(f"{self._name}*.jsonl")):
+            if path != own:
+                self._read(path)
         if part:
             self.path = folder / f"{self._of(part)}.{secrets.token_hex(4)}.jsonl"
-        elif reading and self.path.exists():
-            self._read(self.path)
         if not reading:
             self._begin(described.encode() + b"\n")
 

@@ -103,6 +103,14 @@ def test_every_start_has_a_file_of_its_own_and_reads_those_of_all(tmp_path, caps
     assert capsys.readouterr().err == ""
 
 
+def test_parts_know_the_answers_of_a_run_without_parts(tmp_path):
+    for part in (None, Part(1, 2)):
+        with AnswerCache(tmp_path, REQUEST, part) as cache:
+            put(cache, str(part))
+    with AnswerCache(tmp_path, REQUEST, Part(2, 2)) as cache:
+        assert cache.get("None") and cache.get("1/2") and len(cache) == 2
+
+
 def test_more_files_than_may_be_open_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr("data_prep.model_server.answer_cache.OPEN_FILES", 2)
     for number in range(1, 7):

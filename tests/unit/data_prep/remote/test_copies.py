@@ -1,0 +1,161 @@
+"""Shard folders at URLs, with a folder of this disk in place of the store: uploads, local copies, damage."""
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+from pyarrow import fs
+
+from data_prep.common.errors import BadInput, Failed
+from data_prep.remote import location as locations
+from data_prep.remote.copies import local
+from data_prep.remote.location import Location
+from data_prep.sharding import upload
+from data_prep.sharding.build import shard
+from data_prep.shards.folder import open_shards
+from tests.unit.data_prep.helpers import documents, write_records
+
+FOLDER = Location("s3", "bucket/shards")
+
+
+class Store:
+    """A pyarrow filesystem whose folders need not be made, as in an object store. full: objects that may be written."""
+
+    def __init__(self, root: Path):
+        self.root, self.full = root, None
+        self._inner = fs.SubTreeFileSystem(str(root), fs.LocalFileSystem())
+
+    def __getattr__(self, name: str):
+        return getattr(self._inner, name)
+
+    def open_output_stream(self, key: str, **more):
+        if self.full is not None:
+            if not self.full:
+                raise OSError(f"AWS Error ACCESS_DENIED for the key {SECRET}")
+            self.full -= 1
+        (self.root / key).parent.mkdir(parents=True, exist_ok=True)
+        return self._inner.open_output_stream(key, **more)
+
+
+SECRET = "hunter2-5f0c"
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    (tmp_path / "store").mkdir()
+    made = Store(tmp_path / "store")
+    monkeypatch.setattr(locations, "_filesystem", lambda scheme: made)
+    monkeypatch.setenv("EMBEDFLEET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    return made
+
+
+@pytest.fixture
+def write(store, tmp_path):
+    """Writes a shard folder of so many documents to FOLDER."""
+
+    def call(count: int = 6, overwrite: bool = False):
+        source = write_records(tmp_path / "rows.jsonl", documents(count))
+        with upload.uploaded(FOLDER, overwrite) as folder:
+            return shard([source], folder, eval_fraction=0, overwrite=True)
+
+    return call
+
+
+def files_of(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_a_folder_is_uploaded_whole_and_opened_from_a_copy(store, write, tmp_path):
+    write()
+    assert not list((tmp_path / "cache" / "uploads").glob("*/*"))
+    there = files_of(store.root / "bucket" / "shards")
+    opened = open_shards(str(FOLDER))
+    assert files_of(opened.path) == there and opened.path.parent == tmp_path / "cache" / "shards"
+    assert [row.query for row in opened.split("train")] == [row.query for row in documents(6)]
+    with pytest.raises(BadInput, match="is a finished shard folder; choose another folder or add --overwrite"):
+        write()
+    write(9, overwrite=True)
+    assert open_shards(str(FOLDER)).rows("train") == 27  # another manifest, another copy
+    assert opened.path.exists()
+
+
+def test_the_manifest_comes_last_and_goes_first(store, write):
+    write()
+    manifest = store.root / "bucket/shards/manifest.json"
+    store.full = 3  # the probe and two files of the new folder
+    with pytest.raises(Failed) as caught:
+        write(9, overwrite=True)
+    assert SECRET not in str(caught.value) and "AWS_SECRET_ACCESS_KEY" in str(caught.value)
+    assert not manifest.exists()
+    with pytest.raises(
+        BadInput, match=r"has no manifest.json, so it is no shard folder, or one whose upload did not end"
+    ):
+        open_shards(str(FOLDER))
+    store.full = None
+    write(9)
+    assert manifest.exists() and open_shards(str(FOLDER)).rows("train") == 27
+
+
+def test_nothing_is_made_where_the_store_refuses_or_holds_something_else(store, write, tmp_path):
+    (store.root / "bucket/shards").mkdir(parents=True)
+    (store.root / "bucket/shards/thesis.txt").write_text("mine")
+    with pytest.raises(BadInput, match="holds other objects, such as thesis.txt"):
+        write()
+    (store.root / "bucket/shards/thesis.txt").unlink()
+    store.full = 0
+    with pytest.raises(Failed, match="embedfleet-write: AWS Error ACCESS_DENIED for the key .hidden.;"):
+        write()
+    assert not (tmp_path / "cache" / "uploads").exists()
+
+
+def test_two_runs_of_one_machine_do_not_write_to_one_url(store, write):
+    with (
+        upload.uploaded(FOLDER, False),
+        pytest.raises(Failed, match="another run on this machine writes there"),
+        upload.uploaded(FOLDER, False),
+    ):
+        pass
+
+
+def test_every_changed_and_missing_file_is_named_and_nothing_is_opened(store, write, tmp_path):
+    write()
+    root = store.root / "bucket/shards"
+    arrow, rows = root / "train/data-00000-of-00001.arrow", root / "train.rows"
+    whole = arrow.read_bytes(), rows.read_bytes()
+    arrow.write_bytes(whole[0][:-5] + bytes([whole[0][-5] ^ 1]) + whole[0][-4:])
+    rows.unlink()
+    with pytest.raises(BadInput) as caught:
+        local(FOLDER)
+    assert sorted(problem.partition(": ")[0] for problem in caught.value.problems) == [
+        "s3://bucket/shards/train.rows",
+        "s3://bucket/shards/train/data-00000-of-00001.arrow",
+    ]
+    (copy,) = (path for path in (tmp_path / "cache/shards").iterdir() if path.is_dir())
+    assert not (copy / "manifest.json").exists() and not list(copy.rglob("*.unfinished"))
+    arrow.write_bytes(whole[0])
+    rows.write_bytes(whole[1])
+    kept = copy / "dataset_dict.json"
+    time = kept.stat().st_mtime_ns
+    assert local(FOLDER) == copy and kept.stat().st_mtime_ns == time  # what was whole is not fetched again
+
+
+def test_processes_of_one_machine_fetch_once(store, write, capsys):
+    write()
+    capsys.readouterr()
+    threads = [threading.Thread(target=local, args=(FOLDER,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert capsys.readouterr().err.count("once for this machine") == 1
+
+
+@pytest.mark.parametrize("path", ["../outside", "/etc/outside"])
+def test_a_manifest_that_names_files_elsewhere_is_refused(store, tmp_path, path):
+    (store.root / "bucket/shards").mkdir(parents=True)
+    entry = {"path": path, "bytes": 1, "sha256": "0"}
+    (store.root / "bucket/shards/manifest.json").write_text(json.dumps({"files": [entry]}))
+    with pytest.raises(BadInput, match="manifest.json: is no shard manifest"):
+        local(FOLDER)
