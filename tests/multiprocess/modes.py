@@ -189,13 +189,18 @@ def every_cell(families=FAMILIES) -> dict[tuple[str, int], list[dict]]:
 
 
 def some_cells() -> dict[tuple[str, int], list[dict]]:
-    """Returns CI's cells: every pair of mode, family and group, and a model with dense layers on every group."""
+    """Returns CI's cells: every pair of mode, family and group, and what ranks gather in another way on two groups.
+
+    That is dense layers, and frozen weights in bf16, which train exactly on every group: test_engines.py.
+    """
     chosen: dict[tuple[str, int], list[dict]] = {group: [] for group in GROUPS}
     factors = (tuple(MODES), TINY, GROUPS)
     for mode, family, group in pairwise(factors, lambda one: not refused(one[0], one[2][0])):
         chosen[group].append(cell(mode, family))
-    for group in GROUPS:
-        chosen[group].append(cell("lora" if group[0] == "ddp" else "full", DENSE))
+    chosen["ddp", 2].append(cell("lora", DENSE))
+    chosen["zero3", 2].append(cell("full", DENSE))
+    for group in (("cpu", 1), ("zero3", 2)):
         chosen[group].append(cell("lora", "qwen3", BF16_BASE))
+    for group in (("zero2", 2), ("zero3", 2)):
         chosen[group].append(cell("full", "bert", BF16_BASE, "model.freeze.layers=1"))
     return chosen

@@ -18,6 +18,7 @@ import torch
 from tests.launching import ROOT
 from tests.multiprocess.groups import run_group
 from tests.multiprocess.modes import (
+    BF16_BASE,
     DENSE,
     FAMILIES,
     GROUPS,
@@ -52,6 +53,8 @@ OPTIONS = (
     ("full", "bert", "optim.ema=0.5"),
     ("full", "bert", "optim.name=adamw_8bit"),
     ("full", "bert", "model.freeze.embeddings=true", "model.freeze.layers=1"),
+    ("lora", "qwen3", BF16_BASE),
+    ("full", "bert", BF16_BASE, "model.freeze.layers=1"),
 )
 NOT_WITH = {("model.lora.dora=true", "qlora 4"): ("zero3",), ("optim.name=adamw_8bit", "full"): ("zero2", "zero3")}
 START, END = "<!-- results: tests/soak/modes.py -->", "<!-- end of results -->"
