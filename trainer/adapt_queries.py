@@ -22,6 +22,9 @@ from trainer.query_side.exports.folder import write_folder
 from trainer.query_side.exports.onnx_graph import onnx_problems
 from trainer.query_side.fit import METRIC
 from trainer.query_side.flags import add_either_model, closed_model
+from trainer.query_side.lora.folder import write_lora_folder
+from trainer.query_side.lora.query_encoder import RANK, QueryEncoder
+from trainer.query_side.lora.training import LORA
 from trainer.query_side.maps import KINDS, LINEAR
 
 
@@ -53,11 +56,24 @@ def _check(args: argparse.Namespace) -> None:
         problems.append(f"--output {output}: {blocked} is a file, so nothing can be written below it")
     if not Path(args.pairs).exists():
         problems.append(f"--pairs {args.pairs}: no such file")
-    if args.rank is not None and args.map != LINEAR:
-        problems.append(f"--rank {args.rank}: belongs to --map {LINEAR}")
+    if args.rank is not None and args.map not in (LINEAR, LORA):
+        problems.append(f"--rank {args.rank}: belongs to --map {LINEAR} or {LORA}")
     if args.rank is not None and args.rank < 1:
         problems.append(f"--rank {args.rank}: must be 1 or more")
+    if args.map == LORA and args.endpoint_model:
+        problems.append(f"--map {LORA}: trains the model itself, and --endpoint-model is closed; use {LINEAR} or mlp")
+    if args.map == LORA and args.onnx:
+        problems.append(f"--onnx: there is no graph of --map {LORA}, whose query encoder is a whole model")
     check(problems + (onnx_problems() if args.onnx else []))
+
+
+def write(
+    output: Path, adapter: QueryAdapter, encoder: TextEncoder | None, learner: QueryEncoder | None, onnx: bool
+) -> None:
+    if learner:
+        write_lora_folder(output, adapter, encoder, learner)
+    else:
+        write_folder(output, adapter, encoder, onnx)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -71,11 +87,11 @@ def run(args: argparse.Namespace) -> None:
         else:
             encoder.runtime = runtime
         runtime.world.on_first(lambda: output.parent.mkdir(parents=True, exist_ok=True))
-        if args.rank is not None and args.rank >= encoder.size:
+        if args.map == LINEAR and args.rank is not None and args.rank >= encoder.size:
             raise BadInput(f"--rank {args.rank}: must be below the {encoder.size} numbers of a vector")
         vectors = unfinished_name(output.with_name(f"{output.name}.vectors"))
-        adapter = adapt(source, encoder, runtime, Shape(args.map, args.rank), vectors)
-        runtime.world.on_first(lambda: write_folder(output, adapter, None if closed else encoder, args.onnx))
+        adapter, learner = adapt(source, encoder, runtime, Shape(args.map, args.rank), vectors)
+        runtime.world.on_first(lambda: write(output, adapter, None if closed else encoder, learner, args.onnx))
         if runtime.is_main:
             show(adapter, output)
 
@@ -97,9 +113,10 @@ def main(argv: list[str] | None = None) -> int:
         metavar="FOLDER",
         help="new folder for the adapter, which is the identity where no gain shows",
     )
-    text = "residual linear map (default), or a residual network with one hidden layer"
-    parser.add_argument("--map", choices=KINDS, default=LINEAR, help=text)
-    parser.add_argument("--rank", type=int, metavar="R", help="rank of the linear map (default: full)")
+    text = "residual linear map (default), residual network with one hidden layer, or LoRA on the encoder of queries"
+    parser.add_argument("--map", choices=[*KINDS, LORA], default=LINEAR, help=text)
+    text = f"rank of the linear map (default: full), or of LoRA (default: {RANK})"
+    parser.add_argument("--rank", type=int, metavar="R", help=text)
     parser.add_argument("--onnx", action="store_true", help="write query_adapter.onnx too")
     add_store(parser)
     add_model(parser)

@@ -8,18 +8,32 @@ from data_prep.common.console import help_of, result
 from data_prep.common.errors import guarded
 from data_prep.common.files import check, check_output_file, whole_file
 from data_prep.common.paths import with_homes
+from trainer.config.sections import ModelConfig
 from trainer.inference.flags import add_device, add_trust
+from trainer.query_side.encoder import AdaptedEncoder
 from trainer.query_side.flags import add_adapter
+from trainer.reporting.comparison import Adapted
 from trainer.reporting.facts import read_facts
 from trainer.reporting.hits import show_changed
 from trainer.reporting.page import write_report
+
+
+def adapted(folder: Path) -> Adapted:
+    """Returns the query adapter of a folder, for a report."""
+
+    def load(config: ModelConfig, device: str) -> AdaptedEncoder:
+        encoder = AdaptedEncoder(config, folder, device)
+        encoder.cut_documents()
+        return encoder
+
+    return Adapted(folder, load)
 
 
 def run(args: argparse.Namespace) -> int:
     folder = Path(args.run)
     output = Path(args.output) if args.output else folder / "report.html"
     check(check_output_file(output, suffix=".html"))
-    options = args.device, args.trust_remote_code, args.query_adapter
+    options = args.device, args.trust_remote_code, args.query_adapter and adapted(args.query_adapter)
     facts = read_facts(folder, args.baseline, args.data, *options)
     text = write_report(facts)
     with whole_file(output) as file:

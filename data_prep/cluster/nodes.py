@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_prep.common.errors import BadInput, of_system
+from data_prep.remote.location import Location
 
 # whose code decides on written bytes; embedfleet's own is compared by its files
 PACKAGES = ("numpy", "pyarrow", "datasets", "tokenizers", "orjson", "regex", "rensa")
@@ -35,10 +36,13 @@ class Job(NamedTuple):
     probe: Path | None  # None: no task writes files
 
 
-def new_job(inputs: Iterable[Path], output: Path | None) -> Job:
-    """Describes the driver, and writes its file into a new probe beside the output. Paths: absolute."""
+def new_job(inputs: Iterable[Path | Location], output: Path | None) -> Job:
+    """Describes the driver, and writes its file into a new probe beside the output.
+
+    inputs: absolute paths, and URLs, which every node reads or fails to by itself. output: absolute.
+    """
     probe = output.with_name(f".{output.name}.nodes") if output else None
-    job = Job(uuid.uuid4().hex, versions(), {path: identity(path) for path in inputs}, probe)
+    job = Job(uuid.uuid4().hex, versions(), {path: identity(path) for path in inputs if isinstance(path, Path)}, probe)
     if probe:
         probe.mkdir(parents=True, exist_ok=True)
         _mark(job, DRIVER)

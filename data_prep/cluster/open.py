@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from data_prep.common.workers import Workers
+from data_prep.remote.location import Location
 
 
 def problems_of(count: int, on: str | None) -> list[str]:
@@ -14,7 +15,9 @@ def problems_of(count: int, on: str | None) -> list[str]:
     return problems
 
 
-def open_workers(count: int, on: str | None, inputs: Iterable[Path] = (), output: Path | None = None) -> Workers:
+def open_workers(
+    count: int, on: str | None, inputs: Iterable[Path | Location] = (), output: Path | None = None
+) -> Workers:
     """Returns workers, to be entered: `count` processes, or those of the cluster that `on` names, see RayWorkers.
 
     inputs: what tasks read. output: tasks write beside it. Absolute paths.

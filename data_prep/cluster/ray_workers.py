@@ -21,6 +21,7 @@ from data_prep.cluster import nodes
 from data_prep.common.console import say
 from data_prep.common.errors import BadInput, Failed, first_line, of_system
 from data_prep.common.workers import AHEAD, Result, Workers
+from data_prep.remote.location import Location
 
 RETRIES = 5  # of a task whose process or node died
 LOOK_SECONDS = 2.0  # between two looks at the nodes
@@ -38,7 +39,7 @@ class RayWorkers(Workers):
     node was left for PATIENCE seconds.
     """
 
-    def __init__(self, on: str, inputs: Iterable[Path] = (), output: Path | None = None):
+    def __init__(self, on: str, inputs: Iterable[Path | Location] = (), output: Path | None = None):
         super().__init__(1)
         self.on, self.inputs, self.output = on, list(inputs), output
         self._nodes: dict[str, str] = {}  # id -> name, of nodes with a core

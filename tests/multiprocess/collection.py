@@ -48,8 +48,11 @@ def share_of(documents: Tensor, rank: int, size: int) -> Documents:
     return Documents(documents[ends[rank] : ends[rank + 1]], ends[rank])
 
 
-def main(out: str) -> None:
-    """Writes the loss and the gradient of this rank, for every plant and both types."""
+def main(out: str, model: str) -> None:
+    """Writes the loss and the gradient of this rank, for every plant and both types, and those of LoRA by query_lora.
+    model: a folder."""
+    from tests.multiprocess import query_lora
+
     dist.init_process_group("gloo")
     world = World(dist.get_rank(), dist.get_world_size())
     queries, documents, related = setting()
@@ -63,7 +66,7 @@ def main(out: str) -> None:
                 )
                 loss.backward()
             found[plant, dtype] = loss.detach(), asked.grad
-    torch.save(found, Path(out) / f"{world.rank}.pt")
+    torch.save(found | {"lora": query_lora.gradients(Path(model), world)}, Path(out) / f"{world.rank}.pt")
     dist.destroy_process_group()
 
 

@@ -24,11 +24,15 @@ from trainer.evaluation.compare import PerQuery, compare
 from trainer.evaluation.ranking_metrics import score_run
 from trainer.inference.searching import PROBED, Encoder, mismatch
 from trainer.inference.store_record import STATE, UNFINISHED
-from trainer.query_side.adapter import QueryAdapter
+from trainer.inference.text_encoder import TextEncoder
+from trainer.query_side.adapter import QUERY_ENCODER, Layer, QueryAdapter
 from trainer.query_side.collection_loss import Related
 from trainer.query_side.documents import Stored, read_vectors, share_of
-from trainer.query_side.fit import METRIC, Queries, choose
+from trainer.query_side.exports.folder import QUERY
+from trainer.query_side.fit import METRIC, Parts, Queries, choose
 from trainer.query_side.in_store import ranked
+from trainer.query_side.lora.query_encoder import QueryEncoder
+from trainer.query_side.lora.training import LORA, train_encoder
 from trainer.query_side.maps import make_map
 from trainer.run_dir.queries import Halves, halves_of, held_out
 
@@ -51,8 +55,8 @@ class Source:
 class Shape:
     """The form of an adapter."""
 
-    kind: str  # of maps.KINDS
-    rank: int | None = None  # of a linear map
+    kind: str  # of maps.KINDS, or LORA
+    rank: int | None = None  # of a linear map, or of LoRA's matrices; None: full, or LoRA's default
 
 
 @dataclass(frozen=True)
@@ -84,45 +88,92 @@ class Task:
     sample: dict[str, int]  # Stored.sample
 
 
-def adapt(source: Source, encoder: Encoder, runtime: Runtime, shape: Shape, file: Path) -> QueryAdapter:
-    """Returns the adapter, with its result in `facts`. Collective.
+@dataclass(frozen=True)
+class Learned:
+    """The outcome of training: a map of query vectors, or a query encoder."""
+
+    facts: dict[str, Any]  # how it was chosen
+    layers: list[Layer]  # of the map
+    encoder: QueryEncoder | None  # None: the model itself
+    vectors: np.ndarray | None  # (reporting, d) of the queries that report, as they search now; None: as before
+
+
+def adapt(
+    source: Source, encoder: Encoder, runtime: Runtime, shape: Shape, file: Path
+) -> tuple[QueryAdapter, QueryEncoder | None]:
+    """Returns the adapter, with its result in `facts`, and the trained encoder where LoRA gains. Collective.
 
     file: a path on a disk that all ranks share, for the vectors; it is deleted. Raises BadInput where the store's
     vectors are not the model's, or the pairs name none of its chunks.
     """
-    world = runtime.world
-    _check_model(encoder, world.on_first(lambda: _recorded(source)))
+    _check_model(encoder, runtime.world.on_first(lambda: _recorded(source)))
     try:
-        task = world.on_first(lambda: _prepare(source, file))
-        documents = share_of(file, task.count, task.dim, world.rank, world.size)
-        vectors = torch.nn.functional.normalize(torch.from_numpy(encoder.queries(task.texts)), dim=1)
-        queries = Queries(task.ids, vectors, task.related)
-        training, choosing = queries.take(task.training), queries.take(task.halves.choosing)
-        model = make_map(shape.kind, task.dim, shape.rank)
-        device = torch.device("cpu") if runtime.device.type == "mps" else runtime.device  # which has no float64
-        points = choose(world, model, training, choosing, documents, device)
+        task = runtime.world.on_first(lambda: _prepare(source, file))
+        return learn(source, encoder, runtime, shape, task, file)
     finally:
         if runtime.is_main:
             file.unlink(missing_ok=True)
-    best = points[0]
-    layers = [] if best.penalty is None else best.map.layers()
+
+
+def learn(
+    source: Source, encoder: Encoder, runtime: Runtime, shape: Shape, task: Task, file: Path
+) -> tuple[QueryAdapter, QueryEncoder | None]:
+    """Trains, chooses, and lets the store judge; see adapt(). file: of read_vectors."""
+    world = runtime.world
+    documents = share_of(file, task.count, task.dim, world.rank, world.size)
+    vectors = torch.nn.functional.normalize(torch.from_numpy(encoder.queries(task.texts)), dim=1)
+    queries = Queries(task.ids, vectors, task.related)
+    device = torch.device("cpu") if runtime.device.type == "mps" else runtime.device  # which has no float64
+    uses = task.training, task.halves.choosing, task.halves.reporting
+    parts = Parts(*map(queries.take, uses), documents, device)
+    by = _by_lora if shape.kind == LORA else _by_map
+    learned = by(encoder, runtime, shape, task, parts)
     facts = {
         "dim": task.dim,
         **encoder.identity,
         "query_prompt": encoder.query_prompt,
         "map": shape.kind,
         "rank": shape.rank,
-        "penalty": best.penalty,
         "collection": source.config.collection,
         "chunks": task.count,
         "sample": task.sample,
-        "queries": {"train": len(task.training), "choose": len(choosing.ids), "report": len(task.halves.reporting)},
+        "queries": dict(zip(("train", "choose", "report"), map(len, uses))),
         "same_queries": task.halves.same,
+        **learned.facts,
+    }
+    adapter = QueryAdapter(learned.layers, facts)
+    adapter = world.on_first(lambda: judged(adapter, source, task, parts.reporting, learned.vectors))
+    return adapter, learned.encoder if adapter.query_encoder else None
+
+
+def _by_map(encoder: Encoder, runtime: Runtime, shape: Shape, task: Task, parts: Parts) -> Learned:
+    """Learns a map of the queries' vectors. Collective."""
+    model = make_map(shape.kind, task.dim, shape.rank)
+    points = choose(runtime.world, model, parts.training, parts.choosing, parts.documents, parts.device)
+    best = points[0]
+    facts = {
+        "penalty": best.penalty,
         "path": [{"penalty": point.penalty, METRIC: point.score} for point in points],
     }
-    adapter = QueryAdapter(layers, facts)
-    reporting = queries.take(task.halves.reporting)
-    return world.on_first(lambda: judged(adapter, source, task, reporting))
+    layers = [] if best.penalty is None else best.map.layers()
+    vectors = QueryAdapter(layers, {"dim": task.dim})(parts.reporting.vectors.numpy()) if layers else None
+    return Learned(facts, layers, None, vectors)
+
+
+def _by_lora(encoder: TextEncoder, runtime: Runtime, shape: Shape, task: Task, parts: Parts) -> Learned:
+    """Learns the encoder of the queries. Collective."""
+    texts = dict(zip(task.ids, task.texts))
+    learner, points = train_encoder(encoder, runtime, shape.rank, texts, parts)
+    best = points[0]
+    facts: dict[str, Any] = {
+        "rank": learner.rank,
+        "epochs": best.epochs,
+        "path": [{"epochs": point.epochs, METRIC: point.score} for point in points],
+    }
+    if not best.epochs:
+        return Learned(facts, [], None, None)
+    vectors = learner.vectors([texts[query] for query in parts.reporting.ids]).numpy()
+    return Learned(facts | {QUERY_ENCODER: QUERY}, [], learner, vectors)
 
 
 def _check_model(encoder: Encoder, collection: Recorded) -> None:
@@ -184,17 +235,21 @@ def related(ids: list[str], qrels: Mapping[str, Mapping[str, int]], stored: Stor
     return Related(askers, documents, positive)
 
 
-def judged(adapter: QueryAdapter, source: Source, task: Task, reporting: Queries) -> QueryAdapter:
-    """Returns the adapter with the verdict of the store's own search; the identity where it shows no gain."""
-    before = reporting.vectors.numpy()
+def judged(
+    adapter: QueryAdapter, source: Source, task: Task, reporting: Queries, after: np.ndarray | None
+) -> QueryAdapter:
+    """Returns the adapter with the verdict of the store's own search; the identity where it shows no gain.
+
+    after: (reporting, d) vectors of the same queries, adapted. None: they are the same.
+    """
     with open_collection(source.config) as collection:
-        base = searched(collection, before, reporting.ids, task, source.where)
-        tuned = (
-            base if adapter.is_identity else searched(collection, adapter(before), reporting.ids, task, source.where)
-        )
+        base = searched(collection, reporting.vectors.numpy(), reporting.ids, task, source.where)
+        tuned = base if after is None else searched(collection, after, reporting.ids, task, source.where)
     compared = compare(base, tuned)
     better = compared[METRIC]["interval_95"][0] > 0
     facts = adapter.facts | {"verdict": BETTER if better else LEAVE, "metrics": compared}
+    if not better:
+        facts.pop(QUERY_ENCODER, None)
     return QueryAdapter(adapter.layers if better else [], facts)
 
 

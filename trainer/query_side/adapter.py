@@ -17,6 +17,7 @@ from data_prep.common.files import write_json
 from data_prep.texts.tokenizer_rules import read_object
 
 ADAPTER, WEIGHTS = "query_adapter.json", "query_adapter.safetensors"
+QUERY_ENCODER = "query_encoder"  # of the facts: folder of a model that embeds the queries, in place of a map
 FORMAT = 2
 TINY = 1e-12  # least length that a vector is divided by
 
@@ -47,8 +48,13 @@ class QueryAdapter:
         return self.facts["dim"]
 
     @property
+    def query_encoder(self) -> str | None:
+        """Returns the folder, inside the adapter's, of the model that embeds the queries; None: the model itself."""
+        return self.facts.get(QUERY_ENCODER)
+
+    @property
     def is_identity(self) -> bool:
-        return not self.layers
+        return not self.layers and not self.query_encoder
 
     def __call__(self, vectors: Any) -> np.ndarray:
         """(d,) or (n, d) -> the same shape, float32, of length 1. Raises ValueError for vectors of another size."""
@@ -71,8 +77,18 @@ class QueryAdapter:
 
     @classmethod
     def load(cls, folder: str | Path) -> "QueryAdapter":
-        """Reads a folder of trainer.adapt_queries. Raises BadInput."""
-        folder = Path(folder)
+        """Reads a map of query vectors from a folder of trainer.adapt_queries. Raises BadInput."""
+        adapter = cls.read(Path(folder))
+        if adapter.query_encoder:
+            raise BadInput(
+                f"{folder}: holds an encoder of queries (--map lora), no map of their vectors: "
+                f"SentenceTransformer({str(folder)!r}).encode_query(texts) embeds them"
+            )
+        return adapter
+
+    @classmethod
+    def read(cls, folder: Path) -> "QueryAdapter":
+        """Reads a folder of trainer.adapt_queries; of an encoder of queries its facts alone. Raises BadInput."""
         facts = read_object(folder / ADAPTER)
         if facts.get("query_adapter") != FORMAT:
             raise BadInput(f"{folder}: is no query adapter of this version (no {ADAPTER} with query_adapter {FORMAT})")

@@ -1,5 +1,6 @@
 """A model whose query vectors pass a query adapter."""
 
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,18 @@ class AdaptedEncoder(TextEncoder):
 
     def __init__(self, config: ModelConfig, folder: Path, device: str = "auto"):
         super().__init__(config, device)
-        self.adapter = adapter_of(folder, self)
+        self.adapter, self.adapted = adapter_of(folder, self), folder
+
+    @cached_property
+    def learned(self) -> TextEncoder | None:
+        """The trained encoder of the queries (LoRA); None: the queries are the model's own, mapped."""
+        if not self.adapter.query_encoder:
+            return None
+        config = self.config.model_copy(update={"path": str(self.adapted / self.adapter.query_encoder)})
+        return TextEncoder(config, self.device, precision=self.precision, runtime=self.runtime)
 
     def queries(self, texts: list[str]) -> np.ndarray:
-        return self.adapter(super().queries(texts))
+        return self.adapter(self.learned.queries(texts) if self.learned else super().queries(texts))
 
     def cut_documents(self) -> None:
         """Makes documents as small as the vectors that the adapter was trained against."""
@@ -44,7 +53,7 @@ class AdaptedEndpoint(EndpointEncoder):
 
 def adapter_of(folder: Path, encoder: Encoder) -> QueryAdapter:
     """Returns the adapter of a folder. Raises BadInput if it maps the queries of another model, or other queries."""
-    adapter, flag = QueryAdapter.load(folder), f"--query-adapter {folder}"
+    adapter, flag = QueryAdapter.read(folder), f"--query-adapter {folder}"
     facts = adapter.facts
     if (closed := facts.get("endpoint_model")) != encoder.identity.get("endpoint_model"):
         if closed:

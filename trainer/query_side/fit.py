@@ -44,6 +44,17 @@ class Queries:
 
 
 @dataclass(frozen=True)
+class Parts:
+    """Queries by their use, and this rank's share of the documents that they search."""
+
+    training: Queries
+    choosing: Queries
+    reporting: Queries
+    documents: Documents
+    device: torch.device  # of the scores
+
+
+@dataclass(frozen=True)
 class Point:
     """A map on the path, and its mean METRIC over the queries that choose."""
 

@@ -1,5 +1,6 @@
 """The model before and after training on one retrieval set: similarities, queries gained and lost."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from trainer.evaluation.ranking_metrics import score_run
 from trainer.inference.metrics import rank_documents
 from trainer.inference.reading import describe
 from trainer.inference.text_encoder import TextEncoder
-from trainer.query_side.encoder import AdaptedEncoder
 
 BINS, SHOWN_QUERIES, SHOWN_HITS = 50, 5, 3
 METRIC = "nDCG@10"  # a query gains or loses by it
@@ -55,6 +55,14 @@ class Comparison:
 Vectors = tuple[np.ndarray, np.ndarray]  # queries (q, d) and documents (n, d), float32
 
 
+@dataclass(frozen=True)
+class Adapted:
+    """A query adapter, and what loads a model whose queries pass it."""
+
+    folder: Path
+    load: Callable[[ModelConfig, str], TextEncoder]  # of a model and a device
+
+
 class _Side:
     """A model's embeddings of a set, and its ranking of the documents."""
 
@@ -62,8 +70,6 @@ class _Side:
         self.spec = encoder.spec
         if vectors is None:
             say(f"embedding {data.name} with {encoder.name}")
-            if isinstance(encoder, AdaptedEncoder):
-                encoder.cut_documents()
             vectors = encoder.queries(data.query_texts), encoder.passages(data.doc_texts)
         queries, documents = vectors
         self.per_query = score_run(data.qrels, rank_documents(queries, documents, data))
@@ -87,20 +93,20 @@ def compare_models(
     data: RetrievalSet,
     device: str,
     vectors: dict[str, Vectors | None],
-    adapter: Path | None = None,
+    adapted: Adapted | None = None,
 ) -> Comparison:
     """Compares two models on a set.
 
-    vectors: by side (base, tuned), those that the run kept; None: embedded now. adapter: folder of one that queries of
-    `tuned` pass.
+    vectors: by side (base, tuned), those that the run kept; None: embedded now. adapted: the queries of `tuned` pass
+    its adapter.
     """
-    after = AdaptedEncoder(tuned, adapter, device) if adapter else TextEncoder(tuned, device)
+    after = adapted.load(tuned, device) if adapted else TextEncoder(tuned, device)
     encoders = {"base": TextEncoder(base, device), "tuned": after}
     sides = {side: _Side(encoder, data, vectors[side]) for side, encoder in encoders.items()}
     base, tuned = sides["base"].per_query, sides["tuned"].per_query
     similarities, changed = _similarities(sides, data), _changed(sides, data)
     read = tuple(describe({"before": sides["base"].spec, "after": sides["tuned"].spec}))
-    read += (f"after: queries pass the adapter {adapter}",) if adapter else ()
+    read += (f"after: queries pass the adapter {adapted.folder}",) if adapted else ()
     return Comparison(data.name, len(tuned), len(data.doc_ids), compare(base, tuned), *similarities, changed, read)
 
 

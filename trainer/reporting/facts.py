@@ -13,7 +13,7 @@ from trainer.config.loading import parse_config
 from trainer.config.sections import ModelConfig, RunConfig
 from trainer.inference.reading import read_alike
 from trainer.preflight.inputs import Inputs
-from trainer.reporting.comparison import Comparison, compare_models
+from trainer.reporting.comparison import Adapted, Comparison, compare_models
 from trainer.run_dir.layout import model_of_run
 from trainer.run_dir.log import LOG, read_events
 from trainer.run_dir.vectors import read_vectors
@@ -44,12 +44,12 @@ def read_facts(
     data: str | None,
     device: str,
     trust_remote_code: bool = False,
-    adapter: Path | None = None,
+    adapted: Adapted | None = None,
 ) -> Facts:
     """Reads the run's files and compares its model before and after training.
 
     baseline, data: replace the run's own model before training and evaluation set, if they were moved.
-    adapter: folder of a query adapter of the trained model; its queries pass it.
+    adapted: a query adapter of the trained model; its queries pass it.
     trust_remote_code: runs the models' own code; the reader of the page decides, not the run, which may be another's.
     Raises BadInput if there is no run, or nothing at a path that a flag named.
     """
@@ -69,9 +69,9 @@ def read_facts(
     if not facts.manifest:
         facts.missing.append(f"data: {config.data.train} is not here, so only what the run recorded of it is shown")
     try:
-        facts.comparison = _compare(facts, baseline, data, device, trust_remote_code, adapter)
+        facts.comparison = _compare(facts, baseline, data, device, trust_remote_code, adapted)
     except BadInput as error:
-        if baseline or data or adapter:
+        if baseline or data or adapted:
             raise
         facts.missing += [f"before and after: {problem}" for problem in error.problems]
     for line in facts.missing:
@@ -88,7 +88,7 @@ def _manifest(train: str) -> dict:
 
 
 def _compare(
-    facts: Facts, baseline: str | None, data: str | None, device: str, trust_remote_code: bool, adapter: Path | None
+    facts: Facts, baseline: str | None, data: str | None, device: str, trust_remote_code: bool, adapted: Adapted | None
 ) -> Comparison:
     tuned, inputs, model = model_of_run(facts.run), Inputs(facts.config), facts.config.model
     path = data or inputs.eval_paths.get("")
@@ -104,11 +104,11 @@ def _compare(
     kept = {"base": None, "tuned": None}
     if not data and not baseline:
         kept["base"] = read_vectors(facts.run, 0, held_out)
-    if not data and not adapter and tuned.name == "final" and facts.verdict:
+    if not data and not adapted and tuned.name == "final" and facts.verdict:
         kept["tuned"] = read_vectors(facts.run, facts.verdict["final"]["step"], held_out)
     if model.lora.start and kept["base"] is None:
         facts.missing.append(f"{model.lora.start}, where training began: before is its base")
     paths = str(tuned), baseline or model.path
     models = [ModelConfig(path=path, trust_remote_code=trust_remote_code) for path in paths]
     after, before = read_alike(*models, began=True)
-    return compare_models(before, after, held_out, device, kept, adapter)
+    return compare_models(before, after, held_out, device, kept, adapted)

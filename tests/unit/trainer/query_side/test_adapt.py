@@ -14,13 +14,17 @@ from tests.unit.data_prep.helpers import write_jsonl
 from trainer import adapt_queries, evaluate, search
 from trainer.config.sections import ModelConfig
 from trainer.evaluation.compare import means
-from trainer.evaluation.measure import score
+from trainer.evaluation.ranking_metrics import score_run
+from trainer.inference.metrics import rank_documents
 from trainer.inference.store_record import FINGERPRINT, STATE, UNFINISHED
 from trainer.inference.text_encoder import TextEncoder
 from trainer.query_side import fit
 from trainer.query_side.adapt import divided, related
 from trainer.query_side.adapter import QueryAdapter
 from trainer.query_side.documents import Stored, share_of
+from trainer.query_side.encoder import AdaptedEncoder
+from trainer.query_side.lora import training
+from trainer.query_side.lora.query_encoder import check_whole
 
 COUNT, D = 320, 32
 
@@ -111,6 +115,55 @@ def test_the_other_forms_of_a_map_run(world, tiny_bert):
         assert QueryAdapter.load(world / name).facts["verdict"] in ("better", "leave it as it is")
 
 
+@pytest.fixture(scope="module")
+def by_lora(world, tiny_bert):
+    """The folder of an encoder of queries for the turned collection."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(training, "OPTIM", training.OPTIM.model_copy(update={"lr": 2e-2}))
+        assert adapt_queries.main(command(world, tiny_bert, "turned", "lora", "--map", "lora", "--rank", "8")) == 0
+    return world / "lora"
+
+
+def test_lora_gains_on_queries_of_other_documents(by_lora):
+    facts = QueryAdapter.read(by_lora).facts
+    row = facts["metrics"]["nDCG@10"]
+    assert facts["verdict"] == "better" and row["interval_95"][0] > 0
+    assert facts["rank"] == 8 and facts["epochs"] > 0 and len(facts["path"]) == training.EPOCHS + 1
+    with pytest.raises(BadInput, match="holds an encoder of queries"):
+        QueryAdapter.load(by_lora)
+
+
+def test_every_reader_of_a_lora_folder_has_the_same_queries_and_the_models_documents(by_lora, encoder):
+    from sentence_transformers import SentenceTransformer
+
+    texts = [" ".join(tiny.WORDS[n : n + 9]) for n in range(30)]
+    model, adapted = SentenceTransformer(str(by_lora), device="cpu"), AdaptedEncoder(encoder.config, by_lora)
+    alone = SentenceTransformer(str(by_lora / "query"), device="cpu").encode(texts)
+    for theirs, ours in (
+        (model.encode_query(texts), adapted.queries(texts)),
+        (alone, adapted.queries(texts)),
+        (model.encode_document(texts), encoder.passages(texts)),
+        (model.encode(texts), encoder.passages(texts)),
+    ):
+        assert (theirs * ours).sum(axis=1).min() > 0.99999
+    assert (adapted.queries(texts) * encoder.queries(texts)).sum(axis=1).min() < 0.99
+
+
+def test_lora_without_a_gain_leaves_the_model_as_it_is(world, tiny_bert, monkeypatch):
+    monkeypatch.setattr(training, "measured", lambda *_: 0.5)
+    assert adapt_queries.main(command(world, tiny_bert, "own", "left", "--map", "lora")) == 0
+    adapter = QueryAdapter.load(world / "left")
+    assert adapter.is_identity and adapter.facts["epochs"] == 0 and adapter.facts["verdict"] == "leave it as it is"
+
+
+def test_lora_refuses_an_adapter_and_vectors_that_are_cut(tiny_bert, tmp_path):
+    adapter = tiny.adapter(tmp_path / "adapter", tiny_bert)
+    with pytest.raises(BadInput, match="merge it first"):
+        check_whole(TextEncoder(ModelConfig(path=str(adapter), tokenizer=str(tiny_bert), pooling="mean"), "cpu"))
+    with pytest.raises(BadInput, match="holds the first 8 numbers"):
+        check_whole(TextEncoder(ModelConfig(path=str(tiny_bert)), "cpu", dim=8))
+
+
 def test_two_ranks_choose_what_one_does(world, tiny_bert):
     done = forked.run_ranks(2, "-m", "trainer.adapt_queries", *command(world, tiny_bert, "turned", "ranks"))
     assert done.returncode == 0, done.both
@@ -150,7 +203,7 @@ def test_evaluate_maps_the_queries_and_not_the_documents(world, tiny_bert, encod
     data = load_collection(StoreConfig("chroma", "own", path=world / "chroma"), world / "pairs.jsonl")
     documents, queries = encoder.passages(data.doc_texts), encoder.queries(data.query_texts)
     for side, vectors in {"base": queries, "tuned": QueryAdapter.load(adapted)(queries)}.items():
-        assert abs(row[side] - means(score(data, vectors, documents))["nDCG@10"]) < 1e-4
+        assert abs(row[side] - means(score_run(data.qrels, rank_documents(vectors, documents, data)))["nDCG@10"]) < 1e-4
     assert f"queries of tuned pass {adapted}" in capsys.readouterr().out
     assert evaluate.main([*map(str, argv), "--dims", "8"]) == 2
     assert "--dims: an adapter maps whole vectors" in capsys.readouterr().err

@@ -17,7 +17,8 @@ from tests.language_model import KEY, MODEL, serving
 from tests.unit.data_prep.helpers import write_jsonl
 from trainer import adapt_queries, evaluate, search
 from trainer.evaluation.compare import means
-from trainer.evaluation.measure import score
+from trainer.evaluation.ranking_metrics import score_run
+from trainer.inference.metrics import rank_documents
 from trainer.inference.searching import mismatch
 from trainer.inference.store_record import FINGERPRINT
 from trainer.query_side import fit
@@ -183,7 +184,7 @@ def test_evaluate_measures_the_stores_own_search_with_and_without_the_adapter(wo
     documents, queries = (np.array([vector_of(text) for text in side]) for side in (data.doc_texts, data.query_texts))
     sides = {"base": queries, "tuned": QueryAdapter.load(adapted)(queries)}
     for side, vectors in sides.items():
-        exact = means(score(data, vectors, documents, ["nDCG@10"]))["nDCG@10"]
+        exact = means(score_run(data.qrels, rank_documents(vectors, documents, data)))["nDCG@10"]
         assert abs(found["comparison"]["nDCG@10"][side] - exact) < 0.01, "Chroma's search is nearly exact here"
     assert found["query_adapter"] == str(adapted) and "by the store's own search" in capsys.readouterr().out
     assert evaluate.main([*argv, "--baseline", "model", "--dims", "8"]) == 2

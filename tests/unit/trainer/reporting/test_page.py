@@ -18,7 +18,7 @@ from trainer.config.loading import parse_config
 from trainer.config.sections import ModelConfig
 from trainer.inference.text_encoder import TextEncoder
 from trainer.query_side.adapter import Layer, QueryAdapter
-from trainer.report import main
+from trainer.report import adapted, main
 from trainer.reporting.facts import read_facts
 
 STEPS = 40
@@ -71,7 +71,7 @@ def test_an_adapter_of_the_trained_model_maps_its_queries(run, tmp_path, capsys)
     QueryAdapter([Layer(-np.eye(32), np.zeros(32))], facts).save(tmp_path)
     page = tmp_path / "report.html"
     assert main([str(run), "--output", str(page), "--device", "cpu", "--query-adapter", str(tmp_path)]) == 0
-    plain, mapped = (read_facts(run, None, None, "cpu", adapter=one).comparison for one in (None, tmp_path))
+    plain, mapped = (read_facts(run, None, None, "cpu", adapted=one).comparison for one in (None, adapted(tmp_path)))
     assert plain.table["nDCG@10"]["base"] == mapped.table["nDCG@10"]["base"]
     row = mapped.table["nDCG@10"]
     assert row["tuned"] < plain.table["nDCG@10"]["tuned"] and f"<td>{row['tuned']:.4f}</td>" in page.read_text()
