@@ -102,16 +102,19 @@ class Case:
         return time.monotonic() - began
 
     def start(self, hosts: Hosts, output: Path) -> Running:
-        environment = ["env", f"RAY_ADDRESS={HEAD}", f"OPENAI_API_KEY={SECRET}"]
+        # a shell starts what runs in its background with SIGINT ignored
+        environment = ["env", "--default-signal=INT", f"RAY_ADDRESS={HEAD}", f"OPENAI_API_KEY={SECRET}"]
         return hosts.start(1, [*environment, *self.argv(output, "--on", "ray")])
 
     def same(self, output: Path) -> bool:
         return not subprocess.run(["diff", "-r", str(self.whole), str(output)], capture_output=True).stdout
 
 
-def running_tasks() -> list[psutil.Process]:
-    processes = psutil.process_iter(["cmdline"])
-    return [process for process in processes if "ray::_run_task" in " ".join(process.info["cmdline"] or ())]
+def running_tasks(node: Running | None = None) -> list[psutil.Process]:
+    """Processes that run a task, of one node or all."""
+    below = psutil.Process(node.process.pid).children(recursive=True) if node else None
+    busy = [one for one in psutil.process_iter(["cmdline"]) if "ray::_run_task" in " ".join(one.info["cmdline"] or ())]
+    return [process for process in busy if below is None or process in below]
 
 
 def spool_of(output: Path) -> Path:
@@ -126,7 +129,7 @@ def until(running: Running, there: Callable[[], bool]) -> None:
 
 
 def reading(output: Path, running: Running) -> None:
-    until(running, lambda: len(list(spool_of(output).glob("*.npz"))) >= 2)
+    until(running, lambda: any(spool_of(output).glob("*.npz")))
 
 
 def writing(output: Path, running: Running) -> None:
@@ -167,6 +170,7 @@ def killed(when: Callable[[Path, Running], None], back: bool) -> Callable:
     def fault(case: Case, hosts: Hosts, ray: Ray, output: Path) -> Running:
         running = case.start(hosts, output)
         when(output, running)
+        until(running, lambda: running_tasks(ray.nodes[3]))
         ray.kill(3)
         if back:
             time.sleep(5)
