@@ -51,13 +51,13 @@ class Ray:
         self.hosts, self.folder, self.nodes = hosts, folder, {}
         self.odd: set[int] = set()  # hosts that a case started otherwise
 
-    def start(self, host: int, *before: str, path: Path = ROOT, temp: Path | None = None) -> Running:
-        """before: a command that starts the raylet. path: of the embedfleet that its tasks import."""
-        self.odd |= {host} if before or temp or path != ROOT else set()
+    def start(self, host: int, *before: str, temp: Path | None = None) -> Running:
+        """before: a command that starts the raylet."""
+        self.odd |= {host} if before or temp else set()
         where = ["--head", "--port", "6379", "--include-dashboard=false", "--temp-dir", str(self.folder / "ray")]
         where = where if host == 1 else ["--address", HEAD, *(["--temp-dir", str(temp)] if temp else [])]
         one = ["--num-cpus", "1", "--node-ip-address", f"10.77.0.{host}", "--object-store-memory", "80000000"]
-        argv = [*before, *QUIET, f"PYTHONPATH={path}", str(BIN / "ray"), "start", "--block", *one, *where]
+        argv = [*before, *QUIET, str(BIN / "ray"), "start", "--block", *one, *where]
         self.nodes[host] = started = self.hosts.start(host, argv)
         until = time.monotonic() + 120
         while "Ray runtime started" not in started.said():
@@ -200,13 +200,14 @@ def without_the_folder(case: Case, hosts: Hosts, ray: Ray, output: Path) -> Runn
 
 
 def other_code(case: Case, hosts: Hosts, ray: Ray, output: Path) -> Running:
-    """Node 3 has an embedfleet with one more comment."""
+    """Node 3 has an embedfleet with one more comment where the others have theirs."""
     copy = output.parent / "copy"
     shutil.copytree(ROOT / "data_prep", copy / "data_prep")
     with open(copy / "data_prep" / "records.py", "a") as file:
         file.write("# changed\n")
     ray.kill(3)
-    ray.start(3, path=copy)
+    hide = f'mount --bind {copy}/data_prep {ROOT}/data_prep && exec "$@"'
+    ray.start(3, "unshare", "--mount", "bash", "-c", hide, "_")
     return case.start(hosts, output)
 
 
