@@ -102,7 +102,7 @@ Open in a browser:
 Next, on your own data:
   $PYTHON -m data_prep inspect my_pairs.jsonl
   $PYTHON -m data_prep shard my_pairs.jsonl --output my_shards --eval-fraction 0.1
-  $PYTHON -m launch run --config $out/run.yaml data.train=my_shards output_dir=my_run
+  $PYTHON -m launch run --config $out/run.yaml data.train=my_shards output_dir=my_run train.max_steps=null
 
 END
 "$PYTHON" -c '
