@@ -24,10 +24,10 @@ def shards(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, tiny_bert, shards):
-    """An uninterrupted run of 3 epochs under ddp on two ranks: (run file, output folder)."""
+    """An uninterrupted run of 3 epochs under ddp on two ranks, in real processes: (run file, output folder)."""
     folder = tmp_path_factory.mktemp("whole")
     run_file = write_run(folder, tiny_bert, shards)
-    done = run("-m", "launch", "run", "--config", str(run_file), "--engine", "ddp", "--processes", "2")
+    done = run("-m", "launch", "run", "--config", str(run_file), "--engine", "ddp", "--processes", "2", real=True)
     assert done.returncode == 0, done.both[-4000:]
     return run_file, folder / "out"
 
@@ -69,7 +69,7 @@ def test_no_secret_of_the_environment_is_in_a_file_a_log_or_an_error_of_a_run(tm
 
 
 def test_killed_in_the_second_epoch_the_same_command_resumes_to_the_same_bytes(whole, tmp_path, tiny_bert, shards):
-    """Killed under its launcher, a real one: test_survival.py."""
+    """Killed under its launcher: test_survival.py."""
     run_file, out = write_run(tmp_path, tiny_bert, shards), tmp_path / "out"
     killed = forked.ranks(2, ["-m", "trainer", "--config", str(run_file), "--engine", "ddp", "--resume"])
     killed[0].wait_until_it_says("step 9/")

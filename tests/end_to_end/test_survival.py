@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from itertools import zip_longest
 from pathlib import Path
@@ -14,7 +12,7 @@ import pytest
 
 from tests import forked, tiny
 from tests.end_to_end.runs import digest, events, losses, write_run
-from tests.launching import ROOT, environment, free_port, run
+from tests.launching import ROOT, free_port, run
 
 EPOCHS = 4
 
@@ -46,14 +44,13 @@ def finish(run_file: Path, engine: str, *more: str, timeout: float = 240, **extr
     return said
 
 
-def supervised(run_file: Path, *more: str) -> subprocess.Popen:
-    """`launch run --max-restarts` on ddp: real launchers."""
+def supervised(run_file: Path, *more: str) -> forked.Forked:
+    """`launch run --max-restarts` on ddp, under accelerate and torchrun."""
     argv = ["-m", "launch", "run", "--config", str(run_file), "--engine", "ddp", "--processes", "2", *more]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([sys.executable, *argv], env=environment(), cwd=ROOT, start_new_session=True, **pipes)
+    return forked.start(argv, ROOT, merged=True)
 
 
-def wait_for(reached, process, seconds: float = 120) -> None:
+def wait_for(reached, process: forked.Forked, seconds: float = 120) -> None:
     """Waits until reached() is true, while the process is alive."""
     end = time.monotonic() + seconds
     while not reached():
@@ -69,10 +66,11 @@ def steps_logged(out: Path) -> int:
         return 0
 
 
-def trainers(process: subprocess.Popen) -> list[psutil.Process]:
-    """The ranks below a launcher."""
-    below = [p for p in psutil.Process(process.pid).children(recursive=True) if "trainer" in p.cmdline()]
-    return [p for p in below if not any("launch" in part for part in p.cmdline())]
+def trainers(run_file: Path) -> list[psutil.Process]:
+    """What torchrun started for the ranks of a run; killed, they take their ranks with them."""
+    every = [(p, p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
+    of_run = [(p, line) for p, line in every if {"trainer", str(run_file)} <= {*line}]
+    return [p for p, line in of_run if not any("launch" in part for part in line)]
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +223,7 @@ def test_a_supervised_run_goes_on_after_a_rank_was_killed(tmp_path, tiny_bert, s
     run_file, out = write_run(tmp_path, tiny_bert, shards, epochs=EPOCHS), tmp_path / "out"
     process = supervised(run_file, "checkpoint.every_steps=2", "--max-restarts", "2")
     wait_for(lambda: steps_logged(out) >= 5, process)
-    trainers(process)[-1].kill()
+    trainers(run_file)[-1].kill()
     said, _ = process.communicate(timeout=240)
     assert process.returncode == 0, said[-3000:]
     assert "restart 1 of 2, from step" in said
