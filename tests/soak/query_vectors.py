@@ -150,7 +150,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        report = soak(Path(folder), args.texts, args.kills, args.concurrency, start, slow=6.0, seed=args.seed)
+        report = soak(Path(folder), args.texts, args.kills, args.concurrency, start, slow=20.0, seed=args.seed)
     print(json.dumps(asdict(report)))
     return 0 if report.holds() else 1
 
