@@ -183,7 +183,7 @@ def killed(when: Callable[[Path, Running], None], back: bool) -> Callable:
 def cut_off(case: Case, hosts: Hosts, ray: Ray, output: Path) -> Running:
     """The link of node 3 is down for 90 seconds: it lives, but nobody hears it."""
     running = case.start(hosts, output)
-    reading(output, running)
+    until(running, lambda: running_tasks(ray.nodes[3]))
     hosts.link(3, "down")
     time.sleep(90)
     hosts.link(3, "up")
@@ -217,7 +217,7 @@ def full_disk(case: Case, hosts: Hosts, ray: Ray, output: Path) -> Running:
     with small_disk(output.parent / "small", "200m") as small:
         ray.start(3, temp=small)
         running = case.start(hosts, output)
-        reading(output, running)
+        until(running, lambda: running_tasks(ray.nodes[3]))
         subprocess.run(["dd", "if=/dev/zero", f"of={small}/fill", "bs=1M"], capture_output=True)
         running.end(PATIENCE)
         ray.kill(3)
