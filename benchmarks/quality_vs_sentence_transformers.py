@@ -36,7 +36,6 @@ from trainer.config.loading import parse_config
 from trainer.config.recommended import Recommended, recommend
 from trainer.config.sections import ModelConfig
 from trainer.evaluation.measure import evaluate_folder
-from trainer.model_folder.spec import hidden_size
 
 RANK, ALPHA, TARGETS = 16, 32, "all-linear"
 CASES = ("ours", "theirs", "ours-dropout-0", "ours-large-batch", "recipe")
@@ -57,7 +56,7 @@ def train_ours(args, shards: Path, out: Path, seed: int, dropout: str, batch_siz
 
 
 def recommended(args, shards: Path) -> Recommended:
-    advice = recommend(args.finetune, open_shards(shards).rows("train"), _width(args.model))
+    advice = recommend(args.finetune, open_shards(shards).rows("train"))
     return replace(advice, **dict(_number(text) for text in args.recipe))
 
 
@@ -68,10 +67,6 @@ def train_recipe(args, advice: Recommended, shards: Path, out: Path, seed: int) 
         section, _, name = key.partition(".")
         values[section][name] = value
     return _train(args, values, shards, out, seed)
-
-
-def _width(model: str) -> int:
-    return hidden_size(json.loads((Path(model) / "config.json").read_text()))
 
 
 def _number(text: str) -> tuple[str, float | int | str | None]:

@@ -10,7 +10,6 @@ import yaml
 from data_prep.common.console import result, say
 from data_prep.common.errors import BadInput
 from data_prep.common.files import existing_parent, whole_file
-from data_prep.texts.tokenizer_rules import read_json
 from launch.plan.choice import Choice, choose
 from launch.plan.estimate import Estimate, Ranks, candidates, look
 from launch.plan.hardware import Hardware
@@ -21,7 +20,6 @@ from trainer.config.recommended import Recommended, recommend
 from trainer.config.sections import RunConfig
 from trainer.config.yaml_reader import override
 from trainer.distributed.engines import ONE_PROCESS
-from trainer.model_folder.spec import hidden_size
 from trainer.preflight.inputs import Inputs
 
 SAMPLED_ROWS = 512
@@ -60,15 +58,8 @@ def init(args: argparse.Namespace) -> int:
     with whole_file(path) as file:
         file.write(render(lines, _head(args, path, config, ranks, choice)))
     result(str(path))
-    say(
-        "\n".join(
-            [
-                choice.reason,
-                *_before_training(inputs, advice),
-                f"look at it, then: {_command(path, ranks, choice.estimate)}",
-            ]
-        )
-    )
+    start = f"look at it, then: {_command(path, ranks, choice.estimate)}"
+    say("\n".join([choice.reason, *_before_training(inputs, advice), start]))
     return 0
 
 
@@ -105,8 +96,7 @@ def nested(lines: Sequence[Line]) -> dict:
 
 
 def _advice(inputs: Inputs, mode: str, device: str) -> Recommended:
-    width = hidden_size(read_json(Path(inputs.spec.base) / "config.json"))
-    return recommend(mode, inputs.shards.rows("train"), width, device)
+    return recommend(mode, inputs.shards.rows("train"), device)
 
 
 def _of_data(inputs: Inputs, device: str) -> list[Line]:
@@ -191,7 +181,7 @@ def _of_mode(mode: str, choice: Choice, advice: Recommended) -> list[Line]:
         "lora": "all weights do not fit: adapters",
         "qlora": "a whole base does not fit: adapters on four bits",
     }[mode]
-    lines = [Line("model.finetune", mode, reason), Line("optim.lr", advice.lr, "for this width; docs/recipes.md")]
+    lines = [Line("model.finetune", mode, reason), Line("optim.lr", advice.lr)]
     if choice.estimate.candidate.recompute:
         lines.append(Line("train.gradient_checkpointing", True, "blocks compute again in the backward pass"))
     return lines

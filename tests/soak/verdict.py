@@ -1,7 +1,7 @@
 """python -m tests.soak.verdict --data SET: runs spoilt on purpose; no final/ may be worse than the base beyond noise.
 
-SET is a retrieval set with train.jsonl. First a run that must end worse (learning rate 1e-3, five epochs), then one at
-the recommended rate, then runs on --pairs of the pairs with settings drawn at random from bad ones. Each final/ is
+SET is a retrieval set with train.jsonl. First a run that must end worse (learning rate 1e-3, five epochs), then one by
+the recommended numbers, then runs on --pairs of the pairs with settings drawn at random from bad ones. Each final/ is
 loaded anew and compared with the base on all queries, beside what the run says of itself. Prints one JSON line per run,
 and exits with 1 if a final/ lies below the base beyond its paired 95 % interval. --output keeps the lines: what was run
 is not run again.
@@ -18,11 +18,10 @@ from pathlib import Path
 from data_prep.__main__ import main as prepare
 from data_prep.reading.retrieval_sets import RetrievalSet, load_set
 from trainer.config.loading import parse_config
-from trainer.config.recommended import learning_rate
+from trainer.config.recommended import recommend
 from trainer.config.sections import ModelConfig
 from trainer.evaluation.compare import PerQuery, compare
 from trainer.evaluation.measure import evaluate_folder
-from trainer.model_folder.spec import hidden_size
 from trainer.run_dir.verdict import WORSE, read_verdict
 
 METRIC = "nDCG@10"
@@ -45,13 +44,10 @@ def drawn(number: int) -> dict:
     return {key: draw.choice(values) for key, values in BAD.items()} | {"train.seed": number}
 
 
-def spoilt(width: int) -> dict[str, dict]:
+def spoilt(pairs: int) -> dict[str, dict]:
     """Returns the settings of the two runs on all pairs."""
-    common = {"train.batch_size": 16, "train.epochs": 5}
-    return {
-        "spoilt": common | {"optim.lr": 1e-3},
-        "recommended rate": common | {"train.epochs": 2, "optim.lr": learning_rate("full", width)},
-    }
+    recipe = recommend("full", pairs).values
+    return {"spoilt": recipe | {"train.epochs": 5, "optim.lr": 1e-3}, "recommended": recipe}
 
 
 def train(args: argparse.Namespace, settings: dict, shards: Path, out: Path) -> Path:
@@ -118,15 +114,15 @@ def main() -> None:
 
 
 def run(args: argparse.Namespace, folder: Path) -> int:
-    data, width = load_set(args.data), hidden_size(json.loads((Path(args.model) / "config.json").read_text()))
-    runs = spoilt(width) | {f"bad {number}": drawn(number) for number in range(args.bad)}
+    data, pairs = load_set(args.data), len((args.data / "train.jsonl").read_text(encoding="utf-8").splitlines())
+    runs = spoilt(pairs) | {f"bad {number}": drawn(number) for number in range(args.bad)}
     known = args.output.read_text().splitlines() if args.output and args.output.is_file() else []
     lines = {line["run"]: line for line in map(json.loads, known)}
     base = evaluate_folder(model(args, args.model), data, "cpu", [METRIC])
     whole, some = shards_of(args, None, folder / "all"), shards_of(args, args.pairs, folder / "some")
     for number, (name, settings) in enumerate(runs.items()):
         if name not in lines:
-            final = train(args, settings, whole if name in spoilt(width) else some, folder / f"run-{number}")
+            final = train(args, settings, whole if name in spoilt(pairs) else some, folder / f"run-{number}")
             lines[name] = {"run": name, **judged(args, final, data, base), "settings": settings}
             if args.output:
                 with args.output.open("a") as file:

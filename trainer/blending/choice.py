@@ -34,10 +34,10 @@ class Side:
         """Mean of METRIC over the half that chooses (0) or reports (1)."""
         return float(np.mean([self.by_share[share][query][METRIC] for query in self.halves[half]]))
 
-    def change(self, share: float) -> tuple[float, float]:
+    def change(self, share: float) -> list[float]:
         """Returns the paired 95 % interval of METRIC's change from the base, over the half that chooses."""
         sides = ([self.by_share[one][query][METRIC] for query in self.halves[0]] for one in (0.0, share))
-        return paired_bootstrap(*map(np.array, sides))
+        return list(paired_bootstrap(*map(np.array, sides)))
 
     def reported(self, share: float) -> PerQuery:
         """Returns the metrics of a share on the half that reports."""

@@ -1,19 +1,16 @@
-"""The recommended recipe: a function of the model's width, what trains, the number of pairs, and the device. No torch.
+"""The recommended recipe: a function of what trains, the number of pairs, and the device. No torch.
 
 docs/recipes.md says which of the numbers were measured, and on what. `python -m launch init` writes them.
 """
 
 from dataclasses import dataclass
 
-from trainer.config.sections import LEARNING_RATES
+from trainer.config.sections import LEARNING_RATES, LossConfig
 
-WIDTH = 384  # of the hidden states of the model that was measured
-RATES = {"full": 1e-4, "lora": 1e-3, "qlora": 1e-3}  # at that width
 STEPS = 50  # optimizer steps that a pass over the pairs should have at least, where the batch is not the smallest
 SMALLEST, LARGEST = 16, 1024  # rows of a batch
 FEW_PAIRS, EPOCHS = 10_000, 3  # fewer pairs are passed so often, others once
-TEMPERATURE = 0.05
-NEGATIVES, RELATIVE_MARGIN = 1, 0.05  # mined for a row that has none; none above 95 % of the positive's score
+NEGATIVES, RELATIVE_MARGIN = 2, 0.05  # mined for a row that has none; none above 95 % of the positive's score
 
 
 @dataclass(frozen=True)
@@ -24,7 +21,7 @@ class Recommended:
     lr: float
     epochs: int
     precision: str = "fp32"  # of matrix products; weights that train stay in fp32
-    temperature: float = TEMPERATURE
+    temperature: float = LossConfig().temperature
     negatives: int = NEGATIVES
     relative_margin: float = RELATIVE_MARGIN
 
@@ -45,11 +42,11 @@ class Recommended:
         return ["--k", str(self.negatives), "--relative-margin", str(self.relative_margin)] if self.negatives else []
 
 
-def recommend(finetune: str, pairs: int, width: int | None, device: str = "cpu") -> Recommended:
-    """Returns the recipe. finetune: of the run file. pairs: train rows. width: of the hidden states; None: unknown."""
+def recommend(finetune: str, pairs: int, device: str = "cpu") -> Recommended:
+    """Returns the recipe. finetune: of the run file. pairs: train rows. device: cpu, mps or cuda."""
     return Recommended(
         batch_size=batch_size(pairs),
-        lr=learning_rate(finetune, width),
+        lr=LEARNING_RATES[finetune],
         epochs=1 if pairs >= FEW_PAIRS else EPOCHS,
         precision="bf16" if device == "cuda" else "fp32",
     )
@@ -63,13 +60,3 @@ def batch_size(pairs: int) -> int:
     while size > max(2, pairs):
         size //= 2
     return size
-
-
-def learning_rate(finetune: str, width: int | None) -> float:
-    """Returns the measured rate, in inverse proportion to the width (AdamW: Yang et al. 2022, arXiv:2203.03466), as 1,
-    2 or 5 times a power of ten. The default of the run file, if the width is unknown."""
-    if width is None:
-        return LEARNING_RATES[finetune]
-    exact = RATES[finetune] * WIDTH / width
-    steps = [float(f"{digit}e{power}") for power in range(-9, 0) for digit in (1, 2, 5)]
-    return min(steps, key=lambda step: max(step / exact, exact / step))

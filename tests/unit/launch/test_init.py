@@ -65,7 +65,7 @@ def test_lengths_and_batch_come_from_the_data(capsys, home, tmp_path):
         assert values["model"][name] == min(32, -(-held // 16) * 16)
     assert values["train"]["batch_size"] == 16 and values["train"]["epochs"] == 3
     assert values["train"]["precision"] == "fp32" and values["model"]["finetune"] == "full"
-    assert values["loss"] == {"temperature": 0.05} and values["optim"] == {"lr": 1e-3}, "32 wide, so a large rate"
+    assert values["loss"] == {"temperature": 0.05} and values["optim"] == {"lr": 2e-5}
     text = (tmp_path / "run.yaml").read_text()
     assert "# tokens; 99% of the texts have at most" in text and "# Start: python -m launch run --config" in text
 

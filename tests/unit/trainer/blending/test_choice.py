@@ -72,7 +72,7 @@ def test_the_best_share_within_the_bound_is_chosen_and_reported_on_the_other_hal
     assert told["gain_kept"] == pytest.approx(0.75)
     refused = {one["share"]: one["refused"] for one in told["shares"]}
     assert refused == {0.0: None, 0.3: None, 0.5: None, 1.0: LOSES}
-    assert told["shares"][3]["general"]["change_95"] == pytest.approx((-0.1, -0.1))
+    assert told["shares"][3]["general"]["change_95"] == pytest.approx([-0.1, -0.1])
     assert told["domain"]["queries_that_choose"] == told["domain"]["queries_that_report"] == 10
 
 

@@ -1,10 +1,10 @@
-"""The recipe: batches that the pairs bear, rates by width, and numbers that a run file takes."""
+"""The recipe: batches that the pairs bear, and numbers that a run file takes."""
 
 import pytest
 
 from trainer.config.loading import parse_config
 from trainer.config.recipe import unusual
-from trainer.config.recommended import EPOCHS, batch_size, learning_rate, recommend
+from trainer.config.recommended import EPOCHS, batch_size, recommend
 
 
 @pytest.mark.parametrize(("pairs", "expected"), [(2, 2), (5, 4), (60, 16), (1600, 32), (10_000, 128), (10**7, 1024)])
@@ -12,21 +12,10 @@ def test_a_batch_is_no_larger_than_the_pairs_bear(pairs, expected):
     assert batch_size(pairs) == expected
 
 
-@pytest.mark.parametrize(
-    ("finetune", "width", "expected"),
-    [
-        ("full", 384, 1e-4), ("full", 768, 5e-5), ("full", 1024, 5e-5), ("full", 4096, 1e-5), ("full", None, 2e-5),
-        ("lora", 384, 1e-3), ("lora", 4096, 1e-4), ("qlora", None, 1e-4),
-    ],
-)  # fmt: skip
-def test_a_wider_model_gets_a_smaller_rate(finetune, width, expected):
-    assert learning_rate(finetune, width) == expected
-
-
 @pytest.mark.parametrize("finetune", ["full", "lora", "qlora"])
 @pytest.mark.parametrize("pairs", [100, 9_999, 10_000])
 def test_a_run_file_takes_the_numbers_and_finds_none_unusual(finetune, pairs):
-    advice = recommend(finetune, pairs, 768, "cuda")
+    advice = recommend(finetune, pairs, "cuda")
     values: dict = {"output_dir": "out", "model": {"path": "m", "finetune": finetune}, "data": {"train": "shards"}}
     for key, value in advice.values.items():
         section, _, name = key.partition(".")
