@@ -240,7 +240,7 @@ class Group:
         return found
 
     def adamw(self, cell: dict) -> dict:
-        """The trainer's own loop; its log is what a user sees."""
+        """The trainer's own loop; its log is what a user sees. cell["trained_in"]: other chunks than the gradients'."""
         batches = []
 
         def recording(engine, batch, *rest):
@@ -250,7 +250,7 @@ class Group:
             return real_step.compute_gradients(engine, batch, *rest)
 
         with (
-            self.job(cell["run"], cell["chunks"], *cell.get("options", ()), sgd=False) as job,
+            self.job(cell["run"], cell.get("trained_in", cell["chunks"]), *cell.get("options", ()), sgd=False) as job,
             patch("trainer.train.fit.compute_gradients", recording),
             patch("trainer.train.fit.end_epoch", lambda job: None),  # checkpoints are tested elsewhere
         ):
