@@ -16,6 +16,7 @@ from trainer.frontends.command_line import parse
 
 EXAMPLES = sorted((ROOT / "launch" / "examples").glob("*.yaml"))
 LENGTHS = ["model.query_max_len=32", "model.passage_max_len=32"]  # a tiny model has 64 positions
+BATCH = "train.batch_size=8"  # of some forty rows
 
 
 def scored(first: int) -> list[dict]:
@@ -64,7 +65,7 @@ def test_an_example_is_what_its_comments_say(path, folder, tmp_path, tiny_bert, 
         elif module == "launch":
             assert flags.parser().parse_args([word.replace("R", "0") if word == "R" else word for word in argv])
     lengths = LENGTHS if "query_max_len" in text else []
-    assert trainer(["--config", path.name, "--dry-run", *lengths]) == 0, capsys.readouterr().err
+    assert trainer(["--config", path.name, "--dry-run", BATCH, *lengths]) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
     for name, source in yaml.safe_load(text).get("sources", {}).items():
         assert name in out and (source.get("loss") or {"name": name})["name"] in out
