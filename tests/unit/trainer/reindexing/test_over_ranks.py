@@ -12,7 +12,7 @@ from data_prep.stores.open import open_collection, open_store
 from tests import forked
 from tests.counted_reindex import Log, chunk, fill, flags
 from tests.postgres import postgres_server
-from tests.servers import QdrantProtocol, answering, chroma_server
+from tests.servers import QdrantProtocol, answering
 from trainer.config.sections import ModelConfig
 from trainer.inference.text_encoder import TextEncoder
 from trainer.reindexing.reindex import reindex
@@ -31,14 +31,12 @@ def qdrant(protocol):
         yield filled(StoreConfig("qdrant", "docs", url=f"http://127.0.0.1:{port}", text_field="body"))
 
 
-@pytest.fixture(params=["chroma server", "qdrant server", "pgvector", "chroma folder", "qdrant folder"])
+@pytest.fixture(params=["qdrant server", "pgvector", "chroma folder", "qdrant folder"])
 def source(request, tmp_path):
+    """Chroma's server: tests/soak/reindexing_ranks.py."""
     kind, _, place = request.param.partition(" ")
     if place == "folder":
         yield filled(StoreConfig(kind, "docs", path=tmp_path / "store"))
-    elif kind == "chroma":
-        with chroma_server(tmp_path) as (port, _):
-            yield filled(StoreConfig("chroma", "docs", host="127.0.0.1", port=port))
     elif kind == "pgvector":
         with postgres_server() as url:
             yield filled(StoreConfig("pgvector", "docs", url=url, text_field="body"))
