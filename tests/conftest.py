@@ -33,19 +33,25 @@ DATA = Path(os.environ.get("EMBEDFLEET_TEST_DATA", Path(__file__).resolve().pare
 
 # Files that take longest, longest first: two processes that take one after the other end together.
 LONGEST = (
-    "end_to_end/test_runs.py",
     "multiprocess/test_engines.py",
     "end_to_end/test_quickstart.py",
-    "end_to_end/test_readme.py",
+    "end_to_end/test_runs.py",
     "multiprocess/test_modes.py",
+    "reindexing/test_over_ranks.py",
     "end_to_end/test_survival.py",
-    "end_to_end/test_configs.py",
     "end_to_end/test_doctor.py",
     "end_to_end/test_crawl.py",
-    "end_to_end/test_entries.py",
+    "end_to_end/test_readme.py",
     "end_to_end/test_generation.py",
-    "end_to_end/test_nodes.py",
+    "end_to_end/test_configs.py",
+    "end_to_end/test_entries.py",
+    "diagnosis/test_footprint.py",
+    "reindexing/test_reindexing.py",
+    "train/test_best_model.py",
+    "stores/test_conformance.py",
+    "exporting/test_export_folder.py",
     "multiprocess/test_plan.py",
+    "end_to_end/test_nodes.py",
     "end_to_end/test_catalogue_doc.py",
 )
 
