@@ -38,7 +38,7 @@ class Recommended:
 
     @property
     def mining(self) -> list[str]:
-        """Flags of `data_prep mine` beside the model; empty: nothing is mined."""
+        """Flags of `trainer.mine` beside the model; empty: nothing is mined."""
         return ["--k", str(self.negatives), "--relative-margin", str(self.relative_margin)] if self.negatives else []
 
 
