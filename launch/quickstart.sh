@@ -78,7 +78,7 @@ model: {path: $model, query_max_len: 64, passage_max_len: 128}
 data: {train: $out/shards}
 loss: {temperature: 0.05}
 optim: {lr: 5e-5}
-train: {batch_size: 64, max_steps: 24, log_every: 4}   # four fifths of an epoch: enough to see the gain
+train: {batch_size: 64, epochs: 2, max_steps: 24, log_every: 4}   # enough to see the gain
 YAML
 "$PYTHON" -m launch run --config "$out/run.yaml" --engine "$engine" --resume
 
