@@ -35,7 +35,6 @@ def test_the_main_job_ends_with_a_better_model_a_verdict_and_a_page(finished):
     assert verdict["best"]["difference"] > 0 and verdict["final"]["model"] == "trained"
     assert "Next, on your own data" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("Verdict: ")
-    assert "warning: over-fitting" not in done.stderr
     assert str(out / "run-ddp" / "report.html") in done.stderr
     assert "nDCG@10" in (out / "run-ddp" / "report.html").read_text()
     assert json.loads((out / "run-ddp" / "run.json").read_text())["topology"]["processes"] == 2
