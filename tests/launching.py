@@ -47,6 +47,20 @@ def run(
     return done
 
 
+def install(folder: Path, *packages: str) -> None:
+    """Installs packages without what they need into a folder for PYTHONPATH; skips the test where they cannot be had.
+
+    They are not compiled: a test imports few of their modules, and compiling transformers takes 13 s.
+    """
+    import pytest
+
+    flags = ["--quiet", "--no-deps", "--no-compile", "--retries", "0", "--timeout", "20", "--target", str(folder)]
+    done = run("-m", "pip", "install", *flags, *packages, timeout=900)
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()[-1:]
+        pytest.skip(f"{', '.join(packages)} cannot be installed here: {reason}")
+
+
 def torchrun(processes: int, *argv: str, timeout: int = 240, **extra: str) -> subprocess.CompletedProcess:
     """The command on ranks that torchrun starts. Where torchrun is not the point: forked.run_ranks."""
     flags = ["--nproc-per-node", str(processes), "--master-port", str(free_port())]

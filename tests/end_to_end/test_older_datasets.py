@@ -10,6 +10,7 @@ import pytest
 from data_prep.reading.formats import read_records
 from data_prep.records import Record
 from data_prep.sharding.build import shard
+from tests.launching import install
 from tests.unit.data_prep.helpers import write_records
 
 OLDER = "4"
@@ -34,10 +35,7 @@ datasets.DatasetDict({"train": datasets.Dataset.from_list(plain)}).save_to_disk(
 def older(tmp_path_factory) -> str:
     """A folder of the older package; all others stay those of this environment."""
     folder = tmp_path_factory.mktemp("older")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--retries", "0", "--timeout", "20"]
-    done = subprocess.run([*pip, "--target", str(folder), f"datasets=={OLDER}.*"], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"datasets {OLDER} cannot be installed here: {done.stderr.strip().splitlines()[-1:]}")
+    install(folder, f"datasets=={OLDER}.*")
     return str(folder)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.launching import install
 from trainer.config.sections import ModelConfig, OptimConfig
 from trainer.distributed.collectives import World
 from trainer.engine.torch_engine import TorchEngine
@@ -77,10 +78,7 @@ FOLDERS = {  # name -> family, its rope, arguments of tiny.model, of the model s
 def older(tmp_path_factory) -> str:
     """A folder of the older packages; torch and the rest stay those of this environment."""
     folder = tmp_path_factory.mktemp("older")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--retries", "0", "--timeout", "20"]
-    done = subprocess.run([*pip, "--target", str(folder), *PACKAGES], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"transformers {OLDER} cannot be installed here: {done.stderr.strip().splitlines()[-1:]}")
+    install(folder, *PACKAGES)
     return str(folder)
 
 
