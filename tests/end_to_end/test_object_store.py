@@ -95,7 +95,7 @@ def test_what_the_store_refuses_is_one_error_without_secrets(store, shards):
         (f"{store.url}/in/one.jsonl.gz?secret_key={KEY}", "the URL holds a user, password, port or query"),
         ("https://example.org/x.jsonl", "https://…: is no URL that is read"),
     ):
-        done = shard(store, shards, url, shards / "other")
+        done = shard(store, shards, url, shards / "refused")
         assert done.returncode == 2 and says in done.stderr, done.both
         assert KEY not in done.both and "Traceback" not in done.both
     done = shard(store, shards, shards / "one.jsonl.gz", "s3://nobody/shards")

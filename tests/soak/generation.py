@@ -82,10 +82,10 @@ def soak(
         on_disk, asked_again = [], 0
         later: list[tuple[int, set[str]]] = []  # where the log stood at each kill, and which chunks were on disk
         for kill in range(kills):
-            killed = kill % parts
-            process = processes[killed]
             server.wait_for_answers((kill + 1) * chunks // (kills + 1), seconds=600)
-            assert process.poll() is None, "it ended before it was killed"
+            running = [n for n in range(parts) if processes[n].poll() is None]
+            assert running, "they ended before one was killed"
+            process = processes[killed := running[kill % len(running)]]
             process.send_signal(signal.SIGKILL)
             process.wait()
             durable = _on_disk(folder, chunks)
