@@ -68,6 +68,9 @@ use_environment() {
     return
   fi
   say "Installing embedfleet[$extras] into $folder: about $(size_of "$extras") with the CPU build of torch."
+  if [ -n "${EMBEDFLEET_ENV:-}" ]; then
+    say "It is the active environment: torch, transformers and others in it change to the versions of constraints.txt."
+  fi
   if [ "$(uname -s)" = Linux ]; then
     say "PyPI's torch for Linux is the CUDA build, several GB more. Without an NVIDIA GPU, stop here (Ctrl-C) and set"
     say "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu first: pip then prefers the CPU build."

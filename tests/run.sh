@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the tests need (into the active environment or .venv), and runs them all, whatever fails.
+# Installs what the tests need (into .venv; EMBEDFLEET_ENV=active: the active environment), and runs them all, whatever
+# fails.
 # Arguments go to pytest: bash tests/run.sh -k planner
 set -euo pipefail
 
