@@ -44,7 +44,13 @@ def read(folder: Path) -> list[tuple[str, str, str]]:
 
 def test_killed_twice_nothing_is_lost_or_asked_twice(tmp_path):
     """The short form of tests.soak.generation."""
-    report = soak(tmp_path, chunks=120, kills=2, concurrency=8, slow=3.0)
+
+    def started(command: list[str], folder: Path) -> forked.Forked:
+        process = forked.start(command[1:], ROOT, merged=True, OPENAI_API_KEY=KEY)
+        (folder / f"log-{process.pid}.txt").symlink_to(process.out)
+        return process
+
+    report = soak(tmp_path, chunks=120, kills=2, concurrency=8, slow=3.0, start=started)
     assert report.holds(), report
     assert all(0 < count < 120 for count in report.on_disk_at_kills)
     assert sum(report.failed_calls.values()) > 10

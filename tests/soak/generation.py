@@ -60,6 +60,16 @@ class Report:
         return right and spared and slow and self.repeated <= self.repeated_at_most
 
 
+def start(command: list[str], folder: Path) -> subprocess.Popen:
+    """What the command says goes to a file of the folder, which is looked through for the key."""
+    with open(folder / "log.txt", "a") as log:
+        return subprocess.Popen(command, cwd=ROOT, env=environment(OPENAI_API_KEY=KEY), stdout=log, stderr=log)
+
+
+def _said(folder: Path) -> str:
+    return "\n".join(path.read_text() for path in folder.glob("log*.txt"))
+
+
 def soak(
     folder: Path,
     chunks: int,
@@ -69,8 +79,9 @@ def soak(
     slow: float = 6.0,
     parts: int = 1,
     per_minute: int | None = None,
+    start=start,
 ) -> Report:
-    """One run in this folder, which is empty."""
+    """One run in this folder, which is empty. start: starts a command, see above."""
     names = [f"c{number}" for number in range(chunks)]
     write_chunks(folder / "chroma", "docs", [chunk(number) for number in range(chunks)], "digest")
     server = LanguageModel(seed=seed, share=SHARE, faults=FAULTS, forms=FORMS, slow=slow, delay=0.02)
@@ -78,7 +89,7 @@ def soak(
     with serving(server) as url:
         command = _command(folder, url, concurrency, slow, per_minute)
         workers = [[*command, "--part", f"{n}/{parts}"] for n in range(1, parts + 1)] if parts > 1 else [command]
-        processes = [_start(worker, folder) for worker in workers]
+        processes = [start(worker, folder) for worker in workers]
         on_disk, asked_again = [], 0
         later: list[tuple[int, set[str]]] = []  # where the log stood at each kill, and which chunks were on disk
         for kill in range(kills):
@@ -91,17 +102,17 @@ def soak(
             durable = _on_disk(folder, chunks)
             on_disk.append(len(durable))
             later.append((len(server.calls), durable))
-            processes[killed] = _start(workers[killed], folder)
-        assert [process.wait() for process in processes] == [0] * parts, (folder / "log.txt").read_text()
+            processes[killed] = start(workers[killed], folder)
+        assert [process.wait() for process in processes] == [0] * parts, _said(folder)
         if parts > 1:
             command.append("--join")
-            _kill_while_it_writes(_start(command, folder), folder / "pairs.jsonl")
-            assert _start(command, folder).wait() == 0, (folder / "log.txt").read_text()
+            _kill_while_it_writes(start(command, folder), folder / "pairs.jsonl")
+            assert start(command, folder).wait() == 0, _said(folder)
         for at, durable in later:
             asked_again += sum(call.chunk in durable for call in server.calls[at:])
         repeated, calls, failed = server.repeated(), len(server.calls), server.counts()
         other = [str(folder / "other.jsonl") if part == str(folder / "pairs.jsonl") else part for part in command]
-        assert _start(other, folder).wait() == 0
+        assert start(other, folder).wait() == 0
         extra = len(server.calls) - calls
     assert (folder / "other.jsonl").read_bytes() == (folder / "pairs.jsonl").read_bytes()
     del failed["answered"]
@@ -152,11 +163,6 @@ def _command(folder: Path, url: str, concurrency: int, slow: float, per_minute: 
     options += ["--requests-per-minute", per_minute] if per_minute else []
     command = [sys.executable, "-m", "data_prep", "generate", *where, *options, "--output", folder / "pairs.jsonl"]
     return [str(part) for part in command]
-
-
-def _start(command: list[str], folder: Path) -> subprocess.Popen:
-    with open(folder / "log.txt", "a") as log:
-        return subprocess.Popen(command, cwd=ROOT, env=environment(OPENAI_API_KEY=KEY), stdout=log, stderr=log)
 
 
 def _on_disk(folder: Path, chunks: int) -> set[str]:
