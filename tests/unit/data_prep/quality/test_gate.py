@@ -181,7 +181,7 @@ def test_the_named_mend_mends(leaking, tmp_path, capsys):
 
 @pytest.mark.parametrize("module", [("trainer",), ("launch", "run")])
 def test_the_commands_themselves_exit_with_2(leaking, module):
-    done = start("-m", *module, "--config", str(leaking / "run.json"), real=True)
+    done = start("-m", *module, "--config", str(leaking / "run.json"))
     assert done.returncode == 2, done.both
     assert "leakage: 30 of 400 train rows" in done.stderr
     assert "Traceback" not in done.both
