@@ -76,7 +76,9 @@ def augment(
             if is_variant(record):
                 counts.copied += 1
                 continue
-            texts = chain(drafts, islice(_drafts(record, variants, writer, seed), len(drafts), None))
+            texts = iter(drafts)
+            if len(drafts) == variants:  # fewer: there are no others
+                texts = chain(drafts, islice(_drafts(record, variants, writer, seed), len(drafts), None))
             for variant in _variants_of(record, variants, texts, queries, counts):
                 if variant.score is not None:
                     variant.score *= score_scale
