@@ -28,6 +28,7 @@ LOOK_SECONDS = 2.0  # between two looks at the nodes
 PATIENCE = 120.0  # seconds without any node that has a core, and for one node's answer to the first checks
 CONNECT_SECONDS = 5.0
 GRACE = 15.0  # seconds for cancelled tasks to end
+SILENT = 30.0  # seconds after a node left, until a task that is waited for runs a second time: Ray may wait 7 minutes
 
 
 class RayWorkers(Workers):
@@ -44,7 +45,7 @@ class RayWorkers(Workers):
         self.on, self.inputs, self.output = on, list(inputs), output
         self._nodes: dict[str, str] = {}  # id -> name, of nodes with a core
         self._under_way: set[Any] = set()
-        self._looked = self._seen = 0.0
+        self._looked = self._seen = self._left = 0.0  # times: of a look, of a node with a core, when one left
         self._job: nodes.Job | None = None
         self._connected_here = False
 
@@ -80,9 +81,13 @@ class RayWorkers(Workers):
     def submit(self, function: Callable[..., Result], *arguments: Any) -> Callable[[], Result]:
         if time.monotonic() - self._looked > LOOK_SECONDS:
             self._look()
-        reference = self._run.remote(self._job, function, arguments)
+        start = partial(self._run.remote, self._job, function, arguments)
+        return partial(self._result, start, self._begin(start), time.monotonic())
+
+    def _begin(self, start: Callable[[], Any]) -> Any:
+        reference = start()
         self._under_way.add(reference)
-        return partial(self._result, reference)
+        return reference
 
     def note(self, done: int, seconds: float) -> str:
         speed = f"{done / seconds:,.0f} rows/s on " if done and seconds else ""
@@ -92,12 +97,15 @@ class RayWorkers(Workers):
         count = len(self._nodes)
         return f"{count} {'node' if count == 1 else 'nodes'}, {self.count} {'core' if self.count == 1 else 'cores'}"
 
-    def _result(self, reference: Any) -> Any:
-        errors = self.ray.exceptions
+    def _result(self, start: Callable[[], Any], reference: Any, began: float) -> Any:
+        errors, runs = self.ray.exceptions, [reference]
         try:
-            while not self.ray.wait([reference], timeout=LOOK_SECONDS)[0]:
+            while not (ready := self.ray.wait(runs, timeout=LOOK_SECONDS)[0]):
                 self._look()
-            return self.ray.get(reference)
+                if len(runs) == 1 and began < self._left < time.monotonic() - SILENT:
+                    runs.append(self._begin(start))
+            self._under_way.difference_update(ready)
+            return self.ray.get(ready[0])
         except errors.RayTaskError as error:
             raise _of_task(error) from None
         except errors.RayError as error:
@@ -105,8 +113,6 @@ class RayWorkers(Workers):
             raise Failed(f"Ray: {died} ({type(error).__name__}: {first_line(error)})") from None
         except ConnectionError as error:
             raise Failed(f"Ray: the connection to the cluster is lost ({first_line(error)})") from None
-        finally:
-            self._under_way.discard(reference)
 
     def _look(self) -> None:
         """Counts nodes and cores. Raises Failed where none has had a core for PATIENCE seconds."""
@@ -116,6 +122,8 @@ class RayWorkers(Workers):
             for name in [name for node, name in some.items() if node not in others and self._job]:
                 say(f"Ray: node {name} {change}")
         now = self._looked = time.monotonic()
+        if self._nodes.keys() - found.keys():
+            self._left = now
         self._nodes, self.count = found, max(1, int(sum(node["Resources"]["CPU"] for node in alive)))
         self.ahead = AHEAD * self.count
         if found:

@@ -68,6 +68,27 @@ def test_a_task_that_always_dies_ends_the_work(monkeypatch):
         pool.submit(os._exit, 1)()
 
 
+def hang_once(marker: str) -> str:
+    if os.path.exists(marker):
+        return "second run"
+    open(marker, "w").close()
+    time.sleep(600)
+
+
+def test_a_task_that_hangs_on_a_lost_node_runs_again(tmp_path, monkeypatch):
+    """A node whose link is cut: Ray itself hears of its tasks only minutes later."""
+    monkeypatch.setattr(ray_workers, "SILENT", 0.5)
+    monkeypatch.setattr(ray_workers, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(ray_workers, "GRACE", 1.0)
+    with RayWorkers("ray") as pool:
+        wait = pool.submit(hang_once, str(tmp_path / "marker"))
+        until = time.monotonic() + 60
+        while not (tmp_path / "marker").exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        pool._left = time.monotonic()
+        assert wait() == "second run"
+
+
 def running() -> list[psutil.Process]:
     """Processes of this session's Ray that run a task."""
     below = psutil.Process().children(recursive=True)
