@@ -56,19 +56,16 @@ def test_a_folder_in_a_bucket_has_the_bytes_of_a_local_one(store, shards):
     assert refused.returncode == 2 and "holds other objects, such as one.jsonl.gz" in refused.stderr
 
 
-def test_two_ranks_fetch_it_once_and_train_as_from_a_local_folder(store, shards, tmp_path):
-    model = tiny.model(tmp_path / "model")
-    written = {}
-    for name, path in (("near", shards / "shards"), ("far", f"{store.url}/shards")):
-        (tmp_path / name).mkdir()
-        run = write_run(tmp_path / name, model, path, epochs=1)
-        more = store.environment | {"EMBEDFLEET_CACHE": str(tmp_path / "node")}
-        done = forked.run_ranks(2, "-m", "trainer", "--config", str(run), "--engine", "ddp", **more)
-        assert done.returncode == 0, done.both[-3000:]
-        written[name] = losses(tmp_path / name / "out")
-        assert done.stderr.count("once for this machine") == (name == "far")
-        assert KEY not in done.both + "".join(file.read_text() for file in (tmp_path / name / "out").glob("*.json*"))
-    assert written["near"] == written["far"]
+def test_two_ranks_fetch_it_once_and_train_on_the_rows_of_the_local_folder(store, shards, tmp_path):
+    run = write_run(tmp_path, tiny.model(tmp_path / "model"), f"{store.url}/shards", epochs=1)
+    more = store.environment | {"EMBEDFLEET_CACHE": str(tmp_path / "node")}
+    done = forked.run_ranks(2, "-m", "trainer", "--config", str(run), "--engine", "ddp", **more)
+    assert done.returncode == 0, done.both[-3000:]
+    assert losses(tmp_path / "out")
+    assert done.stderr.count("once for this machine") == 1
+    record, manifest = tmp_path / "out" / "run.json", shards / "shards" / "manifest.json"
+    assert json.loads(record.read_text())["data_fingerprint"] == json.loads(manifest.read_text())["fingerprint"]
+    assert KEY not in done.both + "".join(file.read_text() for file in (tmp_path / "out").glob("*.json*"))
 
 
 def test_a_changed_byte_and_a_missing_manifest_are_named(store, shards):
