@@ -55,8 +55,9 @@ def _check_listed(inputs: Inputs) -> None:
 
 def _eval_loss_problems(inputs: Inputs) -> list[str]:
     """Returns a line if there are no eval rows whose loss can be measured."""
-    if inputs.config.data.eval is not None:
-        stated = "is off" if inputs.config.data.eval is False else "names another set"
+    data = inputs.config.data
+    if data.eval not in (None, data.train):
+        stated = "is off" if data.eval is False else "names another set"
         return [f"watch.eval_loss: is the loss on the eval split of data.train, but data.eval {stated}; leave one out"]
     if "eval" not in inputs.shards.splits:
         return ["watch.eval_loss: data.train has no eval split; shard with --eval-fraction 0.1, or leave it out"]

@@ -62,8 +62,9 @@ def test_what_no_set_measures_is_refused(tmp_path, files, setting):
     ("settings", "reason"),
     [
         (["data.eval=null"], "watch.eval_loss: is the loss on the eval split of data.train, but data.eval is off"),
-        (["data.eval={SPLIT}"], "data.eval names another set; leave one out"),
+        (["data.eval={TRAIN}"], "data.eval names another set; leave one out"),
         (["data.train={TRAIN}"], "watch.eval_loss: data.train has no eval split; shard with --eval-fraction 0.1"),
+        (["data.eval={SPLIT}"], None),
         ([], None),
     ],
 )
