@@ -114,7 +114,7 @@ def _of_data(inputs: Inputs, device: str) -> list[Line]:
 
 
 def _before_training(inputs: Inputs, advice: Recommended) -> list[str]:
-    """Returns what the recipe has beside the run file, for rows that have none of it; docs/recipes.md."""
+    """Returns what the recipe has beside the run file, for rows that have none of it; docs/how_to/recipes.md."""
     rows, lines = inputs.shards.split("train"), []
     if advice.mining and not rows.count("negatives") and not rows.count("score"):
         flags = " ".join(["--model", inputs.config.model.path, *advice.mining])
@@ -190,7 +190,7 @@ def _of_mode(mode: str, choice: Choice, advice: Recommended) -> list[Line]:
 def _head(args: argparse.Namespace, path: Path, config: RunConfig, ranks: Ranks, choice: Choice) -> list[str]:
     where = f"{ranks.nodes} x {ranks.per_node} {args.gpu or ranks.device}"
     return [
-        f"Written by `python -m launch init` for {where}. Every key: docs/run_file.md",
+        f"Written by `python -m launch init` for {where}. Every key: docs/reference/run_file.md",
         f"{choice.reason}.",
         f"Start: {_command(path, ranks, choice.estimate)}",
     ]

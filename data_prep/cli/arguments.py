@@ -7,7 +7,7 @@ from typing import Any
 from data_prep.common.errors import BadInput
 from data_prep.remote.location import Location, location
 
-INPUTS = "JSON, JSONL, CSV, TSV or Parquet files (.gz and .zst too), datasets folders, or URLs (docs/data.md)"
+INPUTS = "JSON, JSONL, CSV, TSV or Parquet files (.gz and .zst too), datasets folders, or URLs (docs/reference/data.md)"
 
 
 def path_or_url(text: str) -> Path | Location:
@@ -33,7 +33,7 @@ def add_workers(parser: Any, default: str) -> None:
     text = f"processes that share the work; the bytes written do not depend on it (default: {default})"
     parser.add_argument("--workers", type=int, metavar="N", help=text)
     text = (
-        "a Ray cluster that shares the work: ray (of RAY_ADDRESS or this machine) or ray://HOST:PORT, see docs/ray.md"
+        "a Ray cluster that shares the work: ray (RAY_ADDRESS or this machine) or ray://HOST:PORT; docs/how_to/ray.md"
     )
     parser.add_argument("--on", metavar="ray", help=text)
 

@@ -26,7 +26,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N chunks; --offline: at most N pairs")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of all draws (default 0)")
     add_store(parser)
-    _add_model(parser.add_argument_group("with a language model", "see docs/generation.md"))
+    _add_model(parser.add_argument_group("with a language model", "see docs/how_to/generation.md"))
     _add_filters(parser.add_argument_group("filters of a model's pairs", "a pair that fails is counted and kept apart"))
     group = parser.add_argument_group("without a language model")
     group.add_argument("--offline", action="store_true", help="titles, inverse cloze, keywords")

@@ -3,7 +3,7 @@
     with open_collection(StoreConfig("chroma", "docs", path=Path("chroma"))) as collection:
         for chunk in collection.chunks(): ...
 
-- A store is a plug-in: a subclass of Store and one of Collection. docs/store_plugins.md shows a whole one.
+- A store is a plug-in: a subclass of Store and one of Collection. docs/how_to/store_plugins.md shows a whole one.
 - registry.py finds the classes, open.py opens them. Chroma, Qdrant and pgvector are the ones that come along.
 - `python -m data_prep.stores.conformance` checks a plug-in against what is promised here.
 """

@@ -15,7 +15,7 @@ def add_store(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Adds the flags; store_of and where_of read them. required: --collection is."""
     text = "keys come from the environment or .env: CHROMA_TOKEN, QDRANT_API_KEY, PGPASSWORD"
     group = parser.add_argument_group("store", text)
-    text = f"{', '.join(OWN)} (default chroma), or a plug-in: docs/store_plugins.md"
+    text = f"{', '.join(OWN)} (default chroma), or a plug-in: docs/how_to/store_plugins.md"
     group.add_argument("--store", default="chroma", metavar="KIND", help=text)
     group.add_argument("--path", type=Path, metavar="DIR", help="folder of embedded Chroma or of Qdrant's local mode")
     group.add_argument("--host", metavar="NAME", help="Chroma server")

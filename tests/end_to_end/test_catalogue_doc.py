@@ -1,4 +1,4 @@
-"""docs/catalogue.md, typed into an empty folder: CSV -> records -> variants -> shards -> a run with cosent."""
+"""docs/how_to/catalogue.md, typed into an empty folder: CSV -> records -> variants -> shards -> a run with cosent."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from tests.launching import ROOT, environment
 
 
 def test_every_command_of_the_catalogue_document_runs(tmp_path, minilm):
-    text = (ROOT / "docs" / "catalogue.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/how_to/catalogue.md").read_text(encoding="utf-8")
     commands = "\n".join(re.findall(r"^```bash\n(.*?)^```", text, re.M | re.S))
     assert commands.count("python -m") == 7
     here = tmp_path / "here"

@@ -1,4 +1,4 @@
-"""Every row of docs/migrate.md is a run that could start; folders and hub ids that people bring."""
+"""Every row of docs/reference/migrate.md is a run that could start; folders and hub ids that people bring."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The whole table of the promise: python -m tests.soak.exactness [--hardware TEXT]. Writes docs/exactness.md.
+"""The whole table of the promise: python -m tests.soak.exactness [--hardware TEXT]. Writes docs/evidence/exactness.md.
 
 Every loss, way to chunk, engine and number of ranks; each cell also trains 20 steps. See tests/multiprocess.
 """
@@ -76,7 +76,7 @@ def main() -> int:
     if wrong:
         print("\n".join(wrong))
         return 1
-    (ROOT / "docs" / "exactness.md").write_text(text)
+    (ROOT / "docs/evidence/exactness.md").write_text(text)
     print(summary(rows, reference))
     return 0
 

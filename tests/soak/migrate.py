@@ -1,4 +1,4 @@
-"""A step of training with every row of docs/migrate.md: python -m tests.soak.migrate. One JSON line per row.
+"""A step of training with every row of docs/reference/migrate.md: python -m tests.soak.migrate. One JSON line per row.
 
 All in one process, on a tiny BERT and generated rows. Exit code 1 where a run fails.
 """

@@ -5,7 +5,7 @@
 FOLDER: where packages were installed to (`pip install --no-deps --target FOLDER FlagEmbedding tevatron ms-swift`), or
 `src` of a checkout; the first that has a package counts. Sources are parsed, never imported. --usage: a folder of
 examples and documents for each peer; names come in the order of their share in these, peers counting alike. Prints
-the hundred first as docs/wrong_names.md has them, or every one. Exit code 1 where a name is answered nothing.
+the hundred first as docs/reference/wrong_names.md has them, or every one. Exit code 1 where a name is answered nothing.
 """
 
 import argparse
@@ -115,7 +115,7 @@ def useless(answer: str) -> bool:
 
 
 def table(names: Iterable[str], of: dict[str, list[str]]) -> list[str]:
-    """Returns the rows of docs/wrong_names.md."""
+    """Returns the rows of docs/reference/wrong_names.md."""
     answers = {name: said(name).removeprefix(f"unknown key {name!r}. ") for name in names}
     return [f"| `{name}` | {', '.join(of[name])} | {answer} |" for name, answer in answers.items()]
 

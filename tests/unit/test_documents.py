@@ -1,6 +1,6 @@
 """README, docs/ and --help show commands, run files, records and imports: the product reads each as it stands there.
 
-Nothing is trained. tests/end_to_end runs the commands of README, of docs/catalogue.md and of data_prep's --help.
+Nothing is trained. tests/end_to_end runs the commands of README, of docs/how_to/catalogue.md and of data_prep's --help.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from trainer.config.yaml_reader import Loader
 from trainer.frontends.flags import from_flags
 from trainer.frontends.flat_json import from_json
 
-FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FILES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {path.name: path.read_text(encoding="utf-8") for path in FILES}
 RUN_FILE = {"output_dir": "runs/first", "model": {"path": "M"}, "data": {"train": "shards"}}
 MODULES = ("data_prep", "launch", "trainer")
@@ -201,7 +201,7 @@ def test_every_run_file_of_the_documents_is_read(name, text, tmp_path):
 
 
 def test_the_config_json_of_the_documents_is_read(here):
-    (text,) = blocks("entries.md", "json")
+    (text,) = blocks("without_a_run_file.md", "json")
     (here / "config.json").write_text(text, encoding="utf-8")
     entry = from_json(Path("config.json"))
     assert entry.config.output_dir == "models/tuned" and entry.config.train.batch_size == 8
@@ -227,7 +227,7 @@ def test_the_table_of_the_run_file_states_the_defaults(here):
         assert load_config("run.yaml", [f"{key}={value}"]) == default, f"{key}: not {value} by default"
 
 
-SHAPES = re.findall(r'`(\{"\w+"[^`{}]*\})`', TEXTS["README.md"] + TEXTS["data.md"].partition("Unknown keys")[0])
+SHAPES = re.findall(r'`(\{"\w+"[^`{}]*\})`', TEXTS["from_pairs.md"] + TEXTS["data.md"].partition("Unknown keys")[0])
 LISTS = ("positives", "negatives", "hard_negatives", "pos", "neg")
 
 

@@ -1,6 +1,6 @@
 """Arguments and values of other trainers, and what they are here: other_trainers.yaml. No torch.
 
-`python -m trainer.config.other_trainers` prints the tables of docs/migrate.md.
+`python -m trainer.config.other_trainers` prints the tables of docs/reference/migrate.md.
 """
 
 import re

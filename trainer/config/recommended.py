@@ -1,6 +1,6 @@
 """The recommended recipe: a function of what trains, the number of pairs, and the device. No torch.
 
-docs/recipes.md says which of the numbers were measured, and on what. `python -m launch init` writes them.
+docs/how_to/recipes.md says which of the numbers were measured, and on what. `python -m launch init` writes them.
 """
 
 from dataclasses import dataclass

@@ -21,12 +21,12 @@ class Flag:
 
 FLAGS = {
     "model_name_or_path": Flag("model.path", None, "model folder or hub id"),
-    "train_dataset": Flag(None, None, "records (docs/data.md) or a shard folder; may be repeated"),
+    "train_dataset": Flag(None, None, "records (docs/reference/data.md) or a shard folder; may be repeated"),
     "output_dir": Flag("output_dir", None, "the run directory"),
     "finetune_type": Flag("model.finetune", "qlora", "full, lora or qlora"),
     "batch_size": Flag(None, PER_DEVICE, "rows per device and accumulation step"),
     "gradient_accumulation_steps": Flag(None, 1, "factor of the global batch"),
-    "lr": Flag("optim.lr", None, "learning rate (default: by --finetune_type, see docs/run_file.md)"),
+    "lr": Flag("optim.lr", None, "learning rate (default: by --finetune_type, see docs/reference/run_file.md)"),
     "epochs": Flag("train.epochs", 2, "passes over the data"),
     "steps_per_epoch": Flag("train.steps_per_epoch", None, "end an epoch after so many steps"),
     "neg_nums": Flag("data.max_hard_negatives", 2, "hard negatives of a row, at most"),

@@ -68,7 +68,7 @@ class FineTuningConfig:
     run file's default."""
 
     model_name_or_path: str
-    dataset_path: str | Path  # records (docs/data.md) or a shard folder
+    dataset_path: str | Path  # records (docs/reference/data.md) or a shard folder
     output_dir: str | Path
     train_adapter: bool = True  # LoRA on the frozen model; False trains all weights
     num_train_epochs: int = 1

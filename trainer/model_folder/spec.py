@@ -98,7 +98,7 @@ def read_spec(
         notes.append(f"the folder's own code is not run: loaded as the family {settings['model_type']}")
     if (folder / "training_args.bin").is_file():
         notes.append(
-            "training_args.bin is a pickle and is not read: docs/migrate.md says how to state its arguments here"
+            "training_args.bin is a pickle and is not read; docs/reference/migrate.md names its arguments here"
         )
     try:
         rules, chosen = read_text_rules(folder, config, "model.{}".format, base)
@@ -200,7 +200,7 @@ def _start_problems(config: ModelConfig) -> list[str]:
     if values.get("peft_type") != "LORA":
         return [f"model.lora.start: {start} is an adapter of the kind {values.get('peft_type')}, not LORA"]
     if values.get("use_dora") and config.bits == 8:
-        return [f"model.lora.start: {start} is a DoRA, which does not go with 8 bits (docs/modes.md)"]
+        return [f"model.lora.start: {start} is a DoRA, which does not go with 8 bits (docs/reference/modes.md)"]
     names = {"r": "r", "alpha": "lora_alpha", "rslora": "use_rslora", "dora": "use_dora", "targets": "target_modules"}
     problems = []
     for ours, theirs in names.items():

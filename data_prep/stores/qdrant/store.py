@@ -126,7 +126,7 @@ class QdrantStore(Store):
     @staticmethod
     @contextmanager
     def quiet() -> Iterator[None]:
-        """Hides the client's warnings about keys and sizes; messages here or docs/stores.md cover them."""
+        """Hides the client's warnings about keys and sizes; messages here or docs/how_to/stores.md cover them."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield

@@ -1,5 +1,4 @@
-"""The promises of a store, kept by every store here and by the one in docs/store_plugins.md, and broken by planted
-faults."""
+"""Promises of a store: every store here and the one in docs/how_to/store_plugins.md keep them; faults break them."""
 
 import importlib.util
 import re
@@ -27,7 +26,7 @@ MODULE = "embedfleet_test_sqlite_store"
 
 
 def example_code() -> str:
-    text = (ROOT / "docs" / "store_plugins.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/how_to/store_plugins.md").read_text(encoding="utf-8")
     return re.search(r"```python\n(.*?)```", text, re.S)[1]
 
 

@@ -59,7 +59,7 @@ def test_a_run_is_refused_where_the_table_says_so_and_only_there(mode, option, e
 
 
 def test_the_docs_show_the_table():
-    assert table() in (ROOT / "docs" / "modes.md").read_text()
+    assert table() in (ROOT / "docs/reference/modes.md").read_text()
 
 
 def test_bitsandbytes_is_asked_for_where_it_is_missing(monkeypatch):

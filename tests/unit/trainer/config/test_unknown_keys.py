@@ -17,7 +17,7 @@ from trainer.config.sections import RunConfig
 from trainer.config.unknown_keys import own_keys
 
 SECTIONS = ("", "train.", "optim.", "loss.", "model.", "model.lora.", "data.", "watch.", "checkpoint.")
-ROWS = re.findall(r"^\| `([^`]+)` \| ([^|]+) \| (.+) \|$", (ROOT / "docs" / "wrong_names.md").read_text(), re.M)
+ROWS = re.findall(r"^\| `([^`]+)` \| ([^|]+) \| (.+) \|$", (ROOT / "docs/reference/wrong_names.md").read_text(), re.M)
 # key=value as an override -> part of the answer
 ANSWERS = {
     "train.eval_steps=100": "Write watch.every_steps (besides those before training",
@@ -152,7 +152,7 @@ def test_the_hundred_likeliest_names_are_answered_as_the_table_says():
 
 
 def test_the_table_of_the_docs_is_the_one_of_the_package():
-    assert tables() in (ROOT / "docs" / "migrate.md").read_text()
+    assert tables() in (ROOT / "docs/reference/migrate.md").read_text()
 
 
 def test_the_table_says_one_thing_of_a_name_and_only_of_keys_that_there_are():
