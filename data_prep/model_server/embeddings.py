@@ -69,6 +69,7 @@ class TextVectors:
             raise Failed(f"an embeddings endpoint needs {', '.join(missing)}: pip install 'embedfleet[llm]'")
         self.config, self.server = config, endpoint(config.url, "--endpoint")
         self.folder = user_path(config.cache) if config.cache else cache_folder("vectors")
+        self.spent = _Spent(config.price_in)
 
     def of(self, texts: list[str]) -> np.ndarray:
         """Returns (texts, d) float32. Asks about texts without a vector.
@@ -91,14 +92,15 @@ class TextVectors:
     def _ask(self, texts: list[str], cache: AnswerCache[Embedding]) -> None:
         config = self.config
         model = EmbeddingModel(self.server, config.model, config.timeout, config.retry)
-        at_a_time = f"{config.concurrency} calls of {BATCH} texts at a time"
-        say(f"asking {config.model} at {self.server}, {at_a_time}; vectors are kept in {cache.path}")
-        spent = _Spent(config.price_in)
+        spent, before = self.spent, self.spent.texts
+        if not spent.texts:
+            at_a_time = f"{config.concurrency} calls of {BATCH} texts at a time"
+            say(f"asking {config.model} at {self.server}, {at_a_time}; vectors are kept in {cache.path}")
         with Meter("embedding", len(texts)) as meter:
 
             def on_answer(answers: list[Embedding]) -> None:
                 spent.add(answers)
-                meter.show(spent.texts, spent.texts, spent.note(model))
+                meter.show(spent.texts - before, spent.texts - before, spent.note(model))
 
             asking = _Asking(model, cache, texts, config.concurrency, on_answer)
             try:
@@ -107,7 +109,7 @@ class TextVectors:
                 say(f"{len(cache):,} vectors are kept in {cache.path}; the same command goes on from there")
                 raise
             finally:
-                say(f"this run: {spent.note(model)}")
+                say(f"this run so far: {spent.note(model)}")
         _check(asking.unanswered, len(texts), self.server.url)
 
 

@@ -47,7 +47,7 @@ def test_whatever_fails_every_vector_comes_once_and_in_order(capsys):
         assert server.answered()[len(TEXTS) :] == ["one more"]
     said = capsys.readouterr().err
     assert f"asking {MODEL} at {url} (key from OPENAI_API_KEY)" in said
-    assert re.search(r"this run: 150 vectors, 750 tokens, cost 0\.0015, repeated calls: .* x ", said)
+    assert re.search(r"this run so far: 150 vectors, 750 tokens, cost 0\.0015, repeated calls: .* x ", said)
     assert KEY not in said and all(KEY.encode() not in file.read_bytes() for file in Path("cache").iterdir())
 
 
