@@ -1,4 +1,4 @@
-"""What do queries gain that learn alone, against documents that stay in their store? One JSON line per cell.
+"""Gain of queries that learn alone, against documents that stay in their store. One JSON line per cell.
 
     python benchmarks/query_side.py --data SET … --output FOLDER
 

@@ -1,4 +1,4 @@
-"""Opens input files: local or at a URL, plain or compressed, as streams of bytes that are never held as a whole.
+"""Opens input files: local or at a URL, plain or compressed, as streams of bytes that are never in memory as a whole.
 
 - NAME.jsonl.gz and NAME.jsonl.zst (also .json, .csv, .tsv) are unpacked as they are read, by pyarrow.
 - A damaged or truncated archive is one error, which names file and place (`damaged`).

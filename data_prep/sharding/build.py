@@ -157,7 +157,7 @@ def _bytes_of(path: Path | Location) -> int:
 def check_memory(rows: int, similarity: float | None, estimated: bool = False) -> None:
     """Says what the decision on all rows needs, for a million rows or more. Raises Failed where it does not fit.
 
-    estimated: the rows are not yet counted; half of the need must fit then, and nothing is said.
+    estimated: the rows are not yet counted; half of the need must fit then, and nothing is printed.
     """
     need, free = memory_for(rows, similarity), free_memory()
     size = f"{rows:,} rows are decided on in this process, which takes about {need / 1e9:.1f} GB of memory"

@@ -67,7 +67,7 @@ def steps_logged(out: Path) -> int:
 
 
 def trainers(run_file: Path) -> list[psutil.Process]:
-    """What torchrun started for the ranks of a run; killed, they take their ranks with them."""
+    """Processes that torchrun started for the ranks of a run; killed, they take their ranks with them."""
     every = [(p, p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
     of_run = [(p, line) for p, line in every if {"trainer", str(run_file)} <= {*line}]
     return [p for p, line in of_run if not any("launch" in part for part in line)]

@@ -95,7 +95,7 @@ def pairwise(factors=FACTORS, allowed=lambda cell: True, cost=lambda cell: 0) ->
 
 
 def work(cell: tuple) -> int:
-    """What a cell of the table costs, about: DeepSpeed's Python runs on every rank, most of it under ZeRO-3."""
+    """Returns about what a cell of the table costs: DeepSpeed's Python runs on every rank, most of it under ZeRO-3."""
     world, engine, _, _ = cell
     return world * {"ddp": 1, "zero3": 5}.get(engine, 2)
 

@@ -61,7 +61,7 @@ class Report:
 
 
 def start(command: list[str], folder: Path) -> subprocess.Popen:
-    """What the command says goes to a file of the folder, which is looked through for the key."""
+    """Starts a command. Its output goes to a file of the folder, which is searched for the key."""
     with open(folder / "log.txt", "a") as log:
         return subprocess.Popen(command, cwd=ROOT, env=environment(OPENAI_API_KEY=KEY), stdout=log, stderr=log)
 

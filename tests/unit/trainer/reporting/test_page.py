@@ -16,7 +16,6 @@ from tests import tiny
 from tests.unit.trainer.exporting.test_export_folder import write_checkpoint
 from trainer.config.loading import parse_config
 from trainer.config.sections import ModelConfig
-from trainer.inference.reading import as_trained
 from trainer.inference.text_encoder import TextEncoder
 from trainer.query_side.adapter import Layer, QueryAdapter
 from trainer.report import adapted, main
