@@ -37,7 +37,7 @@ def here(tmp_path, tiny_bert, monkeypatch):
 def example(capsys) -> list[str]:
     with pytest.raises(SystemExit):
         main(["--help"])
-    text = capsys.readouterr().out.partition("example: ")[2]
+    text = capsys.readouterr().out.partition("example:")[2]
     return shlex.split(text)[1:]
 
 

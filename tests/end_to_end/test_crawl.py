@@ -399,7 +399,7 @@ def test_wikipedia_in_another_language_by_its_api(tmp_path):
     ]
     assert len(english) == 1 and len(german) == 8 and all(asked["maxlag"] == "5" for asked in german)
     assert "wikipedia_glossary: pages that are no articles (portals, talk, files): 1\n" in done.stderr
-    assert "\n  - wikipedia_glossary: Weg: the wiki says missingtitle: No.\nNext: " in done.stderr
+    assert "\n  - wikipedia_glossary: Weg: the wiki says missingtitle: No.\n" in done.stderr
     assert "Wikimedia asks crawlers to name a contact" not in done.stderr  # this is none of theirs
 
 

@@ -165,11 +165,12 @@ def check_reply(body: bytes, heard: bool) -> None:
     model = the_model()
     model.heard = heard
     try:
-        answer = model._read(Reply(body), {})
+        answer, usage = model._read(Reply(body), {})
     except (client.Fault, client._Reply, client.Strange, client._Page):
         return
     if not isinstance(answer.text, str) or not isinstance(answer.refusal, str):
         raise Finding("an answer that is no text", repr(answer))
+    client._tokens_of(usage)
     check_answer(answer.text, answer.cut, thoughts=False)
 
 

@@ -105,9 +105,9 @@ def test_every_start_has_a_file_of_its_own_and_reads_those_of_all(tmp_path, caps
 
 def test_parts_know_the_answers_of_a_run_without_parts(tmp_path):
     for part in (None, Part(1, 2)):
-        with AnswerCache(tmp_path, REQUEST, part) as cache:
+        with AnswerCache(tmp_path, REQUEST, Answer, part) as cache:
             put(cache, str(part))
-    with AnswerCache(tmp_path, REQUEST, Part(2, 2)) as cache:
+    with AnswerCache(tmp_path, REQUEST, Answer, Part(2, 2)) as cache:
         assert cache.get("None") and cache.get("1/2") and len(cache) == 2
 
 
@@ -125,7 +125,11 @@ def test_more_files_than_may_be_open_are_read(tmp_path, monkeypatch):
 
 def test_the_same_part_twice_on_one_machine_is_refused(tmp_path):
     refused = pytest.raises(Failed, match="another run on this machine is --part 1/2 of the same")
-    with AnswerCache(tmp_path, REQUEST, Answer, Part(1, 2)), AnswerCache(tmp_path, REQUEST, Part(2, 2)), refused:
+    with (
+        AnswerCache(tmp_path, REQUEST, Answer, Part(1, 2)),
+        AnswerCache(tmp_path, REQUEST, Answer, Part(2, 2)),
+        refused,
+    ):
         AnswerCache(tmp_path, REQUEST, Answer, Part(1, 2))
 
 
