@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
 
 from data_prep.stores.base import Chunk
 from tests.servers import running
@@ -294,3 +297,16 @@ def serving(model: LanguageModel, port: int = 0) -> Iterator[str]:
             yield f"http://127.0.0.1:{server.server_port}/v1"
         finally:
             model.closing.set()
+
+
+def use_own_key(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Sets the key of the test server, and works in a folder without the .env of whoever runs the tests."""
+    monkeypatch.chdir(folder)
+    for name in ("OPENAI_BASE_URL", "YC_OPENAI_API_KEY", "YC_OPENAI_API_BASE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+
+def files_with_key(folder: Path) -> list[str]:
+    """Returns the files of a folder that hold the key of the test server."""
+    return [str(file) for file in folder.rglob("*") if file.is_file() and KEY.encode() in file.read_bytes()]

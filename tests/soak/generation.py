@@ -24,7 +24,18 @@ from pathlib import Path
 from data_prep.common.files import unfinished_name
 from data_prep.model_server.endpoint import MINUTE
 from data_prep.stores.open import write_chunks
-from tests.language_model import FAULTS, FORMS, HOPELESS, KEY, MODEL, LanguageModel, chunk, expected, serving
+from tests.language_model import (
+    FAULTS,
+    FORMS,
+    HOPELESS,
+    KEY,
+    MODEL,
+    LanguageModel,
+    chunk,
+    expected,
+    files_with_key,
+    serving,
+)
 from tests.launching import ROOT, environment
 
 SHARE = 0.2  # of the calls that fail
@@ -138,9 +149,7 @@ def soak(
         parts=parts,
         per_minute=per_minute,
         busiest_minute=_busiest_minute([call.at for call in server.calls]),
-        files_with_key=[
-            str(path) for path in folder.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()
-        ],
+        files_with_key=files_with_key(folder),
         seconds=round(time.monotonic() - began, 1),
     )
 

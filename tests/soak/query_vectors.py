@@ -27,7 +27,7 @@ from data_prep.model_server.embeddings import BATCH, EmbeddingConfig, TextVector
 from data_prep.stores.base import StoreConfig
 from data_prep.stores.open import open_store
 from tests.embedding_server import D, EmbeddingServer, vector_of
-from tests.language_model import FAULTS, KEY, MODEL, chunk, pairs, serving
+from tests.language_model import FAULTS, KEY, MODEL, chunk, files_with_key, pairs, serving
 from tests.launching import ROOT, environment
 
 SHARE = 0.2  # of the calls that fail
@@ -87,7 +87,6 @@ def soak(
         extra = len(server.calls) - made
         found = TextVectors(EmbeddingConfig(model=MODEL, url=url, cache=folder / "cache")).of(questions)
     del failed["answered"]
-    files = [file for file in folder.rglob("*") if file.is_file()]
     return Report(
         texts=texts,
         kills=kills,
@@ -100,7 +99,7 @@ def soak(
         paid_twice_at_most=kills * concurrency * BATCH,
         vectors_right=bool(np.array_equal(found, [vector_of(text) for text in questions])),
         calls_for_another_output=extra,
-        files_with_key=[str(file) for file in files if KEY.encode() in file.read_bytes()],
+        files_with_key=files_with_key(folder),
         seconds=round(time.monotonic() - began, 1),
     )
 

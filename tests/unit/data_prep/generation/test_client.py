@@ -15,7 +15,18 @@ from data_prep.generation.client import Model, messages
 from data_prep.model_server.client import Retry, Stopped, Unanswered, _wait_of
 from data_prep.model_server.endpoint import endpoint
 from tests import language_model
-from tests.language_model import FAULTS, KEY, MODEL, TOKENS_IN, TOKENS_OUT, LanguageModel, chunk, content, serving
+from tests.language_model import (
+    FAULTS,
+    KEY,
+    MODEL,
+    TOKENS_IN,
+    TOKENS_OUT,
+    LanguageModel,
+    chunk,
+    content,
+    serving,
+    use_own_key,
+)
 from tests.launching import free_port
 
 FAST = Retry(attempts=4, first=0.01, longest=0.05)
@@ -25,10 +36,7 @@ _WHOLE = language_model._Handler._completion
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch, tmp_path):
     """The key of the test server, and no .env of whoever runs the tests."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("OPENAI_BASE_URL", "YC_OPENAI_API_KEY", "YC_OPENAI_API_BASE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    use_own_key(monkeypatch, tmp_path)
 
 
 def ask(url, *numbers, name=MODEL, retry=FAST, timeout=5.0, temperature=None, model=None):

@@ -33,6 +33,7 @@ from tests.language_model import (
     chunk,
     expected,
     serving,
+    use_own_key,
 )
 from tests.launching import ROOT, environment
 from tests.unit.data_prep.helpers import read_jsonl, run
@@ -51,10 +52,7 @@ def store(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch, tmp_path):
     """The key of the test server, an empty cache, and no .env of whoever runs the tests."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("OPENAI_BASE_URL", "YC_OPENAI_API_KEY", "YC_OPENAI_API_BASE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    use_own_key(monkeypatch, tmp_path)
     monkeypatch.setenv("EMBEDFLEET_CACHE", str(tmp_path / "cache"))
 
 

@@ -12,7 +12,7 @@ from data_prep.model_server import embeddings
 from data_prep.model_server.client import Retry
 from data_prep.model_server.embeddings import EmbeddingConfig, TextVectors
 from tests.embedding_server import D, EmbeddingServer, vector_of
-from tests.language_model import KEY, MODEL, serving
+from tests.language_model import KEY, MODEL, serving, use_own_key
 
 FAST = Retry(attempts=8, first=0.001, longest=0.01)
 TEXTS = [f"text {number} about {number % 7} things" for number in range(150)]
@@ -21,10 +21,7 @@ TEXTS = [f"text {number} about {number % 7} things" for number in range(150)]
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch, tmp_path):
     """The key of the test server, no .env of whoever runs the tests, and small batches."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("OPENAI_BASE_URL", "YC_OPENAI_API_KEY", "YC_OPENAI_API_BASE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    use_own_key(monkeypatch, tmp_path)
     monkeypatch.setattr(embeddings, "BATCH", 16)
 
 
