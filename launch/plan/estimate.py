@@ -300,9 +300,9 @@ def estimate(
 
 def chunks_of(outlook: Outlook, tokens: float, budget: int) -> Chunks:
     """Splits a rank's tokens of a step: activations kept, within the budget, and embedded twice."""
-    from trainer.engine.chunks import CHUNK_TOKENS
+    from trainer.engine.chunks import CHUNK_TOKENS, chunk_tokens
 
-    chunk = max(min(budget, CHUNK_TOKENS[outlook.ranks.device]), min(outlook.longest, outlook.tokens))
+    chunk = max(chunk_tokens(CHUNK_TOKENS[outlook.ranks.device], budget), min(outlook.longest, outlook.tokens))
     return Chunks(tokens, min(tokens, budget), min(chunk, max(1, outlook.tokens)))
 
 

@@ -218,7 +218,7 @@ class Group:
         lengths, packed = [len(ids) for ids in self.batch(job, step).tokens], job.engine.embedder.packing is not None
         chunks = real_step.make_chunks(lengths, real_step.CHUNK_TOKENS["cpu"], packed)
         kept = real_step.kept_chunks([real_step.cost_of(c, lengths, packed) for c in chunks], job.micro_batch_tokens)
-        return self.world.gather_ints([len(chunks), len(chunks) - kept]).amax(dim=0).tolist()
+        return self.world.gather_ints([len(chunks), len(chunks) - len(kept)]).amax(dim=0).tolist()
 
     def planted(self, job, step: int) -> list[list]:
         """Errors with wrong factors, against the right gradient of the same weights: all must be seen.
@@ -328,7 +328,7 @@ class Group:
             batch = self.batch(job, 0)
             kept, _, _ = self.gradient(job, batch)
             job.engine.apply(0.0)
-            with patch("trainer.train.step.kept_chunks", lambda *_: 0):
+            with patch("trainer.train.step.kept_chunks", lambda *_: set()):
                 again, _, _ = self.gradient(job, batch)
             job.engine.apply(0.0)
             batch.seed += 1000

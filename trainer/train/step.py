@@ -3,7 +3,7 @@
 Two passes, after GradCache (Gao et al. 2021, arXiv:2101.06983):
 - Texts are embedded in chunks. The loss needs every embedding of the global batch, but only d numbers per text.
 - The loss returns the gradient of every embedding; each chunk is then back-propagated with its part.
-- The last chunks that fit `micro_batch_tokens` keep their activations; the others are embedded a second time.
+- As many chunks as fit `micro_batch_tokens` keep their activations; the others are embedded a second time.
 - Ranks exchange one StepRow at the start, what the loss needs in the middle, and gradients once at the end.
 - Every rank makes the same collectives, whether it has rows or not.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trainer.distributed.device import send
 from trainer.distributed.step_row import NO_WISHES, StepRow, Wishes
-from trainer.engine.chunks import CHUNK_TOKENS, cost_of, kept_chunks, lay, make_chunks
+from trainer.engine.chunks import CHUNK_TOKENS, chunk_tokens, cost_of, kept_chunks, lay, make_chunks
 from trainer.engine.protocol import Engine
 from trainer.loss.batch import Batch
 from trainer.loss.objective import Objective
@@ -41,9 +41,10 @@ def compute_gradients(
     world = engine.world
     lengths = [len(ids) for ids in batch.tokens]
     packed = engine.embedder.packing is not None
-    chunks = make_chunks(lengths, min(CHUNK_TOKENS[engine.device.type], micro_batch_tokens), packed)
+    chunks = make_chunks(lengths, chunk_tokens(CHUNK_TOKENS[engine.device.type], micro_batch_tokens), packed)
     costs = [cost_of(chunk, lengths, packed) for chunk in chunks]
-    kept = kept_chunks(costs, micro_batch_tokens)
+    keep = kept_chunks(costs, micro_batch_tokens)
+    chunks, kept = [chunks[i] for i in sorted(range(len(chunks)), key=keep.__contains__)], len(keep)  # kept ones last
     if not chunks:  # no row of a small last batch; an engine may wait for a rank that never goes backward
         chunks, kept = [[]], 1
     own = StepRow(batch.rows, len(lengths) - batch.rows, len(chunks), kept, *wishes)

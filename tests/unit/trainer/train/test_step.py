@@ -1,5 +1,6 @@
 """The two-pass step in one process: the same gradient at every memory budget, replay of dropout, masks at work."""
 
+import math
 from collections import defaultdict
 
 import pytest
@@ -16,7 +17,7 @@ from tests.multiprocess.dense import relative_error
 from tests.unit.data_prep.helpers import write_records
 from trainer.config.sections import DataConfig, LossConfig, ModelConfig, OptimConfig
 from trainer.distributed.collectives import World
-from trainer.engine.chunks import cost_of, kept_chunks, lay, make_chunks
+from trainer.engine.chunks import chunk_tokens, cost_of, kept_chunks, lay, make_chunks
 from trainer.engine.torch_engine import TorchEngine
 from trainer.loss.objective import Objective
 from trainer.model.build import load_embedder
@@ -39,8 +40,23 @@ def test_chunks_hold_every_text_once_within_the_budget(lengths, budget):
 def test_kept_chunks_fit_the_budget_and_one_more_would_not(lengths, chunk_budget, budget):
     sizes = [cost_of(chunk, lengths, False) for chunk in make_chunks(lengths, chunk_budget, False)]
     kept = kept_chunks(sizes, budget)
-    assert sum(sizes[len(sizes) - kept :]) <= budget
-    assert kept == len(sizes) or sum(sizes[len(sizes) - kept - 1 :]) > budget
+    used = sum(sizes[i] for i in kept)
+    assert used <= budget
+    assert all(used + size > budget for i, size in enumerate(sizes) if i not in kept)
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=200), st.integers(64, 5000), st.integers(64, 4096))
+def test_a_tight_budget_is_used_but_for_a_text_per_chunk(lengths, budget, most):
+    costs = [cost_of(c, lengths, True) for c in make_chunks(lengths, chunk_tokens(most, budget), True)]
+    kept = sum(costs[i] for i in kept_chunks(costs, budget))
+    slack = max(lengths) * math.ceil(budget / most)  # a chunk ends before the text that no longer fits
+    assert kept == sum(lengths) or kept > budget - slack - math.ceil(budget / most)
+
+
+def test_a_chunk_of_few_texts_takes_no_place_of_a_large_one():
+    assert kept_chunks([250, 240, 10], 256) == {0}
+    assert kept_chunks([250, 240, 10], 260) == {0, 2}
+    assert (chunk_tokens(2048, 3000), chunk_tokens(2048, 2048), chunk_tokens(2048, 300)) == (1500, 2048, 300)
 
 
 def test_a_text_longer_than_the_budget_is_a_chunk_of_its_own():
@@ -76,7 +92,7 @@ def test_dropout_is_replayed_exactly_where_a_chunk_is_embedded_twice(tiny_bert, 
     engine, batch = engine_and_batch(tiny_bert, tiny_shards, dropout="model")
     monkeypatch.setattr("trainer.train.step.CHUNK_TOKENS", {"cpu": 150})  # the same chunks, kept or not
     kept, _ = gradients(engine, batch, EVERYTHING)
-    monkeypatch.setattr("trainer.train.step.kept_chunks", lambda *_: 0)
+    monkeypatch.setattr("trainer.train.step.kept_chunks", lambda *_: set())
     replayed, _ = gradients(engine, batch, EVERYTHING)
     assert all(torch.equal(kept[name], replayed[name]) for name in kept)
     batch.seed += 1000
