@@ -315,8 +315,15 @@ def needed_with(outlook: Outlook, variant: Variant, candidate: Candidate, budget
     zero = DEFAULTS | (read_ds_json(f"{engine}.json")["zero_optimization"] if engine in ZERO else {})
     return need(
         engine, outlook.ranks.count, variant.model, passes, round(chunks.kept), round(chunks.more),
-        _loss_bytes(outlook, variant.footprint.size), zero, max(variant.footprint.buckets), outlook.ranks.device,
+        _loss_bytes(outlook, variant.footprint.size), zero, _sent_at_once(variant), outlook.ranks.device,
     )  # fmt: skip
+
+
+def _sent_at_once(variant: Variant) -> int:
+    """Bytes of the largest buckets that are on their way together, without DeepSpeed."""
+    from trainer.engine.gradient_traffic import IN_FLIGHT
+
+    return sum(sorted(variant.footprint.buckets)[-IN_FLIGHT:])
 
 
 def _loss_bytes(outlook: Outlook, size: int) -> int:

@@ -87,7 +87,7 @@ def need(
     """Returns the memory of a rank that keeps the activations of kept_tokens tokens and embeds more_tokens twice.
 
     loss: bytes of its tiles and embeddings. zero: zero_optimization of the engine's JSON, with DeepSpeed's defaults.
-    bucket_bytes: the largest bucket in which gradients are sent without DeepSpeed.
+    bucket_bytes: of the buckets that are sent at once without DeepSpeed.
     """
     local = FP32 * model.trained  # every rank has the whole gradient until the step's end
     bucket, stage = FP32 * zero["reduce_bucket_size"], int(zero["stage"]) if engine in ZERO else 0

@@ -87,6 +87,15 @@ def _dropout(result: dict, reference: dict) -> list[str]:
     return wrong + ([] if result["other_seed"] > 1e-3 else ["another seed gives the same gradient: is dropout on?"])
 
 
+def _overlapped(result: dict, reference: dict) -> list[str]:
+    *early, last = result["sent"]
+    wrong = [] if result["equal"] else ["gradients sent during the last pass have another sum"]
+    wrong += [f"{early} buckets sent before the last pass"] if any(early) else []
+    return wrong + (
+        [] if last == result["buckets"] > 2 else [f"{last} of {result['buckets']} buckets sent in the last pass"]
+    )
+
+
 def _duplicates(result: dict, reference: dict) -> list[str]:
     wrong = []
     for name, (loss, largest) in result["twins"].items():
@@ -158,6 +167,7 @@ CHECKS = {
     "sources": _sources,
     "loads": _loads,
     "dropout": _dropout,
+    "overlapped": _overlapped,
     "duplicates": _duplicates,
     "rules": _rules,
     "rounded": _rounded,

@@ -19,6 +19,7 @@ CELLS = some_cells()
 BUCKET = 8000  # numbers: the model has some 32,000, and 12,928 in its largest weight
 EXTRA = {  # further kinds of cells, see worker.Group
     "dropout": (("cpu", 1), ("ddp", 2), ("zero2", 2), ("zero3", 2)),
+    "overlapped": (("ddp", 2), ("ddp", 3)),
     "duplicates": (("cpu", 1), ("ddp", 2), ("zero2", 2)),
     "rules": (("ddp", 3), ("zero2", 2)),
     "sources": (("cpu", 1), ("zero1", 2), ("ddp", 3)),

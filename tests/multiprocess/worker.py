@@ -25,7 +25,7 @@ from trainer.config.loading import load_config
 from trainer.config.sections import LossConfig
 from trainer.distributed.collectives import World
 from trainer.distributed.stop import StopRequest
-from trainer.engine import torch_engine
+from trainer.engine import gradient_traffic
 from trainer.engine.start import process_group, start
 from trainer.inference.encode import encode, encode_share
 from trainer.inference.team import Team
@@ -92,7 +92,7 @@ class Group:
                 stack.enter_context(patch("trainer.engine.torch_engine.adamw", plain_sgd))
                 stack.enter_context(patch("trainer.engine.zero_engine.adamw", plain_sgd))
             if chunks == "4 kept":
-                stack.enter_context(patch("trainer.engine.torch_engine.BUCKET_BYTES", SMALL_BUCKET))
+                stack.enter_context(patch("trainer.engine.gradient_traffic.BUCKET_BYTES", SMALL_BUCKET))
                 stack.enter_context(patch("trainer.model.embedder.why_padded", lambda *_: "test"))  # padded texts, then
             job = real_setup.prepare(self.runtime, Inputs(config), resume=False)
             budget = TIGHT if chunks == "tight" else self._budget_of_four(job)
@@ -156,7 +156,7 @@ class Group:
         with self.job(cell["run"], cell["chunks"], *cell.get("options", ())) as job:
             objective = next(iter(job.objectives.values()))
             sizes = [p.numel() * p.element_size() for p in job.engine.named.values()]
-            buckets = count_buckets(sizes, torch_engine.BUCKET_BYTES) if self.runtime.engine == "ddp" else 0
+            buckets = count_buckets(sizes, gradient_traffic.BUCKET_BYTES) if self.runtime.engine == "ddp" else 0
             found["planned"] = real_step.planned_collectives(self.world.size, objective, buckets)
             for expected in (reference["whole"], reference["last"]):
                 batch = self.batch(job, expected["step"])
@@ -205,7 +205,9 @@ class Group:
         for parameter in trained:  # behind DeepSpeed's own hook
             parameter.register_post_accumulate_grad_hook(lambda _: live.append(count()))
         backward = job.engine.backward
-        with patch.object(job.engine, "backward", lambda surrogate: (backward(surrogate), left.append(count()))):
+        with patch.object(
+            job.engine, "backward", lambda *args, **last: (backward(*args, **last), left.append(count()))
+        ):
             self.gradient(job, self.batch(job, step))
         sizes = [p.ds_numel for p in trained]
         return {"live": max(live), "left": max(left), "largest": max(sizes), "whole": sum(sizes)}
@@ -336,6 +338,21 @@ class Group:
             equal = all(torch.equal(kept[name], again[name]) for name in kept)
             return {"equal": equal, "other_seed": relative_error(other, kept)}
 
+    def overlapped(self, cell: dict) -> dict:
+        """Compares gradients that are sent during the last backward pass with those sent after it, bit by bit."""
+        with self.job("infonce", "4 kept") as job:  # in small buckets
+            batch, traffic = self.batch(job, 0), job.engine.traffic
+            sent, backward = [], job.engine.backward
+            with patch.object(
+                job.engine, "backward", lambda *args, **last: (backward(*args, **last), sent.append(traffic._sent))
+            ):
+                during, _, _ = self.gradient(job, batch)
+            job.engine.apply(0.0)
+            with patch.object(job.engine, "backward", lambda surrogate, last: backward(surrogate)):
+                after, _, _ = self.gradient(job, batch)
+            equal = all(torch.equal(during[name], after[name]) for name in after)
+            return {"equal": equal, "sent": sent, "buckets": len(traffic.buckets)}
+
     def duplicates(self, cell: dict) -> dict:
         """Planted duplicates: the largest gradient where only they are negatives; and a batch against the reference."""
         found: dict = {"twins": {}, "mixed": {}}
@@ -363,7 +380,7 @@ class Group:
         found = {}
         with self.job("guided", "4 chunks") as job:
             guide, sizes = job.objectives["pairs"].guide, [p.nbytes for p in job.engine.named.values()]
-            buckets = count_buckets(sizes, torch_engine.BUCKET_BYTES) if self.runtime.engine == "ddp" else 0
+            buckets = count_buckets(sizes, gradient_traffic.BUCKET_BYTES) if self.runtime.engine == "ddp" else 0
             for name in cell.get("rules", self.dense["rules"]):
                 rule = self.dense["rules"][name]
                 objective = Objective(LossConfig(temperature=TAU, **rule["loss"]), normalised=True, guide=guide)

@@ -18,7 +18,7 @@ from trainer.diagnosis.profile import Profile
 from trainer.diagnosis.trace import follow
 from trainer.distributed.collectives import in_buckets
 from trainer.distributed.device import DTYPES
-from trainer.engine.torch_engine import BUCKET_BYTES
+from trainer.engine.gradient_traffic import BUCKET_BYTES
 from trainer.model import adapters, dense_layers
 from trainer.model.base_dtype import product_weights, resolve
 from trainer.model.build import freeze, read_settings

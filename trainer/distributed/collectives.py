@@ -77,6 +77,11 @@ class World:
         dist.all_reduce(travelling)
         return travelling.to(values.device)
 
+    def begin_sum(self, flat: Tensor) -> dist.Work:
+        """Begins to sum `flat` over ranks, in place. Complete once the returned work was waited for."""
+        self._begin("all-reduce of the gradient", flat, 2 * (self.size - 1) / self.size)
+        return dist.all_reduce(flat, async_op=True)
+
     def sum_flat(self, tensors: list[Tensor], bucket_bytes: int) -> None:
         """Sums tensors over ranks in place, packed into fixed buckets in the given order. With three and more ranks the
         order of a floating-point sum depends on the number's position in its bucket; exact resume needs it fixed."""

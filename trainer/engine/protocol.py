@@ -41,8 +41,9 @@ class Engine(Protocol):
     def embed(self, tokens: Tensor, lengths: list[int], seed: int, prompts: list[int] | None = None) -> Tensor:
         """(texts, d) float32, see Embedder.forward."""
 
-    def backward(self, surrogate: Tensor) -> None:
-        """Adds the gradients of the scalar `surrogate` to this rank's parameters, multiplied by the loss scale."""
+    def backward(self, surrogate: Tensor, last: bool = False) -> None:
+        """Adds the gradients of the scalar `surrogate` to this rank's parameters, multiplied by the loss scale.
+        last: no backward pass of this step follows, so that gradients may be sent while it runs."""
 
     def accumulate(self) -> AbstractContextManager[None]:
         """Encloses all backward passes of one optimizer step; leaving it reduces their gradients over ranks once."""

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from trainer.config.sections import OptimConfig
-from trainer.distributed.collectives import World, in_buckets
+from trainer.distributed.collectives import World
+from trainer.engine.gradient_traffic import GradientTraffic
 from trainer.engine.optimizer import LossScale, adamw, clip_factor
 from trainer.engine.protocol import MOMENTS, Applied, Engine
 from trainer.engine.weight_average import Average, whole_average
@@ -15,13 +16,11 @@ from trainer.model import quantization
 from trainer.model.base_dtype import in_fp32
 from trainer.model.embedder import Embedder
 
-BUCKET_BYTES = 64 * 2**20
-
 
 class TorchEngine(Engine):
-    """Replicated weights. Gradients are summed over ranks in fixed buckets, once per step. Not by torch's
-    DistributedDataParallel: it reduces per backward pass, re-orders its buckets after the first step (which breaks
-    bit-exact resume with three and more ranks) and divides by the number of ranks."""
+    """Replicated weights. Gradients are summed over ranks in fixed buckets, once per step (gradient_traffic.py). Not by
+    torch's DistributedDataParallel: it reduces per backward pass, re-orders its buckets after the first step (which
+    breaks bit-exact resume with three and more ranks) and divides by the number of ranks."""
 
     lockstep = False  # ranks may run different numbers of forward passes
     gradient_factor = 1.0  # gradients are summed over ranks
@@ -39,6 +38,7 @@ class TorchEngine(Engine):
         self.max_grad_norm = optim.max_grad_norm
         self.scale = LossScale(dtype == torch.float16)
         self.average = Average(self.named, optim.ema) if optim.ema else None
+        self.traffic = GradientTraffic(world, self.named.values())
 
     def _fill(self) -> None:
         """Brings the weights to the device and rank 0's numbers to all ranks, a tensor at a time."""
@@ -54,26 +54,24 @@ class TorchEngine(Engine):
 
     @property
     def buckets(self) -> int:
-        return len(in_buckets(list(self.named.values()), BUCKET_BYTES))
+        return len(self.traffic.buckets)
 
     def embed(self, tokens: Tensor, lengths: list[int], seed: int, prompts: list[int] | None = None) -> Tensor:
         return self.embedder(tokens, lengths, seed, self.dtype, prompts)
 
-    def backward(self, surrogate: Tensor) -> None:
+    def backward(self, surrogate: Tensor, last: bool = False) -> None:
+        self.traffic.last_pass = last
         (surrogate * self.scale.value).backward()
 
     @contextmanager
     def accumulate(self):
         """Leaving it sums gradients over ranks and undoes the loss scale."""
         self.optimizer.zero_grad(set_to_none=True)
+        self.traffic.start()
         yield
-        for parameter in self.named.values():
-            if parameter.grad is None:  # this rank had no rows, or nothing reaches the parameter
-                parameter.grad = torch.zeros_like(parameter)
-        grads = [p.grad for p in self.named.values()]
-        self.world.sum_flat(grads, BUCKET_BYTES)
+        self.traffic.finish()
         if self.scale.used:
-            torch._foreach_mul_(grads, 1.0 / self.scale.value)
+            torch._foreach_mul_([p.grad for p in self.named.values()], 1.0 / self.scale.value)
 
     def gradients(self) -> dict[str, Tensor]:
         return {name: p.grad.detach().cpu().clone() for name, p in self.named.items()}

@@ -219,7 +219,7 @@ class ZeroEngine(Engine):
         self.world.doing = "one of DeepSpeed's, in a forward pass"
         return self.engine(tokens, lengths, seed, self.dtype, prompts)
 
-    def backward(self, surrogate: Tensor) -> None:
+    def backward(self, surrogate: Tensor, last: bool = False) -> None:
         """DeepSpeed multiplies by the loss scale that accumulate() sets."""
         self.world.doing = "one of DeepSpeed's, in a backward pass"
         if self.by_chunk:

@@ -71,14 +71,15 @@ def compute_gradients(
         gradient, sums = objective(embeddings, batch, counts, world, guide_vectors)
         by_chunk = (gradient[order] * engine.gradient_factor).split([len(chunk) for chunk in chunks])
         # Kept graphs go first: their memory is free again before any chunk is embedded a second time.
-        for i in [*range(first_kept, len(chunks)), *range(first_kept)]:
+        backwards = [*range(first_kept, len(chunks)), *range(first_kept)]
+        for i in backwards:
             chunk = chunks[i]
             out = graphs.pop(i, None)
             if out is None:
                 out = engine.embed(*lay(chunk, batch.tokens), seed=batch.seed + i, prompts=batch.prompts_of(chunk))
             upstream = torch.zeros_like(out)
             upstream[: len(chunk)] = by_chunk[i]
-            engine.backward((out * upstream).sum())
+            engine.backward((out * upstream).sum(), last=i == backwards[-1])
     usage = torch.tensor([len(lengths), sum(lengths), sum(costs), batch.truncated], dtype=torch.float64)  # as in USAGE
     totals = world.sum(torch.cat([sums, usage]))
     stats = _summarise(dict(zip([*objective.stat_names, *USAGE], totals.tolist())), batch.global_rows)
