@@ -118,7 +118,8 @@ class Case:
         ids = list(qrels)
         training, halves = divided(ids, qrels)
         relations = related(ids, qrels, self.stored)
-        return Task(ids, [*texts.values()], qrels, relations, training, halves, len(self.stored.keys), self.stored.dim)
+        facts = len(self.stored.keys), self.stored.dim, self.stored.sample()
+        return Task(ids, [*texts.values()], qrels, relations, training, halves, *facts)
 
     def adapted(self, method: str, seed: int) -> dict:
         runtime = alone("cpu", self.args.precision)
