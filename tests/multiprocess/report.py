@@ -213,26 +213,31 @@ def others(results: list[dict]) -> list[str]:
     by_kind = {kind: [r for r in results if r["cell"]["kind"] == kind] for kind in CHECKS}
     loads = [error for result in by_kind["loads"] for _, error in result["loads"]]
     mixed = [error for result in by_kind["duplicates"] for error, _ in result["mixed"].values()]
-    where = {kind: ", ".join(f"{r['engine']}-{r['world']}" for r in by_kind[kind]) for kind in CHECKS}
+    where = {kind: _groups(by_kind[kind]) for kind in CHECKS}
     taus = [
         tau for r in by_kind["table"] if r["cell"]["run"] == "learned temperature" for tau in r.get("temperature", [])
     ]
     return [
         f"Very uneven loads (one rank has the long texts, or all texts, others few or none): {len(loads)} gradients, "
-        f"the largest error {max(loads):.1e}; nothing hung. On {where['loads']}.",
-        f"Documents embedded and searched by all ranks: the same results in the same order. On {where['retrieval']}.",
-        "Dropout on: gradients of chunks that are embedded twice are bit for bit those of kept ones. "
-        f"On {where['dropout']}.",
+        f"the largest error {max(loads):.1e}; nothing hung ({where['loads']}).",
+        f"Documents embedded and searched by all ranks: the same results in the same order ({where['retrieval']}).",
+        "Dropout on: gradients of chunks that are embedded twice are bit for bit those of kept ones "
+        f"({where['dropout']}).",
         "Planted duplicates (by text, document, query): where only they would be negatives, loss and gradient are "
-        f"exactly 0; mixed with others, the largest error of a gradient is {max(mixed):.1e}. On {where['duplicates']}.",
+        f"exactly 0; mixed with others, the largest error of a gradient is {max(mixed):.1e} ({where['duplicates']}).",
         _ruled(by_kind["rules"], where["rules"]),
-        "In bf16 ZeRO-3 gathers rounded what autocast rounds: the gradient is bit for bit that of fp32 gathers. "
-        f"On {where['rounded']}.",
+        "In bf16 ZeRO-3 gathers rounded what autocast rounds: the gradient is bit for bit that of fp32 gathers "
+        f"({where['rounded']}).",
         "Two sources with their own losses and prompts, rows with theirs, no prompt pooled, mixed: the same batches, "
-        f"the same losses. On {where['sources']}.",
+        f"the same losses ({where['sources']}).",
         _adapted(by_kind["adapter"]),
         f"A learned temperature after 20 steps: between {min(taus):.8f} and {max(taus):.8f} in {len(taus)} runs.",
     ]
+
+
+def _groups(results: list[dict]) -> str:
+    count = len({(result["engine"], result["world"]) for result in results})
+    return f"{count} group{'s' * (count != 1)}"
 
 
 def _ruled(results: list[dict], where: str) -> str:
@@ -242,17 +247,16 @@ def _ruled(results: list[dict], where: str) -> str:
     return (
         f"Rules about negatives ({'; '.join(results[0]['rules'])}): the largest error of a gradient {max(errors):.1e}, "
         f"the masked candidates those of the reference; a planted factor is seen as at least {min(faults):.2f}, a "
-        f"guide's embeddings in another order as at least {shuffled:.2g}. On {where}."
+        f"guide's embeddings in another order as at least {shuffled:.2g} ({where})."
     )
 
 
 def _adapted(results: list[dict]) -> str:
     errors = [error for result in results for error in [*result["gradient"], *result["update"]]]
     planted = [error for result in results for errors in result["planted"] for error in errors]
-    where = ", ".join(dict.fromkeys(f"{r['engine']}-{r['world']}" for r in results))
     return (
         f"Adapters (LoRA and DoRA on every linear layer, the base frozen) and frozen layers, also with "
         f"frozen weights in bf16: {len(results)} cells, the largest error of "
         f"a gradient or update of their parameters {max(errors):.1e}; a planted factor is seen as at least "
-        f"{min(planted):.2f}. On {where}."
+        f"{min(planted):.2f} ({_groups(results)})."
     )
