@@ -122,7 +122,7 @@ def _grounded(least: float) -> Callable[[Pair], str | None]:
         answer, chunk = normalise(pair.answer), normalise(pair.chunk.text)
         runs = shingles(answer)
         share = 1.0 if answer in chunk else len(runs & shingles(chunk)) / len(runs)
-        return None if share >= least else f"not grounded: {share:.2f} of the answer stands in the chunk"
+        return None if share >= least else f"not grounded: {share:.2f} of the answer is in the chunk"
 
     return reason
 

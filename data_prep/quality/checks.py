@@ -81,9 +81,9 @@ def _finding(name: str, keys: Keys, rows: Any, of: int, text: str, mend: str, ab
     return [Finding(name, severity, len(rows), of, text, mend, about, tuple(keys.ids[row] for row in rows[:SHOWN]))]
 
 
-def leakage(keys: Keys, train: int, held: Any, name: str, about: str, mend: str) -> list[Finding]:
-    """Finds rows, among the first `train` ones, with a text of an evaluation set. held: int64 keys of its texts."""
-    queries, positives = (rows[rows < train] for rows in keys.holding(held))
+def leakage(keys: Keys, train: int, eval_keys: Any, name: str, about: str, mend: str) -> list[Finding]:
+    """Finds rows, among the first `train` ones, with a text of an evaluation set. eval_keys: its texts as int64 keys."""
+    queries, positives = (rows[rows < train] for rows in keys.holding(eval_keys))
     rows = np.union1d(queries, positives)
     sides = f"{len(queries):,} by their query, {len(positives):,} by a positive"
     text = f"{len(rows):,} of {train:,} train rows hold a query or relevant document of {name}: {sides}"

@@ -161,7 +161,7 @@ def _lines(handle: IO[bytes], left: int) -> Iterator[bytes]:
 def to_line_end(handle: IO[bytes], block: bytes, most: int = ALL) -> tuple[bytes, bytes]:
     """Returns the block up to the end of its last line, of which `most` more bytes may be read, and the bytes after it.
 
-    A line of more than PIECE bytes ends at a \\r, if it has one: the file of an old Mac is not held in memory.
+    A line of more than PIECE bytes ends at a \\r, if it has one, so that the file of an old Mac is not read whole.
     """
     start = block.rfind(b"\n") + 1
     while most > 0 and not block.endswith(b"\n"):

@@ -175,7 +175,7 @@ def source_names(paths: list[Path | Location]) -> dict[Path | Location, str]:
         raise BadInput([f"{path}: is given twice as an input" for path in twice])
     if len(set(names.values())) < len(paths):
         equal = "two inputs have the same file and folder name"
-        raise BadInput(f"{equal}, so their rows could not be told apart; rename one")
+        raise BadInput(f"{equal}, so their rows would get the same source name; rename one")
     return names
 
 

@@ -57,7 +57,9 @@ class RetrievalSet:
     @property
     def notes(self) -> list[str]:
         """Lines to print once."""
-        fate = "measured apart, by their scores" if self.pairs else "not evaluated: their scores are all the same"
+        fate = (
+            "evaluated separately, by their scores" if self.pairs else "not evaluated, because their scores are equal"
+        )
         graded = f"{self.name}: {self.left_out} graded pairs, which do not say what is relevant, are {fate}"
         return [*self.flaws, *([graded] if self.left_out else []), *self._note_on_ids()]
 

@@ -13,7 +13,7 @@ from data_prep.shards.folder import ShardFolder
 
 @dataclass
 class ScoredPairs:
-    """Scored pairs in memory. A pair is the numbers of its two texts: every text is held, and embedded, once."""
+    """Scored pairs in memory. A pair is the numbers of its two texts, so every text is stored and embedded once."""
 
     name: str
     query_texts: list[str]

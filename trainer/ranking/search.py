@@ -93,8 +93,9 @@ class _Tile:
         return keys
 
     def near(self, queries: Tensor, worst: Tensor, out: tuple[Tensor, Tensor] | None) -> Tensor | None:
-        """The keys of documents that may be better than `worst`, (queries,) keys: (queries, most of one query), filled
-        up with NOTHING. None where they are many, or cannot be told.
+        """Returns the keys of documents that may be better than `worst`, (queries,) keys.
+
+        Their shape is (queries, most of one query), filled up with NOTHING. None if they are many or cannot be bounded.
 
         A product in float32 takes half the time of one in float64. It is off by at most (d + 2) rounding errors of the
         product of the lengths; what is within that of the worst is scored exactly.

@@ -80,7 +80,7 @@ def test_eval_splits_of_pairs_of_both_and_of_one_score(tmp_path):
     assert isinstance(only, ScoredPairs) and 1 < len(only.scores) < 30 and only.shards
     both = load_evaluation(split_of(tmp_path / "both", graded + plain))
     assert isinstance(both, RetrievalSet) and len(both.pairs.scores) == both.left_out > 0
-    assert "are measured apart, by their scores" in both.notes[0]
+    assert "are evaluated separately, by their scores" in both.notes[0]
     with pytest.raises(BadInput, match="holds graded pairs only"):
         load_evaluation(split_of(tmp_path / "same", [row | {"score": 0.5} for row in graded]))
 

@@ -110,7 +110,7 @@ def test_an_eval_split_of_both_kinds_is_measured_in_both_ways(evaluate, sets):
     result = evaluate("--data", sets["mixed"])
     assert "nDCG@10" in result["metrics"] and result["queries"] > 0
     assert set(result["scored_pairs"]["metrics"]) == {"spearman", "pearson"} and result["scored_pairs"]["pairs"] > 1
-    assert "measured apart" in result["notes"][0]
+    assert "evaluated separately" in result["notes"][0]
 
 
 def test_sizes_and_quantised_vectors_of_one_embedding(evaluate, sets, tiny_bert, capsys):
