@@ -82,7 +82,7 @@ def _finding(name: str, keys: Keys, rows: Any, of: int, text: str, mend: str, ab
 
 
 def leakage(keys: Keys, train: int, eval_keys: Any, name: str, about: str, mend: str) -> list[Finding]:
-    """Finds rows, among the first `train` ones, with a text of an evaluation set. eval_keys: its texts as int64 keys."""
+    """Finds rows, among the first `train` ones, with a text of an evaluation set. eval_keys: int64 keys of it."""
     queries, positives = (rows[rows < train] for rows in keys.holding(eval_keys))
     rows = np.union1d(queries, positives)
     sides = f"{len(queries):,} by their query, {len(positives):,} by a positive"
