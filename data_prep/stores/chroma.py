@@ -27,7 +27,7 @@ TENANT, DATABASE = "default_tenant", "default_database"  # Chroma's own defaults
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,510}[A-Za-z0-9]")
 _ANSWER_SECONDS = 20.0
 _MEND = "start it (chroma run --path FOLDER), or read a folder of Chroma without a server: --path FOLDER"
-_CANDIDATES = 200  # that the approximate index looks at, more than Chroma's own 100 and 16: see docs/how_to/stores.md
+_CANDIDATES = 200  # of the approximate index, more than Chroma's own 100 and 16: see docs/how_to/reindexing.md
 _SEARCHED = {"hnsw": ("ef_construction", "ef_search"), "spann": ("ef_construction", "ef_search")}
 
 

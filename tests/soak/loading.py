@@ -4,7 +4,7 @@
 A model of 1.5 GB in fp32 on 1, 2 and 4 ranks of ddp, zero2 and zero3, trained whole. Memory is that of all ranks
 together, pages that they share counted once (PSS in /proc/*/smaps_rollup), from before the model is loaded until its
 engine is ready. The peak must stay below 1.25 times the model's bytes and what the engine then keeps. --base: also a
-decoder of 500 M numbers under LoRA, with its base in fp32 and in bf16. Prints tables for docs/reference/modes.md.
+decoder of 500 M numbers under LoRA, its base in fp32 and in bf16. Prints the tables of docs/evidence/modes_results.md.
 """
 
 import argparse

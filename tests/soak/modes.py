@@ -1,8 +1,8 @@
-"""The whole matrix: python -m tests.soak.modes [--hardware TEXT] [--results FILE]. Writes docs/reference/modes.md.
+"""The whole matrix: python -m tests.soak.modes [--hardware TEXT] [--results FILE].
 
 Every way to fine-tune, model family and engine, and the options beside them: each cell trains two epochs, is resumed
 from the first and must end in the same bytes, is exported and loaded in sentence-transformers. See
-tests/multiprocess/modes.py.
+tests/multiprocess/modes.py. Writes docs/evidence/modes_results.md.
 """
 
 import argparse
@@ -147,7 +147,7 @@ def main() -> int:
         torch=torch.__version__, minutes=sum(result["seconds"] for result in results) / 60, count=len(results),
         apart=1e-4, table=table(results),
     )  # fmt: skip
-    page = ROOT / "docs/reference/modes.md"
+    page = ROOT / "docs/evidence/modes_results.md"
     before, _, rest = page.read_text().partition(START)
     page.write_text(before + text + rest.partition(END)[2])
     print(f"{len(results)} cells, all as they must be")

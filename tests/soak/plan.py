@@ -2,7 +2,8 @@
 
 Every model x {full, lora} x {ddp, zero1, zero2, zero3} on two ranks, and qlora on one process and two. State, steps,
 negatives, collectives of every cell; growth of a rank's memory after initialisation for the 110M BERT, in a process
-group of its own per cell, with lengths and chunk sizes varied. Prints a Markdown table for docs/how_to/plans.md.
+group of its own per cell, with lengths and chunk sizes varied. Prints a Markdown table for plan_accuracy.md in
+docs/evidence.
 
 What is freed goes back to the system at once (glibc's own rule keeps it, in pieces of which later tensors fit only
 some): the plan is of what tensors hold.

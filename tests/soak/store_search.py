@@ -4,7 +4,7 @@ A retrieval set goes into Chroma and into Qdrant's local mode, is re-embedded th
 training, and the stores' own search is scored on its queries. Without --tuned the whole loop is run first, by the
 commands of its users: the set's train.jsonl is sharded, adapters are trained on it, merged and exported. Exit code 1
 where a store's top 10 is not that of the exact search, or the tuned model is not better with its 95 % interval above
-zero. See docs/how_to/stores.md.
+zero. See docs/evidence/results.md.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Reads whole collections of every store twice: python -m tests.soak.stores [--chunks 50000] (docs/how_to/stores.md).
+"""Reads whole collections of every store twice: python -m tests.soak.stores [--chunks 50000] (docs/evidence/scale.md).
 
 Each collection is filled by one process and read by another, whose memory is measured: text and metadata first, then
 the same with the store's own embeddings. Exit code 1 where a chunk is missing or read twice, the second read has

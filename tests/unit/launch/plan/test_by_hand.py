@@ -1,4 +1,4 @@
-"""Choices worked out by hand (docs/how_to/plans.md has the table). The arithmetic calls nothing of it.
+"""Choices worked out by hand (docs/evidence/plan_accuracy.md has the table). The arithmetic calls nothing of it.
 
 512 rows in a batch, each a query of 32 tokens and a passage of 200; cards as their makers describe them, of which the
 planner counts on 0.6 of the products, 0.8 of the memory's bandwidth and 0.7 of the link.
