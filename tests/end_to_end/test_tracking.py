@@ -43,7 +43,7 @@ def stopped(tmp_path_factory, tiny_bert, sets):
     folder = tmp_path_factory.mktemp("stopped")
     run_file = write_run(folder, tiny_bert, sets[0])
     example = re.search(
-        r"### Callbacks.*?```python\n(.*?)```", (ROOT / "docs/reference/logs.md").read_text(), re.DOTALL
+        r"## Callbacks.*?```python\n(.*?)```", (ROOT / "docs/reference/logs.md").read_text(), re.DOTALL
     )[1]
     (folder / "my_callbacks.py").write_text(example)
     with pytest.MonkeyPatch.context() as patch:
