@@ -219,9 +219,12 @@ def rows_of_the_table() -> list[tuple[str, str]]:
 
 def test_the_table_of_the_run_file_states_the_defaults(here):
     pairs = rows_of_the_table()
-    assert len(pairs) > 25 and {("optim.betas", "[0.9,0.999]"), ("optim.eps", "1e-8"), ("watch.min_delta", "0")} < {
-        *pairs
-    }
+    assert len(pairs) > 25 and {
+        ("optim.betas", "[0.9,0.999]"),
+        ("optim.eps", "1e-8"),
+        ("watch.min_delta", "0"),
+        ("model.lora.r", "16"),
+    } < {*pairs}
     default = load_config("run.yaml")
     for key, value in pairs:
         assert load_config("run.yaml", [f"{key}={value}"]) == default, f"{key}: not {value} by default"
