@@ -12,6 +12,7 @@ from data_prep.common.console import result as print_result
 from data_prep.common.errors import guarded
 from data_prep.common.files import check, existing_parent, whole_file, write_json
 from data_prep.common.paths import with_homes
+from trainer.curves.child import wait_for_orphan
 from trainer.curves.page import write_page
 from trainer.curves.price import price_of
 from trainer.curves.result import describe_curve, lines
@@ -28,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
     check(_problems(args, folder))
     price = price_of(Path(args.usage)) if args.usage else args.price_per_pair
     config = load_run_file(args.config, args.overrides)
+    wait_for_orphan(folder)
     runs, warnings = plan_runs(config, args.fractions, args.seeds, folder)
     for line in warnings:
         say(line)

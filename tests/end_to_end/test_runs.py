@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -69,10 +70,16 @@ def test_no_secret_of_the_environment_is_in_a_file_a_log_or_an_error_of_a_run(tm
 
 
 def test_killed_in_the_second_epoch_the_same_command_resumes_to_the_same_bytes(whole, tmp_path, tiny_bert, shards):
-    """Killed under its launcher: test_survival.py."""
+    """And not before: a second run beside the living one is refused. Killed under its launcher: test_survival.py."""
     run_file, out = write_run(tmp_path, tiny_bert, shards), tmp_path / "out"
-    killed = forked.ranks(2, ["-m", "trainer", "--config", str(run_file), "--engine", "ddp", "--resume"])
+    command = ["-m", "trainer", "--config", str(run_file), "--engine", "ddp", "--resume"]
+    killed = forked.ranks(2, command)
     killed[0].wait_until_it_says("step 9/")
+    for rank in killed:
+        rank.send_signal(signal.SIGSTOP)
+    refused = forked.run_ranks(2, *command)
+    assert refused.returncode == 2 and refused.both.count("error: ") == 1, refused.both[-4000:]
+    assert f"error: output_dir: process {killed[0].pid} on " in refused.both
     for rank in killed:
         rank.kill()
         rank.wait()

@@ -7,17 +7,13 @@
 """
 
 import hashlib
-import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import psutil
 import yaml
 
 from data_prep.common.console import say
@@ -27,7 +23,7 @@ from data_prep.reading.retrieval_sets import RetrievalSet
 from data_prep.texts.tokenizer_rules import read_object
 from trainer.blending.measured import key_of
 from trainer.config.sections import RunConfig
-from trainer.distributed.stop import SIGNALS
+from trainer.curves.child import run_child
 from trainer.evaluation.metric_names import PAIR_METRICS
 from trainer.model_folder.files import ADAPTER_WEIGHTS, weights_sha256
 from trainer.planner.plan import total_steps
@@ -38,8 +34,7 @@ from trainer.run_dir.layout import RUN_FILE, damage
 from trainer.run_dir.queries import watched
 from trainer.run_dir.record import check_resumable
 
-LOOK = 1.0  # seconds between two looks at a process
-BASE, RUNNING = "base.json", "running.json"
+BASE = "base.json"
 # starts one run from its run file and returns the exit code
 Start = Callable[[Path], int]
 
@@ -159,7 +154,6 @@ def make(runs: Runs, start: Start) -> None:
     """Makes the runs that are not finished, one after the other. Raises Failed where one does not end well."""
     path, base = runs.folder / BASE, _known_base(runs)
     runs.folder.mkdir(parents=True, exist_ok=True)
-    wait_for_orphan(runs.folder)
     for number, run in enumerate(order := runs.in_order(), 1):
         about = f"run {number} of {len(order)}: {run.pairs:,} pairs, seed {run.config.train.seed}"
         if run.is_finished:
@@ -216,46 +210,6 @@ def starter(folder: Path, engine: str | None, processes: int | None) -> Start:
 
     def start(run_file: Path) -> int:
         command = [sys.executable, "-m", "launch", "run", "--config", str(run_file), "--resume", *world]
-        return _run(command, folder / RUNNING)
+        return run_child(command, folder)
 
     return start
-
-
-def _run(command: list[str], running: Path) -> int:
-    """Runs a command and returns its exit code. Signals are passed on: a run writes a checkpoint before it ends.
-
-    running: the file that tells a later call, where this process is killed, that the command is still at work."""
-    stopped: list[int] = []
-    child: subprocess.Popen | None = None
-
-    def pass_on(number: int, _) -> None:
-        stopped.append(number)
-        if child:
-            child.send_signal(number)
-
-    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
-    try:
-        child = subprocess.Popen(command)
-        for number in stopped:  # before there was a child
-            child.send_signal(number)
-        write_json(running, {"process": child.pid, "began": psutil.Process(child.pid).create_time()})
-        code = child.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    running.unlink(missing_ok=True)
-    return 128 + stopped[0] if stopped else code
-
-
-def wait_for_orphan(folder: Path) -> None:
-    """Waits for the run of an earlier call that was killed while the run went on: two would write into one folder."""
-    facts = read_object(folder / RUNNING)
-    with suppress(KeyError, psutil.NoSuchProcess):
-        orphan = psutil.Process(facts["process"])
-        if orphan.create_time() == facts["began"] and orphan.pid != os.getpid():
-            say(f"process {orphan.pid} of an earlier call still trains: waiting for it")
-            while orphan.status() != psutil.STATUS_ZOMBIE:  # dead, but nobody asked for its exit code
-                with suppress(psutil.TimeoutExpired):
-                    orphan.wait(timeout=LOOK)
-                    break
-    (folder / RUNNING).unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from trainer.config.sections import RunConfig
 from trainer.model_folder.files import fp32_bytes
 from trainer.model_folder.spec import ModelSpec
 from trainer.run_dir.layout import MADE_AHEAD
+from trainer.run_dir.lock import check_free
 from trainer.run_dir.record import check_resumable
 
 
@@ -35,6 +36,7 @@ def check_place(out: Path, resume: bool) -> None:
     """Raises BadInput if a run cannot start in this folder, or with `resume` continue there."""
     if out.exists() and not out.is_dir():
         raise BadInput(f"output_dir: {out} is a file")
+    check_free(out)
     if (out / "run.json").is_file():
         if not resume:
             mend = "add --resume to go on with it, or name another folder"

@@ -13,7 +13,10 @@ BEST = "best-step-"  # and a number: the best model so far, until final/ is writ
 _NAME = re.compile(r"checkpoint-(epoch|step)-(\d+)")
 RUN_FILE, SHARDS, SHARDS_OF, LOCK = "run.yaml", "shards", "shards.json", ".shards.lock"  # see frontends/auto_shards.py
 BEFORE = "before.json"  # see before.py
-MADE_AHEAD = (RUN_FILE, SHARDS, SHARDS_OF, LOCK, f".{SHARDS}.unfinished", BEFORE)  # of a run that has not begun
+RUN_LOCK = ".run.lock"  # see lock.py
+MADE_AHEAD = (  # of a run that has not begun
+    RUN_FILE, SHARDS, SHARDS_OF, LOCK, f".{SHARDS}.unfinished", BEFORE, RUN_LOCK,
+)  # fmt: skip
 MARKER = "complete.json"  # sizes and sha256 of every file of a checkpoint; its presence means: whole
 
 

@@ -8,13 +8,14 @@ from trainer.config.sections import RunConfig
 from trainer.distributed.device import precision_notes
 from trainer.distributed.stop import listening
 from trainer.engine.agreement import check_agreement, facts_of
-from trainer.engine.start import process_group, start
+from trainer.engine.start import Runtime, process_group, start
 from trainer.loss.user_functions import import_functions
 from trainer.preflight.check_run import check_run
 from trainer.preflight.inputs import Inputs
 from trainer.run_dir.callbacks import import_callbacks
 from trainer.run_dir.checkpoint_writer import remove_best
 from trainer.run_dir.layout import damage
+from trainer.run_dir.lock import holding
 from trainer.run_dir.record import Begun, as_begun, recorded
 from trainer.train.fit import finish, fit
 from trainer.train.setup import prepare
@@ -36,24 +37,32 @@ def train(
     runtime = start(config, run_file, engine, processes)
     with process_group(runtime, config.train.timeout_minutes):
         config = as_begun(config, runtime.world.on_first(lambda: recorded(config.output_dir) if resume else Begun()))
-        final, inputs = Path(config.output_dir) / "final", Inputs(config)
+        inputs = Inputs(config)
         check_agreement(runtime.world, facts_of(config, inputs.fingerprint))
         warnings = runtime.world.on_first(lambda: check(inputs, resume, loss_fn, runtime.engine))
-        if resume and runtime.world.on_first(lambda: damage(final) is None):
-            if runtime.is_main:
-                remove_best(final.parent)  # it may have been killed before
-                say(f"{config.output_dir}: this run is finished; the model is in {final}")
-            return final
-        warnings += precision_notes(config.train.precision, runtime.device.type)
-        for line in warnings if runtime.is_main else ():
-            say(line)
-        job = prepare(runtime, inputs, resume, loss_fn)
-        try:
-            with listening() as request:
-                fit(job, request)
-            return finish(job)
-        finally:
-            job.close()
+        with holding(Path(config.output_dir), runtime.world):
+            return _train_alone(runtime, inputs, resume, loss_fn, warnings)
+
+
+def _train_alone(runtime: Runtime, inputs: Inputs, resume: bool, loss_fn: Callable | None, warnings: list[str]) -> Path:
+    """Trains in an output folder that no other process writes. Collective."""
+    config = inputs.config
+    final = Path(config.output_dir) / "final"
+    if resume and runtime.world.on_first(lambda: damage(final) is None):
+        if runtime.is_main:
+            remove_best(final.parent)  # it may have been killed before
+            say(f"{config.output_dir}: this run is finished; the model is in {final}")
+        return final
+    warnings += precision_notes(config.train.precision, runtime.device.type)
+    for line in warnings if runtime.is_main else ():
+        say(line)
+    job = prepare(runtime, inputs, resume, loss_fn)
+    try:
+        with listening() as request:
+            fit(job, request)
+        return finish(job)
+    finally:
+        job.close()
 
 
 def check(inputs: Inputs, resume: bool, loss_fn: Callable | None = None, engine: str | None = None) -> list[str]:

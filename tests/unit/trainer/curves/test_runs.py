@@ -14,7 +14,7 @@ from trainer.config.loading import load_config, parse_config
 from trainer.curves.page import write_page
 from trainer.curves.price import price_of
 from trainer.curves.result import describe_curve, lines
-from trainer.curves.runs import make, plan_runs, wait_for_orphan
+from trainer.curves.runs import make, plan_runs
 from trainer.run_dir.queries import read_values
 from trainer.train.train import train
 
@@ -160,25 +160,6 @@ def test_what_gives_no_curve_is_refused_before_any_run(fractions, seeds, more, t
     with pytest.raises(BadInput, match=text):
         plan_runs(config_of(tiny_bert, shards, **more), fractions, seeds, tmp_path / "new")
     assert not (tmp_path / "new").exists()
-
-
-def test_a_run_that_outlived_its_call_is_waited_for(tmp_path, capsys):
-    import subprocess
-    import sys
-
-    import psutil
-
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-        facts = {"process": child.pid, "began": psutil.Process(child.pid).create_time()}
-        (tmp_path / "running.json").write_text(json.dumps(facts | {"began": 0}))  # another process of that number
-        wait_for_orphan(tmp_path)
-        assert "waiting" not in capsys.readouterr().err and child.poll() is None
-        (tmp_path / "running.json").write_text(json.dumps(facts))
-        child.stdin.write(b"\n")
-        child.stdin.close()
-        wait_for_orphan(tmp_path)
-        assert not psutil.pid_exists(child.pid) or child.wait() == 0
-    assert not (tmp_path / "running.json").exists()
 
 
 def test_the_price_is_the_cost_of_the_generation_by_its_pairs(tmp_path):
