@@ -5,7 +5,7 @@ import sys
 from importlib import import_module
 
 from data_prep.common.console import help_of, say_next
-from data_prep.common.errors import guarded, nearest
+from data_prep.common.errors import guarded, near_flag
 from data_prep.common.files import check
 from data_prep.common.paths import with_homes
 
@@ -32,7 +32,7 @@ def _unknown_flag(text: str, command: str) -> str:
     """Returns the problem of a flag that the command does not have, and where it belongs."""
     flag = text.partition("=")[0]
     owners = [name for name in COMMANDS if flag in _flags(name)]
-    mend = f" It belongs to {', '.join(owners)}." if owners else nearest(flag, _flags(command))
+    mend = f" It belongs to {', '.join(owners)}." if owners else near_flag(flag, _flags(command))
     return f"{flag}: {command} has no such flag.{mend} All of them: python -m data_prep {command} --help"
 
 

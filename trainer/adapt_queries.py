@@ -7,11 +7,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from data_prep.common.console import help_of, result
-from data_prep.common.errors import BadInput
+from data_prep.common.console import result, say_next
+from data_prep.common.errors import BadInput, Parser
 from data_prep.common.files import check, existing_parent, unfinished_name
 from data_prep.common.paths import with_homes
-from data_prep.stores.flags import add_store, store_of, where_of
+from data_prep.stores.flags import add_store, store_of, store_words, where_of
 from trainer.engine.join import joined
 from trainer.engine.leaving import guarded_ranks
 from trainer.inference.flags import add_model, add_precision, models_of
@@ -21,7 +21,7 @@ from trainer.query_side.adapter import QueryAdapter
 from trainer.query_side.exports.folder import write_folder
 from trainer.query_side.exports.onnx_graph import onnx_problems
 from trainer.query_side.fit import METRIC
-from trainer.query_side.flags import add_either_model, closed_model
+from trainer.query_side.flags import add_either_model, closed_model, searches
 from trainer.query_side.lora.folder import write_lora_folder
 from trainer.query_side.lora.query_encoder import RANK, QueryEncoder
 from trainer.query_side.lora.training import LORA
@@ -94,15 +94,15 @@ def run(args: argparse.Namespace) -> None:
         runtime.world.on_first(lambda: write(output, adapter, None if closed else encoder, learner, args.onnx))
         if runtime.is_main:
             show(adapter, output)
+            if adapter.facts["verdict"] == BETTER:
+                say_next(*searches(args, output), *store_words(args, args.collection))
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.adapt_queries",
-        **help_of(
-            "Trains a map of query vectors against the vectors of a collection, which stay as they are.",
-            "python -m trainer.adapt_queries --model MODEL --path db --collection docs --pairs F.jsonl --output OUT",
-        ),
+    parser = Parser(
+        "python -m trainer.adapt_queries",
+        "Trains a map of query vectors against the vectors of a collection, which stay as they are.",
+        "python -m trainer.adapt_queries --model MODEL --path db --collection docs --pairs F.jsonl --output OUT",
     )
     add_either_model(parser, "folder or hub id of the model that made the vectors")
     text = "pairs that name chunks of the collection (chunk_id, or doc_ids of records), such as generate writes"

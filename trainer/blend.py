@@ -4,9 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from data_prep.common.console import help_of, say
 from data_prep.common.console import result as print_result
-from data_prep.common.errors import guarded
+from data_prep.common.console import say, say_next
+from data_prep.common.errors import Parser, guarded
 from data_prep.common.files import check, check_output_file, write_json
 from data_prep.common.paths import with_homes
 from data_prep.reading.retrieval_sets import load_set
@@ -63,16 +63,16 @@ def run(args: argparse.Namespace) -> int:
     _print(result)
     if args.json:
         write_json(Path(args.json), result)
+    search = ["python", "-m", "trainer.search", "QUERY", "--model", args.output]
+    say_next(*search, "--compare", args.base, "--data", args.data)
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.blend",
-        **help_of(
-            "Writes the best model between a base and the model that was trained from it.",
-            "python -m trainer.blend MODEL runs/mine/final --data shards --general general --output runs/mine/blended",
-        ),
+    parser = Parser(
+        "python -m trainer.blend",
+        "Writes the best model between a base and the model that was trained from it.",
+        "python -m trainer.blend MODEL runs/mine/final --data shards --general general --output runs/mine/blended",
     )
     parser.add_argument("base", metavar="BASE", help="folder or hub id of the model before training")
     parser.add_argument("tuned", metavar="TUNED", help="the trained model, e.g. final/ of a run: whole, or an adapter")

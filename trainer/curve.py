@@ -7,9 +7,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from data_prep.common.console import help_of, say
 from data_prep.common.console import result as print_result
-from data_prep.common.errors import guarded
+from data_prep.common.console import say, say_next
+from data_prep.common.errors import Parser, guarded
 from data_prep.common.files import check, existing_parent, whole_file, write_json
 from data_prep.common.paths import with_homes
 from trainer.curves.child import wait_for_orphan
@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     for line in lines(found):
         print_result(line)
     print_result(f"{folder / PAGE}, {folder / JSON}")
+    say_next("python", "-m", "trainer.report", runs.in_order()[-1].folder)
     return 0
 
 
@@ -65,12 +66,10 @@ def _default_next(runs: Runs) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.curve",
-        **help_of(
-            "Trains on shares of the documents and forecasts the gain of more pairs, with a 95 % interval and a price.",
-            "python -m trainer.curve --config run.yaml --seeds 2 --output runs/curve --price-per-pair 0.002",
-        ),
+    parser = Parser(
+        "python -m trainer.curve",
+        "Trains on shares of the documents and forecasts the gain of more pairs, with a 95 % interval and a price.",
+        "python -m trainer.curve --config run.yaml --seeds 2 --output runs/curve --price-per-pair 0.002",
     )
     parser.add_argument("--config", required=True, metavar="RUN.yaml", help="run file; its output_dir is not used")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the run file")

@@ -9,13 +9,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from data_prep.common.console import help_of, say
-from data_prep.common.errors import BadInput, collect, nearest
+from data_prep.common.console import say, say_next
+from data_prep.common.errors import BadInput, Parser, collect, nearest
 from data_prep.common.files import check, check_output_file, write_json
 from data_prep.common.paths import with_homes
 from data_prep.reading.retrieval_sets import RetrievalSet, load_collection, load_evaluation
 from data_prep.reading.scored_pairs import ScoredPairs
-from data_prep.stores.flags import add_store, store_flags, store_of, where_of
+from data_prep.stores.flags import add_store, store_flags, store_of, store_words, where_of
 from data_prep.stores.open import open_collection
 from trainer.distributed.device import precision_name
 from trainer.distributed.launcher_claims import world_size
@@ -33,7 +33,7 @@ from trainer.inference.reading import describe, facts_of
 from trainer.inference.text_encoder import TextEncoder
 from trainer.model_folder.spec import ModelSpec
 from trainer.query_side.encoder import AdaptedEncoder
-from trainer.query_side.flags import add_adapter, add_either_model, closed_model
+from trainer.query_side.flags import add_adapter, add_either_model, closed_model, searches
 from trainer.query_side.in_store import measure_in_store
 
 FEW_QUERIES = 50
@@ -149,6 +149,7 @@ def _run_closed(args: argparse.Namespace) -> int:
     show(results, [f"{name}, by the store's own search", *_adapter_line(args)])
     if args.json:
         write_json(Path(args.json), {"model": name} | _json(results, sets) | _adapter_fact(args))
+    _say_next(args, sets)
     return 0
 
 
@@ -183,6 +184,16 @@ def _report(
         read = {"read": facts_of(specs[0]), "precision": precision}
         read |= {"baseline": args.baseline, "baseline_read": facts_of(specs[1])} if args.baseline else {}
         write_json(Path(args.json), {"model": args.model} | _json(results, sets) | read | _adapter_fact(args))
+    _say_next(args, sets)
+
+
+def _say_next(args: argparse.Namespace, sets: Sets) -> None:
+    """Writes the command that shows results of the same model on the first set that can be searched."""
+    searched = [path for path, data in sets.items() if isinstance(data, RetrievalSet)]
+    where = store_words(args, args.collection) if args.collection else ["--data", *searched[:1]]
+    if searched:
+        compare = ["--compare", args.baseline] if args.baseline else []
+        say_next(*searches(args, args.query_adapter), *compare, *where)
 
 
 def _warn_of_few(results: list[SetResult]) -> None:
@@ -193,12 +204,10 @@ def _warn_of_few(results: list[SetResult]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.evaluate",
-        **help_of(
-            "Measures a model on retrieval sets and scored pairs, and its difference from a baseline with an interval.",
-            "python -m trainer.evaluate --model runs/mine/final --baseline MODEL --data shards",
-        ),
+    parser = Parser(
+        "python -m trainer.evaluate",
+        "Measures a model on retrieval sets and scored pairs, and its difference from a baseline with an interval.",
+        "python -m trainer.evaluate --model runs/mine/final --baseline MODEL --data shards",
     )
     add_either_model(parser, "model folder or hub id")
     parser.add_argument("--baseline", metavar="M", help="model to compare with, e.g. the one before training")

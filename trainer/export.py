@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from data_prep.common.console import help_of, result, say, say_next
-from data_prep.common.errors import guarded
+from data_prep.common.console import result, say, say_next
+from data_prep.common.errors import Parser, guarded
 from data_prep.common.files import check
 from data_prep.common.paths import with_homes
 from trainer.exporting.hub import Hub
@@ -37,12 +37,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.export",
-        **help_of(
-            "Writes the model of a run as a folder for sentence-transformers, once a fresh process has verified it.",
-            "python -m trainer.export runs/lora --output exported --merge",
-        ),
+    parser = Parser(
+        "python -m trainer.export",
+        "Writes the model of a run as a folder for sentence-transformers, once a fresh process has verified it.",
+        "python -m trainer.export runs/lora --output exported --merge",
     )
     source = "a run's output_dir, its final/, or a checkpoint in it"
     parser.add_argument("source", metavar="RUN|CHECKPOINT", help=source)

@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from data_prep.common.console import help_of, result, say_next
-from data_prep.common.errors import guarded
+from data_prep.common.console import result, say_next
+from data_prep.common.errors import Parser, guarded
 from data_prep.common.paths import with_homes
 from trainer.inference.flags import add_trust
 from trainer.model_folder.spec import POOLINGS
@@ -27,12 +27,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.merge",
-        **help_of(
-            "Adds an adapter to the weights of its base and writes a whole model.",
-            "python -m trainer.merge --base_model_path MODEL --lora_adapter_path runs/lora/final --output_path merged",
-        ),
+    parser = Parser(
+        "python -m trainer.merge",
+        "Adds an adapter to the weights of its base and writes a whole model.",
+        "python -m trainer.merge --base_model_path MODEL --lora_adapter_path runs/lora/final --output_path merged",
     )
     parser.add_argument("--base_model_path", required=True, metavar="FOLDER|HUB_ID", help="base of the adapter")
     adapter = "adapter_model.safetensors, or its folder"

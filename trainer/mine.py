@@ -4,8 +4,7 @@ import argparse
 import sys
 
 from data_prep.cli.mine import add_flags, plan
-from data_prep.common.console import help_of
-from data_prep.common.errors import BadInput
+from data_prep.common.errors import BadInput, Parser
 from data_prep.common.paths import with_homes
 from trainer.config.loading import parse_section
 from trainer.config.sections import ModelConfig
@@ -33,12 +32,10 @@ def _model(args: argparse.Namespace) -> ModelConfig:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.mine",
-        **help_of(
-            "Adds hard negatives to rows with an embedding model, on one process or on the ranks of torchrun.",
-            "torchrun --nproc-per-node 2 -m trainer.mine records.jsonl --output mined.jsonl --model MODEL",
-        ),
+    parser = Parser(
+        "python -m trainer.mine",
+        "Adds hard negatives to rows with an embedding model, on one process or on the ranks of torchrun.",
+        "torchrun --nproc-per-node 2 -m trainer.mine records.jsonl --output mined.jsonl --model MODEL",
     )
     add_flags(parser)
     add_precision(parser)

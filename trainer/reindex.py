@@ -7,10 +7,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from data_prep.common.console import help_of, say, say_next
+from data_prep.common.console import say, say_next
+from data_prep.common.errors import Parser
 from data_prep.common.files import check
 from data_prep.common.paths import with_homes
-from data_prep.stores.flags import add_store, store_of, where_of
+from data_prep.stores.flags import add_store, store_of, store_words, where_of
 from trainer.engine.join import joined
 from trainer.engine.leaving import guarded_ranks
 from trainer.inference.flags import add_model, add_precision, models_of
@@ -20,12 +21,10 @@ from trainer.run_dir.verdict import doubt
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.reindex",
-        **help_of(
-            "Embeds a collection with a model into a new collection, or a new vector, of the same store.",
-            "python -m trainer.reindex --model tuned/final --path chroma --collection stdlib --target stdlib-tuned",
-        ),
+    parser = Parser(
+        "python -m trainer.reindex",
+        "Embeds a collection with a model into a new collection, or a new vector, of the same store.",
+        "python -m trainer.reindex --model tuned/final --path chroma --collection stdlib --target stdlib-tuned",
     )
     parser.add_argument("--model", metavar="M", help="model folder or hub id")
     parser.add_argument("--target", metavar="NEW", help="new collection")
@@ -68,9 +67,8 @@ def run(args: argparse.Namespace) -> None:
         encoder.runtime = runtime
         reindex(config, args.target, encoder, where=where, **options)
         if runtime.is_main and args.target:
-            place = ["--path", args.path] if args.path else []  # an address may hold a password
-            search = ["python", "-m", "trainer.search", "QUERY", "--model", args.model, "--store", args.store, *place]
-            say_next(*search, "--collection", args.target)
+            search = ["python", "-m", "trainer.search", "QUERY", "--model", args.model]
+            say_next(*search, *store_words(args, args.target))
 
 
 if __name__ == "__main__":

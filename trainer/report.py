@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from data_prep.common.console import help_of, result
-from data_prep.common.errors import guarded
+from data_prep.common.console import result
+from data_prep.common.errors import Parser, guarded
 from data_prep.common.files import check, check_output_file, whole_file
 from data_prep.common.paths import with_homes
 from trainer.config.sections import ModelConfig
@@ -45,12 +45,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.report",
-        **help_of(
-            "Writes one HTML page about a run: curves, the model before and after, queries that gained and lost.",
-            "python -m trainer.report runs/first",
-        ),
+    parser = Parser(
+        "python -m trainer.report",
+        "Writes one HTML page about a run: curves, the model before and after, queries that gained and lost.",
+        "python -m trainer.report runs/first",
     )
     parser.add_argument("run", metavar="RUN", help="a run's output_dir")
     parser.add_argument("--output", metavar="FILE", help="default: RUN/report.html")

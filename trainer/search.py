@@ -4,8 +4,8 @@ import argparse
 import sys
 from dataclasses import asdict
 
-from data_prep.common.console import help_of, say
-from data_prep.common.errors import BadInput
+from data_prep.common.console import say
+from data_prep.common.errors import BadInput, Parser
 from data_prep.common.files import check
 from data_prep.common.paths import with_homes
 from data_prep.reading.retrieval_sets import RetrievalSet, load_set
@@ -100,12 +100,10 @@ def _read_otherwise(encoder: TextEncoder, collection: Collection) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.search",
-        **help_of(
-            "Prints the top results of queries with their cosine similarity, of one model or of two side by side.",
-            'python -m trainer.search "how do pods get an address" --model tuned/final --compare MODEL --data k8s_docs',
-        ),
+    parser = Parser(
+        "python -m trainer.search",
+        "Prints the top results of queries with their cosine similarity, of one model or of two side by side.",
+        'python -m trainer.search "how do pods get an address" --model tuned/final --compare MODEL --data k8s_docs',
     )
     parser.add_argument("query", nargs="+", help="texts to search for")
     add_either_model(parser, "model folder or hub id")

@@ -57,6 +57,13 @@ def store_of(args: argparse.Namespace) -> StoreConfig:
     return config
 
 
+def store_words(args: argparse.Namespace, collection: str) -> list[str]:
+    """Returns the flags that name a collection of the same store in a command to come. An address is left out: it may
+    hold a password."""
+    place = ["--path", str(args.path)] if args.path else []
+    return ["--store", args.store, *place, "--collection", collection]
+
+
 def where_of(args: argparse.Namespace) -> dict[str, Any] | None:
     """Returns the filter of --where as it is. BadInput unless it is a JSON object."""
     if args.where is None:

@@ -1,10 +1,8 @@
 """The example of `python -m trainer.curve --help`, word for word: killed with its run, and gone on with."""
 
 import json
-import os
 import re
 import shlex
-import signal
 from itertools import pairwise
 
 import pytest
@@ -42,7 +40,7 @@ def test_the_example_killed_and_gone_on_with(here, capsys):
     assert command[:2] == ["-m", "trainer.curve"]
     killed = forked.start(command, here)
     killed.wait_until_it_says("run 3 of 8", 900)
-    os.killpg(killed.pid, signal.SIGKILL)  # and its run: one that goes on would write beside the next one
+    killed.kill()  # the run of that moment ends as well, or is waited for
     assert killed.wait() != 0 and not (here / "runs/curve/curve.json").exists()
 
     done = forked.run(*command, timeout=900, cwd=here)
@@ -55,6 +53,7 @@ def test_the_example_killed_and_gone_on_with(here, capsys):
     [forecast] = result["forecasts"]
     assert forecast["more_pairs"] == sizes[-1][0] and forecast["price"] == pytest.approx(0.002 * sizes[-1][0])
     assert re.search(r"^the next \d+ pairs: .* expected \(95 % interval .*\), for 0\.\d\d$", done.stdout, re.M)
+    assert done.stderr.splitlines()[-1] == "Next: python -m trainer.report runs/curve/fraction-1-seed-1"
     assert ("stop: " in done.stdout) == forecast["stop"]
     assert (here / "runs/curve/curve.html").read_text().count("<circle") == 8
     assert len([*(here / "runs/curve").glob("fraction-*/final/model.safetensors")]) == 8

@@ -87,11 +87,11 @@ def answer(path: tuple[str, ...], value: Any, known: Iterable[str], frontend: Fr
 
 def about_flags(unknown: Iterable[str], known: Iterable[str], frontend: Frontend = BEHIND_A_COMMAND) -> list[str]:
     """Returns a problem for each flag of a command line that is none of the known, given without their dashes."""
-    problems = []
+    problems, flags = [], [f"--{name}" for name in known]
     for text in unknown:
         name, _, value = text.lstrip("-").partition("=")
         path = tuple(name.split("."))  # --optim.lr: a key with the dashes of a flag
-        mend = answer(path, value.lower() != "false", () if len(path) > 1 else known, frontend)
+        mend = answer(path, value.lower() != "false", () if len(path) > 1 else flags, frontend)
         problems.append(f"{text.partition('=')[0]}: no such flag.{' ' * bool(mend)}{mend}")
     return problems
 

@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from data_prep.common.console import HelpFormatter, help_of
+from data_prep.common.errors import stray_flags
 from trainer.config.unknown_keys import about_flags
 from trainer.distributed.engines import ENGINES
 from trainer.distributed.launcher_claims import rank
@@ -22,6 +23,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if args.config is not None and args.unknown:
         flags = about_flags((text for text in args.unknown if text.startswith("-")), [*FLAGS, *OWN])
         cli.error("\n  - ".join([f"unrecognized arguments: {' '.join(args.unknown)}", *flags]))
+    if args.config is not None and (stray := stray_flags(args.overrides, cli._option_string_actions)):
+        cli.error("\n  - ".join(stray))
     return args
 
 

@@ -29,6 +29,13 @@ def add_adapter(parser: argparse.ArgumentParser, model: str = "--model or --endp
     parser.add_argument("--query-adapter", type=Path, metavar="FOLDER", help=text)
 
 
+def searches(args: argparse.Namespace, adapter: Path | None = None) -> list[str]:
+    """Returns the first words of the command that searches with the same model. adapter: of its queries."""
+    model = ["--model", args.model] if args.model else ["--endpoint-model", args.endpoint_model]
+    mapped = ["--query-adapter", str(adapter)] if adapter else []
+    return ["python", "-m", "trainer.search", "QUERY", *model, *mapped]
+
+
 def closed_model(args: argparse.Namespace, adapter: Path | None = None) -> EndpointEncoder | None:
     """Returns the closed model that the flags name, or None. adapter: folder of its query adapter.
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_prep.common.errors import Parser, near_flag, stray_flags
 from data_prep.common.files import check_output_file, named_when_whole
 from data_prep.common.workers import batches
 from data_prep.texts.splitmix import GOLDEN_GAMMA, splitmix
@@ -46,3 +47,43 @@ def test_of_two_runs_of_one_task_only_a_whole_file_gets_the_name(tmp_path):
         part.write_text("half")
         raise OSError
     assert path.read_text() == "whole"
+
+
+FLAGS = ("-h", "--help", "--dry-run", "--json", "--seeds")
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("--dryrun", "--dry-run"),
+        ("dryrun", "--dry-run"),
+        ("dry_run", "--dry-run"),
+        ("--jsn=out.json", "--json"),
+        ("seeds", "--seeds"),
+        ("--processes", None),
+        ("3", None),
+        ("run.json", None),  # a value, not a flag
+    ],
+)
+def test_a_flag_without_dashes_or_misspelt(word, meant):
+    assert near_flag(word, FLAGS) == (f" Did you mean {meant!r}?" if meant else "")
+
+
+def test_a_word_among_overrides_may_lack_the_dashes_of_a_flag():
+    assert stray_flags(["optim.lr=1", "seeds", "3", "json=4"], FLAGS) == [
+        "seeds: no key=value. Did you mean '--seeds'?"
+    ]
+
+
+def test_a_command_answers_with_the_flag_that_may_be_meant(capsys):
+    parser = Parser("python -m one", "Does it.", "python -m one --dry-run")
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("overrides", nargs="*")
+    assert parser.parse_args(["--dry-run", "a=b"]).overrides == ["a=b"]
+    for argv, said in {
+        ("--dryrun", "--strange"): "--dryrun --strange\n  - --dryrun: no such flag. Did you mean '--dry-run'?\n",
+        ("dryrun",): "python -m one: error: dryrun: no key=value. Did you mean '--dry-run'?\n",
+    }.items():
+        with pytest.raises(SystemExit) as stop:
+            parser.parse_args(argv)
+        assert stop.value.code == 2 and capsys.readouterr().err.endswith(said)

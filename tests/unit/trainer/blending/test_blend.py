@@ -172,3 +172,6 @@ def test_the_command_says_what_it_cannot_know_and_refuses_what_does_not_fit(
     shown = capsys.readouterr()
     assert "no --general SET" in shown.err and re.search(r"few: only \d+ queries choose and \d+ report", shown.err)
     assert re.search(r"chosen: share (0|0\.5|1)\b", shown.out) and "queries that report: nDCG@10" in shown.out
+    assert shown.err.splitlines()[-1] == (
+        f"Next: python -m trainer.search QUERY --model {tmp_path / 'out'} --compare {tiny_bert} --data {few}"
+    )

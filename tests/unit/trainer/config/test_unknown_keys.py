@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import nullcontext
 
 import pytest
 
@@ -174,7 +175,7 @@ FLAGS = ["--model_name_or_path", "m", "--output_dir", "o", "--train_dataset", __
 OF_FLAGS = {
     "--learning_rate": "Write --lr.", "--learning-rate": "Write --lr.", "--optim.lr": "Write --lr.",
     "--num_train_epochs": "Write --epochs", "--per_device_train_batch_size": "Write --batch_size.",
-    "--gradient-accumulation-steps": "Did you mean 'gradient_accumulation_steps'?", "--lora_rank": "--lora_r.",
+    "--gradient-accumulation-steps": "Did you mean '--gradient_accumulation_steps'?", "--lora_rank": "--lora_r.",
     "--bf16": "Write train.precision=bf16 (", "--bf16=False": "Leave it out.", "--eval_steps": "watch.every_steps=",
     "--use_lora=false": "Write --finetune_type full.", "--train.batch_size": "Write train.batch_size=… (the batch of",
     "--train_data": "Write --train_dataset", "--epoch": "Write --epochs", "--train_group_size": "Write --neg_nums",
@@ -260,3 +261,12 @@ def test_unknown_keys_of_a_flat_json_are_answered_in_its_own_names(tmp_path, cap
         "train.Batch-Size: unknown key. Did you mean 'train.batch_size'?",
     ):
         assert part in shown
+
+
+@pytest.mark.parametrize("command", ["trainer", "run", "plan"])
+def test_a_flag_without_its_dashes_beside_a_run_file(command, capsys):
+    argv = ["--config", "run.yaml", "dryrun" if command != "plan" else "gpu"]
+    with pytest.raises(SystemExit) if command == "trainer" else nullcontext():
+        assert launch([command, *argv]) == 2 if command != "trainer" else train(argv)
+    meant = "--gpu" if command == "plan" else "--dry-run"
+    assert f"{argv[-1]}: no key=value. Did you mean '{meant}'?" in capsys.readouterr().err

@@ -80,11 +80,13 @@ def embedded(model, data):
     return encoder.queries(data.query_texts), encoder.passages(data.doc_texts)
 
 
-def test_metrics_by_name_of_several_sets_in_one_table(evaluate, sets, capsys):
+def test_metrics_by_name_of_several_sets_in_one_table(evaluate, sets, tiny_bert, capsys):
     names = ["nDCG@5", "recall@20", "R-precision", "spearman"]
     result = evaluate("--data", sets["a"], sets["b"], sets["labels"], "--metrics", *names)
     assert [one["data"] for one in result["sets"]] == [str(sets[name]) for name in ("a", "b", "labels")]
-    table = capsys.readouterr().out
+    shown = capsys.readouterr()
+    table = shown.out
+    assert shown.err.endswith(f"Next: python -m trainer.search QUERY --model {tiny_bert} --data {sets['a']}\n")
     for one in result["sets"]:
         assert list(one["metrics"]) == (names[:3] if "queries" in one else names[3:])
         assert all(f"{value:.4f}" in table for value in one["metrics"].values())

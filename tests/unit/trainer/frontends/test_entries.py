@@ -78,7 +78,7 @@ def test_every_wrong_flag_is_in_one_error(here):
         run_of([*wrong, "--finetune_typ", "lora", "--lr", "2", "optim.lr=3", "--neg_nums"])
     text = "\n".join(error.value.problems)
     for part in (
-        "--finetune_typ: no such flag. Did you mean 'finetune_type'?",
+        "--finetune_typ: no such flag. Did you mean '--finetune_type'?",
         "--lr: stands twice",
         "--neg_nums: needs a value",
         "--batch_size: must be a whole number from 1 up (given: two)",

@@ -1,6 +1,7 @@
 """trainer.adapt_queries on a Chroma collection: what is learned, what is refused, and the folder that comes out."""
 
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -167,6 +168,8 @@ def test_lora_refuses_an_adapter_and_vectors_that_are_cut(tiny_bert, tmp_path):
 def test_two_ranks_choose_what_one_does(world, tiny_bert):
     done = forked.run_ranks(2, "-m", "trainer.adapt_queries", *command(world, tiny_bert, "turned", "ranks"))
     assert done.returncode == 0, done.both
+    [following] = [line for line in done.stderr.splitlines() if line.startswith("Next: ")]  # of rank 0 alone
+    assert search.main(shlex.split(following)[4:]) == 0 and str(world / "ranks") in following
     alone = forked.run("-m", "trainer.adapt_queries", *command(world, tiny_bert, "turned", "alone"))
     assert alone.returncode == 0, alone.both
     one, two = (QueryAdapter.load(world / name) for name in ("alone", "ranks"))
@@ -204,7 +207,11 @@ def test_evaluate_maps_the_queries_and_not_the_documents(world, tiny_bert, encod
     documents, queries = encoder.passages(data.doc_texts), encoder.queries(data.query_texts)
     for side, vectors in {"base": queries, "tuned": QueryAdapter.load(adapted)(queries)}.items():
         assert abs(row[side] - means(score_run(data.qrels, rank_documents(vectors, documents, data)))["nDCG@10"]) < 1e-4
-    assert f"queries of tuned pass {adapted}" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert f"queries of tuned pass {adapted}" in shown.out
+    following = shlex.split(shown.err.splitlines()[-1])
+    assert following[:4] == ["Next:", "python", "-m", "trainer.search"] and search.main(following[4:]) == 0
+    assert f"{adapted}" in following and "tuned" in capsys.readouterr().out
     assert evaluate.main([*map(str, argv), "--dims", "8"]) == 2
     assert "--dims: an adapter maps whole vectors" in capsys.readouterr().err
 
