@@ -33,6 +33,7 @@ def choose_kernels(device: str, precision: str = "fp32", deterministic: bool = F
     if precision == "tf32" and device != "cuda":
         raise BadInput(f"train.precision: tf32 is for CUDA, and this run is on {device}; use fp32")
     if device != "cuda":
+        deepspeed_looks_at(device)
         return
     torch.backends.cuda.enable_cudnn_sdp(False)
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
@@ -40,6 +41,12 @@ def choose_kernels(device: str, precision: str = "fp32", deterministic: bool = F
         for name, value in DETERMINISTIC.items():
             os.environ.setdefault(name, value)
         torch.use_deterministic_algorithms(True)
+
+
+def deepspeed_looks_at(device: str) -> None:
+    """Names a CPU to DeepSpeed, which other libraries import where it is installed: it would warn of a missing GPU."""
+    if device == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def rounds_products(device: torch.device) -> bool:

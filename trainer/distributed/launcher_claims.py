@@ -110,6 +110,9 @@ def _contradictions(environ: Mapping[str, str]) -> list[str]:
     if here > world:
         return [f"LOCAL_WORLD_SIZE={here} in the environment, but {world} rank(s) in all; {mend}, {launcher}"]
     port = environ.get("MASTER_PORT", "")
+    if "WORLD_SIZE" in environ and port == "0":
+        passed_on = "torchrun --master-port 0 gives the ranks this 0, and they would wait for each other for ever"
+        return [f"MASTER_PORT=0 in the environment: {passed_on}; name a free port or use --standalone, else {mend}"]
     if "WORLD_SIZE" in environ and port and not (is_whole(port) and 0 < int(port) < 65536):
         return [f"MASTER_PORT={port!r} in the environment: not a port; {mend}, {launcher}"]
     return []

@@ -74,8 +74,6 @@ def start(config: RunConfig, run_file: str, engine: str | None = None, processes
     several = world_size() > 1 or ds_json is not None
     kind = pick_device(config.train.device, engine, several)
     choose_kernels(kind, config.train.precision, config.train.deterministic)
-    if kind == "cpu":  # DeepSpeed, which other libraries import where it is installed, would look for a GPU and warn
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if "WORLD_SIZE" not in os.environ and not ds_json:
         # no group to join, and Accelerate's import stays out of the time to start
         check_world(1, LONE[kind], planned, run_file)

@@ -5,7 +5,6 @@ parameters, and all others frozen.
 """
 
 import json
-import os
 import re
 import warnings
 from pathlib import Path
@@ -19,6 +18,7 @@ from data_prep.common.console import say
 from data_prep.common.errors import BadInput, first_line
 from data_prep.common.files import check
 from trainer.config.sections import LoraConfig
+from trainer.distributed.device import deepspeed_looks_at
 from trainer.model import quantization
 from trainer.model.loading import Sources
 from trainer.model_folder.families import family_of
@@ -197,8 +197,7 @@ def load(backbone: nn.Module, folder: Path) -> Adapter:
 
 
 def _peft():
-    if not torch.cuda.is_available():  # DeepSpeed, which peft imports where it is installed, would warn otherwise
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    deepspeed_looks_at("cuda" if torch.cuda.is_available() else "cpu")  # peft imports it
     import peft
 
     return peft

@@ -48,3 +48,14 @@ def test_a_cpu_keeps_its_settings(settings):
     before = torch.backends.cuda.cudnn_sdp_enabled(), torch.get_float32_matmul_precision()
     choose_kernels("cpu", "bf16", deterministic=True)
     assert before == (torch.backends.cuda.cudnn_sdp_enabled(), torch.get_float32_matmul_precision())
+
+
+@pytest.mark.parametrize(("device", "named"), [("cpu", "cpu"), ("mps", None), ("cuda", None)])
+def test_deepspeed_looks_for_no_gpu_on_a_cpu(settings, monkeypatch, device, named):
+    monkeypatch.setenv("DS_ACCELERATOR", "before")  # so that what is set here is undone
+    monkeypatch.delenv("DS_ACCELERATOR")
+    choose_kernels(device)
+    assert os.environ.get("DS_ACCELERATOR") == named
+    monkeypatch.setenv("DS_ACCELERATOR", "xpu")
+    choose_kernels(device)
+    assert os.environ["DS_ACCELERATOR"] == "xpu", "what the user has set stays"

@@ -48,6 +48,7 @@ LEFT_OVER = [
     ({"RANK": "1"}, "RANK=1 in the environment, but no WORLD_SIZE", "unset RANK"),
     (OF_TORCHRUN | {"RANK": "2"}, "RANK=2 in the environment, but WORLD_SIZE=2", "unset RANK WORLD_SIZE"),
     (OF_TORCHRUN | {"LOCAL_RANK": "2"}, "LOCAL_RANK=2", "unset RANK"),
+    (OF_TORCHRUN | {"MASTER_PORT": "0"}, "torchrun --master-port 0", "use --standalone, else unset RANK"),
     (OF_TORCHRUN | {"MASTER_PORT": "http"}, "MASTER_PORT='http'", "unset RANK"),
     ({"LOCAL_WORLD_SIZE": "4"}, "LOCAL_WORLD_SIZE=4", "unset LOCAL_WORLD_SIZE"),
     ({"ACCELERATE_USE_CPU": "maybe"}, "ACCELERATE_USE_CPU='maybe'", "unset ACCELERATE_USE_CPU"),
