@@ -32,19 +32,26 @@ def fsync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[IO[str]]:
-    """Yields a UTF-8 text file that appears under `path` only if the block succeeds. Creates the parent folder."""
+def written_aside(path: Path) -> Iterator[Path]:
+    """Yields the name of a hidden sibling, which becomes `path` if the block succeeds, and is removed if it does not.
+    Creates the parent folder. Nothing is fsynced."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = unfinished_name(path)
     try:
-        with open(part, "w", encoding="utf-8", newline="\n") as handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
+        yield part
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[str]]:
+    """Yields a UTF-8 text file that appears under `path` only if the block succeeds. Creates the parent folder."""
+    with written_aside(path) as part, open(part, "w", encoding="utf-8", newline="\n") as handle:
+        yield handle
+        handle.flush()
+        os.fsync(handle.fileno())
     fsync_folder(path.parent)
 
 

@@ -7,13 +7,12 @@
 """
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
 from data_prep.common.console import say, track
-from data_prep.common.errors import BadInput
-from data_prep.common.files import HashedFile, cache_folder, unfinished_name, whole_file
+from data_prep.common.errors import BadInput, collect
+from data_prep.common.files import HashedFile, cache_folder, whole_file, written_aside
 from data_prep.common.finite import decode_json
 from data_prep.remote.location import Location, location
 
@@ -49,7 +48,7 @@ def _fetch(folder: Location, copy: Path, manifest: bytes) -> None:
     problems = []
     for entry in track(files, f"fetching {folder.name}"):
         if not (copy / entry["path"]).exists():
-            problems += _fetch_file(folder, copy, entry)
+            collect(problems, _fetch_file, folder, copy, entry)
     if problems:
         raise BadInput(problems)
     with whole_file(copy / MANIFEST) as file:
@@ -70,19 +69,15 @@ def _is_inside(path: str) -> bool:
     return not Path(path).is_absolute() and ".." not in Path(path).parts
 
 
-def _fetch_file(folder: Location, copy: Path, entry: dict[str, Any]) -> list[str]:
-    """Fetches a file of the manifest; returns the problem if its bytes are not those of the manifest."""
+def _fetch_file(folder: Location, copy: Path, entry: dict[str, Any]) -> None:
+    """Fetches a file of the manifest. Raises BadInput if its bytes are not those of the manifest."""
     source, target = folder / entry["path"], copy / entry["path"]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = unfinished_name(target)
     if not source.is_file():
-        return [f"{source}: is missing, but listed in the manifest; run shard again"]
-    with source.errors(), source.open_stream() as stream, HashedFile(part) as file:
-        while piece := stream.read(8 << 20):
-            file.write(piece)
-    got = file.entry(part.parent)
-    if (got["bytes"], got["sha256"]) != (entry["bytes"], entry["sha256"]):
-        part.unlink()
-        return [f"{source}: its bytes are not those that its manifest lists (sha256 differs); run shard again"]
-    os.replace(part, target)
-    return []
+        raise BadInput(f"{source}: is missing, but listed in the manifest; run shard again")
+    with written_aside(target) as part:
+        with source.errors(), source.open_stream() as stream, HashedFile(part) as file:
+            while piece := stream.read(8 << 20):
+                file.write(piece)
+        got = file.entry(part.parent)
+        if (got["bytes"], got["sha256"]) != (entry["bytes"], entry["sha256"]):
+            raise BadInput(f"{source}: its bytes are not those of its manifest (sha256 differs); run shard again")

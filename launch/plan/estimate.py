@@ -21,18 +21,17 @@ from launch.plan.cost import (
 )
 from launch.plan.guides import GuideFacts, guides_of
 from launch.plan.hardware import Hardware
-from launch.plan.memory import FP32, HEADROOM, Model, Need, Passes, frozen_bytes, moments_bytes, need
+from launch.plan.memory import HEADROOM, Need, Passes, need
 from launch.plan.traffic import INT64, KEYS, SCORES, Share, embedding_bytes
+from launch.plan.variant import Variant
 from trainer.config.compatibility import check_modes
 from trainer.config.sections import RunConfig
-from trainer.diagnosis.profile import Line, Profile
 from trainer.distributed.deepspeed_json import read_ds_json
 from trainer.distributed.engines import LONE, OFFLOADED, ZERO
 from trainer.model_folder.spec import ModelSpec
 from trainer.planner.plan import BatchPlan, total_steps
 
 SAMPLED_STEPS = 4  # steps whose texts are read and tokenised
-PERSISTENT = 100_000  # numbers in the largest tensor that ZeRO-3 keeps whole
 LEAST = 64  # the least micro_batch_tokens that a run file may set
 SPARE = 2  # times the tokens of the busiest sampled rank: later batches may have more
 DEFAULTS = {  # of DeepSpeed
@@ -86,75 +85,6 @@ class Estimate:
     @property
     def engine(self) -> str:
         return self.candidate.engine
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A run file's model as one choice of bits stores it."""
-
-    config: RunConfig
-    footprint: object
-    half: bool  # frozen weights lie in bf16
-
-    @property
-    def bits(self) -> int | None:
-        return self.config.model.bits
-
-    @property
-    def base(self) -> str:
-        """Storage of the frozen weights."""
-        return f"{self.bits} bits" if self.bits else "bf16" if self.half else "fp32"
-
-    @cached_property
-    def model(self) -> Model:
-        parameters = self.footprint.parameters
-        trained = [p for p in parameters if p.trained]
-        frozen = [p for p in parameters if not p.trained]
-        stored = sum(
-            frozen_bytes(p.shape[0], p.numel, self.bits if p.linear else None, self.half and (p.linear or p.table))
-            for p in frozen
-        )
-        return Model(
-            trained=sum(p.numel for p in trained),
-            frozen=sum(p.numel for p in frozen),
-            frozen_bytes=stored,
-            buffers=self.footprint.buffers,
-            small=sum(p.numel for p in parameters if p.numel <= PERSISTENT),
-            moments=moments_bytes([p.numel for p in trained], self.config.optim.name == "adamw_8bit"),
-            average=FP32 * sum(p.numel for p in trained) if self.config.optim.ema else 0,
-        )
-
-    @cached_property
-    def sizes(self) -> Sizes:
-        model, large = self.model, [p for p in self.footprint.parameters if p.numel > PERSISTENT]
-        stored = FP32 * model.trained + model.frozen_bytes
-        gathered = stored - (FP32 - self._compute) * sum(p.numel for p in large if p.product)
-        return Sizes(model.trained, stored, gathered, len(large), self.footprint.attention, self.footprint.size)
-
-    @property
-    def _compute(self) -> int:
-        """Bytes of a number in matrix products."""
-        return FP32 if self.config.train.precision in ("fp32", "tf32") else 2
-
-    @cached_property
-    def dequantised(self) -> tuple[int, int]:
-        """Bytes moved to dequantise all linear layers once, and bytes of the largest dequantised one."""
-        if not self.bits:
-            return 0, 0
-        linear = [p.numel for p in self.footprint.parameters if p.linear]
-        return round(sum(linear) * (self.bits / 8 + self._compute)), self._compute * max(linear, default=0)
-
-    def profile(self, recompute: bool) -> Profile | None:
-        traced = self.footprint.recomputed if recompute else self.footprint.plain
-        moved, _ = self.dequantised
-        if traced is None or not moved:
-            return traced
-
-        def with_it(effort, times: int):
-            return replace(effort, moved=Line(effort.moved.fixed + times * moved, effort.moved.per_token))
-
-        backward = with_it(traced.backward, 2 if recompute else 1)
-        return replace(traced, forward=with_it(traced.forward, 1), backward=backward)
 
 
 @dataclass

@@ -11,9 +11,9 @@ from tests.fuzzing.case import Case, Finding
 from tests.fuzzing.mutations import Draw, dumps
 from trainer.config.compatibility import check_modes, facts
 from trainer.config.loading import load_config
-from trainer.config.sections import lr_factor
 from trainer.distributed.deepspeed_json import read_ds_json, zero_engine
 from trainer.distributed.launcher_claims import accelerate_claim
+from trainer.engine.optimizer import lr_factor
 from trainer.frontends.flat_json import from_json, load_run_file
 
 TARGET = "run_files"

@@ -1,6 +1,5 @@
 """Sections of the run file: every fact that decides what is learnt. Topology is the launcher's. No torch."""
 
-import math
 import re
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -383,20 +382,3 @@ class RunConfig(Section):
         """The loss of a source's rows."""
         own = self.sources.get(source)
         return own.loss if own and own.loss else self.loss
-
-
-def lr_factor(step: int, total: int, optim: OptimConfig) -> float:
-    """Learning rate of optimizer step `step` (0-based) of `total`, as a share of optim.lr. Rises linearly over
-    round(warmup_ratio * total) steps (the first step already learns), then falls to 0 after the last step, linearly or
-    along half a cosine. A pure function: there is no scheduler state to lose."""
-    warmup = round(optim.warmup_ratio * total)
-    if step < warmup:
-        return (step + 1) / warmup
-    done = (step - warmup) / max(1, total - warmup)
-    match optim.schedule:
-        case "linear":
-            return 1.0 - done
-        case "cosine":
-            return 0.5 * (1.0 + math.cos(math.pi * done))
-        case _:
-            return 1.0

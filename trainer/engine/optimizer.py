@@ -27,6 +27,23 @@ def adamw(module: nn.Module, optim: OptimConfig, device: torch.device) -> torch.
     return torch.optim.AdamW(param_groups(module, optim), lr=0.0, betas=optim.betas, eps=optim.eps, fused=fused)
 
 
+def lr_factor(step: int, total: int, optim: OptimConfig) -> float:
+    """Learning rate of optimizer step `step` (0-based) of `total`, as a share of optim.lr. Rises linearly over
+    round(warmup_ratio * total) steps (the first step already learns), then falls to 0 after the last step, linearly or
+    along half a cosine. A pure function: there is no scheduler state to lose."""
+    warmup = round(optim.warmup_ratio * total)
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, total - warmup)
+    match optim.schedule:
+        case "linear":
+            return 1.0 - done
+        case "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * done))
+        case _:
+            return 1.0
+
+
 class LossScale:
     """Dynamic loss scale for fp16 (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2); 1 where it is not used."""
 

@@ -6,14 +6,13 @@ keeps those of step 0 and of its best model, and none of a set larger than MOST_
 
 import hashlib
 import json
-import os
 from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 
 from data_prep.common.errors import BadInput
-from data_prep.common.files import unfinished_name
+from data_prep.common.files import written_aside
 from data_prep.reading.retrieval_sets import RetrievalSet
 from trainer.run_dir.queries import FOLDER
 
@@ -31,10 +30,8 @@ def write_vectors(run_dir: Path, step: int, data: RetrievalSet, queries: np.ndar
     from safetensors.numpy import save_file
 
     path = run_dir / FOLDER / _NAME.format(step)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = unfinished_name(path)
-    save_file({"queries": queries, "documents": documents}, part, metadata={"texts": _fingerprint(data)})
-    os.replace(part, path)
+    with written_aside(path) as part:
+        save_file({"queries": queries, "documents": documents}, part, metadata={"texts": _fingerprint(data)})
 
 
 def read_vectors(run_dir: Path, step: int, data: RetrievalSet) -> tuple[np.ndarray, np.ndarray] | None:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from data_prep.reading.retrieval_sets import RetrievalSet
 from data_prep.reading.scored_pairs import ScoredPairs
-from trainer.config.sections import GENERAL, TRAIN_LOSS, WatchConfig, lr_factor
+from trainer.config.sections import GENERAL, TRAIN_LOSS, WatchConfig
 from trainer.distributed.step_row import Wishes
 from trainer.distributed.stop import StopRequest
+from trainer.engine.optimizer import lr_factor
 from trainer.engine.weight_average import averaged
 from trainer.evaluation.compare import means
 from trainer.evaluation.measure import evaluate_engine

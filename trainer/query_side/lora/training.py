@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from trainer.config.sections import OptimConfig, lr_factor
+from trainer.config.sections import OptimConfig
+from trainer.engine.optimizer import lr_factor
 from trainer.engine.start import Runtime
 from trainer.inference.text_encoder import TextEncoder
 from trainer.query_side.fit import TEMPERATURE, Parts, batches, measured

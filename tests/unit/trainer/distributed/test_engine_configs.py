@@ -104,7 +104,8 @@ def test_the_readme_names_no_yaml_or_json_that_is_not_there():
 def test_the_plan_counts_with_deepspeeds_own_defaults():
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-    from launch.plan.estimate import DEFAULTS, PERSISTENT
+    from launch.plan.estimate import DEFAULTS
+    from launch.plan.variant import PERSISTENT
 
     theirs = DeepSpeedZeroConfig(stage=3)
     assert {name: getattr(theirs, name.removeprefix("stage3_")) for name in DEFAULTS} == DEFAULTS

@@ -9,7 +9,8 @@ from data_prep.common.errors import BadInput
 from data_prep.common.files import write_json
 from trainer.config.loading import parse_config
 from trainer.config.recipe import recipe
-from trainer.config.sections import LEARNING_RATES, DataConfig, lr_factor
+from trainer.config.sections import LEARNING_RATES, DataConfig
+from trainer.engine.optimizer import lr_factor
 from trainer.planner.plan import PLAN_VERSION
 from trainer.run_dir.record import Begun, as_begun, check_resumable, describe_run, recorded
 from trainer.train import dry_run, fit
