@@ -1,20 +1,16 @@
 """The flags of `python -m launch`. Imports nothing slow, so that --help answers at once."""
 
-import argparse
-
-from data_prep.common.console import help_of
+from trainer.config.run_parser import RunParser
 
 # commands that embed on several ranks
 MODULES = ("trainer.adapt_queries", "trainer.evaluate", "trainer.mine", "trainer.reindex", "trainer.search")
 LAUNCHERS = ("torchrun", "accelerate")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> RunParser:
     """Returns the parser; the namespace has the name of the command in `command`."""
     summary = "Plans, checks and starts runs on one machine, on several nodes and under SLURM."
-    arguments = argparse.ArgumentParser(
-        prog="python -m launch", **help_of(summary, "python -m launch run --config run.yaml")
-    )
+    arguments = RunParser("python -m launch", summary, "python -m launch run --config run.yaml")
     commands = arguments.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     for add in (_add_run, _add_slurm, _add_doctor, _add_plan, _add_init):
         add(commands)
@@ -30,13 +26,11 @@ def _add_run(commands) -> None:
     run = commands.add_parser(
         "run",
         help="check a run, print the exact command, run it",
-        **help_of(
-            "Checks run file, model, data and output folder, then prints and runs the exact command.",
-            "python -m launch run --config run.yaml --engine zero2 --processes 2 optim.lr=1e-4",
-        ),
+        summary="Checks run file, model, data and output folder, then prints and runs the exact command.",
+        examples="python -m launch run --config run.yaml --engine zero2 --processes 2 optim.lr=1e-4",
     )
     _add_run_file(run, required=False)
-    text = "start this command on the ranks in place of a run, its own flags behind -- (-- --model M --data SET)"
+    text = "start this command on the ranks in place of a run; its own flags follow -- (-- --model M --data SET)"
     run.add_argument("--module", choices=MODULES, metavar="M", help=text)
     text = "auto, cpu, mps, single_gpu, ddp, zero1, zero2, zero3, zero2_offload or zero3_offload "
     text += "(auto: one process, or ddp over all GPUs)"
@@ -53,17 +47,15 @@ def _add_nodes(command) -> None:
     several = command.add_argument_group("several nodes", "run the same command on each, with its own --node-rank")
     several.add_argument("--nnodes", type=int, default=1, metavar="N", help="nodes that train together (default 1)")
     several.add_argument("--node-rank", type=int, metavar="R", help="number of this node, from 0")
-    several.add_argument("--master", metavar="HOST[:PORT]", help="node 0, as all of them reach it (port 29500)")
+    several.add_argument("--master", metavar="HOST[:PORT]", help="address of node 0 for all nodes (default port 29500)")
 
 
 def _add_slurm(commands) -> None:
     slurm = commands.add_parser(
         "slurm",
         help="render an sbatch script for a run, or submit and follow it",
-        **help_of(
-            "Checks a run and renders an sbatch script for it, which --submit submits and follows.",
-            "python -m launch slurm --config run.yaml --engine zero2 --nodes 2 --time 00:30:00 --output F.sbatch",
-        ),
+        summary="Checks a run and renders an sbatch script for it, which --submit submits and follows.",
+        examples="python -m launch slurm --config run.yaml --engine zero2 --nodes 2 --time 00:30:00 --output F.sbatch",
     )
     _add_run_file(slurm)
     slurm.add_argument("--output", metavar="FILE", help="write the script here (default: print it)")
@@ -71,7 +63,7 @@ def _add_slurm(commands) -> None:
     slurm.add_argument("--submit", action="store_true", help=text)
     text = "accept folders of finished runs, and leave those runs as they are (default: refuse them)"
     slurm.add_argument("--resume", action="store_true", help=text)
-    text = "an array: one job for each value, and for each combination where repeated"
+    text = "job array: one job per value; if repeated, one per combination"
     slurm.add_argument("--sweep", action="append", default=[], metavar="section.key=A,B,…", help=text)
     _add_ranks(slurm.add_argument_group("ranks"))
     _add_job(slurm.add_argument_group("job"))
@@ -100,7 +92,7 @@ def _add_job(group) -> None:
     group.add_argument("--partition", default="", metavar="P", help="partition of the cluster (default: sbatch's own)")
     text = "requeue the job after its time limit and after a node failed; the run resumes"
     group.add_argument("--requeue", action="store_true", help=text)
-    text = "seconds before the limit at which the run writes a checkpoint and ends (default 120)"
+    text = "seconds before the time limit at which the run writes a checkpoint and ends (default 120)"
     group.add_argument("--signal", type=int, default=120, metavar="S", help=text)
     text = "one more line for sbatch, such as --sbatch=--account=lab; may be repeated"
     group.add_argument("--sbatch", action="append", default=[], metavar="FLAG", help=text)
@@ -110,21 +102,19 @@ def _add_doctor(commands) -> None:
     doctor = commands.add_parser(
         "doctor",
         help="check this machine, its engines and its network",
-        **help_of(
-            "Checks this machine and lists its engines.",
-            "python -m launch doctor --config run.yaml --engine zero2 --processes 2",
-        ),
+        summary="Checks this machine and lists its engines.",
+        examples="python -m launch doctor --config run.yaml --engine zero2 --processes 2",
     )
-    text = "start the ranks of this run, without training: do they agree, share files, and how fast is their network"
+    text = "start the ranks of this run without training; check that they agree and share files, and time their network"
     doctor.add_argument("--config", metavar="RUN.yaml", help=text)
     text = "train a tiny model on each engine and compare gradient and update with plain autograd in one process; exit "
     text += "code 1 where an engine differs"
     doctor.add_argument("--exactness", action="store_true", help=text)
-    text = "measure products, memory, links and disk on the ranks, for plan"
+    text = "measure matrix products, memory, links and disk on the ranks, for plan"
     doctor.add_argument("--measure", action="store_true", help=text)
     text = "with --measure: write the figures here, for plan --machine"
     doctor.add_argument("--output", metavar="MACHINE.json", help=text)
-    doctor.add_argument("--engine", metavar="E", help="this engine only")
+    doctor.add_argument("--engine", metavar="E", help="check this engine only")
     doctor.add_argument("--processes", type=int, metavar="N", help="ranks of the engines that have several (default 2)")
     _add_nodes(doctor)
     doctor.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the run file")
@@ -134,10 +124,9 @@ def _add_plan(commands) -> None:
     plan = commands.add_parser(
         "plan",
         help="compute memory and seconds of every engine, and the fastest that fits",
-        **help_of(
-            "Computes memory, seconds and traffic of every engine, and the fastest that fits; needs no GPU or weights.",
-            "python -m launch plan --config run.yaml --nodes 2 --gpus-per-node 8 --gpu H100",
-        ),
+        summary="Computes memory, seconds and traffic of every engine, and the fastest that fits; needs no GPU or "
+        "weights.",
+        examples="python -m launch plan --config run.yaml --nodes 2 --gpus-per-node 8 --gpu H100",
     )
     _add_run_file(plan, required=False)
     plan.add_argument("--after", metavar="RUN", help="run directory whose log is compared with its plan")
@@ -156,16 +145,14 @@ def _add_init(commands) -> None:
     init = commands.add_parser(
         "init",
         help="write a run file for a model, data and hardware",
-        **help_of(
-            "Writes a commented run file: lengths and batch fit the data, mode and engine fit the hardware.",
-            "python -m launch init --model MODEL --data shards --gpu H100",
-        ),
+        summary="Writes a commented run file: lengths and batch fit the data, mode and engine fit the hardware.",
+        examples="python -m launch init --model MODEL --data shards --gpu H100",
     )
     init.add_argument("--model", required=True, metavar="MODEL", help="folder or hub id")
     init.add_argument("--data", required=True, metavar="SHARDS", help="a shard folder")
-    init.add_argument("--output", default="run.yaml", metavar="RUN.yaml", help="new file (default run.yaml)")
+    init.add_argument("--output", default="run.yaml", metavar="RUN.yaml", help="new run file (default run.yaml)")
     _add_hardware(init)
-    text = "keys whose value is settled, such as model.finetune=lora"
+    text = "keys that you set yourself, such as model.finetune=lora"
     init.add_argument("overrides", nargs="*", metavar="section.key=value", help=text)
     init.set_defaults(throughput=None)
 
@@ -178,11 +165,7 @@ def _add_hardware(command):
     group.add_argument("--gpus-per-node", type=int, metavar="G", help=text)
     text = "card of a rank: H100, H200, B200, A100-80, A100-40, L40S, L4, A10, RTX3090, RTX4090, RTX5090, MI300X, M1 …"
     group.add_argument("--gpu", metavar="NAME", help=text)
-    group.add_argument(
-        "--gpu-memory",
-        metavar="80GB",
-        help="memory of a rank (default: the card's)",
-    )
+    group.add_argument("--gpu-memory", metavar="80GB", help="memory of a rank (default: the card's)")
     text = "file of `doctor --measure --output`, in place of --gpu"
     group.add_argument("--machine", metavar="FILE.json", help=text)
     text = "bytes per second between nodes (default 25GB); with one node: between its ranks"
@@ -190,7 +173,7 @@ def _add_hardware(command):
     text = "bytes per second between ranks of a node (default: the card's link)"
     group.add_argument("--bandwidth-within", metavar="BYTES", help=text)
     group.add_argument(
-        "--latency", type=float, metavar="S", help="seconds of a message (default 5e-6 within, 20e-6 between nodes)"
+        "--latency", type=float, metavar="S", help="seconds per message (default 5e-6 within, 20e-6 between nodes)"
     )
     text = "share of the card's rate that matrix products reach (default 0.6)"
     group.add_argument("--mfu", type=float, metavar="SHARE", help=text)

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 from data_prep.common.console import result, say_next
-from data_prep.common.errors import BadInput, Parser
+from data_prep.common.errors import BadInput
 from data_prep.common.files import check, existing_parent, unfinished_name
+from data_prep.common.parser import Parser
 from data_prep.common.paths import with_homes
 from data_prep.stores.flags import add_store, store_of, store_words, where_of
 from trainer.engine.join import joined
@@ -111,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
         "--output",
         required=True,
         metavar="FOLDER",
-        help="new folder for the adapter, which is the identity where no gain shows",
+        help="new folder for the adapter; it changes nothing if no gain was measured",
     )
     text = "residual linear map (default), residual network with one hidden layer, or LoRA on the encoder of queries"
     parser.add_argument("--map", choices=[*KINDS, LORA], default=LINEAR, help=text)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from data_prep.common.console import result as print_result
 from data_prep.common.console import say, say_next
-from data_prep.common.errors import Parser, guarded
+from data_prep.common.errors import guarded
 from data_prep.common.files import check, check_output_file, write_json
+from data_prep.common.parser import Parser
 from data_prep.common.paths import with_homes
 from data_prep.reading.retrieval_sets import load_set
 from trainer.blending.rules import Rules
@@ -83,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--shares", type=float, nargs="+", metavar="S", default=Rules.shares, help=text)
     text = "nDCG@10 that a share may lose on --general (default 0.005)"
     parser.add_argument("--most-lost", type=float, metavar="X", default=Rules.most_lost, help=text)
-    parser.add_argument("--seed", type=int, default=Rules.seed, metavar="S", help="seed of the halves of the queries")
+    parser.add_argument("--seed", type=int, default=Rules.seed, metavar="S", help="seed that halves the queries")
     parser.add_argument("--json", metavar="FILE", help="write the result here as well; the folder holds it too")
     add_model(parser)
     return guarded(lambda: run(with_homes(parser.parse_args(argv))))

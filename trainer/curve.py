@@ -9,9 +9,10 @@ from pathlib import Path
 
 from data_prep.common.console import result as print_result
 from data_prep.common.console import say, say_next
-from data_prep.common.errors import Parser, guarded
+from data_prep.common.errors import guarded
 from data_prep.common.files import check, existing_parent, whole_file, write_json
 from data_prep.common.paths import with_homes
+from trainer.config.run_parser import RunParser
 from trainer.curves.child import wait_for_orphan
 from trainer.curves.page import write_page
 from trainer.curves.price import price_of
@@ -66,7 +67,7 @@ def _default_next(runs: Runs) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(
+    parser = RunParser(
         "python -m trainer.curve",
         "Trains on shares of the documents and forecasts the gain of more pairs, with a 95 % interval and a price.",
         "python -m trainer.curve --config run.yaml --seeds 2 --output runs/curve --price-per-pair 0.002",
@@ -77,12 +78,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--fractions", type=float, nargs="+", default=[*FRACTIONS], metavar="F", help=text)
     text = "runs of each share, with seeds from train.seed on (default 2)"
     parser.add_argument("--seeds", type=int, default=2, metavar="N", help=text)
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="for the runs, curve.json, curve.html")
-    text = "forecast so many more pairs (default: the rest of the data, or as many again)"
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="folder of the runs, curve.json, curve.html")
+    text = "numbers of further pairs to forecast (default: the rest of the data, or as many again)"
     parser.add_argument("--next", type=int, nargs="+", metavar="N", help=text)
-    text = "what `data_prep generate --price-in … --price-out …` wrote beside its output: its cost is the price"
+    text = "usage file of `data_prep generate --price-in … --price-out …`, for the price of a pair"
     parser.add_argument("--usage", metavar="PAIRS.usage.json", help=text)
-    parser.add_argument("--price-per-pair", type=float, metavar="X", help="the price of a pair, in any currency")
+    parser.add_argument("--price-per-pair", type=float, metavar="X", help="price of a pair, in any currency")
     parser.add_argument("--engine", metavar="E", help="engine of each run, as for launch run (default: its own choice)")
     parser.add_argument("--processes", type=int, metavar="N", help="ranks of each run, on this machine")
     return guarded(lambda: run(with_homes(parser.parse_args(argv))))

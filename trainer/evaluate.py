@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 from data_prep.common.console import say, say_next
-from data_prep.common.errors import BadInput, Parser, collect, nearest
+from data_prep.common.errors import BadInput, collect, nearest
 from data_prep.common.files import check, check_output_file, write_json
+from data_prep.common.parser import Parser
 from data_prep.common.paths import with_homes
 from data_prep.reading.retrieval_sets import RetrievalSet, load_collection, load_evaluation
 from data_prep.reading.scored_pairs import ScoredPairs
@@ -213,7 +214,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--baseline", metavar="M", help="model to compare with, e.g. the one before training")
     add_adapter(parser)
     sets = parser.add_argument_group("sets")
-    text = "retrieval sets, shard folders with an eval split, files of scored pairs; several are one table"
+    text = "retrieval sets, shard folders with an eval split, files of scored pairs; several become one table"
     sets.add_argument("--data", metavar="SET", nargs="+", help=text)
     text = f"{KNOWN}; of scored pairs {KNOWN_OF_PAIRS} (default: nDCG@10 MRR@10 MAP recall@1 recall@10 recall@100)"
     parser.add_argument("--metrics", metavar="NAME", nargs="+", default=[], help=text)
@@ -221,9 +222,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dims", type=int, metavar="N", nargs="+", default=[], help=text)
     text = "measure search among vectors of 8 or 1 bits per number as well, rescored and not"
     parser.add_argument("--quantised", choices=QUANTISED, nargs="+", default=[], help=text)
-    text = "metrics of every category too: a field of the metadata of queries, of documents, or of scored pairs"
+    text = "measure each category too: the values of this metadata field of queries, documents or scored pairs"
     sets.add_argument("--by", metavar="FIELD", help=text)
-    text = "refuse a set with empty texts, or with judgements of queries or documents that it lacks (default: say so)"
+    text = "refuse a set with empty texts, or with judgements of missing queries or documents (default: report them)"
     sets.add_argument("--strict", action="store_true", help=text)
     text = "do not retrieve the document with the query's own id, as BEIR does (ArguAna)"
     sets.add_argument("--ignore-identical-ids", action="store_true", help=text)

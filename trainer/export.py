@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 from data_prep.common.console import result, say, say_next
-from data_prep.common.errors import Parser, guarded
+from data_prep.common.errors import guarded
 from data_prep.common.files import check
+from data_prep.common.parser import Parser
 from data_prep.common.paths import with_homes
 from trainer.exporting.hub import Hub
 from trainer.inference.flags import add_trust
@@ -47,8 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", metavar="FOLDER", help="new folder; without it the model is only checked")
     parser.add_argument("--merge", action="store_true", help="add the adapter to its base: a whole model")
     parser.add_argument("--onnx", action="store_true", help="write the transformer as onnx/model.onnx as well")
-    parser.add_argument("--base", metavar="FOLDER|HUB_ID", help="where an adapter's base is now, if it was moved")
-    parser.add_argument("--push", metavar="HUB_ID", help="then upload to this model repository (HF_TOKEN)")
+    parser.add_argument("--base", metavar="FOLDER|HUB_ID", help="base of the adapter, if it was moved")
+    parser.add_argument("--push", metavar="HUB_ID", help="upload it to this model repository (needs HF_TOKEN)")
     add_trust(parser)
     return guarded(lambda: run(with_homes(parser.parse_args(argv))))
 

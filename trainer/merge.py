@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 from data_prep.common.console import result, say_next
-from data_prep.common.errors import Parser, guarded
+from data_prep.common.errors import guarded
+from data_prep.common.parser import Parser
 from data_prep.common.paths import with_homes
 from trainer.inference.flags import add_trust
 from trainer.model_folder.spec import POOLINGS
@@ -37,7 +38,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--lora_adapter_path", required=True, metavar="PATH", help=adapter)
     parser.add_argument("--output_path", required=True, metavar="FOLDER", help="new folder for the merged model")
     types = ["float32", "bfloat16"]
-    parser.add_argument("--training_precision", choices=types, default="float32", help="type of the written weights")
+    parser.add_argument(
+        "--training_precision", choices=types, default="float32", help="type of the weights (default float32)"
+    )
     base = "weights under a QLoRA adapter: the quantised ones that it was trained on, or the base as it is stored"
     parser.add_argument("--qlora_base", choices=["dequantized", "full"], default="dequantized", help=base)
     parser.add_argument("--pooling", choices=list(POOLINGS), help="pooling, where neither folder states it")

@@ -4,7 +4,8 @@ import argparse
 import sys
 
 from data_prep.cli.mine import add_flags, plan
-from data_prep.common.errors import BadInput, Parser
+from data_prep.common.errors import BadInput
+from data_prep.common.parser import Parser
 from data_prep.common.paths import with_homes
 from trainer.config.loading import parse_section
 from trainer.config.sections import ModelConfig

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from data_prep.common.console import say, say_next
-from data_prep.common.errors import Parser
 from data_prep.common.files import check
+from data_prep.common.parser import Parser
 from data_prep.common.paths import with_homes
 from data_prep.stores.flags import add_store, store_of, store_words, where_of
 from trainer.engine.join import joined

@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 from data_prep.common.console import result
-from data_prep.common.errors import Parser, guarded
+from data_prep.common.errors import guarded
 from data_prep.common.files import check, check_output_file, whole_file
+from data_prep.common.parser import Parser
 from data_prep.common.paths import with_homes
 from trainer.config.sections import ModelConfig
 from trainer.inference.flags import add_device, add_trust

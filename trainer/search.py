@@ -5,8 +5,9 @@ import sys
 from dataclasses import asdict
 
 from data_prep.common.console import say
-from data_prep.common.errors import BadInput, Parser
+from data_prep.common.errors import BadInput
 from data_prep.common.files import check
+from data_prep.common.parser import Parser
 from data_prep.common.paths import with_homes
 from data_prep.reading.retrieval_sets import RetrievalSet, load_set
 from data_prep.stores.base import Collection
@@ -105,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
         "Prints the top results of queries with their cosine similarity, of one model or of two side by side.",
         'python -m trainer.search "how do pods get an address" --model tuned/final --compare MODEL --data k8s_docs',
     )
-    parser.add_argument("query", nargs="+", help="texts to search for")
+    parser.add_argument("query", nargs="+", metavar="QUERY", help="text to search for")
     add_either_model(parser, "model folder or hub id")
     parser.add_argument("--compare", metavar="BASE", help="another model, such as the one before training")
     add_adapter(parser)

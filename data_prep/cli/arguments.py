@@ -22,19 +22,17 @@ def path_or_url(text: str) -> Path | Location:
 
 def add_positive(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of everything that reads rows."""
-    text = "which text of a chunk row that has both becomes the positive"
+    text = "text that becomes the positive where a row has both an answer and a context"
     parser.add_argument("--positive", choices=("answer", "context"), help=text)
-    text = "names for keys or columns of the inputs, such as query=sentence1,positive=sentence2"
+    text = "rename keys or columns of the inputs, such as query=sentence1,positive=sentence2"
     parser.add_argument("--columns", type=_columns, metavar="NEW=OLD,...", help=text)
 
 
 def add_workers(parser: Any, default: str) -> None:
     """Adds the flags of work in parallel. default: of --workers, for the help."""
-    text = f"processes that share the work; the bytes written do not depend on it (default: {default})"
+    text = f"processes that share the work; any number writes the same bytes (default: {default})"
     parser.add_argument("--workers", type=int, metavar="N", help=text)
-    text = (
-        "a Ray cluster that shares the work: ray (RAY_ADDRESS or this machine) or ray://HOST:PORT; docs/how_to/ray.md"
-    )
+    text = "share the work with a Ray cluster: ray (RAY_ADDRESS or this machine) or ray://HOST:PORT; docs/how_to/ray.md"
     parser.add_argument("--on", metavar="ray", help=text)
 
 

@@ -12,7 +12,7 @@ EXAMPLES = ("augment records.jsonl --output augmented.jsonl --variants 2 --typo-
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", type=path_or_url, metavar="INPUT", help=INPUTS)
     parser.add_argument("--output", type=Path, required=True, metavar="F.jsonl", help="file of records to write")
-    parser.add_argument("--variants", type=int, default=1, metavar="N", help="of each row, at most (default 1)")
+    parser.add_argument("--variants", type=int, default=1, metavar="N", help="most variants of each row (default 1)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of all draws (default 0)")
     add_positive(parser)
     add_workers(parser, "1")
@@ -27,7 +27,7 @@ def _add_changes(group) -> None:
         "(default: neighbour,drop,double,swap,split,join)"
     )
     group.add_argument("--typos", metavar="KINDS", help=help_text)
-    help_text = "misspellings of your own, misspelling TAB correction; used for the words that they hold"
+    help_text = "your own misspellings, one a line: misspelling TAB correction; other words get --typos"
     group.add_argument("--misspellings", type=Path, metavar="F.tsv", help=help_text)
     help_text = "texts that mean the same, as in Solr: a, b, c or a => b"
     group.add_argument("--synonyms", type=Path, metavar="F.txt", help=help_text)

@@ -11,7 +11,7 @@ EXAMPLES = ("compose pairs.jsonl glossary.csv --output records.jsonl --hard-k 2 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="*", type=path_or_url, metavar="INPUT", help=INPUTS)
-    help_text = "the same as INPUT, for those who name it"
+    help_text = "the same as INPUT"
     parser.add_argument(
         "--input", nargs="+", action="extend", default=[], type=path_or_url, metavar="INPUT", help=help_text
     )
@@ -20,11 +20,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hard-k", type=int, default=0, metavar="K", help=help_text)
     help_text = "draw equally many rows of each value of this metadata field (after --hard-k)"
     parser.add_argument("--balance", metavar="FIELD", help=help_text)
-    help_text = "rows of each value for --balance, at most (default: as many as the rarest value has)"
+    help_text = "with --balance: at most N rows of each value (default: as many as the rarest value has)"
     parser.add_argument("--per-value", type=int, metavar="N", help=help_text)
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the draw for --balance (default 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the draw for --balance (default 0)")
     add_positive(parser)
-    help_text = "put bad rows into F.rejected.jsonl with their reasons instead of stopping"
+    help_text = "write bad rows with their reasons to F.rejected.jsonl (default: stop at them)"
     parser.add_argument("--skip-bad", action="store_true", help=help_text)
 
 

@@ -21,11 +21,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", "--sources", help=help_text, **names)
     help_text = ".csv: term, definition, url, source; .jsonl: pairs"
     parser.add_argument("--output", type=Path, required=True, metavar="F.csv|F.jsonl", help=help_text)
-    help_text = "terms to take from each source, at most"
+    help_text = "at most N terms of each source"
     parser.add_argument("--limit-per-source", "--limit_per_source", type=int, metavar="N", help=help_text)
-    help_text = "language of the Wikipedia, and the one to ask pages for (default en)"
+    help_text = "language of Wikipedia and of the requested pages (default en)"
     parser.add_argument("--lang", default="en", metavar="xx", help=help_text)
-    help_text = "check the sources without asking for them, and crawl the pages that come with the package"
+    help_text = "check the sources without a request, and crawl the sample pages of the package"
     parser.add_argument("--dry-run", action="store_true", help=help_text)
     add_workers(parser, "1")
     _add_requests(parser.add_argument_group("requests"))
@@ -34,13 +34,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def _add_requests(group) -> None:
     help_text = "seconds between two requests to one host (default 1)"
     group.add_argument("--delay", type=float, default=1.0, metavar="S", help=help_text)
-    help_text = "seconds for one whole answer (default 30)"
+    help_text = "seconds to wait for one whole response (default 30)"
     group.add_argument("--timeout", type=float, default=30.0, metavar="S", help=help_text)
     help_text = "an address or page where the sites can reach you; it is sent in the User-Agent"
     group.add_argument("--contact", default="", metavar="C", help=help_text)
-    help_text = "folder where answers are kept, so that a stopped crawl goes on (default: in the user's cache folder)"
+    help_text = "folder of cached responses, with which a stopped crawl resumes (default: in the user's cache)"
     group.add_argument("--cache", type=Path, metavar="DIR", help=help_text)
-    help_text = "seconds for which a kept answer is used instead of asking again (default 86400; 0: never)"
+    help_text = "seconds for which a cached response is used (default 86400; 0: never)"
     group.add_argument("--max-age", type=float, default=86_400.0, metavar="S", help=help_text)
 
 

@@ -27,49 +27,49 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of all draws (default 0)")
     add_store(parser)
     _add_model(parser.add_argument_group("with a language model", "see docs/how_to/generation.md"))
-    _add_filters(parser.add_argument_group("filters of a model's pairs", "a pair that fails is counted and kept apart"))
+    _add_filters(parser.add_argument_group("filters of a model's pairs", "failed pairs go to OUTPUT.rejected.jsonl"))
     group = parser.add_argument_group("without a language model")
-    group.add_argument("--offline", action="store_true", help="titles, inverse cloze, keywords")
+    group.add_argument("--offline", action="store_true", help="pairs from titles, inverse cloze and keywords")
     text = "remove the value of this metadata field from questions (may be repeated)"
     group.add_argument("--hide", action="append", metavar="FIELD", help=text)
-    group.add_argument("--min-words", type=int, metavar="N", help="words that an answer needs (default 8)")
-    text = "chunks without another pair get one of their N most telling words (tf-idf) and their whole text"
+    group.add_argument("--min-words", type=int, metavar="N", help="least words of an answer (default 8)")
+    text = "for chunks without a pair: their N most telling words (tf-idf) as the question, their text as the answer"
     group.add_argument("--keywords", type=int, metavar="N", help=text)
     add_workers(group, "1")
 
 
 def _add_model(group) -> None:
-    group.add_argument("--model", metavar="M", help="the model's name, as its server knows it")
-    text = "an OpenAI-compatible server (default: OPENAI_BASE_URL, YC_OPENAI_API_BASE or OpenAI's own); the key comes "
+    group.add_argument("--model", metavar="M", help="name of the language model on its server")
+    text = "OpenAI-compatible server (default: OPENAI_BASE_URL, YC_OPENAI_API_BASE or OpenAI's own); the key comes "
     text += "from OPENAI_API_KEY or YC_OPENAI_API_KEY, or .env"
     group.add_argument("--base-url", metavar="URL", help=text)
-    text = "what is asked, with {context} for the chunk's text (default: the prompt shipped with the package)"
+    text = "template of the prompt, with {context} for the chunk's text (default: the package's own)"
     group.add_argument("--prompt", type=Path, metavar="FILE", help=text)
     group.add_argument("--system-prompt", metavar="TEXT", help="system message before each prompt (default: none)")
     text = "text for {NAME} in the prompt (may be repeated)"
     group.add_argument("--var", action="append", metavar="NAME=TEXT", help=text)
-    text = "ask about N chunks drawn by --seed; a larger N draws the same ones and more"
+    text = "ask about N chunks, drawn by --seed; a larger N adds chunks to the same ones"
     group.add_argument("--sample", type=int, metavar="N", help=text)
-    group.add_argument("--temperature", type=float, metavar="T", help="default: the server's")
+    group.add_argument("--temperature", type=float, metavar="T", help="sampling temperature (default: the server's)")
     add_limits(group, "answers")
     for what in ("requests", "tokens"):
         text = f"{what} that the endpoint allows in a minute, shared by all parts (default: no limit)"
         group.add_argument(f"--{what}-per-minute", type=int, metavar="N", help=text)
     text = "ask about part K of N only, so that N machines share the work; all name the same --cache"
     group.add_argument("--part", metavar="K/N", help=text)
-    group.add_argument("--join", action="store_true", help="write the pairs of all parts, and ask nothing")
-    group.add_argument("--price-out", type=float, metavar="X", help="of a million answer tokens")
+    group.add_argument("--join", action="store_true", help="write the pairs of all parts without asking the model")
+    group.add_argument("--price-out", type=float, metavar="X", help="price of a million output tokens")
 
 
 def _add_filters(group) -> None:
     for name in ("question", "answer"):
-        group.add_argument(f"--{name}-words", metavar="MIN-MAX", help=f"words of the {name}")
-    group.add_argument("--same-language", action="store_true", help="question and answer in the chunk's language")
+        group.add_argument(f"--{name}-words", metavar="MIN-MAX", help=f"words of the {name}, such as 3-40")
+    group.add_argument("--same-language", action="store_true", help="question and answer have the chunk's language")
     text = "least share of the answer (its runs of 4 characters) that the chunk contains, such as 0.5"
     group.add_argument("--grounded", type=float, metavar="X", help=text)
-    text = "the question finds its chunk among the K best of the collection by BM25"
+    text = "the question retrieves its chunk among the K best of the collection by BM25"
     group.add_argument("--round-trip", type=int, metavar="K", help=text)
-    text = "of questions at least this alike (Jaccard similarity, 0.7 to 1) only the first stays"
+    text = "keep only the first of questions that are at least this similar (Jaccard, 0.7 to 1)"
     group.add_argument("--near-duplicates", type=float, metavar="X", help=text)
 
 

@@ -10,11 +10,11 @@ EXAMPLES = ("inspect shards --tokenizer MODEL_FOLDER --html report.html",)
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", type=path_or_url, metavar="PATH", help="file of an accepted format, or shard folder")
-    parser.add_argument("--json", action="store_true", help="only JSON on stdout")
-    parser.add_argument("--html", type=Path, metavar="F.html", help="writes one page with plots as well")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument("--html", type=Path, metavar="F.html", help="write a page with plots as well")
     text = "model folder or hub id, for lengths in tokens, truncated texts, and texts that contain its prompts"
     parser.add_argument("--tokenizer", metavar="M", help=text)
-    text = "evaluation set (or shard folder) whose queries and relevant documents must not be here; may be repeated"
+    text = "evaluation set or shard folder whose queries and relevant documents must not occur here; may be repeated"
     parser.add_argument("--exclude", type=Path, action="append", metavar="SETDIR", help=text)
     add_positive(parser)
 

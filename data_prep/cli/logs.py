@@ -1,4 +1,4 @@
-"""Turns search logs (columns query, item, position, count, maybe impressions) into scored records."""
+"""Turns search logs (columns query, item, position, count, perhaps impressions) into scored records."""
 
 import argparse
 from pathlib import Path
@@ -9,17 +9,17 @@ EXAMPLES = ("logs clicks.csv --output scored.jsonl --items products.csv",)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("inputs", nargs="+", type=path_or_url, metavar="LOG", help="CSV files with these columns")
+    parser.add_argument("inputs", nargs="+", type=path_or_url, metavar="LOG", help="CSV file with these columns")
     parser.add_argument("--output", type=Path, required=True, metavar="F.jsonl", help="file of records to write")
-    help_text = "catalogue with columns id, text, maybe title, where the log names items by id"
+    help_text = "catalogue with columns id, text, perhaps title, for logs that name items by id"
     parser.add_argument("--items", type=path_or_url, metavar="FILE", help=help_text)
-    help_text = "pairs: a score for each query and item; lists: positives and never clicked negatives (default pairs)"
+    help_text = "pairs (default): a score for each query and item; lists: positives, and negatives without a click"
     parser.add_argument("--rows", choices=("pairs", "lists"), default="pairs", help=help_text)
     help_text = "how fast attention falls with the position, as position^-X; 0: no correction (default 1)"
     parser.add_argument("--eta", type=float, default=1.0, metavar="X", help=help_text)
     help_text = "leave out queries with fewer clicks (default 2)"
     parser.add_argument("--min-clicks", type=int, default=2, metavar="N", help=help_text)
-    help_text = "with impressions: leave out items that were looked at less often in expectation (default 3)"
+    help_text = "with impressions: leave out items with fewer expected looks (default 3)"
     parser.add_argument("--min-examined", type=float, default=3.0, metavar="X", help=help_text)
     help_text = "least score of a positive in lists (default 0.5)"
     parser.add_argument("--positive-score", type=float, default=0.5, metavar="X", help=help_text)

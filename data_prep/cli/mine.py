@@ -22,7 +22,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--corpus", type=path_or_url, metavar="FILE|SET", help=text)
     text = "refuse a --corpus that holds documents without text (default: leave them out)"
     parser.add_argument("--strict", action="store_true", help=text)
-    text = "metadata field; texts whose value is the row's are of the same document"
+    text = "metadata field of the document; texts of the row's own document are not taken"
     parser.add_argument("--same-document", metavar="FIELD", help=text)
     _add_choice(parser)
     _add_models(parser)
@@ -37,32 +37,32 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--skip", type=int, metavar="N", help=text)
     text = "look at the candidates of ranks A to B-1 only; 0 is the best"
     group.add_argument("--range", type=_ranks, metavar="A:B", help=text)
-    text = "which of these: the best (default), a random draw that a row's content seeds, or some from best to last"
+    text = "which candidates: the best (default), a draw seeded by the row's content, or evenly from best to last"
     group.add_argument("--sampling", choices=SAMPLINGS, default="top", help=text)
-    text = "only candidates whose score is at most the positive's less X"
+    text = "take only candidates that score at least X less than the positive"
     group.add_argument("--margin", type=float, metavar="X", help=text)
-    text = "only candidates whose score is at most the positive's less this share of it (0.05: 95 %%)"
+    text = "take only candidates that score less than the positive by this share of it (0.05: at most 95 %%)"
     group.add_argument("--relative-margin", type=float, metavar="R", help=text)
 
 
 def _add_models(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("models", "folders or hub ids")
-    text = "how texts are ranked (default: dense with --model, otherwise bm25); both: in turns, judged by the model"
+    text = "how texts are ranked (default: dense with --model, else bm25); both: candidates of each in turns"
     group.add_argument("--method", choices=METHODS, help=text)
-    group.add_argument("--model", metavar="M", help="embeds queries and texts (python -m trainer.mine)")
+    group.add_argument("--model", metavar="M", help="embedding model of queries and texts (python -m trainer.mine)")
     group.add_argument("--max-len", type=int, metavar="N", help="tokens of a text (default: the model's own)")
-    group.add_argument("--query-prompt", metavar="TEXT", help="put before every query (default: the model's own)")
-    group.add_argument("--passage-prompt", metavar="TEXT", help="put before every text (default: the model's own)")
+    group.add_argument("--query-prompt", metavar="TEXT", help="text before every query (default: the model's own)")
+    group.add_argument("--passage-prompt", metavar="TEXT", help="text before every text (default: the model's own)")
     text = "cross-encoder that scores the candidates anew; its scores become teacher_scores"
     group.add_argument("--rescore", metavar="CROSS_ENCODER", help=text)
-    group.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: the best there is")
-    text = "run the code that these models bring, if you have read it; default: refuse them"
+    group.add_argument("--device", choices=("cpu", "cuda", "mps"), help="device of the models (default: the best here)")
+    text = "run the code of these models, if you have read it (default: refuse such models)"
     group.add_argument("--trust-remote-code", action="store_true", help=text)
-    text = "take the store's embeddings, made by this --model"
+    text = "use the embeddings of the store; --model must be the model that made them"
     group.add_argument("--stored-vectors", action="store_true", help=text)
-    text = f"texts from which on an index searches them approximately (default {EXACT_UP_TO:,})"
+    text = f"search more than N texts by an approximate index (default {EXACT_UP_TO:,})"
     group.add_argument("--approximate-above", type=int, default=EXACT_UP_TO, metavar="N", help=text)
-    text = "keep embeddings and scores here (default: beside the output until it is whole)"
+    text = "folder of embeddings and scores (default: beside the output, deleted once that is whole)"
     group.add_argument("--cache", type=Path, metavar="DIR", help=text)
 
 

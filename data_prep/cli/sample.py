@@ -8,7 +8,7 @@ EXAMPLES = ("sample --path chroma --collection stdlib",)
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--path", type=Path, required=True, metavar="DIR", help="folder of the embedded Chroma store")
-    parser.add_argument("--collection", required=True, metavar="NAME", help="name, 3 characters or more")
+    parser.add_argument("--collection", required=True, metavar="NAME", help="collection name, 3 characters or more")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N docstrings")
 
 

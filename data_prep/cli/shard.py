@@ -30,7 +30,7 @@ def _add_split(group) -> None:
     text = "split by this metadata field (default: rows that share a document, positive or query text stay together)"
     group.add_argument("--split-by", metavar="FIELD", help=text)
     group.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the split (default 0)")
-    text = "fate of texts that --split-by leaves in both splits (default refuse)"
+    text = "texts that --split-by puts in both splits: refuse them (default), or drop them from one"
     choices = ("refuse", "drop-train", "drop-eval")
     group.add_argument("--on-leakage", choices=choices, default="refuse", help=text)
 
@@ -46,11 +46,11 @@ def _add_tokens(group) -> None:
     text = "model folder or hub id whose tokenizer is used; the flags below need it"
     group.add_argument("--tokenizer", metavar="M", help=text)
     for side in ("query", "passage"):
-        text = f"before every {side} (default: the model folder's own)"
+        text = f"text before every {side} (default: the model folder's own)"
         group.add_argument(f"--{side}-prompt", metavar="TEXT", help=text)
         text = f"tokens at which a {side} is truncated (default: the model folder's own)"
         group.add_argument(f"--{side}-max-len", type=int, metavar="N", help=text)
-        text = f"before every {side} of one source, in place of --{side}-prompt; may be repeated"
+        text = f"text before every {side} of one source, in place of --{side}-prompt; may be repeated"
         group.add_argument(f"--source-{side}-prompt", action="append", metavar="NAME=TEXT", help=text)
         text = f"the row's own prompt before its {side}: a key of the row, or a text with one {{key}}"
         group.add_argument(f"--row-{side}-prompt", metavar="KEY", help=text)

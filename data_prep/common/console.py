@@ -1,6 +1,5 @@
 """Console output of a command: notes and progress on stderr, results on stdout."""
 
-import argparse
 import io
 import shlex
 import sys
@@ -10,7 +9,6 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 EVERY_SECONDS = 5.0
-EXAMPLE = "example:"
 _showing = False
 
 
@@ -35,19 +33,6 @@ def result(line: str) -> None:
     """Writes a result to stdout."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
-
-
-class HelpFormatter(argparse.HelpFormatter):
-    """Fills a description to the width of the terminal, and keeps each command of an example on one line."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return text if text.startswith(EXAMPLE) else super()._fill_text(text, width, indent)
-
-
-def help_of(summary: str, *examples: str) -> dict[str, Any]:
-    """Returns the arguments of a parser that every command shares. summary: one sentence. examples: commands."""
-    epilog = "\n".join([EXAMPLE, *(f"  {command}" for command in examples)])
-    return {"description": summary, "epilog": epilog, "formatter_class": HelpFormatter}
 
 
 def one_line(text: str, most: int) -> str:

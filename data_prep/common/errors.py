@@ -1,12 +1,11 @@
 """Errors that the user can fix, collected so that one run reports all of them."""
 
-import argparse
 import difflib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from data_prep.common.console import escape_what_stdout_lacks, help_of
+from data_prep.common.console import escape_what_stdout_lacks
 
 
 class KnownError(Exception):
@@ -57,41 +56,6 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """Returns ` Did you mean 'x'?` for the nearest known word, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
-
-
-def near_flag(word: str, flags: Iterable[str]) -> str:
-    """Returns ` Did you mean '--x'?` for the flag that a word misspells, or lacks the dashes of, or an empty string.
-
-    flags: with their dashes. A word without dashes may be a value, so it must come nearer.
-    """
-    name, names = word.partition("=")[0], {flag.lstrip("-"): flag for flag in flags if flag.startswith("--")}
-    close = difflib.get_close_matches(name.lstrip("-"), names, n=1, cutoff=0.6 if name.startswith("-") else 0.8)
-    return f" Did you mean {names[close[0]]!r}?" if close else ""
-
-
-def stray_flags(overrides: Iterable[str], flags: Iterable[str]) -> list[str]:
-    """Returns a problem for each word among key=value words that lacks the dashes of a flag."""
-    hints = {word: near_flag(word, flags) for word in overrides if "=" not in word}
-    return [f"{word}: no key=value.{hint}" for word, hint in hints.items() if hint]
-
-
-class Parser(argparse.ArgumentParser):
-    """Parser of a command. A word that it does not know is answered with the flag that may be meant."""
-
-    def __init__(self, prog: str, summary: str, *examples: str):
-        """summary: one sentence. examples: commands."""
-        super().__init__(prog=prog, **help_of(summary, *examples))
-
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
-        parsed, unknown = self.parse_known_args(args, namespace)
-        flags = self._option_string_actions
-        if unknown:
-            hints = {word: near_flag(word, flags) for word in unknown}
-            problems = [f"{word}: no such flag.{hint}" for word, hint in hints.items() if hint]
-            self.error("\n  - ".join([f"unrecognized arguments: {' '.join(unknown)}", *problems]))
-        if problems := stray_flags(getattr(parsed, "overrides", ()), flags):
-            self.error("\n  - ".join(problems))
-        return parsed
 
 
 def guarded(work: Callable[[], int | None]) -> int:

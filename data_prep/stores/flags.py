@@ -18,28 +18,29 @@ def add_store(parser: argparse.ArgumentParser, required: bool = True) -> None:
     text = f"{', '.join(OWN)} (default chroma), or a plug-in: docs/how_to/store_plugins.md"
     group.add_argument("--store", default="chroma", metavar="KIND", help=text)
     group.add_argument("--path", type=Path, metavar="DIR", help="folder of embedded Chroma or of Qdrant's local mode")
-    group.add_argument("--host", metavar="NAME", help="Chroma server")
-    text = f"of the Chroma server (default {CHROMA_PORT}, with --ssl {HTTPS_PORT})"
+    group.add_argument("--host", metavar="NAME", help="host of a Chroma server")
+    text = f"port of the Chroma server (default {CHROMA_PORT}, or {HTTPS_PORT} with --ssl)"
     group.add_argument("--port", type=int, metavar="N", help=text)
-    group.add_argument("--ssl", action="store_true", help="the Chroma server speaks https")
-    group.add_argument("--tenant", metavar="NAME", help="of Chroma (default: Chroma's default_tenant)")
-    group.add_argument("--database", metavar="NAME", help="of the Chroma tenant (default: default_database)")
+    group.add_argument("--ssl", action="store_true", help="reach the Chroma server by https")
+    group.add_argument("--tenant", metavar="NAME", help="tenant of the Chroma server (default: default_tenant)")
+    group.add_argument("--database", metavar="NAME", help="database of that tenant (default: default_database)")
     text = "Qdrant server, such as http://localhost:6333 (without a port: https 443, http 6333), or PostgreSQL, "
     text += "such as postgresql://user@host:5432/database"
     group.add_argument("--url", metavar="URL", help=text)
-    group.add_argument("--collection", required=required, metavar="NAME", help="of PostgreSQL: table or schema.table")
-    text = "payload field with a Qdrant point's text, or a path to it such as meta.body; column of a table's texts"
+    text = "name of the collection; for PostgreSQL table or schema.table"
+    group.add_argument("--collection", required=required, metavar="NAME", help=text)
+    text = "Qdrant: payload field with a point's text, or a path to it such as meta.body; PostgreSQL: column of texts"
     group.add_argument("--text-field", metavar="FIELD", help=text)
-    text = "which of the named vectors of a Qdrant collection; column of a table's vectors"
+    text = "Qdrant: name of the vector, where a collection has several; PostgreSQL: column of vectors"
     group.add_argument("--vector-name", metavar="NAME", help=text)
-    text = "column of a table's ids (default: its primary key)"
+    text = "PostgreSQL: column of ids (default: the primary key)"
     group.add_argument("--key-field", metavar="COLUMN", help=text)
-    text = "a folder that an older version wrote may be changed for good; by default a temporary copy is read"
+    text = "upgrade a folder of an older version, which cannot be undone (default: read a temporary copy of it)"
     group.add_argument("--upgrade-store", action="store_true", help=text)
     text = (
         "only these chunks: Chroma's filter, such as '{\"kind\": \"function\"}', Qdrant's, such as "
         '\'{"must": [{"key": "year", "range": {"gte": 2020}}]}\', or \'{"sql": "year > 2020"}\'; {"field": value} '
-        "serves all"
+        "works with every store"
     )
     group.add_argument("--where", metavar="JSON", help=text)
 
@@ -70,8 +71,8 @@ def where_of(args: argparse.Namespace) -> dict[str, Any] | None:
         return None
     try:
         value = json.loads(args.where)
-    except ValueError as error:
-        raise BadInput(f"--where {args.where}: is not JSON: {error}") from None
+    except ValueError:
+        raise BadInput(f'--where {args.where}: is not JSON; write it like \'{{"kind": "function"}}\'') from None
     if not isinstance(value, dict) or not value:
         raise BadInput(f'--where {args.where}: must be a JSON object such as {{"kind": "function"}}')
     return value

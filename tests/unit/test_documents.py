@@ -10,14 +10,13 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from data_prep.__main__ import COMMANDS
+from data_prep.common.parser import Parser
 from data_prep.reading.formats import read_records
-from launch import flags as launch_flags
 from launch.__main__ import COMMANDS as LAUNCH_COMMANDS
 from tests.launching import ROOT
 from trainer.config.loading import load_config
@@ -116,9 +115,9 @@ class Parsed(BaseException):
     """Carries the flags out of a command before it does anything."""
 
 
-def stopped(parse, *parser):
+def stopped(parse):
     def parse_and_stop(*args):
-        raise Parsed(parse(*parser, *args))
+        raise Parsed(parse(*args))
 
     return parse_and_stop
 
@@ -126,16 +125,7 @@ def stopped(parse, *parser):
 @pytest.fixture
 def flags_of(monkeypatch):
     """flags_of(command): the flags as the command itself parses them; argparse's own exit where it refuses them."""
-
-    parse = argparse.ArgumentParser.parse_args
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stopped(parse))
-    # of data_prep, which says itself where an unknown flag belongs
-    module = importlib.import_module("data_prep.__main__")
-    own = module._parser
-    monkeypatch.setattr(module, "_parser", lambda: SimpleNamespace(parse_known_args=stopped(parse, own())))
-    # of launch, whose commands have all their flags parsed by one parser
-    parser = launch_flags.parser
-    monkeypatch.setattr(launch_flags, "parser", lambda: SimpleNamespace(parse_known_args=stopped(parse, parser())))
+    monkeypatch.setattr(Parser, "parse_args", stopped(Parser.parse_args))
 
     def flags(command: Command) -> argparse.Namespace:
         if command.module == "trainer":

@@ -85,15 +85,12 @@ def answer(path: tuple[str, ...], value: Any, known: Iterable[str], frontend: Fr
     return f"Did you mean {near[0]!r}?{' ' * bool(more)}{more}"
 
 
-def about_flags(unknown: Iterable[str], known: Iterable[str], frontend: Frontend = BEHIND_A_COMMAND) -> list[str]:
-    """Returns a problem for each flag of a command line that is none of the known, given without their dashes."""
-    problems, flags = [], [f"--{name}" for name in known]
-    for text in unknown:
-        name, _, value = text.lstrip("-").partition("=")
-        path = tuple(name.split("."))  # --optim.lr: a key with the dashes of a flag
-        mend = answer(path, value.lower() != "false", () if len(path) > 1 else flags, frontend)
-        problems.append(f"{text.partition('=')[0]}: no such flag.{' ' * bool(mend)}{mend}")
-    return problems
+def about_flag(text: str, flags: Iterable[str], frontend: Frontend = BEHIND_A_COMMAND) -> str:
+    """Returns the problem of a word of a command line that is none of the flags, given with their dashes."""
+    name, _, value = text.lstrip("-").partition("=")
+    path = tuple(name.split("."))  # --optim.lr: a key with the dashes of a flag
+    mend = answer(path, value.lower() != "false", () if len(path) > 1 else flags, frontend)
+    return f"{text.partition('=')[0]}: no such flag.{' ' * bool(mend)}{mend}"
 
 
 def _known_elsewhere(path: tuple[str, ...], value: Any, frontend: Frontend) -> str:

@@ -3,28 +3,24 @@
 import argparse
 import sys
 
-from data_prep.common.console import HelpFormatter, help_of
-from data_prep.common.errors import stray_flags
-from trainer.config.unknown_keys import about_flags
+from data_prep.common.parser import HelpFormatter
+from trainer.config.run_parser import RunParser
 from trainer.distributed.engines import ENGINES
 from trainer.distributed.launcher_claims import rank
 from trainer.distributed.stop import Stopped
 from trainer.engine.leaving import leave
-from trainer.frontends.flags import FLAGS, OWN, add_flags, stated_flags
+from trainer.frontends.flags import add_flags, stated_flags
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Reads --config or the flags of FLAGS, the trainer's own options and overrides. `unknown` holds what is no flag:
-    with --config argparse's own error, without it one problem among others."""
+    with --config an error here, without it one problem among others."""
     cli = parser()
     args, args.unknown = cli.parse_known_intermixed_args(argv)
     if args.config is None and not stated_flags(args):
-        cli.error("name what is trained: --config RUN.yaml, or the flags of the second line")
-    if args.config is not None and args.unknown:
-        flags = about_flags((text for text in args.unknown if text.startswith("-")), [*FLAGS, *OWN])
-        cli.error("\n  - ".join([f"unrecognized arguments: {' '.join(args.unknown)}", *flags]))
-    if args.config is not None and (stray := stray_flags(args.overrides, cli._option_string_actions)):
-        cli.error("\n  - ".join(stray))
+        cli.error("nothing to train: name a run file (--config RUN.yaml), or the flags of a run without one")
+    if args.config is not None:
+        cli.check(args, args.unknown)
     return args
 
 
@@ -34,16 +30,14 @@ class _Help(HelpFormatter):
         return "V" if action.nargs == "?" else super()._format_args(action, default_metavar)
 
 
-def parser() -> argparse.ArgumentParser:
-    cli = argparse.ArgumentParser(
-        prog="python -m trainer",
-        **help_of(
-            "Fine-tunes a text-embedding model in one process, or on the ranks of torchrun or accelerate launch.",
-            "python -m trainer --config run.yaml --dry-run",
-            "torchrun --nproc-per-node 2 -m trainer --config run.yaml optim.lr=1e-4",
-            "python -m trainer --model_name_or_path MODEL --finetune_type lora --train_dataset F.jsonl --output_dir O",
-        )
-        | {"formatter_class": _Help},
+def parser() -> RunParser:
+    cli = RunParser(
+        "python -m trainer",
+        "Fine-tunes a text-embedding model in one process, or on the ranks of torchrun or accelerate launch.",
+        "python -m trainer --config run.yaml --dry-run\n"
+        "torchrun --nproc-per-node 2 -m trainer --config run.yaml optim.lr=1e-4\n"
+        "python -m trainer --model_name_or_path MODEL --finetune_type lora --train_dataset F.jsonl --output_dir O",
+        formatter_class=_Help,
         usage="python -m trainer --config RUN.yaml [options] [section.key=value ...]\n"
         "       python -m trainer --model_name_or_path M --train_dataset F --output_dir O [options] [key=value ...]",
         allow_abbrev=False,  # --epoch for --epochs would hide a typing error
@@ -51,9 +45,12 @@ def parser() -> argparse.ArgumentParser:
     cli.add_argument("--config", metavar="RUN.yaml", help="run file (.yaml or .json), or config.json")
     cli.add_argument("--resume", action="store_true", help="continue from the newest whole checkpoint, or start")
     cli.add_argument("--dry-run", action="store_true", help="print the plan and one batch as the model reads it")
-    cli.add_argument("--engine", choices=ENGINES, help="planned engine; the run refuses another one")
+    cli.add_argument("--engine", choices=ENGINES, help="expected engine; another one ends the run before training")
     cli.add_argument(
-        "--processes", type=int, metavar="N", help="planned number of processes; the run refuses another one"
+        "--processes",
+        type=int,
+        metavar="N",
+        help="expected number of processes; another one ends the run before training",
     )
     cli.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the run file")
     add_flags(cli)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_prep.common.errors import BadInput
-from trainer.config.unknown_keys import BEHIND_A_COMMAND, Frontend, about_flags
+from data_prep.common.parser import stray_flags
+from trainer.config.unknown_keys import BEHIND_A_COMMAND, Frontend, about_flag
 from trainer.frontends.translation import PER_DEVICE, Entry, Translation
 
 
@@ -29,17 +30,17 @@ FLAGS = {
     "lr": Flag("optim.lr", None, "learning rate (default: by --finetune_type, see docs/reference/run_file.md)"),
     "epochs": Flag("train.epochs", 2, "passes over the data"),
     "steps_per_epoch": Flag("train.steps_per_epoch", None, "end an epoch after so many steps"),
-    "neg_nums": Flag("data.max_hard_negatives", 2, "hard negatives of a row, at most"),
+    "neg_nums": Flag("data.max_hard_negatives", 2, "at most so many hard negatives of a row"),
     "temperature": Flag("loss.temperature", 0.02, "temperature of InfoNCE"),
-    "query_max_len": Flag("model.query_max_len", 256, "tokens of a query"),
-    "passage_max_len": Flag("model.passage_max_len", 1024, "tokens of a passage"),
-    "warmup_proportion": Flag("optim.warmup_ratio", None, "share of the steps with a growing learning rate"),
+    "query_max_len": Flag("model.query_max_len", 256, "tokens at which a query is truncated"),
+    "passage_max_len": Flag("model.passage_max_len", 1024, "tokens at which a passage is truncated"),
+    "warmup_proportion": Flag("optim.warmup_ratio", None, "share of the steps in which the learning rate rises"),
     "quantization_bits": Flag("model.quantization_bits", None, "bits of the frozen base, 4 or 8"),
     "lora_r": Flag("model.lora.r", 8, "rank of the adapter"),
     "lora_alpha": Flag("model.lora.alpha", 32, "scale of the adapter is alpha / r"),
     "lora_dropout": Flag("model.lora.dropout", 0.1, "dropout of the adapter"),
     "save_on_epoch_end": Flag(None, 1, "1 keeps every epoch's checkpoint, 0 the newest one"),
-    "eval_fraction": Flag(None, 0.0, "share of the documents that is kept for evaluation"),
+    "eval_fraction": Flag(None, 0.0, "share of the documents that is held out for evaluation"),
     "seed": Flag("train.seed", None, "seed of order, drawn positives and dropout"),
 }
 OWN = ("resume", "dry-run", "engine", "processes")  # the trainer's own options
@@ -60,7 +61,8 @@ AS_FLAGS = Frontend(_stated, dict(zip(("batch", "accumulation"), (f"--{name}" fo
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of FLAGS. Each collects every value given to it, None where the value is missing."""
     group = parser.add_argument_group(
-        "a run by flags, in place of --config", "straight from records; section.key=value changes what has no flag here"
+        "a run by flags, in place of --config",
+        "straight from records; section.key=value changes what has no flag here",
     )
     for name, flag in FLAGS.items():
         default = f" (default {flag.default})" if flag.default is not None else ""
@@ -121,10 +123,15 @@ def _checked(args: argparse.Namespace, run: Translation) -> dict[str, list[str]]
     stated = stated_flags(args)
     lacking = [name for name, values in stated.items() if None in values]
     twice = [name for name, values in stated.items() if len(values) > 1 and name != "train_dataset"]
-    run.problems += about_flags((text for text in args.unknown if text.startswith("-")), [*FLAGS, *OWN], AS_FLAGS)
+    unknown, flags = [text for text in args.unknown if text.startswith("-")], [f"--{name}" for name in (*FLAGS, *OWN)]
+    run.problems += [about_flag(text, flags, AS_FLAGS) for text in unknown]
+    run.problems += [] if unknown else stray_flags(args.overrides, flags)  # else they may be its value
     run.problems += [f"--{name}: needs a value" for name in lacking]
     run.problems += [f"--{name}: stands twice; keep one" for name in twice]
-    run.problems += [f"--{name}: is missing ({FLAGS[name].help})" for name in REQUIRED if name not in stated]
+    for name in (name for name in REQUIRED if name not in stated):
+        run.problems.append(f"--{name}: is missing ({FLAGS[name].help})")
+        if key := FLAGS[name].key:
+            run.put(key, f"--{name}")  # else the run file would lack it too
     return {name: values for name, values in stated.items() if name not in lacking}
 
 

@@ -10,11 +10,11 @@ from trainer.model_folder.spec import POOLINGS
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that override how a model folder reads texts; model_of reads them."""
-    group = parser.add_argument_group("model", "default: as the model folder says")
-    group.add_argument("--max-len", type=int, metavar="N", help="tokens of queries and passages")
+    group = parser.add_argument_group("model", "defaults: those of the model folder")
+    group.add_argument("--max-len", type=int, metavar="N", help="tokens at which queries and passages are truncated")
     group.add_argument("--pooling", choices=list(POOLINGS), help="how token vectors become one embedding")
-    group.add_argument("--query-prompt", metavar="TEXT", help="put before every query")
-    group.add_argument("--passage-prompt", metavar="TEXT", help="put before every document")
+    group.add_argument("--query-prompt", metavar="TEXT", help="text before every query")
+    group.add_argument("--passage-prompt", metavar="TEXT", help="text before every document")
     add_device(group)
     add_trust(group)
 
@@ -30,7 +30,7 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
 
 
 def add_as_stated(parser: argparse.ArgumentParser, other: str) -> None:
-    text = f"read {other} as its own folder says (default: like --model, so that one difference alone is measured)"
+    text = f"read {other} with the settings of its own folder (default: those of --model, so that weights alone differ)"
     parser.add_argument("--as-stated", action="store_true", help=text)
 
 

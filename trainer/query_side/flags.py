@@ -16,16 +16,16 @@ def add_either_model(parser: argparse.ArgumentParser, text: str) -> None:
     """Adds --model and the flags of a closed model, of which one is given. text: help of --model."""
     models = parser.add_mutually_exclusive_group(required=True)
     models.add_argument("--model", help=text)
-    models.add_argument("--endpoint-model", metavar="NAME", help="closed model, as its server knows it")
+    models.add_argument("--endpoint-model", metavar="NAME", help="name of a closed model on its server")
     group = parser.add_argument_group("closed model", "vectors from an OpenAI-compatible server's /v1/embeddings")
-    text = "address (default: OPENAI_BASE_URL or OpenAI's own); the key comes from OPENAI_API_KEY, or .env"
+    text = "address of the server (default: OPENAI_BASE_URL or OpenAI's own); key: OPENAI_API_KEY, or .env"
     group.add_argument("--endpoint", metavar="URL", help=text)
     add_limits(group, "vectors")
 
 
 def add_adapter(parser: argparse.ArgumentParser, model: str = "--model or --endpoint-model") -> None:
     """Adds --query-adapter. model: whose queries it maps."""
-    text = f"of trainer.adapt_queries: maps the queries of {model}"
+    text = f"adapter of trainer.adapt_queries, which maps the queries of {model}"
     parser.add_argument("--query-adapter", type=Path, metavar="FOLDER", help=text)
 
 

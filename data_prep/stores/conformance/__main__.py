@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from data_prep.common.console import result
 from data_prep.common.errors import BadInput, guarded, nearest
+from data_prep.common.parser import Parser
 from data_prep.common.paths import with_homes
 from data_prep.stores.conformance.checks import CHECKS
 from data_prep.stores.conformance.memory import read_many
@@ -17,13 +18,11 @@ EXAMPLE = "python -m data_prep.stores.conformance --store my_module:MyStore --pa
 
 
 def main(argv: list[str] | None = None) -> int:
-    checks = "\n".join(f"  {name}: {check.__doc__}" for name, check in CHECKS.items())
-    parser = argparse.ArgumentParser(
-        prog="python -m data_prep.stores.conformance",
-        description="Checks that a store keeps the promises of data_prep.stores.base. Exit code 1 if it breaks one.\n"
-        "Collections whose names begin with conformance_ are written and deleted; others stay untouched.",
-        epilog=f"checks:\n{checks}\n\nexample: {EXAMPLE}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    summary = "Checks that a store keeps the promises of data_prep.stores.base. Exit code 1 if it breaks one."
+    parser = Parser("python -m data_prep.stores.conformance", summary, EXAMPLE)
+    rule = "Collections whose names begin with conformance_ are written and deleted; others stay untouched."
+    parser.add_argument_group(
+        "checks", "\n  ".join([rule, *(f"{name}: {check.__doc__}" for name, check in CHECKS.items())])
     )
     parser.add_argument("--only", nargs="+", metavar="CHECK", help="these checks (default: all)")
     text = "also write N chunks and read them, and check that memory does not grow with N"

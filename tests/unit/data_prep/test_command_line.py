@@ -8,9 +8,11 @@ from data_prep.__main__ import main
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ("shard p.jsonl --output s --hard-k 2", "--hard-k: shard has no such flag. It belongs to compose."),
+        ("shard p.jsonl --output s --hard-k 2", "--hard-k: no such flag. It belongs to compose."),
         ("shard p.jsonl --output s --evalfraction=0", "no such flag. Did you mean '--eval-fraction'?"),
-        ("inspect p.jsonl q.jsonl", "unrecognized arguments: q.jsonl"),
+        ("inspect p.jsonl q.jsonl", "q.jsonl: unrecognized argument."),
+        ("shard p.jsonl --ouput s", "--ouput: no such flag. Did you mean '--output'?"),
+        ("shards p.jsonl --output s", "Did you mean 'shard'?\nAll flags: python -m data_prep --help"),
     ],
 )
 def test_an_unknown_flag_is_answered(argv, words, capsys):

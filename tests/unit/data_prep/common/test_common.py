@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.common.errors import Parser, near_flag, stray_flags
 from data_prep.common.files import check_output_file, named_when_whole
+from data_prep.common.parser import Parser, near_flag, stray_flags
 from data_prep.common.workers import batches
 from data_prep.texts.splitmix import GOLDEN_GAMMA, splitmix
 
@@ -80,10 +80,38 @@ def test_a_command_answers_with_the_flag_that_may_be_meant(capsys):
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("overrides", nargs="*")
     assert parser.parse_args(["--dry-run", "a=b"]).overrides == ["a=b"]
+    assert parser.parse_args(["--dry"]).dry_run, "abbreviated, as argparse allows"
+    assert parser.parse_args(["a=b", "--", "dryrun"]).overrides == ["a=b", "dryrun"], "of another command"
     for argv, said in {
-        ("--dryrun", "--strange"): "--dryrun --strange\n  - --dryrun: no such flag. Did you mean '--dry-run'?\n",
-        ("dryrun",): "python -m one: error: dryrun: no key=value. Did you mean '--dry-run'?\n",
+        ("--dryrun", "--strange"): "2 problems\n  - --dryrun: no such flag. Did you mean '--dry-run'?\n"
+        "  - --strange: no such flag.",
+        ("dryrun",): "dryrun: no key=value. Did you mean '--dry-run'?",
+        ("a=b", "--dry-run", "dryrun", "--strange", "3"): "2 problems\n  - dryrun: unrecognized argument. Did you mean "
+        "'--dry-run'?\n  - --strange: no such flag.",
     }.items():
-        with pytest.raises(SystemExit) as stop:
-            parser.parse_args(argv)
-        assert stop.value.code == 2 and capsys.readouterr().err.endswith(said)
+        assert refused(parser, argv, capsys) == f"error: {said}\nAll flags: python -m one --help\n"
+
+
+def test_a_command_answers_with_the_choice_that_may_be_meant_and_with_its_unknown_flags(capsys):
+    parser = Parser("python -m many", "Does it.", "python -m many one --output o")
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("one", summary="Does one.", examples="python -m many one --output o")
+    one.add_argument("--output", required=True)
+    one.add_argument("--way", choices=("short", "long"))
+    assert one.format_help().endswith("\n\nexample:\n  python -m many one --output o\n")
+    shown = refused(parser, ["on", "--ouput", "o"], capsys)
+    assert shown.startswith("error: argument command: invalid choice: 'on' (choose from ")
+    assert shown.endswith(" Did you mean 'one'?\nAll flags: python -m many --help\n")
+    assert refused(parser, ["one", "--ouput", "o"], capsys) == (
+        "error: 2 problems\n  - the following arguments are required: --output\n"
+        "  - --ouput: no such flag. Did you mean '--output'?\nAll flags: python -m many one --help\n"
+    )
+    shown = refused(parser, ["one", "--out", "o", "--way", "shrt", "--strange"], capsys)
+    assert " Did you mean 'short'?\n  - --strange: no such flag.\nAll flags: python -m many one --help\n" in shown
+
+
+def refused(parser, argv, capsys) -> str:
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_args(argv)
+    assert stop.value.code == 2
+    return capsys.readouterr().err

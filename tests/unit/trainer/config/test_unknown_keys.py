@@ -2,7 +2,6 @@
 
 import json
 import re
-from contextlib import nullcontext
 
 import pytest
 
@@ -178,6 +177,7 @@ OF_FLAGS = {
     "--gradient-accumulation-steps": "Did you mean '--gradient_accumulation_steps'?", "--lora_rank": "--lora_r.",
     "--bf16": "Write train.precision=bf16 (", "--bf16=False": "Leave it out.", "--eval_steps": "watch.every_steps=",
     "--use_lora=false": "Write --finetune_type full.", "--train.batch_size": "Write train.batch_size=… (the batch of",
+    "--dryrun": "Did you mean '--dry-run'?",
     "--train_data": "Write --train_dataset", "--epoch": "Write --epochs", "--train_group_size": "Write --neg_nums",
 }  # fmt: skip
 
@@ -192,13 +192,11 @@ def test_what_an_unknown_flag_is_answered(flag, capsys):
 @pytest.mark.parametrize("command", ["trainer", "run", "plan", "doctor"])
 def test_an_unknown_flag_beside_a_run_file_names_the_key(command, capsys):
     argv = ["--config", "run.yaml", "--learning_rate", "1e-4", "--optim.lr=3", "--bf16"]
-    if command == "trainer":
-        with pytest.raises(SystemExit) as stop:
-            train(argv)
-        assert stop.value.code == 2
-    else:
-        assert launch([command, *argv]) == 2
+    with pytest.raises(SystemExit) as stop:
+        train(argv) if command == "trainer" else launch([command, *argv])
+    assert stop.value.code == 2
     shown = capsys.readouterr().err
+    assert "error: 3 problems" in shown and "usage:" not in shown
     assert "--learning_rate: no such flag. Write optim.lr=…." in shown
     assert "--optim.lr: no such flag. Write optim.lr=…." in shown
     assert "--bf16: no such flag. Write train.precision=bf16 (autocast over fp32 weights)." in shown
@@ -266,7 +264,12 @@ def test_unknown_keys_of_a_flat_json_are_answered_in_its_own_names(tmp_path, cap
 @pytest.mark.parametrize("command", ["trainer", "run", "plan"])
 def test_a_flag_without_its_dashes_beside_a_run_file(command, capsys):
     argv = ["--config", "run.yaml", "dryrun" if command != "plan" else "gpu"]
-    with pytest.raises(SystemExit) if command == "trainer" else nullcontext():
-        assert launch([command, *argv]) == 2 if command != "trainer" else train(argv)
+    with pytest.raises(SystemExit):
+        train(argv) if command == "trainer" else launch([command, *argv])
     meant = "--gpu" if command == "plan" else "--dry-run"
     assert f"{argv[-1]}: no key=value. Did you mean '{meant}'?" in capsys.readouterr().err
+
+
+def test_a_flag_without_its_dashes_in_a_run_by_flags(capsys):
+    assert train([*FLAGS, "dryrun"]) == 2
+    assert capsys.readouterr().err == "error: dryrun: no key=value. Did you mean '--dry-run'?\n"

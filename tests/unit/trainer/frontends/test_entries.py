@@ -93,7 +93,7 @@ def test_every_wrong_flag_is_in_one_error(here):
     with pytest.raises(BadInput) as error:
         run_of(["--lr", "1e-4"])
     missing = [problem.partition(":")[0] for problem in error.value.problems if "is missing (" in problem]
-    assert missing == ["--model_name_or_path", "--train_dataset", "--output_dir"]
+    assert missing == ["--model_name_or_path", "--train_dataset", "--output_dir"] and len(error.value.problems) == 3
 
 
 def test_overrides_change_what_has_no_flag_and_defaults_of_flags(here):
@@ -130,7 +130,10 @@ def test_an_adapter_to_go_on_from_takes_the_place_of_the_flags_defaults(here, ti
 def test_which_command_lines_are_flags(capsys):
     assert parse(["--lr=1e-4"]).config is None and parse(["--config", "run.yaml", "--lr", "1"]).config == "run.yaml"
     unknown = ["--config", "run.yaml", "--lrr"]
-    for argv, message in ((["optim.lr=1"], "name what is trained: --config"), (unknown, "--lrr")):
+    for argv, message in (
+        (["optim.lr=1"], "nothing to train: name a run file (--config RUN.yaml)"),
+        (unknown, "--lrr"),
+    ):
         with pytest.raises(SystemExit) as stop:
             parse(argv)
         assert stop.value.code == 2 and message in capsys.readouterr().err
