@@ -54,7 +54,8 @@ def read_facts(
     Raises BadInput if there is no run, or nothing at a path that a flag named.
     """
     if not (run / "run.json").is_file():
-        raise BadInput(f"{run}: no run (it has no run.json); name a run's output_dir")
+        hint = f"; did you mean {run.parent}?" if (run.parent / "run.json").is_file() else ""
+        raise BadInput(f"{run}: no run (it has no run.json); name a run's output_dir{hint}")
     record = read_object(run / "run.json")
     config = parse_config(record["config"], str(run / "run.json"))
     events: dict[str, list[dict]] = defaultdict(list)

@@ -13,6 +13,7 @@ import pytest
 
 from data_prep.common import svg
 from tests import tiny
+from tests.browser import chromium
 from tests.unit.trainer.exporting.test_export_folder import write_checkpoint
 from trainer.config.loading import parse_config
 from trainer.config.sections import ModelConfig
@@ -123,6 +124,8 @@ def test_what_is_not_there_is_said_on_the_page_and_on_the_screen(run, tmp_path, 
 def test_what_is_no_run_or_was_asked_for_in_vain_is_refused(run, tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
     assert "no run (it has no run.json)" in capsys.readouterr().err
+    assert main([str(run / "final")]) == 2
+    assert f"did you mean {run}?" in capsys.readouterr().err
     assert main([str(run), "--output", str(tmp_path / "a.html"), "--data", str(tmp_path / "nowhere")]) == 2
     assert "no such folder" in capsys.readouterr().err
     assert main([str(run), "--output", str(tmp_path / "a.pdf")]) == 2
@@ -151,13 +154,9 @@ def test_ticks_are_round_and_hold_the_values(low, high):
 @contextmanager
 def open_page(path: Path, width: int):
     """(page, what the console said, what was asked for) in a headless browser; skips where there is none."""
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    with api.sync_playwright() as play:
-        try:
-            browser = play.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        except api.Error as error:
-            pytest.skip(f"no browser starts here: {str(error).splitlines()[0]}")
+    with chromium() as browser:
+        if isinstance(browser, str):
+            pytest.skip(browser)
         page = browser.new_page(viewport={"width": width, "height": 900})
         said: list[str] = []
         asked: list[str] = []
@@ -166,7 +165,6 @@ def open_page(path: Path, width: int):
         page.on("request", lambda request: asked.append(request.url))
         page.goto(path.as_uri())
         yield page, said, asked
-        browser.close()
 
 
 PLOTTED = """svg => {
