@@ -19,6 +19,13 @@ from trainer.inference.text_encoder import TextEncoder
 from trainer.reindexing.reindex import RECALL, reindex, roll_back
 from trainer.run_dir.verdict import doubt
 
+NAMED = {
+    "model": "the model to embed with",
+    "collection": "the collection to read",
+    "target": "the new collection (or --into-vector: a new vector of --collection)",
+    "alias": "the alias to point back",
+}
+
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(
@@ -50,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> None:
     needed = ("alias",) if args.rollback else ("model", "collection", *(() if args.into_vector else ("target",)))
-    check([f"--{name}: is needed" for name in needed if getattr(args, name) is None])
+    check([f"--{name}: is missing; it names {NAMED[name]}" for name in needed if getattr(args, name) is None])
     if args.rollback:
         args.collection = args.collection or args.alias
         with joined(args.device) as runtime:

@@ -7,7 +7,7 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
-from data_prep.common.errors import BadInput
+from data_prep.common.errors import BadInput, nearest
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/", re.IGNORECASE)  # a Path keeps one of the slashes
 _VARIABLE = re.compile(r"^\$\w|\$\{\w+\}")  # $HOME/x, /data/${USER}/x
@@ -42,6 +42,12 @@ def user_path(path: str | Path) -> Path:
     if url := _URL.match(str(path)):
         raise BadInput(f"{url[1]}://…: is a URL; here a path of this machine is needed")
     return Path(expanded(str(path)))
+
+
+def nearest_beside(path: Path) -> str:
+    """Returns ` Did you mean 'x'?` for what stands beside a missing path under the nearest name, or an empty string."""
+    siblings = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+    return nearest(path.name, siblings)
 
 
 def with_homes(args: argparse.Namespace, texts: Container[str] = ()) -> argparse.Namespace:

@@ -33,6 +33,7 @@ from data_prep.records import Record, document_text, text_key
 
 LEAST_THETA = 0.1
 MOST = 2**53  # of clicks, impressions and positions
+COLUMNS = ("query", "item", "position", "count")
 NAMES = {"clicked_item": "item", "clicked item": "item", "clicks": "count"}  # other names of our columns
 ROWS = ("pairs", "lists")
 
@@ -156,7 +157,10 @@ class _Log:
         """Adds a row, or returns the problems with it."""
         if not isinstance(item.value, dict):
             return [f"a row of a log must be an object, not {kind(item.value)}"]
-        row = Row({NAMES.get(key, key): value for key, value in item.value.items()}, item.table)
+        values = {NAMES.get(key, key): value for key, value in item.value.items()}
+        if values.keys().isdisjoint(COLUMNS):
+            return [f"no column of a log ({', '.join(COLUMNS)}), but {', '.join(map(repr, item.value))}; rename them"]
+        row = Row(values, item.table)
         query, name = row.text("query"), row.name("item", required=True)
         position, clicks = _whole(row, "position", 1), _whole(row, "count", 0)
         if self.with_impressions is None:

@@ -80,6 +80,9 @@ SHAPES = (
 ACCEPTED = " | ".join(shape.example for shape in SHAPES) + ". CSV, TSV and Parquet name the same keys as columns."
 
 
+FOREIGN = 0.3  # likeness below which no shape is near
+
+
 class UnknownShape(BadRow):
     """A row whose keys are none of the accepted shapes."""
 
@@ -103,11 +106,21 @@ def recognise(values: dict[str, Any]) -> Shape:
     if {"query", "position"} <= set(keys):
         raise UnknownShape("these are keys of a search log; make scored rows of it with: python -m data_prep logs")
     best = max(SHAPES, key=lambda shape: _likeness(shape, keys))
+    if _likeness(best, keys) < FOREIGN:
+        raise UnknownShape(_of_foreign(keys))
     lacking = [key for key in best.required if key not in values]
     hints = [(key, nearest(key, [k for k in keys if k not in best.required])) for key in lacking]
     missing = ", ".join(f"key {key!r} is missing" + (f" ({hint.strip()})" if hint else "") for key, hint in hints)
     shown = ", ".join(map(repr, keys[:12]))
     raise UnknownShape(f"unknown shape with keys {shown}; nearest is {best.example}: {missing}")
+
+
+def _of_foreign(keys: list[str]) -> str:
+    """Returns the problem of a row whose keys resemble those of no shape."""
+    shown = ", ".join(map(repr, keys[:12]))
+    if len(keys) == 1:
+        return f"the row has one key, {shown}; a pair needs a query and a text that answers it"
+    return f"keys {shown} fit no accepted row; rename two, such as --columns query={keys[0]},positive={keys[1]}"
 
 
 @lru_cache

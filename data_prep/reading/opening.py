@@ -8,7 +8,8 @@ import io
 from pathlib import Path
 from typing import IO
 
-from data_prep.common.errors import BadInput, nearest
+from data_prep.common.errors import BadInput
+from data_prep.common.paths import nearest_beside
 from data_prep.remote.location import Location
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -55,8 +56,8 @@ def damaged(path: Path | Location, error: OSError, line: int) -> Exception:
 def check_readable(path: Path | Location) -> None:
     """Raises BadInput for a file that no reader can open."""
     if not path.exists():
-        siblings = [p.name for p in path.parent.iterdir()] if isinstance(path, Path) and path.parent.is_dir() else []
-        raise BadInput(f"{path}: no such file or folder.{nearest(path.name, siblings)}")
+        hint = nearest_beside(path) if isinstance(path, Path) else ""
+        raise BadInput(f"{path}: no such file or folder.{hint}")
     if path.is_dir():
         return
     _check_suffix(path)

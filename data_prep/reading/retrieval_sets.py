@@ -111,8 +111,11 @@ def load_set(
     """
     path = local(path)
     if not path.is_dir():
-        state = "is a file" if path.exists() else "no such folder"
-        raise BadInput(f"{path}: {state}; a retrieval set holds corpus.jsonl, queries.jsonl and qrels.tsv")
+        what = "is a file" if path.exists() else "no such folder"
+        raise BadInput(
+            f"{path}: {what}; name a retrieval set (a folder of corpus.jsonl, queries.jsonl and qrels.tsv), or the "
+            "shard folder of pairs: python -m data_prep shard INPUT… --output FOLDER"
+        )
     if (path / "manifest.json").is_file():
         return eval_set_of(open_shards(path), by)
     problems: list[str] = []

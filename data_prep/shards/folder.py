@@ -16,6 +16,7 @@ import numpy as np
 
 from data_prep.common.errors import BadInput, nearest
 from data_prep.common.finite import decode_json
+from data_prep.common.paths import nearest_beside
 from data_prep.records import Record
 from data_prep.remote.copies import MANIFEST, local
 from data_prep.shards.shared_keys import FILES as SHARING_FILES
@@ -215,9 +216,10 @@ def open_shards(path: str | Path) -> ShardFolder:
     """
     path = local(path)
     if not path.exists():
-        raise BadInput(f"{path}: no such folder; make one with: python -m data_prep shard INPUT… --output {path}")
+        mend = nearest_beside(path) or f" Write one with: python -m data_prep shard INPUT… --output {path}"
+        raise BadInput(f"{path}: no such folder.{mend}")
     if not path.is_dir():
-        mend = f"make one with: python -m data_prep shard {path} --output …"
+        mend = f"write one with: python -m data_prep shard {path} --output FOLDER"
         raise BadInput(f"{path}: is a file, not a shard folder; {mend}")
     if not (path / MANIFEST).is_file():
         raise BadInput(f"{path}: has no {MANIFEST}, so it is unfinished or no shard folder; run shard again")

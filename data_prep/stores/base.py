@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from data_prep.common.errors import BadInput, Failed, nearest
+from data_prep.common.paths import nearest_beside
 from data_prep.common.secrets import without
 from data_prep.stores import registry
 
@@ -31,6 +32,7 @@ QUERIES = 100  # vectors asked at a time
 OWN = "embedfleet_"  # begins the names in `about` that reindex writes: no collection like another takes them over
 ADDRESSES = {"path": "--path DIR (a folder)", "host": "--host (a server)", "url": "--url (a server)"}
 # fields of StoreConfig that belong to some kinds of store only: Store.takes
+START = "start it, or name one that this machine can reach"  # a server that does not answer
 FLAGS = (*ADDRESSES, "port", "ssl", "tenant", "database", "text_field", "vector_name", "key_field", "upgrade_store")
 
 
@@ -388,7 +390,8 @@ def _owners(name: str) -> str:
 def check_folder(path: Path, file: str, kind: str, folder: str) -> None:
     """BadInput if the path is no folder with the store's file. folder: what it should be, for the message."""
     if not path.is_dir():
-        raise BadInput(f"--path {path}: {'is a file' if path.exists() else 'no such folder'}; name a {kind} folder")
+        state = "is a file" if path.exists() else "no such folder"
+        raise BadInput(f"--path {path}: {state}; name a {kind} folder.{nearest_beside(path)}")
     if not (path / file).is_file():
         inside = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
         raise BadInput(f"--path {path}: is no {folder} (no {file}; it holds {inside})")

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from data_prep.common.environment import client_problems, header_problems, proxy_note
 from data_prep.common.errors import BadInput, first_line
 from data_prep.common.finite import decode_json
-from data_prep.common.paths import expanded
+from data_prep.common.paths import expanded, nearest_beside
 from data_prep.common.secrets import url_problem
 
 AFTER_PADDING = (  # position ids start behind the padding id
@@ -91,7 +91,8 @@ def asking_hub(path: str, where: str) -> Iterator[None]:
             what = f"{where}: {path!r} is no folder here, and no hub can be asked"
             raise BadInput(f"{what}: {problem}" for problem in problems) from None
         reason = first_line(error)
-        what = f"{where}: {path!r} is neither a folder here nor a model the hub gave us ({reason})"
+        hint = f" ({near.strip()})" if (near := nearest_beside(Path(path))) else ""
+        what = f"{where}: {path!r} is no folder here{hint}, and the model hub did not provide it ({reason})"
         raise BadInput(f"{what}{proxy_note(_hub())}; {WITHOUT_NETWORK.format(path)}" if unasked else what) from None
 
 

@@ -121,7 +121,7 @@ def seconds(limit: str) -> int:
     """Converts sbatch's time limit to seconds: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S. Raises BadInput."""
     match = _TIME.fullmatch(limit)
     if not match:
-        raise BadInput(f"--time: {limit} is none of minutes, minutes:seconds, hours:minutes:seconds, days-hours:…")
+        raise BadInput(f"--time: {limit} is no time limit of sbatch; write minutes (30), 04:00:00 or 1-12:00:00")
     days, *rest = match.groups()
     parts = [int(part) for part in rest if part is not None]
     if days is not None:

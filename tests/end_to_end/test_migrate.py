@@ -106,7 +106,7 @@ def test_ranks_of_a_node_download_a_hub_model_once(tiny_bert, tmp_path):
 
     with serving(tiny_bert) as hub:
         _, refused = rank(hub.address, HF_TOKEN="hf_wrong").communicate(timeout=120)
-        assert "neither a folder here nor a model the hub gave us" in refused and "hf_wrong" not in refused
+        assert "no folder here, and the model hub did not provide it" in refused and "hf_wrong" not in refused
         told = [one.communicate(timeout=120) for one in [rank(hub.address) for _ in range(3)]]
         assert len({out.strip() for out, _ in told}) == 1 and told[0][0], told
         folder = Path(told[0][0].strip())
@@ -120,6 +120,6 @@ def test_ranks_of_a_node_download_a_hub_model_once(tiny_bert, tmp_path):
 def test_a_model_that_no_cache_holds_is_an_error():
     from trainer.model_folder.files import fetch
 
-    with pytest.raises(BadInput, match="'org/nowhere' is neither a folder here nor a model the hub gave us") as error:
+    with pytest.raises(BadInput, match="'org/nowhere' is no folder here, and the model hub") as error:
         fetch("org/nowhere")
     assert "without a network: run `hf download org/nowhere --local-dir FOLDER` on one that has it" in str(error.value)

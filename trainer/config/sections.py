@@ -116,7 +116,7 @@ def _set_or_off(value: Any) -> Any:
         return False
     if value is None or isinstance(value, str):
         return value
-    raise ValueError("is no path of an evaluation set; null turns its evaluation off")
+    raise ValueError("must be the path of an evaluation set; leave it out for the eval split, null turns it off")
 
 
 _NO_SET = ("", "none", "null", "off", "no", "false")

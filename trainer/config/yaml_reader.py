@@ -13,6 +13,7 @@ from data_prep.common.errors import BadInput, nearest
 from data_prep.common.finite import check_whole
 
 SUFFIXES = (".yaml", ".yml", ".json")  # of run files
+INIT = "write one with: python -m launch init --model MODEL --data SHARDS"
 
 
 class Loader(yaml.SafeLoader):
@@ -84,13 +85,24 @@ def read_values(path: Path, known: Iterable[str]) -> tuple[dict, dict[tuple, int
     except RecursionError:
         raise BadInput(f"{path}: not valid {'JSON' if path.suffix == '.json' else 'YAML'}: nested too deep") from None
     except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise BadInput(f"{path}{line}: not valid YAML: {error.problem} {error.context or ''}".rstrip()) from None
+        raise BadInput(_of_yaml(path, error)) from None
     except (yaml.YAMLError, ValueError) as error:
         raise BadInput(f"{path}: not valid {'JSON' if path.suffix == '.json' else 'YAML'}: {error}") from None
+    if values is None:
+        raise BadInput(f"{path}: is empty; {INIT}")
     if not isinstance(values, dict):
-        raise BadInput(f"{path}: must be a mapping with the keys {', '.join(known)}")
+        raise BadInput(f"{path}: must be a mapping with the keys {', '.join(known)}; {INIT}")
     return values, lines
+
+
+def _of_yaml(path: Path, error: yaml.MarkedYAMLError) -> str:
+    """Returns the problem of a text that is not YAML: the line, the parser's words, and what to look at."""
+    at, begun = error.problem_mark, error.context_mark
+    line = f":{at.line + 1}" if at else ""
+    if "'\\t'" in (error.problem or ""):
+        return f"{path}{line}: not valid YAML: a line is indented with a tab; write spaces"
+    where = f" that begins in line {begun.line + 1}" if begun and at and begun.line != at.line else ""
+    return f"{path}{line}: not valid YAML: {error.problem} {error.context or ''}".rstrip() + where
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict:

@@ -326,7 +326,7 @@ class OtherWorld(BadInput):
 
 
 def check_world(actual_processes: int, actual_engine: str, planned: list[Claim], run_file: str) -> None:
-    """Raises BadInput, naming what to run instead, unless the world that came up is the planned one."""
+    """Raises BadInput, naming what to run instead, unless number of processes and engine are the planned ones."""
     problems = []
     for claim in planned:
         if claim.processes and claim.processes != actual_processes:
@@ -343,20 +343,18 @@ def check_world(actual_processes: int, actual_engine: str, planned: list[Claim],
         engine = "ddp"
     count = f" --processes {processes}" if processes > 1 else ""
     raise OtherWorld(
-        "the world that came up is not the one that was planned: "
-        + "; ".join(problems)
-        + ". Nothing was trained. "
-        + _why(actual_processes, actual_engine, engine)
-        + f"Run instead: python -m launch run --config {run_file} --engine {engine}{count}"
+        f"{'; '.join(problems)}. Nothing was trained. "
+        f"Run instead: python -m launch run --config {run_file} --engine {engine}{count}"
+        f"{_why(actual_processes, actual_engine, engine)}"
     )
 
 
 def _why(processes: int, actual: str, engine: str) -> str:
     if engine in ZERO and actual not in ZERO:
-        return "Accelerate drops DeepSpeed silently where it has to use the CPU (--cpu, use_cpu or its variable). "
+        return "\nAccelerate drops DeepSpeed silently where it has to use the CPU (--cpu, use_cpu or its variable)."
     if processes == 1:
         return (
-            "Processes without a common process group each train alone: the tasks of srun or mpirun (on SLURM: python "
-            "-m launch slurm), and the one that accelerate starts for MULTI_CPU or --cpu without an MPI hostfile. "
+            "\nA process is alone unless a launcher joins it to others: python -m trainer by itself, a task of srun or "
+            "mpirun (on SLURM: python -m launch slurm), accelerate with MULTI_CPU or --cpu without an MPI hostfile."
         )
     return ""

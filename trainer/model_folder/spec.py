@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from data_prep.common.errors import BadInput, collect
 from data_prep.common.files import check
+from data_prep.common.paths import nearest_beside
 from data_prep.texts.prompts import OwnPrompts
 from data_prep.texts.tokenizer_rules import PROMPTS, TextRules, read_json, read_object, read_text_rules
 from trainer.config.sections import FreezeConfig, ModelConfig
@@ -130,7 +131,8 @@ def read_spec(
 
 def _folder_problems(config: ModelConfig, folder: Path, base: Path, weights: bool) -> list[str]:
     if not folder.is_dir():
-        return [f"model.path: {folder} is not a folder; name a model folder, or a hub id such as org/name"]
+        mend = nearest_beside(folder) or " Name a model folder, or a hub id such as org/name."
+        return [f"model.path: {folder} is not a folder.{mend}"]
     if base != folder and not (base / "config.json").is_file():
         return [
             f"model.path: {folder} is an adapter of {base}, which is no model folder here; put it there, or merge: "

@@ -179,6 +179,8 @@ def _by_lora(encoder: TextEncoder, runtime: Runtime, shape: Shape, task: Task, p
 def _check_model(encoder: Encoder, collection: Recorded) -> None:
     """Raises BadInput, on every rank, if the collection's vectors are not the model's. Collective."""
     reason = mismatch(encoder, collection)
+    if reason and isinstance(encoder, TextEncoder):
+        reason += "; embed it with this model first: python -m trainer.reindex --target NEW"
     if collection.about.get(STATE) == UNFINISHED:
         reason = "is unfinished: reindex was stopped before its end; run it again"
     if reason:

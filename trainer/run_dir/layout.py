@@ -105,7 +105,8 @@ def model_of_run(source: Path) -> Path:
     if not (source / "run.json").is_file():
         problem = damage(source)
         if problem:
-            raise BadInput(f"{source.parent / problem}; it is neither a run nor a whole checkpoint of one")
+            text = "is neither a run (no run.json) nor a whole checkpoint of one; name a run's output_dir"
+            raise BadInput(f"{source}: {text} ({problem})")
         return source
     final = damage(source / "final")
     if final is None:

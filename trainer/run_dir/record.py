@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.common.errors import BadInput
+from data_prep.common.files import check
 from data_prep.texts.tokenizer_rules import read_object
 from trainer.config.loading import parse_config
 from trainer.config.sections import RunConfig
@@ -129,8 +130,8 @@ def check_resumable(run_dir: Path, config: RunConfig, fingerprint: str) -> None:
             f"{run_dir}: cannot resume, the run began with version {recorded_plan} of the batch plan, "
             f"this embedfleet has {PLAN_VERSION}"
         )
-    if problems:
-        raise BadInput([*problems, "resume with the same run file, or train into another output_dir"])
+    mend = "resume with the run file that it began with, or name another output_dir"
+    check([f"{problem}; {mend}" for problem in problems])
 
 
 def recorded_base_dtype(run_dir: Path) -> str | None:

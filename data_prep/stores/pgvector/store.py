@@ -13,7 +13,7 @@ from typing import Any
 
 from data_prep.common.errors import BadInput, Failed
 from data_prep.common.secrets import secret
-from data_prep.stores.base import OWN, Store, StoreConfig
+from data_prep.stores.base import OWN, START, Store, StoreConfig
 from data_prep.stores.pgvector.collection import PgvectorCollection
 from data_prep.stores.pgvector.table import RECORD, VECTORS, identifier, psycopg, read_table, sql
 
@@ -103,7 +103,7 @@ class PgvectorStore(Store):
             return BadInput(f"{self.config.place}: the server wants a password: set {PASSWORD} (environment or .env)")
         if "password authentication failed" in str(error):
             return BadInput(f"{self.config.place}: the server refuses the password in {PASSWORD} ({text})")
-        return BadInput(f"{self.config.place}: no PostgreSQL database answers there ({text})")
+        return BadInput(f"{self.config.place}: no PostgreSQL database answers there ({text}); {START}")
 
     def errors(self) -> tuple[type[Exception], ...]:
         return (psycopg.Error,)

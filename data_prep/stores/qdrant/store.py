@@ -17,7 +17,7 @@ from data_prep.common.console import say
 from data_prep.common.environment import network_client, proxy_note
 from data_prep.common.errors import BadInput, Failed
 from data_prep.common.secrets import secret, url_problem
-from data_prep.stores.base import HTTPS_PORT, OWN, Store, StoreConfig
+from data_prep.stores.base import HTTPS_PORT, OWN, START, Store, StoreConfig
 from data_prep.stores.folders import examine_qdrant
 from data_prep.stores.payloads import TEXT_FIELDS
 from data_prep.stores.qdrant.added_vector import AddedVector, add, set_like
@@ -27,7 +27,6 @@ from data_prep.stores.qdrant.settings import VECTOR, carried, complete, creation
 KEY = "QDRANT_API_KEY"
 PORT = 6333
 _ANSWER_SECONDS = 60
-_MEND = "start it, or name one that this machine can reach"
 
 
 def port_of(url: str) -> int:
@@ -98,7 +97,7 @@ class QdrantStore(Store):
             raise BadInput(f"{flags}: what answers there is no Qdrant server (HTTP {error.status_code})") from None
         except ResponseHandlingException as error:
             note = proxy_note(self.config.url)
-            raise BadInput(f"{flags}: no Qdrant server answers there ({self.reason(error)}){note}; {_MEND}") from None
+            raise BadInput(f"{flags}: no Qdrant server answers there ({self.reason(error)}){note}; {START}") from None
         except ValueError:
             raise BadInput(f"{flags}: what answers there is no Qdrant server (its answer is not JSON)") from None
 

@@ -187,7 +187,7 @@ BAD = [
     (["--sweep", "optim.lrate=1,2"], ["optim.lrate"]),
     (["--engine", "cpu", "--nodes", "2"], ["for 2 nodes use --engine ddp"]),
     (["--engine", "ddp", "--gpus-per-node", "2", "--ranks-per-node", "3"], ["ranks never share a GPU"]),
-    (["--time", "soon"], ["--time: soon is none of"]),
+    (["--time", "soon"], ["--time: soon is no time limit of sbatch; write"]),
 ]
 
 

@@ -132,6 +132,12 @@ def test_a_catalogue_holds_ids_that_differ_in_case(tmp_path, capsys):
     assert found == [([name], [f"text of {i}"], 2 + i) for i, name in enumerate(ids)]
 
 
+def test_a_file_without_a_column_of_a_log_is_one_problem(tmp_path, capsys):
+    log = write_jsonl(tmp_path / "l.jsonl", [{"title": "a", "body": "b"}])
+    code, _, err = run(capsys, "logs", log, "--output", tmp_path / "o.jsonl")
+    assert code == 2 and "no column of a log (query, item, position, count), but 'title', 'body'" in err
+
+
 def test_items_that_are_texts_are_equal_in_their_normal_form(tmp_path, capsys):
     log = [("flue", "Pipe A", 1, 2), ("flue", "pipe  a", 1, 3)]
     rows, _, _ = made(tmp_path, capsys, "query,item,position,count", log)

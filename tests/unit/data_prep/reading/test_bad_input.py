@@ -15,7 +15,13 @@ GOOD = json.dumps(PAIR)
 ROWS = [
     ("missing positive", "a.jsonl", '{"anchor": "a"}', ["a.jsonl:1:", "key 'positive' is missing", "accepted rows"]),
     ("misspelt key", "a.jsonl", '{"anchr": "a", "positive": "b"}', ["a.jsonl:1:", "Did you mean 'anchr'?"]),
-    ("unknown keys", "a.jsonl", '{"foo": 1}', ["a.jsonl:1:", "unknown shape with keys 'foo'"]),
+    ("one key", "a.jsonl", '{"text": "a"}', ["a.jsonl:1:", "the row has one key, 'text'; a pair needs"]),
+    (
+        "other keys",
+        "a.jsonl",
+        '{"title": "a", "body": "b"}',
+        ["rename two, such as --columns query=title,positive=body"],
+    ),
     ("no keys", "a.jsonl", "{}", ["a.jsonl:1:", "the row is empty"]),
     ("line number", "a.jsonl", GOOD + '\n\n{"anchor": "a", "positive": ""}', ["a.jsonl:3:", "key 'positive' is empty"]),
     ("blank text", "a.jsonl", '{"anchor": " \\t", "positive": "b"}', ["key 'anchor' is empty"]),
@@ -198,6 +204,7 @@ def test_a_malformed_input_is_refused_and_an_earlier_output_stays(tmp_path, caps
             ["--model: name the language model to ask", "--offline"],
         ),
         ("generate --offline --path nope --collection docs --output o.jsonl", ["--path nope: no such folder"]),
+        ("generate --offline --path stroe --collection docs --output o.jsonl", ["Did you mean 'store'?"]),
         ("generate --offline --path folder --collection docs --output o.jsonl", ["is no Chroma folder", "other.txt"]),
         ("generate --offline --path good.jsonl --collection docs --output o.jsonl", ["good.jsonl: is a file"]),
         ("generate --offline --path broken --collection docs --output o.jsonl", ["chroma.sqlite3 is damaged"]),
@@ -205,7 +212,10 @@ def test_a_malformed_input_is_refused_and_an_earlier_output_stays(tmp_path, caps
             "generate --offline --path store --collection dosc --output o.jsonl",
             ["docs (2 chunks)", "Did you mean 'docs'"],
         ),
-        ("generate --offline --path store --collection docs --output o.jsonl --where {", ["--where {: is not JSON"]),
+        (
+            "generate --offline --path store --collection docs --output o.jsonl --where {",
+            ['is not JSON; write it like \'{"kind"'],
+        ),
         ("generate --offline --path store --collection docs --output o.jsonl --where []", ["must be a JSON object"]),
         (
             'generate --offline --path store --collection docs --output o.jsonl --where {"a":{"$x":1}}',

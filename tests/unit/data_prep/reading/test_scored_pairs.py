@@ -59,7 +59,7 @@ def test_a_file_that_is_none_is_refused_with_the_reason(tmp_path, case):
 
 
 def test_what_is_no_file_is_read_as_before(tmp_path):
-    with pytest.raises(BadInput, match="no such folder; a retrieval set holds"):
+    with pytest.raises(BadInput, match="no such folder; name a retrieval set"):
         load_evaluation(tmp_path / "nowhere")
     with pytest.raises(BadInput, match="corpus.jsonl: missing"):
         load_evaluation(tmp_path)

@@ -349,7 +349,7 @@ def test_filtered_searches_find_as_many_as_they_are_asked_for(url, database):
         ("--path x", "--path: belongs to --store chroma or qdrant"),
         ("--path x", "needs --url (a server)"),
         ("--url postgresql://h/db --host h", "--host: belongs to --store chroma"),
-        ("--url postgresql://nobody@/db?host=/nowhere", "no PostgreSQL database answers there"),
+        ("--url postgresql://nobody@/db?host=/nowhere", "; start it, or name one that this machine can reach"),
         ("--url postgresql://nobody@/db?host=/nowhere --where []", "--where []: must be a JSON object"),
     ],
 )

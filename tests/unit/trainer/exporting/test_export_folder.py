@@ -342,7 +342,7 @@ def test_what_does_not_go_together_is_refused_before_any_work(tmp_path, folders,
     assert main([str(folders["full"]), "--merge", "--onnx"]) == 2
     assert capsys.readouterr().err.count("needs --output") == 2
     assert main([str(tiny_bert), *out]) == 2
-    assert "neither a run nor a whole checkpoint" in capsys.readouterr().err
+    assert "neither a run (no run.json) nor a whole checkpoint" in capsys.readouterr().err
     assert main([str(tmp_path / "nowhere"), *out]) == 2
     folder = shutil.copytree(folders["full"], tmp_path / "old")
     (folder / "probe.json").unlink()

@@ -73,7 +73,7 @@ def test_flags_and_python_turn_evaluation_off(run, tiny_bert, capsys):
 def test_what_is_neither_a_set_nor_off_is_refused(run, value):
     with pytest.raises(BadInput, match="data.eval") as error:
         load_config(run, [f"data.eval={value}"])
-    assert len(error.value.problems) == 1 and "null turns its evaluation off" in str(error.value)
+    assert len(error.value.problems) == 1 and "null turns it off" in str(error.value)
 
 
 def test_other_sets_are_left_out_in_the_same_words_and_kept_if_named(run, split):

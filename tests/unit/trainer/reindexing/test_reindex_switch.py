@@ -73,9 +73,9 @@ def test_an_alias_is_moved_back(source, tiny_bert, other_model, capsys):  # noqa
 def test_flags_that_are_missing_are_listed(capsys):
     assert reindex_command.main(["--model", "m"]) == 2
     err = capsys.readouterr().err
-    assert "--collection: is needed" in err and "--target: is needed" in err
+    assert "--collection: is missing; it names" in err and "--target: is missing; it names" in err
     assert reindex_command.main(["--rollback"]) == 2
-    assert "--alias: is needed" in capsys.readouterr().err
+    assert "--alias: is missing" in capsys.readouterr().err
 
 
 def test_a_search_that_finds_too_little_moves_no_alias(source, tiny_bert, monkeypatch, capsys):

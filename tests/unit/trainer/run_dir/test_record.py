@@ -49,7 +49,7 @@ def test_a_stated_rate_that_is_not_the_recorded_one_is_refused(config, tmp_path)
     (tmp_path / "out").mkdir()
     record(config(lr=2e-5))
     assert as_begun(config(lr=1e-4), Begun(2e-5)).optim.lr == 1e-4
-    with pytest.raises(BadInput, match="optim.lr: 2e-05 in run.json, 0.0001 now"):
+    with pytest.raises(BadInput, match="lr: 2e-05 in run.json, 0.0001 now; resume with the run file"):
         check_resumable(tmp_path / "out", config(lr=1e-4), "f")
 
 
