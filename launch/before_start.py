@@ -9,7 +9,7 @@ FEW = 4  # rows of a rank, below which most of a step is exchange and waiting
 
 def rows_per_rank(batch_size: int, ranks: int) -> str:
     """Returns a line with the rows of a global batch that each rank embeds."""
-    return f"rows per rank: {_span(batch_size, ranks)}, {batch_size} of a global batch over {ranks} rank(s)"
+    return f"rows per rank: {_span(batch_size, ranks)} (global batch {batch_size}, {ranks} rank{'s' * (ranks > 1)})"
 
 
 def few_rows(batch_size: int, ranks: int) -> list[str]:

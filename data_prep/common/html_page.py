@@ -17,6 +17,9 @@ main { max-width: 1080px; margin: 0 auto; padding: 20px 16px 48px; }
 h1 { font-size: 1.35rem; margin: 0 0 4px; overflow-wrap: anywhere; }
 h2 { font-size: 1.05rem; margin: 0 0 10px; }
 p.soft, .soft { color: var(--soft); margin: 0 0 12px; font-size: .9rem; overflow-wrap: anywhere; }
+p.soft code { white-space: nowrap; }
+p.lead { margin: 0 0 12px; font-weight: 600; overflow-wrap: anywhere; }
+p.lead:last-child { margin: 0; }
 section, .tile { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 16px; }
 section { margin-top: 16px; min-width: 0; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 12px; margin-top: 16px; }
@@ -32,8 +35,8 @@ section { margin-top: 16px; min-width: 0; }
 .warning b { color: var(--warning); }
 .good b, .tile.good b { color: var(--good); }
 svg { display: block; width: 100%; max-width: 520px; height: auto; overflow: visible; }
-svg text { fill: var(--text); font: 13px system-ui, sans-serif; }
-svg .small { font-size: 11px; fill: var(--soft); }
+svg text { fill: var(--text); font: 10.5px system-ui, sans-serif; }  /* a plot is 1.3 times larger on a desktop, */
+svg .small { font-size: 9.5px; fill: var(--soft); }
 svg .mid { text-anchor: middle; }
 svg .end { text-anchor: end; }
 svg .axis, svg .grid { stroke: var(--rule); stroke-width: 1; }
@@ -43,11 +46,13 @@ h3:first-of-type { margin-top: 0; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 14px; list-style: none; padding: 0; margin: 10px 0 0; }
 .legend li { font-size: .85rem; }
 .legend i { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 6px; }
-table { border-collapse: collapse; width: 100%; font-size: .85rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; width: 100%; max-width: 680px; font-size: .85rem;
+  font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: 5px 4px; border-top: 1px solid var(--rule); }
 td code { overflow-wrap: anywhere; }
 td small { color: var(--soft); font-size: .75rem; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child, .facts td { text-align: left; }
+.facts td:first-child { color: var(--soft); width: 9em; }
 thead th { border-top: 0; color: var(--soft); font-weight: 500; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--rail); border-radius: 6px; padding: 10px 12px;
   margin: 0 0 12px; font: 13px/1.5 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }
@@ -59,6 +64,14 @@ details pre { margin-top: 10px; }
 .sides ol { margin: 0; padding-left: 22px; font-size: .85rem; }
 .sides li { padding: 2px 0; overflow-wrap: anywhere; }
 .sides li.right { color: var(--good); }
+@media (max-width: 460px) {
+  svg text { font-size: 13.5px; }  /* and smaller than its units on a phone */
+  svg .small { font-size: 11.5px; }
+  table { font-size: .8rem; }
+  th, td { padding: 5px 2px; }
+  .tiles { grid-template-columns: 1fr 1fr; }
+  .tile:last-child:nth-child(odd) { grid-column: span 2; }
+}
 """
 
 
@@ -79,13 +92,21 @@ def tiles(shown: Iterable[tuple[str, str, str]]) -> str:
     return f'<div class="tiles">{"".join(boxes)}</div>'
 
 
-def section(title: str, subtitle: str, body: str) -> str:
-    """Returns a card with a title and a line below it."""
-    return f'<section><h2>{title}</h2><p class="soft">{subtitle}</p>{body}</section>'
+def section(title: str, subtitle: str, body: str, kind: str = "soft") -> str:
+    """Returns a card with a title and a line below it. kind: CSS class of the line: soft, or lead where it matters."""
+    return f'<section><h2>{title}</h2><p class="{kind}">{subtitle}</p>{body}</section>'
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Returns a table. Cells are HTML; the first column is left-aligned."""
+    """Returns a table of numbers. Cells are HTML; the first column is left-aligned."""
     top = "".join(f"<th>{name}</th>" for name in head)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<table><thead><tr>{top}</tr></thead><tbody>{_rows(rows)}</tbody></table>"
+
+
+def facts(rows: Iterable[tuple[str, str]]) -> str:
+    """Returns a table of names and their values. Cells are HTML."""
+    return f'<table class="facts"><tbody>{_rows(rows)}</tbody></table>'
+
+
+def _rows(rows: Iterable[Iterable[str]]) -> str:
+    return "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)

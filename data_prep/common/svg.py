@@ -87,12 +87,12 @@ def lines(series: dict[str, list[tuple[float, float]]], label: str) -> str:
         _, y = at(0, mark)
         parts += [_line(left, y, right, y, "grid"), _text(left - 4, y + 4, f"{mark:g}", "end small y")]
     for mark in sorted({0, last // 2, last}):
-        parts.append(_text(at(mark, marks[0])[0], base + 15, f"{mark:,}", "mid small x"))
+        parts.append(_text(at(mark, marks[0])[0], base + 17, f"{mark:,}", "mid small x"))
     for number, points in enumerate(series.values()):
         drawn = _thin(points)
         titles = [f"step {x:,}: {y:.6g}" for x, y in drawn] if len(drawn) <= FEW_POINTS else []
         parts += _line_chart(number, [at(*point) for point in drawn], titles, digits=2, stroke=2, radius=2.5)
-    return _svg(parts, base + 22, label) + (_legend(enumerate(series)) if len(series) > 1 else "")
+    return _svg(parts, base + 24, label) + (_legend(enumerate(series)) if len(series) > 1 else "")
 
 
 def densities(series: dict[str, list[float]], edges: list[float], label: str) -> str:

@@ -1,6 +1,7 @@
 """The report of `inspect` as one page; its parts are in page.py and svg.py."""
 
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from data_prep.common import html_page as pages
@@ -24,10 +25,12 @@ def page(report: dict[str, Any]) -> str:
     """Returns the whole page. report: see inspect.inspect."""
     splits = ", ".join(f"{name} {rows:,}" for name, rows in report["splits"].items())
     splits = f" ({escape(splits)})" if splits else ""
-    subtitle = f"{report['rows']:,} rows{splits}. Made by <code>python -m data_prep inspect</code>."
+    subtitle = f"{report['rows']:,} rows{splits} of {escape(report['path'])}. Made by <code>python -m data_prep "
+    subtitle += "inspect</code>."
     plots = [_sources(report), _repeats(report), *_lengths(report), _cut(report), _languages(report), _table(report)]
     shown = f'<div class="plots">{"".join(filter(None, plots))}</div>'
-    return pages.page(report["path"], subtitle, f"{_tiles(report)}{_findings(report)}{shown}{_problems(report)}")
+    body = f"{_tiles(report)}{_findings(report)}{shown}{_problems(report)}"
+    return pages.page(Path(report["path"]).name, subtitle, body)
 
 
 def _tiles(report: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ PLACEHOLDERS = {
     "RANK": "0 on the first machine, 1 on the second, …",
     "TIME": "limit of the job, as SLURM takes it: 04:00:00",
 }
+ZERO = ("0", "0 B")
 HEADS = ("compute", "twice", "recompute", "communic.", "update", "transfers", "total")
 
 
@@ -53,24 +54,32 @@ def render(facts: dict) -> str:
 
 def _memory_table(estimates: list[dict]) -> list[str]:
     names = (*NEED, "total")
-    lines = [f"{'bytes of a rank':25} " + " ".join(f"{name:>11}" for name in names)]
-    for one in estimates:
-        if not one["refused"]:
-            lines.append(f"{one['candidate']:25} " + " ".join(f"{shown(one['need'][name]):>11}" for name in names))
-    return lines
+    rows = [[one["candidate"], *(shown(one["need"][name]) for name in names)] for one in _possible(estimates)]
+    return _table(["bytes of a rank", *names], rows)
 
 
 def _seconds_table(estimates: list[dict]) -> list[str]:
-    table = "{:25} {:>5} {:>12} {:>9} {:>11}" + " {:>9}" * len(HEADS)
-    lines = [table.format("seconds of a step", "fits", "micro_batch", "calls", "sent", *HEADS)]
-    for one in estimates:
-        if one["refused"]:
-            lines.append(f"{one['candidate']:25} refused: {one['refused']}")
-            continue
+    rows = []
+    for one in _possible(estimates):
         seconds = [f"{one['seconds'][term]:.3g}" for term in (*TERMS, "total")]
-        row = ("yes" if one["fits"] else "no", one["budget"], one["calls"], shown(one["sent"]), *seconds)
-        lines.append(table.format(one["candidate"], *row))
-    return lines
+        fits = "yes" if one["fits"] else "no"
+        rows.append([one["candidate"], fits, str(one["budget"]), str(one["calls"]), shown(one["sent"]), *seconds])
+    refused = [f"{one['candidate']}: refused: {one['refused']}" for one in estimates if one["refused"]]
+    return _table(["seconds of a step", "fits", "micro_batch", "calls", "sent", *HEADS], rows) + refused
+
+
+def _possible(estimates: list[dict]) -> list[dict]:
+    return [one for one in estimates if not one["refused"]]
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Returns lines as wide as their cells need, the first column to the left; a column of zeros is left out."""
+    kept = [n for n in range(len(head)) if any(row[n] not in ZERO for row in rows)]
+    widths = [max(len(row[n]) for row in [head, *rows]) for n in kept]
+    return [
+        "  ".join(row[n].rjust(width) if n else row[n].ljust(width) for n, width in zip(kept, widths))
+        for row in [head, *rows]
+    ]
 
 
 def _scaling_table(table: list[dict]) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data_prep.common import svg
 from data_prep.common.console import one_line
+from data_prep.common.html_page import facts as facts_table
 from data_prep.common.html_page import page, section, table, tiles
 from trainer.evaluation.metric_names import metrics_of
 from trainer.reporting.comparison import METRIC, Comparison, Query, Shown
@@ -39,8 +40,10 @@ def write_report(facts: Facts) -> str:
 def _subtitle(facts: Facts) -> str:
     topology, model = facts.record["topology"], facts.config.model
     started = facts.record["started"][:16].replace("T", " ")
-    caption = f"{Path(model.path).name}, {model.finetune} fine-tuning, begun {started} on "
-    caption += f"{topology['processes']} process(es) of {topology['device']} ({topology['engine']})."
+    name = "/".join(Path(model.path).parts[-2:])  # org/name, or a folder: alone it is often called model
+    caption = f"{name}, {model.finetune} fine-tuning, begun {started}: "
+    processes = "1 process" if topology["processes"] == 1 else f"{topology['processes']} processes"
+    caption += f"{processes} on {topology['device']}, engine {topology['engine']}."
     return f"{escape(caption)} Made by <code>python -m trainer.report</code>."
 
 
@@ -64,7 +67,7 @@ def _verdict(verdict: dict) -> str:
     items = "".join(f"<li>{escape(line)}.</li>" for line in more)
     body = f'<ul class="found">{items}</ul>' if items else ""
     first = first.removeprefix("Verdict: ")
-    return section("Verdict", f"{escape(first[:1].upper() + first[1:])}.", body)
+    return section("Verdict", f"{escape(first[:1].upper() + first[1:])}.", body, "lead")
 
 
 def _missing(facts: Facts) -> str:
@@ -179,13 +182,13 @@ def _speed(facts: Facts) -> str:
     rows = [
         ("pairs per second, mean", f"{mean('pairs_per_second'):.1f}"),
         ("tokens per second, mean", f"{mean('tokens_per_second'):,.0f}"),
-        ("padding share, mean", f"{mean('padding_share'):.1%}"),
+        ("padding share, mean", f"{100 * mean('padding_share'):.1f} %"),
         ("texts cut", f"{sum(event['truncated_texts'] for event in steps):,} of {sum(e['texts'] for e in steps):,}"),
         ("memory, peak", f"{max(event['memory_gib'] for event in steps):.2f} GiB"),
         ("training steps", f"{sum(seconds):,.0f} s"),
         ("evaluation", f"{evaluation:,.0f} s"),
     ]
-    return section("Speed", "Of the first process.", table(("", ""), rows))
+    return section("Speed", "Of the first process.", facts_table(rows))
 
 
 def _again(facts: Facts) -> str:
@@ -203,7 +206,7 @@ def _again(facts: Facts) -> str:
     known = {"data fingerprint": facts.record["data_fingerprint"], "commit": commit, **facts.record["versions"]}
     rows = [(escape(name), f"<code>{escape(str(value))}</code>") for name, value in known.items() if value]
     config = escape(json.dumps(facts.record["config"], indent=2, ensure_ascii=False))
-    body = f"<pre>{commands}</pre>{table(('', ''), rows)}"
+    body = f"<pre>{commands}</pre>{facts_table(rows)}"
     body += f"<details><summary>run file</summary><pre>{config}</pre></details>"
     caption = "The same data (by fingerprint), versions and topology give the same losses."
     return section("The same run again", caption, body)

@@ -26,8 +26,8 @@ def finish(tmp_path):
 
 
 def test_rows_per_rank():
-    assert rows_per_rank(64, 16).startswith("rows per rank: 4, 64 of a global batch over 16 rank(s)")
-    assert rows_per_rank(64, 3).startswith("rows per rank: 21 to 22,")
+    assert rows_per_rank(64, 16).startswith("rows per rank: 4 (global batch 64, 16 ranks)")
+    assert rows_per_rank(64, 3).startswith("rows per rank: 21 to 22 (")
     assert few_rows(64, 16) == few_rows(2, 1) == []
     [line] = few_rows(8, 16)
     assert line.startswith("warning: 0 to 1 row(s)") and "8 of 16 ranks have none" in line
@@ -81,11 +81,11 @@ def test_rows_per_rank_are_printed_and_too_few_are_a_warning(command, run_file, 
     few = [f"data.train={shards}", "train.batch_size=8", "train.device=cpu"]
     assert main([*EIGHT_ROWS[command], "--config", run_file, *few]) == 0
     said = "".join(capsys.readouterr())
-    assert "rows per rank: 0 to 1, 8 of a global batch over 16 rank(s)" in said
+    assert "rows per rank: 0 to 1 (global batch 8, 16 ranks)" in said
     assert "warning: 0 to 1 row(s) of a batch per rank, 8 of 16 ranks have none" in said
     assert main([*EIGHT_ROWS[command], "--config", run_file, "train.batch_size=64", "train.device=cpu"]) == 0
     said = "".join(capsys.readouterr())
-    assert "rows per rank: 4, 64 of a global batch over 16 rank(s)" in said and "ranks have none" not in said
+    assert "rows per rank: 4 (global batch 64, 16 ranks)" in said and "ranks have none" not in said
 
 
 def test_the_plan_as_json_says_so_too(run_file, capsys):

@@ -72,7 +72,7 @@ ROWS = [
     ("JSON tail", "a.json", f"[{GOOD}] x", ["text after the end of the array"]),
     ("JSON element", "a.json", f'[{GOOD},\n\n["a", "b", 7]]', ["a.json:3:", "outside 0..1"]),
     ("empty array", "a.json", "[]", ["a.json: has no rows"]),
-    ("CSV header", "a.csv", "foo,bar\n1,2\n", ["a.csv:2:", "unknown shape"]),
+    ("CSV header", "a.csv", "foo,bar\n1,2\n", ["a.csv:2:", "keys 'foo', 'bar' fit no accepted row"]),
     ("CSV header only", "a.csv", "term,definition\n", ["a.csv: has no rows"]),
     ("CSV cells", "a.csv", "term,definition\na,b,c\n", ["a.csv:2:", "3 cells where the header names 2"]),
     ("CSV empty cell", "a.csv", "term,definition\na,\n", ["a.csv:2:", "key 'definition' is empty"]),

@@ -130,10 +130,7 @@ def test_an_adapter_to_go_on_from_takes_the_place_of_the_flags_defaults(here, ti
 def test_which_command_lines_are_flags(capsys):
     assert parse(["--lr=1e-4"]).config is None and parse(["--config", "run.yaml", "--lr", "1"]).config == "run.yaml"
     unknown = ["--config", "run.yaml", "--lrr"]
-    for argv, message in (
-        (["optim.lr=1"], "nothing to train: name a run file (--config RUN.yaml)"),
-        (unknown, "--lrr"),
-    ):
+    for argv, message in ((["optim.lr=1"], "nothing to train: name a run file (--config"), (unknown, "--lrr")):
         with pytest.raises(SystemExit) as stop:
             parse(argv)
         assert stop.value.code == 2 and message in capsys.readouterr().err

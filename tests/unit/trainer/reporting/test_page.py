@@ -101,7 +101,7 @@ def test_the_page_says_what_the_files_say(run, tmp_path, capsys):
     gains = [query.tuned - query.base for query in changed["gained"]]
     assert gains == sorted(gains, reverse=True)
     said = "Not measured: &lt;b&gt;no set&lt;/b&gt;; final/ is the model of epoch 1 (step 40)."
-    assert f'<h2>Verdict</h2><p class="soft">{said}</p>' in text
+    assert f'<h2>Verdict</h2><p class="lead">{said}</p>' in text
     assert "<script" not in text and "&lt;script&gt;" in text, "texts are shown, not obeyed"
     assert "--engine ddp --processes 2" in text and "f00d" in text
     shown = unescape(re.search(r"<summary>run file</summary><pre>(.*?)</pre>", text, re.S)[1])
