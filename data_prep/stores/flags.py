@@ -59,10 +59,15 @@ def store_of(args: argparse.Namespace) -> StoreConfig:
 
 
 def store_words(args: argparse.Namespace, collection: str) -> list[str]:
-    """Returns the flags that name a collection of the same store in a command to come. An address is left out: it may
-    hold a password."""
-    place = ["--path", str(args.path)] if args.path else []
-    return ["--store", args.store, *place, "--collection", collection]
+    """Returns the flags that name a collection of the same store in a command to come. A URL may hold a password: the
+    word URL stands for it."""
+    words = ["--store", args.store]
+    for name in FLAGS:
+        value = getattr(args, name)
+        if value and name != "upgrade_store":
+            flag = f"--{name.replace('_', '-')}"
+            words += [flag] if value is True else [flag, "URL" if name == "url" else str(value)]
+    return [*words, "--collection", collection]
 
 
 def where_of(args: argparse.Namespace) -> dict[str, Any] | None:

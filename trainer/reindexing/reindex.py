@@ -257,7 +257,7 @@ def _report(copy: Copy, encoder: TextEncoder) -> None:
     if copy.cut:
         limit = encoder.spec.rules.passage_max_len
         owner = _owner_of_length(encoder.config)
-        say(f"note: {copy.cut:,} texts are longer than {limit} tokens ({owner}): what comes after is not read")
+        say(f"truncated {copy.cut:,} of {copy.total:,} texts to {limit} tokens ({owner})")
     if copy.removed:
         say(f"{target.name}: {copy.removed:,} chunks were deleted that {copy.source.name} does not have any more")
     speed = f", {copy.embedded / copy.seconds:.0f} per second" if copy.embedded else ""
