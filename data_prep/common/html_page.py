@@ -62,7 +62,8 @@ details pre { margin-top: 10px; }
 .sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(240px, 1fr)); gap: 4px 20px; }
 .sides h4 { font-size: .8rem; font-weight: 500; color: var(--soft); margin: 8px 0 2px; }
 .sides ol { margin: 0; padding-left: 22px; font-size: .85rem; }
-.sides li { padding: 2px 0; overflow-wrap: anywhere; }
+.sides li { padding: 2px 0; border: 0; overflow-wrap: anywhere; }
+.sides small { color: var(--soft); }
 .sides li.right { color: var(--good); }
 @media (max-width: 460px) {
   svg text { font-size: 13.5px; }  /* and smaller than its units on a phone */

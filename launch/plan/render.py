@@ -27,11 +27,11 @@ def render(facts: dict) -> str:
         f"ranks: {ranks['nodes']} x {ranks['per_node']} on {ranks['device']}, {shown(ranks['memory'])} each",
         *facts["hardware"]["notes"],
         f"steps: {steps['total']} in all, {steps['per_epoch']} per epoch, global batch {steps['global_batch']} of "
-        f"{steps['rows']} rows, {steps['left_out_per_epoch']} left out per pass",
+        f"{steps['rows']:,} rows, {steps['left_out_per_epoch']} left out per pass",
         rows_per_rank(steps["global_batch"], ranks["nodes"] * ranks["per_node"]),
         *facts["warnings"],
         f"negatives per query: {span} in the first batches, before duplicates are masked",
-        f"tokens of the busiest rank: {steps['tokens_of_the_busiest_rank']}, longest text: {steps['longest_text']}",
+        f"tokens of the busiest rank: {steps['tokens_of_the_busiest_rank']:,}, longest text: {steps['longest_text']}",
         "",
         *_memory_table(facts["candidates"]),
         "",
@@ -63,7 +63,7 @@ def _seconds_table(estimates: list[dict]) -> list[str]:
     for one in _possible(estimates):
         seconds = [f"{one['seconds'][term]:.3g}" for term in (*TERMS, "total")]
         fits = "yes" if one["fits"] else "no"
-        rows.append([one["candidate"], fits, str(one["budget"]), str(one["calls"]), shown(one["sent"]), *seconds])
+        rows.append([one["candidate"], fits, f"{one['budget']:,}", str(one["calls"]), shown(one["sent"]), *seconds])
     refused = [f"{one['candidate']}: refused: {one['refused']}" for one in estimates if one["refused"]]
     return _table(["seconds of a step", "fits", "micro_batch", "calls", "sent", *HEADS], rows) + refused
 
@@ -88,7 +88,7 @@ def _scaling_table(table: list[dict]) -> list[str]:
     head = f"{'nodes':>6} {'ranks':>6} {'same batch: s/step':>19} {'efficiency':>11} {'batch x ranks: s/step':>22}"
     lines = ["", f"on other ranks:  {head}  candidate"]
     for row in table:
-        same = f"{row['seconds']:19.4g} {row['efficiency']:11.1%}" if row["seconds"] else f"{'-':>19} {'-':>11}"
+        same = f"{row['seconds']:19.4g} {100 * row['efficiency']:9.1f} %" if row["seconds"] else f"{'-':>19} {'-':>11}"
         grown = f"{row['grown_batch_seconds']:22.4g}" if row["grown_batch_seconds"] else f"{'-':>22}"
         lines.append(f"{'':15}  {row['nodes']:6} {row['ranks']:6} {same} {grown}  {row['candidate'] or 'nothing fits'}")
     return lines

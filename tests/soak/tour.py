@@ -8,6 +8,7 @@
 
 import argparse
 import base64
+import os
 import subprocess
 import sys
 import tempfile
@@ -25,8 +26,9 @@ from tests.launching import ROOT
 
 PICTURES = ROOT / "docs" / "pictures"
 WIDE, NARROW = 1100, 390
-PLAN = ("--gpus-per-node", "2", "--gpu", "L4")
-READY = "card-view svg.line-chart, card-view line-chart svg, scalar-card svg"  # a chart of TensorBoard
+PLAN = ("--gpus-per-node", "2", "--gpu", "L4", "output_dir=runs/next")
+CHARTS = "?smoothing=0&tagFilter=train%2F(loss|positive|batch_acc)|nDCG#timeseries"  # of TensorBoard
+READY = "scalar-card svg"
 TERMINAL = """<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <style>body {{ margin: 0; padding: 16px 20px; background: #1b2129; color: #e4e9ef }}
 pre {{ margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font: 12px/1.45 "DejaVu Sans Mono", monospace }}
@@ -53,7 +55,7 @@ SHOTS = (
     Shot("gate", "gate", WIDE, "light", 1000),
     Shot("gate_phone", "gate", NARROW, "dark", 1240),
     Shot("plan", "plan", WIDE, "light", 0),
-    Shot("tensorboard", "tensorboard", WIDE, "light", 800),
+    Shot("tensorboard", "tensorboard", WIDE, "light", 900),
 )
 
 
@@ -65,9 +67,10 @@ def run_of(folder: Path) -> Path:
     return runs[0]
 
 
-def output_of(*command: str) -> str:
-    """Runs a command of ours and returns what it prints. Raises Failed."""
-    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
+def output_of(folder: Path, *command: str) -> str:
+    """Runs a command of ours in this folder and returns what it prints. Raises Failed."""
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-m", *command], cwd=folder, env=environ, capture_output=True, text=True)
     if done.returncode:
         raise Failed(f"python -m {' '.join(command)}: exit code {done.returncode}\n{done.stderr[-2000:]}")
     return done.stdout
@@ -76,10 +79,11 @@ def output_of(*command: str) -> str:
 def write_pages(folder: Path, run: Path, pages: Path) -> dict[str, str]:
     """Writes the pages that the quickstart leaves out; returns the address of every page."""
     gate, plan = pages / "gate.html", pages / "plan.html"
-    output_of("data_prep", "inspect", str(folder / "shards"), "--tokenizer", str(run / "final"), "--html", str(gate))
-    command = ("launch", "plan", "--config", str(folder / "run.yaml"), *PLAN)
-    shown = f"python -m launch plan --config run.yaml {' '.join(PLAN)}"
-    plan.write_text(TERMINAL.format(command=escape(shown), output=escape(output_of(*command))), encoding="utf-8")
+    output_of(folder, "data_prep", "inspect", "shards", "--tokenizer", str(run / "final"), "--html", str(gate))
+    command = ("launch", "plan", "--config", "run.yaml", *PLAN)
+    shown = f"python -m {' '.join(command)}"
+    text = TERMINAL.format(command=escape(shown), output=escape(output_of(folder, *command)))
+    plan.write_text(text, encoding="utf-8")
     return {"report": (run / "report.html").as_uri(), "gate": gate.as_uri(), "plan": plan.as_uri()}
 
 
@@ -89,7 +93,7 @@ def serve_tensorboard(run: Path) -> str:
 
     board = program.TensorBoard()
     board.configure(argv=["tensorboard", "--logdir", str(run / "runs"), "--host", "127.0.0.1", "--port", "0"])
-    return board.launch()
+    return board.launch() + CHARTS
 
 
 @contextmanager
@@ -100,6 +104,7 @@ def opened(browser: Any, url: str, width: int, scheme: str) -> Iterator[Any]:
     page.goto(url)
     if url.startswith("http"):
         page.wait_for_selector(READY, timeout=60_000)
+        page.get_by_role("button", name="Toggle settings side pane").click()  # shuts it
         page.wait_for_load_state("networkidle")
     yield page
     context.close()

@@ -31,7 +31,7 @@ def write_report(facts: Facts) -> str:
     """Returns the whole page."""
     comparison = facts.comparison
     plots = [*_curves(facts), _metrics(facts), _similarities(comparison), _data(facts), _lengths(facts), _speed(facts)]
-    body = _tiles(facts) + _verdict(facts.verdict) + _missing(facts) + _before_and_after(comparison)
+    body = _tiles(facts) + _verdict(facts.verdict) + _missing(facts) + _before_and_after(comparison, facts.verdict)
     body += f'<div class="plots">{"".join(plots)}</div>'
     body += _queries(comparison, "gained") + _queries(comparison, "lost") + _again(facts)
     return page(facts.run.resolve().name, _subtitle(facts), body)
@@ -54,7 +54,9 @@ def _tiles(facts: Facts) -> str:
     if facts.comparison:
         row = facts.comparison.table[METRIC]
         sure = "good" if row["interval_95"][0] > 0 else "error" if row["interval_95"][1] < 0 else ""
-        shown += [(f"{row['base']:.4f}", f"{METRIC} before", ""), (f"{row['tuned']:.4f}", f"{METRIC} after", sure)]
+        of = f"all {facts.comparison.queries:,} queries"
+        shown.append((f"{row['base']:.4f}", f"{METRIC} before, {of}", ""))
+        shown.append((f"{row['tuned']:.4f}", f"{METRIC} after, {of}", sure))
     skipped = sum(bool(event.get("skipped")) for event in steps)
     shown += [(f"{skipped:,}", "steps skipped (gradient not finite)", "error")] if skipped else []
     return tiles(shown)
@@ -75,7 +77,7 @@ def _missing(facts: Facts) -> str:
     return f'<section><h2>What is not shown</h2><ul class="found">{items}</ul></section>' if items else ""
 
 
-def _before_and_after(comparison: Comparison | None) -> str:
+def _before_and_after(comparison: Comparison | None, verdict: dict) -> str:
     if comparison is None:
         return ""
     rows = []
@@ -84,6 +86,8 @@ def _before_and_after(comparison: Comparison | None) -> str:
         change = f"{row['difference']:+.4f}<br><small>{low:+.4f} … {high:+.4f}</small>"
         rows.append((name, f"{row['base']:.4f}", f"{row['tuned']:.4f}", change))
     caption = f"{escape(comparison.name)}: {comparison.queries:,} held-out queries, {comparison.documents:,} documents."
+    if verdict.get("best") and not verdict["same_queries"]:
+        caption += f" {verdict['choosing_queries']:,} of them chose the model; the verdict is of the others."
     caption += " The interval is of the change, by paired bootstrap over queries."
     caption += "".join(f" {escape(line[:1].upper() + line[1:])}." for line in comparison.read)
     return section("Before and after", caption, table(("", "before", "after", "change, 95 % interval"), rows))
@@ -143,7 +147,7 @@ def _rankings(query: Query) -> str:
 
 def _hit(hit: Shown) -> str:
     kind, mark = (" class=right", " ✓") if hit.right else ("", "")
-    return f"<li{kind}>{100 * hit.similarity:.0f} %{mark} {escape(one_line(hit.text, TEXT))}</li>"
+    return f"<li{kind}><small>{100 * hit.similarity:.0f} %</small>{mark} {escape(one_line(hit.text, TEXT))}</li>"
 
 
 def _data(facts: Facts) -> str:
