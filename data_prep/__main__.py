@@ -30,7 +30,8 @@ def main(argv: list[str] | None = None) -> int:
 def _run(argv: list[str] | None) -> None:
     arguments = _parser().parse_args(argv)
     arguments.run(with_homes(arguments))
-    say_next(*arguments.next_step(arguments))
+    if words := arguments.next_step(arguments):
+        say_next(*words)
 
 
 def _flags(command: str) -> list[str]:

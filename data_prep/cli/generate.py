@@ -145,4 +145,6 @@ def _ranges(args: argparse.Namespace) -> dict[str, tuple[int, int]]:
 
 
 def next_step(args: argparse.Namespace) -> list:
-    return shard_next(args.output)
+    if args.part:
+        return []
+    return shard_next(args.output, *([] if args.offline else ["--positive", "context"]))

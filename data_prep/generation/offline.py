@@ -77,7 +77,7 @@ def generate_offline(
             _PairTask(some, hide, seed, min_words, keywords_of) for some in batches(store.chunks(where), TASK_CHUNKS)
         )
         pairs = chain.from_iterable(pool.map(_pairs, tasks))
-        for chunk, pair in track(pairs, f"pairs from {collection}", note=pool.note):
+        for chunk, pair in track(pairs, f"chunks of {collection}", note=pool.note):
             chunks += 1
             fields.update(dict.fromkeys(chunk.metadata))
             lacking.update(name for name in hide if chunk.metadata.get(name) in (None, ""))

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import re
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -431,7 +432,8 @@ def test_options_that_do_not_go_together(store, tmp_path, capsys, options, reaso
         assert reason in err
 
 
-def test_the_command_from_collection_to_compose(store, tmp_path, capsys):
+def test_the_command_from_collection_to_shards(store, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     with serving(LanguageModel()) as url:
         where = ("--path", store, "--collection", "docs", "--base-url", url, "--output", tmp_path / "o.jsonl")
         options = ("--model", MODEL, "--var", "n=2", "--prompt", tmp_path / "p.txt", "--limit", "4", "--seed", "1")
@@ -446,7 +448,16 @@ def test_the_command_from_collection_to_compose(store, tmp_path, capsys):
     )
     code, *_ = run(capsys, "compose", tmp_path / "o.jsonl", "--output", tmp_path / "r.jsonl", "--positive", "answer")
     assert code == 0
+    follows = shlex.split(err.splitlines()[-1].removeprefix("Next: python -m data_prep "))
+    assert run(capsys, *follows, "--eval-fraction", "0")[0] == 0, follows
     assert read_jsonl(tmp_path / "r.jsonl")[0]["doc_ids"] == ["doc-0"]
+
+
+def test_a_part_writes_no_pairs_and_names_no_command_that_reads_them(store, tmp_path, capsys):
+    where = ("--path", store, "--collection", "docs", "--model", MODEL, "--output", tmp_path / "o.jsonl")
+    with serving(LanguageModel()) as url:
+        code, out, err = run(capsys, "generate", *where, "--base-url", url, "--cache", tmp_path / "c", "--part", "1/2")
+    assert code == 0 and "pairs are written by --join" in out and "Next:" not in err, err
 
 
 def test_seeds_of_a_server_by_host_and_port():
