@@ -25,6 +25,7 @@ from data_prep.records import Record
 from data_prep.remote.copies import local
 from data_prep.remote.location import Location
 from data_prep.shards.folder import MANIFEST, Rows, looks_unfinished, open_shards
+from data_prep.texts.languages import CODES
 from data_prep.texts.lengths import Lengths
 from data_prep.texts.near_duplicates import SIMILARITY
 from data_prep.texts.token_lengths import Reader, reader_of, token_lengths
@@ -225,7 +226,7 @@ def _tables(report: dict[str, Any]):
     from rich.markup import escape
     from rich.table import Table
 
-    sources = Table("source", "rows", "languages of queries", "of positives")
+    sources = Table("source", "rows", "languages of queries", "of positives", caption=CODES, caption_justify="left")
     for name, count in report["sources"].items():
         of = report["languages"][name]
         sources.add_row(escape(name), f"{count:,}", *(_mix(of[side]) for side in ("query", "positive")))

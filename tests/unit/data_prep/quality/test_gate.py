@@ -66,6 +66,7 @@ def test_inspect_counts_every_planted_defect_exactly(tmp_path, prompted, capsys)
     assert code == 0
     for one in report["findings"]:
         assert f"{one['severity']} {one['line']}" in out
+    assert "und: too short or too mixed to tell" in out
     check_page((tmp_path / "page.html").read_text(encoding="utf-8"), report)
 
 
