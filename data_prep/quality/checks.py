@@ -147,7 +147,8 @@ def languages(records: dict[str, list[Record]]) -> tuple[list[Finding], dict[str
     """
     findings, table = [], {}
     for source, rows in records.items():
-        both = ((language(row.query), language(row.positives[0])) for row in track(rows, "languages of the rows", len(rows)))
+        looked_at = track(rows, "languages of the rows", len(rows))
+        both = ((language(row.query), language(row.positives[0])) for row in looked_at)
         queries, positives = zip(*both)
         known = [{one, other}.isdisjoint({UNSURE, NOT_A_LANGUAGE}) for one, other in zip(queries, positives)]
         differ = [row for row, one, other, sure in zip(rows, queries, positives, known) if sure and one != other]
