@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from data_prep.common.errors import BadInput
 from data_prep.common.files import check
 from data_prep.common.paths import user_path
-from trainer.config.other_trainers import about_shape, about_value
+from trainer.config.other_trainers import about_shape, about_value, find
 from trainer.config.sections import RunConfig
 from trainer.config.unknown_keys import FIRST_KEYS, answer
 from trainer.config.yaml_reader import SUFFIXES, override, read_values
@@ -52,8 +52,8 @@ def _problem(error: dict, where: str, lines: dict[tuple, int | str]) -> tuple[st
         return key, f"{origin}: key {key!r} is missing"
     given = json.dumps(error["input"], default=str, ensure_ascii=False)[:80]
     if error["type"] == "model_type":
-        written = _as_section(key, error["input"])
-        return key, f"{origin}: {key} is a section: write {written} (given: {given}){about_shape(key)}"
+        mend = _elsewhere(key, error["input"]) or f": write {_as_section(key, error['input'])}"
+        return key, f"{origin}: {key} is a section (given: {given}){mend}{about_shape(key)}"
     text = _text(error)
     if not path:  # of a key of the whole file, which the text names
         return text.split()[0], f"{origin}: {text}"
@@ -87,6 +87,14 @@ def _unknown(path: tuple, value: Any, section: type[BaseModel]) -> str:
     mend = answer(tuple(map(str, path)), value, known)
     listed = f" Known here: {', '.join(known)}" if not mend or mend.endswith("'?") else ""
     return f"unknown key {'.'.join(map(str, path))!r}.{' ' * bool(mend)}{mend}{listed}"
+
+
+def _elsewhere(key: str, value: Any) -> str:
+    """Returns what to write for a section given as another trainer's value (`loss: MultipleNegativesRankingLoss`), as
+    `. A sentence.`, or an empty string."""
+    first = f"{key}.{FIRST_KEYS.get(key)}"
+    entry = find(value, first) if isinstance(value, str) else None
+    return f".{about_value(first, value, ())}" if entry and value not in [each.value for each in entry.ours] else ""
 
 
 def _as_section(key: str, value: Any) -> str:
