@@ -272,7 +272,7 @@ def cut_texts(field: str, cut: int, texts: int, limit: int, tail: str = "") -> l
         return []
     text = f"{cut:,} of {texts:,} {field} texts are cut at {limit:,} tokens{tail}"
     key = "model.query_max_len" if field == "query" else "model.passage_max_len"
-    return [Finding("truncation", "warning", cut, texts, text, about=key)]
+    return [Finding("truncation", "warning", cut, texts, text, f"the run file's {key} sets this length", key)]
 
 
 def imbalance(sources: dict[str, int], mend: str) -> list[Finding]:

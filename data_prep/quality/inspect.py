@@ -25,12 +25,13 @@ from data_prep.records import Record
 from data_prep.remote.copies import local
 from data_prep.remote.location import Location
 from data_prep.shards.folder import MANIFEST, Rows, looks_unfinished, open_shards
-from data_prep.texts.languages import CODES
+from data_prep.texts.languages import UNSURE
 from data_prep.texts.lengths import Lengths
 from data_prep.texts.near_duplicates import SIMILARITY
 from data_prep.texts.token_lengths import Reader, reader_of, token_lengths
 
 SAMPLE = 20_000  # rows for languages, prompts, tokens and near leakage
+NO_LANGUAGE = {UNSURE: "unsure", checks.NOT_A_LANGUAGE: "no language"}  # code -> word of the terminal's table
 NEAR_ROWS = 200_000  # rows that are compared for near duplicates
 
 COUNTS = {
@@ -226,7 +227,7 @@ def _tables(report: dict[str, Any]):
     from rich.markup import escape
     from rich.table import Table
 
-    sources = Table("source", "rows", "languages of queries", "of positives", caption=CODES, caption_justify="left")
+    sources = Table("source", "rows", "languages of queries", "of positives")
     for name, count in report["sources"].items():
         of = report["languages"][name]
         sources.add_row(escape(name), f"{count:,}", *(_mix(of[side]) for side in ("query", "positive")))
@@ -244,7 +245,9 @@ def _tables(report: dict[str, Any]):
 
 
 def _mix(counts: dict[str, int], most: int = 4) -> str:
-    """Formats shares: `en 95 %, fr 4 %, und 1 %`."""
+    """Formats shares: `en 95 %, fr 4 %, unsure 1 %`."""
     total = sum(counts.values())
-    shown = [f"{name} {100 * count / total:.0f} %" for name, count in list(counts.items())[:most]]
+    shown = [
+        f"{NO_LANGUAGE.get(name, name)} {100 * count / total:.0f} %" for name, count in list(counts.items())[:most]
+    ]
     return ", ".join(shown) + (" …" if len(counts) > most else "")

@@ -8,7 +8,7 @@ from data_prep.common import html_page as pages
 from data_prep.common import svg
 from data_prep.common.html_page import section
 from data_prep.reading.row_problems import problem_lines
-from data_prep.texts.languages import CODES, UNSURE
+from data_prep.texts.languages import UNSURE
 
 FIELDS = ("query", "positive", "negative")
 SHOWN_SOURCES = 15
@@ -110,7 +110,7 @@ def _languages(report: dict[str, Any]) -> str:
     for name in listed:
         shares = report["languages"][name]
         rows += [(f"{name}: queries", shares["query"]), (f"{name}: positives", shares["positive"])]
-    sampled, intro = report["sample"]["languages"], f"{CODES}."
+    sampled, intro = report["sample"]["languages"], "und: too short or too mixed to tell; zxx: no language."
     if sampled < report["rows"]:
         intro += f" Counted on {sampled:,} rows, evenly spaced."
     return section("Languages", intro, svg.stacked(rows, UNSURE, "languages by source"))

@@ -3,7 +3,6 @@
 from functools import cache
 
 UNSURE = "und"  # ISO 639-2 for undetermined
-CODES = "und: too short or too mixed to tell; zxx: no language"  # what tables say of the codes that name no language
 CONFIDENCE = 0.5  # lowest probability of a language; short texts often stay below it
 CHARACTERS = 500  # read of a text
 

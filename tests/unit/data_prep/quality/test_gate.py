@@ -66,7 +66,6 @@ def test_inspect_counts_every_planted_defect_exactly(tmp_path, prompted, capsys)
     assert code == 0
     for one in report["findings"]:
         assert f"{one['severity']} {one['line']}" in out
-    assert "und: too short or too mixed to tell" in out
     check_page((tmp_path / "page.html").read_text(encoding="utf-8"), report)
 
 
@@ -96,6 +95,17 @@ def test_an_eval_split_and_near_duplicates_are_seen_in_shards(tmp_path, capsys):
     assert "leakage" not in {one["name"] for one in report["findings"]}
     code, out, _ = run(capsys, "inspect", tmp_path / "s", "--exclude", tmp_path / "s", "--json")
     assert {one["name"] for one in json.loads(out)["findings"]} >= {"near_leakage", "near_duplicates"}
+
+
+def test_languages_that_are_not_known_have_words_in_the_table(tmp_path, capsys):
+    rows = [
+        Record("pager", ["x9 q"], []),
+        Record("Where does the train to the north leave from today?", ["12 345"], []),
+    ]
+    code, out, err = run(capsys, "inspect", write_records(tmp_path / "in.jsonl", rows))
+    assert code == 0, err
+    assert re.search(r"\bunsure \d+ %", out)
+    assert not re.search(r"\b(und|zxx) \d", out)
 
 
 def test_clean_rows_are_said_to_be_clean(tmp_path, capsys):
