@@ -201,7 +201,7 @@ def _warn_of_few(results: list[SetResult]) -> None:
     for result in results:
         if result.count < FEW_QUERIES:
             of = f"only {result.count} {result.unit}" + (f" in {result.data.name}" if len(results) > 1 else "")
-            say(f"{of}: differences of this size say little (below {FEW_QUERIES})")
+            say(f"{of}: with fewer than {FEW_QUERIES}, only a large difference says something")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -145,7 +145,7 @@ class Miner:
             "that hold a positive or are part of one": counts.same,
         }
         reasons = [f"{count:,} {why}" for why, count in dropped.items() if count]
-        lines = [f"left out: candidates {', '.join(reasons)}"] if reasons else []
+        lines = [f"candidates left out: {', '.join(reasons)}"] if reasons else []
         if counts.graded:
             lines.append(f"{counts.graded:,} rows with a score get no hard negatives")
         if counts.fewer:

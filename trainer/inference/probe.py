@@ -33,6 +33,7 @@ TEXTS = (
 LENGTHS = (1, 5, 12, 30)  # tokens of the texts from the model's own vocabulary
 CUT_UP_TO = 1024  # tokens: a text that is cut at a longer limit would cost more than it proves
 PROBE = "probe.json"
+LABEL = f"embedding texts for {PROBE}"
 COSINE, ROUNDED_COSINE = 0.9999, 0.999  # that embeddings must keep; the second where bf16 or a quantised base round
 
 
@@ -94,9 +95,9 @@ def take_probe(engine: Engine, tokenizer, spec, zeros: list[str] = ()) -> Probe:
     texts = [text.strip() for text in probe_texts(tokenizer)]
     if longest <= CUT_UP_TO:
         texts.append(" ".join(TEXTS * (longest // 50 + 1)))
-    queries = passages = encode(engine, tokenizer, texts, spec.rules.query_prompt, longest).numpy()
+    queries = passages = encode(engine, tokenizer, texts, spec.rules.query_prompt, longest, LABEL).numpy()
     if spec.rules.passage_prompt != spec.rules.query_prompt:
-        passages = encode(engine, tokenizer, texts, spec.rules.passage_prompt, longest).numpy()
+        passages = encode(engine, tokenizer, texts, spec.rules.passage_prompt, longest, LABEL).numpy()
     embedder = engine.embedder
     # A whole model is written with the rounded weights that it was trained with, an adapter without them.
     on_rounded = bool(embedder.adapter and embedder.rounded and embedder.rounded.changed)

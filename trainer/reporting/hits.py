@@ -21,7 +21,7 @@ def show(query: str, sides: dict[str, list[Hit]], head: Sequence[str] = ()) -> N
         cells = []
         for hits in sides.values():
             hit = hits[rank] if rank < len(hits) else None
-            cells.append(Text(f"{100 * hit.similarity:.1f} %  {hit.id}\n{one_line(hit.text, TEXT)}" if hit else ""))
+            cells.append(Text(f"cosine {hit.similarity:.3f}  {hit.id}\n{one_line(hit.text, TEXT)}" if hit else ""))
         table.add_row(str(rank + 1), *cells)
     console = Console()
     for line in head:

@@ -44,7 +44,7 @@ def _run_lines(inputs: Inputs, warnings: list[str]) -> list[str]:
         f"evaluation: {eval_paths or f'none ({inputs.no_eval})'}",
         *inputs.eval_notes,
         f"plan: {steps} steps ({config.train.epochs} epoch(s) of {plan.epoch_steps}), global batch "
-        f"{plan.batch_size}, last batch of {', '.join(map(str, plan.last_batches))}, "
+        f"{plan.batch_size}, shortest batch of {', '.join(map(str, plan.last_batches))}, "
         f"{plan.left_out_per_epoch} row(s) left out per pass, "
         f"{plan.meeting(0)} row(s) that share a text or document with an earlier one of their batch, "
         f"{round(config.optim.warmup_ratio * steps)} steps of warm-up",

@@ -75,7 +75,7 @@ def say_start(job: Job, start: Start) -> None:
         fate = "they are masked, never" if masked else "loss.mask_duplicates is off, so they are"
         lines.append(
             f"{meeting} row(s) of epoch {epoch + 1} share a text or document with an earlier row of their batch (it "
-            f"occurs more often than there are batches): {fate} each other's negatives"
+            f"occurs more often than the epoch has batches): {fate} each other's negatives"
         )
     for line in lines:
         log.say(line)
@@ -94,9 +94,10 @@ def _halves(job: Job) -> list[str]:
 
 def _plan_lines(plan: BatchPlan, total_steps: int, start: Start) -> list[str]:
     world = start.topology
+    engine = "" if world["engine"] == world["device"] else f" ({world['engine']})"
     lines = [
         f"{plan.rows} rows, global batch {plan.batch_size} over {world['processes']} process(es) on "
-        f"{world['device']} ({world['engine']}), {plan.epoch_steps} steps per epoch, {total_steps} in all",
+        f"{world['device']}{engine}, {plan.epoch_steps} steps per epoch, {total_steps} in all",
         *fewer_nodes(world["processes"]),
     ]
     if plan.cut:

@@ -547,7 +547,7 @@ def test_dry_run_shows_a_decoded_batch_with_prompts_and_masks(run, capsys, tmp_p
     shown = capsys.readouterr().out
     assert "2 (query, document) pairs masked" in shown
     assert "[CLS] w7 w" in shown
-    assert "plan: 1 steps (1 epoch(s) of 1), global batch 8, last batch of 8" in shown
+    assert "plan: 1 steps (1 epoch(s) of 1), global batch 8, shortest batch of 8" in shown
 
 
 @pytest.mark.parametrize("prompt", ["query: ", 'it\'s a "query": $HOME', "- a list to YAML"])
