@@ -18,9 +18,10 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.common.console import Parser, help_of, result
+from data_prep.common.console import result
 from data_prep.common.errors import BadInput, Failed, guarded
 from data_prep.common.files import check
+from data_prep.common.parser import Parser
 from tests.browser import MISSING, chromium
 from tests.launching import ROOT
 
@@ -168,7 +169,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     summary = "Takes the pictures of docs/start/tour.md from the run of a quickstart."
-    parser = Parser(prog="python -m tests.soak.tour", **help_of(summary, "python -m tests.soak.tour quickstart"))
+    parser = Parser("python -m tests.soak.tour", summary, "python -m tests.soak.tour quickstart")
     text = "folder that bash launch/quickstart.sh wrote (default quickstart)"
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "quickstart", metavar="FOLDER", help=text)
     text = "write all pages to this folder, wide and narrow, light and dark, to be looked at"
