@@ -222,7 +222,7 @@ class Notes:
         if self.parts:
             say(f"note: {path}: all splits are read: {', '.join(f'{name} ({n:,})' for name, n in self.parts.items())}")
         if self.extra:
-            say(f"note: {path}: kept in metadata, as no shape has these keys: {', '.join(self.extra)}")
+            say(f"note: {path}: keys that are not used stay in metadata: {', '.join(self.extra)}")
         if self.blank:
             say(f"note: {path}: {self.blank:,} blank lines hold no row")
 

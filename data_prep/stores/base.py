@@ -280,7 +280,8 @@ class Collection(AbstractContextManager):
 
     def differences(self, own: dict[str, Any], its: dict[str, Any]) -> list[str]:
         names = [name for name in sorted(own) if own[name] != its.get(name)]
-        return [f"{name}: {own[name]!r}, there {its.get(name, 'not set')!r}{self.mend(name)}" for name in names]
+        there = {name: repr(its[name]) if name in its else "not set" for name in names}
+        return [f"{name}: {own[name]!r}, there {there[name]}{self.mend(name)}" for name in names]
 
     def mend(self, setting: str) -> str:
         """Returns why a collection like this one lacks a setting, or the flag that takes it along: " (…)", or ""."""

@@ -28,6 +28,14 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,510}[A-Za-z0-9]")
 _ANSWER_SECONDS = 20.0
 _MEND = "start it (chroma run --path FOLDER), or read a folder of Chroma without a server: --path FOLDER"
 _CANDIDATES = 200  # of the approximate index, more than Chroma's own 100 and 16: see docs/how_to/reindexing.md
+_OLDER = {  # names in the metadata, as older versions take them: Chroma puts them into the settings of the index
+    "hnsw:space": "space",
+    "hnsw:construction_ef": "ef_construction",
+    "hnsw:search_ef": "ef_search",
+    "hnsw:M": "max_neighbors",
+    "hnsw:resize_factor": "resize_factor",
+    "hnsw:sync_threshold": "sync_threshold",
+}
 _SEARCHED = {"hnsw": ("ef_construction", "ef_search"), "spann": ("ef_construction", "ef_search")}
 
 
@@ -203,6 +211,7 @@ class ChromaCollection(Collection):
         named = function.get("type") not in (None, "legacy")  # legacy: none is recorded
         record = {FUNCTION: function.get("name") or function["type"]} if named else {}
         legacy = {name: value for name, value in self.about.items() if name.startswith("hnsw:")}
+        legacy = {name: value for name, value in legacy.items() if own.get(_OLDER.get(name)) != value}
         return {f"{kind}.{name}": value for name, value in own.items()} | record | legacy
 
     def mend(self, setting: str) -> str:

@@ -138,7 +138,7 @@ def test_extra_keys_go_to_metadata_and_are_named_once(tmp_path, capsys):
     assert first.metadata == {"url": "http://x", "source": "wiki"}
     assert second.metadata == {"source": "wiki"}  # an empty cell is no value
     assert first.source == "g"
-    assert capsys.readouterr().err == f"note: {path}: kept in metadata, as no shape has these keys: url, source\n"
+    assert capsys.readouterr().err == f"note: {path}: keys that are not used stay in metadata: url, source\n"
 
 
 def test_null_and_nan_cells_of_tables(tmp_path):

@@ -66,7 +66,7 @@ def test_bad_rows_of_many_tasks_are_listed_like_those_of_one(tmp_path, small_spa
     assert told == [err, err]
     assert "a.jsonl:1: key 'positive' is empty (67 times; also line 4, line 7, line 10, 63 more)" in err
     assert "a.jsonl:202: invalid JSON" in err
-    assert "kept in metadata, as no shape has these keys: tag, late" in err
+    assert "keys that are not used stay in metadata: tag, late" in err
     assert "1 blank lines hold no row" in err
     assert "accepted rows:" in err
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.jsonl"]

@@ -181,5 +181,5 @@ def test_a_local_folder_lists_the_settings_that_it_does_not_keep(tiny_bert, tmp_
     with pytest.raises(KeyboardInterrupt):
         reindex(config, None, stopped, into_vector="new")
     err = capsys.readouterr().err
-    assert "not carried over to new: hnsw_config.m: 24, there 'not set'" in err
-    assert "not carried over to new: on_disk: True, there 'not set'" in err
+    assert "not carried over to new: hnsw_config.m: 24, there not set" in err
+    assert "not carried over to new: on_disk: True, there not set" in err

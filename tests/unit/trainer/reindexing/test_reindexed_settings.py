@@ -142,7 +142,7 @@ def test_named_vectors_that_stay_behind_are_listed_with_the_flag_that_takes_them
     _, _, config = server
     reindex(replace(config, vector_name=None), "docs-new", encoder(tiny_bert))
     line = (
-        "not carried over to docs-new: params.vectors.title.size: 3, there 'not set' (--vector-name title embeds that"
+        "not carried over to docs-new: params.vectors.title.size: 3, there not set (--vector-name title embeds that"
     )
     assert line in capsys.readouterr().err
 
@@ -170,9 +170,9 @@ def test_an_alias_of_a_collection_with_several_vectors_is_moved_back(server, tin
 @pytest.mark.parametrize(
     ("forgotten", "line"),
     [
-        ("quantization_config", "quantization_config.scalar.always_ram: True, there 'not set'"),
+        ("quantization_config", "quantization_config.scalar.always_ram: True, there not set"),
         ("shard_number", "params.shard_number: 3, there 1"),
-        ("strict_mode_config", "strict_mode_config.max_points_count: 1000, there 'not set'"),
+        ("strict_mode_config", "strict_mode_config.max_points_count: 1000, there not set"),
     ],
 )
 def test_what_a_server_does_not_keep_is_listed_before_the_first_text_is_embedded(
@@ -197,7 +197,7 @@ def test_whole_numbers_of_a_vector_are_not_kept_and_said(tiny_bert, capsys):
         config = StoreConfig("qdrant", "docs", url=f"http://127.0.0.1:{port}")
         assert reindex(config, "docs-new", encoder(tiny_bert)) == 1
     err = capsys.readouterr().err
-    assert "not carried over to docs-new: params.vectors.datatype: 'uint8', there 'not set'" in err
+    assert "not carried over to docs-new: params.vectors.datatype: 'uint8', there not set" in err
 
 
 def test_the_stand_in_refuses_what_the_schema_forbids():
@@ -241,7 +241,7 @@ def test_settings_metadata_tenant_and_database_of_chroma_go_along(served, tiny_b
     def moved(config: StoreConfig) -> None:
         assert reindex(config, "docs-new", encoder(tiny_bert)) == COUNT
         err = capsys.readouterr().err
-        assert "not carried over to docs-new: embedding function: 'default', there 'not set'" in err
+        assert "not carried over to docs-new: embedding function: 'default', there not set" in err
         assert err.count("not carried over") == 1
         with open_collection(replace(config, collection="docs-new")) as made:
             kept = made.inner.configuration_json["hnsw"]
@@ -261,6 +261,23 @@ def test_settings_metadata_tenant_and_database_of_chroma_go_along(served, tiny_b
     prepare(lambda **which: chromadb.PersistentClient(str(folder), **which))
     fill(chromadb.PersistentClient(str(folder), **part))
     moved(StoreConfig("chroma", "docs", path=folder, **part))
+
+
+def test_settings_in_a_chroma_collections_metadata_go_along(tiny_bert, tmp_path, capsys):
+    import chromadb
+
+    about = {"hnsw:space": "l2", "hnsw:search_ef": 222, "hnsw:construction_ef": 333, "hnsw:M": 24, "hnsw:num_threads": 3}
+    client = chromadb.PersistentClient(str(tmp_path))
+    made = client.create_collection("docs", embedding_function=None, metadata=about)
+    made.add(ids=["a"], documents=["w1"], embeddings=[[1.0, 2.0]])
+    client.close()
+    config = StoreConfig("chroma", "docs", path=tmp_path)
+    assert reindex(config, "docs-new", encoder(tiny_bert)) == 1
+    (lost,) = [line for line in capsys.readouterr().err.splitlines() if "not carried over" in line]
+    assert lost.endswith("hnsw:num_threads: 3, there not set")
+    with open_collection(replace(config, collection="docs-new")) as new:
+        kept = new.inner.configuration_json["hnsw"]
+    assert {name: kept[name] for name in SETTINGS} == SETTINGS
 
 
 def test_chromas_own_few_candidates_are_raised_and_said(tiny_bert, tmp_path, capsys):
