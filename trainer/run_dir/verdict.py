@@ -62,7 +62,7 @@ def power(facts: dict) -> str:
         return f"{same}, which says nothing about the smallest difference that they can show"
     return (
         f"{best['queries']:,} queries show a difference of {best['detectable']:.4f} or more (in 80 % of the cases, at "
-        "the 5 % level)"
+        "the 5 % level; smaller ones less often)"
     )
 
 

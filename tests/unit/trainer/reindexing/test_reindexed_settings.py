@@ -141,9 +141,7 @@ def test_chunks_are_counted_where_strict_mode_forbids_to_count_exactly(server, t
 def test_named_vectors_that_stay_behind_are_listed_with_the_flag_that_takes_them_along(server, tiny_bert, capsys):
     _, _, config = server
     reindex(replace(config, vector_name=None), "docs-new", encoder(tiny_bert))
-    line = (
-        "not carried over to docs-new: params.vectors.title.size: 3, there not set (--vector-name title embeds that"
-    )
+    line = "not carried over to docs-new: params.vectors.title.size: 3, there not set (--vector-name title embeds that"
     assert line in capsys.readouterr().err
 
 
@@ -266,7 +264,8 @@ def test_settings_metadata_tenant_and_database_of_chroma_go_along(served, tiny_b
 def test_settings_in_a_chroma_collections_metadata_go_along(tiny_bert, tmp_path, capsys):
     import chromadb
 
-    about = {"hnsw:space": "l2", "hnsw:search_ef": 222, "hnsw:construction_ef": 333, "hnsw:M": 24, "hnsw:num_threads": 3}
+    about = {"hnsw:space": "l2", "hnsw:search_ef": 222, "hnsw:construction_ef": 333, "hnsw:M": 24}
+    about["hnsw:num_threads"] = 3  # the only one that the settings of the index lack
     client = chromadb.PersistentClient(str(tmp_path))
     made = client.create_collection("docs", embedding_function=None, metadata=about)
     made.add(ids=["a"], documents=["w1"], embeddings=[[1.0, 2.0]])
