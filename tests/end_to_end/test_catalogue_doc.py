@@ -36,5 +36,5 @@ def test_every_command_of_the_catalogue_document_runs(tmp_path, minilm):
     for search in ("kichen tap", "sauna stov"):
         table = done.stdout.split(f"{search} ", 1)[1].split("└")[0]
         assert "base" in table and "tuned" in table
-        ranks = re.findall(r"│ (\d+) *│ +-?\d+\.\d %.*│ +-?\d+\.\d %", table)
+        ranks = re.findall(r"│ (\d+) *│ cosine -?\d\.\d{3} .*│ cosine -?\d\.\d{3} ", table)
         assert ranks == ["1", "2", "3"], table

@@ -69,7 +69,7 @@ def test_an_answer_of_the_hub_is_not_the_networks_fault(monkeypatch):
 
     monkeypatch.setenv("SSL_CERT_FILE", "/gone")
     failing(monkeypatch, HFValidationError("no id"))
-    with pytest.raises(BadInput, match=r"gave us \(no id\)$"):
+    with pytest.raises(BadInput, match=r"did not provide it \(no id\)$"):
         fetch("org/nowhere")
 
 
