@@ -25,6 +25,7 @@ from trainer.train.token_budget import free_bytes
 
 OUTPUT = "speed.json"
 ROUNDS = 5
+LONG = 1.0  # seconds of a call that is not repeated, such as bf16 products on a CPU without units for them
 WIDTH = {"cuda": 4096, "mps": 2048, "cpu": 768}  # of the products: a layer of a model that such a device trains
 TOKENS = {"cuda": 8192, "mps": 4096, "cpu": 2048}  # of a chunk
 NUMBERS = (1 << 10, 1 << 16, 1 << 19, 1 << 21, 1 << 23)  # fp32 numbers of the collectives
@@ -77,17 +78,18 @@ def fit(seconds: dict[int, float], ranks: int) -> dict[str, float] | None:
 
 
 def _slowest(world: World, device: torch.device, call: Callable[[], object]) -> float:
-    """Median over rounds of the slowest rank's seconds."""
-    call()
-    seconds = []
-    for _ in range(ROUNDS):
+    """Median over rounds of the slowest rank's seconds; of a LONG call the seconds of the first one."""
+
+    def once() -> float:
         _wait(device)
         world.barrier()
         began = time.perf_counter()
         call()
         _wait(device)
-        seconds.append(max(world.gather_objects(time.perf_counter() - began)))
-    return statistics.median(seconds)
+        return max(world.gather_objects(time.perf_counter() - began))
+
+    first = once()
+    return first if first > LONG else statistics.median(once() for _ in range(ROUNDS))
 
 
 def _wait(device: torch.device) -> None:
