@@ -28,7 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from common import ROOT, as_shards, docstring_shards, emit, prepare
+from common import ROOT, as_shards, docstring_shards, emit, run
 
 from data_prep.reading.retrieval_sets import RetrievalSet, load_set
 from data_prep.shards.folder import open_shards
@@ -84,7 +84,7 @@ def _mined(args, shards: Path, advice: Recommended) -> Path:
         since, pairs, mined = _core_seconds(), folder / "pairs.jsonl", folder / "mined.jsonl"
         pairs.write_text("".join(row.to_json() + "\n" for row in open_shards(shards).split("train")), encoding="utf-8")
         of_model = ["--model", args.model, "--max-len", args.max_len]
-        prepare("mine", pairs, "--output", mined, *of_model, *advice.mining)
+        run("trainer.mine", pairs, "--output", mined, *of_model, *advice.mining)
         as_shards(mined, folder / "shards")
         (folder / COST).write_text(json.dumps(_core_seconds() - since))
     return folder / "shards"
