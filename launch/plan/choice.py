@@ -195,8 +195,8 @@ def _grown(outlook: Outlook, other: Outlook, hardware: Hardware, chosen: Estimat
     factor = (other.ranks.count - 1) * outlook.ranks.count / other.ranks.count / (outlook.ranks.count - 1)
     more = other.ranks.count / outlook.ranks.count  # documents
     traffic = replace(
-        traffic, embeddings=traffic.embeddings * factor * more, gradients=traffic.gradients * factor,
-        weights=traffic.weights * factor,
+        traffic, embeddings=traffic.embeddings * factor * more, reduced=traffic.reduced * factor,
+        gathered=traffic.gathered * factor, scattered=traffic.scattered * factor,
     )  # fmt: skip
     own = chosen.seconds.total - chosen.seconds.communication
     return own + communication_seconds(traffic, hardware, other.ranks.nodes, other.ranks.per_node)

@@ -7,6 +7,7 @@
 - A GPU works while the next operations are started, and waits where starting them takes longer.
 - Nothing of the traffic is hidden: gradients travel after the last backward pass, ZeRO-3 gathers its weights in the
   stream that computes (`overlap_comm: false`).
+- DeepSpeed copies what it sends: gradients into its buckets and out of them, gathered weights into their tensors.
 """
 
 import math
@@ -19,6 +20,11 @@ FP32 = 4
 # Bytes per trained number: AdamW reads weight, gradient and moments and writes all but the gradient; the norm reads the
 # gradient; clipping reads and writes it.
 UPDATE = 28 + 4 + 8
+GRADIENT_COPIES = 3  # of DeepSpeed: into the bucket, the bucket into flat memory, this rank's share out of it
+GATHER_COPIES = 2  # of DeepSpeed: the flat memory that is received, each tensor out of it
+# Bytes of memory traffic for a byte copied: read and written. On a CPU the copy fills new pages, which takes as long as
+# an addition into new memory, and `Rates.host_memory` counts three for that.
+COPY, COPY_INTO_NEW_PAGES = 2, 3
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,9 @@ class Sizes:
     trained: int  # numbers
     weight_bytes: int  # of all weights as they are stored
     gathered_bytes: int  # the same as ZeRO-3 gathers them: in the dtype of the products where that rounds nothing more
-    tensors: int  # tensors that ZeRO-3 divides, each gathered in every pass
+    numbers: int  # that ZeRO-3 gathers
+    tensors: int  # tensors that ZeRO-3 divides
+    small: int  # tensors that ZeRO-3 keeps whole, and gathers after an update, each by itself
     attention: int  # see trainer.diagnosis.footprint.Footprint
     size: int  # of an embedding
 
@@ -49,7 +57,8 @@ class Chunks:
 
     tokens: float
     kept: float  # tokens whose activations are kept
-    chunk: int  # tokens of a chunk
+    chunk: int  # tokens of a chunk at most
+    filled: float  # tokens that whole texts fill of it
 
     @property
     def more(self) -> float:
@@ -62,11 +71,11 @@ class Chunks:
 
     @property
     def kept_passes(self) -> int:
-        return math.ceil(self.kept / self.chunk)
+        return math.ceil(self.kept / self.filled)
 
     @property
     def more_passes(self) -> int:
-        return math.ceil(self.more / self.chunk)
+        return math.ceil(self.more / self.filled)
 
     @property
     def forward_passes(self) -> int:
@@ -135,15 +144,17 @@ def embedding_seconds(
 class Traffic:
     """The messages that a rank sends in a step."""
 
-    embeddings: float  # bytes
-    gradients: float  # bytes; under ZeRO-1 and 2 with the updated weights
-    weights: float  # bytes that ZeRO-3 gathers
-    calls: int  # collectives of trainer.distributed.collectives
-    own: int  # collectives of DeepSpeed
+    embeddings: float = 0.0  # bytes of them and of their gradients
+    reduced: float = 0.0  # bytes of gradients, whole on every rank
+    gathered: float = 0.0  # bytes of weights: updated ones under ZeRO-1 and 2, all of every pass under ZeRO-3
+    scattered: float = 0.0  # bytes of gradients under ZeRO-3
+    calls: int = 0  # collectives of trainer.distributed.collectives
+    own: int = 0  # DeepSpeed's that bring gradients together
+    gathers: int = 0  # DeepSpeed's all-gathers
 
     @property
     def sent(self) -> float:
-        return self.embeddings + self.gradients + self.weights
+        return self.embeddings + self.reduced + self.gathered + self.scattered
 
 
 def communication_seconds(traffic: Traffic, hardware: Hardware, nodes: int, per_node: int) -> float:
@@ -152,24 +163,63 @@ def communication_seconds(traffic: Traffic, hardware: Hardware, nodes: int, per_
         return 0.0
     used: list[tuple[Link, int]] = [(hardware.within, per_node)] if per_node > 1 else []
     used += [(hardware.between, nodes)] if nodes > 1 else []
-    messages = sum(2 * math.ceil(math.log2(count)) * link.latency for link, count in used)
-    return (traffic.calls + traffic.own) * messages + traffic.sent / min(link.bandwidth for link, _ in used)
+
+    def seconds(calls: int, sent: float, kind: str | None = None) -> float:
+        links = [((kind and getattr(link, kind)) or link, count) for link, count in used]
+        messages = sum(2 * math.ceil(math.log2(count)) * link.latency for link, count in links)
+        return calls * messages + sent / min(link.bandwidth for link, _ in links)
+
+    reduces, scatters = (0, traffic.own) if traffic.scattered else (traffic.own, 0)
+    return (
+        seconds(traffic.calls + reduces, traffic.embeddings + traffic.reduced)
+        + seconds(traffic.gathers, traffic.gathered, "gather")
+        + seconds(scatters, traffic.scattered, "scatter")
+    )
 
 
-def gradient_bytes(stage: int, ranks: int, sizes: Sizes, passes: int) -> tuple[float, float]:
-    """Returns the bytes of gradients (and, under ZeRO-1 and 2, updated weights) and of gathered weights.
+@dataclass(frozen=True)
+class Buckets:
+    """DeepSpeed's sizes, in numbers."""
 
-    stage: of ZeRO; 0: none. passes: forward and backward passes, in each of which ZeRO-3 gathers all weights.
+    reduced: int  # of gradients that travel together
+    prefetched: int  # of weights that are gathered together, ahead of their use
+    live: int  # of weights that ZeRO-3 keeps from a forward pass to its backward pass
+
+
+def gathered_times(passes: int, sizes: Sizes, buckets: Buckets) -> float:
+    """Returns how often a step of ZeRO-3 gathers all weights. A step of one chunk repeats the one before, so that
+    DeepSpeed knows what the backward pass needs again; with more chunks every pass gathers everything."""
+    return 2 - min(1.0, buckets.live / max(1, sizes.numbers)) if passes == 2 else passes
+
+
+def of_weights(stage: int, ranks: int, sizes: Sizes, passes: int, buckets: Buckets) -> Traffic:
+    """Returns what a step's gradients and weights send.
+
+    stage: of ZeRO; 0: none. passes: forward and backward passes.
+    ZeRO-1 and 2 sum whole gradients on every rank (`use_multi_rank_bucket_allreduce`, DeepSpeed's default), then gather
+    the updated weights.
     """
-    ring = (ranks - 1) / ranks
-    if stage == 3:
-        return ring * FP32 * sizes.trained, ring * sizes.gathered_bytes * passes
-    return 2 * ring * FP32 * sizes.trained, 0.0
+    ring, gradient = (ranks - 1) / ranks, FP32 * sizes.trained
+    own = math.ceil(sizes.trained / buckets.reduced) if stage else 0
+    if stage < 3:
+        return Traffic(reduced=2 * ring * gradient, gathered=ring * gradient if stage else 0.0, own=own, gathers=own)
+    times = gathered_times(passes, sizes, buckets)
+    calls = times * (math.ceil(sizes.numbers / buckets.prefetched) if passes == 2 else sizes.tensors)
+    gathered = ring * sizes.gathered_bytes * times
+    return Traffic(gathered=gathered, scattered=ring * gradient, own=own, gathers=math.ceil(calls) + sizes.small)
 
 
 def update_seconds(stage: int, ranks: int, sizes: Sizes, rates: Rates, offloaded: bool) -> float:
     mine = sizes.trained / ranks if stage else sizes.trained
     return UPDATE * mine / (rates.host_memory if offloaded else rates.memory)
+
+
+def copy_seconds(stage: int, sizes: Sizes, passes: int, buckets: Buckets, rates: Rates) -> float:
+    """Seconds of DeepSpeed's copies: of gradients, and under ZeRO-3 of the weights that it gathers."""
+    copied = GRADIENT_COPIES * FP32 * sizes.trained if stage else 0
+    if stage == 3:
+        copied += GATHER_COPIES * sizes.gathered_bytes * gathered_times(passes, sizes, buckets)
+    return copied * (COPY / rates.memory if rates.at_once else COPY_INTO_NEW_PAGES / rates.host_memory)
 
 
 def transfer_seconds(engine: str, ranks: int, sizes: Sizes, passes: int, rates: Rates) -> float:

@@ -8,14 +8,15 @@ from functools import cached_property
 
 from data_prep.common.errors import BadInput
 from launch.plan.cost import (
+    Buckets,
     Chunks,
     Load,
     Seconds,
-    Sizes,
     Traffic,
     communication_seconds,
+    copy_seconds,
     embedding_seconds,
-    gradient_bytes,
+    of_weights,
     transfer_seconds,
     update_seconds,
 )
@@ -127,6 +128,12 @@ class Outlook:
         sums = (sum(getattr(share, name) for share in busiest) / count for name in ("tokens", "squares", "rows"))
         return Load(*sums, sum(documents) / count)
 
+    @cached_property
+    def text(self) -> float:
+        """Mean tokens of a text."""
+        every = [share for shares in self.shares for share in shares]
+        return sum(share.tokens for share in every) / max(1, sum(share.texts for share in every))
+
     @property
     def negatives(self) -> list[float]:
         """Negatives of a query in each sampled batch, before masks."""
@@ -233,7 +240,11 @@ def chunks_of(outlook: Outlook, tokens: float, budget: int) -> Chunks:
     from trainer.engine.chunks import CHUNK_TOKENS, chunk_tokens
 
     chunk = max(chunk_tokens(CHUNK_TOKENS[outlook.ranks.device], budget), min(outlook.longest, outlook.tokens))
-    return Chunks(tokens, min(tokens, budget), min(chunk, max(1, outlook.tokens)))
+    chunk = min(chunk, max(1, outlook.tokens))
+    # no text is split: half of one does not fit, on average
+    filled = chunk if tokens <= chunk else max(1.0, outlook.text, chunk - outlook.text / 2)
+    kept = tokens if tokens <= budget else min(budget, max(1, budget // chunk) * filled)
+    return Chunks(tokens, kept, chunk, filled)
 
 
 def needed_with(outlook: Outlook, variant: Variant, candidate: Candidate, budget: int) -> Need:
@@ -242,9 +253,10 @@ def needed_with(outlook: Outlook, variant: Variant, candidate: Candidate, budget
     chunk = variant.footprint.chunk(chunks.chunk, candidate.recompute)
     _, extra = variant.dequantised
     passes = Passes(chunk.tokens, chunk.kept, chunk.first + extra, chunk.later + extra)
-    zero = DEFAULTS | (read_ds_json(f"{engine}.json")["zero_optimization"] if engine in ZERO else {})
+    kept = min(outlook.tokens, budget)
+    zero = _zero_settings(engine)
     return need(
-        engine, outlook.ranks.count, variant.model, passes, round(chunks.kept), round(chunks.more),
+        engine, outlook.ranks.count, variant.model, passes, kept, outlook.tokens - kept,
         _loss_bytes(outlook, variant.footprint.size), zero, _sent_at_once(variant), outlook.ranks.device,
     )  # fmt: skip
 
@@ -299,11 +311,11 @@ def traffic_of(outlook: Outlook, variant: Variant, candidate: Candidate, budget:
 
     ranks, engine = outlook.ranks.count, candidate.engine
     if ranks == 1:
-        return Traffic(0, 0, 0, 0, 0)
+        return Traffic()
     stage, sizes = int(engine[4]) if engine in ZERO else 0, variant.sizes
     passes = chunks_of(outlook, outlook.tokens, budget).passes
     buckets = 0 if stage else len(variant.footprint.buckets)  # DeepSpeed makes its own
-    gradients, weights = gradient_bytes(stage, ranks, sizes, passes)
+    traffic = of_weights(stage, ranks, sizes, passes, _buckets(engine))
     calls, sent = 0, 0
     for batch, shares in zip(outlook.batches, outlook.shares):
         config = outlook.config.loss_of(batch.source)
@@ -313,13 +325,16 @@ def traffic_of(outlook: Outlook, variant: Variant, candidate: Candidate, budget:
         logged = len(loss.stat_names) + len(USAGE)
         calls = max(calls, planned_collectives(ranks, loss, buckets))
         sent = max(sent, embedding_bytes(loss, logged, variant.footprint.size, shares, guided))
-    return Traffic(sent, gradients, weights, calls, _of_deepspeed(stage, sizes, passes))
+    return replace(traffic, embeddings=sent, calls=calls)
 
 
-def _of_deepspeed(stage: int, sizes: Sizes, passes: int) -> int:
-    """DeepSpeed's collectives: buckets of gradients; weights, updated (ZeRO-1, 2) or for every pass (ZeRO-3)."""
-    reduced = -(-sizes.trained // DEFAULTS["reduce_bucket_size"])
-    return (0, 2 * reduced, 2 * reduced, reduced + passes * sizes.tensors)[stage]
+def _zero_settings(engine: str) -> dict:
+    return DEFAULTS | (read_ds_json(f"{engine}.json")["zero_optimization"] if engine in ZERO else {})
+
+
+def _buckets(engine: str) -> Buckets:
+    zero = _zero_settings(engine)
+    return Buckets(zero["reduce_bucket_size"], zero["stage3_prefetch_bucket_size"], zero["stage3_max_live_parameters"])
 
 
 def seconds_of(
@@ -336,6 +351,7 @@ def seconds_of(
     return Seconds(
         *embedding,
         communication_seconds(traffic, hardware, ranks.nodes, ranks.per_node),
-        update_seconds(stage, ranks.count, sizes, rates, engine in OFFLOADED),
+        update_seconds(stage, ranks.count, sizes, rates, engine in OFFLOADED)
+        + (copy_seconds(stage, sizes, chunks.passes, _buckets(engine), rates) if ranks.count > 1 else 0.0),
         transfer_seconds(engine, ranks.count, sizes, chunks.passes, rates),
     )

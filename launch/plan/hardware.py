@@ -75,10 +75,12 @@ class Rates:
 
 @dataclass(frozen=True)
 class Link:
-    """A connection: bytes per second one way, seconds of one message."""
+    """A connection: bytes per second one way, seconds of one message, as an all-reduce has them."""
 
     bandwidth: float
     latency: float
+    gather: "Link | None" = None  # an all-gather's own, where it was measured
+    scatter: "Link | None" = None  # a reduce-scatter's own
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def of_machine(path: str, device: str) -> Hardware:
     """Reads what `doctor --measure` wrote. Raises BadInput."""
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
-        links = {name: Link(**link) for name, link in values["links"].items() if link}
+        links = {name: _measured(**link) for name, link in values["links"].items() if link}
         note = f"seconds: measured on {values['ranks']} rank(s) of {values['nodes']} node(s), {path}"
         within = links.get("within") or links.get("between") or Link(LOOPBACK, WITHIN_LATENCY)
         found = Hardware(Rates(**values["rates"]), within, links.get("between", within), (note,), values["memory"])
@@ -148,7 +150,13 @@ def of_machine(path: str, device: str) -> Hardware:
     return found
 
 
+def _measured(gather: dict | None = None, scatter: dict | None = None, **link: float) -> Link:
+    return Link(**link, gather=gather and Link(**gather), scatter=scatter and Link(**scatter))
+
+
 def link_of(text: str | None, latency: float | None, flag: str, given: Link) -> Link:
-    """Returns a link with what the flags state. text: bytes per second, as 25GB."""
+    """Returns a link with what the flags state, for every collective. text: bytes per second, as 25GB."""
+    if not text and latency is None:
+        return given
     bandwidth = read_bytes(text, flag) if text else given.bandwidth
     return Link(bandwidth, latency or given.latency)

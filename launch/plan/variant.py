@@ -52,7 +52,11 @@ class Variant:
         model, large = self.model, [p for p in self.footprint.parameters if p.numel > PERSISTENT]
         stored = FP32 * model.trained + model.frozen_bytes
         gathered = stored - (FP32 - self._compute) * sum(p.numel for p in large if p.product)
-        return Sizes(model.trained, stored, gathered, len(large), self.footprint.attention, self.footprint.size)
+        small = len(self.footprint.parameters) - len(large)
+        return Sizes(
+            model.trained, stored, gathered, sum(p.numel for p in large), len(large), small,
+            self.footprint.attention, self.footprint.size,
+        )  # fmt: skip
 
     @property
     def _compute(self) -> int:

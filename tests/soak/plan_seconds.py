@@ -18,6 +18,7 @@ from tests.multiprocess.planned import bert, predicted, write_planned
 
 LIMIT = 3600  # seconds a process group may take
 STEPS = 5
+BATCH = {"minilm": 16}  # rows; of larger models 8
 ENGINES = ("ddp", "zero1", "zero2", "zero3")
 BUDGETS = (8192, 256)
 CELL, GROUP, SHARE = 0.25, 0.10, 0.9
@@ -48,7 +49,7 @@ def make(name: str, folder: Path) -> None:
         model = qwen(folder / "model")
     else:
         model = bert(folder / "model", layers=12, size=768, vocabulary=30522)
-    write_planned(folder, model, length=64, rows=128, batch=16)
+    write_planned(folder, model, length=64, rows=128, batch=BATCH.get(name, 8))
 
 
 def main() -> int:

@@ -24,7 +24,8 @@ from trainer.frontends.command_line import fail, parser
 from trainer.train.token_budget import free_bytes
 
 OUTPUT = "speed.json"
-ROUNDS = 5
+ROUNDS, STEADY = 5, 0.5  # calls at least; seconds at least, so that a moment of a shared machine is not its rate
+MOST_ROUNDS = 100
 LONG = 1.0  # seconds of a call that is not repeated, such as bf16 products on a CPU without units for them
 WIDTH = {"cuda": 4096, "mps": 2048, "cpu": 768}  # of the products: a layer of a model that such a device trains
 TOKENS = {"cuda": 8192, "mps": 4096, "cpu": 2048}  # of a chunk
@@ -49,7 +50,10 @@ def measure(runtime: Runtime, folder: Path) -> dict:
     per_node = min(world.gather_objects(local_world_size()))
     nodes = max(1, world.size // per_node)
     collectives = _collectives(world, device)
-    link = fit(collectives["all-reduce"], world.size)
+    fitted = {name: fit(seconds, world.size, name) for name, seconds in collectives.items()}
+    link = fitted["all-reduce"]
+    if link:
+        link |= {"gather": fitted["all-gather"], "scatter": fitted["reduce-scatter"]}
     return {
         "device": device.type,
         "ranks": world.size,
@@ -62,9 +66,10 @@ def measure(runtime: Runtime, folder: Path) -> dict:
     }
 
 
-def fit(seconds: dict[int, float], ranks: int) -> dict[str, float] | None:
-    """Fits an all-reduce's seconds by its bytes to latency and bandwidth, as launch.plan.cost counts them: the messages
-    of a tree there and back, and the bytes of a ring. Least squares of relative errors. None for one rank."""
+def fit(seconds: dict[int, float], ranks: int, collective: str = "all-reduce") -> dict[str, float] | None:
+    """Fits a collective's seconds by its bytes to latency and bandwidth, as launch.plan.cost counts them: the messages
+    of a tree there and back, and the bytes of a ring, which goes round twice for an all-reduce and once for the others.
+    Least squares of relative errors. None for one rank."""
     if ranks == 1:
         return None
     import numpy as np
@@ -73,12 +78,13 @@ def fit(seconds: dict[int, float], ranks: int) -> dict[str, float] | None:
     columns = np.stack([np.ones_like(sizes), sizes], axis=1) / times[:, None]
     (start, slope), *_ = np.linalg.lstsq(columns, np.ones_like(times), rcond=None)
     messages = 2 * (ranks - 1).bit_length()
-    ring = 2 * (ranks - 1) / ranks
+    ring = (2 if collective == "all-reduce" else 1) * (ranks - 1) / ranks
     return {"latency": max(float(start), 1e-9) / messages, "bandwidth": ring / max(float(slope), 1e-15)}
 
 
 def _slowest(world: World, device: torch.device, call: Callable[[], object]) -> float:
-    """Median over rounds of the slowest rank's seconds; of a LONG call the seconds of the first one."""
+    """Median over rounds of the slowest rank's seconds; of a LONG call the seconds of the first one. All ranks make
+    the same number of rounds, as they know the same seconds."""
 
     def once() -> float:
         _wait(device)
@@ -89,7 +95,12 @@ def _slowest(world: World, device: torch.device, call: Callable[[], object]) -> 
         return max(world.gather_objects(time.perf_counter() - began))
 
     first = once()
-    return first if first > LONG else statistics.median(once() for _ in range(ROUNDS))
+    if first > LONG:
+        return first
+    taken = [once() for _ in range(ROUNDS)]
+    while sum(taken) < STEADY and len(taken) < MOST_ROUNDS:
+        taken.append(once())
+    return statistics.median(taken)
 
 
 def _wait(device: torch.device) -> None:

@@ -156,21 +156,23 @@ def test_8b_in_full_on_8_cards_recomputes_under_zero3(planned):
 
 
 @pytest.mark.parametrize("between", [25e9, 3e9])
-def test_8b_in_full_on_two_nodes_sends_least_under_zero1_and_is_slower_than_one_node(planned, between):
+def test_8b_in_full_on_two_nodes_sends_least_under_zero3_and_is_slower_than_one_node(planned, between):
     plan, model = planned("8B", "full", "H100", 2, 8, between), Decoder("8B")
     whole = 4 * model.every
-    assert plan.name == "zero1 + recompute"
+    assert plan.name == "zero3 + recompute"
+    # weights forward and backward, and the gradient; of one chunk the last billion numbers stay for the backward pass
+    sent = 15 / 16 * (whole + (2 - 1e9 / model.every) * model.gathered)
+    assert plan.chosen.seconds.communication == near(sent / between, 0.02)
+    # zero1 fits, but it sums the whole gradient on every rank (twice around the ring) and gathers the weights
     assert whole + whole + 3 * whole / 16 + PROCESS + BUCKET < USABLE * 80 * GB
-    assert plan.chosen.seconds.communication == near(2 * 15 / 16 * whole / between, 0.02)
-    # zero3 sends a little more: weights forward and backward, and the gradient
-    more = 15 / 16 * (whole + 2 * model.gathered)
-    assert more > 2 * 15 / 16 * whole
-    assert plan.by_name["zero3 + recompute"].seconds.communication == near(more / between, 0.02)
+    more = 3 * 15 / 16 * whole
+    assert plan.by_name["zero1 + recompute"].seconds.communication == near(more / between, 0.02)
+    assert more > 1.4 * sent
     # one node has twice the work of a rank, and hardly any traffic
     one = planned("8B", "full", "H100", 1, 8).chosen.seconds
     assert one.total < plan.chosen.seconds.total
     (warning,) = plan.warnings()
-    assert warning.startswith("warning: more ranks make it slower: 8 rank(s) (1 x 8, zero3 + recompute) take 2.46 s")
+    assert warning.startswith("warning: more ranks make it slower: 8 rank(s) (1 x 8, zero3 + recompute) take 2.55 s")
 
 
 def test_8b_in_full_on_one_24_gb_card_says_what_is_short_and_what_would_fit(planned):
@@ -195,11 +197,11 @@ def test_bge_m3_in_full_on_four_cards_without_nvlink(planned):
     assert plan.chosen.need.state == near(12 * every, 0.005)  # weights and moments
     traffic = 2 * 3 / 4 * 4 * every / PCIE
     assert plan.chosen.seconds.communication == near(traffic)
-    assert plan.by_name["zero1"].seconds.communication == near(traffic)  # as much: weights in place of gradients
-    # zero1 updates a quarter: 40 bytes for a weight
-    saved = 40 * every * 3 / 4 / (0.8 * 1008e9)
+    assert plan.by_name["zero1"].seconds.communication == near(1.5 * traffic)  # and the updated weights
+    # zero1 updates a quarter, 40 bytes for a weight, but copies gradients: 24 bytes
+    saved = (40 * 3 / 4 - 24) * every / (0.8 * 1008e9)
     assert plan.chosen.seconds.update - plan.by_name["zero1"].seconds.update == near(saved)
-    assert saved < 0.05 * plan.chosen.seconds.total  # no reason to take DeepSpeed
+    assert saved < traffic / 2  # no reason to take DeepSpeed
     least = 6 * layers * (4 * d * d + 2 * d * inner) * TOKENS / 4 / RTX4090
     assert least < plan.chosen.seconds.compute < 3 * least
 
