@@ -30,6 +30,7 @@ WIDE, NARROW = 1100, 390
 PLAN = ("--gpus-per-node", "2", "--gpu", "L4", "output_dir=runs/next")
 CHARTS = "?smoothing=0&tagFilter=train%2F(loss|positive|batch_acc)|nDCG#timeseries"  # of TensorBoard
 READY = "scalar-card svg"
+PATIENCE = 600_000  # milliseconds for a page to be drawn: each wait ends as soon as it is, also on a busy machine
 TERMINAL = """<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <style>body {{ margin: 0; padding: 16px 20px; background: #1b2129; color: #e4e9ef }}
 pre {{ margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font: 12px/1.45 "DejaVu Sans Mono", monospace }}
@@ -101,10 +102,11 @@ def serve_tensorboard(run: Path) -> str:
 def opened(browser: Any, url: str, width: int, scheme: str) -> Iterator[Any]:
     """Yields a page at this width and in this scheme, once it is drawn."""
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    context.set_default_timeout(PATIENCE)
     page = context.new_page()
     page.goto(url)
     if url.startswith("http"):
-        page.wait_for_selector(READY, timeout=60_000)
+        page.wait_for_selector(READY)
         page.get_by_role("button", name="Toggle settings side pane").click()  # shuts it
         page.wait_for_load_state("networkidle")
     yield page
