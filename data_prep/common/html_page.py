@@ -52,7 +52,7 @@ th, td { text-align: right; padding: 5px 4px; border-top: 1px solid var(--rule);
 td code { overflow-wrap: anywhere; }
 td small { color: var(--soft); font-size: .75rem; white-space: nowrap; }
 th:first-child, td:first-child, .facts td { text-align: left; }
-.facts td:first-child { color: var(--soft); width: 9em; }
+.facts td:first-child { color: var(--soft); width: 1%; padding-right: 14px; white-space: nowrap; }
 thead th { border-top: 0; color: var(--soft); font-weight: 500; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--rail); border-radius: 6px; padding: 10px 12px;
   margin: 0 0 12px; font: 13px/1.5 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }

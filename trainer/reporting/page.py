@@ -86,11 +86,23 @@ def _before_and_after(comparison: Comparison | None, verdict: dict) -> str:
         change = f"{row['difference']:+.4f}<br><small>{low:+.4f} … {high:+.4f}</small>"
         rows.append((name, f"{row['base']:.4f}", f"{row['tuned']:.4f}", change))
     caption = f"{escape(comparison.name)}: {comparison.queries:,} held-out queries, {comparison.documents:,} documents."
-    if verdict.get("best") and not verdict["same_queries"]:
-        caption += f" {verdict['choosing_queries']:,} of them chose the model; the verdict is of the others."
+    caption += escape(_halves(comparison.name, verdict))
     caption += " The interval is of the change, by paired bootstrap over queries."
     caption += "".join(f" {escape(line[:1].upper() + line[1:])}." for line in comparison.read)
     return section("Before and after", caption, table(("", "before", "after", "change, 95 % interval"), rows))
+
+
+def _halves(name: str, verdict: dict) -> str:
+    """Returns how many queries of the set `name` chose the model and how many report, as a sentence for the caption;
+    empty where the verdict is of another set."""
+    if not verdict.get("best") or verdict["set"] != name:
+        return ""
+    choosing, reporting = verdict["choosing_queries"], verdict["best"]["queries"]
+    if verdict["same_queries"]:
+        return f" All {reporting:,} chose the model, and the same ones report in the verdict."
+    if not choosing:
+        return f" None chose the model (watch.metric was train_loss); all {reporting:,} report in the verdict."
+    return f" {choosing:,} of them chose the model, the other {reporting:,} report in the verdict."
 
 
 def _curves(facts: Facts) -> list[str]:

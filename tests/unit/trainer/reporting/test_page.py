@@ -21,6 +21,7 @@ from trainer.inference.text_encoder import TextEncoder
 from trainer.query_side.adapter import Layer, QueryAdapter
 from trainer.report import adapted, main
 from trainer.reporting.facts import read_facts
+from trainer.reporting.page import _halves
 
 STEPS = 40
 VALUES = ("loss", "lr", "grad_norm", "positive_similarity", "negative_similarity", "pairs_per_second")
@@ -106,6 +107,20 @@ def test_the_page_says_what_the_files_say(run, tmp_path, capsys):
     assert "--engine ddp --processes 2" in text and "f00d" in text
     shown = unescape(re.search(r"<summary>run file</summary><pre>(.*?)</pre>", text, re.S)[1])
     assert parse_config(json.loads(shown), "report") == facts.config, "the run file that it shows is the run's"
+
+
+@pytest.mark.parametrize(
+    ("choosing", "reporting", "same", "said"),
+    [
+        (1200, 1100, False, " 1,200 of them chose the model, the other 1,100 report in the verdict."),
+        (13, 13, True, " All 13 chose the model, and the same ones report in the verdict."),
+        (0, 90, False, " None chose the model (watch.metric was train_loss); all 90 report in the verdict."),
+    ],
+)
+def test_the_caption_says_how_many_queries_chose_and_how_many_report(choosing, reporting, same, said):
+    facts = {"set": "s", "choosing_queries": choosing, "same_queries": same, "best": {"queries": reporting}}
+    assert _halves("s", facts) == said
+    assert _halves("another set, named by --data", facts) == _halves("s", {"verdict": "not measured"}) == ""
 
 
 def test_what_is_not_there_is_said_on_the_page_and_on_the_screen(run, tmp_path, capsys):
@@ -198,6 +213,9 @@ def test_in_a_browser_the_page_is_quiet_narrow_and_its_lines_are_the_log(run, tm
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         wide = "e => e.getBoundingClientRect().right > innerWidth + 0.5 && getComputedStyle(e).display !== 'none'"
         assert not page.evaluate(f"[...document.querySelectorAll('main *')].filter({wide}).map(e => e.outerHTML)")
+        lines_of = "e => { let r = document.createRange(); r.selectNodeContents(e); return r.getClientRects().length }"
+        names = page.query_selector_all(".facts td:first-child")
+        assert names and {name.evaluate(lines_of) for name in names} == {1}, "a name stands on one line"
         plots = {
             plot.get_attribute("aria-label"): values_of(plot.evaluate(PLOTTED))
             for plot in page.query_selector_all("svg")
