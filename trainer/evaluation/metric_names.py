@@ -19,6 +19,10 @@ METRICS = ("nDCG@10", "MRR@10", "MAP", "recall@1", "recall@10", "recall@100")  #
 CORRELATIONS, OF_LABELS = ("spearman", "pearson"), ("auc", "average_precision")
 PAIR_METRICS = (*CORRELATIONS, *OF_LABELS)
 _CUT = re.compile(r"[1-9]\d{0,8}", re.ASCII)
+# cosine_ndcg@10, eval_NAME_cosine_recall@5 and spearman_cosine of sentence-transformers; ndcg_at_10 of MTEB
+_THEIR_RANKING = re.compile(r"(?:.*_)?(accuracy|ndcg|mrr|map|recall|precision|hit|success)(?:@|_at_)(\d+)")
+_THEIR_PAIRS = re.compile(r"(?:.*_)?(spearman|pearson|ap)(?:_(?:cosine|dot|euclidean|manhattan|max))?")
+_OURS = {"accuracy": "hit", "ndcg": "nDCG", "mrr": "MRR", "map": "MAP", "ap": "average_precision"}
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,22 @@ def name_problem(name: str, mend: str = "") -> str:
     if kind:
         return f"{name}: needs a cut-off, as in {stem}@10"
     known = [*METRICS, *PAIR_METRICS, *(f"{stem}@{digits or 10}" for stem in KINDS if KINDS[stem].cut), "R-precision"]
-    near = respelt(name, known) or misspelt(name, known)
-    mend = mend or (f" Did you mean {near[0]!r}?" if near else "")
+    same, theirs, near = respelt(name, known), _of_other_trainers(name), misspelt(name, known)
+    if not mend and theirs and not same:
+        mend = f" Write {theirs}."
+    elif not mend and (close := same or near):
+        mend = f" Did you mean {close[0]!r}?"
     return f"{name!r} is no metric.{mend} Known are {KNOWN}; for scored pairs {KNOWN_OF_PAIRS}"
+
+
+def _of_other_trainers(name: str) -> str:
+    """Returns our name of a metric that sentence-transformers or MTEB name otherwise, or an empty string."""
+    if not name.islower():  # theirs are
+        return ""
+    if match := _THEIR_RANKING.fullmatch(name):
+        return f"{_OURS.get(match[1], match[1])}@{match[2]}"
+    match = _THEIR_PAIRS.fullmatch(name)
+    return _OURS.get(match[1], match[1]) if match else ""
 
 
 def metrics_of(event: Mapping[str, Any]) -> dict[str, float]:

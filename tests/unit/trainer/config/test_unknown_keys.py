@@ -53,6 +53,7 @@ ANSWERS = {
     "TRAIN.epochs=3": "Did you mean 'train'?",
     "train.Batch-Size=3": "Did you mean 'batch_size'?",
     "train.temprature=1": "Did you mean 'temperature'? Write loss.temperature.",
+    "optim.warmup_steps=0.1": "Write optim.warmup_ratio (a share of all steps",
     "optim.warmup_steps=100": "Write optim.warmup_ratio (a share of all steps",
     "loss.margin=0.3": "There is no such key. No loss here has it",
     "loss.negatives_cross_device=false": "Write loss.negatives=device.",
