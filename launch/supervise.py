@@ -57,6 +57,7 @@ def supervise(first: Command, again: Callable[[], Command], run_dir: Path, resta
             if code == 0:
                 return 0
             if signals or marker_written(run_dir) not in (None, earlier):
+                _say_stopped(_step(run_dir))
                 return 130 if signal.SIGINT in signals else EXIT_CODE
             step = _step(run_dir)
             vain, reached = (0 if step > reached else vain + 1), step
@@ -80,6 +81,14 @@ def supervise(first: Command, again: Callable[[], Command], run_dir: Path, resta
             signal.signal(number, handler)
         folder.cleanup()
     raise AssertionError("the last attempt returns")
+
+
+def _say_stopped(step: int) -> None:
+    """Prints where a stopped run continues: the launcher's traceback stands below the rank's own line."""
+    if step:
+        say(f"the run was stopped; its newest checkpoint is of step {step}: add --resume to go on")
+    else:
+        say("the run was stopped before its first checkpoint")
 
 
 def _repeat(words: Path) -> None:

@@ -123,4 +123,15 @@ def test_a_supervisor_that_is_asked_to_stop_stops_its_ranks_whole(tmp_path, caps
     finally:
         asking.join()
     assert all((tmp_path / f"stopped{i}").exists() for i in range(2)), "the signal reached both ranks"
-    assert "restart" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "restart" not in said and said.endswith("the run was stopped before its first checkpoint\n")
+
+
+@pytest.mark.parametrize(("step", "end"), [(0, "before its first checkpoint"), (6, "step 6: add --resume to go on")])
+def test_where_a_stopped_run_continues_stands_below_the_launchers_traceback(tmp_path, capfd, monkeypatch, step, end):
+    monkeypatch.setattr(module, "_step", lambda _: step)
+    stops = f"open({str(tmp_path / MARKER)!r}, 'w'); raise SystemError('torch.distributed: got signal: 2')"
+    stopped = Command([sys.executable, "-SEc", stops])
+    assert supervise(stopped, lambda: stopped, tmp_path, 3) == EXIT_CODE
+    said = capfd.readouterr().err
+    assert said.count("Traceback") == 1 and said.splitlines()[-1].endswith(end), "and it is not started again"
