@@ -118,7 +118,8 @@ def _before_training(inputs: Inputs, advice: Recommended) -> list[str]:
     rows, lines = inputs.shards.split("train"), []
     if advice.mining and not rows.count("negatives") and not rows.count("score"):
         flags = " ".join(["--model", inputs.config.model.path, *advice.mining])
-        lines.append(f"no row has hard negatives; the recipe mines them: python -m trainer.mine PAIRS {flags}")
+        mine = f"python -m trainer.mine PAIRS --output mined.jsonl {flags}"
+        lines.append(f"no row has hard negatives; the recipe mines them: {mine}")
     if "eval" not in inputs.shards.splits:
         lines.append("no eval split, so no verdict: python -m data_prep shard … --eval-fraction 0.1")
     return lines
