@@ -36,6 +36,7 @@ from trainer.model_folder.spec import ModelSpec
 from trainer.query_side.encoder import AdaptedEncoder
 from trainer.query_side.flags import add_adapter, add_either_model, closed_model, searches
 from trainer.query_side.in_store import measure_in_store
+from trainer.run_dir.verdict import unchanged
 
 FEW_QUERIES = 50
 
@@ -176,6 +177,7 @@ def _report(
     results = [SetResult(part, *of_models) for part, *of_models in zip(parts, *measured)]
     _warn_of_few(results)
     head = describe({"tuned": specs[0], "base": specs[1]} if args.baseline else {args.model: specs[0]})
+    head += unchanged(args.model, args.baseline) if args.baseline else []
     head += _adapter_line(args)
     head += [f"embedded in {precision}"] if precision != "fp32" else []
     if args.quantised:

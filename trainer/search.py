@@ -25,6 +25,7 @@ from trainer.query_side.encoder import AdaptedEncoder, check_collection
 from trainer.query_side.endpoint_encoder import EndpointEncoder
 from trainer.query_side.flags import add_adapter, add_either_model, closed_model
 from trainer.reporting.hits import show
+from trainer.run_dir.verdict import unchanged
 
 
 def run(args: argparse.Namespace) -> None:
@@ -69,6 +70,7 @@ def _search(
     if reports and args.as_stated and not args.compare:
         say("--as-stated changes nothing: there is no --compare")
     head = describe({side: encoder.spec for side, encoder in encoders.items()}) if args.compare else []
+    head += unchanged(args.model, args.compare) if args.compare else []
     hits = {}
     if data is not None:
         for note in data.flaws if reports else ():

@@ -28,10 +28,28 @@ def doubt(model: str | Path) -> str | None:
     """Returns a line about a run, its final/ or an export, whose verdict is not "better"; None for all others."""
     folder = Path(model)
     try:
-        facts = read_verdict(folder / "final" if (folder / "run.json").is_file() else folder)
+        facts = _of_model(folder)
         return None if facts.get("verdict", BETTER) == BETTER else f"{model}: {describe(facts)[0]}"
     except (BadInput, OSError, KeyError, TypeError, ValueError) as error:
         return f"{folder / VERDICT}: cannot be read ({error}), so nothing is known of its verdict"
+
+
+def unchanged(*models: str | Path) -> list[str]:
+    """Returns a line for every run, final/ or export among the models that holds the model before training."""
+    lines = []
+    for model in models:
+        try:
+            facts = _of_model(Path(model))
+            if facts and facts["final"]["model"] == BASE:
+                verdict = f"the run's verdict on the tuned one: {facts['verdict']}"
+                lines.append(f"{model} is the model before training ({verdict}): its results are that model's")
+        except (BadInput, OSError, KeyError, TypeError, ValueError):
+            continue  # export and reindex report a verdict that cannot be read
+    return lines
+
+
+def _of_model(folder: Path) -> dict:
+    return read_verdict(folder / "final" if (folder / "run.json").is_file() else folder)
 
 
 def describe(facts: dict) -> list[str]:

@@ -165,6 +165,17 @@ def test_a_search_beside_the_base_finds_the_same_with_the_same_weights(tmp_path,
     assert "read unlike: query_prompt, query_max_len, passage_max_len" in capsys.readouterr().out
 
 
+def test_a_final_model_that_is_the_one_before_training_is_named_where_two_are_compared(tmp_path, base, data, capsys):
+    final = trained(tmp_path / "final", base)
+    line = f"{final} is the model before training (the run's verdict on the tuned one: worse)"
+    call = ["--data", str(data), "--device", "cpu"]
+    for command, other, texts in ((evaluate, "--baseline", []), (search, "--compare", ["w3 w4 w5"])):
+        for kind, sides in (("trained", (final, base)), ("base", (final, base)), ("base", (base, final))):
+            change(final, "verdict.json", verdict="worse", final={"model": kind, "step": 0, "epoch": 0})
+            assert command([*call, "--model", str(sides[0]), other, str(sides[1]), *texts]) == 0
+            assert capsys.readouterr().out.count(line) == (kind == "base")
+
+
 def test_a_flag_about_the_other_model_is_told_that_there_is_none(base, data, capsys):
     call = ["--model", str(base), "--data", str(data), "--device", "cpu"]
     for command, other, texts in ((evaluate, "--baseline", []), (search, "--compare", ["w3 w4 w5"])):
