@@ -23,6 +23,10 @@ from data_prep.stores.folders import CHROMA_FILE, examine_chroma, import_chromad
 PLACEHOLDER = "none: every vector is the placeholder [0.0]; only the texts and metadata are real"
 TOKEN = "CHROMA_TOKEN"
 FUNCTION = "embedding function"  # name of that record among the settings
+_OWN_EMBEDDINGS = (
+    " (the vectors are another model's now: search with its query_embeddings=, because query_texts= without an "
+    "embedding_function embeds with Chroma's own model)"
+)
 TENANT, DATABASE = "default_tenant", "default_database"  # Chroma's own defaults
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,510}[A-Za-z0-9]")
 _ANSWER_SECONDS = 20.0
@@ -217,7 +221,7 @@ class ChromaCollection(Collection):
     def mend(self, setting: str) -> str:
         if setting.rpartition(".")[2] in _SEARCHED["hnsw"]:
             return " (fewer candidates would miss neighbours)"
-        return " (the vectors are another model's now)" if setting == FUNCTION else ""
+        return _OWN_EMBEDDINGS if setting == FUNCTION else ""
 
     @property
     def size(self) -> int | None:

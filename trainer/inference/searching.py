@@ -137,7 +137,8 @@ def _compare(encoder: Encoder, collection: Collection, size: int) -> str:
         return f"holds vectors of {model} that were made without its passage prompt ({option})"
     if alike:
         others = "the others are of longer texts, of texts that changed since, or another model's"
-        return f"holds vectors of {model} for {alike} of {len(stored)} chunks looked at ({others})"
+        same = f"cosine {SAME} or more: {alike} of {len(stored)} chunks looked at"
+        return f"holds vectors of {model} for some texts only ({same}; {others})"
     part = f" (of {own.shape[1]} numbers the first {size})" if own.shape[1] > size else ""
     unknown = f"none of {len(stored)} chunks looked at has this model's{part}, and no record of reindex says whose"
     unknown += " they are"

@@ -240,6 +240,7 @@ def test_settings_metadata_tenant_and_database_of_chroma_go_along(served, tiny_b
         assert reindex(config, "docs-new", encoder(tiny_bert)) == COUNT
         err = capsys.readouterr().err
         assert "not carried over to docs-new: embedding function: 'default', there not set" in err
+        assert "search with its query_embeddings=" in err
         assert err.count("not carried over") == 1
         with open_collection(replace(config, collection="docs-new")) as made:
             kept = made.inner.configuration_json["hnsw"]
