@@ -9,9 +9,13 @@ from data_prep.common.errors import guarded
 from data_prep.common.files import check
 from data_prep.common.parser import Parser
 from data_prep.common.paths import with_homes
+from data_prep.texts.tokenizer_rules import read_object
 from trainer.exporting.hub import Hub
 from trainer.inference.flags import add_trust
+from trainer.run_dir.layout import model_of_run
 from trainer.run_dir.verdict import doubt
+
+RUN_FILE = "training_config.json"  # of the run, in every model folder that it writes
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,8 +37,16 @@ def run(args: argparse.Namespace) -> int:
     result(f"{args.output}: exported; a fresh process embeds as the trainer did")
     if hub:
         result(f"pushed to {hub.push(Path(args.output))}")
-    say_next("python", "-m", "trainer.evaluate", "--model", args.output, "--data", "SET")
+    say_next("python", "-m", "trainer.evaluate", "--model", args.output, "--data", _set_of(source) or "SET")
     return 0
+
+
+def _set_of(source: Path) -> str | None:
+    """Returns the evaluation set of the run that wrote a model, if it is here."""
+    data = read_object(model_of_run(source) / RUN_FILE).get("data") or {}
+    named = data.get("eval") or data.get("train")
+    split = data.get("eval") or f"{named}/eval"  # without data.eval it is the eval split of data.train
+    return named if isinstance(named, str) and Path(split).exists() else None
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -87,6 +87,17 @@ def seal(folder: Path) -> None:
     checkpoint._seal(folder)
 
 
+@pytest.mark.parametrize(("there", "named"), [("shards/eval", "shards"), ("shards/train", "SET"), ("", "SET")])
+def test_the_next_command_names_the_runs_evaluation_set_if_it_is_here(
+    tmp_path, folders, here, capsys, monkeypatch, there, named
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / there).mkdir(parents=True, exist_ok=True)
+    assert main([str(folders["full"]), "--output", "exported"]) == 0
+    said = capsys.readouterr().err
+    assert said.endswith(f"Next: python -m trainer.evaluate --model exported --data {named}\n")
+
+
 def test_a_whole_model_is_exported_and_loads_elsewhere(tmp_path, folders, capsys):
     out = tmp_path / "exported"
     assert main([str(folders["full"]), "--output", str(out)]) == 0
