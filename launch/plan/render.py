@@ -49,7 +49,7 @@ def render(facts: dict) -> str:
     words = " ".join(facts["commands"].values()).split()
     used = {word.removesuffix(f":{MASTER_PORT}") for word in words}
     lines += [f"{word}: {meaning}" for word, meaning in PLACEHOLDERS.items() if word in used]
-    return "\n".join([*lines, *_scaling_table(facts["scaling"])])
+    return "\n".join([*lines, *_scaling_table(facts["scaling"], steps["global_batch"])])
 
 
 def _memory_table(estimates: list[dict]) -> list[str]:
@@ -82,7 +82,7 @@ def _table(head: list[str], rows: list[list[str]]) -> list[str]:
     ]
 
 
-def _scaling_table(table: list[dict]) -> list[str]:
+def _scaling_table(table: list[dict], batch: int) -> list[str]:
     if not table:
         return []
     head = f"{'nodes':>6} {'ranks':>6} {'same batch: s/step':>19} {'efficiency':>11} {'batch x ranks: s/step':>22}"
@@ -90,5 +90,6 @@ def _scaling_table(table: list[dict]) -> list[str]:
     for row in table:
         same = f"{row['seconds']:19.4g} {100 * row['efficiency']:9.1f} %" if row["seconds"] else f"{'-':>19} {'-':>11}"
         grown = f"{row['grown_batch_seconds']:22.4g}" if row["grown_batch_seconds"] else f"{'-':>22}"
-        lines.append(f"{'':15}  {row['nodes']:6} {row['ranks']:6} {same} {grown}  {row['candidate'] or 'nothing fits'}")
+        why_not = f"the batch has {batch:,} rows" if row["ranks"] > batch else "nothing fits"
+        lines.append(f"{'':15}  {row['nodes']:6} {row['ranks']:6} {same} {grown}  {row['candidate'] or why_not}")
     return lines

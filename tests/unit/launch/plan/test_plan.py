@@ -54,6 +54,13 @@ def test_the_command_for_slurm_is_one(capsys, run_file):
     assert "--nproc-per-node 2" in capsys.readouterr().out
 
 
+def test_more_ranks_than_rows_are_named_as_the_reason(capsys, run_file):
+    assert main(["plan", "--config", str(run_file), "--gpus-per-node", "16", "train.device=cpu"]) == 0
+    table = capsys.readouterr().out.partition("on other ranks:")[2].splitlines()
+    assert table[-1].split()[:2] == ["2", "32"] and table[-1].endswith("the batch has 16 rows")
+    assert not any("nothing fits" in line or "the batch has" in line for line in table[:-1])
+
+
 def test_placeholders_are_explained(capsys, run_file):
     assert main(["plan", "--config", str(run_file), "--nodes", "2", "--gpu-memory", "80GB"]) == 0
     shown = capsys.readouterr().out
