@@ -1,7 +1,7 @@
 """Dry run, without training: the plan of steps and one batch as the model reads it."""
 
 from trainer.config.recipe import recipe
-from trainer.config.sections import RunConfig
+from trainer.config.sections import TRAIN_LOSS, RunConfig
 from trainer.distributed.device import choose_kernels, pick_device, precision_notes
 from trainer.loss.masks import duplicate_mask
 from trainer.model.tokenizer import load_tokenizer
@@ -9,8 +9,10 @@ from trainer.model_folder.dense import shape_of
 from trainer.model_folder.spec import describe_lengths
 from trainer.planner.plan import total_steps
 from trainer.preflight.inputs import Inputs
+from trainer.run_dir.queries import watched
 from trainer.run_dir.record import Begun, as_begun, recorded
 from trainer.train.data import TrainData
+from trainer.train.setup import halves_of_run
 from trainer.train.train import check
 
 SHOWN_ROWS = 3
@@ -43,6 +45,7 @@ def _run_lines(inputs: Inputs, warnings: list[str]) -> list[str]:
         f"data: {config.data.train}, {plan.rows} rows, fingerprint {plan.fingerprint[:16]}",
         f"evaluation: {eval_paths or f'none ({inputs.no_eval})'}",
         *inputs.eval_notes,
+        *_choosing(inputs),
         f"plan: {steps} steps ({config.train.epochs} epoch(s) of {plan.epoch_steps}), global batch "
         f"{plan.batch_size}, shortest batch of {', '.join(map(str, plan.last_batches))}, "
         f"{plan.left_out_per_epoch} row(s) left out per pass, "
@@ -50,6 +53,12 @@ def _run_lines(inputs: Inputs, warnings: list[str]) -> list[str]:
         f"{round(config.optim.warmup_ratio * steps)} steps of warm-up",
         plan.describe_sources(),
     ]
+
+
+def _choosing(inputs: Inputs) -> list[str]:
+    """Returns the line of the run itself about the queries that choose the best model."""
+    metric, halves = inputs.config.watch.metric, halves_of_run(inputs)
+    return [halves.note(inputs.eval_sets[watched(metric)[0]].name)] if halves and metric != TRAIN_LOSS else []
 
 
 def _batch_lines(inputs: Inputs) -> list[str]:

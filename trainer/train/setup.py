@@ -66,7 +66,7 @@ def prepare(runtime: Runtime, inputs: Inputs, resume: bool, loss_fn: Callable | 
         "collectives_per_step": collectives,
         **({"guides": identities} if guides else {}),
     }
-    halves = _halves(inputs)
+    halves = halves_of_run(inputs)
     world.on_first(lambda: _prepare_folder(run_dir, config, topology, plan, plan_facts, base, halves))
     log = RunLog(run_dir, runtime.is_main, state.log_offset, config.train.callbacks)
     watch = Watch(config.watch, dict(state.watch))
@@ -171,7 +171,8 @@ def make_temperatures(objectives: dict[str, Objective], states: dict[str, dict])
     return temperatures
 
 
-def _halves(inputs: Inputs) -> Halves | None:
+def halves_of_run(inputs: Inputs) -> Halves | None:
+    """Returns the queries that choose the best model and those that report; None if no ranking of a set is watched."""
     source, metric = watched(inputs.config.watch.metric)
     data = inputs.eval_sets.get(source)
     ranked = isinstance(data, RetrievalSet) and metric not in PAIR_METRICS

@@ -88,7 +88,8 @@ def test_other_sets_are_left_out_in_the_same_words_and_kept_if_named(run, split)
 def test_a_run_without_evaluation(run, capsys):
     command = ["--config", str(run), "data.eval=null"]
     assert main([*command, "--dry-run"]) == 0
-    assert "evaluation: none (data.eval is off)" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "evaluation: none (data.eval is off)" in shown and "choose the best model" not in shown
     assert main(command) == 0
     assert "evaluation after step" not in capsys.readouterr().err
     out = run.parent / "out"
@@ -97,6 +98,13 @@ def test_a_run_without_evaluation(run, capsys):
         and json.loads((out / "run.json").read_text())["config"]["data"]["eval"] is False
     )
     assert main([*command, "--resume"]) == 0, "finished"
+
+
+def test_a_dry_run_says_which_queries_choose_the_best_model(run, capsys):
+    dry = ["--config", str(run), "--dry-run", "train.device=cpu"]
+    line = "queries, fewer than 100: the same ones choose the best model"
+    assert main(dry) == 0 and line in capsys.readouterr().out
+    assert main([*dry, "watch.metric=train_loss"]) == 0 and line not in capsys.readouterr().out
 
 
 ASKING = {"watch.patience=1": "or leave out watch.patience"}
