@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from data_prep.cli.arguments import add_positive, path_or_url, shard_next, train_next, values
+from data_prep.cli.arguments import add_positive, add_workers, path_or_url, shard_next, train_next, values, workers_of
 
 EXAMPLES = ("inspect shards --tokenizer MODEL_FOLDER --html report.html",)
 
@@ -17,12 +17,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     text = "evaluation set or shard folder whose queries and relevant documents must not occur here; may be repeated"
     parser.add_argument("--exclude", type=Path, action="append", metavar="SETDIR", help=text)
     add_positive(parser)
+    add_workers(parser, "1")
 
 
 def run(args: argparse.Namespace) -> None:
     from data_prep.quality.inspect import inspect
 
-    inspect(args.path, as_json=args.json, **values(args, "html", "positive", "columns", "tokenizer", "exclude"))
+    flags = values(args, "html", "positive", "columns", "tokenizer", "exclude")
+    inspect(args.path, as_json=args.json, **flags, **workers_of(args, 1))
 
 
 def next_step(args: argparse.Namespace) -> list:

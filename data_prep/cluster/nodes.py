@@ -18,7 +18,7 @@ from data_prep.common.errors import BadInput, of_system
 from data_prep.remote.location import Location
 
 # whose code decides on written bytes; embedfleet's own is compared by its files
-PACKAGES = ("numpy", "pyarrow", "datasets", "tokenizers", "orjson", "regex", "rensa")
+PACKAGES = ("numpy", "pyarrow", "datasets", "tokenizers", "orjson", "regex", "rensa", "py3langid")
 PACKAGES += ("cyrtranslit", "iuliia", "lxml", "selectolax", "charset-normalizer", "markdown-it-py", "mdit-py-plugins")
 EDGE = 1 << 16  # bytes at both ends of a file that are compared
 SAMPLED = 16  # files of a folder whose bytes are compared; of the others names and sizes

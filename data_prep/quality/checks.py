@@ -9,17 +9,20 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from data_prep.common.console import track
 from data_prep.common.finite import decode_json
+from data_prep.common.workers import Workers, batches
 from data_prep.quality.decontaminate import HeldOut
 from data_prep.quality.row_keys import Keys
 from data_prep.records import Record
 from data_prep.texts.languages import UNSURE, language
-from data_prep.texts.near_duplicates import NearDuplicates
+from data_prep.texts.near_duplicates import NearDuplicates, signatures_of_any
 from data_prep.texts.prompts import SIDES, Pair
 from data_prep.texts.row_prompts import RowPrompt
 from data_prep.texts.token_lengths import Reader
@@ -114,12 +117,16 @@ def duplicates(keys: Keys) -> list[Finding]:
     return _finding("duplicates", keys, rows, len(keys), text, "shard removes them")
 
 
-def near_duplicates(take: Take, rows: list[int], similarity: float) -> tuple[list[Finding], dict[str, Any]]:
-    """Finds near duplicates. rows: ascending numbers of rows without exact duplicates."""
+def near_duplicates(
+    take: Take, rows: list[int], similarity: float, pool: Workers | None = None
+) -> tuple[list[Finding], dict[str, Any]]:
+    """Finds near duplicates. rows: ascending numbers of rows without exact duplicates. pool: computes signatures;
+    None: this process does."""
     index = NearDuplicates(similarity)
-    for start in track(range(0, len(rows), AT_ONCE), "near duplicates, 1,000 rows each", -(-len(rows) // AT_ONCE)):
-        for record in take(rows[start : start + AT_ONCE]):
-            index.add(record)
+    blocks = (take(rows[start : start + AT_ONCE]) for start in range(0, len(rows), AT_ONCE))
+    done = (pool or Workers(1)).map(partial(signatures_of_any, similarity=similarity), blocks)
+    for keys, sizes in track(done, "near duplicates, 1,000 rows each", -(-len(rows) // AT_ONCE)):
+        index.add_signatures(keys, sizes)
     near = index.find(lambda numbers: take([rows[number] for number in numbers])).nonzero()[0].tolist()
     table = {"similarity": similarity, "rows": len(near), "of": len(rows), "unsure": index.unsure}
     if not near:
@@ -140,16 +147,16 @@ def near_leakage(records: list[Record], held: HeldOut, name: str, about: str, me
     return [Finding("near_leakage", "warning", len(near), len(records), text, mend, about, tuple(near[:SHOWN]))]
 
 
-def languages(records: dict[str, list[Record]]) -> tuple[list[Finding], dict[str, Any]]:
-    """Finds mixed languages. records: those of each source.
+def languages(records: dict[str, list[Record]], pool: Workers | None = None) -> tuple[list[Finding], dict[str, Any]]:
+    """Finds mixed languages. records: those of each source. pool: as for near_duplicates.
 
     The table: {source: {"query": {language: texts}, "positive": …, "differ": rows whose query and positive differ}}.
     """
     findings, table = [], {}
     for source, rows in records.items():
-        looked_at = track(rows, "languages of the rows", len(rows))
-        both = ((language(row.query), language(row.positives[0])) for row in looked_at)
-        queries, positives = zip(*both)
+        texts = batches(((row.query, row.positives[0]) for row in rows), AT_ONCE)
+        done = track((pool or Workers(1)).map(_languages_of, texts), "languages of the rows", len(rows), len)
+        queries, positives = zip(*chain.from_iterable(done))
         known = [{one, other}.isdisjoint({UNSURE, NOT_A_LANGUAGE}) for one, other in zip(queries, positives)]
         differ = [row for row, one, other, sure in zip(rows, queries, positives, known) if sure and one != other]
         table[source] = {
@@ -163,6 +170,10 @@ def languages(records: dict[str, list[Record]]) -> tuple[list[Finding], dict[str
             ids = tuple(record.id for record in differ[:SHOWN])
             findings.append(Finding("languages_differ", "warning", len(differ), len(rows), text, ids=ids))
     return findings, table
+
+
+def _languages_of(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [(language(query), language(positive)) for query, positive in pairs]
 
 
 def _other_languages(source: str, rows: list[Record], positives: tuple[str, ...]) -> list[Finding]:

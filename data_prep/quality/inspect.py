@@ -2,31 +2,23 @@
 
 import json
 import sys
-from array import array
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_prep.common.console import result, say, track
+from data_prep.cluster.open import open_workers, problems_of
+from data_prep.common.console import result, say
 from data_prep.common.files import check, check_output_file, whole_file
+from data_prep.common.workers import Workers
 from data_prep.quality import checks
 from data_prep.quality.checks import Finding, Take
 from data_prep.quality.decontaminate import HeldOut, held_out
 from data_prep.quality.gate import nearly
-from data_prep.quality.row_keys import Keys
-from data_prep.quality.sampling import Spool, spread
-from data_prep.reading.formats import read_records
-from data_prep.reading.row_problems import Kinds, Problem, Problems, problem_lines
-from data_prep.records import Record
-from data_prep.remote.copies import local
-from data_prep.remote.location import Location
-from data_prep.shards.folder import MANIFEST, Rows, looks_unfinished, open_shards
+from data_prep.quality.rows import Facts, read_rows, useful_workers
+from data_prep.quality.sampling import spread
+from data_prep.reading.row_problems import problem_lines
 from data_prep.texts.languages import UNSURE
-from data_prep.texts.lengths import Lengths
 from data_prep.texts.near_duplicates import SIMILARITY
 from data_prep.texts.token_lengths import Reader, reader_of, token_lengths
 
@@ -43,34 +35,6 @@ COUNTS = {
 }
 
 
-@dataclass
-class _Rows:
-    """All rows, read once."""
-
-    keys: Keys = field(default_factory=Keys)
-    splits: Counter = field(default_factory=Counter)
-    sources: dict[str, array] = field(default_factory=dict)
-    lengths: Lengths = field(default_factory=Lengths)
-    take: Take | None = None  # reads rows again, by number
-    unreadable: Kinds = field(default_factory=Kinds)  # rows that cannot be read as records
-    empty: int = 0  # of them, those with an empty text
-
-    def add(self, record: Record, split: str = "") -> None:
-        self.sources.setdefault(record.source, array("q")).append(len(self.keys))
-        self.splits[split] += 1
-        self.keys.add(record)
-        self.lengths.add(record)
-
-    def reject(self, problem: Problem) -> None:
-        self.empty += "is empty" in problem.reason
-        self.unreadable.row(problem)
-
-    @property
-    def train(self) -> int:
-        """Rows outside the eval split."""
-        return len(self.keys) - self.splits["eval"]
-
-
 def inspect(
     path: Path,
     *,
@@ -80,6 +44,8 @@ def inspect(
     columns: dict[str, str] | None = None,
     tokenizer: str | None = None,
     exclude: list[Path] | None = None,
+    workers: int = 1,
+    on: str | None = None,
 ) -> dict[str, Any]:
     """Reads every row of an input or shard folder, prints a table (or only JSON) on stdout, and returns the content.
 
@@ -87,13 +53,17 @@ def inspect(
     near_duplicates, languages (see checks.py), tokens (see token_lengths.py; null without a tokenizer), sample {what:
     rows it was counted on}, findings [checks.Finding], problems {"count", "shown": [Kind.to_json]}.
     tokenizer: model folder or hub id; its tokenizer measures the texts. exclude: evaluation sets whose texts are
-    leakage. html: file for the same content as a page. Bad rows are content; an unreadable input is BadInput.
+    leakage. html: file for the same content as a page. workers, on: who reads the rows, see cluster.open_workers; the
+    report is the same. Bad rows are content; an unreadable input is BadInput.
     """
-    check(check_output_file(html, [path], suffix=".html", flag="--html") if html else [])
+    problems = check_output_file(html, [path], suffix=".html", flag="--html") if html else []
+    check(problems + problems_of(workers, on))
     reader = reader_of(tokenizer, "--tokenizer") if tokenizer else None
     excluded = {str(folder): held_out([folder]) for folder in exclude or []}
-    rows = _read(path, positive, columns)
-    report = _report(path, rows, reader, excluded)
+    path = path.absolute() if on else path  # a node has another working folder
+    with open_workers(useful_workers(path, workers), on, [path]) as pool:
+        rows, take = read_rows(path, positive, columns, pool)
+        report = _report(path, rows, take, pool, reader, excluded)
     result(json.dumps(report, indent=2)) if as_json else _show(report)
     if html:
         from data_prep.quality.inspect_page import page
@@ -104,49 +74,21 @@ def inspect(
     return report
 
 
-def _read(path: Path | Location, positive: str | None, columns: dict[str, str] | None) -> _Rows:
-    rows, path = _Rows(), local(path) if path.is_dir() else path
-    if path.is_dir() and ((path / MANIFEST).exists() or looks_unfinished(path)):
-        folder = open_shards(path)
-        splits = {name: folder.split(name) for name in folder.splits}
-        for name, split in splits.items():
-            for record in track(split, f"reading {path.name}/{name}", total=len(split)):
-                rows.add(record, name)
-        rows.take = lambda numbers: _take(splits.values(), numbers)
-        return rows
-    spool, problems = Spool(), Problems(sink=rows.reject)
-    records = read_records(path, positive=positive, columns=columns, problems=problems)
-    for record in track(records, f"reading {path.name}"):
-        rows.add(record)
-        spool.add(record)
-    if problems.files:
-        problems.check()
-    rows.take = spool.take
-    return rows
-
-
-def _take(splits: Iterable[Rows], numbers: list[int]) -> list[Record]:
-    """Reads rows of all splits by ascending number; numbers go on from split to split."""
-    records, before = [], 0
-    for split in splits:
-        records += split.take([n - before for n in numbers if before <= n < before + len(split)])
-        before += len(split)
-    return records
-
-
-def _report(path: Path, rows: _Rows, reader: Reader | None, excluded: dict[str, HeldOut]) -> dict[str, Any]:
+def _report(
+    path: Path, rows: Facts, take: Take, pool: Workers, reader: Reader | None, excluded: dict[str, HeldOut]
+) -> dict[str, Any]:
     keys, unreadable = rows.keys, rows.unreadable.count
     by_source = {name: np.frombuffer(numbers, np.int64) for name, numbers in rows.sources.items()}
     numbers = {name: some.tolist() for name, some in spread(by_source, SAMPLE).items()}
-    sample = {name: rows.take(some) for name, some in numbers.items()}
+    sample = {name: take(some) for name, some in numbers.items()}
     records = [record for some in sample.values() for record in some]
     train_records = [
         record for name, some in numbers.items() for n, record in zip(some, sample[name]) if n < rows.train
     ]
     different = np.setdiff1d(np.arange(len(keys)), keys.duplicates())
     chosen = spread({"": different}, NEAR_ROWS)[""].tolist()
-    near, near_table = checks.near_duplicates(rows.take, chosen, SIMILARITY)
-    languages, language_table = checks.languages(sample)
+    near, near_table = checks.near_duplicates(take, chosen, SIMILARITY, pool)
+    languages, language_table = checks.languages(sample, pool)
     tokens, measured = token_lengths(reader, records) if reader else (None, 0)
     sources = {name: len(numbers) for name, numbers in by_source.items()}
     estimated = []
@@ -187,7 +129,7 @@ def _report(path: Path, rows: _Rows, reader: Reader | None, excluded: dict[str, 
     }
 
 
-def _leakage(path: Path, rows: _Rows, excluded: dict[str, HeldOut]) -> list[Finding]:
+def _leakage(path: Path, rows: Facts, excluded: dict[str, HeldOut]) -> list[Finding]:
     """Checks leakage from the folder's own eval split and from the named sets."""
     findings = []
     if rows.splits["eval"]:

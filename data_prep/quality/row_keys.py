@@ -43,6 +43,15 @@ class Keys:
             self._negative_row.append(row)
         self.ids.append(record.id)
 
+    def merge(self, later: "Keys") -> None:
+        """Adds the keys of later rows."""
+        before = len(self)
+        for name in ("_row", "_query", "_question", "_positive", "_negative"):
+            getattr(self, name).extend(getattr(later, name))
+        for name in ("_positive_row", "_negative_row"):
+            getattr(self, name).frombytes((_numbers(getattr(later, name)) + before).tobytes())
+        self.ids += later.ids
+
     def duplicates(self) -> Any:
         """Rows with the query, the positives and the score of an earlier row."""
         return _again(_numbers(self._row))

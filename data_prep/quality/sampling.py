@@ -17,8 +17,9 @@ class Spool:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the object)
         self._ends = array("q", [0])
 
-    def add(self, record: Record) -> None:
-        self._file.write(line := record.to_json().encode())
+    def add(self, line: bytes) -> None:
+        """Adds the next row, the UTF-8 of its Record.to_json."""
+        self._file.write(line)
         self._ends.append(self._ends[-1] + len(line))
 
     def take(self, rows: list[int]) -> list[Record]:

@@ -116,6 +116,14 @@ def signatures(records: list[Record], similarity: float) -> tuple[Any, Any]:
     return keys ^ splitmix(np.array(apart).view(np.uint64)).astype(np.uint32)[:, None], sizes
 
 
+def signatures_of_any(records: list[Record], similarity: float) -> tuple[Any, Any]:
+    """Returns what `signatures` does, with memory bounded however long the texts are."""
+    index = NearDuplicates(similarity)
+    for record in records:
+        index.add(record)
+    return index.signatures()
+
+
 def near_bytes(similarity: float) -> int:
     """Returns the bytes of memory that NearDuplicates needs for a row before `find`."""
     return 4 * Bands(similarity, sides=2).count + 8
@@ -153,6 +161,11 @@ class NearDuplicates:
         self._hash()
         self._keys.append(keys)
         self._sizes.append(sizes)
+
+    def signatures(self) -> tuple[Any, Any]:
+        """Returns the `signatures` of all added rows, of which there is one or more."""
+        self._hash()
+        return np.concatenate(self._keys), np.concatenate(self._sizes)
 
     def _hash(self) -> None:
         if self._waiting:

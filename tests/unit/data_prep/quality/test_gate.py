@@ -338,7 +338,7 @@ def test_a_sample_is_spread_over_every_source(sizes, size, least):
 def test_a_spool_gives_rows_back_by_number():
     spool, rows = Spool(), [Record(f"q{i}", [f"p{i}", "ü"], metadata={"i": i}) for i in range(20)]
     for row in rows:
-        spool.add(row)
+        spool.add(row.to_json().encode())
     assert spool.take([19, 0, 7, 7]) == [rows[19], rows[0], rows[7], rows[7]]
 
 
