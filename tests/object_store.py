@@ -1,8 +1,8 @@
 """A local S3 stand-in for tests: moto's server, which needs an environment of its own.
 
 botocore, which moto needs, wants python-dateutil below 3; kubernetes, which chromadb needs, wants 3 or newer. So:
-python -m venv MOTO && MOTO/bin/pip install 'moto[s3]>=5.2.5' flask flask-cors, and MOTO_SERVER=MOTO/bin/moto_server.
-Older ones fail when a file is sent in parts.
+python -m venv MOTO && MOTO/bin/pip install -r tests/moto.txt, and MOTO_SERVER=MOTO/bin/moto_server. `bash tests/run.sh`
+does so. Versions of moto before 5.2.5 fail when a file is sent in parts.
 """
 
 import os

@@ -9,6 +9,19 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/launch/environment.sh"
 use_environment "$root" dev
 
+# A local S3. Its packages cannot be installed beside chromadb's (tests/object_store.py).
+if [ -z "${MOTO_SERVER:-}" ]; then
+  moto=$root/.venv/moto
+  wanted=$(cksum <"$root/tests/moto.txt")
+  if ! grep -qxF "$wanted" "$moto/installed" 2>/dev/null; then
+    say "Installing a local S3 (moto) into $moto: about 30 MB to download, 140 MB on disk."
+    "$PYTHON" -m venv "$moto"
+    "$moto/bin/python" -m pip install --quiet --disable-pip-version-check --requirement "$root/tests/moto.txt"
+    printf '%s\n' "$wanted" >"$moto/installed"
+  fi
+  export MOTO_SERVER=$moto/bin/moto_server
+fi
+
 cd "$root"
 failed=0
 "$PYTHON" -m ruff check . || failed=1
