@@ -15,7 +15,7 @@ EXAMPLES = (
     "generate --offline --path chroma --collection docs --output pairs.jsonl --hide name",
 )
 # Flags of one way of generating only; the other way refuses them.
-OFFLINE = ("hide", "min_words", "keywords", "workers", "on")
+OFFLINE = ("hide", "min_words", "keywords", "workers")
 MODEL = ("model", "base_url", "prompt", "system_prompt", "var", "sample", "temperature", "price_out", *LIMITS)
 MODEL += ("requests_per_minute", "tokens_per_minute", "part", "join")
 FILTERS = ("question_words", "answer_words", "same_language", "grounded", "round_trip", "near_duplicates")
@@ -25,6 +25,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="F.jsonl", help="file of pairs to write")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N chunks; --offline: at most N pairs")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of all draws (default 0)")
+    add_workers(parser, "1")
     add_store(parser)
     _add_model(parser.add_argument_group("with a language model", "see docs/how_to/generation.md"))
     _add_filters(parser.add_argument_group("filters of a model's pairs", "failed pairs go to OUTPUT.rejected.jsonl"))
@@ -35,7 +36,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--min-words", type=int, metavar="N", help="least words of an answer (default 8)")
     text = "for chunks without a pair: their N most telling words (tf-idf) as the question, their text as the answer"
     group.add_argument("--keywords", type=int, metavar="N", help=text)
-    add_workers(group, "1")
 
 
 def _add_model(group) -> None:
@@ -101,7 +101,7 @@ def _run_model(args: argparse.Namespace) -> None:
     from data_prep.generation.questions import QuestionGenerator
 
     names = {"prompt": "prompt_path", "store": "db_type", "collection": "collection_name", "output": "output_path"}
-    same = (*FLAGS, "limit", "seed", *MODEL)
+    same = (*FLAGS, "limit", "seed", "on", *MODEL)
     flags = _set_flags(args, *(name for name in (*same, *names) if name != "var"))
     config = QuestionGenerationConfig(
         **{names.get(name, name): value for name, value in flags.items()},

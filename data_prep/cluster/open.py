@@ -16,14 +16,18 @@ def problems_of(count: int, on: str | None) -> list[str]:
 
 
 def open_workers(
-    count: int, on: str | None, inputs: Iterable[Path | Location] = (), output: Path | None = None
+    count: int,
+    on: str | None,
+    inputs: Iterable[Path | Location] = (),
+    output: Path | None = None,
+    twice: bool = True,
 ) -> Workers:
     """Returns workers, to be entered: `count` processes, or those of the cluster that `on` names, see RayWorkers.
 
-    inputs: what tasks read. output: tasks write beside it. Absolute paths.
+    inputs: what tasks read. output: tasks write beside it. Absolute paths. twice: see RayWorkers.
     """
     if on is None:
         return Workers(count)
     from data_prep.cluster.ray_workers import RayWorkers
 
-    return RayWorkers(on, inputs, output)
+    return RayWorkers(on, inputs, output, twice)

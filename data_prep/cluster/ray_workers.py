@@ -27,6 +27,7 @@ RETRIES = 5  # of a task whose process or node died
 LOOK_SECONDS = 2.0  # between two looks at the nodes
 PATIENCE = 120.0  # seconds without any node that has a core, and for one node's answer to the first checks
 CONNECT_SECONDS = 5.0
+CLIENT_SERVER_DIED = "Starting Ray client server failed"  # in Ray's own words
 GRACE = 15.0  # seconds for cancelled tasks to end
 SILENT = 30.0  # seconds after a node left, until a task that is waited for runs a second time: Ray may wait 7 minutes
 
@@ -35,14 +36,15 @@ class RayWorkers(Workers):
     """The nodes of a Ray cluster as long as the block.
 
     on: "ray" (RAY_ADDRESS, else the cluster that this machine is a part of) or "ray://HOST:PORT". A process that is
-    connected already stays connected. inputs, output: see nodes.Job. count: cores of all nodes.
+    connected already stays connected. inputs, output: see nodes.Job. count: cores of all nodes. twice: a task that is
+    silent after a node left runs a second time beside itself (SILENT).
     BadInput: no Ray, no cluster, or nodes that differ from this machine. Failed: a task died RETRIES + 1 times, or no
     node was left for PATIENCE seconds.
     """
 
-    def __init__(self, on: str, inputs: Iterable[Path | Location] = (), output: Path | None = None):
+    def __init__(self, on: str, inputs: Iterable[Path | Location] = (), output: Path | None = None, twice: bool = True):
         super().__init__(1)
-        self.on, self.inputs, self.output = on, list(inputs), output
+        self.on, self.inputs, self.output, self.twice = on, list(inputs), output, twice
         self._nodes: dict[str, str] = {}  # id -> name, of nodes with a core
         self._under_way: set[Any] = set()
         self._looked = self._seen = self._left = 0.0  # times: of a look, of a node with a core, when one left
@@ -102,7 +104,7 @@ class RayWorkers(Workers):
         try:
             while not (ready := self.ray.wait(runs, timeout=LOOK_SECONDS)[0]):
                 self._look()
-                if len(runs) == 1 and began < self._left < time.monotonic() - SILENT:
+                if self.twice and len(runs) == 1 and began < self._left < time.monotonic() - SILENT:
                     runs.append(self._begin(start))
             self._under_way.difference_update(ready)
             return self.ray.get(ready[0])
@@ -223,7 +225,11 @@ def _connect(ray: Any, on: str) -> None:
     try:
         ray.init(address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())
+        if CLIENT_SERVER_DIED in reason:  # ray-project/ray#63202: it is forked beside threads of gRPC
+            reason = f"{CLIENT_SERVER_DIED} there; run again, or start the head with GRPC_ENABLE_FORK_SUPPORT=0"
+            raise BadInput(f"{said}: {reason}") from None
+        reason = reason[:300]
         raise BadInput(f"{said}: no Ray cluster can be reached: {reason}; {mend}") from None
 
 

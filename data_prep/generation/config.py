@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_prep.cluster.open import problems_of
 from data_prep.common.errors import collect
 from data_prep.common.files import check, check_output_file
 from data_prep.common.paths import user_path
@@ -51,6 +52,7 @@ class QuestionGenerationConfig:
     tokens_per_minute: int | None = None
     part: str | None = None  # "3/8": ask about the third of eight parts of the chunks only, and write no pairs
     join: bool = False  # write the pairs of all parts, and ask nothing
+    on: str | None = None  # ask from the nodes of a Ray cluster: "ray" or "ray://HOST:PORT", see cluster/ray_workers.py
     retry: Retry = field(default_factory=Retry)
     price_in: float | None = None  # of a million tokens, as price_out
     price_out: float | None = None
@@ -114,6 +116,11 @@ class QuestionGenerationConfig:
     def _part_problems(self) -> list[str]:
         problems: list[str] = []
         part = collect(problems, lambda: self.worker)
+        problems += problems_of(1, self.on)
+        if self.on and (self.part or self.join):
+            problems.append(
+                f"--on and --{'part' if self.part else 'join'}: choose one; --on divides and joins by itself"
+            )
         if part and self.join:
             problems.append("--part and --join: choose one; join when every part has run")
         if part and 0 < (self.requests_per_minute or 0) < part.count:

@@ -78,9 +78,11 @@ class AnswerCache(Generic[A]):
         kind: type[A],
         part: Part | None = None,
         reading: bool = False,
+        patience: float = 0.0,
     ):
         """request: all that decides the answer except the text: model, prompt, parameters. JSON values, no secret.
         part: of this process; None: it asks about all chunks. reading: it asks about none, and writes nothing.
+        patience: seconds to wait for the end of another process that asks the same.
 
         Failed: another process asks the same; of parts this is seen on one machine only.
         """
@@ -100,7 +102,7 @@ class AnswerCache(Generic[A]):
         self._lock = self._file = None
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not reading:
-            self._lock_out_others()
+            self._lock_out_others(patience)
         own = None if part or reading else self.path
         for path in sorted(folder.glob(f"{self._name}*.jsonl")):
             if path != own:
@@ -113,7 +115,7 @@ class AnswerCache(Generic[A]):
     def _of(self, part: Part) -> str:
         return f"{self._name}.part-{part.number}-of-{part.count}"
 
-    def _lock_out_others(self) -> None:
+    def _lock_out_others(self, patience: float) -> None:
         from filelock import FileLock, Timeout
 
         lock, what = self.path.with_suffix(".lock"), "another run asks the same of the same model"
@@ -123,7 +125,7 @@ class AnswerCache(Generic[A]):
             what = f"another run on this machine is --part {self._part} of the same"
         self._lock = FileLock(lock)
         try:
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=patience)
         except Timeout:
             raise Failed(f"{self.path}: {what}; wait for it, or give --cache DIR") from None
 
@@ -250,6 +252,10 @@ class AnswerCache(Generic[A]):
         for path in sorted(self._folder.glob(f"{self._name}.part-*.json")):
             found |= {bytes.fromhex(key): tuple(reason) for key, reason in json.loads(path.read_bytes()).items()}
         return found
+
+    def files_of_parts(self) -> list[Path]:
+        """Lists the files of all parts, those of other processes included."""
+        return sorted(self._folder.glob(f"{self._name}.part-*.jsonl"))
 
     @property
     def parts(self) -> int | None:

@@ -6,20 +6,25 @@ at each kill, and the output show whether every answerable chunk's pairs are the
 whether the key got into any file. Prints one JSON line; exit code 1 where something does not hold.
 
 --parts 4: so many workers share the chunks, with one cache; the kills hit them in turn, and the join once.
+--on-ray: the parts are tasks of a Ray of this machine; the kills hit their processes, and one more the command itself.
 --per-minute 240: the limit of requests that they share; the busiest minute of the server's log is reported.
 """
 
 import argparse
 import hashlib
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from data_prep.common.files import unfinished_name
 from data_prep.model_server.endpoint import MINUTE
@@ -37,6 +42,7 @@ from tests.language_model import (
     serving,
 )
 from tests.launching import ROOT, environment
+from tests.ray_head import ray_head, running_tasks
 
 SHARE = 0.2  # of the calls that fail
 
@@ -63,6 +69,7 @@ class Report:
     busiest_minute: int
     files_with_key: list[str]
     seconds: float
+    on_ray: bool = False
 
     def holds(self) -> bool:
         right = self.pairs_right and self.rejected_right and not self.files_with_key
@@ -81,6 +88,83 @@ def _said(folder: Path) -> str:
     return "\n".join(path.read_text() for path in folder.glob("log*.txt"))
 
 
+class Work(NamedTuple):
+    """What is done to one generation. start: starts a command, see above."""
+
+    server: LanguageModel
+    command: list[str]  # that would do all in one process
+    folder: Path
+    chunks: int
+    kills: int
+    parts: int
+    start: Callable[[list[str], Path], subprocess.Popen]
+
+    def wait_for_kill(self, number: int, of: int) -> None:
+        """Waits for so many answers that `of` kills are spread evenly over the run. number: from 0."""
+        self.server.wait_for_answers((number + 1) * self.chunks // (of + 1), seconds=600)
+
+    def struck(self) -> "Kill":
+        return Kill(_on_disk(self.folder, self.chunks), len(self.server.calls))
+
+
+class Kill(NamedTuple):
+    durable: set[str]  # chunks whose answer was on disk
+    calls: int  # that had arrived
+
+
+class Ended(NamedTuple):
+    kills: list[Kill]
+    lost: int  # processes that were killed while they asked
+    command: list[str]  # that writes the pairs
+
+
+def killed_processes(work: Work) -> Ended:
+    """One process, or one for each part and a join; they are killed in turn and started again."""
+    parts, command = work.parts, work.command
+    workers = [[*command, "--part", f"{n}/{parts}"] for n in range(1, parts + 1)] if parts > 1 else [command]
+    processes = [work.start(worker, work.folder) for worker in workers]
+    struck = []
+    for kill in range(work.kills):
+        work.wait_for_kill(kill, work.kills)
+        running = [n for n in range(parts) if processes[n].poll() is None]
+        assert running, "they ended before one was killed"
+        process = processes[killed := running[kill % len(running)]]
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        struck.append(work.struck())
+        processes[killed] = work.start(workers[killed], work.folder)
+    assert [process.wait() for process in processes] == [0] * parts, _said(work.folder)
+    if parts > 1:
+        command = [*command, "--join"]
+        _kill_while_it_writes(work.start(command, work.folder), work.folder / "pairs.jsonl")
+        assert work.start(command, work.folder).wait() == 0, _said(work.folder)
+    return Ended(struck, work.kills, command)
+
+
+def killed_on_ray(work: Work) -> Ended:
+    """Tasks of a Ray with a core for each part; their processes are killed in turn, and at the end the command."""
+    struck, command = [], [*work.command, "--on", "ray"]
+    with ray_head(work.parts, OPENAI_API_KEY=KEY) as head:
+        os.environ["RAY_ADDRESS"] = head.address
+        process = work.start(command, work.folder)
+        for kill in range(work.kills):
+            work.wait_for_kill(kill, work.kills + 1)
+            running = running_tasks(head)
+            running[kill % len(running)].kill()
+            struck.append(work.struck())
+        work.wait_for_kill(work.kills, work.kills + 1)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        struck.append(work.struck())
+        assert work.start(command, work.folder).wait() == 0, _said(work.folder)
+        shutil.copytree(head.folder, work.folder / "ray", ignore=_no_socket)  # is the key in what Ray wrote?
+    return Ended(struck, work.kills + work.parts, command)
+
+
+def _no_socket(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if not (Path(folder) / name).is_file() and not (Path(folder) / name).is_dir()]
+
+
 def soak(
     folder: Path,
     chunks: int,
@@ -91,6 +175,7 @@ def soak(
     parts: int = 1,
     per_minute: int | None = None,
     start=start,
+    run: Callable[[Work], Ended] = killed_processes,
 ) -> Report:
     """One run in this folder, which is empty. start: starts a command, see above."""
     names = [f"c{number}" for number in range(chunks)]
@@ -99,31 +184,11 @@ def soak(
     began = time.monotonic()
     with serving(server) as url:
         command = _command(folder, url, concurrency, slow, per_minute)
-        workers = [[*command, "--part", f"{n}/{parts}"] for n in range(1, parts + 1)] if parts > 1 else [command]
-        processes = [start(worker, folder) for worker in workers]
-        on_disk, asked_again = [], 0
-        later: list[tuple[int, set[str]]] = []  # where the log stood at each kill, and which chunks were on disk
-        for kill in range(kills):
-            server.wait_for_answers((kill + 1) * chunks // (kills + 1), seconds=600)
-            running = [n for n in range(parts) if processes[n].poll() is None]
-            assert running, "they ended before one was killed"
-            process = processes[killed := running[kill % len(running)]]
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            durable = _on_disk(folder, chunks)
-            on_disk.append(len(durable))
-            later.append((len(server.calls), durable))
-            processes[killed] = start(workers[killed], folder)
-        assert [process.wait() for process in processes] == [0] * parts, _said(folder)
-        if parts > 1:
-            command.append("--join")
-            _kill_while_it_writes(start(command, folder), folder / "pairs.jsonl")
-            assert start(command, folder).wait() == 0, _said(folder)
-        for at, durable in later:
-            asked_again += sum(call.chunk in durable for call in server.calls[at:])
+        ended = run(Work(server, command, folder, chunks, kills, parts, start))
+        asked_again = sum(call.chunk in kill.durable for kill in ended.kills for call in server.calls[kill.calls :])
         repeated, calls, failed = server.repeated(), len(server.calls), server.counts()
-        other = [str(folder / "other.jsonl") if part == str(folder / "pairs.jsonl") else part for part in command]
-        assert start(other, folder).wait() == 0
+        pairs, other = (str(folder / name) for name in ("pairs.jsonl", "other.jsonl"))
+        assert start([other if word == pairs else word for word in ended.command], folder).wait() == 0, _said(folder)
         extra = len(server.calls) - calls
     assert (folder / "other.jsonl").read_bytes() == (folder / "pairs.jsonl").read_bytes()
     del failed["answered"]
@@ -134,14 +199,14 @@ def soak(
     misfits = {chunk(int(name[1:])).id for name in names if server.form(name) in (*HOPELESS, "truncated")}
     return Report(
         chunks=chunks,
-        kills=kills,
+        kills=len(ended.kills),
         concurrency=concurrency,
         calls=calls,
         failed_calls=dict(failed),
-        on_disk_at_kills=on_disk,
+        on_disk_at_kills=[len(kill.durable) for kill in ended.kills],
         asked_again=asked_again,
         repeated=len(repeated),
-        repeated_at_most=kills * concurrency,
+        repeated_at_most=ended.lost * concurrency,
         pairs=len(got),
         pairs_right=got == wanted,
         rejected_right=rejected == misfits,
@@ -151,6 +216,7 @@ def soak(
         busiest_minute=_busiest_minute([call.at for call in server.calls]),
         files_with_key=files_with_key(folder),
         seconds=round(time.monotonic() - began, 1),
+        on_ray=run is not killed_processes,
     )
 
 
@@ -192,8 +258,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--parts", type=int, default=1)
     parser.add_argument("--per-minute", type=int)
+    parser.add_argument("--on-ray", action="store_true")
     args = parser.parse_args()
     shared = {"parts": args.parts, "per_minute": args.per_minute}
+    if args.on_ray:
+        shared["run"] = killed_on_ray
     with tempfile.TemporaryDirectory() as folder:
         report = soak(Path(folder), args.chunks, args.kills, args.concurrency, args.seed, **shared)
     print(json.dumps(asdict(report)))
