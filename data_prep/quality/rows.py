@@ -36,7 +36,7 @@ SPLIT_ROWS = 20_000  # of a shard folder, read by one task
 
 @dataclass
 class Facts:
-    """What a report keeps of rows."""
+    """Counts, keys and lengths of rows, for a report."""
 
     keys: Keys = field(default_factory=Keys)
     splits: Counter[str] = field(default_factory=Counter)

@@ -42,7 +42,7 @@ from tests.language_model import (
     serving,
 )
 from tests.launching import ROOT, environment
-from tests.ray_head import ray_head, running_tasks
+from tests.ray_head import QUIET, ray_head, running_tasks
 
 SHARE = 0.2  # of the calls that fail
 
@@ -89,7 +89,7 @@ def _said(folder: Path) -> str:
 
 
 class Work(NamedTuple):
-    """What is done to one generation. start: starts a command, see above."""
+    """One generation, before it is killed. start: starts a command, see above."""
 
     server: LanguageModel
     command: list[str]  # that would do all in one process
@@ -145,11 +145,13 @@ def killed_on_ray(work: Work) -> Ended:
     """Tasks of a Ray with a core for each part; their processes are killed in turn, and at the end the command."""
     struck, command = [], [*work.command, "--on", "ray"]
     with ray_head(work.parts, OPENAI_API_KEY=KEY) as head:
-        os.environ["RAY_ADDRESS"] = head.address
+        os.environ |= QUIET | {"RAY_ADDRESS": head.address}
         process = work.start(command, work.folder)
         for kill in range(work.kills):
             work.wait_for_kill(kill, work.kills + 1)
-            running = running_tasks(head)
+            while not (running := running_tasks(head)):
+                assert process.poll() is None, _said(work.folder)
+                time.sleep(0.05)
             running[kill % len(running)].kill()
             struck.append(work.struck())
         work.wait_for_kill(work.kills, work.kills + 1)
