@@ -8,12 +8,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from data_prep.reading.retrieval_sets import RetrievalSet
 from trainer.blending.halves import Halves
-from trainer.blending.measured import PerQuery
+from trainer.blending.measured import PerQuery, key_of
 from trainer.evaluation.compare import compare, means, paired_bootstrap
 
 METRIC = "nDCG@10"
@@ -29,14 +30,24 @@ class Side:
     data: RetrievalSet
     halves: Halves
     by_share: dict[float, PerQuery]
+    metric: str = METRIC  # by which a share is chosen, or refused
+
+    @cached_property
+    def key(self) -> str:
+        """The sha256 of the set."""
+        return key_of(self.data)
+
+    def values(self, share: float) -> dict[str, float]:
+        """Returns the metric of every query."""
+        return {query: found[self.metric] for query, found in self.by_share[share].items()}
 
     def mean(self, share: float, half: int) -> float:
-        """Mean of METRIC over the half that chooses (0) or reports (1)."""
-        return float(np.mean([self.by_share[share][query][METRIC] for query in self.halves[half]]))
+        """Mean of the metric over the half that chooses (0) or reports (1)."""
+        return float(np.mean([self.by_share[share][query][self.metric] for query in self.halves[half]]))
 
     def change(self, share: float) -> list[float]:
-        """Returns the paired 95 % interval of METRIC's change from the base, over the half that chooses."""
-        sides = ([self.by_share[one][query][METRIC] for query in self.halves[0]] for one in (0.0, share))
+        """Returns the paired 95 % interval of the metric's change from the base, over the half that chooses."""
+        sides = ([self.by_share[one][query][self.metric] for query in self.halves[0]] for one in (0.0, share))
         return list(paired_bootstrap(*map(np.array, sides)))
 
     def reported(self, share: float) -> PerQuery:
@@ -84,7 +95,7 @@ def report(domain: Side, general: Side | None, chosen: float, most_lost: float) 
         row = {"share": share, "refused": reason, "domain": _row(domain, share)}
         rows.append(row | ({"general": _row(general, share) | {"change_95": general.change(share)}} if general else {}))
     return {
-        "metric": METRIC,
+        "metric": domain.metric,
         "chosen": chosen,
         "gain_kept": gain_kept([domain.mean(share, 1) for share in (0.0, chosen, 1.0)]),
         "domain": _against(domain, chosen),

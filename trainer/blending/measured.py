@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.common.console import say
@@ -18,9 +19,10 @@ PerQuery = dict[str, dict[str, float]]  # query id -> metric -> value
 class Measured:
     """The file. Rows are by set and share; a file of other models is begun anew."""
 
-    def __init__(self, path: Path, models: str):
-        """models: hash of all that decides an embedding. Raises BadInput for a file of something else."""
-        self.path, values = path, read_object(path)
+    def __init__(self, path: Path, models: str, metrics: Sequence[str] = METRICS):
+        """models: hash of all that decides an embedding. metrics: of every query. Raises BadInput for a file of
+        something else."""
+        self.path, self.metrics, values = path, metrics, read_object(path)
         if values and not {"blend", "models", "sets"} <= values.keys():
             raise BadInput(f"{path}: is no record of trainer.blend, which would replace it; move it, or name another")
         fits = values.get("blend") == FORMAT and values.get("models") == models
@@ -31,13 +33,13 @@ class Measured:
     def get(self, key: str, data: RetrievalSet, share: float) -> PerQuery | None:
         """Returns the metrics of a share on a set, or None where they are not measured. key: key_of(data)."""
         columns = self.values["sets"].get(key, {}).get(repr(share))
-        if columns is None or not columns.keys() >= set(METRICS):
+        if columns is None or not columns.keys() >= set(self.metrics):
             return None
-        rows = zip(*(columns[name] for name in METRICS))
-        return {query: dict(zip(METRICS, row)) for query, row in zip(data.query_ids, rows, strict=True)}
+        rows = zip(*(columns[name] for name in self.metrics))
+        return {query: dict(zip(self.metrics, row)) for query, row in zip(data.query_ids, rows, strict=True)}
 
     def put(self, key: str, data: RetrievalSet, share: float, per_query: PerQuery) -> None:
-        columns = {name: [per_query[query][name] for query in data.query_ids] for name in METRICS}
+        columns = {name: [per_query[query][name] for query in data.query_ids] for name in self.metrics}
         self.values["sets"].setdefault(key, {})[repr(share)] = columns
         with whole_file(self.path) as file:
             json.dump(self.values, file, separators=(",", ":"))

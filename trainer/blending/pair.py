@@ -1,6 +1,7 @@
 """Two model folders that belong together: a base, and what was trained from it. Others are refused with the reasons."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,12 +46,15 @@ class Pair:
         return self.base_spec is None
 
 
-def open_pair(base: ModelConfig, tuned: ModelConfig) -> Pair:
-    """Reads both folders. Raises BadInput with every reason why there is nothing between them."""
+def open_pair(base: ModelConfig, tuned: ModelConfig, tell: Callable[[str], None] = say) -> Pair:
+    """Reads both folders. Raises BadInput with every reason why there is nothing between them. tell: gets a line where
+    the base is not read as its own folder says."""
     base_folder, folder = (Path(fetch(model.path, model.trust_remote_code)) for model in (base, tuned))
     is_adapter = (folder / ADAPTER_CONFIG).is_file()
     check(_wrong_kinds(base_folder, folder, is_adapter))
-    return (_with_adapter if is_adapter else _of_whole)(base, tuned, base_folder, folder)
+    if is_adapter:
+        return _with_adapter(base, tuned, base_folder, folder)
+    return _of_whole(base, tuned, base_folder, folder, tell)
 
 
 def _wrong_kinds(base: Path, tuned: Path, is_adapter: bool) -> list[str]:
@@ -82,12 +86,14 @@ def _with_adapter(base: ModelConfig, tuned: ModelConfig, base_folder: Path, fold
     return Pair(base_folder, base.path, base, None, folder, config, spec, tokenizer)
 
 
-def _of_whole(base: ModelConfig, tuned: ModelConfig, base_folder: Path, folder: Path) -> Pair:
+def _of_whole(
+    base: ModelConfig, tuned: ModelConfig, base_folder: Path, folder: Path, tell: Callable[[str], None]
+) -> Pair:
     if began_with(base, tuned) and not began_with(tuned, base):
         raise BadInput(f"BASE: {base.path} was trained from TUNED, {tuned.path}; name the model before training first")
     config = as_trained(tuned)
     spec = read_spec(config, folder)
-    base_config = _base_as_read(base, tuned, base_folder, spec)
+    base_config = _base_as_read(base, tuned, base_folder, spec, tell)
     base_spec = read_spec(base_config, base_folder)
     tokenizer = load_tokenizer(config, str(folder))
     problems = _read_unlike(facts_of(base_spec), facts_of(spec))
@@ -97,7 +103,9 @@ def _of_whole(base: ModelConfig, tuned: ModelConfig, base_folder: Path, folder: 
     return Pair(base_folder, base.path, base_config, base_spec, folder, config, spec, tokenizer)
 
 
-def _base_as_read(base: ModelConfig, tuned: ModelConfig, folder: Path, spec: ModelSpec) -> ModelConfig:
+def _base_as_read(
+    base: ModelConfig, tuned: ModelConfig, folder: Path, spec: ModelSpec, tell: Callable[[str], None]
+) -> ModelConfig:
     """Returns the base as the run read it whose training began with it; another base as its own folder says, or like
     the tuned model where that says nothing of embeddings."""
     _, alike = read_alike(tuned, base)
@@ -105,7 +113,7 @@ def _base_as_read(base: ModelConfig, tuned: ModelConfig, folder: Path, spec: Mod
         own = stated_pooling(folder) and facts_of(read_spec(base, folder))
         unlike = [key for key in ("pooling", "normalize", *PROMPTS) if own and own[key] != facts_of(spec)[key]]
         if unlike:
-            say(f"{base.path} is read as in the training of {tuned.path}, not as it says itself ({', '.join(unlike)})")
+            tell(f"{base.path} is read as in the training of {tuned.path}, not as it says itself ({', '.join(unlike)})")
         return alike
     if stated_pooling(folder) is None:
         return alike.model_copy(update={"normalize": spec.normalize, "bidirectional": spec.bidirectional})

@@ -4,9 +4,11 @@
   (WiSE-FT, Wortsman et al. 2021, arXiv:2109.01903; LM-Cocktail, Xiao et al. 2023, arXiv:2311.13534).
 - An adapter: its scale. The base stays as it is, quantised or not, and is never copied.
 - Share 0 is the base and share 1 the tuned model, to the last bit of every tensor that is set.
+- Every rank has a whole copy, whatever engine trained the model. Rank 0 reads the files; the others get its numbers.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,7 +28,7 @@ from trainer.model_folder.spec import ModelSpec
 
 
 class Between:
-    """The model, in an engine of one process."""
+    """The model, whole on every rank."""
 
     def __init__(self, engine: TorchEngine, move: Callable[[float], None], untrained: Callable[[float], dict]):
         """move: sets the engine's weights to a share. untrained: of the same share, tensors that no embedding sees."""
@@ -34,7 +36,7 @@ class Between:
         self.share: float | None = None
 
     def set(self, share: float) -> None:
-        """Sets the weights. share: 0, the base, to 1, the tuned model."""
+        """Sets the weights. share: 0, the base, to 1, the tuned model. Collective."""
         if share != self.share:
             self.share = None  # while it is neither the one nor the other
             with torch.no_grad():
@@ -42,17 +44,32 @@ class Between:
             self.share = share
 
     def weights(self) -> dict[str, Tensor]:
-        """fp32 CPU tensors by name, as save_embedder takes them."""
-        return self.engine.weights() | self._untrained(self.share)
+        """fp32 CPU tensors by name, as save_embedder takes them; empty on other ranks than 0."""
+        return {} if self.engine.world.rank else self.engine.weights() | self._untrained(self.share)
 
 
-def between(pair: Pair, device: torch.device) -> Between:
-    """Loads the model. Raises BadInput for folders between which nothing lies."""
-    return (_scaled if pair.is_adapter else _whole)(pair, device)
+@dataclass(frozen=True)
+class _Place:
+    """The ranks that hold the model, each on its device."""
+
+    device: torch.device
+    world: World
+    dtype: torch.dtype | None
+
+    @property
+    def sources(self) -> Sources | None:
+        """Takes the numbers of a model until an engine fills it; None: they are loaded at once."""
+        return Sources(reads=self.world.rank == 0) if self.world.size > 1 else None
+
+    def engine(self, embedder: Embedder) -> TorchEngine:
+        return TorchEngine(embedder, OptimConfig(), self.world, self.device, self.dtype)
 
 
-def _engine(embedder: Embedder, device: torch.device) -> TorchEngine:
-    return TorchEngine(embedder, OptimConfig(), World(), device, None)
+def between(pair: Pair, device: torch.device, world: World | None = None, dtype: torch.dtype | None = None) -> Between:
+    """Loads the model. world: the ranks that hold it, by default this process alone. dtype: of the matrix products;
+    None: fp32. Raises BadInput for folders between which nothing lies. Collective."""
+    place = _Place(device, world or World(), dtype)
+    return (_scaled if pair.is_adapter else _whole)(pair, place)
 
 
 class _End:
@@ -67,22 +84,28 @@ class _End:
         return self._sources.read(self.tensors[name]).detach()
 
 
-def _whole(pair: Pair, device: torch.device) -> Between:
-    base, tuned = _End(pair.base_spec, pair.base_config), _End(pair.spec, pair.config)
-    check(_unlike(base, tuned))
-    embedder, _ = build_embedder(pair.spec, pair.config)
-    engine = _engine(embedder, device)
-    names = [name for name, tensor in base.tensors.items() if tensor.is_floating_point()]
-    tensors = embedder.stored()
+def _whole(pair: Pair, place: _Place) -> Between:
+    ends: list[_End] = []  # on rank 0
+
+    def open_ends() -> None:
+        ends.extend((_End(pair.base_spec, pair.base_config), _End(pair.spec, pair.config)))
+        check(_unlike(*ends))
+
+    place.world.on_first(open_ends)
+    embedder, _ = build_embedder(pair.spec, pair.config, sources=place.sources)
+    engine = place.engine(embedder)
+    tensors = {name: tensor for name, tensor in embedder.stored().items() if tensor.is_floating_point()}
 
     def move(share: float) -> None:
-        for name in names:
-            tensors[name].data.copy_(torch.lerp(base.read(name).float(), tuned.read(name).float(), share))
+        for name, tensor in tensors.items():
+            if ends:
+                tensor.data.copy_(torch.lerp(*(end.read(name).float() for end in ends), share))
+            place.world.broadcast(tensor.data)
 
     def untrained(share: float) -> dict[str, Tensor]:
+        base, tuned = (end.untrained for end in ends)
         return {
-            name: torch.lerp(base.untrained[name], tensor, share) if name in base.untrained else tensor
-            for name, tensor in tuned.untrained.items()
+            name: torch.lerp(base[name], tensor, share) if name in base else tensor for name, tensor in tuned.items()
         }
 
     return Between(engine, move, untrained)
@@ -102,11 +125,11 @@ def _unlike(base: _End, tuned: _End) -> list[str]:
     return problems
 
 
-def _scaled(pair: Pair, device: torch.device) -> Between:
-    embedder, _ = build_embedder(pair.spec, pair.config, device=device)
+def _scaled(pair: Pair, place: _Place) -> Between:
+    embedder, _ = build_embedder(pair.spec, pair.config, None, place.device, place.dtype, sources=place.sources)
     embedder.adapter.base = str(Path(pair.base_name).resolve()) if Path(pair.base_name).exists() else pair.base_name
-    embedder.adapter.base_sha256 = weights_sha256(pair.base)
-    engine = _engine(embedder, device)
+    embedder.adapter.base_sha256 = place.world.on_first(lambda: weights_sha256(pair.base))
+    engine = place.engine(embedder)
     ends = adapters.ends(embedder.adapter)
 
     def move(share: float) -> None:

@@ -311,6 +311,16 @@ TRAIN_LOSS = "train_loss"  # a watched metric that needs no evaluation set
 GENERAL = "general"  # name of data.general among the evaluation sets
 
 
+def _blend_or_none(value: Any) -> Any:
+    """Reads what YAML makes of `off`. Raises ValueError for `on`."""
+    if value is True:
+        raise ValueError("true says nothing of the way; write auto")
+    return None if value is False or (isinstance(value, str) and value.strip().lower() in ("off", "none")) else value
+
+
+BlendKey = Annotated[Literal["auto"] | bool | None, BeforeValidator(_blend_or_none)]  # never a bool once it is read
+
+
 class WatchConfig(Section):
     """Evaluations: the best model, which final/ holds, early stopping, and warnings. tolerance: of a fall on
     data.general (by nDCG@10 beside train_loss), and of a rise of the train rows' similarities while the metric falls,
@@ -321,6 +331,7 @@ class WatchConfig(Section):
     patience: int | None = Field(None, ge=1)  # epochs without a better value, after which the run ends
     min_delta: float = Field(0.0, ge=0)  # by which a better value must be better
     keep_last: bool = False  # the last model stays in last/ where final/ holds another
+    blend: BlendKey = None  # auto: final/ may lie between the model before training and the best one
     # evaluations beside those at the ends of epochs
     every_steps: int | None = Field(None, ge=1)
     every_minutes: float | None = Field(None, gt=0)

@@ -23,6 +23,13 @@ class Applied:
     skipped: bool  # the gradient was not finite, nothing was changed
 
 
+def empty(module: nn.Module) -> None:
+    """Takes the numbers of all parameters and buffers."""
+    for tensor in [*module.parameters(), *module.buffers()]:
+        tensor.grad = None
+        tensor.data = torch.empty(0, device=tensor.device, dtype=tensor.dtype)
+
+
 class Engine(Protocol):
     """Holds a model, runs its passes, brings gradients together once per optimizer step, and updates the weights.
     State goes out and comes in as full fp32 tensors by parameter name, so any engine resumes any other's checkpoint."""
@@ -67,3 +74,6 @@ class Engine(Protocol):
 
     def load_moments(self, moments: dict[str, Tensor], updates: int) -> None:
         """Loads full moments by name. updates: AdamW updates that they have seen. Weights are loaded before."""
+
+    def release(self) -> None:
+        """Gives back the memory of weights, gradients and moments; the engine runs no pass afterwards. Collective."""

@@ -10,7 +10,7 @@ from trainer.config.sections import OptimConfig
 from trainer.distributed.collectives import World
 from trainer.engine.gradient_traffic import GradientTraffic
 from trainer.engine.optimizer import LossScale, adamw, clip_factor
-from trainer.engine.protocol import MOMENTS, Applied, Engine
+from trainer.engine.protocol import MOMENTS, Applied, Engine, empty
 from trainer.engine.weight_average import Average, whole_average
 from trainer.model import quantization
 from trainer.model.base_dtype import in_fp32
@@ -122,3 +122,10 @@ class TorchEngine(Engine):
         for name, parameter in self.named.items():
             state = {key: moments[f"{key}.{name}"].to(self.device) for key in MOMENTS}
             self.optimizer.state[parameter] = {"step": torch.tensor(float(updates), device=self.device), **state}
+
+    def release(self) -> None:
+        empty(self.embedder)
+        self.optimizer.state.clear()
+        self.average = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()

@@ -25,7 +25,7 @@ from trainer.distributed.deepspeed_json import OFFLOAD, check_deepspeed, read_ds
 from trainer.distributed.engines import ZERO
 from trainer.distributed.launcher_claims import rank
 from trainer.engine.optimizer import LossScale, adamw
-from trainer.engine.protocol import MOMENTS, Applied, Engine
+from trainer.engine.protocol import MOMENTS, Applied, Engine, empty
 from trainer.engine.weight_average import Average, whole_average
 from trainer.model.base_dtype import in_fp32, product_weights
 from trainer.model.embedder import Embedder
@@ -131,6 +131,7 @@ class ZeroEngine(Engine):
         self._zero = deepspeed.zero
         self._rounded: set[nn.Parameter] = set()  # weights that ZeRO-3 gathers in the dtype of the products
         self.world, self.device, self.dtype = world, accelerator.device, dtype
+        self._free = accelerator.free_memory  # ends DeepSpeed's engine, and lets go of what accelerate holds of it
         self.by_chunk, self._reduced = by_chunk, 0  # chunks of the step whose gradients are in the partitions
         self.embedder = embedder
         embedder.pack(self.device, dtype)
@@ -305,6 +306,18 @@ class ZeroEngine(Engine):
         for name, parameter in self.named.items():
             for key in MOMENTS:
                 self._fill(parameter, key, moments[f"{key}.{name}"].flatten())
+
+    def release(self) -> None:
+        """DeepSpeed's flat memory is let go of with its engine; the parameters that the model keeps are emptied."""
+        self._free()
+        for parameter in self.embedder.parameters():
+            for name in ("ds_tensor", "ds_secondary_tensor"):  # of ZeRO-3: this rank's share
+                if (part := getattr(parameter, name, None)) is not None:
+                    part.data = torch.empty(0, dtype=part.dtype)
+        empty(self.embedder)
+        self.engine = self.optimizer = self.average = None
+        self.named = {}
+        self._free()  # collects what nothing refers to any more
 
     def _link_states(self) -> None:
         """Ties parameters to their states again, which DeepSpeed's getters need: ZeRO-1/2 do so once, when the first

@@ -37,9 +37,42 @@ def check_watch(inputs: Inputs) -> None:
     mend = about_value("watch.metric", name, (*METRICS, *PAIR_METRICS, TRAIN_LOSS))
     if metric != TRAIN_LOSS and (reason := name_problem(name, mend)):
         problems.append(f"watch.metric: {reason}, or {TRAIN_LOSS}")
-    elif metric != TRAIN_LOSS and (watch.patience or source):
+    elif metric != TRAIN_LOSS and (watch.patience or source or watch.blend):
         problems += _unwatched(inputs, source, name)
+    problems += _blend_problems(inputs, source, name) if watch.blend else []
     check(problems)
+
+
+def _blend_problems(inputs: Inputs, source: str, name: str) -> list[str]:
+    """Returns a line per reason why watch.blend cannot choose between the model before training and the best one. That
+    the watched set is missing, or does not measure the metric, is a problem of watch.metric."""
+    config, off, problems = inputs.config, "or leave out watch.blend", []
+    if inputs.config.model.lora.start:
+        problems.append(
+            f"watch.blend: the scale of an adapter leads to the bare base, and not to model.lora.start, where training "
+            f"begins; merge {config.model.lora.start} (python -m trainer.merge) and name that as model.path, {off}"
+        )
+    if config.watch.metric == TRAIN_LOSS:
+        problems.append(
+            f"watch.blend: queries choose the share, and with watch.metric={TRAIN_LOSS} none choose; watch a metric of "
+            f"a retrieval set, such as nDCG@10, {off}"
+        )
+    elif name in PAIR_METRICS:
+        problems.append(
+            f"watch.blend: {name} (watch.metric) is of scored pairs and has no value for a single query, by which a "
+            f"share is chosen; watch a metric of a retrieval set, such as nDCG@10, {off}"
+        )
+    if source == GENERAL:
+        problems.append(
+            f"watch.blend: watch.metric={config.watch.metric} would choose by the set that bounds the loss; watch a "
+            f"metric of data.eval or of a source, {off}"
+        )
+    elif GENERAL in inputs.eval_paths and isinstance(_opened(inputs, GENERAL), ScoredPairs):
+        problems.append(
+            f"watch.blend: data.general {config.data.general} has scored pairs, which have no values of single queries "
+            f"to bound the loss by; name a retrieval set, leave data.general out, {off}"
+        )
+    return problems
 
 
 def _check_listed(inputs: Inputs) -> None:
@@ -74,11 +107,13 @@ def _unwatched(inputs: Inputs, source: str, name: str) -> list[str]:
         if measured is None or name in measured:
             return []
         other = f"{sets[source]} does not measure it, but {', '.join(measured)}"
-        return [f"watch.metric: {other}; name one of them, or set watch.metric={TRAIN_LOSS}{_asking(watch)}"]
+        mend = "name a retrieval set" if watch.blend else f"name one of them, or set watch.metric={TRAIN_LOSS}"
+        return [f"watch.metric: {other}; {mend}{_asking(watch)}"]
     off = "data.eval, which is off" if inputs.config.data.eval is False else ""
     missing = off or "data.eval, and the shards have no eval split, which is not there"
     of = f"the set {source!r}, which is not there" if source else missing
-    return [f"watch.metric: {watch.metric} needs {of}; {_MEND}{_asking(watch)}"]
+    mend = "name a retrieval set" if watch.blend else f"name a set, or set watch.metric={TRAIN_LOSS}"
+    return [f"watch.metric: {watch.metric} needs {of}; {mend}{_asking(watch)}"]
 
 
 def _opened(inputs: Inputs, source: str) -> RetrievalSet | ScoredPairs | None:
@@ -102,12 +137,10 @@ def chooses(inputs: Inputs) -> bool:
     return metric == TRAIN_LOSS or (source in inputs.eval_paths and name in (_measured(inputs, source) or []))
 
 
-_MEND = f"name a set, or set watch.metric={TRAIN_LOSS}"
-
-
 def _asking(watch: WatchConfig) -> str:
     """Returns the other end of a mend: the setting that needs the metric."""
-    return ", or leave out watch.patience" if watch.patience else ""
+    keys = [f"watch.{key}" for key in ("patience", "blend") if getattr(watch, key)]
+    return f", or leave out {' and '.join(keys)}" if keys else ""
 
 
 def without_effect(inputs: Inputs) -> list[str]:
@@ -119,6 +152,8 @@ def without_effect(inputs: Inputs) -> list[str]:
     for name in [name for name, value in asked.items() if value and not sets]:
         lines.append(f"{name} changes nothing: there is no evaluation ({inputs.no_eval})")
     source, _, name = watch.metric.rpartition("/")
+    if watch.blend and GENERAL not in sets:
+        lines.append("watch.blend: without data.general nothing bounds what the blend forgets, and nothing measures it")
     general = general_metric(watch).rpartition("/")[2]
     if GENERAL in sets and general not in (_measured(inputs, GENERAL) or [general]):
         lines.append(f"watch.tolerance changes nothing for data.general: it does not measure {general}")

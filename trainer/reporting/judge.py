@@ -4,6 +4,7 @@
 - The model before training is preferred where it was higher on the choosing queries, or where the tuned one lies below
   it beyond the interval, on the reporting queries or on all.
 - The verdict is of the tuned model, on the reporting queries.
+- After a blend (watch.blend) the blended model takes the place of the tuned one in all of this.
 """
 
 import math
@@ -16,7 +17,7 @@ import numpy as np
 from trainer.config.sections import GENERAL, TRAIN_LOSS
 from trainer.evaluation.compare import paired_bootstrap
 from trainer.run_dir.queries import FOLDER, Halves, Values, mean_of, read_values, watched
-from trainer.run_dir.verdict import BASE, BETTER, NO_DIFFERENCE, NOT_MEASURED, TRAINED, WORSE
+from trainer.run_dir.verdict import BASE, BETTER, BLENDED, NO_DIFFERENCE, NOT_MEASURED, TRAINED, WORSE
 
 FEWEST = 6  # queries: five that all change alike are no sign at the 5 % level (2 / 2 ** 5)
 POWER = 1.96 + 0.84  # normal quantiles of 5 % on both sides, and of 80 % power
@@ -36,6 +37,15 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Blend:
+    """The share between the model before training (0) and the best one (1) that watch.blend chose."""
+
+    share: float
+    values: Values  # the metric of its queries, on the watched set and data.general
+    general: Sequence[str]  # queries of data.general that had no part in the choice
+
+
+@dataclass(frozen=True)
 class Case:
     """A run that is to be judged by the values in its folder queries/."""
 
@@ -45,6 +55,7 @@ class Case:
     best: Model  # by the choosing queries
     last: Model
     unmeasured: str | None = None  # the reason that there can be no verdict
+    blend: Blend | None = None
 
 
 def compare_queries(before: Mapping[str, float], after: Mapping[str, float], queries: Sequence[str]) -> dict:
@@ -72,8 +83,9 @@ def judge(run_dir: Path, case: Case) -> dict:
     """Returns the facts of verdict.json: the verdict, what final/ is to hold, and the numbers behind both."""
     source, metric = watched(case.metric)
     values = {model.step: read_values(run_dir, model.step) for model in (START, case.best, case.last)}
-    base, best, last = (values[model.step].get(source) for model in (START, case.best, case.last))
-    general = _general(values[0], values[case.best.step]) if source != GENERAL else {}
+    base, tuned, last = (values[model.step].get(source) for model in (START, case.best, case.last))
+    best = case.blend.values[source] if case.blend else tuned
+    general = _general(case, values) if source != GENERAL else {}
     unmeasured = case.unmeasured
     if not (base and best and base.keys() == best.keys()):
         unmeasured = unmeasured or f"not all values of single queries are in {FOLDER}/"
@@ -89,7 +101,7 @@ def judge(run_dir: Path, case: Case) -> dict:
     facts = {
         # of two halves that contradict each other, the one that chose has had its say
         "verdict": NO_DIFFERENCE if keeps_base and change["verdict"] == BETTER else change["verdict"],
-        "final": BASE_FACTS if keeps_base else {"model": TRAINED, **case.best.facts},
+        "final": BASE_FACTS if keeps_base else _final(case),
         "set": case.set_name,
         "metric": f"{source}/{metric}" if source else metric,
         "choosing_queries": 0 if by_loss else len(choosing),
@@ -97,6 +109,8 @@ def judge(run_dir: Path, case: Case) -> dict:
         "best": case.best.facts | change,
         "all_queries": over_all,
     }
+    if case.blend:
+        facts["blend"] = {"share": case.blend.share, "tuned": compare_queries(base, tuned, reporting)}
     if case.last.step != case.best.step and last and last.keys() == base.keys():
         facts["last"] = case.last.facts | compare_queries(base, last, reporting)
     return facts | general
@@ -106,9 +120,21 @@ START = Model(0, 0, kept=True)  # before training
 BASE_FACTS = {"model": BASE, **START.facts}
 
 
-def _general(before: Values, after: Values) -> dict:
-    """Returns what a model has forgotten: its change on data.general, where that is measured."""
-    base, tuned = before.get(GENERAL), after.get(GENERAL)
+def _final(case: Case) -> dict:
+    """Returns what final/ is to hold, if it is not the model before training for its metric."""
+    share = case.blend.share if case.blend else 1.0
+    if share == 0.0:
+        return BASE_FACTS
+    if share == 1.0:
+        return {"model": TRAINED, **case.best.facts}
+    return {"model": BLENDED, "share": share, **case.best.facts}
+
+
+def _general(case: Case, values: Mapping[int, Values]) -> dict:
+    """Returns what the model has forgotten: its change on data.general, where that is measured. After a blend only of
+    the queries that had no part in the choice."""
+    base, tuned = values[0].get(GENERAL), values[case.best.step].get(GENERAL)
     if not base or not tuned or base.keys() != tuned.keys():
         return {}
-    return {"general": compare_queries(base, tuned, [*base])}
+    after = case.blend.values[GENERAL] if case.blend else tuned
+    return {"general": compare_queries(base, after, case.blend.general if case.blend else [*base])}

@@ -27,7 +27,7 @@ FREE = (
     "train.gradient_checkpointing", "train.gradient_reduction", "train.device", "train.log_every",
     "train.timeout_minutes", "train.max_skipped_steps", "train.callbacks", "checkpoint.every_steps",
     "checkpoint.every_minutes", "checkpoint.keep_steps", "checkpoint.keep_epochs", "watch.keep_last", "watch.tolerance",
-    "watch.metrics",
+    "watch.metrics", "watch.blend",
 )  # fmt: skip
 
 

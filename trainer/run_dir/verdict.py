@@ -10,7 +10,7 @@ from data_prep.texts.tokenizer_rules import read_object
 
 VERDICT = "verdict.json"
 BETTER, NO_DIFFERENCE, WORSE, NOT_MEASURED = "better", "no difference", "worse", "not measured"
-BASE, TRAINED = "base", "trained"  # the model in final/
+BASE, TRAINED, BLENDED = "base", "trained", "blended"  # the model in final/
 HEADS = {
     BETTER: "better than the model before training",
     NO_DIFFERENCE: "no difference from the model before training that this set can show",
@@ -63,6 +63,8 @@ def describe(facts: dict) -> list[str]:
         lines = [f"{head}: {facts['metric']} {_change(best)} {where}; {in_final(facts)}", power(facts)]
         if facts["same_queries"]:
             lines.append("the queries that chose the model are those that report here, which flatters it")
+        if blend := facts.get("blend"):
+            lines.append(_blend(blend))
         if last := facts.get("last"):
             lines.append(f"the last model (step {last['step']}): {HEADS[last['verdict']]}: {_change(last)}")
     if general := facts.get("general"):
@@ -89,7 +91,17 @@ def in_final(facts: dict) -> str:
     final = facts["final"]
     if final["model"] == BASE:
         return "final/ is the model before training"
-    return f"final/ is the model of epoch {final['epoch']} (step {final['step']})"
+    trained = f"the model of epoch {final['epoch']} (step {final['step']})"
+    if final["model"] == BLENDED:
+        return f"final/ is a blend: share {final['share']:g} of {trained}, the rest of the model before training"
+    return f"final/ is {trained}"
+
+
+def _blend(blend: dict) -> str:
+    """Describes the share that watch.blend chose, and the trained model beside it."""
+    tuned = blend["tuned"]
+    chosen = f"watch.blend chose share {blend['share']:g} (0 is the model before training, 1 the trained one)"
+    return f"{chosen}; share 1: {HEADS[tuned['verdict']]}: {_change(tuned)}"
 
 
 def _change(change: dict) -> str:

@@ -24,7 +24,7 @@ from trainer.model_folder.files import zero_tensors
 from trainer.run_dir.checkpoint_writer import Prepare, WriteModel, Writer, copy_of, remove_best
 from trainer.run_dir.layout import TrainState, kept_model
 from trainer.run_dir.log import RunLog
-from trainer.run_dir.verdict import BASE, VERDICT
+from trainer.run_dir.verdict import BASE, TRAINED, VERDICT
 from trainer.train.job import LoadedModel, Progress
 
 
@@ -86,6 +86,24 @@ class Checkpoints:
         lost = f"{self.writer.run_dir / problem}: the best model so far is lost, and the others compete without it"
         return None if folder else lost
 
+    def put_aside(self, step: int, keep_last: bool) -> Path:
+        """Returns the folder of the best model, that of `step`. Afterwards the engine alone holds nothing that final/
+        or last/ will: the best model is written unless a folder has it, and last/ if that is another model."""
+        if keep_last and step != self.progress.state.step:
+            self._save_model("last", {})
+        epoch, average = self.progress.state.epoch, self.engine.average is not None
+
+        def find() -> Path | None:
+            chosen = self.progress.watch.chosen or {}
+            return kept_model(self.writer.run_dir, step, chosen.get("epoch", epoch), average)[0]
+
+        folder = self.engine.world.on_first(find)
+        if folder is None:  # the last model, whose average no checkpoint holds
+            with self.progress.seconds.of("checkpoints"), averaged(self.engine):
+                self.writer.save_best(step)
+            folder = self.engine.world.on_first(find)
+        return folder
+
     def save_final(self, verdict: dict, base: Callable[[], WriteModel], keep_last: bool) -> Path:
         """Writes final/ as the verdict says (its key `final`), and last/ where that is another model. base: makes the
         writer of the model before training; rank 0 calls it."""
@@ -100,6 +118,21 @@ class Checkpoints:
                 folder = self._save_model("final", facts)
             else:
                 folder = self.writer.write_on_first("final", lambda: copy_of(self.best_model()[0]), facts)
+        self.engine.world.on_first(lambda: remove_best(self.writer.run_dir))
+        return folder
+
+    def save_blended(
+        self, verdict: dict, facts: dict, best: Path, write: dict[str, Callable[[], WriteModel]], keep_last: bool
+    ) -> Path:
+        """Writes final/ as the verdict says, and last/ where that is another model, without the engine. facts: more
+        JSON files of final/. best: of put_aside. write: makes the writers of the other models that final/ may hold;
+        rank 0 calls one."""
+        model, is_last = verdict["final"]["model"], verdict["best"]["step"] == self.progress.state.step
+        makers = write | {TRAINED: lambda: copy_of(best)}
+        with self.progress.seconds.of("checkpoints"):
+            if keep_last and is_last and model != TRAINED:
+                self.writer.write_on_first("last", makers[TRAINED], {})
+            folder = self.writer.write_on_first("final", makers[model], facts | {VERDICT: verdict})
         self.engine.world.on_first(lambda: remove_best(self.writer.run_dir))
         return folder
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from data_prep.reading.retrieval_sets import RetrievalSet
 from data_prep.reading.scored_pairs import ScoredPairs
+from trainer.blending.blend import RESULT
+from trainer.blending.of_run import Blended, SetOfRun, Tuned, blend_run
 from trainer.config.sections import GENERAL, TRAIN_LOSS, WatchConfig
 from trainer.distributed.step_row import Wishes
 from trainer.distributed.stop import StopRequest
@@ -25,8 +27,9 @@ from trainer.reporting.judge import Case, Model, judge
 from trainer.run_dir.before import read_before, take_over
 from trainer.run_dir.checkpoint_writer import Clock
 from trainer.run_dir.outcome import sample_of
-from trainer.run_dir.queries import Values, mean_of, watched, write_values
+from trainer.run_dir.queries import Values, halves_of, mean_of, watched, write_values
 from trainer.run_dir.vectors import drop_vectors, is_small, write_vectors
+from trainer.run_dir.verdict import BASE, BLENDED, NOT_MEASURED, TRAINED, describe
 from trainer.train.checkpointing import Skips, base_writer, epoch_is_over
 from trainer.train.early_stopping import Measured
 from trainer.train.job import Job
@@ -199,23 +202,61 @@ def _deciding(job: Job, kept: Values) -> float | None:
 
 
 def finish(job: Job) -> Path:
-    """Judges the run, writes the summary and final/; returns the folder final/. Collective."""
+    """Judges the run, blends its best model if it is to, writes the summary and final/; returns the folder final/.
+    Collective."""
     sample = sample_of(job.engine.named, job.engine.read)
-    lengths = describe_lengths(job.config.model, job.model.spec.rules)
+    world, config = job.runtime.world, job.config
+    cases: list[Case] = []  # on rank 0
+
+    def judge_best() -> dict:
+        cases.append(case_of(job))
+        return judge(job.run_dir, cases[0])
+
+    verdict = world.on_first(judge_best)
+    blended = blend_best(job, verdict) if config.watch.blend else None
 
     def conclude() -> dict:
-        verdict = judge(job.run_dir, case_of(job))
-        summarise(job, verdict, lengths, sample)
-        drop_vectors(job.run_dir, {0, verdict["final"]["step"]})
-        return verdict
+        judged = judge(job.run_dir, replace(cases[0], blend=blended.of_judge)) if blended else verdict
+        summarise(job, judged, describe_lengths(config.model, job.model.spec.rules), sample)
+        drop_vectors(job.run_dir, {0, judged["final"]["step"]})
+        return judged
 
-    verdict = job.runtime.world.on_first(conclude)
-    base = partial(base_writer, job.model, job.config, job.runtime.device)
-    final = job.checkpoints.save_final(verdict, base, job.config.watch.keep_last)
+    verdict = world.on_first(conclude)
+    base = partial(base_writer, job.model, config, job.runtime.device)
+    if blended:
+        writers = {BASE: base, BLENDED: lambda: blended.write}
+        final = job.checkpoints.save_blended(
+            verdict, {RESULT: blended.result}, blended.best, writers, config.watch.keep_last
+        )
+    else:
+        final = job.checkpoints.save_final(verdict, base, config.watch.keep_last)
     job.log.event("end", step=job.progress.state.step)
     job.log.tell_end(job.progress.state.step, final)
     job.log.say(f"final model: {final}\nNext: python -m trainer.report {shlex.quote(str(job.run_dir))}")
     return final
+
+
+def blend_best(job: Job, verdict: dict) -> Blended | None:
+    """Blends the best model with the one before training, after the engine's memory is given back; None where final/
+    is not to be a trained model that was measured. Collective."""
+    if verdict["verdict"] == NOT_MEASURED or verdict["final"]["model"] != TRAINED:
+        job.log.say(f"watch.blend: nothing is blended: {describe(verdict)[0]}")
+        return None
+    config, step, spec = job.config, verdict["final"]["step"], job.model.spec
+    source, metric = watched(config.watch.metric)
+    halves = {source: job.halves}
+    if general := job.eval_sets.get(GENERAL):
+        halves[GENERAL] = halves_of(general.query_ids, general.qrels)
+    sets = [SetOfRun(name, job.eval_sets[name], half, spec.of_source(name)) for name, half in halves.items()]
+    best = job.checkpoints.put_aside(step, config.watch.keep_last)
+    job.release()
+    tuned = Tuned(best, step, config.model, job.model.reader)
+    with job.progress.seconds.of("evaluation"):
+        blended = blend_run(job.runtime, tuned, sets, metric, job.run_dir / "final", job.log.say)
+    if job.runtime.is_main:
+        facts = {key: blended.result[key] for key in ("metric", "most_lost", "shares")}
+        job.log.event("blend", step=step, share=blended.share, **facts)
+    return blended
 
 
 def case_of(job: Job) -> Case:

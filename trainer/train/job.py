@@ -110,6 +110,12 @@ class Job:
     def engine(self) -> Engine:
         return self.model.engine
 
+    def release(self) -> None:
+        """Gives back the memory of the model in training and of its guides, where no step follows. Collective."""
+        for guide in {id(guide): guide for o in self.objectives.values() if (guide := o.guide)}.values():
+            guide.engine.release()
+        self.engine.release()
+
     def close(self) -> None:
         self.checkpoints.writer.close()  # finishes what is being written
         self.log.close()
