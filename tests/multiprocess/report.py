@@ -33,6 +33,14 @@ def _table(result: dict, reference: dict) -> list[str]:
     return wrong
 
 
+def _released(result: dict, _: dict) -> list[str]:
+    weights, training, after = (result[key] for key in ("weights", "training", "after"))
+    wrong = (
+        [] if training > 0.9 * weights else [f"{training} bytes in training, of {weights} of weights: not all is seen"]
+    )
+    return wrong + ([f"{after} bytes are left of {training}"] if after > 0.02 * training else [])
+
+
 def _rounded(result: dict, _: dict) -> list[str]:
     half, whole = result["numbers"], result["numbers_fp32"]
     wrong = [] if result["same"] else ["rounded gathers change the gradient"]
@@ -171,6 +179,7 @@ CHECKS = {
     "duplicates": _duplicates,
     "rules": _rules,
     "rounded": _rounded,
+    "released": _released,
 }
 
 HEADER = ("engine", "ranks", "chunks", "loss", "gradient", "SGD update", "20 AdamW steps", "collectives")

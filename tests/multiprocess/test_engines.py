@@ -26,6 +26,7 @@ EXTRA = {  # further kinds of cells, see worker.Group
     "mined": (("cpu", 1), ("ddp", 2), ("ddp", 3)),
     "retrieval": (("cpu", 1), ("ddp", 2), ("ddp", 3), ("zero1", 2), ("zero2", 2), ("zero3", 2)),
 }
+EXTRA["released"] = EXTRA["dropout"]
 for kind, groups in EXTRA.items():
     for group in groups:
         CELLS[group].append({"kind": kind, "run": "sources"})

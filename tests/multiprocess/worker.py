@@ -17,7 +17,7 @@ import torch
 from data_prep.mining.choice import Choice
 from data_prep.mining.mine import Mining, mine
 from data_prep.records import Record
-from tests.multiprocess import cells, modes, rounded
+from tests.multiprocess import cells, modes, released, rounded
 from tests.multiprocess import planned as planned_runs
 from tests.multiprocess.cells import SGD_LR, STEPS, TAU
 from tests.multiprocess.dense import relative_error
@@ -274,6 +274,9 @@ class Group:
 
     def rounded(self, cell: dict) -> dict:
         return rounded.run_cell(self, cell)
+
+    def released(self, cell: dict) -> dict:
+        return released.run_cell(self, cell)
 
     def mode(self, cell: dict) -> dict:
         return modes.run_cell(self, cell)

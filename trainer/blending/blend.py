@@ -31,9 +31,9 @@ from trainer.model_folder.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, weights_
 from trainer.run_dir import checkpoint_writer
 from trainer.run_dir.checkpoint_writer import WriteModel
 from trainer.run_dir.layout import damage
+from trainer.run_dir.verdict import BLEND
 
 FEW_QUERIES = 50  # in a half: below it, a choice and its report say little
-RESULT = "blend.json"  # in the written folder
 TRAINING_CONFIG = "training_config.json"  # of the tuned model's run: its lengths, and the model it began with
 # Raises Failed unless a folder embeds as its probe records; returns lines to print. exporting/proof.py has one.
 Prove = Callable[[Path, Probe, bool], list[str]]
@@ -128,7 +128,7 @@ def _finished(output: Path, asked: dict) -> dict | None:
         raise BadInput(f"--output: {blocked} is a file, so {output} cannot be written below it")
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return None
-    result = read_object(output / RESULT) if output.is_dir() else {}
+    result = read_object(output / BLEND) if output.is_dir() else {}
     if result.get("asked") == asked and damage(output) is None:
         return result
     why = "is of another call, or was changed since" if result else "exists and is not an empty folder"
@@ -158,7 +158,7 @@ def _write(output: Path, model: Between, pair: Pair, result: dict, prove: Prove 
     def write(folder: Path, weights: dict) -> None:
         write_model(folder, weights)
         (folder / "README.md").write_text(blend_card(output, pair, result), encoding="utf-8")
-        write_json(folder / RESULT, result)
+        write_json(folder / BLEND, result)
         for line in prove(folder, replace(probe, zeros=zero_tensors(folder)), trust) if prove else ():
             say(line)
 

@@ -1,5 +1,6 @@
 """Sections of the run file: every fact that decides what is learnt. Topology is the launcher's. No torch."""
 
+import json
 import re
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -312,10 +313,11 @@ GENERAL = "general"  # name of data.general among the evaluation sets
 
 
 def _blend_or_none(value: Any) -> Any:
-    """Reads what YAML makes of `off`. Raises ValueError for `on`."""
-    if value is True:
-        raise ValueError("true says nothing of the way; write auto")
-    return None if value is False or (isinstance(value, str) and value.strip().lower() in ("off", "none")) else value
+    """Returns auto, or None for the ways to write off, which YAML makes False. Raises ValueError for others."""
+    word = value.strip().lower() if isinstance(value, str) else value
+    if word is True or word not in ("auto", "off", "none", False, None):
+        raise ValueError(f"{json.dumps(value)} is neither auto nor off")
+    return "auto" if word == "auto" else None
 
 
 BlendKey = Annotated[Literal["auto"] | bool | None, BeforeValidator(_blend_or_none)]  # never a bool once it is read

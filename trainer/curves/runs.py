@@ -101,6 +101,7 @@ def _config(config: RunConfig, fraction: float, seed: int, folder: Path) -> RunC
         "output_dir": str(folder / f"fraction-{fraction:g}-seed-{seed}"),
         "data": config.data.model_copy(update={"fraction": fraction}),
         "train": config.train.model_copy(update={"seed": seed}),
+        "watch": config.watch.model_copy(update={"blend": None}),  # a curve is of what training gains
     }
     if config.checkpoint.keep_epochs is None:  # of many runs
         changed["checkpoint"] = config.checkpoint.model_copy(update={"keep_epochs": 1})

@@ -314,6 +314,9 @@ class ZeroEngine(Engine):
             for name in ("ds_tensor", "ds_secondary_tensor"):  # of ZeRO-3: this rank's share
                 if (part := getattr(parameter, name, None)) is not None:
                     part.data = torch.empty(0, dtype=part.dtype)
+        for module in self.embedder.modules():  # its hooks hold the engine
+            module._forward_hooks.clear()
+            module._forward_pre_hooks.clear()
         empty(self.embedder)
         self.engine = self.optimizer = self.average = None
         self.named = {}

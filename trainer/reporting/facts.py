@@ -17,7 +17,7 @@ from trainer.reporting.comparison import Adapted, Comparison, compare_models
 from trainer.run_dir.layout import model_of_run
 from trainer.run_dir.log import LOG, read_events
 from trainer.run_dir.vectors import read_vectors
-from trainer.run_dir.verdict import read_verdict
+from trainer.run_dir.verdict import BLENDED, read_verdict
 
 
 @dataclass
@@ -105,8 +105,9 @@ def _compare(
     kept = {"base": None, "tuned": None}
     if not data and not baseline:
         kept["base"] = read_vectors(facts.run, 0, held_out)
-    if not data and not adapted and tuned.name == "final" and facts.verdict:
-        kept["tuned"] = read_vectors(facts.run, facts.verdict["final"]["step"], held_out)
+    in_final = facts.verdict.get("final", {"model": BLENDED})  # a run keeps no vectors of a blend
+    if not data and not adapted and tuned.name == "final" and in_final["model"] != BLENDED:
+        kept["tuned"] = read_vectors(facts.run, in_final["step"], held_out)
     if model.lora.start and kept["base"] is None:
         facts.missing.append(f"{model.lora.start}, where training began: before is its base")
     paths = str(tuned), baseline or model.path

@@ -14,7 +14,7 @@ from trainer.model_folder.spec import ModelSpec
 from trainer.run_dir.layout import read_state
 from trainer.run_dir.log import LOG, read_events
 from trainer.run_dir.record import versions
-from trainer.run_dir.verdict import describe, read_verdict
+from trainer.run_dir.verdict import BLEND, BLENDED, describe, read_verdict
 
 SETTINGS = (  # keys of the run file in the card; paths of this machine stay out
     "model.finetune", "model.quantization_bits", "loss.name", "loss.temperature", "train.batch_size", "train.epochs",
@@ -52,10 +52,19 @@ def story_of(folder: Path) -> Story:
         if event["event"] == "evaluation" and not event.get("source"):
             by_step.setdefault(event["step"], {}).update(metrics_of(event))
     after = by_step.get(step, {})
-    if after and (folder / "state").is_dir() and config.get("optim", {}).get("ema"):
+    if facts.get("final", {}).get("model") == BLENDED:
+        after = _of_blend(read_object(folder / BLEND))
+        unread += [] if after else ["metrics of this blend on the run's own evaluation set, which had no part in it"]
+    elif after and (folder / "state").is_dir() and config.get("optim", {}).get("ema"):
         after = {}
         unread.append("metrics of these weights: their average was evaluated, which final/ and best/ hold (optim.ema)")
     return Story(config, run.get("data_fingerprint"), step, by_step.get(0, {}), after, tuple(unread), verdict)
+
+
+def _of_blend(facts: dict) -> dict[str, float]:
+    """Returns the mean metrics of the share that a run chose, on data.eval; empty if it chose by another set."""
+    rows = {row["share"]: row["domain"]["all"] for row in facts["shares"]}
+    return rows[facts["chosen"]] if facts["sources"][0] == "" else {}
 
 
 def _step_of(folder: Path, events: list[dict]) -> int | None:

@@ -9,6 +9,7 @@ from data_prep.common.errors import BadInput
 from data_prep.texts.tokenizer_rules import read_object
 
 VERDICT = "verdict.json"
+BLEND = "blend.json"  # beside it in a folder whose share was chosen: the table of all shares, see trainer/blending
 BETTER, NO_DIFFERENCE, WORSE, NOT_MEASURED = "better", "no difference", "worse", "not measured"
 BASE, TRAINED, BLENDED = "base", "trained", "blended"  # the model in final/
 HEADS = {
@@ -100,7 +101,8 @@ def in_final(facts: dict) -> str:
 def _blend(blend: dict) -> str:
     """Describes the share that watch.blend chose, and the trained model beside it."""
     tuned = blend["tuned"]
-    chosen = f"watch.blend chose share {blend['share']:g} (0 is the model before training, 1 the trained one)"
+    ends = "0 is the model before training, 1 the trained one"
+    chosen = f"the blend (watch.blend): share {blend['share']:g} was chosen, where {ends}"
     return f"{chosen}; share 1: {HEADS[tuned['verdict']]}: {_change(tuned)}"
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from data_prep.reading.retrieval_sets import RetrievalSet
 from data_prep.reading.scored_pairs import ScoredPairs
-from trainer.blending.blend import RESULT
 from trainer.blending.of_run import Blended, SetOfRun, Tuned, blend_run
 from trainer.config.sections import GENERAL, TRAIN_LOSS, WatchConfig
 from trainer.distributed.step_row import Wishes
@@ -29,7 +28,7 @@ from trainer.run_dir.checkpoint_writer import Clock
 from trainer.run_dir.outcome import sample_of
 from trainer.run_dir.queries import Values, halves_of, mean_of, watched, write_values
 from trainer.run_dir.vectors import drop_vectors, is_small, write_vectors
-from trainer.run_dir.verdict import BASE, BLENDED, NOT_MEASURED, TRAINED, describe
+from trainer.run_dir.verdict import BASE, BLEND, BLENDED, NOT_MEASURED, TRAINED, describe
 from trainer.train.checkpointing import Skips, base_writer, epoch_is_over
 from trainer.train.early_stopping import Measured
 from trainer.train.job import Job
@@ -226,7 +225,7 @@ def finish(job: Job) -> Path:
     if blended:
         writers = {BASE: base, BLENDED: lambda: blended.write}
         final = job.checkpoints.save_blended(
-            verdict, {RESULT: blended.result}, blended.best, writers, config.watch.keep_last
+            verdict, {BLEND: blended.result}, blended.best, writers, config.watch.keep_last
         )
     else:
         final = job.checkpoints.save_final(verdict, base, config.watch.keep_last)

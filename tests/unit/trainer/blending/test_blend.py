@@ -11,7 +11,7 @@ from data_prep.reading.retrieval_sets import load_set
 from tests.unit.trainer.blending.conftest import write_set
 from trainer.blend import main
 from trainer.blending import blend as module
-from trainer.blending.blend import RESULT, blend, measured_file
+from trainer.blending.blend import blend, measured_file
 from trainer.blending.rules import Rules
 from trainer.config.sections import ModelConfig
 from trainer.evaluation.compare import means
@@ -19,6 +19,7 @@ from trainer.evaluation.measure import evaluate_folder
 from trainer.inference.probe import read_probe
 from trainer.inference.text_encoder import TextEncoder
 from trainer.run_dir.layout import damage
+from trainer.run_dir.verdict import BLEND
 
 RULES = Rules([0.5], most_lost=1.0)
 
@@ -62,7 +63,7 @@ def test_the_written_folder_is_whole_and_embeds_as_the_chosen_share(
 ):
     out, data = tmp_path / "out", load_set(sets["domain"])
     result = call(out, kind, Rules([0.4], most_lost=1.0))
-    assert damage(out) is None and json.loads((out / RESULT).read_text()) == result
+    assert damage(out) is None and json.loads((out / BLEND).read_text()) == result
     encoder, probe = TextEncoder(ModelConfig(path=str(out)), "cpu"), read_probe(out)
     found = encoder.passages(probe.texts[:8])
     assert np.allclose(found, probe.passages[:8], atol=1e-5)
@@ -116,8 +117,8 @@ def test_other_shares_and_bounds_go_on_from_what_is_measured_other_models_do_not
     capsys.readouterr()
     call(out, "lora", general=False)
     assert len(measurements) == 8 + 3 and "was measured on other models" in capsys.readouterr().err
-    result = json.loads((out / RESULT).read_text())
-    (out / RESULT).write_text(json.dumps(result | {"chosen": 0.123}))
+    result = json.loads((out / BLEND).read_text())
+    (out / BLEND).write_text(json.dumps(result | {"chosen": 0.123}))
     with pytest.raises(BadInput, match="was changed since"):
         call(out, "lora", general=False)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from trainer.evaluation.compare import paired_bootstrap
 from trainer.reporting import judge as judging
-from trainer.reporting.judge import POWER, Case, Model, compare_queries, judge
+from trainer.reporting.judge import POWER, Blend, Case, Model, compare_queries, judge
 from trainer.run_dir.queries import FOLDER, Halves, write_values
 from trainer.run_dir.verdict import describe, doubt
 
@@ -192,3 +192,36 @@ def test_what_has_no_verdict_goes_without_a_line_and_a_broken_one_is_named(tmp_p
     for text in ("{", '{"verdict": "sideways"}', "[]"):
         (tmp_path / "verdict.json").write_text(text)
         assert "cannot be read" in doubt(tmp_path)
+
+
+def blended(share: float, values: dict, general: dict | None = None, queries=()) -> dict:
+    return {"blend": Blend(share, {"": values} | ({"general": general} if general else {}), queries)}
+
+
+def test_after_a_blend_the_verdict_is_of_the_blended_model(judged):
+    facts = judged(moved(0.2), **blended(0.4, moved(0.1)))
+    assert facts["final"] == {"model": "blended", "share": 0.4, "step": 10, "epoch": 1}
+    assert facts["best"]["difference"] == pytest.approx(0.1) and facts["best"]["queries"] == 20
+    assert facts["blend"]["share"] == 0.4 and facts["blend"]["tuned"]["difference"] == pytest.approx(0.2)
+    lines = describe(facts)
+    assert "share 0.4 of the model of epoch 1 (step 10), the rest of the model before training" in lines[0]
+    assert any("share 0.4 was chosen" in line and "share 1: better" in line for line in lines)
+
+
+def test_a_blend_that_chose_an_end_is_that_end(judged):
+    assert judged(moved(0.2), **blended(1.0, moved(0.2)))["final"] == {"model": "trained", "step": 10, "epoch": 1}
+    facts = judged(moved(0.2), **blended(0.0, BASE))
+    assert facts["final"] == {"model": "base", "step": 0, "epoch": 0} and facts["verdict"] == "no difference"
+
+
+def test_a_blend_that_is_worse_beyond_noise_gives_way_to_the_model_before_training(judged):
+    spoilt = moved(-0.2, only=HALVES.reporting)
+    facts = judged(moved(0.2), **blended(0.4, spoilt))
+    assert facts["verdict"] == "worse" and facts["final"]["model"] == "base"
+
+
+def test_after_a_blend_only_the_queries_that_bounded_nothing_report_on_the_general_set(judged):
+    general = BASE, moved(-0.2)
+    facts = judged(moved(0.2), general=general, **blended(0.4, moved(0.1), moved(-0.05), QUERIES[30:]))
+    assert facts["general"]["queries"] == 10 and facts["general"]["difference"] == pytest.approx(-0.05)
+    assert judged(moved(0.2), general=general)["general"]["queries"] == 40
