@@ -308,15 +308,15 @@ class ZeroEngine(Engine):
                 self._fill(parameter, key, moments[f"{key}.{name}"].flatten())
 
     def release(self) -> None:
-        """DeepSpeed's flat memory is let go of with its engine; the parameters that the model keeps are emptied."""
+        """DeepSpeed's flat memory goes with its engine, which hooks and attributes of the model refer to."""
         self._free()
-        for parameter in self.embedder.parameters():
-            for name in ("ds_tensor", "ds_secondary_tensor"):  # of ZeRO-3: this rank's share
-                if (part := getattr(parameter, name, None)) is not None:
-                    part.data = torch.empty(0, dtype=part.dtype)
-        for module in self.embedder.modules():  # its hooks hold the engine
+        for module in self.embedder.modules():
             module._forward_hooks.clear()
             module._forward_pre_hooks.clear()
+            for name in ("pre_bwd_fn", "post_bwd_fn"):
+                vars(module).pop(name, None)
+        for parameter in self.embedder.parameters():
+            vars(parameter).clear()  # of ZeRO-3 this rank's share, too
         empty(self.embedder)
         self.engine = self.optimizer = self.average = None
         self.named = {}

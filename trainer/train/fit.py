@@ -217,7 +217,8 @@ def finish(job: Job) -> Path:
     def conclude() -> dict:
         judged = judge(job.run_dir, replace(cases[0], blend=blended.of_judge)) if blended else verdict
         summarise(job, judged, describe_lengths(config.model, job.model.spec.rules), sample)
-        drop_vectors(job.run_dir, {0, judged["final"]["step"]})
+        final = judged["final"]
+        drop_vectors(job.run_dir, {0} if final["model"] == BLENDED else {0, final["step"]})  # a blend's were not kept
         return judged
 
     verdict = world.on_first(conclude)
