@@ -14,7 +14,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 
 from launch.plan.hardware import Hardware, Link, Rates
-from trainer.diagnosis.profile import Effort, Profile
+from trainer.diagnosis.profile import Effort, Product, Profile
 
 FP32 = 4
 # Bytes per trained number: AdamW reads weight, gradient and moments and writes all but the gradient; the norm reads the
@@ -25,6 +25,7 @@ GATHER_COPIES = 2  # of DeepSpeed: the flat memory that is received, each tensor
 # Bytes of memory traffic for a byte copied: read and written. On a CPU the copy fills new pages, which takes as long as
 # an addition into new memory, and `Rates.host_memory` counts three for that.
 COPY, COPY_INTO_NEW_PAGES = 2, 3
+MAPPED = 32 << 20  # bytes of a tensor from which glibc takes new pages each time; smaller ones use freed memory again
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Sizes:
     weight_bytes: int  # of all weights as they are stored
     gathered_bytes: int  # the same as ZeRO-3 gathers them: in the dtype of the products where that rounds nothing more
     numbers: int  # that ZeRO-3 gathers
+    mapped_bytes: int  # as gathered, of tensors that are MAPPED
+    frozen: int  # numbers of frozen matrices
     tensors: int  # tensors that ZeRO-3 divides
     small: int  # tensors that ZeRO-3 keeps whole, and gathers after an update, each by itself
     attention: int  # see trainer.diagnosis.footprint.Footprint
@@ -114,10 +117,19 @@ def effort_seconds(effort: Effort, tokens: float, passes: int, squares: float, r
     if not passes:
         return 0.0
     each = tokens / passes
-    work = sum(p.count * max(p.operations * each / rate, p.moved.at(each) / rates.memory) for p in effort.products)
+    work = sum(p.count * product_seconds(p, each, rates, rate) for p in effort.products)
     work = passes * (work + effort.moved.at(each) / rates.memory) + squares / rate
     starting = passes * effort.started * rates.started
     return max(work, starting) if rates.at_once else work + starting
+
+
+def product_seconds(product: Product, tokens: float, rates: Rates, rate: float) -> float:
+    """Seconds of one matrix product. A CPU's library first lays out the weights anew: what a product moves for any
+    number of tokens goes through memory before it begins."""
+    if rates.at_once:
+        return max(product.operations * tokens / rate, product.moved.at(tokens) / rates.memory)
+    own = product.moved.at(tokens) - product.moved.fixed
+    return max(product.operations * tokens / rate, own / rates.memory) + product.moved.fixed / rates.host_memory
 
 
 def embedding_seconds(
@@ -186,16 +198,19 @@ class Buckets:
     live: int  # of weights that ZeRO-3 keeps from a forward pass to its backward pass
 
 
-def gathered_times(passes: int, sizes: Sizes, buckets: Buckets) -> float:
+def gathered_times(chunks: Chunks, recompute: bool, sizes: Sizes, buckets: Buckets) -> float:
     """Returns how often a step of ZeRO-3 gathers all weights. A step of one chunk repeats the one before, so that
-    DeepSpeed knows what the backward pass needs again; with more chunks every pass gathers everything."""
-    return 2 - min(1.0, buckets.live / max(1, sizes.numbers)) if passes == 2 else passes
+    DeepSpeed knows what the backward pass needs again; with more chunks every pass gathers everything. Blocks that are
+    computed again gather their frozen matrices twice in a backward pass."""
+    numbers = max(1, sizes.numbers)
+    again = (chunks.kept_passes + chunks.more_passes) * sizes.frozen / numbers if recompute else 0.0
+    return again + (2 - min(1.0, buckets.live / numbers) if chunks.passes == 2 else chunks.passes)
 
 
-def of_weights(stage: int, ranks: int, sizes: Sizes, passes: int, buckets: Buckets) -> Traffic:
+def of_weights(stage: int, ranks: int, sizes: Sizes, chunks: Chunks, recompute: bool, buckets: Buckets) -> Traffic:
     """Returns what a step's gradients and weights send.
 
-    stage: of ZeRO; 0: none. passes: forward and backward passes.
+    stage: of ZeRO; 0: none.
     ZeRO-1 and 2 sum whole gradients on every rank (`use_multi_rank_bucket_allreduce`, DeepSpeed's default), then gather
     the updated weights.
     """
@@ -203,8 +218,8 @@ def of_weights(stage: int, ranks: int, sizes: Sizes, passes: int, buckets: Bucke
     own = math.ceil(sizes.trained / buckets.reduced) if stage else 0
     if stage < 3:
         return Traffic(reduced=2 * ring * gradient, gathered=ring * gradient if stage else 0.0, own=own, gathers=own)
-    times = gathered_times(passes, sizes, buckets)
-    calls = times * (math.ceil(sizes.numbers / buckets.prefetched) if passes == 2 else sizes.tensors)
+    times = gathered_times(chunks, recompute, sizes, buckets)
+    calls = times * (math.ceil(sizes.numbers / buckets.prefetched) if chunks.passes == 2 else sizes.tensors)
     gathered = ring * sizes.gathered_bytes * times
     return Traffic(gathered=gathered, scattered=ring * gradient, own=own, gathers=math.ceil(calls) + sizes.small)
 
@@ -214,12 +229,16 @@ def update_seconds(stage: int, ranks: int, sizes: Sizes, rates: Rates, offloaded
     return UPDATE * mine / (rates.host_memory if offloaded else rates.memory)
 
 
-def copy_seconds(stage: int, sizes: Sizes, passes: int, buckets: Buckets, rates: Rates) -> float:
+def copy_seconds(stage: int, sizes: Sizes, chunks: Chunks, recompute: bool, buckets: Buckets, rates: Rates) -> float:
     """Seconds of DeepSpeed's copies: of gradients, and under ZeRO-3 of the weights that it gathers."""
-    copied = GRADIENT_COPIES * FP32 * sizes.trained if stage else 0
+    copied, again = GRADIENT_COPIES * FP32 * sizes.trained if stage else 0, 0.0
     if stage == 3:
-        copied += GATHER_COPIES * sizes.gathered_bytes * gathered_times(passes, sizes, buckets)
-    return copied * (COPY / rates.memory if rates.at_once else COPY_INTO_NEW_PAGES / rates.host_memory)
+        # a step of one chunk gathers in large buckets, one of several chunks tensor by tensor
+        new = sizes.gathered_bytes if chunks.passes == 2 else sizes.mapped_bytes
+        times = GATHER_COPIES * gathered_times(chunks, recompute, sizes, buckets)
+        copied, again = copied + times * new, times * (sizes.gathered_bytes - new)
+    into_new = COPY / rates.memory if rates.at_once else COPY_INTO_NEW_PAGES / rates.host_memory
+    return copied * into_new + again * COPY / rates.memory
 
 
 def transfer_seconds(engine: str, ranks: int, sizes: Sizes, passes: int, rates: Rates) -> float:

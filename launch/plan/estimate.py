@@ -313,9 +313,9 @@ def traffic_of(outlook: Outlook, variant: Variant, candidate: Candidate, budget:
     if ranks == 1:
         return Traffic()
     stage, sizes = int(engine[4]) if engine in ZERO else 0, variant.sizes
-    passes = chunks_of(outlook, outlook.tokens, budget).passes
+    chunks = chunks_of(outlook, outlook.tokens, budget)
     buckets = 0 if stage else len(variant.footprint.buckets)  # DeepSpeed makes its own
-    traffic = of_weights(stage, ranks, sizes, passes, _buckets(engine))
+    traffic = of_weights(stage, ranks, sizes, chunks, candidate.recompute, _buckets(engine))
     calls, sent = 0, 0
     for batch, shares in zip(outlook.batches, outlook.shares):
         config = outlook.config.loss_of(batch.source)
@@ -348,10 +348,12 @@ def seconds_of(
     embedding = embedding_seconds(*profiles, chunks, outlook.load, sizes, rates, precision)
     if throughput:
         embedding = [part * outlook.load.tokens / throughput / embedding[0] for part in embedding]
+    copied = 0.0
+    if ranks.count > 1:
+        copied = copy_seconds(stage, sizes, chunks, candidate.recompute, _buckets(engine), rates)
     return Seconds(
         *embedding,
         communication_seconds(traffic, hardware, ranks.nodes, ranks.per_node),
-        update_seconds(stage, ranks.count, sizes, rates, engine in OFFLOADED)
-        + (copy_seconds(stage, sizes, chunks.passes, _buckets(engine), rates) if ranks.count > 1 else 0.0),
+        update_seconds(stage, ranks.count, sizes, rates, engine in OFFLOADED) + copied,
         transfer_seconds(engine, ranks.count, sizes, chunks.passes, rates),
     )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from launch.plan.cost import Sizes
+from launch.plan.cost import MAPPED, Sizes
 from launch.plan.memory import FP32, Model, frozen_bytes, moments_bytes
 from trainer.config.sections import RunConfig
 from trainer.diagnosis.profile import Line, Profile
@@ -53,8 +53,11 @@ class Variant:
         stored = FP32 * model.trained + model.frozen_bytes
         gathered = stored - (FP32 - self._compute) * sum(p.numel for p in large if p.product)
         small = len(self.footprint.parameters) - len(large)
+        widths = [p.numel * (self._compute if p.product else FP32) for p in large]
+        frozen = sum(p.numel for p in large if p.product and not p.trained)
+        mapped = sum(width for width in widths if width >= MAPPED)
         return Sizes(
-            model.trained, stored, gathered, sum(p.numel for p in large), len(large), small,
+            model.trained, stored, gathered, sum(p.numel for p in large), mapped, frozen, len(large), small,
             self.footprint.attention, self.footprint.size,
         )  # fmt: skip
 

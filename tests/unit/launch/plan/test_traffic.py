@@ -5,8 +5,18 @@ from dataclasses import replace
 
 import pytest
 
-from launch.plan.cost import Buckets, Sizes, Traffic, communication_seconds, copy_seconds, of_weights
+from launch.plan.cost import (
+    Buckets,
+    Chunks,
+    Sizes,
+    Traffic,
+    communication_seconds,
+    copy_seconds,
+    of_weights,
+    product_seconds,
+)
 from launch.plan.hardware import GPUS, Link, link_of, of_cpu, of_gpu
+from trainer.diagnosis.profile import Line, Product
 from trainer.diagnosis.speed import fit
 from trainer.distributed.deepspeed_json import read_ds_json
 
@@ -33,21 +43,38 @@ def test_deepspeed_sums_whole_gradients_as_the_plan_counts():
     for stage in (1, 2):
         zero = read_ds_json(f"zero{stage}.json")["zero_optimization"]
         assert DeepSpeedZeroConfig(**zero).use_multi_rank_bucket_allreduce
-    sizes = Sizes(1000, 4000, 4000, 1000, 3, 5, 0, 0)
+    sizes = Sizes(1000, 4000, 4000, 1000, 0, 100, 3, 5, 0, 0)
     buckets = Buckets(500, 400, 250)
-    summed = of_weights(1, 4, sizes, 2, buckets)
+    one, three = Chunks(90, 90, 100, 90.0), Chunks(270, 90, 100, 90.0)
+    assert (one.passes, three.passes) == (2, 8)  # two of three chunks are embedded twice
+    summed = of_weights(1, 4, sizes, one, False, buckets)
     assert (summed.reduced, summed.gathered, summed.own, summed.gathers) == (6000, 3000, 2, 2)
-    once = of_weights(3, 4, sizes, 2, buckets)  # a quarter stays for the backward pass
+    once = of_weights(3, 4, sizes, one, False, buckets)  # a quarter stays for the backward pass
     assert (once.gathered, once.scattered, once.gathers) == (3000 * 1.75, 3000, math.ceil(1.75 * 3) + 5)
-    again = of_weights(3, 4, sizes, 5, buckets)
-    assert (again.gathered, again.gathers) == (3000 * 5, 5 * 3 + 5)
+    again = of_weights(3, 4, sizes, three, False, buckets)
+    assert (again.gathered, again.gathers) == (3000 * 8, 8 * 3 + 5)
+    recomputed = of_weights(3, 4, sizes, three, True, buckets)  # a tenth is frozen: again in three backward passes
+    assert recomputed.gathered == pytest.approx(3000 * 8.3)
 
 
 def test_copies_take_new_pages_on_a_cpu_and_bandwidth_on_a_gpu():
-    sizes, buckets = Sizes(10**6, 4 * 10**6, 4 * 10**6, 10**6, 3, 5, 0, 0), Buckets(500, 400, 10**9)
-    assert copy_seconds(0, sizes, 2, buckets, of_cpu(2, 2).rates) == 0
+    sizes, buckets = Sizes(10**6, 4 * 10**6, 4 * 10**6, 10**6, 10**6, 0, 3, 5, 0, 0), Buckets(500, 400, 10**9)
+    one, three = Chunks(90, 90, 100, 90.0), Chunks(270, 90, 100, 90.0)
+    assert copy_seconds(0, sizes, one, False, buckets, of_cpu(2, 2).rates) == 0
     cpu = replace(of_cpu(2, 2).rates, memory=4e10, host_memory=5e9)
-    assert copy_seconds(1, sizes, 2, buckets, cpu) == pytest.approx(3 * 3 * 4e6 / 5e9)
-    assert copy_seconds(3, sizes, 2, buckets, cpu) == pytest.approx(3 * (3 + 2) * 4e6 / 5e9)  # gathered once
+    assert copy_seconds(1, sizes, one, False, buckets, cpu) == pytest.approx(3 * 3 * 4e6 / 5e9)
+    assert copy_seconds(3, sizes, one, False, buckets, cpu) == pytest.approx(3 * (3 + 2) * 4e6 / 5e9)  # gathered once
+    # tensor by tensor: a quarter lies in large tensors, the rest in memory that was freed before
+    parts = 3 * (3 * 4e6 + 2 * 8 * 1e6) / 5e9 + 2 * 2 * 8 * 3e6 / 4e10
+    assert copy_seconds(3, sizes, three, False, buckets, cpu) == pytest.approx(parts)
     gpu = of_gpu(GPUS["H100"], "cuda", 8).rates
-    assert copy_seconds(3, sizes, 6, buckets, gpu) == pytest.approx(2 * (3 + 2 * 6) * 4e6 / (0.8 * 3.35e12))
+    assert copy_seconds(3, sizes, three, False, buckets, gpu) == pytest.approx(2 * (3 + 2 * 8) * 4e6 / (0.8 * 3.35e12))
+
+
+def test_a_cpu_lays_out_the_weights_of_every_product_and_a_gpu_hides_them():
+    product = Product(1, 1e6, Line(4e6, 400))
+    cpu = replace(of_cpu(2, 2).rates, memory=4e10, host_memory=5e9)
+    assert product_seconds(product, 100, cpu, 1e11) == pytest.approx(100 * 1e6 / 1e11 + 4e6 / 5e9)
+    assert product_seconds(product, 100, cpu, 1e15) == pytest.approx(100 * 400 / 4e10 + 4e6 / 5e9)
+    gpu = replace(cpu, at_once=True)
+    assert product_seconds(product, 100, gpu, 1e11) == pytest.approx(100 * 1e6 / 1e11)
