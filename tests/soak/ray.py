@@ -1,8 +1,9 @@
 """python -m tests.soak.ray: `shard --on ray` on three hosts, each a network namespace with a raylet of one core.
 
 First the same rows on 1, 2 and 3 nodes and without Ray: equal bytes, rows per second. Then faults: each ends in the
-same bytes, or in one refusal. Prints one JSON line per case. Needs root, iproute2 and the scripts that make the hosts,
-see tests/soak/hosts.py. The hosts share one kernel and its disks: every folder is shared unless a case hides it.
+same bytes, or in one refusal. --words makes few rows large enough for many tasks. Prints one JSON line per case. Needs
+root, iproute2 and the scripts that make the hosts, see tests/soak/hosts.py. The hosts share one kernel and its disks:
+every folder is shared unless a case hides it.
 """
 
 import argparse
@@ -35,12 +36,13 @@ def show(**line) -> None:
     print(json.dumps(line), flush=True)
 
 
-def write_rows(path: Path, count: int) -> None:
+def write_rows(path: Path, count: int, length: int) -> None:
+    """length: words of a positive."""
     draw = random.Random(0)
     words = [f"word{i}" for i in range(30_000)]
     with open(path, "w", encoding="utf-8") as file:
         for _ in range(count):
-            query, positive = (" ".join(draw.choices(words, k=k)) for k in (6, 40))
+            query, positive = (" ".join(draw.choices(words, k=k)) for k in (6, length))
             file.write(json.dumps({"query": query, "positive": positive}) + "\n")
 
 
@@ -50,6 +52,7 @@ class Ray:
     def __init__(self, hosts: Hosts, folder: Path):
         self.hosts, self.folder, self.nodes = hosts, folder, {}
         self.odd: set[int] = set()  # hosts that a case started otherwise
+        self.seen: dict[str, int] = {}  # counts of the current case, beside those that every case has
 
     def start(self, host: int, *before: str, temp: Path | None = None) -> Running:
         """before: a command that starts the raylet."""
@@ -85,9 +88,9 @@ class Ray:
 class Case:
     """Parts that all cases share: rows, a tokenizer, and the folder that one process wrote."""
 
-    def __init__(self, folder: Path, rows: int):
+    def __init__(self, folder: Path, rows: int, length: int):
         self.folder, self.rows, self.path, self.model = folder, rows, folder / "rows.jsonl", tiny.model(folder / "bert")
-        write_rows(self.path, rows)
+        write_rows(self.path, rows, length)
         self.whole = folder / "whole"
 
     def argv(self, output: Path, *flags: str) -> list[str]:
@@ -219,8 +222,31 @@ def full_disk(case: Case, hosts: Hosts, ray: Ray, output: Path) -> Running:
         running = case.start(hosts, output)
         until(running, lambda: running_tasks(ray.nodes[3]))
         subprocess.run(["dd", "if=/dev/zero", f"of={small}/fill", "bs=1M"], capture_output=True)
-        running.end(PATIENCE)
+        ray.seen["tasks_on_the_full_node"] = _count_tasks(running, ray.nodes[3])
         ray.kill(3)
+        time.sleep(2)
+    return running
+
+
+def _count_tasks(running: Running, node: Running) -> int:
+    """Looks at a node until the command ends. Returns the looks, 20 a second, at which it ran a task."""
+    looks, end = 0, time.monotonic() + PATIENCE
+    while running.process.poll() is None and time.monotonic() < end:
+        looks += bool(running_tasks(node))
+        time.sleep(0.05)
+    return looks
+
+
+def full_output(case: Case, hosts: Hosts, ray: Ray, output: Path) -> Running:
+    """The disk of the output, which all nodes see, holds less than the spool."""
+    ray.stop()
+    with small_disk(output.parent / "small", "8m") as small:
+        for host in (1, 2, 3):  # a raylet sees no disk that is mounted later
+            ray.start(host)
+        running = case.start(hosts, small / "shards")
+        running.end(PATIENCE)
+        ray.seen["files_left"] = len(list(small.iterdir()))
+        ray.stop()
         time.sleep(2)
     return running
 
@@ -243,10 +269,13 @@ FAULTS = {
     "Ctrl-C": interrupted,
     "killed while reading and back": killed(reading, True),
     "killed while writing": killed(writing, False),
+    "killed while writing and back": killed(writing, True),
     "killed while tokenising": killed(tokenising, False),
+    "killed while tokenising and back": killed(tokenising, True),
     "without the folder": without_the_folder,
     "other code": other_code,
     "full disk": full_disk,
+    "full disk of the output": full_output,
     "cut off for 90 seconds": cut_off,
     "killed while reading": killed(reading, False),
     "head killed": head_killed,
@@ -258,6 +287,7 @@ def fault(ray: Ray, case: Case, name: str) -> None:
     place.mkdir()
     output = place / "shards"
     ray.renew()
+    ray.seen = {}
     running = FAULTS[name](case, ray.hosts, ray, output)
     struck = time.monotonic()
     code = running.end(PATIENCE)
@@ -266,12 +296,13 @@ def fault(ray: Ray, case: Case, name: str) -> None:
     line |= {"nodes": [text for _, text in running.lines if text.startswith("Ray: node")]}
     line |= {"same_bytes": case.same(output)} if code == 0 else {}
     line |= {"left": sorted(path.name for path in place.iterdir() if "shards" in path.name)}
-    show(case=name, **line, tasks=len(running_tasks()))
+    show(case=name, **line, **ray.seen, tasks=len(running_tasks()))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--words", type=int, default=40, help="of a positive")
     parser.add_argument("--only", nargs="*", help="these faults, by a part of their names")
     parser.add_argument("--no-speed", action="store_true", help="only the faults")
     args = parser.parse_args()
@@ -279,7 +310,7 @@ def main() -> None:
         sys.exit(reason)
     with tempfile.TemporaryDirectory(prefix="ef-ray-") as name:
         folder = Path(name)
-        case = Case(folder, args.rows)
+        case = Case(folder, args.rows, args.words)
         if args.no_speed:
             case.alone(2)
         else:
