@@ -169,7 +169,7 @@ def test_two_ranks_blend_as_one_process_does(tmp_path, start, data, tiny_bert, e
 
 
 def test_killed_while_it_blends_and_resumed(tmp_path, start, finished):
-    """What was measured is not measured again, and final/ has the same bytes; a finished run is left alone."""
+    """No share is measured twice, and final/ has the same bytes; a finished run is left alone."""
     whole, _ = finished["full"]
     command = start(tmp_path / "run")
     killed = forked.start(command)
