@@ -70,15 +70,18 @@ class Chunks:
 
     @property
     def share_twice(self) -> float:
-        return self.more / self.tokens
+        return self.more / self.tokens if self.tokens else 0.0
 
     @property
     def kept_passes(self) -> int:
-        return math.ceil(self.kept / self.filled)
+        return self._passes(self.kept)
 
     @property
     def more_passes(self) -> int:
-        return math.ceil(self.more / self.filled)
+        return self._passes(self.more)
+
+    def _passes(self, tokens: float) -> int:
+        return math.ceil(round(tokens / self.filled, 6))  # the quotient of a multiple may be a hair above it
 
     @property
     def forward_passes(self) -> int:

@@ -4,6 +4,8 @@ import math
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from launch.plan.cost import (
     Buckets,
@@ -78,3 +80,10 @@ def test_a_cpu_lays_out_the_weights_of_every_product_and_a_gpu_hides_them():
     assert product_seconds(product, 100, cpu, 1e15) == pytest.approx(100 * 400 / 4e10 + 4e6 / 5e9)
     gpu = replace(cpu, at_once=True)
     assert product_seconds(product, 100, gpu, 1e11) == pytest.approx(100 * 1e6 / 1e11)
+
+
+@given(st.integers(1, 5000), st.floats(1.0, 4096.0), st.integers(1, 50))
+def test_kept_chunks_are_as_many_passes(count, filled, more):
+    chunks = Chunks((count + more) * filled, count * filled, 4096, filled)
+    assert (chunks.kept_passes, chunks.more_passes) == (count, more)
+    assert chunks.passes == 2 * count + 3 * more
