@@ -3,8 +3,8 @@
 - A gain is the change from the model before training, query by query, so that hard and easy queries cancel out.
 - The curve: gain(n) = level + slope * (1 - (n / reference) ** -c) / c, which is a - b * n ** -c; at c = 0 it is linear
   in log n. Given the exponent c it is linear in level and slope: least squares have one solution, and no start.
-- c lies within EXPONENTS: from growth with the square root of n (-0.5) to a fast end (2). Outside, few points would
-  make curves that explode or stand still beyond them.
+- c lies within EXPONENTS: from growth with n itself (-1), as where few pairs make too few steps to be learnt, to a fast
+  end (2). Outside, few points would make curves that explode or stand still beyond them.
 - Every replicate draws queries and seeds anew, and takes the exponent that fits it best. Two sizes do not determine
   it: there each replicate draws one, so that the interval covers what is not known about the form.
 - The forecast is for a run, not for the mean of many: its interval holds the noise of one run as well.
@@ -16,7 +16,7 @@ from functools import cached_property
 
 import numpy as np
 
-EXPONENTS = np.linspace(-0.5, 2.0, 51)
+EXPONENTS = np.linspace(-1.0, 2.0, 61)
 REPLICATES = 2000
 BLOCK = 50  # replicates whose weights of all queries are held at a time
 SIDES = 2.5, 97.5  # percentiles of an interval
