@@ -1,4 +1,4 @@
-"""What a step sends and copies, by closed forms."""
+"""Seconds of what a step sends and copies, by closed forms."""
 
 import math
 from dataclasses import replace

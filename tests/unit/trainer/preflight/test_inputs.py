@@ -92,7 +92,7 @@ def test_a_run_opens_everything_once(run_file, opened, tiny_bert):
 def test_a_dry_run_and_a_launch_plan_open_everything_once(run_file, opened, tiny_bert, capsys):
     config = load_config(run_file)
     dry_run.show(config, resume=False)
-    expected(FOLDERS | (SETS - {("RetrievalSet", "shards")}) | {("ModelSpec", tiny_bert.name)}, opened)
+    expected(FOLDERS | SETS | {("ModelSpec", tiny_bert.name)}, opened)
     opened.clear()
     estimate.look(config, estimate.Ranks(1, 1, "cpu", 2**34))
     expected({("ShardFolder", "shards"), ("ModelSpec", tiny_bert.name)}, opened)
