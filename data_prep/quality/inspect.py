@@ -18,6 +18,7 @@ from data_prep.quality.gate import nearly
 from data_prep.quality.rows import Facts, read_rows, useful_workers
 from data_prep.quality.sampling import spread
 from data_prep.reading.row_problems import problem_lines
+from data_prep.remote.location import Location
 from data_prep.texts.languages import UNSURE
 from data_prep.texts.near_duplicates import SIMILARITY
 from data_prep.texts.token_lengths import Reader, reader_of, token_lengths
@@ -36,7 +37,7 @@ COUNTS = {
 
 
 def inspect(
-    path: Path,
+    path: Path | Location,
     *,
     as_json: bool = False,
     html: Path | None = None,
@@ -75,7 +76,7 @@ def inspect(
 
 
 def _report(
-    path: Path, rows: Facts, take: Take, pool: Workers, reader: Reader | None, excluded: dict[str, HeldOut]
+    path: Path | Location, rows: Facts, take: Take, pool: Workers, reader: Reader | None, excluded: dict[str, HeldOut]
 ) -> dict[str, Any]:
     keys, unreadable = rows.keys, rows.unreadable.count
     by_source = {name: np.frombuffer(numbers, np.int64) for name, numbers in rows.sources.items()}
@@ -129,7 +130,7 @@ def _report(
     }
 
 
-def _leakage(path: Path, rows: Facts, excluded: dict[str, HeldOut]) -> list[Finding]:
+def _leakage(path: Path | Location, rows: Facts, excluded: dict[str, HeldOut]) -> list[Finding]:
     """Checks leakage from the folder's own eval split and from the named sets."""
     findings = []
     if rows.splits["eval"]:

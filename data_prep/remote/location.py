@@ -1,6 +1,6 @@
 """URLs of object stores, s3:// and gs://, by pyarrow's own filesystems.
 
-- A Location is used where a Path is: name, suffix, `/`, exists, is_dir. What it cannot do has no method.
+- A Location is used where a Path is: name, suffix, `/`, absolute, exists, is_dir. What it cannot do has no method.
 - Credentials, region and endpoint come from the environment, as the libraries of AWS and Google read them. A URL that
   holds any is refused, and no message repeats it.
 - file:// is a Path. Nothing is fetched here as a whole: see copies.py.
@@ -56,6 +56,9 @@ class Location:
         return Location(self.scheme, str(PurePosixPath(self.key).parent))
 
     def resolve(self) -> "Location":
+        return self
+
+    def absolute(self) -> "Location":
         return self
 
     def exists(self) -> bool:

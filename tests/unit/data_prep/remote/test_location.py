@@ -4,6 +4,7 @@ import pickle
 from pathlib import Path
 
 import pytest
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from data_prep.common.errors import BadInput
 from data_prep.common.paths import user_path
@@ -55,3 +56,20 @@ def test_a_url_where_only_a_path_is_read_is_refused_and_makes_no_folder(tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
     with pytest.raises(BadInput, match="gs://…: is a URL"):
         user_path("gs://bucket/x")
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """A folder that stands for an object store; its folders are the buckets."""
+    files = SubTreeFileSystem(str(tmp_path), LocalFileSystem())
+    monkeypatch.setattr("data_prep.remote.location._filesystem", lambda scheme: files)
+    (tmp_path / "bucket").mkdir()
+    return tmp_path
+
+
+def test_a_url_needs_no_working_folder_on_a_cluster(store, monkeypatch, capsys):
+    write_jsonl(store / "bucket" / "a.jsonl", [PAIR])
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # nothing listens there
+    for words in (["inspect"], ["shard", "--output", store / "shards"]):
+        code, _, err = run(capsys, *words, "s3://bucket/a.jsonl", "--on", "ray")
+        assert code == 2 and "ray" in err.lower() and len(err.splitlines()) == 1, err
