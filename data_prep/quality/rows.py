@@ -22,7 +22,7 @@ from data_prep.quality.row_keys import Keys
 from data_prep.quality.sampling import Spool
 from data_prep.reading.files import Span, spans
 from data_prep.reading.formats import Notes, read_records, read_span
-from data_prep.reading.opening import stem_of
+from data_prep.reading.opening import bytes_of, stem_of
 from data_prep.reading.row_problems import Kinds, Problem, Problems
 from data_prep.records import Record
 from data_prep.remote.copies import local
@@ -90,8 +90,7 @@ def useful_workers(path: Path | Location, most: int) -> int:
     """Returns one worker per task of reading, at most `most`; starting more takes longer than their work."""
     if path.is_dir():
         return most
-    size = path.stat().st_size if isinstance(path, Path) and path.is_file() else 0
-    return min(most, max(1, -(-size // SPAN_BYTES)))
+    return min(most, max(1, -(-bytes_of(path) // SPAN_BYTES)))
 
 
 class _SplitTask(NamedTuple):

@@ -33,6 +33,14 @@ def stem_of(path: Path | Location) -> str:
     return Path(path.stem).stem if codec_of(path) and format_of(path) in SUFFIXES else path.stem
 
 
+def bytes_of(path: Path | Location) -> int:
+    """Returns the size of a file, or of all files in a folder; 0 where there is none."""
+    if isinstance(path, Location):
+        return sum(path.sizes().values())
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
 def open_bytes(path: Path | Location) -> IO[bytes]:
     """Opens a file for reading, unpacked. A plain file can be sought; a compressed one is read from its beginning."""
     codec = codec_of(path)

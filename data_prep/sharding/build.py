@@ -19,6 +19,7 @@ from data_prep.common.errors import BadInput, Failed
 from data_prep.common.files import check, fsync_folder, same_path, unfinished_name
 from data_prep.common.workers import Workers, free_memory
 from data_prep.reading.formats import Notes, source_names
+from data_prep.reading.opening import bytes_of
 from data_prep.reading.row_problems import Problems
 from data_prep.remote.location import Location
 from data_prep.sharding import tokenise
@@ -144,14 +145,7 @@ def _tokenizer(tokens: tokenise.TokenOptions | None) -> tokenise.Source | None:
 
 def _useful_workers(inputs: list[Path | Location]) -> int:
     """Returns one worker per task of SPAN_BYTES: starting more takes longer than their work."""
-    return max(1, -(-sum(map(_bytes_of, inputs)) // SPAN_BYTES))
-
-
-def _bytes_of(path: Path | Location) -> int:
-    if isinstance(path, Location):
-        return sum(path.sizes().values())
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
+    return max(1, -(-sum(map(bytes_of, inputs)) // SPAN_BYTES))
 
 
 def check_memory(rows: int, similarity: float | None, estimated: bool = False) -> None:

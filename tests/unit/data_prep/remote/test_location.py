@@ -8,6 +8,7 @@ from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from data_prep.common.errors import BadInput
 from data_prep.common.paths import user_path
+from data_prep.quality.rows import useful_workers
 from data_prep.reading.formats import source_names
 from data_prep.remote.location import Location, location
 from tests.unit.data_prep.helpers import PAIR, run, write_jsonl
@@ -73,3 +74,11 @@ def test_a_url_needs_no_working_folder_on_a_cluster(store, monkeypatch, capsys):
     for words in (["inspect"], ["shard", "--output", store / "shards"]):
         code, _, err = run(capsys, *words, "s3://bucket/a.jsonl", "--on", "ray")
         assert code == 2 and "ray" in err.lower() and len(err.splitlines()) == 1, err
+
+
+def test_a_large_object_is_work_for_many(store, monkeypatch):
+    monkeypatch.setattr("data_prep.quality.rows.SPAN_BYTES", 10)
+    (store / "bucket" / "a.jsonl").write_bytes(b"x" * 35)
+    for path in (store / "bucket" / "a.jsonl", location("s3://bucket/a.jsonl")):
+        assert [useful_workers(path, most) for most in (1, 3, 9)] == [1, 3, 4]
+    assert useful_workers(location("s3://bucket/nothing.jsonl"), 9) == 1
