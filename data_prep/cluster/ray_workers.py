@@ -42,6 +42,8 @@ class RayWorkers(Workers):
     node was left for PATIENCE seconds.
     """
 
+    share_disk = False
+
     def __init__(self, on: str, inputs: Iterable[Path | Location] = (), output: Path | None = None, twice: bool = True):
         super().__init__(1)
         self.on, self.inputs, self.output, self.twice = on, list(inputs), output, twice

@@ -55,6 +55,8 @@ class Workers:
     appears whole (files.named_when_whole). count: tasks that run at once.
     """
 
+    share_disk = True  # every process sees the files of this one
+
     def __init__(self, count: int):
         assert count >= 1
         self.count = count
@@ -69,6 +71,11 @@ class Workers:
     def __exit__(self, *_: Any) -> None:
         if self._pool:
             self._pool.shutdown(cancel_futures=True)
+
+    @property
+    def alone(self) -> bool:
+        """True where this process does the work."""
+        return self.ahead == 1
 
     def map(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
         """Yields the result of every task, in order. Takes tasks from their iterable as workers become free."""
@@ -96,7 +103,7 @@ class Workers:
     def aside(self, function: Callable[..., Result], *arguments: Any) -> Callable[[], Result]:
         """Starts one task in a process of its own, so that its memory is freed at its end. Returns a function that
         waits for the result. With a count of 1 the task runs here, before this returns."""
-        if self.ahead == 1:
+        if self.alone:
             result = function(*arguments)
             return lambda: result
         pool = _pool(1)

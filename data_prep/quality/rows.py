@@ -1,14 +1,18 @@
 """The rows of an input or shard folder as `inspect` sees them: read once, in tasks, and again by number.
 
-- JSONL and Parquet files and shard folders are cut into tasks, for any number of workers alike. Another input is read
-  by this process.
+- Shard folders are cut into tasks; with more than one process JSONL and Parquet files are too. Another input is read by
+  this process.
 - The rows of an input wait in a temporary file of this process; those of a shard folder are taken from the folder.
+- Processes of this machine hand over rows in files: a row group may be the whole input. Nodes of a cluster share no
+  disk here, so that each sends the rows of a task.
 """
 
+import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -143,6 +147,7 @@ class _SpanTask(NamedTuple):
     span: Span
     positive: str | None
     columns: dict[str, str] | None
+    folder: str | None  # for the lines; None: they travel
 
 
 @dataclass
@@ -150,7 +155,8 @@ class _Piece:
     """The result of a task."""
 
     facts: Facts = field(default_factory=Facts)
-    lines: list[bytes] = field(default_factory=list)  # of the spool
+    lines: str | bytes = b""  # of the spool: a file, or they themselves
+    lengths: array = field(default_factory=partial(array, "q"))  # of each line
     problems: Problems = field(default_factory=Problems)  # of the whole input
     notes: Notes = field(default_factory=Notes)
 
@@ -158,37 +164,48 @@ class _Piece:
 def _read_input(
     path: Path | Location, positive: str | None, columns: dict[str, str] | None, pool: Workers
 ) -> tuple[Facts, Take]:
-    facts, spool, problems, notes = Facts(), Spool(), Problems(), Notes()
+    facts, spool, problems = Facts(), Spool(), Problems()
     cut = spans(path, SPAN_BYTES)
     first = next(cut, None)
-    if first is None:
+    if first is None or pool.alone:
         problems.sink = facts.reject
         records = read_records(path, positive=positive, columns=columns, problems=problems)
         for record in track(records, f"reading {path.name}"):
             facts.add(record)
             spool.add(record.to_json().encode())
     else:
-        tasks = (_SpanTask(path, span, positive, columns) for span in chain([first], cut))
-        pieces = track(pool.map(_read_span, tasks), f"reading {path.name}", None, lambda one: len(one.lines), pool.note)
-        for piece in pieces:
-            facts.merge(piece.facts)
-            for line in piece.lines:
-                spool.add(line)
-            problems.merge(piece.problems)
-            notes.merge(piece.notes)
-        notes.close(path, problems, columns)
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # a task may still write
+            shared = folder if pool.share_disk else None
+            tasks = (_SpanTask(path, span, positive, columns, shared) for span in chain([first], cut))
+            _read_spans(tasks, pool, facts, spool, problems)
     if problems.files:
         problems.check()
     return facts, spool.take
+
+
+def _read_spans(tasks: Iterator[_SpanTask], pool: Workers, facts: Facts, spool: Spool, problems: Problems) -> None:
+    """Reads all spans of an input, and adds what they hold."""
+    first = next(tasks)
+    notes = Notes()
+    pieces = pool.map(_read_span, chain([first], tasks))
+    for piece in track(pieces, f"reading {first.path.name}", None, lambda one: len(one.lengths), pool.note):
+        facts.merge(piece.facts)
+        spool.add_lines(piece.lines, piece.lengths)
+        problems.merge(piece.problems)
+        notes.merge(piece.notes)
+    notes.close(first.path, problems, first.columns)
 
 
 def _read_span(task: _SpanTask) -> _Piece:
     piece = _Piece()
     piece.problems.sink = piece.facts.reject
     source = stem_of(task.path.resolve())
-    for record in _records_of(task, source, piece):
-        piece.facts.add(record)
-        piece.lines.append(record.to_json().encode())
+    with tempfile.NamedTemporaryFile(dir=task.folder, delete=task.folder is None) as file:
+        for record in _records_of(task, source, piece):
+            piece.facts.add(record)
+            piece.lengths.append(file.write(record.to_json().encode()))
+        file.seek(0)
+        piece.lines = file.name if task.folder else file.read()
     piece.problems.sink = None  # the main process has a sink of its own
     return piece
 

@@ -1,8 +1,11 @@
 """Rows on disk that can be read again by number, and evenly spaced samples of rows."""
 
 import json
+import os
+import shutil
 import tempfile
 from array import array
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,17 @@ class Spool:
         """Adds the next row, the UTF-8 of its Record.to_json."""
         self._file.write(line)
         self._ends.append(self._ends[-1] + len(line))
+
+    def add_lines(self, lines: str | bytes, lengths: Iterable[int]) -> None:
+        """Adds the next rows: their bytes, or the name of a file that holds them and is deleted."""
+        if isinstance(lines, bytes):
+            self._file.write(lines)
+        else:
+            with open(lines, "rb") as file:
+                shutil.copyfileobj(file, self._file)
+            os.unlink(lines)
+        for length in lengths:
+            self._ends.append(self._ends[-1] + length)
 
     def take(self, rows: list[int]) -> list[Record]:
         """Returns the records of these rows, like Rows.take."""
