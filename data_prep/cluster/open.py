@@ -20,14 +20,13 @@ def open_workers(
     on: str | None,
     inputs: Iterable[Path | Location] = (),
     output: Path | None = None,
-    twice: bool = True,
 ) -> Workers:
     """Returns workers, to be entered: `count` processes, or those of the cluster that `on` names, see RayWorkers.
 
-    inputs: what tasks read. output: tasks write beside it. Absolute paths. twice: see RayWorkers.
+    inputs: what tasks read. output: tasks write beside it. Absolute paths.
     """
     if on is None:
         return Workers(count)
     from data_prep.cluster.ray_workers import RayWorkers
 
-    return RayWorkers(on, inputs, output, twice)
+    return RayWorkers(on, inputs, output)

@@ -10,8 +10,8 @@ import platform
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from data_prep.cluster import nodes
 from data_prep.common.console import say
 from data_prep.common.errors import BadInput, Failed, first_line, of_system
-from data_prep.common.workers import AHEAD, Result, Workers
+from data_prep.common.workers import AHEAD, Result, Task, Workers
 from data_prep.remote.location import Location
 
 RETRIES = 5  # of a task whose process or node died
@@ -36,17 +36,17 @@ class RayWorkers(Workers):
     """The nodes of a Ray cluster as long as the block.
 
     on: "ray" (RAY_ADDRESS, else the cluster that this machine is a part of) or "ray://HOST:PORT". A process that is
-    connected already stays connected. inputs, output: see nodes.Job. count: cores of all nodes. twice: a task that is
-    silent after a node left runs a second time beside itself (SILENT).
+    connected already stays connected. inputs, output: see nodes.Job. count: cores of all nodes. A task
+    that is silent after a node left runs a second time beside itself (SILENT), except those of `together`.
     BadInput: no Ray, no cluster, or nodes that differ from this machine. Failed: a task died RETRIES + 1 times, or no
     node was left for PATIENCE seconds.
     """
 
     share_disk = False
 
-    def __init__(self, on: str, inputs: Iterable[Path | Location] = (), output: Path | None = None, twice: bool = True):
+    def __init__(self, on: str, inputs: Iterable[Path | Location] = (), output: Path | None = None):
         super().__init__(1)
-        self.on, self.inputs, self.output, self.twice = on, list(inputs), output, twice
+        self.on, self.inputs, self.output = on, list(inputs), output
         self._nodes: dict[str, str] = {}  # id -> name, of nodes with a core
         self._under_way: set[Any] = set()
         self._looked = self._seen = self._left = 0.0  # times: of a look, of a node with a core, when one left
@@ -88,6 +88,20 @@ class RayWorkers(Workers):
         start = partial(self._run.remote, self._job, function, arguments)
         return partial(self._result, start, self._begin(start), time.monotonic())
 
+    def together(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> list[Result]:
+        """Starts all tasks, each once, and returns their results in order. Raises the error of the first that fails,
+        while others run; the end of the block ends those."""
+        references = [self._begin(partial(self._run.remote, self._job, function, (task,))) for task in tasks]
+        waiting, results = references, {}
+        with self._errors():
+            while waiting:
+                ready, waiting = self.ray.wait(waiting, timeout=LOOK_SECONDS)
+                self._under_way.difference_update(ready)
+                results |= {reference: self.ray.get(reference) for reference in ready}
+                if time.monotonic() - self._looked > LOOK_SECONDS:
+                    self._look()
+        return [results[reference] for reference in references]
+
     def _begin(self, start: Callable[[], Any]) -> Any:
         reference = start()
         self._under_way.add(reference)
@@ -102,14 +116,21 @@ class RayWorkers(Workers):
         return f"{count} {'node' if count == 1 else 'nodes'}, {self.count} {'core' if self.count == 1 else 'cores'}"
 
     def _result(self, start: Callable[[], Any], reference: Any, began: float) -> Any:
-        errors, runs = self.ray.exceptions, [reference]
-        try:
+        runs = [reference]
+        with self._errors():
             while not (ready := self.ray.wait(runs, timeout=LOOK_SECONDS)[0]):
                 self._look()
-                if self.twice and len(runs) == 1 and began < self._left < time.monotonic() - SILENT:
+                if len(runs) == 1 and began < self._left < time.monotonic() - SILENT:
                     runs.append(self._begin(start))
             self._under_way.difference_update(ready)
             return self.ray.get(ready[0])
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """A block whose errors of Ray become those of a task's function, or Failed."""
+        errors = self.ray.exceptions
+        try:
+            yield
         except errors.RayTaskError as error:
             raise _of_task(error) from None
         except errors.RayError as error:

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.cluster.open import open_workers
+from data_prep.cluster.ray_workers import RayWorkers
 from data_prep.common.console import Meter, say
 from data_prep.common.errors import BadInput, Failed
 from data_prep.common.files import whole_file
@@ -74,8 +74,7 @@ def ask_on_cluster(
             return 0
         server = endpoint(config.base_url)
         say(f"asking {config.model} at {server}, {config.concurrency} at a time on each core; answers: {texts.parent}")
-        # a task that runs twice at once would pay twice, so a silent one does not run again beside itself
-        with open_workers(1, config.on, [texts], cache.path.absolute(), twice=False) as pool:
+        with RayWorkers(config.on, [texts], cache.path.absolute()) as pool:
             parts = min(pool.count, count, config.requests_per_minute or count)
             key_name = server.key_name if server.key else None
             tasks = [
@@ -85,7 +84,7 @@ def ask_on_cluster(
                 for n in range(1, parts + 1)
             ]
             with _shown(cache, count, pool):
-                done = [wait() for wait in [pool.submit(_ask_part, task) for task in tasks]]
+                done = pool.together(_ask_part, tasks)  # each once: one that runs twice at once would pay twice
     finally:
         texts.unlink(missing_ok=True)
     _wait_for(done)

@@ -20,6 +20,7 @@ from data_prep.common.files import check  # noqa: E402
 from data_prep.generation.config import QuestionGenerationConfig  # noqa: E402
 from data_prep.generation.offline import generate_offline  # noqa: E402
 from data_prep.generation.questions import QuestionGenerator  # noqa: E402
+from data_prep.model_server.answer_cache import part_of  # noqa: E402
 from data_prep.sharding.build import shard  # noqa: E402
 from data_prep.stores.base import Chunk, StoreConfig  # noqa: E402
 from data_prep.stores.open import write_chunks  # noqa: E402
@@ -132,6 +133,19 @@ def test_nodes_ask_a_model_about_every_chunk_once_though_one_is_killed(tmp_path,
     assert not list((tmp_path / "two").glob(".*"))
     assert not files_with_key(tmp_path) and not files_with_key(head.folder)
     assert "Ray: 1 node, 2 cores" in capsys.readouterr().err
+
+
+def test_the_first_part_that_fails_ends_the_others_at_once(tmp_path, ask, head, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    names = {n: f"c{n}" for n in range(30)}
+    slow = {name: ["timeout"] for n, name in names.items() if part_of(chunk(n).text, 2) == 1}
+    fatal = {name: ["401"] for name in names.values() if name not in slow}
+    with serving(LanguageModel(script=slow | fatal, slow=120.0)) as url:
+        began = time.monotonic()
+        with pytest.raises(BadInput, match="answers 401"):
+            ask(url, tmp_path / "two", on="ray")
+        assert time.monotonic() - began < 90
+    assert not running_tasks(head)
 
 
 def test_a_node_without_the_key_is_named(tmp_path, ask, monkeypatch):
