@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from trainer.distributed.collectives import World
 from trainer.engine.optimizer import LossScale
 from trainer.engine.weight_average import Average
+from trainer.model import quantization
 from trainer.model.embedder import Embedder
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW, as torch names them
@@ -23,9 +24,10 @@ class Applied:
     skipped: bool  # the gradient was not finite, nothing was changed
 
 
-def empty(module: nn.Module) -> None:
-    """Takes the numbers of all parameters and buffers."""
-    for tensor in [*module.parameters(), *module.buffers()]:
+def empty(embedder: Embedder) -> None:
+    """Takes the numbers of all parameters and buffers, and of quantised layers."""
+    quantization.empty(embedder.quantised)
+    for tensor in [*embedder.parameters(), *embedder.buffers()]:
         tensor.grad = None
         tensor.data = torch.empty(0, device=tensor.device, dtype=tensor.dtype)
 

@@ -80,6 +80,15 @@ def weights_of(layer: nn.Module) -> Tensor:
     return owner.CB.float() * (owner.SCB.float() / 127.0).unsqueeze(1)
 
 
+def empty(quantised: dict[str, nn.Module]) -> None:
+    """Takes what layers hold beside their parameters: the scales, and after an 8-bit layer's first pass its weights."""
+    for layer in quantised.values():
+        for owner in (layer, layer.weight, getattr(layer, "state", None)):
+            for name in ("CB", "SCB", "quant_state"):
+                if getattr(owner, name, None) is not None:
+                    setattr(owner, name, None)
+
+
 def adamw_8bit(groups: list[dict], optim: OptimConfig):
     """AdamW whose moments are 8-bit in blocks of 256; vectors and small matrices keep 32 bits, as bitsandbytes does."""
     from bitsandbytes.optim import AdamW8bit
