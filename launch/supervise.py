@@ -16,9 +16,9 @@ from data_prep.common.console import say
 from launch.command import Command
 from trainer.distributed import last_words
 from trainer.distributed.stop import EXIT_CODE, SIGNALS, marker_written
-from trainer.run_dir.layout import newest, read_state
+from trainer.run_dir.layout import measured_file, newest, read_state
 
-IN_VAIN = 2  # restarts in a row without a newer checkpoint: the cause will not pass
+IN_VAIN = 2  # restarts in a row without progress: the cause will not pass
 PAUSE = 10.0  # seconds before a restart on several nodes: the other nodes' launchers must have ended
 LINGER = 30.0  # seconds that a launcher may outlive its ranks; without the other nodes it would wait 15 minutes
 LOOK = 2.0  # seconds between two looks at the ranks
@@ -46,7 +46,7 @@ def supervise(first: Command, again: Callable[[], Command], run_dir: Path, resta
     folder = tempfile.TemporaryDirectory(prefix="embedfleet-run-", ignore_cleanup_errors=True)
     words = Path(folder.name, "errors")
     try:
-        command, vain, reached = first, 0, _step(run_dir)
+        command, vain, reached = first, 0, _progress(run_dir)
         for attempt in range(restarts + 1):
             mark = uuid.uuid4().hex
             words.unlink(missing_ok=True)
@@ -59,15 +59,16 @@ def supervise(first: Command, again: Callable[[], Command], run_dir: Path, resta
             if signals or marker_written(run_dir) not in (None, earlier):
                 _say_stopped(_step(run_dir))
                 return 130 if signal.SIGINT in signals else EXIT_CODE
-            step = _step(run_dir)
-            vain, reached = (0 if step > reached else vain + 1), step
+            step, measured = now = _progress(run_dir)
+            vain, reached = (0 if now > reached else vain + 1), now
             if attempt == restarts:
                 newest_step = f"the newest checkpoint is of step {step}"
                 say(f"failed with exit code {code} after {restarts} restart(s); {newest_step}")
                 _repeat(words)
                 return 1
             if vain == IN_VAIN + 1:
-                say(f"failed {vain} times without a checkpoint after step {step}: not started again; see above for why")
+                without = f"a checkpoint after step {step}" + (" or another measured share" if measured else "")
+                say(f"failed {vain} times without {without}: not started again; see above for why")
                 _repeat(words)
                 return 1
             _repeat(words)
@@ -115,6 +116,12 @@ def _in_foreground() -> bool:
 def _step(run_dir: Path) -> int:
     folder, _ = newest(run_dir)
     return read_state(folder).step if folder else 0
+
+
+def _progress(run_dir: Path) -> tuple[int, int]:
+    """Returns the step of the newest checkpoint, and the bytes of what a blend at the end of the run has measured."""
+    measured = measured_file(run_dir / "final")
+    return _step(run_dir), measured.stat().st_size if measured.is_file() else 0
 
 
 def _end_of(child: subprocess.Popen) -> int:

@@ -30,7 +30,7 @@ from trainer.model.save import save_embedder
 from trainer.model_folder.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, weights_sha256, zero_tensors
 from trainer.run_dir import checkpoint_writer
 from trainer.run_dir.checkpoint_writer import WriteModel
-from trainer.run_dir.layout import damage
+from trainer.run_dir.layout import damage, measured_file
 from trainer.run_dir.verdict import BLEND
 
 FEW_QUERIES = 50  # in a half: below it, a choice and its report say little
@@ -76,11 +76,6 @@ def blend(
     result = result_of(pair, sides, model.share, rules, name_of(tuned.path)) | {"asked": asked}
     _write(output, model, pair, result, prove)
     return result
-
-
-def measured_file(output: Path) -> Path:
-    """Returns the file beside an output that keeps what is measured, of every query and share."""
-    return output.with_name(f"{output.name}.measured.json")
 
 
 def result_of(pair: Pair, sides: Sequence[Side], chosen: float, rules: Rules, tuned: str) -> dict:

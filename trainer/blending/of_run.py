@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.reading.retrieval_sets import RetrievalSet
-from trainer.blending.blend import key_of_models, measured_file, result_of, say_rule, writer_of
+from trainer.blending.blend import key_of_models, result_of, say_rule, writer_of
 from trainer.blending.choice import Side
 from trainer.blending.measured import Measured, PerQuery
 from trainer.blending.pair import Pair, open_pair
@@ -23,6 +23,7 @@ from trainer.evaluation.metric_names import METRICS
 from trainer.model_folder.spec import ModelSpec
 from trainer.reporting.judge import Blend
 from trainer.run_dir.checkpoint_writer import WriteModel
+from trainer.run_dir.layout import measured_file
 from trainer.run_dir.queries import FEW, Halves
 
 

@@ -33,6 +33,11 @@ class TrainState:
     watch: dict = field(default_factory=dict)  # of watch.Watch
 
 
+def measured_file(output: Path) -> Path:
+    """Returns the file beside the output of a blend that keeps what is measured, of every query and share."""
+    return output.with_name(f"{output.name}.measured.json")
+
+
 def damage(folder: Path) -> str | None:
     """Returns the problem of a checkpoint, or None where every file has its recorded bytes."""
     if not (folder / MARKER).is_file():

@@ -20,6 +20,7 @@ from tests.launching import ROOT
 from trainer.distributed import last_words
 from trainer.distributed.stop import EXIT_CODE, MARKER
 from trainer.frontends.command_line import fail
+from trainer.run_dir.layout import measured_file
 
 STARTED = "open({started!r}, 'a').write('x')"
 # As torchrun: two ranks below it; it ends badly once they have ended.
@@ -47,6 +48,17 @@ def test_a_run_that_gets_no_further_is_given_up(tmp_path, capsys):
     assert supervise(fails, lambda: fails, tmp_path, 9) == 1
     assert started.read_text() == "xxx"
     assert "failed 3 times without a checkpoint after step 0" in capsys.readouterr().err
+
+
+def test_shares_that_are_measured_at_the_end_of_a_run_are_progress(tmp_path, capsys):
+    measured = measured_file(tmp_path / "final")
+    adds = f"file = open({str(measured)!r}, 'a'); file.write('x'); file.close()"
+    grows = Command([sys.executable, "-SEc", f"{adds}; raise SystemExit(len(open({str(measured)!r}).read()) < 6)"])
+    assert supervise(grows, lambda: grows, tmp_path, 9) == 0
+    assert "restart 5 of 9" in capsys.readouterr().err
+    fails = Command([sys.executable, "-SEc", "raise SystemExit(1)"])
+    assert supervise(fails, lambda: fails, tmp_path, 9) == 1
+    assert "failed 3 times without a checkpoint after step 0 or another measured share:" in capsys.readouterr().err
 
 
 def test_a_run_that_ends_well_after_a_restart_is_done(tmp_path, capsys):

@@ -11,14 +11,14 @@ from data_prep.reading.retrieval_sets import load_set
 from tests.unit.trainer.blending.conftest import write_set
 from trainer.blend import main
 from trainer.blending import blend as module
-from trainer.blending.blend import blend, measured_file
+from trainer.blending.blend import blend
 from trainer.blending.rules import Rules
 from trainer.config.sections import ModelConfig
 from trainer.evaluation.compare import means
 from trainer.evaluation.measure import evaluate_folder
 from trainer.inference.probe import read_probe
 from trainer.inference.text_encoder import TextEncoder
-from trainer.run_dir.layout import damage
+from trainer.run_dir.layout import damage, measured_file
 from trainer.run_dir.verdict import BLEND
 
 RULES = Rules([0.5], most_lost=1.0)
