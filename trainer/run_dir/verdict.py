@@ -65,7 +65,7 @@ def describe(facts: dict) -> list[str]:
         if facts["same_queries"]:
             lines.append("the queries that chose the model are those that report here, which flatters it")
         if blend := facts.get("blend"):
-            lines.append(_blend(blend))
+            lines.append(_blend(blend, facts["final"]["model"] == BASE))
         if last := facts.get("last"):
             lines.append(f"the last model (step {last['step']}): {HEADS[last['verdict']]}: {_change(last)}")
     if general := facts.get("general"):
@@ -98,12 +98,17 @@ def in_final(facts: dict) -> str:
     return f"final/ is {trained}"
 
 
-def _blend(blend: dict) -> str:
+def _blend(blend: dict, keeps_base: bool) -> str:
     """Describes the share that watch.blend chose, and the trained model beside it."""
     tuned = blend["tuned"]
     ends = "0 is the model before training, 1 the trained one"
-    chosen = f"the blend (watch.blend): share {blend['share']:g} was chosen, where {ends}"
-    return f"{chosen}; share 1: {HEADS[tuned['verdict']]}: {_change(tuned)}"
+    chosen = f"share {blend['share']:g} was chosen"
+    if keeps_base and blend["share"]:
+        chosen = (
+            f"share {blend['share']:g} did best on the queries that choose, but was not written: on those that report, "
+            "or on all, it is worse than share 0 beyond noise"
+        )
+    return f"the blend (watch.blend): {chosen}, where {ends}; share 1: {HEADS[tuned['verdict']]}: {_change(tuned)}"
 
 
 def _change(change: dict) -> str:

@@ -125,14 +125,15 @@ class Checkpoints:
         self, verdict: dict, facts: dict, best: Path, write: dict[str, Callable[[], WriteModel]], keep_last: bool
     ) -> Path:
         """Writes final/ as the verdict says, and last/ where that is another model, without the engine. facts: more
-        JSON files of final/. best: of put_aside. write: makes the writers of the other models that final/ may hold;
-        rank 0 calls one."""
+        JSON files of final/, which the model before training goes without: they are of a share that it is not. best: of
+        put_aside. write: makes the writers of the other models that final/ may hold; rank 0 calls one."""
         model, is_last = verdict["final"]["model"], verdict["best"]["step"] == self.progress.state.step
         makers = write | {TRAINED: lambda: copy_of(best)}
         with self.progress.seconds.of("checkpoints"):
             if keep_last and is_last and model != TRAINED:
                 self.writer.write_on_first("last", makers[TRAINED], {})
-            folder = self.writer.write_on_first("final", makers[model], facts | {VERDICT: verdict})
+            kept = {} if model == BASE else facts
+            folder = self.writer.write_on_first("final", makers[model], kept | {VERDICT: verdict})
         self.engine.world.on_first(lambda: remove_best(self.writer.run_dir))
         return folder
 

@@ -218,6 +218,10 @@ def test_a_blend_that_is_worse_beyond_noise_gives_way_to_the_model_before_traini
     spoilt = moved(-0.2, only=HALVES.reporting)
     facts = judged(moved(0.2), **blended(0.4, spoilt))
     assert facts["verdict"] == "worse" and facts["final"]["model"] == "base"
+    (line,) = [line for line in describe(facts) if line.startswith("the blend")]
+    assert "share 0.4 did best on the queries that choose, but was not written" in line and "was chosen" not in line
+    (line,) = [line for line in describe(judged(moved(0.2), **blended(0.0, BASE))) if line.startswith("the blend")]
+    assert "share 0 was chosen" in line
 
 
 def test_after_a_blend_only_the_queries_that_bounded_nothing_report_on_the_general_set(judged):
