@@ -4,10 +4,12 @@
 - The queries that chose the best model choose the share, and the others report on it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.common.errors import BadInput
 from data_prep.reading.retrieval_sets import RetrievalSet
 from trainer.blending.blend import key_of_models, result_of, say_rule, writer_of
 from trainer.blending.choice import Side
@@ -80,9 +82,10 @@ def blend_run(
         dtype = str(runtime.dtype).removeprefix("torch.") if runtime.dtype else ""
         opened[:] = pair, Measured(measured_file(output), key_of_models(pair, runtime.device.type, dtype), names)
 
-    world.on_first(open_on_first)
-    pair, measured = opened or (_open(tuned), None)
-    model = between(pair, runtime.device, world, runtime.dtype)
+    with _told_of_a_run():
+        world.on_first(open_on_first)
+        pair, measured = opened or (_open(tuned), None)
+        model = between(pair, runtime.device, world, runtime.dtype)
     read_as = {id(side): one.spec for side, one in zip(sides, sets)}
 
     def evaluate(side: Side) -> PerQuery | None:
@@ -103,11 +106,24 @@ def blend_run(
 UNBOUND = "watch.blend: no data.general, so what the tuned model forgot is neither measured nor bounded"
 
 
+@contextmanager
+def _told_of_a_run() -> Iterator[None]:
+    """Says of what is refused how the run can end: the reasons name what trainer.blend has as arguments."""
+    try:
+        yield
+    except BadInput as error:
+        names = "BASE is the model before training, TUNED the best one"
+        mend = f"{names}; `--resume watch.blend=off` writes the best model unblended"
+        told = BadInput([f"watch.blend: {problem}; {mend}" for problem in error.problems])
+        told.on_every_rank = error.on_every_rank
+        raise told from None
+
+
 def _open(tuned: Tuned) -> Pair:
     path, code = Path(tuned.base.path), tuned.base.trust_remote_code
     base = str(path.resolve()) if path.exists() else tuned.base.path  # as an adapter names it
     models = (ModelConfig(path=path, trust_remote_code=code) for path in (base, str(tuned.folder)))
-    return open_pair(*models, tell=lambda line: None)  # the run has said how it reads texts
+    return open_pair(*models, tell=lambda line: None, flags={})  # the run has said how it reads texts
 
 
 def _halves_line(one: SetOfRun) -> str:

@@ -1,7 +1,7 @@
 """Two model folders that belong together: a base, and what was trained from it. Others are refused with the reasons."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ _FREE = (
     "problem_type", "label", "classifier", "initializer", "dropout", "token_id", "tie_word", "output_", "return_dict",
     "attn_implementation", "task_specific", "finetuning_task", "chunk_size", "is_causal", "quantization",
 )  # fmt: skip
-_FLAGS = {"query_prompt": "--query-prompt", "passage_prompt": "--passage-prompt", "pooling": "--pooling"}
+FLAGS = {"query_prompt": "--query-prompt", "passage_prompt": "--passage-prompt", "pooling": "--pooling"}
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,17 @@ class Pair:
         return self.base_spec is None
 
 
-def open_pair(base: ModelConfig, tuned: ModelConfig, tell: Callable[[str], None] = say) -> Pair:
+def open_pair(
+    base: ModelConfig, tuned: ModelConfig, tell: Callable[[str], None] = say, flags: Mapping[str, str] = FLAGS
+) -> Pair:
     """Reads both folders. Raises BadInput with every reason why there is nothing between them. tell: gets a line where
-    the base is not read as its own folder says."""
+    the base is not read as its own folder says. flags: of the command, which say how both are read."""
     base_folder, folder = (Path(fetch(model.path, model.trust_remote_code)) for model in (base, tuned))
     is_adapter = (folder / ADAPTER_CONFIG).is_file()
     check(_wrong_kinds(base_folder, folder, is_adapter))
     if is_adapter:
-        return _with_adapter(base, tuned, base_folder, folder)
-    return _of_whole(base, tuned, base_folder, folder, tell)
+        return _with_adapter(base, tuned, base_folder, folder, flags)
+    return _of_whole(base, tuned, base_folder, folder, tell, flags)
 
 
 def _wrong_kinds(base: Path, tuned: Path, is_adapter: bool) -> list[str]:
@@ -72,7 +74,9 @@ def _wrong_kinds(base: Path, tuned: Path, is_adapter: bool) -> list[str]:
     ]
 
 
-def _with_adapter(base: ModelConfig, tuned: ModelConfig, base_folder: Path, folder: Path) -> Pair:
+def _with_adapter(
+    base: ModelConfig, tuned: ModelConfig, base_folder: Path, folder: Path, flags: Mapping[str, str]
+) -> Pair:
     described = folder if (folder / "modules.json").is_file() else base_folder  # peft alone writes no such files
     config = as_trained(tuned).model_copy(update={"path": str(described)})
     spec = replace(read_spec(config, described, base_folder), path=str(folder))
@@ -82,13 +86,14 @@ def _with_adapter(base: ModelConfig, tuned: ModelConfig, base_folder: Path, fold
         rules = {f"{side}_max_len": getattr(spec.rules, f"{side}_max_len") for side in ("query", "passage")}
         own = base.model_copy(update=rules)
         read = facts_of(read_spec(own, base_folder)), facts_of(spec)
-        check([*_read_unlike(*read), *_other_tokens(load_tokenizer(own, str(base_folder)), tokenizer)])
+        check([*_read_unlike(*read, flags), *_other_tokens(load_tokenizer(own, str(base_folder)), tokenizer)])
     return Pair(base_folder, base.path, base, None, folder, config, spec, tokenizer)
 
 
 def _of_whole(
-    base: ModelConfig, tuned: ModelConfig, base_folder: Path, folder: Path, tell: Callable[[str], None]
-) -> Pair:
+    base: ModelConfig, tuned: ModelConfig, base_folder: Path, folder: Path, tell: Callable[[str], None],
+    flags: Mapping[str, str],
+) -> Pair:  # fmt: skip
     if began_with(base, tuned) and not began_with(tuned, base):
         raise BadInput(f"BASE: {base.path} was trained from TUNED, {tuned.path}; name the model before training first")
     config = as_trained(tuned)
@@ -96,7 +101,7 @@ def _of_whole(
     base_config = _base_as_read(base, tuned, base_folder, spec, tell)
     base_spec = read_spec(base_config, base_folder)
     tokenizer = load_tokenizer(config, str(folder))
-    problems = _read_unlike(facts_of(base_spec), facts_of(spec))
+    problems = _read_unlike(facts_of(base_spec), facts_of(spec), flags)
     problems += _other_shape((base_spec, base_config), (spec, config))
     problems += _other_tokens(load_tokenizer(base_config, str(base_folder)), tokenizer)
     check(problems)
@@ -120,12 +125,12 @@ def _base_as_read(
     return alike.model_copy(update={name: getattr(base, name) for name in PROMPTS})
 
 
-def _read_unlike(base: dict, tuned: dict) -> list[str]:
+def _read_unlike(base: dict, tuned: dict, flags: Mapping[str, str]) -> list[str]:
     """base, tuned: of facts_of."""
     problems = []
     for key in ("pooling", "normalize", "bidirectional", *PROMPTS):
         if base.get(key) != tuned.get(key):
-            mend = f"; {_FLAGS[key]} says how both are read" if key in _FLAGS else ""
+            mend = f"; {flags[key]} says how both are read" if key in flags else ""
             problems.append(f"{key}: BASE has {base.get(key)!r}, TUNED has {tuned.get(key)!r}{mend}")
     return problems
 
