@@ -26,7 +26,8 @@ EXTRA = {  # further kinds of cells, see worker.Group
     "mined": (("cpu", 1), ("ddp", 2), ("ddp", 3)),
     "retrieval": (("cpu", 1), ("ddp", 2), ("ddp", 3), ("zero1", 2), ("zero2", 2), ("zero3", 2)),
 }
-EXTRA["released"] = EXTRA["dropout"]
+for group in EXTRA["dropout"]:  # first: in a process that had no engine before, as a run's has none
+    CELLS[group].insert(0, {"kind": "released", "run": "sources"})
 for kind, groups in EXTRA.items():
     for group in groups:
         CELLS[group].append({"kind": kind, "run": "sources"})
