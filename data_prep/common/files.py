@@ -46,9 +46,11 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[IO[str]]:
-    """Yields a UTF-8 text file that appears under `path` only if the block succeeds. Creates the parent folder."""
-    with written_aside(path) as part, open(part, "w", encoding="utf-8", newline="\n") as handle:
+def whole_file(path: Path, mode: int = 0o666) -> Iterator[IO[str]]:
+    """Yields a UTF-8 text file that appears under `path` only if the block succeeds. Creates the parent folder.
+    mode: of a new file, before the umask."""
+    options = {"encoding": "utf-8", "newline": "\n", "opener": lambda name, flags: os.open(name, flags, mode)}
+    with written_aside(path) as part, open(part, "w", **options) as handle:
         yield handle
         handle.flush()
         os.fsync(handle.fileno())

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from data_prep.cluster.ray_workers import RayWorkers
 from data_prep.common.console import Meter, say
 from data_prep.common.errors import BadInput, Failed
-from data_prep.common.files import whole_file
+from data_prep.common.files import unfinished_name, whole_file
 from data_prep.common.workers import Workers
 from data_prep.generation.answer import Answer
 from data_prep.generation.config import QuestionGenerationConfig
@@ -29,7 +29,7 @@ from data_prep.generation.prompt import Prompt
 from data_prep.generation.run import Run
 from data_prep.generation.selection import Selection
 from data_prep.model_server.answer_cache import AnswerCache
-from data_prep.model_server.endpoint import endpoint
+from data_prep.model_server.endpoint import endpoint, other_key
 from data_prep.stores.base import Chunk
 
 NEEDED = ("openai", "json_repair", "filelock")  # the llm extra
@@ -69,6 +69,8 @@ def ask_on_cluster(
     RayWorkers and Run.ask.
     """
     texts = cache.path.absolute().with_name(f".{cache.path.stem}.texts")
+    for stale in (texts, unfinished_name(texts)):  # of a command that was killed
+        stale.unlink(missing_ok=True)
     try:
         if not (count := _write_texts(texts, chunks, cache)):
             return 0
@@ -101,7 +103,7 @@ def ask_on_cluster(
 
 def _write_texts(file: Path, chunks: Selection, cache: AnswerCache) -> int:
     count = 0
-    with whole_file(file) as lines:
+    with whole_file(file, 0o600) as lines:
         for chunk in chunks:
             if chunk.text not in cache:
                 lines.write(json.dumps(chunk.text) + "\n")  # ASCII: lone surrogates survive
@@ -126,10 +128,8 @@ def _ask_part(task: _Task) -> _Asked:
     node, folder = platform.node(), task.texts.parent
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise BadInput(f"node {node}: a language model needs {', '.join(missing)}: pip install 'embedfleet[llm]'")
-    if task.key_name and endpoint(task.config.base_url).key_name != task.key_name:
-        raise BadInput(
-            f"node {node}: {task.key_name} is not set there; start Ray on every node with it, no key travels"
-        )
+    if task.key_name and (problem := other_key(task.config.base_url, task.key_name)):
+        raise BadInput(f"node {node}: {problem}; start Ray on every node with it, no key travels")
     with AnswerCache(folder, task.request, Answer, task.config.worker, patience=LOCK_SECONDS) as cache:
         run = Run(task.config, task.prompt, _Texts(task.texts), cache, folder)
         run.ask()

@@ -55,6 +55,19 @@ def endpoint(base_url: str | None = None, flag: str = "--base-url") -> Endpoint:
     return server
 
 
+def other_key(base_url: str, wanted: str) -> str | None:
+    """Returns why `endpoint` takes another key for this address than that of the variable `wanted`; None: it does not.
+    The environment is that of a cluster's node."""
+    if secret(wanted) is None:
+        return f"{wanted} is not set there"
+    used = endpoint(base_url).key_name
+    if used == wanted:
+        return None
+    url_name = dict(NAMES)[wanted]
+    state = "has another value" if secret(url_name) else "is not set"
+    return f"the key of {used} would go to {base_url} there, not that of {wanted}: {url_name} {state} there"
+
+
 def neighbours(url: str) -> list[str]:
     """Returns the addresses that people mean by this one: without a call's path, and with the version that it lacks."""
     root = re.sub(r"/(?:chat/completions|completions|responses|models|embeddings)$", "", url.rstrip("/"))

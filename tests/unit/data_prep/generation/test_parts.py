@@ -7,6 +7,7 @@ from bisect import bisect_left
 import pytest
 
 from data_prep.common.errors import BadInput, Failed
+from data_prep.generation import on_cluster
 from data_prep.generation.answer import Answer
 from data_prep.generation.client import Retry
 from data_prep.generation.config import QuestionGenerationConfig
@@ -212,3 +213,24 @@ def test_the_limits_are_divided_by_the_parts():
     assert pace._gap == MINUTE / 2 and pace._of_token == MINUTE / 1500
     with pytest.raises(BadInput, match="must be K/N"):
         QuestionGenerationConfig(**own | {"part": "5/4"}).pace  # noqa: B018
+
+
+def test_the_texts_for_nodes_are_of_the_user_alone(tmp_path):
+    with AnswerCache(tmp_path / "cache", REQUEST, Answer, reading=True) as cache:
+        file = tmp_path / "texts"
+        assert on_cluster._write_texts(file, [chunk(1)], cache) == 1
+        assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_texts_that_a_killed_command_left_are_removed(tmp_path):
+    with AnswerCache(tmp_path, REQUEST, Answer, reading=True) as cache:
+        stale = [tmp_path / f".{cache.path.stem}.texts", tmp_path / f"..{cache.path.stem}.texts.unfinished"]
+        for file in stale:
+            file.write_text("old")
+
+        def chunks():
+            assert not stale[0].exists() and stale[1].read_text() == ""
+            yield from ()
+
+        assert on_cluster.ask_on_cluster(None, None, chunks(), cache, REQUEST) == 0
+    assert not any(file.exists() for file in stale)

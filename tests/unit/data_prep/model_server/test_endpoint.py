@@ -3,7 +3,7 @@
 import pytest
 
 from data_prep.common.errors import BadInput
-from data_prep.model_server.endpoint import endpoint, neighbours
+from data_prep.model_server.endpoint import endpoint, neighbours, other_key
 from tests.language_model import KEY
 
 
@@ -81,3 +81,19 @@ def test_the_addresses_beside_a_wrong_one(url, meant):
     assert meant in neighbours(url)
     assert url.rstrip("/") not in neighbours(url)
     assert all(other.startswith(url[: url.index("/", 8) if "/" in url[8:] else None]) for other in neighbours(url))
+
+
+@pytest.mark.parametrize(
+    "more, problem",
+    [
+        ({"YC_OPENAI_API_BASE": YC}, None),
+        ({}, f"OPENAI_API_KEY would go to {YC} there, not that of YC_OPENAI_API_KEY: YC_OPENAI_API_BASE is not set"),
+        ({"YC_OPENAI_API_BASE": OURS}, "YC_OPENAI_API_BASE has another value there"),
+        ({"YC_OPENAI_API_KEY": ""}, "YC_OPENAI_API_KEY is not set there"),
+    ],
+)
+def test_a_node_that_would_use_another_key_says_what_is_missing(monkeypatch, more, problem):
+    for name, value in ({"OPENAI_API_KEY": "o", "YC_OPENAI_API_KEY": "y"} | more).items():
+        monkeypatch.setenv(name, value)
+    found = other_key(YC, "YC_OPENAI_API_KEY")
+    assert problem in found if problem else found is None
