@@ -103,6 +103,10 @@ def lines(result: dict) -> list[str]:
         cost = "" if one["price"] is None else f", for {one['price']:,.2f}"
         change = f"{one['expected']:+.4f} expected (95 % interval {low:+.4f} to {high:+.4f})"
         shown += [f"the next {one['more_pairs']:,} pairs: {change}{cost}", advice(one)]
+        if one["stop"] and len(result["measured"]) == 2:
+            shown.append(
+                "two shares do not show the form of the curve: a third one (--fractions) makes the interval smaller"
+            )
     return shown
 
 

@@ -105,6 +105,10 @@ def test_the_result_is_the_mean_over_the_queries_that_report(done):
     assert [one["price"] for one in result["forecasts"]] == [50, 500]
     shown = "\n".join(lines(result))
     assert "the next 1,000 pairs: " in shown and ", for 500.00" in shown
+    forecasts = [one | {"stop": True} for one in result["forecasts"]]
+    hint = "two shares do not show the form"
+    assert hint in "\n".join(lines(result | {"forecasts": forecasts}))
+    assert hint not in "\n".join(lines(result | {"forecasts": [one | {"stop": False} for one in forecasts]}))
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     page = write_page(result, runs.folder)
     assert page.count("<circle") == 4 and "500.00" in page and "http" not in page.replace("http://www.w3.org", "")
