@@ -12,10 +12,9 @@ from data_prep.common.paths import with_homes
 from data_prep.texts.tokenizer_rules import read_object
 from trainer.exporting.hub import Hub
 from trainer.inference.flags import add_trust
+from trainer.model_folder.files import TRAINING_CONFIG
 from trainer.run_dir.layout import model_of_run
 from trainer.run_dir.verdict import doubt
-
-RUN_FILE = "training_config.json"  # of the run, in every model folder that it writes
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _set_of(source: Path) -> str | None:
     """Returns the evaluation set of the run that wrote a model, if it is here."""
-    data = read_object(model_of_run(source) / RUN_FILE).get("data") or {}
+    data = read_object(model_of_run(source) / TRAINING_CONFIG).get("data") or {}
     named = data.get("eval") or data.get("train")
     split = data.get("eval") or f"{named}/eval"  # without data.eval it is the eval split of data.train
     return named if isinstance(named, str) and Path(split).exists() else None

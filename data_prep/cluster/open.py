@@ -16,10 +16,7 @@ def problems_of(count: int, on: str | None) -> list[str]:
 
 
 def open_workers(
-    count: int,
-    on: str | None,
-    inputs: Iterable[Path | Location] = (),
-    output: Path | None = None,
+    count: int, on: str | None, inputs: Iterable[Path | Location] = (), output: Path | None = None
 ) -> Workers:
     """Returns workers, to be entered: `count` processes, or those of the cluster that `on` names, see RayWorkers.
 

@@ -84,6 +84,11 @@ class Chunks:
         return math.ceil(round(tokens / self.filled, 6))  # the quotient of a multiple may be a hair above it
 
     @property
+    def is_one(self) -> bool:
+        """True if one chunk holds all tokens: a forward pass and a backward pass."""
+        return self.passes == 2
+
+    @property
     def forward_passes(self) -> int:
         return self.kept_passes + 2 * self.more_passes
 
@@ -207,7 +212,7 @@ def gathered_times(chunks: Chunks, recompute: bool, sizes: Sizes, buckets: Bucke
     computed again gather their frozen matrices twice in a backward pass."""
     numbers = max(1, sizes.numbers)
     again = (chunks.kept_passes + chunks.more_passes) * sizes.frozen / numbers if recompute else 0.0
-    return again + (2 - min(1.0, buckets.live / numbers) if chunks.passes == 2 else chunks.passes)
+    return again + (2 - min(1.0, buckets.live / numbers) if chunks.is_one else chunks.passes)
 
 
 def of_weights(stage: int, ranks: int, sizes: Sizes, chunks: Chunks, recompute: bool, buckets: Buckets) -> Traffic:
@@ -222,7 +227,7 @@ def of_weights(stage: int, ranks: int, sizes: Sizes, chunks: Chunks, recompute: 
     if stage < 3:
         return Traffic(reduced=2 * ring * gradient, gathered=ring * gradient if stage else 0.0, own=own, gathers=own)
     times = gathered_times(chunks, recompute, sizes, buckets)
-    calls = times * (math.ceil(sizes.numbers / buckets.prefetched) if chunks.passes == 2 else sizes.tensors)
+    calls = times * (math.ceil(sizes.numbers / buckets.prefetched) if chunks.is_one else sizes.tensors)
     gathered = ring * sizes.gathered_bytes * times
     return Traffic(gathered=gathered, scattered=ring * gradient, own=own, gathers=math.ceil(calls) + sizes.small)
 
@@ -237,7 +242,7 @@ def copy_seconds(stage: int, sizes: Sizes, chunks: Chunks, recompute: bool, buck
     copied, again = GRADIENT_COPIES * FP32 * sizes.trained if stage else 0, 0.0
     if stage == 3:
         # a step of one chunk gathers in large buckets, one of several chunks tensor by tensor
-        new = sizes.gathered_bytes if chunks.passes == 2 else sizes.mapped_bytes
+        new = sizes.gathered_bytes if chunks.is_one else sizes.mapped_bytes
         times = GATHER_COPIES * gathered_times(chunks, recompute, sizes, buckets)
         copied, again = copied + times * new, times * (sizes.gathered_bytes - new)
     into_new = COPY / rates.memory if rates.at_once else COPY_INTO_NEW_PAGES / rates.host_memory

@@ -27,14 +27,13 @@ from trainer.evaluation.measure import evaluate_engine
 from trainer.inference.probe import Probe, take_probe
 from trainer.inference.reading import describe, facts_of
 from trainer.model.save import save_embedder
-from trainer.model_folder.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, weights_sha256, zero_tensors
+from trainer.model_folder.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TRAINING_CONFIG, weights_sha256, zero_tensors
 from trainer.run_dir import checkpoint_writer
 from trainer.run_dir.checkpoint_writer import WriteModel
 from trainer.run_dir.layout import damage, measured_file
 from trainer.run_dir.verdict import BLEND
 
 FEW_QUERIES = 50  # in a half: below it, a choice and its report say little
-TRAINING_CONFIG = "training_config.json"  # of the tuned model's run: its lengths, and the model it began with
 # Raises Failed unless a folder embeds as its probe records; returns lines to print. exporting/proof.py has one.
 Prove = Callable[[Path, Probe, bool], list[str]]
 

@@ -14,7 +14,7 @@ from trainer.exporting.onnx import check_onnx, write_onnx
 from trainer.exporting.proof import prove
 from trainer.inference.probe import Probe, read_probe
 from trainer.model.adapters import check_base_of
-from trainer.model_folder.files import ADAPTER_CONFIG, base_folder, fetch
+from trainer.model_folder.files import ADAPTER_CONFIG, TRAINING_CONFIG, base_folder, fetch
 from trainer.model_folder.older_versions import add_older_names
 from trainer.model_folder.spec import TRUST, read_spec
 from trainer.reporting.model_card import model_card
@@ -23,7 +23,7 @@ from trainer.run_dir.layout import MARKER, model_of_run
 from trainer.run_dir.verdict import VERDICT
 
 # What a run keeps for itself: resume state, the proof of its bytes, and a run file with this machine's paths.
-LEFT = ("state", MARKER, "training_config.json", "README.md")
+LEFT = ("state", MARKER, TRAINING_CONFIG, "README.md")
 
 
 def export(

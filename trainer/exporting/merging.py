@@ -21,7 +21,7 @@ from trainer.model.embedder import Embedder
 from trainer.model.quantization import dequantize
 from trainer.model.save import save_embedder
 from trainer.model.tokenizer import load_tokenizer
-from trainer.model_folder.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, fetch
+from trainer.model_folder.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TRAINING_CONFIG, fetch
 from trainer.model_folder.spec import ModelSpec, read_spec
 from trainer.run_dir import checkpoint_writer
 
@@ -45,8 +45,8 @@ def merge(
 
     def write(target: Path, _: dict) -> None:
         whole.write(target)
-        if (adapter / "training_config.json").is_file():
-            shutil.copyfile(adapter / "training_config.json", target / "training_config.json")
+        if (adapter / TRAINING_CONFIG).is_file():
+            shutil.copyfile(adapter / TRAINING_CONFIG, target / TRAINING_CONFIG)
 
     checkpoint_writer.write(output, {}, {}, None, write)
     return whole.difference

@@ -15,7 +15,7 @@ from data_prep.common.errors import BadInput
 from data_prep.texts.tokenizer_rules import PROMPTS, position_limit, read_object
 from trainer.config.loading import parse_section
 from trainer.config.sections import ModelConfig
-from trainer.model_folder.files import base_folder, fetch
+from trainer.model_folder.files import TRAINING_CONFIG, base_folder, fetch
 from trainer.model_folder.spec import ModelSpec, read_spec, stated_pooling
 
 LENGTHS = ("query_max_len", "passage_max_len")
@@ -84,7 +84,7 @@ def _like_stranger(other: ModelConfig, spec: ModelSpec) -> ModelConfig:
 
 def _run_of(folder: Path) -> ModelConfig | None:
     """Returns the section `model` of the run that wrote a folder; None for a folder of others."""
-    path = folder / "training_config.json"
+    path = folder / TRAINING_CONFIG
     try:
         values = read_object(path)
         if not isinstance(values.get("model"), dict) or "data" not in values:

@@ -16,6 +16,7 @@ from trainer.model_folder.dense import WEIGHTS
 
 MODULES = ("Transformer", "Pooling", "Dense", "Normalize")  # of sentence-transformers, in this order
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+TRAINING_CONFIG = "training_config.json"  # the run file of the run that wrote the folder
 
 
 def fetch(path: str, with_code: bool = False) -> str:

@@ -9,6 +9,7 @@ from data_prep.texts.tokenizer_rules import is_hub_id, read_object
 from trainer.evaluation.metric_names import metrics_of
 from trainer.inference.probe import read_probe
 from trainer.model_folder.dense import shape_of
+from trainer.model_folder.files import TRAINING_CONFIG
 from trainer.model_folder.older_versions import least_version
 from trainer.model_folder.spec import ModelSpec
 from trainer.run_dir.layout import read_state
@@ -37,7 +38,7 @@ class Story:
 
 def story_of(folder: Path) -> Story:
     """Reads the story of final/, best/ or a checkpoint; of the folder alone if its run directory is gone."""
-    config, run = read_object(folder / "training_config.json"), read_object(folder.parent / "run.json")
+    config, run = read_object(folder / TRAINING_CONFIG), read_object(folder.parent / "run.json")
     facts = read_verdict(folder)
     verdict = tuple(describe(facts)) if facts else ()
     if not run:

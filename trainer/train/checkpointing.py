@@ -20,7 +20,7 @@ from trainer.inference.probe import Probe, take_probe
 from trainer.loss.temperature import LearnedTemperature
 from trainer.model.build import load_embedder
 from trainer.model.save import save_embedder
-from trainer.model_folder.files import zero_tensors
+from trainer.model_folder.files import TRAINING_CONFIG, zero_tensors
 from trainer.run_dir.checkpoint_writer import Prepare, WriteModel, Writer, copy_of, remove_best
 from trainer.run_dir.layout import TrainState, kept_model
 from trainer.run_dir.log import RunLog
@@ -220,5 +220,5 @@ def base_writer(model: LoadedModel, config: RunConfig, device: torch.device) -> 
 
 def _complete(folder: Path, config: RunConfig, probe: Probe) -> None:
     """Writes what stands beside the weights."""
-    write_json(folder / "training_config.json", config.model_dump(mode="json"))
+    write_json(folder / TRAINING_CONFIG, config.model_dump(mode="json"))
     replace(probe, zeros=zero_tensors(folder)).write(folder)
