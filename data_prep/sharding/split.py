@@ -20,6 +20,7 @@ from data_prep.texts.near_duplicates import NearDuplicates, near_bytes
 
 TRAIN, EVAL, LEFT_OUT = 0, 1, 2
 ROUND = 1 << 22  # keys sorted at once: up to 100 MB
+MOST_ROUNDS = 32  # each reads all keys again: beyond 10^8 rows a round grows, by less than 2 bytes a row
 ROW_BYTES, FIXED_BYTES = 95, 200 << 20  # measured by tests/soak/ray_decision.py, with two keys a row
 
 
@@ -27,6 +28,11 @@ def memory_for(rows: int, similarity: float | None) -> int:
     """Returns the bytes that the decision on `rows` rows takes, about. similarity: of near duplicates, or None."""
     near = 2 * near_bytes(similarity) if similarity is not None else 0  # twice, if every row shares a band
     return FIXED_BYTES + rows * (ROW_BYTES + near)
+
+
+def _rounds(keys: int) -> int:
+    """Returns the number of rounds in which these keys are sorted."""
+    return min(-(-keys // ROUND), MOST_ROUNDS)
 
 
 class Leaks(NamedTuple):
@@ -67,7 +73,7 @@ class SplitPlan:
     def _exact_duplicates(self) -> tuple[Any, Any]:
         """Returns the duplicate rows, ascending, and for each the first equal row."""
         pairs = [np.empty((2, 0), np.int64)]
-        rounds = -(-self.rows // ROUND)
+        rounds = _rounds(self.rows)
         for number in range(rounds):
             rows, same = [], []
             for start, hashes in self._columns("same"):
@@ -113,15 +119,15 @@ class SplitPlan:
         """All pairs of a kept row and a key that another kept row has too: (rows, numbers of keys), (p,) int64 each."""
         pairs_by_round, keys_before = [np.empty((2, 0), np.int64)], 0
         pairs = sum(int(counts.sum()) for _, counts in self._columns("keys_of"))
-        doublings = (-(-pairs // ROUND) - 1).bit_length()  # each round takes a range of keys: their order is one
+        doublings = (_rounds(pairs) - 1).bit_length()  # each round takes a range of keys: their order is one
         for number in range(1 << doublings):
             rows, keys = [], []
             for start, counts, part_keys in self._columns("keys_of", "keys"):
+                of_round = part_keys >> (63 - doublings) == number
                 row_of = np.repeat(np.arange(start, start + len(counts)), counts)
-                row_of = self._who_stays(row_of)
-                chosen = (part_keys >> (63 - doublings) == number) & self.kept[row_of]
-                rows.append(row_of[chosen])
-                keys.append(part_keys[chosen])
+                row_of = self._who_stays(row_of[of_round])
+                rows.append(row_of[self.kept[row_of]])
+                keys.append(part_keys[of_round][self.kept[row_of]])
             shared = shared_keys(np.concatenate(rows), np.concatenate(keys))
             numbers = np.repeat(np.arange(len(shared)), np.diff(shared.starts))
             pairs_by_round.append(np.stack([shared.rows, numbers + keys_before]))
