@@ -9,17 +9,17 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/launch/environment.sh"
 use_environment "$root" dev
 
-# A local S3. Its packages cannot be installed beside chromadb's (tests/object_store.py).
-if [ -z "${MOTO_SERVER:-}" ]; then
-  moto=$root/.venv/moto
-  wanted=$(cksum <"$root/tests/moto.txt")
-  if ! grep -qxF "$wanted" "$moto/installed" 2>/dev/null; then
-    say "Installing a local S3 (moto) into $moto: about 30 MB to download, 140 MB on disk."
-    "$PYTHON" -m venv "$moto"
-    "$moto/bin/python" -m pip install --quiet --disable-pip-version-check --requirement "$root/tests/moto.txt"
-    printf '%s\n' "$wanted" >"$moto/installed"
+# Local object stores. Their packages cannot be installed beside chromadb's (tests/object_store.py).
+if [ -z "${OBJECT_STORES:-}" ]; then
+  export OBJECT_STORES=$root/.venv/object_stores
+  wanted=$(cksum <"$root/tests/object_stores.txt")
+  if ! grep -qxF "$wanted" "$OBJECT_STORES/installed" 2>/dev/null; then
+    say "Installing local object stores (moto, gcp-storage-emulator) into $OBJECT_STORES: about 30 MB to download, 140 MB on disk."
+    "$PYTHON" -m venv "$OBJECT_STORES"
+    "$OBJECT_STORES/bin/python" -m pip install --quiet --disable-pip-version-check \
+      --requirement "$root/tests/object_stores.txt"
+    printf '%s\n' "$wanted" >"$OBJECT_STORES/installed"
   fi
-  export MOTO_SERVER=$moto/bin/moto_server
 fi
 
 cd "$root"

@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,6 +20,7 @@ from data_prep.common.errors import BadInput, Failed, first_line
 from data_prep.common.paths import user_path
 from data_prep.common.secrets import without
 
+GS_RETRIES = timedelta(seconds=30)  # Google's client takes missing credentials for a passing fault, for 15 minutes
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 _FROM_ENVIRONMENT = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL for another server than AWS",
@@ -123,6 +125,8 @@ class Location:
         except FileNotFoundError:
             raise BadInput(f"{self}: no such bucket or object") from None
         except OSError as error:
+            if "NO_SUCH_BUCKET" in str(error):  # of S3, to a write
+                raise BadInput(f"{self}: no such bucket or object") from None
             raise self.failure(error) from None
 
     def failure(self, error: Exception) -> Failed:
@@ -136,7 +140,7 @@ def _filesystem(scheme: str) -> Any:
     from pyarrow import fs
 
     if scheme == "gs":
-        return fs.GcsFileSystem()
+        return fs.GcsFileSystem(retry_time_limit=GS_RETRIES)
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if not endpoint:
         return fs.S3FileSystem()

@@ -1,16 +1,19 @@
 """URLs: what is a location, what is a path, and what is refused without being repeated."""
 
 import pickle
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
-from data_prep.common.errors import BadInput
+from data_prep.common.errors import BadInput, Failed
 from data_prep.common.paths import user_path
 from data_prep.quality.rows import useful_workers
 from data_prep.reading.formats import source_names
+from data_prep.remote import location as remote_location
 from data_prep.remote.location import Location, location
+from tests.launching import free_port
 from tests.unit.data_prep.helpers import PAIR, run, write_jsonl
 
 SECRET = "hunter2-5f0c"
@@ -82,3 +85,19 @@ def test_a_large_object_is_work_for_many(store, monkeypatch):
     for path in (store / "bucket" / "a.jsonl", location("s3://bucket/a.jsonl")):
         assert [useful_workers(path, most) for most in (1, 3, 9)] == [1, 3, 4]
     assert useful_workers(location("s3://bucket/nothing.jsonl"), 9) == 1
+
+
+def test_google_without_credentials_is_one_error_and_no_long_wait(tmp_path, monkeypatch):
+    """Google's client itself would ask again for 15 minutes."""
+    monkeypatch.setattr(remote_location, "GS_RETRIES", timedelta(seconds=1))
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    nobody = f"127.0.0.1:{free_port()}"  # nothing leaves this machine
+    monkeypatch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", f"http://{nobody}")
+    monkeypatch.setenv("GCE_METADATA_ROOT", nobody)
+    remote_location._filesystem.cache_clear()
+    try:
+        with pytest.raises(Failed, match=r"gs://bucket/x: .*from the environment are read: GOOGLE_APPLICATION_CRED"):
+            location("gs://bucket/x").exists()
+    finally:
+        remote_location._filesystem.cache_clear()
