@@ -20,6 +20,7 @@ from trainer.evaluation.measure import evaluate_folder
 from trainer.inference.reading import read_alike
 from trainer.reporting.facts import read_facts
 from trainer.reporting.model_card import story_of
+from trainer.reporting.page import write_report
 from trainer.run_dir.queries import halves_of, read_values
 from trainer.run_dir.verdict import describe
 
@@ -139,6 +140,12 @@ def test_log_card_report_and_screen_speak_of_the_blend(finished):
     assert story.after == rows[result["chosen"]] and story.before == pytest.approx(rows[0.0])
     facts = read_facts(out, None, None, "cpu")
     assert facts.comparison.table[METRIC]["tuned"] == pytest.approx(story.after[METRIC], abs=1e-9)
+    page = write_report(facts)
+    assert "Shares of the blend" in page and page.count("<td>in final/</td>") == 1
+    columns = [(name, half) for name in ("domain", "general") for half in ("chooses", "reports")]
+    for row in result["shares"]:
+        values = "".join(f"<td>{row[name][half]:.4f}</td>" for name, half in columns)
+        assert f"<td>{row['share']:g}</td>{values}" in page
     assert not list(out.glob("best-step-*")) and not list((out / "queries").glob("vectors-[1-9]*"))
 
 

@@ -20,7 +20,7 @@ from trainer.model_folder.spec import TRUST, read_spec
 from trainer.reporting.model_card import model_card
 from trainer.run_dir import checkpoint_writer
 from trainer.run_dir.layout import MARKER, model_of_run
-from trainer.run_dir.verdict import VERDICT
+from trainer.run_dir.verdict import BLEND, VERDICT
 
 # What a run keeps for itself: resume state, the proof of its bytes, and a run file with this machine's paths.
 LEFT = ("state", MARKER, TRAINING_CONFIG, "README.md")
@@ -52,8 +52,9 @@ def export(
             merged = add(str(spec.base), folder, "float32", "dequantized", None, trust_remote_code)
             say(f"merged and unmerged embeddings differ by at most {merged.difference:.1e} in cosine")
             merged.write(target)
-            if (folder / VERDICT).is_file():
-                shutil.copyfile(folder / VERDICT, target / VERDICT)
+            for name in (VERDICT, BLEND):
+                if (folder / name).is_file():
+                    shutil.copyfile(folder / name, target / name)
         else:
             shutil.copytree(folder, target, ignore=_left_out(folder), dirs_exist_ok=True)
             add_older_names(target)  # for folders of earlier versions of the trainer

@@ -31,7 +31,8 @@ def write_report(facts: Facts) -> str:
     """Returns the whole page."""
     comparison = facts.comparison
     plots = [*_curves(facts), _metrics(facts), _similarities(comparison), _data(facts), _lengths(facts), _speed(facts)]
-    body = _tiles(facts) + _verdict(facts.verdict) + _missing(facts) + _before_and_after(comparison, facts.verdict)
+    body = _tiles(facts) + _verdict(facts.verdict) + _shares(facts) + _missing(facts)
+    body += _before_and_after(comparison, facts.verdict)
     body += f'<div class="plots">{"".join(plots)}</div>'
     body += _queries(comparison, "gained") + _queries(comparison, "lost") + _again(facts)
     return page(facts.run.resolve().name, _subtitle(facts), body)
@@ -70,6 +71,24 @@ def _verdict(verdict: dict) -> str:
     body = f'<ul class="found">{items}</ul>' if items else ""
     first = first.removeprefix("Verdict: ")
     return section("Verdict", f"{escape(first[:1].upper() + first[1:])}.", body, "lead")
+
+
+def _shares(facts: Facts) -> str:
+    """Returns the table of a blend, its last one; empty for a run that blended nothing."""
+    if not (blends := facts.events["blend"]):
+        return ""
+    blend = blends[-1]
+    sets = [name for name in ("domain", "general") if name in blend["shares"][0]]
+    rows = []
+    for row in blend["shares"]:
+        means = [f"{row[name][half]:.4f}" for name in sets for half in ("chooses", "reports")]
+        note = "in final/" if row["share"] == blend["share"] else row["refused"] or ""
+        rows.append((f"{row['share']:g}", *means, note))
+    head = ("share", *(f"{name}, {half}" for name in sets for half in ("choosing", "reporting")), "")
+    caption = f"Mean {blend['metric']} on queries that choose and on queries that report, by the tuned model's share."
+    if "general" in sets:
+        caption += f" At most {blend['most_lost']:g} of it may be lost on the general set."
+    return section("Shares of the blend", escape(caption), table(head, rows))
 
 
 def _missing(facts: Facts) -> str:

@@ -129,6 +129,18 @@ def test_adapters_are_exported_as_they_are_and_merged(tmp_path, folders, here, k
     assert np.array_equal(probe.queries, read_probe(folders[kind]).queries), "the trainer's own, not made anew"
 
 
+def test_a_merged_folder_keeps_the_verdict_and_the_shares_of_a_blend(tmp_path, folders, here):
+    folder = tmp_path / "run" / "final"
+    shutil.copytree(folders["lora"], folder)
+    verdict = {"verdict": "not measured", "why": "no set", "final": {"model": "trained", "step": 4, "epoch": 1}}
+    facts = {"verdict.json": verdict, "blend.json": {"chosen": 0.5}}
+    for name, value in facts.items():
+        (folder / name).write_text(json.dumps(value))
+    seal(folder)
+    export(folder, tmp_path / "out", merge=True)
+    assert {name: json.loads((tmp_path / "out" / name).read_text()) for name in facts} == facts
+
+
 def test_a_base_that_was_moved_is_named(tmp_path, tiny_bert, here, capsys):
     base, moved = tmp_path / "base", tmp_path / "elsewhere"
     shutil.copytree(tiny_bert, base)
