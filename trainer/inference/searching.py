@@ -21,6 +21,7 @@ from trainer.ranking.search import search as best_documents
 PROBED = 8  # chunks embedded again to see whose vectors a collection holds
 LENGTH = 1e-2  # by which lengths may differ: a store of 16 bits rounds
 SAME = 0.99  # cosine: the same model with another length or runtime stays above, other models far below
+NEAR = 0.999  # cosine: in 16 bits the same model stays above
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,15 @@ def _compare(encoder: Encoder, collection: Collection, size: int) -> str:
         return "holds no chunk"
     texts = [chunk.text for chunk in stored]
     own = encoder.passages(texts)
-    if (alike := _alike(own, stored, size)) == len(stored):
+    cosines = _cosines(own, stored, size)
+    if (least := min(cosines)) >= SAME:
+        if least < NEAR:
+            near = f"{len(stored)} chunks looked at have a cosine of {least:.4f} or more with the model's"
+            little = "a model that training changed little has too (python -m trainer.reindex records whose they are)"
+            say(f"note: the vectors of {collection.name} are searched as those of {model}: {near}; {little}")
         return _other_lengths(own, stored, model) if encoder.lengths_count and not collection.normalises else ""
-    if prompt and _alike(encoder.passages(texts, prompt=""), stored, size) == len(stored):
+    alike = sum(cosine >= SAME for cosine in cosines)
+    if prompt and min(_cosines(encoder.passages(texts, prompt=""), stored, size)) >= SAME:
         option = f'--passage-prompt "" searches them, {prompt!r} is the model\'s own'
         return f"holds vectors of {model} that were made without its passage prompt ({option})"
     if alike:
@@ -145,9 +152,9 @@ def _compare(encoder: Encoder, collection: Collection, size: int) -> str:
     return f"holds no vectors of {model} ({unknown}; of this model they would have another prompt or text)"
 
 
-def _alike(own: np.ndarray, stored: list[Chunk], size: int) -> int:
-    """Returns how many chunks have the model's vector, or its first `size` numbers."""
-    return sum(_cosine(vector[:size], chunk.embedding) >= SAME for vector, chunk in zip(own, stored))
+def _cosines(own: np.ndarray, stored: list[Chunk], size: int) -> list[float]:
+    """Returns the cosine of each chunk's vector with the model's, or with the first `size` numbers of that."""
+    return [_cosine(vector[:size], chunk.embedding) for vector, chunk in zip(own, stored)]
 
 
 def _other_lengths(own: np.ndarray, stored: list[Chunk], model: str) -> str:

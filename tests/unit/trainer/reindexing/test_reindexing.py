@@ -360,7 +360,13 @@ def test_vectors_of_the_same_model_are_recognised_without_a_record(source, tiny_
         filled = store.create("foreign", own.size, {}, like=store.open("docs"))
         vectors = own.passages([chunk.text for chunk in chunks()])
         filled.upsert([replace(chunk, embedding=vector) for chunk, vector in zip(chunks(), vectors)])
-        assert mismatch(encoder(tiny_bert), filled) == ""
+        assert mismatch(encoder(tiny_bert), filled) == "" and "note" not in capsys.readouterr().err
+        aside = vectors[:, ::-1] - (vectors * vectors[:, ::-1]).sum(1, keepdims=True) * vectors
+        aside /= 10 * np.linalg.norm(aside, axis=1, keepdims=True)
+        near = filled_with(store, "near", vectors + aside, own.size)
+        assert mismatch(encoder(tiny_bert), near) == ""  # a cosine of 1 / sqrt(1.01)
+        said = capsys.readouterr().err
+        assert "near are searched as those of" in said and "a cosine of 0.9950 or more" in said
         reason = mismatch(encoder(other_model), filled)
         assert reason.startswith(f"holds no vectors of {other_model} (none of 8 chunks looked at has this model's")
         assert "another prompt or text" in mismatch(
