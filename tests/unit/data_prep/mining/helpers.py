@@ -1,11 +1,14 @@
 """Shared by the tests of mining: texts whose embeddings are planted, so that every score is known."""
 
 import numpy as np
+from hypothesis import settings
 
 from data_prep.mining.candidates import Corpus
 from data_prep.mining.dense_search import Dense
 from data_prep.mining.vector_cache import VectorCache
 from data_prep.records import Record
+
+QUICK = settings(max_examples=40, deadline=None)
 
 
 class Planted:
