@@ -12,8 +12,8 @@ from data_prep.stores.base import StoreConfig
 from data_prep.stores.open import open_collection, open_store
 from data_prep.stores.qdrant.added_vector import AddedVector
 from tests.servers import QdrantProtocol, answering
+from tests.unit.trainer.reindexing.helpers import COUNT, chunks, encoder, fill, read
 from tests.unit.trainer.reindexing.test_reindexed_settings import HNSW, PRODUCT, everything
-from tests.unit.trainer.reindexing.test_reindexing import COUNT, chunks, encoder, fill, other_model, read  # noqa: F401
 from trainer import reindex as reindex_command
 from trainer.inference.searching import mismatch
 from trainer.reindexing.reindex import reindex
@@ -41,7 +41,7 @@ def expect_both(config: StoreConfig, model, name: str = "new") -> None:
     np.testing.assert_allclose(np.array([chunk.embedding for chunk in new]), own, atol=1e-6)
 
 
-def test_each_chunk_gets_the_vector_and_keeps_what_it_has(source, tiny_bert, other_model, capsys):  # noqa: F811
+def test_each_chunk_gets_the_vector_and_keeps_what_it_has(source, tiny_bert, other_model, capsys):
     before = read(source, "docs")
     assert reindex(source, None, encoder(tiny_bert), batch=7, into_vector="new") == COUNT
     assert "--vector-name new searches the new vectors" in capsys.readouterr().err
@@ -107,7 +107,7 @@ def test_a_filter_takes_part_of_a_collection(source, tiny_bert):
     assert reindex(source, None, encoder(tiny_bert), where={"even": True}, into_vector="new") == 0
 
 
-def test_vectors_of_others_are_refused(source, tiny_bert, other_model):  # noqa: F811
+def test_vectors_of_others_are_refused(source, tiny_bert, other_model):
     reindex(source, None, encoder(tiny_bert), into_vector="new")
     with pytest.raises(BadInput, match=r"--into-vector new: belongs to another run .*model_sha256"):
         reindex(source, None, encoder(other_model), into_vector="new")

@@ -15,7 +15,7 @@ from data_prep.stores.qdrant import collection as qdrant_collection
 from data_prep.stores.qdrant import store as qdrant_store
 from data_prep.stores.qdrant.collection import QdrantCollection
 from tests.servers import QdrantProtocol, answering
-from tests.unit.trainer.reindexing.test_reindexing import COUNT, chunks, encoder, fill, other_model, read  # noqa: F401
+from tests.unit.trainer.reindexing.helpers import COUNT, chunks, encoder, fill, read
 from trainer import reindex as reindex_command
 from trainer.reindexing import copying
 from trainer.reindexing.check import Sample
@@ -49,7 +49,7 @@ def expect_equal(config: StoreConfig, target: str, model) -> None:
     np.testing.assert_allclose(np.array([chunk.embedding for chunk in new]), own, atol=1e-6)
 
 
-def test_an_alias_is_moved_back(source, tiny_bert, other_model, capsys):  # noqa: F811
+def test_an_alias_is_moved_back(source, tiny_bert, other_model, capsys):
     reindex(source, "docs-1", encoder(tiny_bert), alias="live")
     with pytest.raises(BadInput, match="--alias live: points to docs-1, and reindex did not move it"):
         roll_back(source, "live")

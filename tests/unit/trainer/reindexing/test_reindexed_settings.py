@@ -8,7 +8,7 @@ from qdrant_client import QdrantClient, models
 from data_prep.stores.base import StoreConfig
 from data_prep.stores.open import open_collection
 from tests.servers import QdrantProtocol, answering, chroma_server
-from tests.unit.trainer.reindexing.test_reindexing import COUNT, chunks, encoder
+from tests.unit.trainer.reindexing.helpers import COUNT, chunks, encoder
 from trainer.reindexing.reindex import reindex, roll_back
 
 HNSW = models.HnswConfigDiff(m=24, ef_construct=77, full_scan_threshold=12345, on_disk=True, payload_m=8)
