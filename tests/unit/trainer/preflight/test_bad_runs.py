@@ -1,60 +1,13 @@
 """Mistakes in run file, model folder, data set or output folder: one clear error, exit code 2, nothing lost."""
 
 import json
-import os
-import shutil
-import sys
-from types import SimpleNamespace
 
 import pytest
 
 from data_prep.__main__ import main as prep_main
-from data_prep.common.errors import BadInput
-from data_prep.common.files import write_json
 from launch.__main__ import main as launch_main
-from tests import tiny
-from tests.disks import make_read_only, small_disk
+from tests.unit.trainer.preflight.helpers import graded_pairs, other_run, stray_output
 from trainer.__main__ import main as train_main
-from trainer.config.loading import load_config
-from trainer.config.yaml_reader import override
-from trainer.planner.plan import PLAN_VERSION
-from trainer.preflight import output
-from trainer.preflight.check_run import check_run
-from trainer.preflight.inputs import Inputs
-from trainer.run_dir.record import check_resumable, describe_run
-
-
-@pytest.fixture
-def run(tmp_path, tiny_bert, tiny_shards):
-    """A good run file's values, to be broken; .write(values) -> its path."""
-
-    class Run:
-        folder = tmp_path
-
-        def __init__(self):
-            self.values = {
-                "output_dir": str(tmp_path / "out"),
-                "model": {"path": str(tiny_bert)},
-                "data": {"train": str(tiny_shards)},
-                "train": {"batch_size": 8},
-            }
-
-        def write(self, text: str | None = None, name: str = "run.json") -> str:
-            path = tmp_path / name
-            path.write_text(json.dumps(self.values) if text is None else text)
-            return str(path)
-
-        def copy_model(self) -> "os.PathLike":
-            shutil.copytree(tiny_bert, tmp_path / "model")
-            self.values["model"]["path"] = str(tmp_path / "model")
-            return tmp_path / "model"
-
-        def copy_shards(self) -> "os.PathLike":
-            shutil.copytree(tiny_shards, tmp_path / "shards")
-            self.values["data"]["train"] = str(tmp_path / "shards")
-            return tmp_path / "shards"
-
-    return Run()
 
 
 def setting(section: str, key: str, value):
@@ -63,16 +16,6 @@ def setting(section: str, key: str, value):
 
 def edit_json(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def stray_output(run):
-    (run.folder / "out").mkdir()
-    (run.folder / "out" / "thesis.tex").write_text("precious")
-
-
-def other_run(run):
-    stray_output(run)
-    (run.folder / "out" / "run.json").write_text("{}")
 
 
 def output_is_a_file(run):
@@ -108,13 +51,6 @@ def fewer_embeddings(run):
 
 def damaged_weights(run):
     (run.copy_model() / "model.safetensors").write_bytes(b"not a tensor")
-
-
-def graded_pairs(run):
-    source = run.folder / "graded.json"
-    source.write_text(json.dumps([[f"w{i}", f"w{i + 50}", 0.0] for i in range(20)]))
-    assert prep_main(["shard", str(source), "--output", str(run.folder / "graded"), "--eval-fraction", "0"]) == 0
-    run.values["data"]["train"] = str(run.folder / "graded")
 
 
 def sharded(run, rows: list[dict]):
@@ -343,215 +279,8 @@ def test_one_clear_error_and_exit_code_2(run, capsys, monkeypatch, case, command
     assert sorted(p for p in run.folder.rglob("*") if p.name != "run.json" or p.parent.name == "out") == before
 
 
-FUNCTIONS = {
-    "no such function": (
-        "def other(): ...",
-        "mine:f cannot be imported (AttributeError: module 'mine' has no",
-    ),
-    "a module that does not load": ("import nowhere", "mine:f cannot be imported (ModuleNotFoundError"),
-    "a module that is no Python": ("def f(:", "mine:f cannot be imported (SyntaxError"),
-    "no function": ("f = 1", "mine:f is not a function"),
-}
-
-
-@pytest.mark.parametrize("case", FUNCTIONS)
-def test_a_users_function_that_cannot_be_imported(run, capsys, monkeypatch, case):
-    """Told by the trainer, which imports it. It stands in the folder that the command runs in."""
-    monkeypatch.chdir(run.folder)
-    monkeypatch.setattr("sys.path", list(sys.path))
-    sys.modules.pop("mine", None)
-    text, words = FUNCTIONS[case]
-    (run.folder / "mine.py").write_text(text)
-    run.values["loss"] = {"name": "mine:f"}
-    assert train_main(["--config", run.write(), "--dry-run"]) == 2
-    shown = capsys.readouterr().err
-    assert shown.count("error") == 1 and words in shown and "Traceback" not in shown
-    assert launch_main(["run", "--config", run.write(), "--dry-run"]) == 0, "the launcher does not import it"
-
-
-def test_the_launchers_checks_import_no_module_of_the_user(run, monkeypatch):
-    """It may import torch, and its package with it."""
-    monkeypatch.chdir(run.folder)
-    monkeypatch.setattr("sys.path", list(sys.path))
-    (run.folder / "ours").mkdir()
-    for name in ("__init__", "losses"):
-        (run.folder / "ours" / f"{name}.py").write_text("raise RuntimeError('imported')")
-    run.values["loss"] = {"name": "ours.losses:f"}
-    assert launch_main(["run", "--config", run.write(), "--dry-run"]) == 0
-
-
-def test_a_function_in_python_needs_nothing_of_the_run_files_loss(run):
-    graded_pairs(run)
-    config = load_config(run.write())
-    check_run(Inputs(config), resume=False, own_loss=True)
-    with pytest.raises(BadInput, match="carry a score"):
-        check_run(Inputs(config), resume=False)
-
-
-TEXTS = {
-    "not YAML": ("run.yaml", "model: [", "not valid YAML"),
-    "not JSON": ("run.json", '{"model": ', "not valid JSON"),
-    "a list": ("run.yaml", "- model", "must be a mapping"),
-    "empty": ("run.yaml", "", "run.yaml: is empty; write one with: python -m launch init"),
-    "a tab": ("run.yaml", "model:\n\tpath: m", "run.yaml:2: not valid YAML: a line is indented with a tab"),
-    "an open brace": ("run.yaml", "model: {path: m\ndata: {}", "parsing a flow mapping that begins in line 1"),
-    "a key twice": ("run.yaml", "output_dir: a\noutput_dir: b\n", "line 2: key 'output_dir' stands here and on line 1"),
-    "wrong ending": ("run.toml", "x", "ends in .yaml"),
-    "a JSON key twice": ("run.json", '{"output_dir": "a", "output_dir": "b"}', "key 'output_dir' stands twice"),
-    "a key that is a list": ("run.yaml", "? [1]\n: 2\n", "a key must be a plain word"),
-}
-
-
-@pytest.mark.parametrize("case", TEXTS)
-def test_unreadable_run_files(run, capsys, case):
-    name, text, words = TEXTS[case]
-    assert train_main(["--config", run.write(text, name)]) == 2
-    assert words in capsys.readouterr().err
-
-
-OVERRIDES = {"no value": "optim.lr", "unknown": "optim.rl=1", "not a section": "output_dir.x=1", "bad": "optim.lr=[1"}
-
-
-@pytest.mark.parametrize("case", OVERRIDES)
-def test_bad_overrides(run, capsys, case):
-    assert train_main(["--config", run.write(), OVERRIDES[case]]) == 2
-    assert OVERRIDES[case].split("=")[0] in capsys.readouterr().err
-
-
-def test_a_bad_override_is_not_blamed_on_the_file(run, capsys):
-    assert train_main(["--config", run.write(), "train.batch_size=1"]) == 2
-    assert "override train.batch_size=1: train.batch_size: must be" in capsys.readouterr().err
-
-
-def test_all_problems_are_told_at_once(run, capsys):
-    run.values["train"] |= {"epochs": 0, "batchsize": 3}
-    run.values["optim"] = {"lr": 0}
-    assert train_main(["--config", run.write()]) == 2
-    shown = capsys.readouterr().err
-    assert "3 problems" in shown and "epochs" in shown and "batchsize" in shown and "optim.lr" in shown
-    run.values |= {"train": {"batch_size": 8}, "optim": {}, "model": {"path": "./no"}, "data": {"train": "./nothing"}}
-    assert train_main(["--config", run.write()]) == 2
-    shown = capsys.readouterr().err
-    assert "model.path" in shown and "nothing" in shown
-
-
-def test_files_as_people_write_them(run):
-    from trainer.config.loading import load_config
-
-    text = json.dumps(run.values, indent="\t")
-    assert load_config(run.write(text)).train.batch_size == 8
-    yaml = "output_dir: o\nmodel: {path: m}\ndata: {train: t}\ntrain:\n"
-    assert load_config(run.write(yaml, "run.yaml"), ["train.epochs=2"]).train.epochs == 2
-    for name, content in (("run.json", text), ("run.yaml", yaml)):  # Windows editors put a byte order mark first
-        assert load_config(run.write("\ufeff" + content, name)) == load_config(run.write(content, name))
-
-
-@pytest.mark.parametrize("record", ["{}", "not json", '{"config": {}, "data_fingerprint": "x"}'])
-def test_resuming_a_folder_with_a_broken_record(run, capsys, record):
-    other_run(run)
-    (run.folder / "out" / "run.json").write_text(record)
-    assert train_main(["--config", run.write(), "--resume"]) == 2
-    assert "no record of a run" in capsys.readouterr().err
-
-
-def test_a_hidden_package_is_named(tmp_path):
-    from tests.launching import run as start
-
-    (tmp_path / "launch").mkdir()
-    (tmp_path / "launch" / "__init__.py").write_text("")
-    code = "import sys, trainer.config.imports as c; sys.path.{} ; c.check_packages()"
-    behind = start("-c", code.format(f"append({str(tmp_path)!r})"))
-    assert behind.returncode == 0, behind.both
-    hiding = start("-c", code.format(f"insert(0, {str(tmp_path)!r})"))
-    assert "'launch' of embedfleet is shadowed by" in hiding.both
-
-
-def test_a_missing_run_file(capsys):
-    assert train_main(["--config", "nowhere.yaml"]) == 2
-    assert "no such run file" in capsys.readouterr().err
-
-
-@pytest.fixture
-def disk(tmp_path):
-    with small_disk(tmp_path / "disk", "64k") as folder:
-        yield folder
-
-
-def test_a_disk_too_small_is_told_beforehand(run, capsys, disk):
-    run.values["output_dir"] = str(disk / "out")
-    assert train_main(["--config", run.write()]) == 2
-    assert "GiB free" in capsys.readouterr().err
-
-
-def test_the_weights_of_a_hub_id_count_as_well(run, tiny_bert, monkeypatch):
-    run.values["model"]["path"] = "org/tiny"
-    monkeypatch.setattr("trainer.preflight.inputs.fetch", lambda path, with_code=False: str(tiny_bert))
-    monkeypatch.setattr(output.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**16))
-    with pytest.raises(BadInput, match="0.0 GiB free below .*, but 1 checkpoints and the final model need about"):
-        check_run(Inputs(load_config(run.write())), resume=False)
-
-
-def test_a_read_only_disk_is_told_beforehand(run, capsys, disk):
-    make_read_only(disk)
-    run.values["output_dir"] = str(disk / "out")
-    assert train_main(["--config", run.write()]) == 2
-    assert "cannot write below" in capsys.readouterr().err
-
-
-def test_a_run_that_began_with_another_batch_plan_is_not_resumed(run):
-    """Its steps so far were other batches than this version would have given it."""
-    config = load_config(run.write())
-    (run.folder / "out").mkdir()
-    for version, about in ((1, {}), (PLAN_VERSION + 1, {"version": PLAN_VERSION + 1})):
-        write_json(run.folder / "out" / "run.json", describe_run(config, {}, "f", about))
-        with pytest.raises(BadInput, match=f"began with version {version} of the batch plan"):
-            check_resumable(run.folder / "out", config, "f")
-    write_json(run.folder / "out" / "run.json", describe_run(config, {}, "f", {"version": PLAN_VERSION}))
-    check_resumable(run.folder / "out", config, "f")
-
-
-def test_a_run_is_not_resumed_on_other_data(run):
-    config = load_config(run.write())
-    (run.folder / "out").mkdir()
-    write_json(run.folder / "out" / "run.json", describe_run(config, {}, "f", {"version": PLAN_VERSION}))
-    with pytest.raises(BadInput, match="other data than the run began with"):
-        check_resumable(run.folder / "out", config, "another")
-
-
 def test_the_good_run_passes_the_same_checks(run, capsys):
     """Guards the table above: its base case is right, so each case fails for its own reason."""
     assert launch_main(["run", "--config", run.write(), "--dry-run"]) == 0
     assert train_main(["--config", run.write(), "--dry-run"]) == 0
     assert "first batch: 8 queries" in capsys.readouterr().out
-
-
-def test_a_dry_run_tells_the_flaws_of_an_evaluation_set(run, capsys, tmp_path):
-    (tmp_path / "corpus.jsonl").write_text('{"id": "a", "text": "one"}\n{"id": "b", "text": ""}\n')
-    (tmp_path / "queries.jsonl").write_text('{"id": "q", "text": "what"}\n')
-    (tmp_path / "qrels.tsv").write_text("q\ta\t1\nlost\ta\t1\n")
-    run.values["data"]["eval"] = str(tmp_path)
-    assert train_main(["--config", run.write(), "--dry-run"]) == 0
-    shown = capsys.readouterr().out
-    assert "text of 'b' is empty; 1 documents without text are left out" in shown
-    assert "qrels.tsv:2: query 'lost' is not in queries.jsonl" in shown
-
-
-def test_dry_run_shows_a_decoded_batch_with_prompts_and_masks(run, capsys, tmp_path):
-    rows = [{"query": f"w{i}", "positives": ["w100 w101" if i < 2 else f"w{i + 50} w99"]} for i in range(8)]
-    source = tmp_path / "rows.jsonl"
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert prep_main(["shard", str(source), "--output", str(tmp_path / "s"), "--eval-fraction", "0"]) == 0
-    run.values["data"]["train"] = str(tmp_path / "s")
-    run.values["model"] |= {"query_prompt": f"{tiny.WORDS[7]} ", "passage_max_len": 4}
-    assert train_main(["--config", run.write(), "--dry-run"]) == 0
-    shown = capsys.readouterr().out
-    assert "2 (query, document) pairs masked" in shown
-    assert "[CLS] w7 w" in shown
-    assert "plan: 1 steps (1 epoch(s) of 1), global batch 8, shortest batch of 8" in shown
-
-
-@pytest.mark.parametrize("prompt", ["query: ", 'it\'s a "query": $HOME', "- a list to YAML"])
-def test_an_override_is_the_text_that_the_shell_leaves(prompt):
-    values = {}
-    assert override(values, f"model.query_prompt={prompt}") is None
-    assert values == {"model": {"query_prompt": prompt}}
