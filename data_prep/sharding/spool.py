@@ -18,7 +18,7 @@
 import hashlib
 import json
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -164,16 +164,19 @@ def choose(folder: Path, parts: list[Part], splits: Any, codes: dict[str, int]) 
     return counts
 
 
-def pieces_of(counts: list[int], first: int, count: int) -> list[Piece]:
-    """Locates the rows first..first+count-1 of a split. counts: its rows by part."""
-    pieces, start = [], 0
-    for part, rows in enumerate(counts):
-        skipped = max(0, first - start)
-        size = min(rows - skipped, first + count - start - skipped)
-        if skipped < rows and size > 0:
-            pieces.append(Piece(part, skipped, size))
-        start += rows
-    return pieces
+def cut(counts: list[int], sizes: Iterable[int]) -> Iterator[list[Piece]]:
+    """Cuts the rows of a split into runs of these sizes, one after the other. counts: its rows by part."""
+    part = first = 0
+    for size in sizes:
+        pieces = []
+        while size > 0 and part < len(counts):
+            taken = min(size, counts[part] - first)
+            if taken:
+                pieces.append(Piece(part, first, taken))
+            size, first = size - taken, first + taken
+            if first == counts[part]:
+                part, first = part + 1, 0
+        yield pieces
 
 
 def batches_of(folder: Path, split: str, pieces: list[Piece]) -> Iterator[tuple[Any, Any]]:

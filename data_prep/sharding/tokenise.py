@@ -22,7 +22,7 @@ import numpy as np
 from data_prep.common.console import say
 from data_prep.common.errors import BadInput, collect, nearest
 from data_prep.common.files import HashedFile, check, named_when_whole
-from data_prep.sharding.spool import Part, Piece, batches_of, pieces_of, save_arrays
+from data_prep.sharding.spool import Part, Piece, batches_of, cut, save_arrays
 from data_prep.shards.tokens import FILES, TokenFacts, tokenizer_hash
 from data_prep.texts.prompts import SIDES, OwnPrompts, without_room
 from data_prep.texts.row_prompts import Survey, read_row_prompt
@@ -344,8 +344,8 @@ def token_tasks(spool: Path, counts: list[int], loaded: Loaded) -> list[TokenTas
     # named by content, because _read_tokenizer caches by name
     tokenizer = spool / f"tokenizer-{hashlib.sha256(content.encode()).hexdigest()[:16]}.json"
     tokenizer.write_text(content, encoding="utf-8")
-    firsts = range(0, sum(counts), TASK_ROWS)
-    return [TokenTask(i, spool, pieces_of(counts, first, TASK_ROWS), tokenizer) for i, first in enumerate(firsts)]
+    sizes = [TASK_ROWS] * -(-sum(counts) // TASK_ROWS)
+    return [TokenTask(i, spool, pieces, tokenizer) for i, pieces in enumerate(cut(counts, sizes))]
 
 
 def join_tokens(

@@ -9,7 +9,7 @@ from data_prep.common.console import track
 from data_prep.common.files import HashedFile, fsync_folder, named_when_whole
 from data_prep.common.workers import Workers
 from data_prep.sharding import tokenise
-from data_prep.sharding.spool import BATCH_BYTES, BATCH_ROWS, Part, Piece, add_lengths, batches_of, pieces_of
+from data_prep.sharding.spool import BATCH_BYTES, BATCH_ROWS, Part, Piece, add_lengths, batches_of, cut
 from data_prep.shards.columns import arrow_schema, features
 from data_prep.shards.folder import SPOOL
 from data_prep.texts.lengths import Lengths
@@ -82,13 +82,9 @@ class WrittenFile(NamedTuple):
 def _write_tasks(build: Path, split: str, counts: list[int], shards: int) -> list[WriteTask]:
     """Cuts a split into contiguous shards, the first ones a row longer, as `datasets` does."""
     share, more = divmod(sum(counts), shards)
-    tasks, first = [], 0
-    for number in range(shards):
-        rows = share + (number < more)
-        name = f"data-{number:05d}-of-{shards:05d}.arrow"
-        tasks.append(WriteTask(build / SPOOL, split, pieces_of(counts, first, rows), build / split / name))
-        first += rows
-    return tasks
+    sizes = [share + (number < more) for number in range(shards)]
+    files = [build / split / f"data-{number:05d}-of-{shards:05d}.arrow" for number in range(shards)]
+    return [WriteTask(build / SPOOL, split, pieces, file) for pieces, file in zip(cut(counts, sizes), files)]
 
 
 def _work(task: WriteTask | tokenise.TokenTask) -> WrittenFile | tokenise.TokenPart:

@@ -23,7 +23,7 @@ from data_prep.records import Record
 from data_prep.sharding.build import shard
 from data_prep.sharding.exclusions import Exclusions
 from data_prep.sharding.split import EVAL, LEFT_OUT, SplitPlan, memory_for
-from data_prep.sharding.spool import pieces_of, read_part, read_tasks
+from data_prep.sharding.spool import cut, read_part, read_tasks
 from data_prep.shards.folder import open_shards
 from tests.launching import ROOT, environment
 from tests.unit.data_prep.helpers import documents, run, write_jsonl, write_records
@@ -149,13 +149,18 @@ def test_leaks_are_named_with_the_first_rows_that_hold_them(tmp_path):
     assert np.flatnonzero(splits == LEFT_OUT).tolist() == [3, 5]
 
 
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=8), st.data())
-def test_pieces_hold_the_rows_asked_for(counts, data):
-    first = data.draw(st.integers(0, sum(counts)))
-    count = data.draw(st.integers(0, sum(counts) - first))
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=8), st.lists(st.integers(0, 9), max_size=8))
+def test_a_split_is_cut_into_runs_of_the_sizes_asked_for(counts, sizes):
     rows = [(part, row) for part, held in enumerate(counts) for row in range(held)]
-    found = [(piece.part, piece.first + i) for piece in pieces_of(counts, first, count) for i in range(piece.count)]
-    assert found == rows[first : first + count]
+    for size, pieces in zip(sizes, cut(counts, sizes), strict=True):
+        found = [(piece.part, piece.first + i) for piece in pieces for i in range(piece.count)]
+        assert found == rows[:size]
+        del rows[:size]
+
+
+def test_cutting_takes_as_long_as_there_are_parts_not_parts_for_each_task():
+    """Looking through all parts for each task would take an hour here."""
+    assert sum(map(len, cut([10] * 200_000, [20] * 100_000))) == 200_000
 
 
 def test_a_killed_worker_is_said_and_an_error_keeps_its_kind():
