@@ -9,6 +9,7 @@ import json
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from data_prep.shards.tokens import TokenArrays, TokenFacts
 
 SCHEMA_VERSION = 2
 SPLITS = ("train", "eval")
+OPEN_FILES = 1 << 14  # of a split, those that were read last: Linux allows a process 65,530 maps in all
 SPOOL = "spool"  # folder in an unfinished build
 # One Arrow row is one Record; metadata is JSON text, as its keys differ from row to row.
 COLUMNS = {
@@ -72,17 +74,23 @@ class Rows:
     """The rows of one split as Records. Files are memory-mapped: memory does not grow with the number of rows."""
 
     def __init__(self, files: Sequence[Path]):
-        import pyarrow as pa
-
-        self._batches: list[Any] = []
+        files = list(files)
+        self._opened = lru_cache(OPEN_FILES)(lambda number: _mapped_batches(files[number]))
+        self._places: list[tuple[int, int]] = []  # of each record batch: the number of its file, its number there
         self._starts: list[int] = []  # first row of each record batch
         self._length = 0
-        for file in files:
-            table = pa.ipc.open_stream(pa.memory_map(str(file))).read_all()  # zero-copy
-            for batch in table.to_batches():
+        for file in range(len(files)):
+            for number, batch in enumerate(self._opened(file)):
+                self._places.append((file, number))
                 self._starts.append(self._length)
-                self._batches.append(batch)
                 self._length += batch.num_rows
+
+    def _batch(self, number: int) -> Any:
+        file, place = self._places[number]
+        return self._opened(file)[place]
+
+    def _batches(self) -> Iterator[Any]:
+        return map(self._batch, range(len(self._places)))
 
     def __len__(self) -> int:
         return self._length
@@ -92,19 +100,19 @@ class Rows:
         return self.take([row])[0]
 
     def __iter__(self) -> Iterator[Record]:
-        for batch in self._batches:
+        for batch in self._batches():
             for start in range(0, batch.num_rows, 256):
                 yield from (_record(row) for row in batch.slice(start, 256).to_pylist())
 
     def values(self, *columns: str) -> Iterator[tuple]:
         """Yields the values of some columns, row after row; metadata is JSON text."""
-        for batch in self._batches:
+        for batch in self._batches():
             yield from zip(*(batch.column(name).to_pylist() for name in columns))
 
     def count(self, column: str, ids: Any = None) -> int:
         """Counts the rows, or those of the ascending ids, whose value is neither null nor an empty list."""
         count = 0
-        for start, batch in zip(self._starts, self._batches):
+        for start, batch in zip(self._starts, self._batches()):
             filled = _filled(batch.column(column))
             if ids is not None:
                 first, stop = ids.searchsorted([start, start + batch.num_rows])
@@ -119,7 +127,7 @@ class Rows:
         batch_of = np.searchsorted(self._starts, ids, side="right") - 1
         for number in np.unique(batch_of):
             in_batch = batch_of == number
-            values = self._batches[number].column(column)
+            values = self._batch(number).column(column)
             first = ids[in_batch] - self._starts[number] + values.offset
             last = first + 1
             if hasattr(values, "offsets"):
@@ -142,12 +150,19 @@ class Rows:
                 raise IndexError(f"row {row} of {self._length}")
             by_batch.setdefault(bisect_right(self._starts, row) - 1, []).append(index)
         records: dict[int, Record] = {}
-        for batch, indices in by_batch.items():
+        for batch, indices in sorted(by_batch.items()):  # file after file, as not all may stay open
             local = array("q", [int(ids[index]) - self._starts[batch] for index in indices])
             # from a buffer: pa.array would import pandas, half a second at every start
             local = pa.Array.from_buffers(pa.int64(), len(local), [None, pa.py_buffer(local)])
-            records.update(zip(indices, map(_record, self._batches[batch].take(local).to_pylist())))
+            records.update(zip(indices, map(_record, self._batch(batch).take(local).to_pylist())))
         return [records[index] for index in range(len(ids))]
+
+
+def _mapped_batches(file: Path) -> list[Any]:
+    """Returns the record batches of a file, memory-mapped as long as one of them is used."""
+    import pyarrow as pa
+
+    return pa.ipc.open_stream(pa.memory_map(str(file))).read_all().to_batches()  # zero-copy
 
 
 def _filled(values: Any) -> Any:
