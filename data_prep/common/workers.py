@@ -18,6 +18,7 @@ from data_prep.common.errors import Failed
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+CGROUPS = Path("/sys/fs/cgroup")
 AHEAD = 2  # tasks that wait for each worker: the next one is there when one ends, and memory stays bounded
 
 
@@ -33,17 +34,20 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def free_memory() -> int:
-    """Returns the bytes that this machine, or the control group of this process, has left."""
+def free_memory(cgroups: Path = CGROUPS) -> int:
+    """Returns the bytes that this machine, or the control group of this process, has left. The cache of files counts
+    as free: the system takes it back when memory is asked for."""
     import psutil
 
     left = [psutil.virtual_memory().available]
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    for folder, limit, used, prefix in (
+        (cgroups, "memory.max", "memory.current", ""),
+        (cgroups / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),  # version 1
     ):
         with suppress(OSError, ValueError):  # no such file, or "max"
-            left.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
+            left.append(int((folder / limit).read_text()) - int((folder / used).read_text()))
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            left[-1] += sum(int(stat.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
     return min(left)
 
 

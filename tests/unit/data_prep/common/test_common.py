@@ -7,13 +7,29 @@ import pytest
 
 from data_prep.common.files import check_output_file, named_when_whole
 from data_prep.common.parser import Parser, near_flag, stray_flags
-from data_prep.common.workers import batches
+from data_prep.common.workers import batches, free_memory
 from data_prep.texts.splitmix import GOLDEN_GAMMA, splitmix
 
 
 def test_batches_hold_every_item_in_order():
     assert list(batches(iter(range(7)), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
     assert list(batches([], 3)) == []
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_cache_of_files_counts_as_free_memory_of_a_control_group(tmp_path, version):
+    """A full container whose memory is mostly the cache of what it wrote and read."""
+    folder, prefix = (tmp_path, "") if version == 2 else (tmp_path / "memory", "total_")
+    folder.mkdir(exist_ok=True)
+    limit, used = ("max", "current") if version == 2 else ("limit_in_bytes", "usage_in_bytes")
+    (folder / f"memory.{limit}").write_text("1000000\n")
+    (folder / f"memory.{used}").write_text("990000\n")
+    assert free_memory(tmp_path) == 10_000
+    stat = f"{prefix}inactive_file 300000\n{prefix}active_file 400000\n{prefix}inactive_anon 200000\n"
+    (folder / "memory.stat").write_text(f"{'inactive_file 7' if version == 1 else 'shmem 7'}\n{stat}")
+    assert free_memory(tmp_path) == 710_000
+    (folder / f"memory.{limit}").write_text("max\n" if version == 2 else f"{1 << 62}\n")
+    assert free_memory(tmp_path) > 10 << 20  # of the machine
 
 
 def test_splitmix64_gives_the_published_sequence_and_keeps_its_input():
