@@ -96,7 +96,7 @@ class Workers:
         if self._pool is None:
             return partial(function, *arguments)
         try:
-            return partial(_result_of, self._pool.submit(function, *arguments))
+            return partial(result_of, self._pool.submit(function, *arguments))
         except BrokenProcessPool:
             raise _killed() from None
 
@@ -104,16 +104,17 @@ class Workers:
         """Returns what progress lines add about the workers. done: rows in this time."""
         return ""
 
-    def aside(self, function: Callable[..., Result], *arguments: Any) -> Callable[[], Result]:
-        """Starts one task in a process of its own, so that its memory is freed at its end. Returns a function that
-        waits for the result. With a count of 1 the task runs here, before this returns."""
+    def aside(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        """Starts one task in a process of its own, so that its memory is freed at its end. Ask for it by result_of.
+        With a count of 1 the task runs here, before this returns."""
         if self.alone:
-            result = function(*arguments)
-            return lambda: result
+            future: Future[Result] = Future()
+            future.set_result(function(*arguments))
+            return future
         pool = _pool(1)
         future = pool.submit(function, *arguments)
         pool.shutdown(wait=False)
-        return partial(_result_of, future)
+        return future
 
 
 def _pool(count: int) -> ProcessPoolExecutor:
@@ -129,7 +130,8 @@ def _begin() -> None:
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def _result_of(future: Future[Result]) -> Result:
+def result_of(future: Future[Result]) -> Result:
+    """Waits for a task's result. Raises the task's exception, or Failed where its process was killed."""
     try:
         return future.result()
     except BrokenProcessPool:

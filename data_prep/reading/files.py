@@ -56,6 +56,7 @@ class Span(NamedTuple):
     start: int  # byte offsets, or numbers of row groups
     stop: int
     line: int  # number of the first line or row
+    end: int  # where the last span of the file stops
 
 
 def read_items(path: Path | Location, span: Span | None = None) -> Iterator[Item | Problem | Blank]:
@@ -79,9 +80,11 @@ def spans(path: Path | Location, size: int) -> Iterator[Span | None]:
     else:
         start, line, rest = 0, 1, b""
         with open_bytes(path) as handle:
+            end = handle.seek(0, os.SEEK_END)
+            handle.seek(0)
             while block := rest + handle.read(max(0, size - len(rest))):
                 block, rest = to_line_end(handle, block)
-                yield Span(start, start + len(block), line)
+                yield Span(start, start + len(block), line, end)
                 start, line = start + len(block), line + line_ends(block)
 
 
@@ -127,7 +130,7 @@ def _why_json(error: Exception) -> str:
 
 
 def _read_jsonl(path: Path | Location, span: Span | None) -> Iterator[Item | Problem | Blank]:
-    start, stop, number = span or (0, ALL, 1)
+    start, stop, number = span[:3] if span else (0, ALL, 1)
     try:
         with open_bytes(path) as handle:
             if start:
@@ -320,7 +323,7 @@ def _csv_row(header: list[str], cells: list[str]) -> dict[str, Any]:
 
 def _read_parquet(path: Path | Location, span: Span | None) -> Iterator[Item]:
     with _parquet(path) as file:
-        start, stop, line = span or (0, file.num_row_groups, 1)
+        start, stop, line = span[:3] if span else (0, file.num_row_groups, 1)
         groups = list(range(start, stop))
         yield from _table_items(file.iter_batches(TABLE_BATCH, row_groups=groups), line=line - 1)
 
@@ -335,7 +338,7 @@ def _row_groups(path: Path | Location, size: int) -> Iterator[Span | None]:
             group = file.metadata.row_group(number)
             waiting, rows = waiting + group.total_byte_size, rows + group.num_rows
             if waiting >= size or number == file.num_row_groups - 1:
-                yield Span(start, number + 1, line)
+                yield Span(start, number + 1, line, file.num_row_groups)
                 start, line, waiting, rows = number + 1, line + rows, 0, 0
 
 

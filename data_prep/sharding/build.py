@@ -9,15 +9,17 @@
 import os
 import shutil
 from collections.abc import Iterable
+from concurrent.futures import Future
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from data_prep.cluster.open import open_workers, problems_of
 from data_prep.common.console import say, track
-from data_prep.common.errors import BadInput, Failed
+from data_prep.common.errors import BadInput, Failed, collect
 from data_prep.common.files import check, fsync_folder, same_path, unfinished_name
-from data_prep.common.workers import Workers, free_memory
+from data_prep.common.workers import Workers, free_memory, result_of
+from data_prep.reading.files import Span
 from data_prep.reading.formats import Notes, source_names
 from data_prep.reading.opening import bytes_of
 from data_prep.reading.row_problems import Problems
@@ -32,7 +34,7 @@ from data_prep.shards.folder import MANIFEST, SPOOL, Rows, looks_unfinished
 from data_prep.texts.near_duplicates import check_similarity
 
 SAID_FROM = 1_000_000  # rows
-ESTIMATED_FROM = 16  # parts
+ESTIMATED_FROM = 16  # parts, and again whenever they are twice as many
 ON_LEAKAGE = ("refuse", "drop-train", "drop-eval")
 
 
@@ -80,16 +82,15 @@ def shard(
         with open_workers(min(workers, _useful_workers(inputs)), on, inputs, output) as pool:
             tokenizer = pool.aside(tokenise.load, source) if source else None
             exclusions = Exclusions(near_duplicates, write_held(exclude, near_duplicates, spool))
-            parts = _read(
-                pool, read_tasks(names, spool, positive, split_by, exclusions, columns), names, columns, near_duplicates
-            )
+            tasks = read_tasks(names, spool, positive, split_by, exclusions, columns)
+            parts = _read(pool, tasks, names, columns, near_duplicates, tokenizer)
             check(tokenise.unknown_sources(tokens, parts))
             check_memory(sum(part.rows for part in parts), near_duplicates)
             plan = SplitPlan(spool, parts, bool(split_by), eval_fraction, seed)
             splits, left_out = _decide(plan, exclusions, on_leakage)
             counts = _checked_counts(plan, splits, num_shards)
             rows_of = choose(spool, parts, splits, {name: CODES[name] for name in counts})
-            written = write_splits(pool, build, parts, rows_of, num_shards, tokenizer() if tokenizer else None)
+            written = write_splits(pool, build, parts, rows_of, num_shards, result_of(tokenizer) if tokenizer else None)
         rule = {"by": f"metadata.{split_by}" if split_by else "documents", "fraction": eval_fraction, "seed": seed}
         rule |= {"large_group_kept_in_train": plan.kept_in_train, "on_leakage": on_leakage}
         manifest = write_manifest(build, plan, splits, counts, written, rule, left_out)
@@ -151,7 +152,7 @@ def _useful_workers(inputs: list[Path | Location]) -> int:
 def check_memory(rows: int, similarity: float | None, estimated: bool = False) -> None:
     """Says what the decision on all rows needs, for a million rows or more. Raises Failed where it does not fit.
 
-    estimated: the rows are not yet counted; half of the need must fit then, and nothing is printed.
+    estimated: some rows are not yet counted; half of the need must fit then, and nothing is printed.
     """
     need, free = memory_for(rows, similarity), free_memory()
     size = f"{rows:,} rows are decided on in this process, which takes about {need / 1e9:.1f} GB of memory"
@@ -168,24 +169,39 @@ def _read(
     names: dict[Path | Location, str],
     columns: dict[str, str] | None,
     similarity: float | None,
+    tokenizer: Future | None,
 ) -> list[Part]:
-    """Reads every input once; notes and problems are reported in the order of the rows. similarity: as in `shard`."""
+    """Reads every input once; notes and problems are reported in the order of the rows. similarity: as in `shard`.
+
+    tokenizer: loaded meanwhile. Its problems end the reading, or are listed with those of the rows at its end.
+    """
     parts, problems = [], Problems()
     label = f"reading {next(iter(names)).name if len(names) == 1 else f'{len(names)} inputs'}"
     done = track(pool.map(read_part, tasks), label, size=lambda part: part.rows, note=pool.note)
-    spans = _useful_workers(list(names))
     for path, input_parts in groupby(done, lambda part: part.path):
-        notes = Notes()
+        notes, rows = Notes(), 0
         for part in input_parts:
+            if tokenizer and tokenizer.done():
+                result_of(tokenizer)
             parts.append(part)
-            if len(parts) == ESTIMATED_FROM and part.number < spans:
-                rows = sum(part.rows for part in parts) * spans // len(parts)
-                check_memory(rows, similarity, estimated=True)
+            rows += part.rows
+            if len(parts) >= ESTIMATED_FROM and len(parts).bit_count() == 1:
+                expected = sum(one.rows for one in parts) + _rows_behind(part.span, rows)
+                check_memory(expected, similarity, estimated=True)
             notes.merge(part.notes)
             problems.merge(part.problems)
         notes.close(path, problems, columns)
-    problems.check()
+    found: list[str] = []
+    if tokenizer:
+        collect(found, result_of, tokenizer)
+    collect(found, problems.check)
+    check(found)
     return parts
+
+
+def _rows_behind(span: Span | None, rows: int) -> int:
+    """Estimates the rows of an input behind this span from those up to its end; an input that is not cut has none."""
+    return rows * (span.end - span.stop) // span.stop if span else 0
 
 
 def _decide(plan: SplitPlan, exclusions: Exclusions, on_leakage: str) -> tuple[Any, LeftOut]:

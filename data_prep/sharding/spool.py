@@ -61,6 +61,7 @@ class Part:
 
     number: int
     path: Path | Location
+    span: Span | None = None  # as in ReadTask
     rows: int = 0
     bytes: int = 0  # of its Arrow file
     sources: list[str] = field(default_factory=list)  # names, by the numbers in the array `source`
@@ -97,7 +98,7 @@ def read_part(task: ReadTask) -> Part:
     """Reads the rows of a task into its part. Its `problems` list bad rows, or an unreadable input."""
     import pyarrow as pa
 
-    part, schema = Part(task.part, task.path), arrow_schema()
+    part, schema = Part(task.part, task.path, task.span), arrow_schema()
     facts, marks = _Facts(task.split_by), Marks(task.exclusions)
     rows_file, facts_file = (Path(_file(task.folder, task.part, kind)) for kind in ("arrow", "npz"))
     with (

@@ -30,7 +30,7 @@ def write_part(folder: Path, number: int, rows: int) -> Part:
     sharing = np.arange(15, rows, 10)
     keys[sharing, 1] = keys[sharing - 7, 1]
     save_arrays(folder / f"{number:06d}.npz", same=same, keys=keys.ravel(), keys_of=np.full(rows, 2, np.int32))
-    return Part(number, folder, rows)
+    return Part(number, folder, rows=rows)
 
 
 def decide(folder: Path, parts: list[Part], results) -> None:

@@ -40,7 +40,7 @@ def test_a_task_holds_no_lines(one_row_group, tmp_path):
     """The same in the process of a worker."""
     tracemalloc.start()
     try:
-        piece = _read_span(_SpanTask(one_row_group, Span(0, 1, 1), None, None, str(tmp_path)))
+        piece = _read_span(_SpanTask(one_row_group, Span(0, 1, 1, 1), None, None, str(tmp_path)))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -86,7 +86,7 @@ def test_a_file_read_in_spans_is_the_file(tmp_path_factory, lines, last_end):
     whole = list(read_items(path))
     pieces, start, number = [], 0, 1
     for line in path.read_bytes().splitlines(keepends=True):
-        pieces += read_items(path, Span(start, start + len(line), number))
+        pieces += read_items(path, Span(start, start + len(line), number, len(content)))
         start, number = start + len(line), number + 1
     assert pieces == whole
     assert [item.line for item in whole] == list(range(1, len(whole) + 1))

@@ -8,22 +8,28 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 
 import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pyarrow import csv
 
 from data_prep.common.errors import BadInput, Failed
 from data_prep.common.files import check
 from data_prep.common.workers import Workers
 from data_prep.reading.formats import source_names
 from data_prep.records import Record
+from data_prep.sharding import build
 from data_prep.sharding.build import shard
 from data_prep.sharding.exclusions import Exclusions
 from data_prep.sharding.split import EVAL, LEFT_OUT, SplitPlan, memory_for
 from data_prep.sharding.spool import cut, read_part, read_tasks
+from data_prep.sharding.tokenise import TokenOptions
 from data_prep.shards.folder import open_shards
 from tests.launching import ROOT, environment
 from tests.unit.data_prep.helpers import documents, run, write_jsonl, write_records
@@ -239,3 +245,61 @@ def test_a_decision_that_does_not_fit_into_memory_is_refused_early(tmp_path, sma
     monkeypatch.setattr("data_prep.sharding.build.free_memory", lambda: need // 2 - 1)
     code, _, err = run(capsys, "shard", path, "--output", tmp_path / "s", "--workers", 1, "--overwrite")
     assert code == 1 and "\nerror: about 3" in f"\n{err}"  # from the first 16 parts
+
+
+@pytest.mark.parametrize("suffix, first", [(".jsonl", 200), (".csv", 1600), (".csv.gz", 1600), (".parquet", 200)])
+def test_an_estimate_adds_no_more_than_the_rest_of_a_file(tmp_path, small_spans, monkeypatch, suffix, first):
+    """Each of 20 inputs has 100 rows, and is one part or about ten. first: the rows of the inputs of 16 parts."""
+    table = pa.table({name: [f"{name} {i} {'x' * 20}" for i in range(100)] for name in ("anchor", "positive")})
+    inputs = [tmp_path / f"{number}{suffix}" for number in range(20)]
+    for path in inputs:
+        if suffix == ".jsonl":
+            write_jsonl(path, table.to_pylist())
+        elif suffix == ".parquet":
+            pq.write_table(table, path, row_group_size=10)
+        else:
+            with pa.output_stream(str(path)) as file:  # packs by the name
+                csv.write_csv(table, file)
+    asked = []
+    monkeypatch.setattr(build, "check_memory", lambda rows, _, estimated=False: asked.append((rows, estimated)))
+    shard(inputs, tmp_path / "s", eval_fraction=0)
+    *estimates, counted = asked
+    assert counted == (2000, False)
+    assert all(estimated and rows <= 2010 for rows, estimated in estimates)
+    assert estimates[0][0] == pytest.approx(first, abs=10)
+
+
+def test_a_tokenizer_that_fails_ends_the_reading_or_is_told_with_the_rows(tmp_path, small_spans):
+    (tmp_path / "spool").mkdir()
+    path = write_records(tmp_path / "a.jsonl", [*documents(30), Record("", ["an answer"])])
+    tokenizer, names, read = Future(), source_names([path]), []
+
+    def reading(fails_after):
+        for task in read_tasks(names, tmp_path / "spool", None, None, Exclusions()):
+            read.append(task)
+            yield task
+            if len(read) == fails_after:
+                tokenizer.set_exception(BadInput("--tokenizer x: has no fast tokenizer"))
+        if not fails_after:
+            tokenizer.set_exception(BadInput("--tokenizer x: has no fast tokenizer"))
+
+    with pytest.raises(BadInput) as error:
+        build._read(Workers(1), reading(fails_after=0), names, None, None, tokenizer)
+    assert error.value.problems[0] == "--tokenizer x: has no fast tokenizer"
+    assert "a.jsonl:91: key 'query' is empty" in error.value.problems[1]
+    assert len(read) > 5
+    tokenizer = Future()
+    read.clear()
+    with pytest.raises(BadInput, match="no fast tokenizer") as error:
+        build._read(Workers(1), reading(fails_after=1), names, None, None, tokenizer)
+    assert len(read) == 2 and len(error.value.problems) == 1
+
+
+def test_a_bad_tokenizer_is_told_before_the_decision(tmp_path, small_spans, monkeypatch, tiny_bert):
+    """Whatever the number of workers."""
+    path = write_records(tmp_path / "a.jsonl", documents(30))
+    monkeypatch.setattr(build, "SplitPlan", lambda *_: pytest.fail("rows were decided on"))
+    tokens = TokenOptions(str(tiny_bert), query_prompt="a prompt that is longer than the text may be", query_max_len=5)
+    for workers in (1, 2):
+        with pytest.raises(BadInput, match="--query-prompt"):
+            shard([path], tmp_path / "s", tokens=tokens, workers=workers)
