@@ -169,9 +169,13 @@ def _queries_and_documents(path: Path, data: RetrievalSet | ScoredPairs | None) 
     split = "eval" if "eval" in folder.splits else "train"
     if split == "train":
         say(f"note: {path}: has no eval split, so every row of it counts as held out")
-    return texts_of(list(folder.split(split)))
+    return texts_of(folder.split(split))
 
 
-def texts_of(records: list[Record]) -> tuple[list[str], list[str]]:
+def texts_of(records: Iterable[Record]) -> tuple[list[str], list[str]]:
     """Returns all queries, and all positives."""
-    return [record.query for record in records], [text for record in records for text in record.positives]
+    queries, positives = [], []
+    for record in records:
+        queries.append(record.query)
+        positives += record.positives
+    return queries, positives

@@ -9,6 +9,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field
 from itertools import chain
@@ -23,7 +24,7 @@ from data_prep.quality import checks
 from data_prep.quality.checks import AT_ONCE, Finding
 from data_prep.quality.decontaminate import HeldOut, held_out, texts_of
 from data_prep.quality.row_keys import Keys
-from data_prep.quality.sampling import spread
+from data_prep.quality.sampling import evenly, spread
 from data_prep.reading.retrieval_sets import RetrievalSet
 from data_prep.reading.scored_pairs import ScoredPairs
 from data_prep.records import Record
@@ -36,7 +37,7 @@ VERSION = 2  # of the checks; part of the cache key
 SCAN_ROWS = 2_000_000
 SAMPLE = 5_000
 NEAR_ROWS = 20_000
-HELD_TEXTS = 20_000  # texts of an evaluation set that are compared for near duplicates
+HELD_TEXTS = 20_000  # texts of an evaluation set, and rows of an eval split, that are compared for near duplicates
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def of_rows(shards: ShardFolder) -> list[Finding]:
     estimated = [*checks.languages(sample)[0], *checks.markup(sample)]
     if "eval" in shards.splits:
         eval_texts = HeldOut()
-        eval_texts.add("eval", *texts_of(list(shards.split("eval"))))
+        eval_texts.add("eval", *texts_of(_spaced(shards.split("eval"), HELD_TEXTS)))
         mend = "they flatter the metrics; --split-by FIELD keeps whole groups of rows on one side"
         estimated += checks.near_leakage(records, nearly(eval_texts), "the eval split", "data.train", mend)
     return _near_duplicates(shards, rows) + checks.of_sample(estimated, len(records), len(rows))
@@ -142,7 +143,7 @@ def _near_duplicates(shards: ShardFolder, rows: Rows) -> list[Finding]:
     removed = shards.manifest.get("near_duplicates")
     if removed and removed["similarity"] <= SIMILARITY:
         return []
-    chosen = spread({"": np.arange(len(rows))}, NEAR_ROWS)[""].tolist()
+    chosen = evenly(len(rows), NEAR_ROWS).tolist()
     findings, _ = checks.near_duplicates(rows.take, chosen, SIMILARITY)
     return checks.of_sample(findings, len(chosen), len(rows))
 
@@ -159,14 +160,18 @@ def nearly(whole: HeldOut) -> HeldOut:
 def scan(rows: Rows) -> Keys:
     """Reads the keys of the rows, or of SCAN_ROWS evenly spaced ones."""
     keys = Keys()
-    records = rows
-    if len(rows) > SCAN_ROWS:
-        ids = spread({"": np.arange(len(rows))}, SCAN_ROWS)[""]
-        parts = (ids[start : start + AT_ONCE].tolist() for start in range(0, len(ids), AT_ONCE))
-        records = chain.from_iterable(map(rows.take, parts))
-    for record in track(records, "gate: reading the train rows", total=min(len(rows), SCAN_ROWS)):
+    for record in track(_spaced(rows, SCAN_ROWS), "gate: reading the train rows", total=min(len(rows), SCAN_ROWS)):
         keys.add(record)
     return keys
+
+
+def _spaced(rows: Rows, most: int) -> Iterable[Record]:
+    """Returns the rows, or `most` evenly spaced ones, to be read one after the other."""
+    if len(rows) <= most:
+        return rows
+    ids = evenly(len(rows), most)
+    parts = (ids[start : start + AT_ONCE].tolist() for start in range(0, len(ids), AT_ONCE))
+    return chain.from_iterable(map(rows.take, parts))
 
 
 def _content(path: str, sets: dict[str, RetrievalSet | ScoredPairs]) -> Any:

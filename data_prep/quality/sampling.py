@@ -55,5 +55,11 @@ def spread(rows_of: dict[str, Any], size: int, least: int = 200) -> dict[str, An
     sample = {}
     for name, rows in rows_of.items():
         wanted = min(len(rows), max(least, size * len(rows) // max(1, total))) if total > size else len(rows)
-        sample[name] = rows[np.arange(wanted) * len(rows) // max(1, wanted)]
+        sample[name] = rows[evenly(len(rows), wanted)]
     return sample
+
+
+def evenly(rows: int, size: int) -> Any:
+    """Returns the numbers of `size` of the rows, evenly spaced, (size,) int64; all if there are no more."""
+    size = min(size, rows)
+    return np.arange(size) * rows // max(1, size)

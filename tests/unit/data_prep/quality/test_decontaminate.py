@@ -7,9 +7,11 @@ from collections import Counter
 import pytest
 
 from data_prep.common.errors import BadInput
+from data_prep.quality import gate
 from data_prep.quality.decontaminate import HeldOut, held_out
 from data_prep.records import Record
 from data_prep.sharding.build import shard
+from data_prep.shards.folder import open_shards
 from tests import planted
 from tests.unit.data_prep.helpers import documents, write_jsonl, write_records
 
@@ -118,3 +120,25 @@ def test_a_real_set_split_by_page_holds_none_of_its_train_rows(real_data):
     assert uncontaminated(held_out([folder]), records) == records
     queries = [json.loads(line)["text"] for line in (folder / "queries.jsonl").read_text(encoding="utf-8").splitlines()]
     assert uncontaminated(held_out([folder]), [Record(query, ["an answer"]) for query in queries]) == []
+
+
+def test_of_a_large_eval_split_evenly_spaced_rows_are_compared(tmp_path, monkeypatch):
+    """Rows of one template, so that train rows are near those of eval: no more texts than asked for are in memory."""
+    rows = [{"anchor": f"what does number {i} stand for here?", "positive": f"it stands for {i}"} for i in range(400)]
+    shard([write_jsonl(tmp_path / "a.jsonl", rows)], tmp_path / "s", eval_fraction=0.5)
+    shards, sizes = open_shards(tmp_path / "s"), []
+    whole, add = gate.of_rows(shards), gate.HeldOut.add
+
+    def counted(texts, name, queries, documents):
+        sizes.append(len(queries))
+        add(texts, name, queries, documents)
+
+    monkeypatch.setattr(gate.HeldOut, "add", counted)
+    monkeypatch.setattr(gate, "HELD_TEXTS", shards.rows("eval"))
+    assert [one.name for one in gate.of_rows(shards)] == [one.name for one in whole]
+    assert "near_leakage" in {one.name for one in whole}
+    assert sizes[0] == shards.rows("eval")
+    sizes.clear()
+    monkeypatch.setattr(gate, "HELD_TEXTS", 50)
+    assert "near_leakage" in {one.name for one in gate.of_rows(shards)}
+    assert sizes[0] == 50 and len(sizes) <= 51
