@@ -155,7 +155,8 @@ def check_memory(rows: int, similarity: float | None, estimated: bool = False) -
     estimated: some rows are not yet counted; half of the need must fit then, and nothing is printed.
     """
     need, free = memory_for(rows, similarity), free_memory()
-    size = f"{rows:,} rows are decided on in this process, which takes about {need / 1e9:.1f} GB of memory"
+    takes = f"takes {'about' if similarity is None else 'up to'} {need / 1e9:.1f} GB of memory"
+    size = f"{rows:,} rows are decided on in this process, which {takes}"
     if need / (2 if estimated else 1) > free:
         mend = "shard fewer rows at a time, or on a machine with more memory"
         raise Failed(f"{'about ' if estimated else ''}{size}; {free / 1e9:.1f} GB are free here; {mend}")

@@ -1,8 +1,8 @@
 """Assigns rows to train and eval: by document, without duplicates and without leakage.
 
 - Works on the keys in the spool (spool.py), never on texts.
-- Keys are sorted in rounds of bounded memory. Beyond that ROW_BYTES a row, and the keys of several rows; near
-  duplicates need more (near_duplicates.py).
+- Keys are sorted in rounds of bounded memory. Beyond that ROW_BYTES a row, and the keys of several rows. Before that
+  near duplicates need near_bytes a row at most, which is more.
 """
 
 import hashlib
@@ -21,13 +21,14 @@ from data_prep.texts.near_duplicates import NearDuplicates, near_bytes
 TRAIN, EVAL, LEFT_OUT = 0, 1, 2
 ROUND = 1 << 22  # keys sorted at once: up to 100 MB
 MOST_ROUNDS = 32  # each reads all keys again: beyond 10^8 rows a round grows, by less than 2 bytes a row
-ROW_BYTES, FIXED_BYTES = 95, 200 << 20  # measured by tests/soak/ray_decision.py, with two keys a row
+ROW_BYTES, FIXED_BYTES = 96, 200 << 20  # measured by tests/soak/ray_decision.py, with two keys a row
 
 
 def memory_for(rows: int, similarity: float | None) -> int:
-    """Returns the bytes that the decision on `rows` rows takes, about. similarity: of near duplicates, or None."""
-    near = 2 * near_bytes(similarity) if similarity is not None else 0  # twice, if every row shares a band
-    return FIXED_BYTES + rows * (ROW_BYTES + near)
+    """Returns the bytes that the decision on `rows` rows takes, about. similarity: of near duplicates, or None; with
+    it the bytes if every row has a near duplicate, otherwise it takes less."""
+    near = near_bytes(similarity) if similarity is not None else 0
+    return FIXED_BYTES + rows * max(ROW_BYTES, near)
 
 
 def _rounds(keys: int) -> int:

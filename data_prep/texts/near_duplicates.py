@@ -22,7 +22,8 @@ LOWEST = 0.7
 MISSED = 0.02  # expected share of pairs at exactly the stated similarity that no band proposes
 CANDIDATES = 64  # partners of a row that are compared, those with most common bands first
 BATCH_ROWS, BATCH_CHARACTERS = 1000, 1 << 20  # hashed in one call
-BLOCK = 4096  # rows whose candidates are in memory at once
+BLOCK = 4096  # rows whose candidates are in memory at once, at most
+ALONE = 0xFFFFFFFF  # place of a row that shares no key in a band
 
 
 def check_similarity(similarity: float, where: str) -> list[str]:
@@ -125,8 +126,8 @@ def signatures_of_any(records: list[Record], similarity: float) -> tuple[Any, An
 
 
 def near_bytes(similarity: float) -> int:
-    """Returns the bytes of memory that NearDuplicates needs for a row before `find`."""
-    return 4 * Bands(similarity, sides=2).count + 8
+    """Returns the bytes a row that `find` takes at most, with those of its caller for the row."""
+    return 10 * Bands(similarity, sides=2).count + 60  # measured by tests/soak/ray_decision.py
 
 
 class NearDuplicates:
@@ -135,9 +136,9 @@ class NearDuplicates:
     Rows are near duplicates if their queries, and all their positives together, reach the similarity, and their `score`
     is equal. Variants (augment.py) are alike on purpose and always stay.
 
-    Memory: 4 bytes per row and band, and 8 more: 112 bytes a row at 0.85, 228 at 0.8, 56 at 0.9; in `find` as much
-    again for the rows that share a band. No text is in memory. unsure, set by `find`: rows that stayed although they
-    had more than CANDIDATES partners (texts made of one template), so that a near duplicate may have been missed.
+    Memory: 4 bytes per row and band, and 8 more: 112 bytes a row at 0.85, 228 at 0.8, 56 at 0.9; in `find` up to
+    `near_bytes`, if every row shares every band. No text is in memory. unsure, set by `find`: rows that stayed although
+    they had more than CANDIDATES partners (texts made of one template), so that a near duplicate may have been missed.
     """
 
     def __init__(self, similarity: float = SIMILARITY):
@@ -159,7 +160,7 @@ class NearDuplicates:
     def add_signatures(self, keys: Any, sizes: Any) -> None:
         """Adds the next rows by their `signatures`, perhaps of another process."""
         self._hash()
-        self._keys.append(keys)
+        self._keys.append(keys.copy())  # `find` writes into it
         self._sizes.append(sizes)
 
     def signatures(self) -> tuple[Any, Any]:
@@ -183,8 +184,8 @@ class NearDuplicates:
             return np.zeros(0, bool)
         sizes = np.concatenate(self._sizes)
         removed = np.zeros(len(sizes), bool)
-        buckets = _Buckets(self._keys, len(sizes))
-        self._keys, self._sizes = [], []
+        keys, self._keys, self._sizes = self._keys, [], []
+        buckets = _Buckets(keys)
         for rows, partners, cut in buckets.candidates(sizes, self.similarity):
             self._verify(rows, partners, fetch, removed)
             self.unsure += int((~removed[cut]).sum())
@@ -214,21 +215,28 @@ def _grade(record: Record) -> float:
 
 
 class _Buckets:
-    """Rows by band and key, without rows that share no key."""
+    """Rows by band and key, without rows that share no key. Memory: 4 bytes per row and band in the place of the keys,
+    and up to 6 more where rows share one."""
 
-    def __init__(self, keys: list[Any], rows: int):
-        """keys: (n, bands) uint32 of one batch of rows after the other."""
-        self.rows = rows
-        self.bands: list[tuple[Any, Any]] = []  # per band: members, bucket after bucket; start of each one's bucket
+    def __init__(self, keys: list[Any]):
+        """keys: (n, bands) uint32 of one batch of rows after the other; overwritten by the rows' places."""
+        self.places = keys  # of each row and band: its place among the members, or ALONE
+        self.bands: list[tuple[Any, Any]] = []  # per band: members, bucket after bucket; place of each bucket's first
         for band in range(keys[0].shape[1]):
             column = np.concatenate([batch[:, band] for batch in keys])
             order = np.argsort(column, kind="stable").astype(np.uint32)
-            same = column[order[1:]] == column[order[:-1]]
+            column = column[order]
+            same = column[1:] == column[:-1]
             shared = np.concatenate((same, [False])) | np.concatenate(([False], same))
             first = np.concatenate(([True], ~same))[shared]
             members = order[shared]
-            start = np.maximum.accumulate(np.where(first, np.arange(len(members)), 0)).astype(np.uint32)
-            self.bands.append((members, start))
+            column[:] = ALONE
+            column[members] = np.arange(len(members), dtype=np.uint32)
+            start = 0
+            for batch in keys:
+                batch[:, band] = column[start : start + len(batch)]
+                start += len(batch)
+            self.bands.append((members, np.flatnonzero(first).astype(np.uint32)))
 
     def candidates(self, sizes: Any, similarity: float) -> Iterator[tuple[Any, Any, Any]]:
         """Yields (rows, partners, cut) by ascending rows: pairs to compare, and the rows that had more than CANDIDATES.
@@ -236,18 +244,17 @@ class _Buckets:
         Pairs with most common bands come first. sizes: see Bands.keys; a pair whose sizes differ by more than the
         similarity allows is skipped.
         """
-        by_row = [np.argsort(members, kind="stable") for members, _ in self.bands]
-        sorted_rows = [members[order] for (members, _), order in zip(self.bands, by_row)]
-        for first in range(0, self.rows, BLOCK):
+        for block in self._blocks():
             pairs, cut = [], []
-            for (members, start), order, rows in zip(self.bands, by_row, sorted_rows):
-                positions = order[rows.searchsorted(first) : rows.searchsorted(first + BLOCK)]
-                count = positions - start[positions]  # earlier members of the bucket
-                cut.append(members[positions[count > CANDIDATES]])
+            for (members, starts), places in zip(self.bands, block.T):
+                places = places[places != ALONE]
+                start = starts[starts.searchsorted(places, "right") - 1]
+                count = (places - start).astype(np.int64)  # earlier members of the bucket
+                cut.append(members[places[count > CANDIDATES]])
                 count = np.minimum(count, CANDIDATES)
-                number = np.repeat(np.arange(len(positions)), count)
+                number = np.repeat(np.arange(len(places)), count)
                 within = np.arange(len(number)) - (count.cumsum() - count)[number]
-                row, partner = members[positions][number], members[start[positions][number] + within]
+                row, partner = members[places][number], members[start[number] + within]
                 pairs.append(row.astype(np.uint64) << np.uint64(32) | partner)
             pairs, common = np.unique(np.concatenate(pairs), return_counts=True)
             row, partner = (pairs >> np.uint64(32)).astype(np.int64), (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
@@ -259,3 +266,8 @@ class _Buckets:
             cut.append(row[rank >= CANDIDATES])
             kept = rank < CANDIDATES
             yield row[kept], partner[kept], np.unique(np.concatenate(cut)).astype(np.int64)
+
+    def _blocks(self) -> Iterator[Any]:
+        """Yields the places of BLOCK rows or fewer, in order, (m, bands)."""
+        for batch in self.places:
+            yield from (batch[first : first + BLOCK] for first in range(0, len(batch), BLOCK))

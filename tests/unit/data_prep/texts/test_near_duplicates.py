@@ -1,13 +1,24 @@
 """Near duplicates: planted ones are found, in any script; what is removed is one, whoever checks."""
 
 import random
+import tracemalloc
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.records import Record
-from data_prep.texts.near_duplicates import CANDIDATES, NearDuplicates, jaccard, shingles, shingles_of, signatures
+from data_prep.texts.near_duplicates import (
+    CANDIDATES,
+    Bands,
+    NearDuplicates,
+    jaccard,
+    near_bytes,
+    shingles,
+    shingles_of,
+    signatures,
+)
 from tests import planted
 
 
@@ -110,6 +121,22 @@ def test_rows_of_one_template_are_compared_with_some_and_counted():
     gone, index = found(records, 0.85)
     assert gone == []
     assert index.unsure >= 200
+
+
+def test_memory_stays_below_what_is_stated_where_every_row_shares_every_band():
+    rows, similarity = 50_000, 0.85
+    keys = np.random.default_rng(0).integers(0, 1 << 32, (rows // 2, Bands(similarity, sides=2).count), np.uint32)
+    tracemalloc.start()
+    try:
+        index = NearDuplicates(similarity)
+        for some in np.split(keys, 10):
+            index.add_signatures(some.repeat(2, axis=0), np.full((2 * len(some), 2), 4, np.int32))
+        gone = index.find(lambda numbers: [Record("a query", ["a text"])] * len(numbers))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert gone.sum() >= rows // 2
+    assert peak <= rows * near_bytes(similarity) + (3 << 20)
 
 
 def test_nothing_at_all_and_one_row():
