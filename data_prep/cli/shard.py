@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     if isinstance(args.output, Path):
         shard(args.inputs, args.output, **options)
         return
-    with uploaded(args.output, args.overwrite) as folder:
+    with uploaded(args.inputs, args.output, args.overwrite) as folder:
         shard(args.inputs, folder, **options | {"overwrite": True})
 
 

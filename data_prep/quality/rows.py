@@ -31,7 +31,8 @@ from data_prep.reading.row_problems import Kinds, Problem, Problems
 from data_prep.records import Record
 from data_prep.remote.copies import local
 from data_prep.remote.location import Location
-from data_prep.shards.folder import MANIFEST, Rows, looks_unfinished, open_shards
+from data_prep.shards.folder import MANIFEST, Rows, open_shards
+from data_prep.shards.target import looks_unfinished
 from data_prep.texts.lengths import Lengths
 
 SPAN_BYTES = 4 << 20  # of an input, read by one task

@@ -373,7 +373,8 @@ def _table_items(batches, part: str = "", line: int = 0) -> Iterator[Item]:
 
 
 def _read_datasets_folder(path: Path) -> Iterator[Item]:
-    from data_prep.shards.folder import looks_unfinished, open_shards
+    from data_prep.shards.folder import open_shards
+    from data_prep.shards.target import looks_unfinished
 
     if (path / "manifest.json").exists():
         open_shards(path)  # refuses a damaged one

@@ -169,4 +169,7 @@ def location(text: str | Path | Location) -> Path | Location:
         raise BadInput(f"{scheme}://…: the URL holds a user, password, port or query; {mend}")
     if not bucket:
         raise BadInput(f"{text}: has no bucket; write {scheme}://BUCKET/PATH")
-    return Location(scheme, rest.strip("/"))
+    key = rest.strip("/")
+    if unusual := {"", ".", ".."}.intersection(key.split("/")):
+        raise BadInput(f"{text}: has {min(unusual)!r} between two slashes; write the names of the folders only")
+    return Location(scheme, key)

@@ -17,7 +17,7 @@ from typing import Any
 from data_prep.cluster.open import open_workers, problems_of
 from data_prep.common.console import say, track
 from data_prep.common.errors import BadInput, Failed, collect
-from data_prep.common.files import check, fsync_folder, same_path, unfinished_name
+from data_prep.common.files import check, fsync_folder, unfinished_name
 from data_prep.common.workers import Workers, free_memory, result_of
 from data_prep.reading.files import Span
 from data_prep.reading.formats import Notes, source_names
@@ -30,7 +30,8 @@ from data_prep.sharding.manifest import CODES, LeftOut, print_summary, write_man
 from data_prep.sharding.split import EVAL, TRAIN, Leaks, SplitPlan, memory_for
 from data_prep.sharding.spool import SPAN_BYTES, Part, ReadTask, arrow_files, choose, read_part, read_tasks
 from data_prep.sharding.write import write_splits
-from data_prep.shards.folder import MANIFEST, SPOOL, Rows, looks_unfinished
+from data_prep.shards.folder import MANIFEST, SPOOL, Rows
+from data_prep.shards.target import names_in, overlaps, problem_of
 from data_prep.texts.near_duplicates import check_similarity
 
 SAID_FROM = 1_000_000  # rows
@@ -94,7 +95,7 @@ def shard(
         rule = {"by": f"metadata.{split_by}" if split_by else "documents", "fraction": eval_fraction, "seed": seed}
         rule |= {"large_group_kept_in_train": plan.kept_in_train, "on_leakage": on_leakage}
         manifest = write_manifest(build, plan, splits, counts, written, rule, left_out)
-        _put_in_place(build, output)
+        _put_in_place(build, output, overwrite)
     except BaseException:
         shutil.rmtree(build, ignore_errors=True)
         raise
@@ -110,19 +111,16 @@ def _bad_options(
         problems.append(f"--num-shards {num_shards}: must be 1 or more")
     if not 0 <= fraction < 1:
         problems.append(f"--eval-fraction {fraction:g}: must be in 0..1, below 1")
-    for path in inputs:
-        if isinstance(path, Path) and (same_path(path, output) or output.resolve() in path.resolve().parents):
-            problems.append(f"--output {output}: holds the input {path}; choose another folder")
+    problems += overlaps(inputs, output)
     blocked = next((folder for folder in (output, *output.parents) if folder.exists() and not folder.is_dir()), None)
     if blocked:
         problems.append(f"--output {output}: {blocked} is a file, not a folder")
-    elif (output / MANIFEST).exists() and not overwrite:
-        problems.append(f"--output {output}: is a finished shard folder; choose another folder or add --overwrite")
-    elif output.is_dir() and any(output.iterdir()) and not (output / MANIFEST).exists():
-        if looks_unfinished(output):
+    elif output.is_dir():
+        names = names_in(output)
+        if problem := problem_of(names, overwrite):
+            problems.append(f"--output {output}: {problem}")
+        elif names and MANIFEST not in names:
             say(f"{output} is unfinished (no {MANIFEST}) and will be replaced")
-        else:
-            problems.append(f"--output {output}: holds other files; choose another folder")
     return problems
 
 
@@ -266,8 +264,10 @@ def _why_no_eval(plan: SplitPlan) -> str:
     return f"{facts}, so they stay in train; {mends}{others}"
 
 
-def _put_in_place(build: Path, output: Path) -> None:
+def _put_in_place(build: Path, output: Path, overwrite: bool) -> None:
     """Moves the build to `output`; an old folder is moved aside first and deleted last."""
+    if output.is_dir() and (problem := problem_of(names_in(output), overwrite)):
+        raise Failed(f"--output {output}: was changed while this run worked: it {problem}")
     old = output.with_name(f".{output.name}.replaced")
     if old.exists():
         shutil.rmtree(old)

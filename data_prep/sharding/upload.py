@@ -1,36 +1,39 @@
 """Shard folders in object stores: written on this machine, then uploaded, the manifest last.
 
 - EMBEDFLEET_CACHE/uploads holds the folder until it is uploaded: the disk needs the room of a local output.
-- Before any work the target is checked: nothing in it is lost unasked, and an object can be written.
-- A folder whose upload was killed has no manifest and is refused by every reader; the next run replaces it.
+- Before any work the target is checked: nothing in it is lost unasked, and an object can be written. Only objects that
+  the check saw are deleted.
+- A folder whose upload was killed has no manifest and is refused by every reader; the next run replaces it. The files
+  that show whose it is (SIGNS) are uploaded first.
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from data_prep.common.console import result, say, track
-from data_prep.common.errors import BadInput, Failed
-from data_prep.common.files import cache_folder
+from data_prep.common.errors import Failed
+from data_prep.common.files import cache_folder, check
 from data_prep.remote.location import Location
-from data_prep.shards.folder import KNOWN, MANIFEST
+from data_prep.shards.folder import MANIFEST
+from data_prep.shards.target import SIGNS, overlaps, problem_of
 
 PROBE = ".embedfleet-write"  # an object that is written and deleted at once
 
 
 @contextmanager
-def uploaded(output: Location, overwrite: bool) -> Iterator[Path]:
+def uploaded(inputs: Iterable[Path | Location], output: Location, overwrite: bool) -> Iterator[Path]:
     """Yields a local path for a shard folder; uploads the folder when the block succeeds.
 
-    Raises BadInput if the target holds a finished folder without overwrite, or other objects; Failed if another run on
-    this machine writes there, or the store does not take the files.
+    Raises BadInput if the target holds a finished folder without overwrite, other objects, or an input; Failed if
+    another run writes there, or the store does not take the files.
     """
     from filelock import FileLock, Timeout
 
-    _check(output, overwrite)
+    seen = _check(inputs, output, overwrite)
     folder = cache_folder("uploads") / hashlib.sha256(str(output).encode()).hexdigest()[:32]
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock = FileLock(folder.with_suffix(".lock"))
@@ -40,36 +43,41 @@ def uploaded(output: Location, overwrite: bool) -> Iterator[Path]:
         raise Failed(f"--output {output}: another run on this machine writes there; wait for it") from None
     try:
         yield folder / output.name
-        _upload(folder / output.name, output)
+        _upload(folder / output.name, output, seen)
         shutil.rmtree(folder)
     finally:
         lock.release()
 
 
-def _check(output: Location, overwrite: bool) -> None:
-    names = output.sizes()
-    strange = sorted(name for name in names if name.partition("/")[0] not in {*KNOWN, MANIFEST, PROBE})
+def _check(inputs: Iterable[Path | Location], output: Location, overwrite: bool) -> set[str]:
+    """Returns the names of the objects that the folder replaces."""
+    problems = overlaps(inputs, output)
+    names = set(output.sizes()) - {PROBE}
     if "" in names:
-        raise BadInput(f"--output {output}: is an object, not a folder; choose another name")
-    if strange:
-        raise BadInput(f"--output {output}: holds other objects, such as {strange[0]}; choose another folder")
-    if MANIFEST in names and not overwrite:
-        raise BadInput(f"--output {output}: is a finished shard folder; choose another folder or add --overwrite")
+        problems.append(f"--output {output}: is an object, not a folder; choose another name")
+    elif problem := problem_of(names, overwrite):
+        problems.append(f"--output {output}: {problem}")
+    check(problems)
     if names and MANIFEST not in names:
         say(f"{output} is unfinished (no {MANIFEST}) and will be replaced")
     (output / PROBE).upload(b"1")
     (output / PROBE).delete()
+    return names
 
 
-def _upload(folder: Path, output: Location) -> None:
+def _upload(folder: Path, output: Location, seen: set[str]) -> None:
+    """Uploads the folder in place of the objects with the names `seen`."""
     say(f"{output}: uploading {folder}")
     manifest = (folder / MANIFEST).read_bytes()
     files = {entry["path"]: entry["bytes"] for entry in json.loads(manifest)["files"]}
-    before = output.sizes()
-    for name in sorted(before, key=lambda name: name != MANIFEST):  # without it the folder is unfinished
-        if name == MANIFEST or name not in files:
-            (output / name).delete()
-    for name in track(files, f"uploading {output.name}"):
+    there = set(output.sizes())
+    if new := sorted((there - seen) & {*files, MANIFEST}):
+        theirs = "appeared while this run worked, and is kept; does another run write there?"
+        raise Failed(f"{output / new[0]}: {theirs} The folder of this run is {folder}")
+    stale = (seen & there) - files.keys()
+    for name in sorted(stale, key=lambda name: name != MANIFEST):  # without it the folder is unfinished
+        (output / name).delete()
+    for name in track(sorted(files, key=lambda name: name not in SIGNS), f"uploading {output.name}"):
         (output / name).upload(folder / name)
     after = output.sizes()
     wrong = [name for name, size in files.items() if after.get(name) != size]

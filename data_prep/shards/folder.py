@@ -20,9 +20,7 @@ from data_prep.common.finite import decode_json
 from data_prep.common.paths import nearest_beside
 from data_prep.records import Record
 from data_prep.remote.copies import MANIFEST, local
-from data_prep.shards.shared_keys import FILES as SHARING_FILES
 from data_prep.shards.shared_keys import SourceRows, read
-from data_prep.shards.tokens import FILES as TOKEN_FILES
 from data_prep.shards.tokens import TokenArrays, TokenFacts
 
 SCHEMA_VERSION = 2
@@ -41,26 +39,6 @@ COLUMNS = {
     "doc_ids": ["string"],
     "metadata": "string",
 }
-
-
-# What a shard folder holds, besides its manifest
-KNOWN = {*SPLITS, *SHARING_FILES, *TOKEN_FILES, "dataset_dict.json"}
-
-
-def looks_unfinished(path: Path) -> bool:
-    """Returns True for a folder with our columns and no manifest: a partial copy, or a build that was killed."""
-    if not path.is_dir() or (path / MANIFEST).exists():
-        return False
-    names = {entry.name for entry in path.iterdir()}
-    if not names or not names <= {*KNOWN, SPOOL}:
-        return False
-    infos = [path / split / "dataset_info.json" for split in SPLITS if (path / split / "dataset_info.json").exists()]
-    if not infos:  # killed before the first split was finished
-        return SPOOL in names or any((path / split).glob("data-*.arrow") for split in SPLITS)
-    try:
-        return all(set(json.loads(info.read_text())["features"]) == set(COLUMNS) for info in infos)
-    except (ValueError, KeyError, TypeError):
-        return False
 
 
 class Texts(NamedTuple):

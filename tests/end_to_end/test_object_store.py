@@ -53,7 +53,13 @@ def test_a_folder_in_a_bucket_has_the_bytes_of_a_local_one(store, shards):
     refused = shard(store, shards, shards / "one.jsonl.gz", f"{store.url}/shards")
     assert refused.returncode == 2 and "is a finished shard folder" in refused.stderr
     refused = shard(store, shards, shards / "one.jsonl.gz", f"{store.url}/in")
-    assert refused.returncode == 2 and "holds other objects, such as one.jsonl.gz" in refused.stderr
+    assert refused.returncode == 2 and "holds other files, such as one.jsonl.gz" in refused.stderr
+    store.put("data/train/pairs.jsonl", b'{"anchor": "a", "positive": "b"}\n')
+    refused = shard(store, shards, f"{store.url}/data/train/pairs.jsonl", f"{store.url}/data")
+    assert refused.returncode == 2 and "holds the input" in refused.stderr
+    refused = shard(store, shards, shards / "one.jsonl.gz", f"{store.url}/data")
+    assert refused.returncode == 2 and "holds other files, such as train/pairs.jsonl" in refused.stderr
+    assert store.get("data/train/pairs.jsonl")
 
 
 def test_two_ranks_fetch_it_once_and_train_on_the_rows_of_the_local_folder(store, shards, tmp_path):

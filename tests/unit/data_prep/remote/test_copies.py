@@ -14,7 +14,8 @@ from data_prep.remote.location import Location
 from data_prep.sharding import upload
 from data_prep.sharding.build import shard
 from data_prep.shards.folder import open_shards
-from tests.unit.data_prep.helpers import documents, write_records
+from data_prep.shards.target import names_in
+from tests.unit.data_prep.helpers import documents, run, write_records
 
 FOLDER = Location("s3", "bucket/shards")
 
@@ -53,14 +54,24 @@ def store(tmp_path, monkeypatch):
 
 @pytest.fixture
 def write(store, tmp_path):
-    """Writes a shard folder of so many documents to FOLDER."""
+    """Writes a shard folder of so many documents to FOLDER. meanwhile: called before the upload."""
 
-    def call(count: int = 6, overwrite: bool = False):
+    def call(count: int = 6, overwrite: bool = False, num_shards: int = 1, meanwhile=lambda: None):
         source = write_records(tmp_path / "rows.jsonl", documents(count))
-        with upload.uploaded(FOLDER, overwrite) as folder:
-            return shard([source], folder, eval_fraction=0, overwrite=True)
+        with upload.uploaded([source], FOLDER, overwrite) as folder:
+            shard([source], folder, num_shards=num_shards, eval_fraction=0, overwrite=True)
+            meanwhile()
 
     return call
+
+
+def put(store: Store, *names: str) -> dict[str, bytes]:
+    """Puts objects of somebody else into FOLDER; returns all that is there."""
+    root = store.root / FOLDER.key
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"precious {name}")
+    return files_of(root)
 
 
 def files_of(root: Path) -> dict[str, bytes]:
@@ -98,22 +109,81 @@ def test_the_manifest_comes_last_and_goes_first(store, write):
     assert manifest.exists() and open_shards(str(FOLDER)).rows("train") == 27
 
 
-def test_nothing_is_made_where_the_store_refuses_or_holds_something_else(store, write, tmp_path):
-    (store.root / "bucket/shards").mkdir(parents=True)
-    (store.root / "bucket/shards/thesis.txt").write_text("mine")
-    with pytest.raises(BadInput, match="holds other objects, such as thesis.txt"):
-        write()
-    (store.root / "bucket/shards/thesis.txt").unlink()
+def test_nothing_is_made_where_the_store_refuses(store, write, tmp_path):
     store.full = 0
     with pytest.raises(Failed, match="embedfleet-write: AWS Error ACCESS_DENIED for the key .hidden.;"):
         write()
     assert not (tmp_path / "cache" / "uploads").exists()
 
 
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize("name", ["thesis.txt", "train/pairs.jsonl", "eval/gold.parquet", "train/data-0.arrow"])
+def test_a_folder_with_an_object_of_another_is_not_replaced(store, write, name, finished):
+    if finished:
+        write()
+    before = put(store, name)
+    with pytest.raises(BadInput, match=f"holds other files, such as {name}; choose another folder"):
+        write(9, overwrite=finished)
+    assert files_of(store.root / FOLDER.key) == before
+
+
+def test_a_plain_dataset_is_not_taken_for_an_upload_that_did_not_end(store, write):
+    before = put(store, "dataset_dict.json", *(f"train/{name}" for name in ("data-00000-of-00001.arrow", "state.json")))
+    with pytest.raises(BadInput, match="holds files that may be of another dataset, such as dataset_dict.json"):
+        write()
+    assert files_of(store.root / FOLDER.key) == before
+
+
+def test_an_upload_that_ended_after_one_file_is_replaced_and_so_are_shards_that_are_too_many(store, write):
+    store.full = 2  # the probe and a file
+    with pytest.raises(Failed):
+        write()
+    assert len(files_of(store.root / FOLDER.key)) == 1
+    store.full = None
+    write(num_shards=3)
+    write(overwrite=True)
+    there = files_of(store.root / FOLDER.key)
+    assert [name for name in there if name.startswith("train/data-")] == ["train/data-00000-of-00001.arrow"]
+    assert set(there) == names_in(open_shards(str(FOLDER)).path)
+
+
+def test_what_appears_while_a_run_works_is_kept(store, write):
+    write(meanwhile=lambda: put(store, "train/pairs.jsonl", "train/data-00000-of-00009.arrow"))
+    there = files_of(store.root / FOLDER.key)
+    assert there["train/pairs.jsonl"] == b"precious train/pairs.jsonl"
+    assert there["train/data-00000-of-00009.arrow"] == b"precious train/data-00000-of-00009.arrow"
+    assert open_shards(str(FOLDER)).rows("train") == 18
+    (store.root / FOLDER.key / "train/pairs.jsonl").unlink()
+    (store.root / FOLDER.key / "train.rows").unlink()
+    (store.root / FOLDER.key / "manifest.json").unlink()
+    with pytest.raises(Failed, match=r"s3://bucket/shards/manifest.json: appeared while this run worked, and is kept"):
+        write(meanwhile=lambda: put(store, "manifest.json"))
+    there = files_of(store.root / FOLDER.key)
+    assert there["manifest.json"] == b"precious manifest.json" and "train/data-00000-of-00009.arrow" in there
+
+
+@pytest.mark.parametrize("flags", [[], ["--overwrite"]])
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        ("shards/train/pairs.jsonl", "holds the input s3://bucket/shards/train/pairs.jsonl"),
+        ("shards", "holds the input s3://bucket/shards;"),
+        ("", "lies in the input s3://bucket;"),
+    ],
+)
+def test_an_input_in_the_target_is_refused(store, write, capsys, name, says, flags):
+    if name == "shards":
+        write()
+    before = put(store, "train/pairs.jsonl") if "/" in name else files_of(store.root)
+    code, _, err = run(capsys, "shard", f"s3://bucket/{name}", "--output", FOLDER, *flags)
+    assert code == 2 and f"--output {FOLDER}: {says}" in err
+    assert files_of(store.root / FOLDER.key if "/" in name else store.root) == before
+
+
 def test_two_runs_of_one_machine_do_not_write_to_one_url(store, write):
     refused = pytest.raises(Failed, match="another run on this machine writes there")
-    with pytest.raises(KeyboardInterrupt), upload.uploaded(FOLDER, False):
-        with refused, upload.uploaded(FOLDER, False):
+    with pytest.raises(KeyboardInterrupt), upload.uploaded([], FOLDER, False):
+        with refused, upload.uploaded([], FOLDER, False):
             pass
         raise KeyboardInterrupt
 

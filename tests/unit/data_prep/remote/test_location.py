@@ -40,6 +40,8 @@ def test_paths_stay_paths(tmp_path):
         (f"s3://bucket/a.jsonl?secret_key={SECRET}", "AWS_SECRET_ACCESS_KEY"),
         (f"https://user:{SECRET}@host/a.jsonl", "https://…: is no URL that is read"),
         ("s3:///a.jsonl", "has no bucket"),
+        ("s3://bucket//a.jsonl", "has '' between two slashes"),
+        ("s3://bucket/data/../a.jsonl", "has '..' between two slashes"),
     ],
 )
 def test_a_url_with_a_secret_or_of_another_kind_is_refused_and_not_repeated(tmp_path, capsys, url, says):

@@ -1,0 +1,67 @@
+"""What a new shard folder may replace on this disk. In a store: remote/test_copies.py."""
+
+import pytest
+
+from data_prep.common.errors import Failed
+from data_prep.sharding import build
+from data_prep.sharding.build import shard
+from data_prep.shards.target import is_unfinished, is_written, names_in
+from tests.unit.data_prep.helpers import documents, run, write_records
+from tests.unit.data_prep.sharding.test_build import contents
+
+
+@pytest.fixture
+def rows(tmp_path):
+    return write_records(tmp_path / "in.jsonl", documents(20))
+
+
+def test_every_file_that_is_written_is_known(rows, tmp_path):
+    shard([rows], tmp_path / "s", num_shards=2, eval_fraction=0.4)
+    names = names_in(tmp_path / "s")
+    assert names == {str(path) for path in contents(tmp_path / "s")} and all(map(is_written, names))
+    assert not is_unfinished(names) and is_unfinished(names - {"manifest.json"})
+    assert is_written("train/data-123456-of-123457.arrow") and is_written("train.tokens")
+    assert not is_written("test/data-00000-of-00001.arrow") and not is_written("train/data-00000-of-00001.arrow.gz")
+
+
+def test_an_input_folder_around_the_output_is_refused(rows, tmp_path, capsys):
+    shard([rows], tmp_path / "s")
+    code, _, err = run(capsys, "shard", tmp_path / "s", "--output", tmp_path / "s" / "more")
+    assert code == 2 and f"lies in the input {tmp_path / 's'}; choose another folder" in err
+
+
+@pytest.mark.parametrize("flags", [[], ["--overwrite"]])
+@pytest.mark.parametrize(
+    "names, says",
+    [
+        (["train/gold.parquet"], "holds other files, such as train/gold.parquet"),
+        (
+            ["train.rows", "train/data-00000-of-00001.arrow", "eval/notes/a.txt"],
+            "holds other files, such as eval/notes",
+        ),
+        (["manifest.json", "notes.txt"], "holds other files, such as notes.txt"),
+        (["dataset_dict.json", "train/state.json"], "holds files that may be of another dataset, such as dataset_dict"),
+    ],
+)
+def test_a_folder_with_files_of_another_is_not_replaced(rows, tmp_path, capsys, names, says, flags):
+    for name in names:
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).write_text("precious")
+    before = contents(tmp_path / "data")
+    code, _, err = run(capsys, "shard", rows, "--output", tmp_path / "data", *flags)
+    assert code == 2 and f"--output {tmp_path / 'data'}: {says}" in err, err
+    assert contents(tmp_path / "data") == before
+
+
+def test_files_that_appear_while_a_run_works_are_kept(rows, tmp_path, monkeypatch):
+    real = build.write_manifest
+
+    def meanwhile(*arguments):
+        (tmp_path / "new").mkdir()
+        (tmp_path / "new" / "notes.txt").write_text("precious")
+        return real(*arguments)
+
+    monkeypatch.setattr(build, "write_manifest", meanwhile)
+    with pytest.raises(Failed, match="new: was changed while this run worked: it holds other files, such as notes.txt"):
+        shard([rows], tmp_path / "new")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["notes.txt"]
