@@ -59,9 +59,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
-        self.wfile.write(answer)
+        if self.command != "HEAD":
+            self.wfile.write(answer)
 
-    do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = _any
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = _any
 
     def log_message(self, *_) -> None:
         pass

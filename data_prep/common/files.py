@@ -1,5 +1,6 @@
 """Files: output that is whole or absent (temporary name, fsync, one rename), cache folders, hashes, path checks."""
 
+import errno
 import hashlib
 import io
 import json
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from data_prep.common.errors import BadInput
+from data_prep.common.errors import BadInput, Failed
 from data_prep.common.paths import expanded
 
 
@@ -134,6 +135,30 @@ def cache_folder(name: str) -> Path:
         raise BadInput("HOME: is not set, and caches go below it; set it, or EMBEDFLEET_CACHE to a folder") from None
 
 
+@contextmanager
+def cache_errors(folder: Path) -> Iterator[None]:
+    """A block that fills the folder of a cache: a full disk, or an error of a file in it, is Failed with the mend."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        ours = Path(error.filename).is_relative_to(folder) if error.filename else full
+        if error.errno is None or not ours:
+            raise
+        mend = "make room, or name a folder on another disk by EMBEDFLEET_CACHE" if full else "see EMBEDFLEET_CACHE"
+        raise Failed(f"{error.filename or folder}: {os.strerror(error.errno)}; {mend}") from None
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """A block of writes to a file; the system's error to one does not say to which."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 class HashedFile(io.BufferedIOBase):
     """A new file whose bytes are hashed as they are written. `close` fsyncs it."""
 
@@ -146,7 +171,8 @@ class HashedFile(io.BufferedIOBase):
         return True
 
     def write(self, data: Any) -> int:
-        written = self._handle.write(data)
+        with _named(self.path):
+            written = self._handle.write(data)
         self._hash.update(data)
         self.size += written
         return written
@@ -154,9 +180,9 @@ class HashedFile(io.BufferedIOBase):
     def close(self) -> None:
         if not self.closed:
             super().close()
-            self._handle.flush()
-            os.fsync(self._handle.fileno())
-            self._handle.close()
+            with _named(self.path), self._handle:
+                self._handle.flush()
+                os.fsync(self._handle.fileno())
 
     def entry(self, root: Path) -> dict[str, Any]:
         """Returns the manifest entry of the closed file."""

@@ -13,7 +13,7 @@ from typing import IO, Any, NamedTuple
 
 import orjson
 
-from data_prep.common.errors import BadInput, first_line
+from data_prep.common.errors import BadInput, KnownError, first_line
 from data_prep.common.finite import check_whole
 from data_prep.reading.opening import PIECE, check_readable, codec_of, damaged, format_of, open_bytes
 from data_prep.reading.row_problems import Problem
@@ -355,9 +355,12 @@ def _parquet(path: Path | Location) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _readable(path: Path | Location, problem: str) -> Iterator[None]:
-    """A block in which a library reads a table. BadInput for any error: a damaged file causes nearly each kind."""
+    """A block in which a library reads a table. BadInput for any error of its own: a damaged file causes nearly each
+    kind."""
     try:
         yield
+    except KnownError:
+        raise
     except Exception as error:
         reason = first_line(error)
         raise BadInput(f"{path}: {problem}: {reason}") from None

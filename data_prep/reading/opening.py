@@ -45,11 +45,19 @@ def open_bytes(path: Path | Location) -> IO[bytes]:
     """Opens a file for reading, unpacked. A plain file can be sought; a compressed one is read from its beginning."""
     codec = codec_of(path)
     if codec is None:
-        return open(path, "rb") if isinstance(path, Path) else io.BufferedReader(path.open_file(), PIECE)
+        return open(path, "rb") if isinstance(path, Path) else _Pieces(path.open_file(), PIECE)
     import pyarrow as pa
 
-    raw = pa.OSFile(str(path), "rb") if isinstance(path, Path) else path.open_stream()
+    raw = pa.OSFile(str(path), "rb") if isinstance(path, Path) else _Pieces(path.open_stream(), PIECE)
     return io.BufferedReader(pa.CompressedInputStream(raw, codec), PIECE)
+
+
+class _Pieces(io.BufferedReader):
+    """A reader that makes a request to the store for PIECE bytes; not for 64 KB, which pyarrow unpacks at a time, nor
+    for the 8 KB of a text file."""
+
+    def read1(self, size: int = PIECE) -> bytes:
+        return self.read(size)
 
 
 def damaged(path: Path | Location, error: OSError, line: int) -> Exception:

@@ -12,9 +12,9 @@ from typing import Any
 
 from data_prep.common.console import say, track
 from data_prep.common.errors import BadInput, collect
-from data_prep.common.files import HashedFile, cache_folder, whole_file, written_aside
+from data_prep.common.files import HashedFile, cache_errors, cache_folder, whole_file, written_aside
 from data_prep.common.finite import decode_json
-from data_prep.remote.location import Location, location
+from data_prep.remote.location import PIECE, Location, location
 
 MANIFEST = "manifest.json"  # of a shard folder: the last file that is written
 
@@ -34,11 +34,13 @@ def _copy(folder: Location) -> Path:
             "or name the files in it"
         )
     manifest = (folder / MANIFEST).read()
-    copy = cache_folder("shards") / hashlib.sha256(manifest).hexdigest()[:32]
-    copy.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with FileLock(copy.with_suffix(".lock")):
-        if not (copy / MANIFEST).exists():
-            _fetch(folder, copy, manifest)
+    cache = cache_folder("shards")
+    copy = cache / hashlib.sha256(manifest).hexdigest()[:32]
+    with cache_errors(cache):
+        copy.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with FileLock(copy.with_suffix(".lock")):
+            if not (copy / MANIFEST).exists():
+                _fetch(folder, copy, manifest)
     return copy
 
 
@@ -75,8 +77,8 @@ def _fetch_file(folder: Location, copy: Path, entry: dict[str, Any]) -> None:
     if not source.is_file():
         raise BadInput(f"{source}: is missing, but listed in the manifest; run shard again")
     with written_aside(target) as part:
-        with source.errors(), source.open_stream() as stream, HashedFile(part) as file:
-            while piece := stream.read(8 << 20):
+        with source.open_stream() as stream, HashedFile(part) as file:
+            while piece := stream.read(PIECE):
                 file.write(piece)
         got = file.entry(part.parent)
         if (got["bytes"], got["sha256"]) != (entry["bytes"], entry["sha256"]):

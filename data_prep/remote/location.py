@@ -7,6 +7,7 @@
 """
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from data_prep.common.paths import user_path
 from data_prep.common.secrets import without
 
 GS_RETRIES = timedelta(seconds=30)  # Google's client takes missing credentials for a passing fault, for 15 minutes
+PIECE = 8 << 20  # bytes that are copied together
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 _FROM_ENVIRONMENT = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL for another server than AWS",
@@ -88,29 +90,32 @@ class Location:
             files = [info for info in _filesystem(self.scheme).get_file_info(selector) if info.is_file]
         return {info.path.removeprefix(self.key + "/"): info.size for info in files}
 
-    def open_file(self) -> Any:
-        """Opens the object for reading anywhere in it, as a pyarrow.NativeFile."""
+    def open_file(self) -> "StoredFile":
+        """Opens the object for reading anywhere in it."""
         with self.errors():
-            return _filesystem(self.scheme).open_input_file(self.key)
+            return StoredFile(self, _filesystem(self.scheme).open_input_file(self.key))
 
-    def open_stream(self) -> Any:
-        """Opens the object for reading from its beginning, as a pyarrow.NativeFile."""
+    def open_stream(self) -> "StoredFile":
+        """Opens the object for reading from its beginning."""
         with self.errors():
-            return _filesystem(self.scheme).open_input_stream(self.key, compression=None)
+            return StoredFile(self, _filesystem(self.scheme).open_input_stream(self.key, compression=None))
 
     def read(self) -> bytes:
-        with self.errors(), self.open_stream() as stream:
+        with self.open_stream() as stream:
             return stream.read()
 
     def upload(self, data: Path | bytes) -> None:
-        """Writes the object: the bytes of a file, or these. It appears when it is whole."""
-        with self.errors(), _filesystem(self.scheme).open_output_stream(self.key, compression=None) as stream:
-            if isinstance(data, bytes):
-                stream.write(data)
-            else:
-                with open(data, "rb") as file:
-                    while piece := file.read(8 << 20):
+        """Writes the object: the bytes of a file, or these."""
+        with io.BytesIO(data) if isinstance(data, bytes) else open(data, "rb") as source:
+            with self.errors():
+                stream = _filesystem(self.scheme).open_output_stream(self.key, compression=None)
+            try:
+                while piece := source.read(PIECE):
+                    with self.errors():
                         stream.write(piece)
+            finally:
+                with self.errors():
+                    stream.close()
 
     def delete(self) -> None:
         """Deletes the object."""
@@ -119,12 +124,14 @@ class Location:
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
-        """A block whose errors of the store become BadInput (nothing there) or Failed, without secrets."""
+        """A block of calls to the store: its errors become BadInput (nothing there) or Failed, without secrets."""
+        from pyarrow import ArrowException
+
         try:
             yield
         except FileNotFoundError:
             raise BadInput(f"{self}: no such bucket or object") from None
-        except OSError as error:
+        except (OSError, ArrowException) as error:  # the latter for what Google answers with 400
             if "NO_SUCH_BUCKET" in str(error):  # of S3, to a write
                 raise BadInput(f"{self}: no such bucket or object") from None
             raise self.failure(error) from None
@@ -133,6 +140,39 @@ class Location:
         """Returns the error for a call to the store that failed."""
         reason = without(first_line(error), *map(os.environ.get, _SECRETS))
         return Failed(f"{self}: {reason}; from the environment are read: {_FROM_ENVIRONMENT[self.scheme]}")
+
+
+class StoredFile(io.RawIOBase):
+    """An object that is open for reading. Errors of the store while it is read are those of Location.errors."""
+
+    def __init__(self, place: Location, file: Any):
+        """file: a pyarrow.NativeFile."""
+        self._place, self._file = place, file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._file.seekable()
+
+    def read(self, size: int | None = -1) -> bytes:
+        with self._place.errors():
+            return self._file.read(None if size == -1 else size)
+
+    def readinto(self, buffer: Any) -> int:
+        with self._place.errors():
+            return self._file.readinto(buffer)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        with self._place.errors():
+            return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 @lru_cache

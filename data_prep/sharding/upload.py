@@ -16,7 +16,7 @@ from pathlib import Path
 
 from data_prep.common.console import result, say, track
 from data_prep.common.errors import Failed
-from data_prep.common.files import cache_folder, check
+from data_prep.common.files import cache_errors, cache_folder, check
 from data_prep.remote.location import Location
 from data_prep.shards.folder import MANIFEST
 from data_prep.shards.target import SIGNS, overlaps, problem_of
@@ -31,10 +31,20 @@ def uploaded(inputs: Iterable[Path | Location], output: Location, overwrite: boo
     Raises BadInput if the target holds a finished folder without overwrite, other objects, or an input; Failed if
     another run writes there, or the store does not take the files.
     """
+    seen = _check(inputs, output, overwrite)
+    cache = cache_folder("uploads")
+    folder = cache / hashlib.sha256(str(output).encode()).hexdigest()[:32]
+    with cache_errors(cache), _alone(folder, output):
+        yield folder / output.name
+        _upload(folder / output.name, output, seen)
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def _alone(folder: Path, output: Location) -> Iterator[None]:
+    """A block in which no other run on this machine writes the folder, which is made, for this output."""
     from filelock import FileLock, Timeout
 
-    seen = _check(inputs, output, overwrite)
-    folder = cache_folder("uploads") / hashlib.sha256(str(output).encode()).hexdigest()[:32]
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock = FileLock(folder.with_suffix(".lock"))
     try:
@@ -42,9 +52,7 @@ def uploaded(inputs: Iterable[Path | Location], output: Location, overwrite: boo
     except Timeout:
         raise Failed(f"--output {output}: another run on this machine writes there; wait for it") from None
     try:
-        yield folder / output.name
-        _upload(folder / output.name, output, seen)
-        shutil.rmtree(folder)
+        yield
     finally:
         lock.release()
 

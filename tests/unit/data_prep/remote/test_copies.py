@@ -1,6 +1,9 @@
 """Shard folders at URLs, with a folder of this disk in place of the store: uploads, local copies, damage."""
 
+import errno
 import json
+import re
+import shutil
 import threading
 from pathlib import Path
 
@@ -208,6 +211,29 @@ def test_every_changed_and_missing_file_is_named_and_nothing_is_opened(store, wr
     kept = copy / "dataset_dict.json"
     time = kept.stat().st_mtime_ns
     assert local(FOLDER) == copy and kept.stat().st_mtime_ns == time  # what was whole is not fetched again
+
+
+def test_a_full_disk_of_this_machine_is_not_blamed_on_the_store(store, write, tmp_path):
+    write()
+    copy = local(FOLDER)
+    shutil.rmtree(copy)
+    copy.mkdir()
+    (copy / ".dataset_dict.json.unfinished").symlink_to("/dev/full")
+    with pytest.raises(Failed) as caught:
+        local(FOLDER)
+    mend = "No space left on device; make room, or name a folder on another disk by EMBEDFLEET_CACHE"
+    assert str(caught.value) == f"{copy}/.dataset_dict.json.unfinished: {mend}"
+    uploads = re.escape(str(tmp_path / "cache" / "uploads"))
+    for name in (None, "inside"):
+        with pytest.raises(Failed, match=f"^{uploads}.*: {mend}"), upload.uploaded([], FOLDER, True) as folder:
+            raise OSError(errno.ENOSPC, "words of pyarrow", name and str(folder / name))
+    with pytest.raises(OSError, match="input"), upload.uploaded([], FOLDER, True):
+        raise OSError(errno.EIO, "Input/output error", "/data/input.jsonl")
+
+
+def test_a_file_that_is_gone_before_its_upload_is_no_missing_bucket(store, write, tmp_path):
+    with pytest.raises(Failed, match=r"/shards/train.rows: No such file or directory; see EMBEDFLEET_CACHE"):
+        write(meanwhile=lambda: next((tmp_path / "cache").rglob("shards/train.rows")).unlink())
 
 
 def test_processes_of_one_machine_fetch_once(store, write, capsys):
