@@ -51,9 +51,9 @@ def ray_head(cores: int, **more: str) -> Iterator[Head]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def running_tasks(head: Head) -> list[psutil.Process]:
-    """Processes of a node that run a task."""
-    return [one for one in head.process.children(recursive=True) if "ray::_run_task" in _command(one)]
+def running_tasks(head: Head, function: str = "_run_task") -> list[psutil.Process]:
+    """Processes of a node that run a task. function: of the task."""
+    return [one for one in head.process.children(recursive=True) if f"ray::{function}" in _command(one)]
 
 
 def _command(process: psutil.Process) -> str:

@@ -7,6 +7,7 @@
 
 import hashlib
 import platform
+import shutil
 import time
 import uuid
 from collections.abc import Iterable
@@ -44,8 +45,12 @@ def new_job(inputs: Iterable[Path | Location], output: Path | None) -> Job:
     probe = output.with_name(f".{output.name}.nodes") if output else None
     job = Job(uuid.uuid4().hex, versions(), {path: identity(path) for path in inputs if isinstance(path, Path)}, probe)
     if probe:
-        probe.mkdir(parents=True, exist_ok=True)
-        _mark(job, DRIVER)
+        try:
+            probe.mkdir(parents=True, exist_ok=True)
+            _mark(job, DRIVER)
+        except BaseException:
+            shutil.rmtree(probe, ignore_errors=True)
+            raise
     return job
 
 

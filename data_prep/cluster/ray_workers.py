@@ -18,8 +18,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from data_prep.cluster import nodes
-from data_prep.common.console import say
-from data_prep.common.errors import BadInput, Failed, first_line, of_system
+from data_prep.common.console import one_line, say
+from data_prep.common.errors import BadInput, Failed, KnownError, first_line, of_system
 from data_prep.common.workers import AHEAD, Result, Task, Workers
 from data_prep.remote.location import Location
 
@@ -29,6 +29,8 @@ PATIENCE = 120.0  # seconds without any node that has a core, and for one node's
 CONNECT_SECONDS = 5.0
 CLIENT_SERVER_DIED = "Starting Ray client server failed"  # in Ray's own words
 GRACE = 15.0  # seconds for cancelled tasks to end
+REASON_CHARACTERS = 300  # of Ray's own words
+LOST = "Ray: the connection to the cluster is lost; run again when it is up, with this embedfleet on every node"
 SILENT = 30.0  # seconds after a node left, until a task that is waited for runs a second time: Ray may wait 7 minutes
 
 
@@ -51,7 +53,7 @@ class RayWorkers(Workers):
         self._under_way: set[Any] = set()
         self._looked = self._seen = self._left = 0.0  # times: of a look, of a node with a core, when one left
         self._job: nodes.Job | None = None
-        self._connected_here = False
+        self._connected_here = self._stopped = False
 
     def __enter__(self) -> "RayWorkers":
         self.ray = _ray()
@@ -59,48 +61,65 @@ class RayWorkers(Workers):
             _connect(self.ray, self.on)
             self._connected_here = True
         try:
-            options = {"num_cpus": 1, "max_retries": RETRIES, "retry_exceptions": False}
-            self._run = self.ray.remote(**options)(_run_task)
-            self._seen = time.monotonic()
-            self._look()
-            while not self._nodes:
-                time.sleep(LOOK_SECONDS)
-                self._look()
-            self._job = nodes.new_job(self.inputs, self.output)
-            self._check_nodes()
+            with self._errors():
+                self._begin_work()
         except BaseException:
             self.__exit__()
             raise
         say(f"Ray: {self._size()}")
         return self
 
+    def _begin_work(self) -> None:
+        options = {"num_cpus": 1, "max_retries": RETRIES, "retry_exceptions": False}
+        self._run = self.ray.remote(**options)(_run_task)
+        self._seen = time.monotonic()
+        self._look()
+        while not self._nodes:
+            time.sleep(LOOK_SECONDS)
+            self._look()
+        self._job = nodes.new_job(self.inputs, self.output)
+        self._check_nodes()
+
     def __exit__(self, *_: Any) -> None:
-        with suppress(self.ray.exceptions.RayError, ConnectionError):
-            self._cancel()
-        if self._job and self._job.probe:
-            shutil.rmtree(self._job.probe, ignore_errors=True)
-        if self._connected_here:
-            self.ray.shutdown()
+        try:
+            self.stop()
+        finally:
+            if self._job and self._job.probe:
+                shutil.rmtree(self._job.probe, ignore_errors=True)
+            if self._connected_here:
+                self.ray.shutdown()
+
+    def stop(self) -> None:
+        """Cancels all tasks under way, and returns when they have ended (after GRACE at most): none writes then."""
+        self._stopped = True
+        waiting = list(self._under_way)
+        with suppress(Failed), self._errors():  # a lost cluster runs none
+            for reference in waiting:
+                self.ray.cancel(reference, force=True)
+            if waiting:
+                self.ray.wait(waiting, num_returns=len(waiting), timeout=GRACE, fetch_local=False)
+        self._under_way.clear()
 
     def submit(self, function: Callable[..., Result], *arguments: Any) -> Callable[[], Result]:
-        if time.monotonic() - self._looked > LOOK_SECONDS:
-            self._look()
         start = partial(self._run.remote, self._job, function, arguments)
-        return partial(self._result, start, self._begin(start), time.monotonic())
+        with self._errors():
+            if time.monotonic() - self._looked > LOOK_SECONDS:
+                self._look()
+            return partial(self._result, start, self._begin(start), time.monotonic())
 
     def together(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> list[Result]:
         """Starts all tasks, each once, and returns their results in order. Raises the error of the first that fails,
         while others run; the end of the block ends those."""
-        references = [self._begin(partial(self._run.remote, self._job, function, (task,))) for task in tasks]
-        waiting, results = references, {}
         with self._errors():
+            references = [self._begin(partial(self._run.remote, self._job, function, (task,))) for task in tasks]
+            waiting, results = references, {}
             while waiting:
-                ready, waiting = self.ray.wait(waiting, timeout=LOOK_SECONDS)
+                ready, waiting = self._wait(waiting)
                 self._under_way.difference_update(ready)
                 results |= {reference: self.ray.get(reference) for reference in ready}
                 if time.monotonic() - self._looked > LOOK_SECONDS:
                     self._look()
-        return [results[reference] for reference in references]
+            return [results[reference] for reference in references]
 
     def _begin(self, start: Callable[[], Any]) -> Any:
         reference = start()
@@ -118,7 +137,9 @@ class RayWorkers(Workers):
     def _result(self, start: Callable[[], Any], reference: Any, began: float) -> Any:
         runs = [reference]
         with self._errors():
-            while not (ready := self.ray.wait(runs, timeout=LOOK_SECONDS)[0]):
+            while not (ready := self._wait(runs)[0]):
+                if self._stopped:
+                    raise Failed("Ray: the work was stopped")
                 self._look()
                 if len(runs) == 1 and began < self._left < time.monotonic() - SILENT:
                     runs.append(self._begin(start))
@@ -129,15 +150,32 @@ class RayWorkers(Workers):
     def _errors(self) -> Iterator[None]:
         """A block whose errors of Ray become those of a task's function, or Failed."""
         errors = self.ray.exceptions
+        self._check_connected()
         try:
             yield
-        except errors.RayTaskError as error:
+        except errors.RayTaskError as error:  # is an error of the function's kind too
             raise _of_task(error) from None
+        except KnownError:
+            raise
         except errors.RayError as error:
             died = f"a task died {RETRIES + 1} times with its process or node, or was cancelled from outside"
             raise Failed(f"Ray: {died} ({type(error).__name__}: {first_line(error)})") from None
-        except ConnectionError as error:
-            raise Failed(f"Ray: the connection to the cluster is lost ({first_line(error)})") from None
+        except Exception as error:
+            if _is_of_connection(error):
+                details = error.details() if hasattr(error, "details") else str(error)  # grpc's own words
+                raise Failed(f"{LOST} ({one_line(details, REASON_CHARACTERS)})") from None
+            self._check_connected()
+            raise
+
+    def _check_connected(self) -> None:
+        """Raises Failed where Ray Client has given up; Ray would start a cluster on this machine at the next call."""
+        if not self.ray.is_initialized():
+            raise Failed(LOST)
+
+    def _wait(self, references: list[Any]) -> tuple[list[Any], list[Any]]:
+        """Waits LOOK_SECONDS for a task that has ended. Returns those that have, and the others."""
+        self._check_connected()  # another thread may have learned that it is lost
+        return self.ray.wait(references, timeout=LOOK_SECONDS)
 
     def _look(self) -> None:
         """Counts nodes and cores. Raises Failed where none has had a core for PATIENCE seconds."""
@@ -181,26 +219,18 @@ class RayWorkers(Workers):
         for node in names:
             here = NodeAffinitySchedulingStrategy(node, soft=False)
             try:
-                calls[node] = remote.options(scheduling_strategy=here).remote(*arguments)
+                calls[node] = self._begin(partial(remote.options(scheduling_strategy=here).remote, *arguments))
             except ImportError as error:  # of the server of ray://, which unpickles the function
                 answers[node] = [_no_answer(error)]
         until = time.monotonic() + PATIENCE
         for node, call in calls.items():
             try:
                 answers[node] = self.ray.get(call, timeout=max(0.0, until - time.monotonic()))
-            except (self.ray.exceptions.RayError, ConnectionError) as error:
+                self._under_way.discard(call)
+            except self.ray.exceptions.RayError as error:
                 answers[node] = [_no_answer(error)]
         self._look()
         return {node: answer for node, answer in answers.items() if node in self._nodes}  # without those that left
-
-    def _cancel(self) -> None:
-        """Cancels all tasks under way and waits for their end: none writes after this."""
-        waiting = list(self._under_way)
-        for reference in waiting:
-            self.ray.cancel(reference, force=True)
-        if waiting:
-            self.ray.wait(waiting, num_returns=len(waiting), timeout=GRACE, fetch_local=False)
-        self._under_way.clear()
 
 
 def _run_task(job: nodes.Job, function: Callable[..., Any], arguments: tuple) -> Any:
@@ -252,7 +282,7 @@ def _connect(ray: Any, on: str) -> None:
         if CLIENT_SERVER_DIED in reason:  # ray-project/ray#63202: it is forked beside threads of gRPC
             reason = f"{CLIENT_SERVER_DIED} there; run again, or start the head with GRPC_ENABLE_FORK_SUPPORT=0"
             raise BadInput(f"{said}: {reason}") from None
-        reason = reason[:300]
+        reason = one_line(reason, REASON_CHARACTERS)
         raise BadInput(f"{said}: no Ray cluster can be reached: {reason}; {mend}") from None
 
 
@@ -273,6 +303,11 @@ def _of_task(error: Any) -> Exception:
     if isinstance(error.cause, Exception) and not _not_importable(error):
         return error.cause
     return BadInput(f"Ray: {_no_answer(error)}")
+
+
+def _is_of_connection(error: Exception) -> bool:
+    """Returns True for an error of a lost connection. Ray Client lets some of grpc's own through."""
+    return isinstance(error, ConnectionError) or type(error).__module__.partition(".")[0] == "grpc"
 
 
 def _not_importable(error: Exception) -> bool:

@@ -73,6 +73,10 @@ class Workers:
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Cancels all tasks and returns when those that run have ended. Threads that wait for a result get an error."""
         if self._pool:
             self._pool.shutdown(cancel_futures=True)
 
