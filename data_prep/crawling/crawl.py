@@ -131,7 +131,11 @@ def _announce(sources: list[Source], how, contact: str) -> None:
 async def _visit_all(
     crawled: list[Crawled], how: Politeness | None, language: str, limit: int | None, pool: Workers
 ) -> None:
-    """Visits every source, AT_ONCE at a time. how: None where every source is a saved page."""
+    """Visits every source, AT_ONCE at a time. how: None where every source is a saved page.
+
+    The pool is stopped at the end: asyncio waits for the threads of `_by`, and they wait for tasks, which nobody wants
+    after Ctrl-C.
+    """
     places, done = asyncio.Semaphore(AT_ONCE), 0
 
     async def visit(one: Crawled, fetcher: Fetcher | None) -> None:
@@ -148,8 +152,14 @@ async def _visit_all(
         if len(crawled) > 1:
             say(f"{done} of {len(crawled)} sources done")
 
-    async with Fetcher(how) if how else nullcontext() as fetcher:
-        await asyncio.gather(*(visit(one, fetcher) for one in crawled))
+    try:
+        async with Fetcher(how) if how else nullcontext() as fetcher, asyncio.TaskGroup() as visits:
+            for one in crawled:
+                visits.create_task(visit(one, fetcher))
+    except ExceptionGroup as group:  # of the workers: all have the same trouble
+        raise group.exceptions[0] from None
+    finally:
+        pool.stop()
 
 
 async def _visit(one: Crawled, fetcher: Fetcher | None, language: str, limit: int | None, pool: Workers) -> None:
