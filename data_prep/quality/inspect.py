@@ -125,7 +125,7 @@ def _report(
         "findings": [one.to_json() | {"line": one.line()} for one in checks.sorted_findings(findings)],
         "problems": {
             "count": unreadable,
-            "shown": [kind.to_json() for kind in rows.unreadable.kinds()],
+            "shown": [kind.to_json() for kind in rows.unreadable.shown()],
         },
     }
 

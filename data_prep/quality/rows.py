@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -155,7 +155,7 @@ class _SpanTask(NamedTuple):
 class _Piece:
     """The result of a task."""
 
-    facts: Facts = field(default_factory=Facts)
+    facts: Facts = field(default_factory=lambda: Facts(unreadable=Kinds(counted=None)))
     lines: str | bytes = b""  # of the spool: a file, or they themselves
     lengths: array = field(default_factory=partial(array, "q"))  # of each line
     problems: Problems = field(default_factory=Problems)  # of the whole input
@@ -175,10 +175,14 @@ def _read_input(
             facts.add(record)
             spool.add(record.to_json().encode())
     else:
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # a task may still write
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # a second Ctrl-C ends no task
             shared = folder if pool.share_disk else None
             tasks = (_SpanTask(path, span, positive, columns, shared) for span in chain([first], cut))
-            _read_spans(tasks, pool, facts, spool, problems)
+            try:
+                _read_spans(tasks, pool, facts, spool, problems)
+            except BaseException:
+                pool.stop()  # a task that still writes would keep the folder
+                raise
     if problems.files:
         problems.check()
     return facts, spool.take
@@ -201,7 +205,7 @@ def _read_span(task: _SpanTask) -> _Piece:
     piece = _Piece()
     piece.problems.sink = piece.facts.reject
     source = stem_of(task.path.resolve())
-    with tempfile.NamedTemporaryFile(dir=task.folder, delete=task.folder is None) as file:
+    with _file_in(task.folder) as file:
         for record in _records_of(task, source, piece):
             piece.facts.add(record)
             piece.lengths.append(file.write(record.to_json().encode()))
@@ -209,6 +213,11 @@ def _read_span(task: _SpanTask) -> _Piece:
         piece.lines = file.name if task.folder else file.read()
     piece.problems.sink = None  # the main process has a sink of its own
     return piece
+
+
+def _file_in(folder: str | None) -> IO[bytes]:
+    """Opens a new file, which stays in the folder. None: a nameless one, which goes with a task that is killed too."""
+    return tempfile.NamedTemporaryFile(dir=folder, delete=False) if folder else tempfile.TemporaryFile()
 
 
 def _records_of(task: _SpanTask, source: str, piece: _Piece) -> Iterator[Record]:

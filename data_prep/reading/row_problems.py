@@ -4,12 +4,14 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from data_prep.common.errors import BadInput, nearest
 from data_prep.records import Record
 
 SHOWN = 50  # kinds of problems
+COUNTED = 10_000  # kinds with counts of their own
 PLACES = 4  # of a kind
 # What differs between rows with one problem: numbers, values in brackets, ids
 _VALUES = re.compile(r"\([^()]*\)|(?<=\bid )'[^']*'|0x[0-9a-f]+|\d+(?:[.,]\d+)*(?:e[+-]?\d+)?")
@@ -62,9 +64,15 @@ class Kind:
 
 
 class Kinds:
-    """The first SHOWN kinds of problems, with counts and first places; of further kinds only the count."""
+    """Problems by kind, with counts and first places, in the order of their first rows. Shows the first SHOWN kinds.
 
-    def __init__(self) -> None:
+    A part of the rows counts more kinds than it shows, since an earlier part may have shown them. Problems of further
+    kinds are in `count` alone: messages quote keys of rows, so their number has no bound.
+    """
+
+    def __init__(self, counted: int | None = COUNTED) -> None:
+        """counted: most kinds with counts. None: no limit, for a part whose size is bounded."""
+        self.counted = counted
         self.count = 0
         self._kinds: dict[str, Kind] = {}
 
@@ -76,7 +84,7 @@ class Kinds:
 
     def merge(self, later: "Kinds") -> None:
         """Adds the problems of later rows."""
-        uncounted = later.count - sum(kind.count for kind in later.kinds())
+        uncounted = later.count - sum(kind.count for kind in later._kinds.values())
         for name, kind in later._kinds.items():
             self._add(name, kind)
         self.count += uncounted
@@ -87,16 +95,17 @@ class Kinds:
         if known is not None:
             known.count += kind.count
             known.places += kind.places[: PLACES - len(known.places)]
-        elif len(self._kinds) < SHOWN:
+        elif self.counted is None or len(self._kinds) < self.counted:
             self._kinds[name] = kind
 
-    def kinds(self) -> list[Kind]:
-        return list(self._kinds.values())
+    def shown(self) -> list[Kind]:
+        return list(islice(self._kinds.values(), SHOWN))
 
     def lines(self) -> list[str]:
-        """Returns a line for each kind, and one for those that are only counted."""
-        more = self.count - sum(kind.count for kind in self._kinds.values())
-        return [*map(str, self._kinds.values()), *([f"… and {more:,} more"] if more else [])]
+        """Returns a line for each kind that is shown, and one for the others."""
+        shown = self.shown()
+        more = self.count - sum(kind.count for kind in shown)
+        return [*map(str, shown), *([f"… and {more:,} more"] if more else [])]
 
 
 def problem_lines(problems: dict[str, Any]) -> list[str]:

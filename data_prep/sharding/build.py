@@ -189,6 +189,7 @@ def _read(
                 check_memory(expected, similarity, estimated=True)
             notes.merge(part.notes)
             problems.merge(part.problems)
+            part.problems = Problems()  # not kept for every part
         notes.close(path, problems, columns)
     found: list[str] = []
     if tokenizer:

@@ -2,11 +2,14 @@
 
 import json
 import re
+from itertools import pairwise
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_prep.reading.formats import read_records
-from data_prep.reading.row_problems import SHOWN, Kinds, Problem, Problems
+from data_prep.reading.row_problems import SHOWN, Kinds, Problem
 from data_prep.records import Record
 from data_prep.shards.folder import open_shards
 from tests.unit.data_prep.helpers import PAIR, read_jsonl, run, write_jsonl, write_records
@@ -83,20 +86,35 @@ def test_inspect_shows_a_line_for_each_kind(tmp_path, capsys):
     assert "(70 times)" in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
-def test_kinds_put_together_from_parts_are_those_of_one_part():
-    problems = [Problem("a", i, f"key {'xyz'[i % 3]!r} is {i}") for i in range(30)]
-    problems += [Problem("b", i, f"kind {chr(97 + i // 26)}{chr(97 + i % 26)}") for i in range(2 * SHOWN)]
-    whole, merged = Problems(), Problems()
-    for start in range(0, len(problems), 7):
-        part = Problems()
-        for problem in problems[start : start + 7]:
-            whole.row(problem)
-            part.row(problem)
-        merged.merge(part)
-    assert merged.kinds.lines() == whole.kinds.lines()
-    assert merged.count == whole.count == len(problems)
-    assert len(whole.kinds.lines()) == SHOWN + 1
-    assert whole.kinds.lines()[-1] == f"… and {2 * SHOWN - (SHOWN - 3)} more"
+def kinds_of(problems: list[Problem], counted: int | None) -> Kinds:
+    kinds = Kinds(counted)
+    for problem in problems:
+        kinds.row(problem)
+    return kinds
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(0, 2 * SHOWN).map(lambda n: f"kind {chr(97 + n // 26)}{chr(97 + n % 26)}"), max_size=300),
+    st.lists(st.integers(0, 300), max_size=8),
+    st.integers(SHOWN, 3 * SHOWN),
+)
+def test_problems_cut_anywhere_and_put_together_are_those_of_one_part(reasons, cuts, counted):
+    """However few kinds beyond those that are shown are counted when they are put together."""
+    problems = [Problem("a", line, reason) for line, reason in enumerate(reasons, 1)]
+    merged = Kinds(counted)
+    for start, stop in pairwise([0, *sorted(cuts), max(300, *cuts, 0)]):
+        merged.merge(kinds_of(problems[start:stop], None))
+    whole = kinds_of(problems, counted)
+    assert merged.lines() == whole.lines() and merged.count == whole.count == len(problems)
+    assert [kind.to_json() for kind in merged.shown()] == [kind.to_json() for kind in whole.shown()]
+    assert len(merged.lines()) <= SHOWN + 1
+
+
+def test_kinds_that_are_not_shown_are_one_number():
+    problems = [Problem("b", i, f"kind {chr(97 + i // 26)}{chr(97 + i % 26)}") for i in range(2 * SHOWN)]
+    for counted in (SHOWN, None):
+        assert kinds_of(problems, counted).lines()[SHOWN:] == [f"… and {SHOWN} more"]
 
 
 def test_one_problem_stays_as_it_was():
