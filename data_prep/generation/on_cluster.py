@@ -1,7 +1,8 @@
 """Asks a model from the nodes of a Ray cluster. Each task is a part of the chunks, as by --part (answer_cache.py).
 
 - This process reads the store. It writes the texts without an answer into a file beside the cache.
-- A task asks about its part and appends to a file of its own. A task that runs again continues from what is on disk.
+- A task asks about its part and appends to a file of its own. A task that runs again continues from its earlier files.
+- The chunks that got no answer come back with the results: records of earlier runs may say something else.
 - Each of N tasks has an Nth of the endpoint's limits.
 - The key comes from the environment of each node. It does not travel.
 """
@@ -12,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,7 +29,7 @@ from data_prep.generation.config import QuestionGenerationConfig
 from data_prep.generation.prompt import Prompt
 from data_prep.generation.run import Run
 from data_prep.generation.selection import Selection
-from data_prep.model_server.answer_cache import AnswerCache
+from data_prep.model_server.answer_cache import AnswerCache, Reason
 from data_prep.model_server.endpoint import endpoint, other_key
 from data_prep.stores.base import Chunk
 
@@ -58,22 +59,23 @@ class _Asked(NamedTuple):
     tokens: list[int]
     uncounted: int
     retries: Counter[str]
+    unanswered: dict[bytes, Reason]  # by key_of
 
 
 def ask_on_cluster(
     config: QuestionGenerationConfig, prompt: Prompt, chunks: Selection, cache: AnswerCache, request: dict[str, Any]
-) -> int:
-    """Asks about every chunk without an answer, and returns the number of answers. cache: as it was before.
+) -> tuple[int, dict[bytes, Reason]]:
+    """Asks about every chunk without an answer. Returns the number of answers, and by key_of the chunks that got none.
 
-    Answers, and chunks that got none, are recorded in the cache's folder as parts record them. BadInput, Failed: see
-    RayWorkers and Run.ask.
+    cache: as it was before. Both are recorded in its folder as parts record them. BadInput, Failed: see RayWorkers and
+    Run.ask.
     """
     texts = cache.path.absolute().with_name(f".{cache.path.stem}.texts")
     for stale in (texts, unfinished_name(texts)):  # of a command that was killed
         stale.unlink(missing_ok=True)
     try:
         if not (count := _write_texts(texts, chunks, cache)):
-            return 0
+            return 0, {}
         server = endpoint(config.base_url)
         say(f"asking {config.model} at {server}, {config.concurrency} at a time on each core; answers: {texts.parent}")
         with RayWorkers(config.on, [texts], cache.path.absolute()) as pool:
@@ -90,15 +92,16 @@ def ask_on_cluster(
     finally:
         texts.unlink(missing_ok=True)
     _wait_for(done)
-    total = Run(config, prompt, chunks, cache)
+    total, unanswered = Run(config, prompt, chunks, cache), {}
     for one in done:
+        unanswered |= one.unanswered
         total.asked += one.answers
         total.pairs += one.pairs
         total.uncounted += one.uncounted
         total.tokens = [sum(pair) for pair in zip(total.tokens, one.tokens)]
         total.retries += one.retries
     say(f"this run: {total.asked:,} answers, {total.note()}")
-    return total.asked
+    return total.asked, unanswered
 
 
 def _write_texts(file: Path, chunks: Selection, cache: AnswerCache) -> int:
@@ -130,12 +133,12 @@ def _ask_part(task: _Task) -> _Asked:
         raise BadInput(f"node {node}: a language model needs {', '.join(missing)}: pip install 'embedfleet[llm]'")
     if task.key_name and (problem := other_key(task.config.base_url, task.key_name)):
         raise BadInput(f"node {node}: {problem}; start Ray on every node with it, no key travels")
-    with AnswerCache(folder, task.request, Answer, task.config.worker, patience=LOCK_SECONDS) as cache:
+    with AnswerCache(folder, task.request, Answer, task.config.worker, patience=LOCK_SECONDS, alone=True) as cache:
         run = Run(task.config, task.prompt, _Texts(task.texts), cache, folder)
         run.ask()
-        run.save_unanswered()
+        unanswered = run.save_unanswered()
         size = cache.path.stat().st_size
-    return _Asked(cache.path, size, run.asked, run.pairs, run.tokens, run.uncounted, run.retries)
+    return _Asked(cache.path, size, run.asked, run.pairs, run.tokens, run.uncounted, run.retries, unanswered)
 
 
 @contextmanager
@@ -148,8 +151,9 @@ def _shown(cache: AnswerCache, total: int, pool: Workers) -> Iterator[None]:
         with Meter("asking", total) as meter:
             while not ended.wait(LOOK_SECONDS):
                 for path in cache.files_of_parts():
-                    lines, size = _lines_after(path, before.get(path))
-                    counts[path], before[path] = counts[path] + lines, size
+                    with suppress(OSError):  # of a network file system; the next look counts these too
+                        lines, size = _lines_after(path, before.get(path))
+                        counts[path], before[path] = counts[path] + lines, size
                 meter.show(counts.total(), counts.total(), pool.note(counts.total(), meter.seconds).removeprefix(", "))
 
     watch = threading.Thread(target=look, daemon=True)

@@ -52,12 +52,12 @@ class QuestionGenerator:
             chunks = Selection(self.config, collection)
             if self.config.on is None:
                 run = Run(self.config, prompt, chunks, cache)
-                run.join() if self.config.join else run.ask()
+                run.join(cache.unanswered()) if self.config.join else run.ask()
                 return self._end(run, chunks)
-            asked = ask_on_cluster(self.config, prompt, chunks, cache, request)
+            asked, unanswered = ask_on_cluster(self.config, prompt, chunks, cache, request)
             with AnswerCache(folder, request, Answer, reading=True) as answers:
                 run = Run(self.config, prompt, chunks, answers)
-                run.join()
+                run.join(unanswered)
                 run.asked, run.reused = asked, run.reused - asked
                 return self._end(run, chunks)
 

@@ -19,7 +19,7 @@ from data_prep.generation.config import QuestionGenerationConfig
 from data_prep.generation.filters import Encoder, Filter, Pair
 from data_prep.generation.prompt import Prompt
 from data_prep.generation.selection import ParsedAnswers
-from data_prep.model_server.answer_cache import AnswerCache, key_of, part_of
+from data_prep.model_server.answer_cache import AnswerCache, Reason, key_of, part_of
 from data_prep.model_server.client import Unanswered
 from data_prep.model_server.endpoint import endpoint
 from data_prep.stores.base import Chunk
@@ -52,14 +52,14 @@ class Run:
         part = self.config.worker
         return (chunk for chunk in self.chunks if part is None or part.holds(chunk.text))
 
-    def join(self) -> None:
-        """Takes over what the parts recorded. Raises Failed, naming the parts that are not finished."""
-        saved, missing, parts = self.cache.unanswered(), Counter(), self.cache.parts
+    def join(self, unanswered: Mapping[bytes, Reason]) -> None:
+        """Takes over what the parts found. Raises Failed, naming those that are not finished. unanswered: by key_of."""
+        missing, parts = Counter(), self.cache.parts
         for chunk in self.chunks:
             if chunk.text in self.cache:
                 self.reused += 1
-            elif (key := key_of(chunk.text)) in saved:
-                self.unanswered[chunk.text] = Unanswered(*saved[key])
+            elif (key := key_of(chunk.text)) in unanswered:
+                self.unanswered[chunk.text] = Unanswered(*unanswered[key])
             else:
                 missing[part_of(chunk.text, parts or 1)] += 1
         if missing and parts is None:
@@ -68,15 +68,15 @@ class Run:
             each = ", ".join(f"--part {number}/{parts} ({count:,})" for number, count in sorted(missing.items()))
             raise Failed(f"--join: {missing.total():,} chunks have no answer yet; run again: {each}; then join")
 
-    def save_unanswered(self) -> int:
-        """Records the chunks of this part without an answer. Returns the number of those that may get one later."""
-        reasons = {text: (str(error), error.again) for text, error in self.unanswered.items()}
+    def save_unanswered(self) -> dict[bytes, Reason]:
+        """Records the chunks of this part without an answer, and returns them, by key_of."""
+        reasons = {key_of(text): (str(error), error.again) for text, error in self.unanswered.items()}
         self.cache.save_unanswered(reasons)
-        return sum(again for _, again in reasons.values())
+        return reasons
 
     def end_part(self) -> None:
         """Records the chunks without an answer. Raises Failed if some may get one later."""
-        part, waiting = self.config.part, self.save_unanswered()
+        part, waiting = self.config.part, sum(again for _, again in self.save_unanswered().values())
         answers = f"({self.asked:,} answers from this run, {self.reused:,} from before)"
         result(f"part {part}: {sum(1 for _ in self._own()):,} chunks {answers}; pairs are written by --join")
         if waiting:

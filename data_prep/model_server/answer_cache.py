@@ -6,8 +6,8 @@ A request is the model, and all else that decides an answer beside the text.
   words, then follows one answer per line.
 - Workers that divide the chunks (Part) append to files of their own, a new one at each start:
   <hash>.part-3-of-8.<random>.jsonl. No file has two writers, so that a network file system needs no lock.
-- Every process reads all files of its request when it starts.
-- <hash>.part-3-of-8.json lists the chunks that a finished part got no answer about, with the reasons.
+- Every process reads all files of its request when it starts, or only those of its part (`alone`).
+- <hash>.part-3-of-8.json lists the chunks that a finished part got no answer about, with the reasons. The newest says.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ FORMAT = 1  # part of every file's name: raise it when the request or the readin
 OPEN_FILES = 64  # of other processes, at a time
 _PART = re.compile(r"\.part-(\d+)-of-(\d+)\.")
 
-
+Reason = tuple[str, bool]  # why a chunk has no answer, and if it may get one later
 A = TypeVar("A")  # kind of the answers: a dataclass with slots, texts and counts, `url` among them
 
 
@@ -79,10 +79,12 @@ class AnswerCache(Generic[A]):
         part: Part | None = None,
         reading: bool = False,
         patience: float = 0.0,
+        alone: bool = False,
     ):
         """request: all that decides the answer except the text: model, prompt, parameters. JSON values, no secret.
         part: of this process; None: it asks about all chunks. reading: it asks about none, and writes nothing.
-        patience: seconds to wait for the end of another process that asks the same.
+        patience: seconds to wait for the end of another process that asks the same. alone: only this part has answers
+        to its texts, so that its process need not keep those of all others in memory.
 
         Failed: another process asks the same; of parts this is seen on one machine only.
         """
@@ -104,7 +106,7 @@ class AnswerCache(Generic[A]):
         if not reading:
             self._lock_out_others(patience)
         own = None if part or reading else self.path
-        for path in sorted(folder.glob(f"{self._name}*.jsonl")):
+        for path in sorted(folder.glob(f"{f'{self._of(part)}.' if alone else self._name}*.jsonl")):
             if path != own:
                 self._read(path)
         if part:
@@ -240,16 +242,20 @@ class AnswerCache(Generic[A]):
         self.urls[value["url"]] += 1
         return True
 
-    def save_unanswered(self, reasons: dict[str, tuple[str, bool]]) -> None:
-        """Writes that this part is finished. reasons: text -> why it has no answer, and if it may get one later."""
-        values = {key_of(text).hex(): list(reason) for text, reason in reasons.items()}
+    def save_unanswered(self, reasons: Mapping[bytes, Reason]) -> None:
+        """Writes that this part is finished. reasons: of the chunks without an answer, by key_of."""
+        values = {key.hex(): list(reason) for key, reason in reasons.items()}
         with whole_file(self._folder / f"{self._of(self._part)}.json") as file:
             json.dump(values, file)  # ASCII: lone surrogates survive
 
-    def unanswered(self) -> dict[bytes, tuple[str, bool]]:
-        """Returns what finished parts saved, by key_of: why a chunk has no answer, and if it may get one later."""
+    def unanswered(self) -> dict[bytes, Reason]:
+        """Returns what finished parts saved, by key_of.
+
+        A chunk may be in several files where the number of parts was another one before: the newest says.
+        """
         found = {}
-        for path in sorted(self._folder.glob(f"{self._name}.part-*.json")):
+        paths = self._folder.glob(f"{self._name}.part-*.json")
+        for path in sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name)):
             found |= {bytes.fromhex(key): tuple(reason) for key, reason in json.loads(path.read_bytes()).items()}
         return found
 

@@ -1,19 +1,23 @@
 """Generation by several workers: each chunk once, the limits shared, and the bytes that one worker writes."""
 
 import asyncio
+import os
 import random
+import threading
 from bisect import bisect_left
+from functools import partial
 
 import pytest
 
 from data_prep.common.errors import BadInput, Failed
+from data_prep.common.workers import Workers
 from data_prep.generation import on_cluster
 from data_prep.generation.answer import Answer
 from data_prep.generation.client import Retry
 from data_prep.generation.config import QuestionGenerationConfig
 from data_prep.generation.questions import QuestionGenerator
 from data_prep.model_server import endpoint
-from data_prep.model_server.answer_cache import AnswerCache, Part, part_of
+from data_prep.model_server.answer_cache import AnswerCache, Part, key_of, part_of
 from data_prep.model_server.endpoint import MINUTE, Pace
 from data_prep.stores.open import write_chunks
 from tests.language_model import FORMS, KEY, MODEL, LanguageModel, chunk, serving
@@ -136,10 +140,79 @@ def test_the_same_part_twice_on_one_machine_is_refused(tmp_path):
 
 def test_a_part_that_runs_again_is_not_finished_until_it_ends(tmp_path):
     with AnswerCache(tmp_path, REQUEST, Answer, Part(1, 2)) as cache:
-        cache.save_unanswered({"text \ud83d": ("refused", False)})
-        assert list(cache.unanswered().values()) == [("refused", False)]
+        cache.save_unanswered({key_of("text \ud83d"): ("refused", False)})
+        assert cache.unanswered() == {key_of("text \ud83d"): ("refused", False)}
     with AnswerCache(tmp_path, REQUEST, Answer, Part(1, 2)) as cache:
         assert cache.unanswered() == {} and cache.parts == 2
+
+
+def test_of_parts_that_were_divided_anew_the_newest_says_why_a_chunk_has_no_answer(tmp_path):
+    key = key_of("text")
+    for at, (part, reason) in enumerate([(Part(5, 8), ("busy", True)), (Part(1, 1), ("refused", False))], 1):
+        with AnswerCache(tmp_path, REQUEST, Answer, part) as cache:
+            cache.save_unanswered({key: reason})
+            (record,) = tmp_path.glob(f"*.part-{part.number}-of-*.json")
+            os.utime(record, (at, at))
+            assert cache.unanswered() == {key: reason}
+    (old,) = tmp_path.glob("*.part-5-of-8.json")
+    os.utime(old, (3, 3))
+    with AnswerCache(tmp_path, REQUEST, Answer, reading=True) as cache:
+        assert cache.unanswered() == {key: ("busy", True)}
+
+
+class Nodes(Workers):
+    """Stands in for RayWorkers: runs every task in this process, `tries` times; the last result counts."""
+
+    cores, tries = 8, 1
+
+    def __init__(self, *_):
+        super().__init__(1)
+        self.count = self.cores
+
+    def together(self, function, tasks):
+        return [[function(task) for _ in range(self.tries)][-1] for task in tasks]
+
+
+@pytest.fixture
+def nodes(monkeypatch):
+    monkeypatch.setattr(on_cluster, "RayWorkers", Nodes)
+    return partial(monkeypatch.setattr, Nodes)
+
+
+def test_a_refusal_on_fewer_nodes_replaces_an_earlier_silence(generate, tmp_path, nodes):
+    """The number of parts shrinks by itself to the chunks that are left."""
+    with serving(LanguageModel(script={"c5": ["500"]})) as url, pytest.raises(Failed, match="1 chunks have no answer"):
+        generate(url, tmp_path / "on", on="ray")
+    with serving(LanguageModel(script={"c5": ["400"]})) as url:
+        for _ in range(2):
+            generate(url, tmp_path / "on", on="ray")
+        generate(url, tmp_path / "on", join=True)
+    assert {path.name.split(".")[1] for path in (tmp_path / "on").glob("*.part-*.json")} >= {"part-1-of-1"}
+    assert "refused by the server" in (tmp_path / "on" / "pairs.rejected.jsonl").read_text()
+
+
+def test_a_node_keeps_the_answers_of_its_part_alone_and_asks_nothing_twice_when_it_begins_again(
+    generate, tmp_path, nodes, monkeypatch
+):
+    nodes("tries", 2)
+    known = []
+
+    class Watched(AnswerCache):
+        def __init__(self, *args, **more):
+            super().__init__(*args, **more)
+            known.append(len(self))
+
+    monkeypatch.setattr(on_cluster, "AnswerCache", Watched)
+    one, shared = LanguageModel(forms=FORMS), LanguageModel(forms=FORMS)
+    with serving(one) as url:
+        generate(url, tmp_path / "one")
+    with serving(shared) as url:
+        generate(url, tmp_path / "on", limit=COUNT // 2)
+        generate(url, tmp_path / "on", on="ray")
+    assert known[::2] == [0] * 8 and sum(known[1::2]) == COUNT // 2
+    assert shared.repeated() == [] and len(shared.calls) == len(one.calls)
+    for name in OF_A_RUN:
+        assert (tmp_path / "on" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -232,5 +305,21 @@ def test_texts_that_a_killed_command_left_are_removed(tmp_path):
             assert not stale[0].exists() and stale[1].read_text() == ""
             yield from ()
 
-        assert on_cluster.ask_on_cluster(None, None, chunks(), cache, REQUEST) == 0
+        assert on_cluster.ask_on_cluster(None, None, chunks(), cache, REQUEST) == (0, {})
     assert not any(file.exists() for file in stale)
+
+
+def test_a_look_at_the_answers_that_fails_is_made_up_for(tmp_path, monkeypatch):
+    looks, again = [], threading.Event()
+
+    def look(path, start):
+        looks.append(path)
+        if len(looks) == 1:
+            raise OSError(116, "Stale file handle")
+        again.set()
+        return 1, 0
+
+    monkeypatch.setattr(on_cluster, "_lines_after", look)
+    monkeypatch.setattr(on_cluster, "LOOK_SECONDS", 0.0)
+    with AnswerCache(tmp_path, REQUEST, Answer, Part(1, 1)) as cache, on_cluster._shown(cache, 1, Nodes()):
+        assert again.wait(10)
