@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_prep.common.errors import BadInput, of_system
+from data_prep.common.files import cache_folder
 from data_prep.remote.location import Location
 
 # whose code decides on written bytes; embedfleet's own is compared by its files
@@ -35,6 +36,7 @@ class Job(NamedTuple):
     versions: dict[str, str]
     inputs: dict[Path, str]  # absolute path -> identity
     probe: Path | None  # None: no task writes files
+    cache: Path | None  # of the driver, which EMBEDFLEET_CACHE names; None: it has no home folder
 
 
 def new_job(inputs: Iterable[Path | Location], output: Path | None) -> Job:
@@ -43,7 +45,8 @@ def new_job(inputs: Iterable[Path | Location], output: Path | None) -> Job:
     inputs: absolute paths, and URLs, which every node reads or fails to by itself. output: absolute.
     """
     probe = output.with_name(f".{output.name}.nodes") if output else None
-    job = Job(uuid.uuid4().hex, versions(), {path: identity(path) for path in inputs if isinstance(path, Path)}, probe)
+    paths = {path: identity(path) for path in inputs if isinstance(path, Path)}
+    job = Job(uuid.uuid4().hex, versions(), paths, probe, _cache())
     if probe:
         try:
             probe.mkdir(parents=True, exist_ok=True)
@@ -52,6 +55,20 @@ def new_job(inputs: Iterable[Path | Location], output: Path | None) -> Job:
             shutil.rmtree(probe, ignore_errors=True)
             raise
     return job
+
+
+def _cache() -> Path | None:
+    try:
+        return cache_folder("").absolute()
+    except BadInput:
+        return None
+
+
+def mend(job: Job, path: Path, own: str = "mount the same folder on every node") -> str:
+    """Returns how nodes come to see a path. own: for one that the user gave, as none in the cache is."""
+    if job.cache and path.is_relative_to(job.cache):
+        return "for this command set EMBEDFLEET_CACHE, in which it lies, to a folder that every node mounts"
+    return own
 
 
 def versions() -> dict[str, str]:
@@ -101,11 +118,12 @@ def differences(job: Job, node: str) -> list[str]:
     ]
     for path, theirs in job.inputs.items():
         if identity(path) != theirs:
-            problems.append(f"{path} is missing or another file; give paths that every node sees")
+            how = mend(job, path, "give paths that every node sees")
+            problems.append(f"{path} is missing or another file; {how}")
     if job.probe:
         folder = job.probe.parent
         if unseen(job, [DRIVER]):
-            problems.append(f"{folder} is not the folder of this machine; mount the same one on every node")
+            problems.append(f"{folder} is not the folder of this machine; {mend(job, folder)}")
         else:
             try:
                 _mark(job, node)

@@ -206,7 +206,7 @@ class RayWorkers(Workers):
                 others = ", ".join(names.get(one, one) for one in missing if one in marks)
                 if missing:
                     what = f"does not show what {others} wrote" if others else missing[0]
-                    problems.append(f"node {names[node]}: {folder} {what}; mount the same folder on every node")
+                    problems.append(f"node {names[node]}: {folder} {what}; {nodes.mend(self._job, folder)}")
         if problems:
             raise BadInput(problems)
 
@@ -240,6 +240,8 @@ def _run_task(job: nodes.Job, function: Callable[..., Any], arguments: tuple) ->
     nodes.check_once(job, node, name)
     try:
         return function(*arguments)
+    except Failed as error:
+        raise Failed(f"node {name}: {error}") from None
     except OSError as error:
         if error.errno is None:
             raise

@@ -1,5 +1,6 @@
 """Proofs of a node, and refusals before anything starts. No Ray is needed."""
 
+import shutil
 import sys
 
 import pytest
@@ -33,6 +34,30 @@ def test_every_difference_of_a_node_is_named(tmp_path):
     assert "node node1 (10.0.0.1): numpy " in listed and ", but 0.1 here" in listed
     assert f"{path} is missing or another file" in listed and "b.jsonl" not in listed
     assert f"{tmp_path} is not the folder of this machine" in listed
+
+
+def test_a_path_that_the_user_did_not_give_comes_with_the_variable_that_names_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("EMBEDFLEET_CACHE", str(tmp_path / "cache"))
+    given, folder = write_jsonl(tmp_path / "a.jsonl", [ROW]), tmp_path / "cache" / "uploads" / "0123"
+    folder.mkdir(parents=True)
+    job = nodes.new_job([given, texts := write_jsonl(tmp_path / "cache" / "texts", [ROW])], folder / "shards")
+    monkeypatch.setenv("EMBEDFLEET_CACHE", str(tmp_path / "of-the-node"))
+    given.unlink()
+    texts.unlink()
+    shutil.rmtree(job.probe)
+    mend = "for this command set EMBEDFLEET_CACHE, in which it lies, to a folder that every node mounts"
+    assert nodes.differences(job, "n1") == [
+        f"{given} is missing or another file; give paths that every node sees",
+        f"{texts} is missing or another file; {mend}",
+        f"{folder} is not the folder of this machine; {mend}",
+    ]
+
+
+def test_a_driver_without_a_home_has_no_cache_and_works(tmp_path, monkeypatch):
+    monkeypatch.delenv("EMBEDFLEET_CACHE")
+    monkeypatch.setattr("data_prep.common.files.Path.home", lambda: (_ for _ in ()).throw(RuntimeError()))
+    job = nodes.new_job([], tmp_path / "shards")
+    assert job.cache is None and nodes.differences(job, "n1") == []
 
 
 def test_a_file_of_the_same_size_is_another_one(tmp_path):

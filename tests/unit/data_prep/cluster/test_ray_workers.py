@@ -185,12 +185,18 @@ def test_a_report_on_rows_is_that_of_one_process(tmp_path, one_task_each, capsys
         assert f'"rows": {count},' in out and reports[1:] == reports[:1] * 2
 
 
-def test_an_error_keeps_its_kind_and_a_file_error_names_the_node(tmp_path):
+def without_credentials(url: str) -> None:
+    raise Failed(f"{url}: ACCESS_DENIED")
+
+
+def test_an_error_keeps_its_kind_and_a_failure_names_the_node(tmp_path):
     with RayWorkers("ray") as pool:
         with pytest.raises(BadInput) as error:
             list(pool.map(check, [[], ["a problem", "and another"], []]))
         with pytest.raises(Failed, match=r"^node \S+ \([0-9.]+\): No such file or directory \(/nowhere\)$"):
             pool.submit(os.listdir, "/nowhere")()
+        with pytest.raises(Failed, match=r"^node \S+ \([0-9.]+\): s3://bucket/a: ACCESS_DENIED$"):
+            pool.submit(without_credentials, "s3://bucket/a")()
     assert error.value.problems == ["a problem", "and another"]
 
 

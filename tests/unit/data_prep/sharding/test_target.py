@@ -1,4 +1,4 @@
-"""What a new shard folder may replace on this disk. In a store: remote/test_copies.py."""
+"""Files that a new shard folder may replace on this disk. In a store: remote/test_copies.py."""
 
 import pytest
 
