@@ -115,5 +115,5 @@ def test_the_lines_of_a_killed_task_of_a_node_have_no_name(tmp_path, monkeypatch
         add(facts, *row)
 
     monkeypatch.setattr(Facts, "add", watched)
-    piece = _read_span(_SpanTask(path, Span(0, 100, 1), None, None, None))
+    piece = _read_span(_SpanTask(path, Span(0, 100, 1, 100), None, None, None))
     assert json.loads(piece.lines)["query"] == "q" and len(piece.facts.keys) == 1
