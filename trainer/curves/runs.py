@@ -30,7 +30,8 @@ from trainer.planner.plan import total_steps
 from trainer.preflight.check_run import check_run
 from trainer.preflight.inputs import Inputs
 from trainer.run_dir.before import measured_by, write_before
-from trainer.run_dir.layout import RUN_FILE, damage
+from trainer.run_dir.finished import is_finished
+from trainer.run_dir.layout import RUN_FILE
 from trainer.run_dir.queries import watched
 from trainer.run_dir.record import check_resumable
 
@@ -53,7 +54,7 @@ class SmallRun:
 
     @property
     def is_finished(self) -> bool:
-        return (self.folder / "run.json").is_file() and damage(self.folder / "final") is None
+        return (self.folder / "run.json").is_file() and is_finished(self.folder)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from data_prep.common.files import existing_parent
 from trainer.config.sections import RunConfig
 from trainer.model_folder.files import fp32_bytes
 from trainer.model_folder.spec import ModelSpec
+from trainer.run_dir.finished import is_finished
 from trainer.run_dir.layout import MADE_AHEAD
 from trainer.run_dir.lock import check_free
 from trainer.run_dir.record import check_resumable
@@ -28,6 +29,7 @@ def check_output(
     check_place(out, resume)
     if fingerprint and (out / "run.json").is_file():
         check_resumable(out, config, fingerprint)
+        is_finished(out)  # raises for a final/ that was changed
     if spec:
         _check_space(config, out, resume, Path(spec.base), chooses)
 

@@ -14,7 +14,7 @@ from trainer.preflight.check_run import check_run
 from trainer.preflight.inputs import Inputs
 from trainer.run_dir.callbacks import import_callbacks
 from trainer.run_dir.checkpoint_writer import remove_best
-from trainer.run_dir.layout import damage
+from trainer.run_dir.finished import is_finished
 from trainer.run_dir.lock import holding
 from trainer.run_dir.record import Begun, as_begun, recorded
 from trainer.train.fit import finish, fit
@@ -48,7 +48,7 @@ def _train_alone(runtime: Runtime, inputs: Inputs, resume: bool, loss_fn: Callab
     """Trains in an output folder that no other process writes. Collective."""
     config = inputs.config
     final = Path(config.output_dir) / "final"
-    if resume and runtime.world.on_first(lambda: damage(final) is None):
+    if resume and runtime.world.on_first(lambda: is_finished(final.parent)):
         if runtime.is_main:
             remove_best(final.parent)  # it may have been killed before
             say(f"{config.output_dir}: this run is finished; the model is in {final}")

@@ -1,12 +1,14 @@
 """Short runs of the trainer's own loop in this process: what a step and the end of a run leave behind."""
 
 import json
+import shutil
 from itertools import count
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from data_prep.common.errors import BadInput
 from data_prep.records import Record
 from tests import tiny
 from trainer.config.loading import parse_config
@@ -67,6 +69,36 @@ def test_the_loss_on_the_eval_split_is_the_mean_over_its_rows_in_batches(config,
     encoder = TextEncoder(ModelConfig(path=str(tiny_bert)), "cpu")
     by_row = [loss for batch in batches for loss in losses(encoder, batch)]
     assert before == pytest.approx(np.mean(by_row), rel=1e-5) and after != before
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_a_final_model_that_was_edited_is_refused_and_not_written_over(config, pruned):
+    final = train(config(), "run.json")
+    (final / "notes.md").write_text("mine")
+    assert train(config(), "run.json", resume=True) == final, "more files are no change of the model"
+    edited = final / "config_sentence_transformers.json"
+    edited.write_text(edited.read_text().replace("{", '{"mine": 1,', 1))
+    if pruned:
+        shutil.rmtree(final.parent / "checkpoint-epoch-1")
+    for lost in (None, final / "complete.json"):  # the end stands in the log as well
+        if lost:
+            lost.unlink()
+        before = {path: path.read_bytes() for path in final.parent.rglob("*") if path.is_file()}
+        with pytest.raises(BadInput, match=f"{lost.name if lost else edited.name}.*finished; move final/ away to"):
+            train(config(), "run.json", resume=True)
+        assert all(path.read_bytes() == data for path, data in before.items() if path.name != ".run.lock")
+
+
+def test_a_final_model_that_a_kill_cut_is_written_again(config):
+    """Before the end of the run stands in its log."""
+    final = train(config(), "run.json")
+    written = (final / "model.safetensors").read_bytes()
+    (final / "complete.json").unlink()
+    (final / "model.safetensors").unlink()
+    log = final.parent / "logs.jsonl"
+    log.write_text("".join(line for line in log.read_text().splitlines(True) if '"event": "end"' not in line))
+    assert train(config(), "run.json", resume=True) == final
+    assert (final / "model.safetensors").read_bytes() == written and (final / "complete.json").is_file()
 
 
 def losses(encoder: TextEncoder, rows: list[Record]) -> list[float]:
