@@ -1,6 +1,7 @@
 """Checkpoints: written aside, fsynced, renamed, marker last. State is by parameter name: any engine resumes any."""
 
 import json
+import math
 import os
 import shutil
 import time
@@ -105,7 +106,7 @@ class Writer:
         """Writes the model as the best so far. That of the newest checkpoint stays: a killed run goes back to it.
         Collective."""
         self.save(f"{BEST}{step}", None)
-        self.engine.world.on_first(lambda: remove_best(self.run_dir, but=(step, self.best)))
+        self.engine.world.on_first(lambda: remove_best(self.run_dir, step, but=(step, self.best)))
 
     def write_on_first(self, name: str, model: Callable[[], WriteModel], facts: dict) -> Path:
         """Writes run_dir/name on rank 0, from what is not in the engine. facts: as of save. Collective."""
@@ -130,7 +131,7 @@ class Writer:
             return
         self.written(target, state.step)
         self.best = (state.watch.get("chosen") or {}).get("step")
-        remove_best(target.parent, but=(self.best,))
+        remove_best(target.parent, state.step, but=(self.best,))
         best = state.watch.get("chosen") or {}
         in_checkpoint = self.best not in best_models(target.parent)  # the checkpoint of its epoch is its only copy
         for kind, keep in (("step", self.config.keep_steps), ("epoch", self.config.keep_epochs)):
@@ -208,10 +209,11 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def remove_best(run_dir: Path, but: Iterable[int | None] = ()) -> None:
-    """Removes the models that were the best so far, except those of the steps `but`."""
+def remove_best(run_dir: Path, reached: float = math.inf, but: Iterable[int | None] = ()) -> None:
+    """Removes the models that were the best so far, except those of the steps `but`. reached: those of later steps stay
+    too, which a run that lost its checkpoints has made."""
     for step, folder in best_models(run_dir).items():
-        if step not in but:
+        if step <= reached and step not in but:
             remove(folder)
 
 

@@ -59,13 +59,26 @@ def damage(folder: Path) -> str | None:
 def newest(run_dir: Path) -> tuple[Path | None, list[str]]:
     """Returns the newest whole checkpoint with resume state, and a line for each newer one that is damaged."""
     skipped = []
-    folders = [*numbered(run_dir, "step").values(), *numbered(run_dir, "epoch").values()]
-    for folder in sorted(folders, key=_step_of, reverse=True):
+    for folder in sorted(_checkpoints(run_dir), key=_step_of, reverse=True):
         problem = damage(folder)
         if problem is None:
             return folder, skipped
         skipped.append(problem)
     return None, skipped
+
+
+def to_resume(run_dir: Path) -> tuple[Path | None, list[str]]:
+    """Returns newest(); None where no checkpoint was ever whole. Raises BadInput where some were, and none is any more:
+    a run from step 0 would write over what is left of it."""
+    folder, skipped = newest(run_dir)
+    if folder is None and any((one / MARKER).is_file() for one in _checkpoints(run_dir)):
+        mend = "put it back from a copy, name another output_dir, or remove these folders to begin anew"
+        raise BadInput([f"output_dir: {run_dir / line}, and no checkpoint is whole; {mend}" for line in skipped])
+    return folder, skipped
+
+
+def _checkpoints(run_dir: Path) -> list[Path]:
+    return [*numbered(run_dir, "step").values(), *numbered(run_dir, "epoch").values()]
 
 
 def numbered(run_dir: Path, kind: str) -> dict[int, Path]:

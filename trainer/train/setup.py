@@ -23,7 +23,7 @@ from trainer.model_folder.files import weights_sha256
 from trainer.planner.plan import PLAN_VERSION, BatchPlan, total_steps
 from trainer.preflight.inputs import Inputs
 from trainer.run_dir.checkpoint_writer import Writer, read_moments, sweep
-from trainer.run_dir.layout import TrainState, newest, read_state
+from trainer.run_dir.layout import TrainState, read_state, to_resume
 from trainer.run_dir.log import RunLog
 from trainer.run_dir.outcome import sample_of
 from trainer.run_dir.queries import Halves, halves_of, watched, write_halves
@@ -38,10 +38,11 @@ from trainer.train.token_budget import resolve_budget
 
 
 def prepare(runtime: Runtime, inputs: Inputs, resume: bool, loss_fn: Callable | None = None) -> Job:
-    """Loads model and data, writes run.json, restores the newest whole checkpoint if there is one. Collective."""
+    """Loads model and data, writes run.json, restores the newest whole checkpoint if there is one. Raises BadInput.
+    Collective."""
     config, plan, world = inputs.config, inputs.plan, runtime.world
     run_dir = Path(config.output_dir)
-    folder, passed_over = world.on_first(lambda: newest(run_dir) if resume else (None, []))
+    folder, passed_over = world.on_first(lambda: to_resume(run_dir) if resume else (None, []))
     state = read_state(folder) if folder else TrainState(0, 0, 0, 0, {})
     steps = total_steps(plan, config.train.epochs, config.train.max_steps)
     base = world.on_first(lambda: recorded_base_dtype(run_dir) if resume else None)

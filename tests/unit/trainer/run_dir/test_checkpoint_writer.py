@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from data_prep.common.errors import BadInput
 from trainer.config.sections import CheckpointConfig
 from trainer.distributed.collectives import World
 from trainer.run_dir.checkpoint_writer import Clock, Writer, copy_of
-from trainer.run_dir.layout import MARKER, TrainState, best_models, damage, kept_model, newest, numbered
+from trainer.run_dir.layout import MARKER, TrainState, best_models, damage, kept_model, newest, numbered, to_resume
 from trainer.run_dir.log import RunLog
 
 
@@ -87,6 +88,29 @@ def test_a_flipped_byte_anywhere_never_passes_and_never_raises(one, data):
     assert damage(one) is None
 
 
+def test_where_every_checkpoint_is_damaged_the_run_is_not_begun_anew_over_them(tmp_path):
+    saved(writer(tmp_path), 10, 20)
+    for step in (10, 20):
+        flip(tmp_path / f"checkpoint-step-{step}" / "model.safetensors", -1)
+    with pytest.raises(BadInput) as refused:
+        to_resume(tmp_path)
+    assert [problem.split(":")[1].split("/")[-1] for problem in refused.value.problems] == [
+        "checkpoint-step-20",
+        "checkpoint-step-10",
+    ]
+    assert "remove these folders to begin anew" in str(refused.value)
+
+
+def test_what_a_kill_left_unfinished_is_no_reason_to_refuse(tmp_path):
+    """A checkpoint is removed marker first; one that is being written has another name."""
+    made = writer(tmp_path)
+    saved(made, 10)
+    (tmp_path / "checkpoint-step-10" / MARKER).unlink()
+    assert to_resume(tmp_path) == (None, [f"checkpoint-step-10: unfinished (no {MARKER})"])
+    saved(made, 5)
+    assert to_resume(tmp_path)[0] == tmp_path / "checkpoint-step-5"
+
+
 def test_the_newest_are_kept(tmp_path):
     made = writer(tmp_path, keep_steps=2)
     assert saved(made, 5, 10, 15) == {"checkpoint-step-10", "checkpoint-step-15"}
@@ -134,6 +158,17 @@ def test_a_best_model_is_removed_only_once_no_checkpoint_names_it(tmp_path):
     assert sorted(best_models(tmp_path)) == [5, 9]
     made.save("checkpoint-step-10", chose(10, 0, best=9, best_epoch=1))
     assert sorted(best_models(tmp_path)) == [9] and kept_model(tmp_path, 9, 1, False) == (tmp_path / "best-step-9", "")
+
+
+def test_a_best_model_of_a_later_step_stays_until_the_run_is_there(tmp_path):
+    """A run that lost its checkpoints has made it."""
+    made = writer(tmp_path)
+    made.save_best(8)
+    made.save_best(2)
+    made.save("checkpoint-step-3", chose(3, 0, best=2, best_epoch=1))
+    assert sorted(best_models(tmp_path)) == [2, 8]
+    made.save("checkpoint-step-9", chose(9, 0, best=2, best_epoch=1))
+    assert sorted(best_models(tmp_path)) == [2]
 
 
 def test_the_checkpoint_that_is_the_only_copy_of_the_best_model_stays(tmp_path):

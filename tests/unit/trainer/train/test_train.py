@@ -101,6 +101,19 @@ def test_a_final_model_that_a_kill_cut_is_written_again(config):
     assert (final / "model.safetensors").read_bytes() == written and (final / "complete.json").is_file()
 
 
+def test_a_run_whose_only_checkpoint_is_damaged_does_not_begin_anew_over_its_best_model(config):
+    more = {"checkpoint": {"keep_epochs": 1}}
+    final = train(config(**more), "run.json")
+    checkpoint, best = final.parent / "checkpoint-epoch-1", final.parent / "best-step-3"
+    final.rename(best)
+    (checkpoint / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(BadInput, match="checkpoint-epoch-1: model.safetensors .*remove these folders to begin anew"):
+        train(config(**more), "run.json", resume=True)
+    assert (best / "complete.json").is_file() and (checkpoint / "model.safetensors").read_bytes() == b"cut"
+    shutil.rmtree(checkpoint)
+    assert train(config(**more), "run.json", resume=True) == final
+
+
 def losses(encoder: TextEncoder, rows: list[Record]) -> list[float]:
     """InfoNCE of each row over the positives and negatives of all, by its definition; temperature 0.05."""
     documents = [row.positives[0] for row in rows] + [text for row in rows for text in row.negatives]
