@@ -13,6 +13,7 @@ from tests import tiny
 from trainer.__main__ import main
 from trainer.config.loading import load_config
 from trainer.config.sections import COSINE_OF_PAIRS
+from trainer.frontends import auto_shards
 from trainer.frontends.auto_shards import as_yaml, prepare
 from trainer.frontends.command_line import parse
 from trainer.frontends.flags import from_flags
@@ -326,3 +327,53 @@ def test_a_problem_of_another_kind_names_no_columns(here, capsys):
     (here / "other.jsonl").write_text('{"question": "w1", "answer": ""}\n')
     assert main([*flags(train_dataset="other.jsonl"), "--dry-run"]) == 2
     assert "--columns" not in capsys.readouterr().err
+
+
+def test_shards_and_a_run_file_of_the_user_are_not_written_over(here):
+    """They are no sign of a run, and an output folder may hold them."""
+    entry = EmbedderFineTuner(FineTuningConfig("model", "data/pairs.jsonl", "out"))._translate()
+    shard([write(here / "own.jsonl", UNSCORED)], here / "out" / "shards", eval_fraction=0)
+    write(here / "out" / "run.yaml", "output_dir: out # mine\n")
+    before = {path: path.read_bytes() for path in (here / "out").rglob("*") if path.is_file()}
+    with pytest.raises(BadInput) as refused:
+        prepare(entry, False)
+    assert [problem.split()[1] for problem in refused.value.problems] == ["out/shards", "out/run.yaml"]
+    assert all(path.read_bytes() == data for path, data in before.items())
+    (here / "out" / "shards").rename(here / "shards")
+    with pytest.raises(BadInput, match="--config out/run.yaml"):
+        prepare(entry, False)
+    (here / "out" / "run.yaml").unlink()
+    written = prepare(entry, False)
+    assert prepare(run_of(flags(lr="1e-3")), False) == written and load_config(written).optim.lr == 1e-3
+    written.write_text(written.read_text() + "run_name: mine\n")
+    with pytest.raises(BadInput, match="was changed since"):
+        prepare(entry, False)
+
+
+def test_shards_of_a_killed_command_are_known_and_those_that_failed_leave_no_mark(here, monkeypatch, capsys):
+    class Killed(BaseException):
+        pass
+
+    def killed(*_, **__):
+        raise Killed
+
+    entry = EmbedderFineTuner(FineTuningConfig("model", "data/pairs.jsonl", "out"))._translate()
+    whole = auto_shards._write
+    monkeypatch.setattr(auto_shards, "_write", lambda path, text: whole(path, text) if "begun" in text else killed())
+    with pytest.raises(Killed):
+        prepare(entry, False)
+    assert (here / "out" / "shards" / "manifest.json").is_file()
+    monkeypatch.setattr(auto_shards, "_write", whole)
+    write(here / "data" / "pairs.jsonl", UNSCORED)
+    assert load_config(prepare(entry, False)).data.train == "out/shards"
+    assert "out/shards: train 2 rows" in capsys.readouterr().out
+    other = EmbedderFineTuner(FineTuningConfig("model", "data/pairs.jsonl", "failed"))._translate()
+    write(here / "data" / "pairs.jsonl", "no record")
+    with pytest.raises(BadInput):
+        prepare(other, False)
+    assert not (here / "failed" / "shards.json").exists()
+
+
+def write(path, text: str):
+    path.write_text(text)
+    return path
