@@ -5,11 +5,12 @@ Alone, or on the ranks of torchrun and the like: each scores its share of the do
 
 import argparse
 import sys
+import uuid
 from pathlib import Path
 
 from data_prep.common.console import result, say_next
 from data_prep.common.errors import BadInput
-from data_prep.common.files import check, existing_parent, unfinished_name
+from data_prep.common.files import check, existing_parent
 from data_prep.common.parser import Parser
 from data_prep.common.paths import with_homes
 from data_prep.stores.flags import add_store, store_of, store_words, where_of
@@ -77,6 +78,12 @@ def write(
         write_folder(output, adapter, encoder, onnx)
 
 
+def _file_beside(output: Path) -> Path:
+    """Returns a name that no other command has, which may have the same output."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    return output.with_name(f".{output.name}.vectors-{uuid.uuid4().hex[:8]}")
+
+
 def run(args: argparse.Namespace) -> None:
     _check(args)
     source, output = Source(store_of(args), where_of(args), args.pairs), Path(args.output)
@@ -87,10 +94,9 @@ def run(args: argparse.Namespace) -> None:
             closed.world = runtime.world
         else:
             encoder.runtime = runtime
-        runtime.world.on_first(lambda: output.parent.mkdir(parents=True, exist_ok=True))
         if args.map == LINEAR and args.rank is not None and args.rank >= encoder.size:
             raise BadInput(f"--rank {args.rank}: must be below the {encoder.size} numbers of a vector")
-        vectors = unfinished_name(output.with_name(f"{output.name}.vectors"))
+        vectors = runtime.world.on_first(lambda: _file_beside(output))
         adapter, learner = adapt(source, encoder, runtime, Shape(args.map, args.rank), vectors)
         runtime.world.on_first(lambda: write(output, adapter, None if closed else encoder, learner, args.onnx))
         if runtime.is_main:

@@ -28,8 +28,7 @@ from trainer.inference.probe import Probe, take_probe
 from trainer.inference.reading import describe, facts_of
 from trainer.model.save import save_embedder
 from trainer.model_folder.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TRAINING_CONFIG, weights_sha256, zero_tensors
-from trainer.run_dir import checkpoint_writer
-from trainer.run_dir.checkpoint_writer import WriteModel
+from trainer.run_dir.checkpoint_writer import WriteModel, write_output
 from trainer.run_dir.layout import damage, measured_file
 from trainer.run_dir.verdict import BLEND
 
@@ -149,11 +148,11 @@ def _write(output: Path, model: Between, pair: Pair, result: dict, prove: Prove 
     trust = pair.config.trust_remote_code
     write_model, probe = writer_of(model, pair)
 
-    def write(folder: Path, weights: dict) -> None:
-        write_model(folder, weights)
+    def write(folder: Path) -> None:
+        write_model(folder, {})
         (folder / "README.md").write_text(blend_card(output, pair, result), encoding="utf-8")
         write_json(folder / BLEND, result)
         for line in prove(folder, replace(probe, zeros=zero_tensors(folder)), trust) if prove else ():
             say(line)
 
-    checkpoint_writer.write(output, {}, {}, None, write)
+    write_output(output, write)

@@ -18,7 +18,7 @@ from trainer.model_folder.files import ADAPTER_CONFIG, TRAINING_CONFIG, base_fol
 from trainer.model_folder.older_versions import add_older_names
 from trainer.model_folder.spec import TRUST, read_spec
 from trainer.reporting.model_card import model_card
-from trainer.run_dir import checkpoint_writer
+from trainer.run_dir.checkpoint_writer import write_output
 from trainer.run_dir.layout import MARKER, model_of_run
 from trainer.run_dir.verdict import BLEND, VERDICT
 
@@ -47,7 +47,7 @@ def export(
     config = ModelConfig(path=str(folder), trust_remote_code=trust_remote_code)
     spec = read_spec(config, folder, _base(folder, base, trust_remote_code) if adapter else None)
 
-    def write(target: Path, _: dict) -> None:
+    def write(target: Path) -> None:
         if merge:
             merged = add(str(spec.base), folder, "float32", "dequantized", None, trust_remote_code)
             say(f"merged and unmerged embeddings differ by at most {merged.difference:.1e} in cosine")
@@ -66,7 +66,7 @@ def export(
         for line in prove(target, merged.probe if merge else probe, trust_remote_code):
             say(line)
 
-    checkpoint_writer.write(output, {}, {}, None, write)
+    write_output(output, write)
     if adapter and not merge and Path(spec.base).is_dir():
         say(f"{output} is an adapter: it loads where {spec.base} lies; --merge writes a whole model")
     return read_probe(output)

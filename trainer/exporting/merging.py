@@ -23,7 +23,7 @@ from trainer.model.save import save_embedder
 from trainer.model.tokenizer import load_tokenizer
 from trainer.model_folder.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, TRAINING_CONFIG, fetch
 from trainer.model_folder.spec import ModelSpec, read_spec
-from trainer.run_dir import checkpoint_writer
+from trainer.run_dir.checkpoint_writer import write_output
 
 LIMIT = 1e-4  # of 1 - cosine between merged and unmerged embeddings, where both have the same base in fp32
 
@@ -43,12 +43,12 @@ def merge(
     check_output(output, "--output_path")
     whole = add(base, adapter, precision, onto, pooling, trust_remote_code)
 
-    def write(target: Path, _: dict) -> None:
+    def write(target: Path) -> None:
         whole.write(target)
         if (adapter / TRAINING_CONFIG).is_file():
             shutil.copyfile(adapter / TRAINING_CONFIG, target / TRAINING_CONFIG)
 
-    checkpoint_writer.write(output, {}, {}, None, write)
+    write_output(output, write)
     return whole.difference
 
 

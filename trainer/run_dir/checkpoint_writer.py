@@ -5,8 +5,10 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,15 +17,16 @@ import psutil
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from data_prep.common.console import say
 from data_prep.common.errors import Failed
 from data_prep.common.files import fsync_folder, sha256_of, write_json
 from trainer.config.sections import CheckpointConfig
-from trainer.run_dir.layout import BEST, MARKER, TrainState, best_models, numbered
+from trainer.run_dir.layout import BEST, MARKER, TrainState, best_models, damage, numbered
 
 if TYPE_CHECKING:
     from trainer.engine.protocol import Engine
 
-ASIDE = ".writing-"
+ASIDE, OLD, OF_OUTPUT = ".writing-", ".replaced-", ".writing-"  # the last one behind the name of an output
 # Writes a loadable model folder from fp32 CPU weights by name. Called on rank 0 only.
 WriteModel = Callable[[Path, dict], None]
 # Called at each save, on every rank, with the state to write (None: a model without one).
@@ -181,10 +184,10 @@ def _link(source: str, target: str) -> None:
 
 
 def write(target: Path, weights: dict, moments: dict, state: TrainState | None, write_model: WriteModel) -> None:
-    """Writes one folder, whole or not at all. Raises Failed where writing fails."""
+    """Writes one folder of a run, whole or not at all, in place of an older one. Raises Failed where writing fails."""
     aside = target.with_name(f"{ASIDE}{target.name}")
     shutil.rmtree(aside, ignore_errors=True)
-    try:
+    with _space_back(aside, f"{target}: could not be written, and earlier checkpoints are whole"):
         aside.mkdir(parents=True)
         write_model(aside, weights)
         if state is not None:
@@ -192,21 +195,71 @@ def write(target: Path, weights: dict, moments: dict, state: TrainState | None, 
             save_file({k: t.contiguous() for k, t in moments.items()}, aside / "state" / "optimizer.safetensors")
             (aside / "state" / "trainer.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
         _seal(aside)
-        if target.exists():
-            remove(target)
-        os.replace(aside, target)
-        fsync_folder(target.parent)
+        _put_in_place(aside, target)
+
+
+def write_output(output: Path, write_files: Callable[[Path], None]) -> None:
+    """Writes the folder of a command, whole or not at all, where there is none or an empty one. Raises Failed; a whole
+    folder that finds files in its place stays beside it."""
+    target = output.resolve()  # of a link to another disk
+    name = f".{target.name}{OF_OUTPUT}"  # none that sweep finds
+    aside = target.with_name(f"{name}{uuid.uuid4().hex[:8]}")  # two commands may have the same output
+    beside = target.parent.iterdir() if target.parent.is_dir() else []
+    for left in sorted(one for one in beside if one.name.startswith(name)):
+        say(f"{left}: another command that writes {output} is at work, or was killed: remove it if there is none")
+    with _space_back(aside, f"{output}: could not be written"):
+        aside.mkdir(parents=True)
+        write_files(aside)
+        _seal(aside)
+    try:
+        if target.is_dir():
+            target.rmdir()
+        os.rename(aside, target)
+    except OSError as error:
+        mend = f"nothing in it was replaced; the whole folder is {aside}: move it where you want it"
+        raise Failed(f"{output}: is no empty folder any more ({error.strerror}), and {mend}") from None
+    fsync_folder(target.parent)
+
+
+@contextmanager
+def _space_back(aside: Path, failed: str) -> Iterator[None]:
+    """A block that fills the folder `aside`; if it fails, the folder is removed: a full disk gets its space back."""
+    try:
+        yield
     except BaseException as error:
-        shutil.rmtree(aside, ignore_errors=True)  # a full disk gets its space back
+        shutil.rmtree(aside, ignore_errors=True)
         if isinstance(error, (OSError, SafetensorError)):
-            raise Failed(f"{target}: could not be written ({error}); earlier checkpoints are whole") from None
+            raise Failed(f"{failed} ({error})") from None
         raise
 
 
+def _put_in_place(aside: Path, target: Path) -> None:
+    """Renames a sealed folder; an older one is removed last, so that a kill leaves one of them (see sweep)."""
+    old = target.with_name(f"{OLD}{target.name}")
+    remove(old)
+    if replaces := os.path.lexists(target):
+        os.replace(target, old)
+    try:
+        os.replace(aside, target)
+    except BaseException:
+        if replaces:
+            os.replace(old, target)
+        raise
+    fsync_folder(target.parent)
+    remove(old)
+
+
 def remove(folder: Path) -> None:
-    """Removes a checkpoint, its marker first: if the process is killed, the rest is unfinished."""
-    (folder / MARKER).unlink(missing_ok=True)
-    shutil.rmtree(folder)
+    """Removes a checkpoint if it exists, its marker first: if the process is killed, the rest is unfinished. Of a link
+    to another place the link alone. Raises Failed."""
+    try:
+        if folder.is_symlink():
+            folder.unlink()
+        elif folder.exists():
+            (folder / MARKER).unlink(missing_ok=True)
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise Failed(f"{folder}: could not be removed ({error}); remove it, and go on with --resume") from None
 
 
 def remove_best(run_dir: Path, reached: float = math.inf, but: Iterable[int | None] = ()) -> None:
@@ -218,9 +271,15 @@ def remove_best(run_dir: Path, reached: float = math.inf, but: Iterable[int | No
 
 
 def sweep(run_dir: Path) -> None:
-    """Removes the unfinished folders of a killed run."""
-    for aside in run_dir.glob(f"{ASIDE}*"):
-        shutil.rmtree(aside, ignore_errors=True)
+    """Puts the whole folders of a killed run in their places, where there is none, and removes the others. Before the
+    checkpoint to resume from is chosen: one that is put in place later would be ahead of the log."""
+    for kind in (ASIDE, OLD):
+        for aside in sorted(one for one in run_dir.glob(f"{kind}*") if one.is_dir()):
+            target = run_dir / aside.name.removeprefix(kind)
+            if not os.path.lexists(target) and (kind == OLD or damage(aside) is None):
+                os.replace(aside, target)
+            else:
+                remove(aside)
 
 
 def _seal(folder: Path) -> None:

@@ -10,7 +10,7 @@ from data_prep.common.errors import BadInput
 from data_prep.common.files import sha256_of
 
 BEST = "best-step-"  # and a number: the best model so far, until final/ is written
-_NAME = re.compile(r"checkpoint-(epoch|step)-(\d+)")
+_NAME, _BEST_NAME = re.compile(r"checkpoint-(epoch|step)-(\d+)"), re.compile(rf"{BEST}(\d+)")
 RUN_FILE, SHARDS, SHARDS_OF, LOCK = "run.yaml", "shards", "shards.json", ".shards.lock"  # see frontends/auto_shards.py
 BEFORE = "before.json"  # see before.py
 RUN_LOCK = ".run.lock"  # see lock.py
@@ -89,7 +89,8 @@ def numbered(run_dir: Path, kind: str) -> dict[int, Path]:
 
 def best_models(run_dir: Path) -> dict[int, Path]:
     """Returns the models that were the best so far by their steps."""
-    return {int(path.name.removeprefix(BEST)): path for path in run_dir.glob(f"{BEST}[0-9]*")}
+    paths = run_dir.iterdir() if run_dir.is_dir() else []
+    return dict(sorted((int(m[1]), path) for path in paths if (m := _BEST_NAME.fullmatch(path.name))))
 
 
 def kept_model(run_dir: Path, step: int, epoch: int, average: bool) -> tuple[Path | None, str]:

@@ -22,7 +22,7 @@ from trainer.model.loading import Sources
 from trainer.model_folder.files import weights_sha256
 from trainer.planner.plan import PLAN_VERSION, BatchPlan, total_steps
 from trainer.preflight.inputs import Inputs
-from trainer.run_dir.checkpoint_writer import Writer, read_moments, sweep
+from trainer.run_dir.checkpoint_writer import Writer, read_moments
 from trainer.run_dir.layout import TrainState, read_state, to_resume
 from trainer.run_dir.log import RunLog
 from trainer.run_dir.outcome import sample_of
@@ -185,7 +185,6 @@ def _prepare_folder(
     halves: Halves | None,
 ) -> None:  # fmt: skip
     run_dir.mkdir(parents=True, exist_ok=True)
-    sweep(run_dir)
     remove_marker(run_dir)
     if halves and config.watch.metric != TRAIN_LOSS:
         write_halves(run_dir, halves)

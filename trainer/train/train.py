@@ -13,7 +13,7 @@ from trainer.loss.user_functions import import_functions
 from trainer.preflight.check_run import check_run
 from trainer.preflight.inputs import Inputs
 from trainer.run_dir.callbacks import import_callbacks
-from trainer.run_dir.checkpoint_writer import remove_best
+from trainer.run_dir.checkpoint_writer import remove_best, sweep
 from trainer.run_dir.finished import is_finished
 from trainer.run_dir.lock import holding
 from trainer.run_dir.record import Begun, as_begun, recorded
@@ -48,6 +48,7 @@ def _train_alone(runtime: Runtime, inputs: Inputs, resume: bool, loss_fn: Callab
     """Trains in an output folder that no other process writes. Collective."""
     config = inputs.config
     final = Path(config.output_dir) / "final"
+    runtime.world.on_first(lambda: sweep(final.parent))
     if resume and runtime.world.on_first(lambda: is_finished(final.parent)):
         if runtime.is_main:
             remove_best(final.parent)  # it may have been killed before

@@ -23,7 +23,7 @@ from trainer.model.save import save_embedder
 from trainer.model_folder.files import weights_sha256
 from trainer.query_side.adapter import Layer, QueryAdapter
 from trainer.query_side.exports.onnx_graph import write_onnx
-from trainer.run_dir import checkpoint_writer
+from trainer.run_dir.checkpoint_writer import write_output
 
 MODULES = "sentence_transformers.models"
 QUERY, DOCUMENT = "query", "document"
@@ -33,7 +33,7 @@ UNIT = "Normalize"
 def write_folder(output: Path, adapter: QueryAdapter, encoder: TextEncoder | None, onnx: bool) -> None:
     """Writes the folder whole or not at all. encoder: the open model. onnx: writes a graph too."""
 
-    def write(folder: Path, _: dict) -> None:
+    def write(folder: Path) -> None:
         if encoder:
             write_model(folder, encoder)
             add_router(folder, adapter, encoder.loaded[0].embedder.size)
@@ -41,7 +41,7 @@ def write_folder(output: Path, adapter: QueryAdapter, encoder: TextEncoder | Non
         if onnx:
             write_onnx(adapter, folder)
 
-    checkpoint_writer.write(output, {}, {}, None, write)
+    write_output(output, write)
 
 
 def write_model(folder: Path, encoder: TextEncoder) -> None:

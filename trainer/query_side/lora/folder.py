@@ -15,7 +15,7 @@ from trainer.inference.text_encoder import TextEncoder
 from trainer.query_side.adapter import QueryAdapter
 from trainer.query_side.exports.folder import DOCUMENT, MODULES, QUERY, UNIT, write_model
 from trainer.query_side.lora.query_encoder import QueryEncoder
-from trainer.run_dir import checkpoint_writer
+from trainer.run_dir.checkpoint_writer import write_output
 
 MODULES_FILE = "modules.json"
 SETTINGS = "config_sentence_transformers.json"  # prompts, and how vectors are compared
@@ -24,7 +24,7 @@ SETTINGS = "config_sentence_transformers.json"  # prompts, and how vectors are c
 def write_lora_folder(output: Path, adapter: QueryAdapter, encoder: TextEncoder, learner: QueryEncoder) -> None:
     """Writes the folder whole or not at all. learner: is merged, so that nothing can be trained afterwards."""
 
-    def write(folder: Path, _: dict) -> None:
+    def write(folder: Path) -> None:
         for route in (QUERY, DOCUMENT):
             (folder / route).mkdir()
         learner.write(folder / QUERY)
@@ -32,7 +32,7 @@ def write_lora_folder(output: Path, adapter: QueryAdapter, encoder: TextEncoder,
         add_routes(folder)
         adapter.save(folder)
 
-    checkpoint_writer.write(output, {}, {}, None, write)
+    write_output(output, write)
 
 
 def add_routes(folder: Path) -> None:

@@ -246,7 +246,7 @@ def test_what_is_damaged_on_purpose_is_refused(tmp_path, folders, here, damaged,
     assert DAMAGES[damaged] in str(found.value)
     seal(folder)
     assert main([str(folder), "--output", str(tmp_path / "out")]) in (1, 2)
-    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".writing*"))
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob("*.writing-*"))
     assert main([str(folder)]) == 1, "checked only"
 
 
@@ -262,7 +262,7 @@ def test_embeddings_that_are_longer_or_shorter_are_refused(folders, factor):
 def test_damage_done_while_it_is_written_is_refused(tmp_path, folders, here, monkeypatch):
     from trainer.exporting import export_folder as module
 
-    monkeypatch.setattr(module, "model_card", lambda *args: _prompts_swapped(next(tmp_path.glob(".writing*"))) or "")
+    monkeypatch.setattr(module, "model_card", lambda *args: _prompts_swapped(next(tmp_path.glob("*.writing-*"))) or "")
     with pytest.raises(Failed, match="has cosine"):
         export(folders["full"], tmp_path / "out")
     assert not (tmp_path / "out").exists()

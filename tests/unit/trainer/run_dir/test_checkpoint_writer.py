@@ -1,6 +1,9 @@
 """Checkpoints on disk: damage of any kind is seen, the one before is used, and none that a run needs is removed."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from data_prep.common.errors import BadInput
+from data_prep.common.errors import BadInput, Failed
 from trainer.config.sections import CheckpointConfig
 from trainer.distributed.collectives import World
-from trainer.run_dir.checkpoint_writer import Clock, Writer, copy_of
+from trainer.run_dir.checkpoint_writer import Clock, Writer, copy_of, sweep, write_output
 from trainer.run_dir.layout import MARKER, TrainState, best_models, damage, kept_model, newest, numbered, to_resume
 from trainer.run_dir.log import RunLog
 
@@ -109,6 +112,114 @@ def test_what_a_kill_left_unfinished_is_no_reason_to_refuse(tmp_path):
     assert to_resume(tmp_path) == (None, [f"checkpoint-step-10: unfinished (no {MARKER})"])
     saved(made, 5)
     assert to_resume(tmp_path)[0] == tmp_path / "checkpoint-step-5"
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from trainer.run_dir import checkpoint_writer
+renamed = os.replace
+def replace(source, target):
+    if Path(source).name == sys.argv[2]:
+        os._exit(9)
+    renamed(source, target)
+checkpoint_writer.os.replace = replace
+write = lambda folder, _: (folder / "model.safetensors").write_text("new")
+checkpoint_writer.write(Path(sys.argv[1]), {}, {}, None, write)
+"""
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_a_kill_between_the_renames_leaves_the_new_folder(tmp_path, old):
+    """The older one is put aside first; without one there is a single rename."""
+    target = tmp_path / "final"
+    if old:
+        target.mkdir()
+        (target / "model.safetensors").write_text("old")
+    done = subprocess.run([sys.executable, "-c", KILLED, str(target), ".writing-final"])
+    assert done.returncode == 9 and not target.exists()
+    sweep(tmp_path)
+    assert damage(target) is None and (target / "model.safetensors").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
+
+
+def test_a_folder_put_aside_comes_back_where_the_new_one_is_not_whole(tmp_path):
+    for name in (".replaced-final", ".writing-final"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".replaced-final" / "model.safetensors").write_text("old")
+    sweep(tmp_path)
+    assert (tmp_path / "final" / "model.safetensors").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_rename_that_fails_leaves_the_old_folder(tmp_path, monkeypatch):
+    made = writer(tmp_path)
+    saved(made, 10)
+    renamed = os.replace
+
+    def fails(source, target):
+        if ".writing-" in str(source):
+            raise OSError("no")
+        renamed(source, target)
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(Failed, match="could not be written"):
+        saved(made, 10)
+    assert newest(tmp_path)[0] == tmp_path / "checkpoint-step-10" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_checkpoint_moved_to_another_disk_stays_there(tmp_path):
+    """The run removes its link alone."""
+    made, archive = writer(tmp_path / "run", keep_steps=1), tmp_path / "archive"
+    saved(made, 10)
+    (tmp_path / "run" / "checkpoint-step-10").rename(archive)
+    (tmp_path / "run" / "checkpoint-step-10").symlink_to(archive)
+    assert saved(made, 20) == {"checkpoint-step-20"} and damage(archive) is None
+
+
+def test_a_copy_of_a_best_model_under_another_name_is_not_ours(tmp_path):
+    made = writer(tmp_path)
+    made.save_best(120)
+    (tmp_path / "best-step-120").rename(tmp_path / "best-step-120-backup")
+    made.save_best(130)
+    made.save("checkpoint-step-140", chose(140, 0, best=140, best_epoch=1))
+    assert {path.name for path in tmp_path.iterdir()} == {"best-step-120-backup", "checkpoint-step-140"}
+
+
+def test_an_output_never_replaces_what_was_put_there_meanwhile(tmp_path):
+    output = tmp_path / "out"
+    output.mkdir()
+
+    def write(folder: Path) -> None:
+        (folder / "weights").write_text("new")
+        (output / "thesis.tex").write_text("precious")
+
+    with pytest.raises(Failed, match="is no empty folder any more .*; the whole folder is ") as refused:
+        write_output(output, write)
+    assert (output / "thesis.tex").read_text() == "precious"
+    left = Path(str(refused.value).split("the whole folder is ")[1].split(":")[0])
+    assert damage(left) is None and (left / "weights").read_text() == "new"
+
+
+def test_two_commands_with_one_output_do_not_mix_their_files(tmp_path, capsys):
+    output = tmp_path / "out"
+    output.mkdir()
+
+    def first(folder: Path) -> None:
+        (folder / "a").write_text("first")
+        write_output(output, lambda other: (other / "b").write_text("second"))
+        (folder / "c").write_text("first")
+
+    with pytest.raises(Failed, match="no empty folder any more"):
+        write_output(output, first)
+    assert {path.name for path in output.iterdir()} == {"b", MARKER} and damage(output) is None
+    assert "another command that writes" in capsys.readouterr().err
+
+
+def test_an_output_that_is_a_link_to_an_empty_folder_is_written_there(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    write_output(tmp_path / "out", lambda folder: (folder / "a").write_text("new"))
+    assert (tmp_path / "disk" / "a").is_file() and (tmp_path / "out").is_symlink()
 
 
 def test_the_newest_are_kept(tmp_path):
