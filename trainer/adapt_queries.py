@@ -5,14 +5,16 @@ Alone, or on the ranks of torchrun and the like: each scores its share of the do
 
 import argparse
 import sys
-import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from data_prep.common.console import result, say_next
 from data_prep.common.errors import BadInput
-from data_prep.common.files import check, existing_parent
+from data_prep.common.files import check, existing_parent, unfinished_name
 from data_prep.common.parser import Parser
 from data_prep.common.paths import with_homes
+from data_prep.common.sole_writer import sole_writer
 from data_prep.stores.flags import add_store, store_of, store_words, where_of
 from trainer.engine.join import joined
 from trainer.engine.leaving import guarded_ranks
@@ -49,11 +51,16 @@ def show(adapter: QueryAdapter, output: Path) -> None:
         result(f"verdict: leave it as it is: no gain in {METRIC} of {queries}; {output} is the identity")
 
 
+def _taken(output: Path) -> list[str]:
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        return [f"--output {output}: exists and is not an empty folder; name a new one"]
+    return []
+
+
 def _check(args: argparse.Namespace) -> None:
     """Raises BadInput with every problem that shows before anything is loaded."""
-    output, problems = Path(args.output), []
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        problems.append(f"--output {output}: exists and is not an empty folder; name a new one")
+    output = Path(args.output)
+    problems = _taken(output)
     if not (blocked := existing_parent(output.parent)).is_dir():
         problems.append(f"--output {output}: {blocked} is a file, so nothing can be written below it")
     if not Path(args.pairs).exists():
@@ -69,6 +76,15 @@ def _check(args: argparse.Namespace) -> None:
     check(problems + (onnx_problems() if args.onnx else []))
 
 
+@contextmanager
+def _writing(output: Path, vectors: Path) -> Iterator[None]:
+    """A block in which no other process writes the output, whose vectors are removed at its end."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with sole_writer(vectors, output):
+        check(_taken(output))  # by a process that has ended since the first look
+        yield
+
+
 def write(
     output: Path, adapter: QueryAdapter, encoder: TextEncoder | None, learner: QueryEncoder | None, onnx: bool
 ) -> None:
@@ -78,25 +94,20 @@ def write(
         write_folder(output, adapter, encoder, onnx)
 
 
-def _file_beside(output: Path) -> Path:
-    """Returns a name that no other command has, which may have the same output."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    return output.with_name(f".{output.name}.vectors-{uuid.uuid4().hex[:8]}")
-
-
 def run(args: argparse.Namespace) -> None:
     _check(args)
     source, output = Source(store_of(args), where_of(args), args.pairs), Path(args.output)
     closed = closed_model(args)
     encoder = closed or TextEncoder(*models_of(args.model, None, args))
-    with joined(args.device, args.precision) as runtime:
+    vectors = unfinished_name(output.with_name(f"{output.name}.vectors"))
+    with joined(args.device, args.precision) as runtime, ExitStack() as stack:
         if closed:
             closed.world = runtime.world
         else:
             encoder.runtime = runtime
         if args.map == LINEAR and args.rank is not None and args.rank >= encoder.size:
             raise BadInput(f"--rank {args.rank}: must be below the {encoder.size} numbers of a vector")
-        vectors = runtime.world.on_first(lambda: _file_beside(output))
+        runtime.world.on_first(lambda: stack.enter_context(_writing(output, vectors)))
         adapter, learner = adapt(source, encoder, runtime, Shape(args.map, args.rank), vectors)
         runtime.world.on_first(lambda: write(output, adapter, None if closed else encoder, learner, args.onnx))
         if runtime.is_main:

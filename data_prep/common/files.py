@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from data_prep.common.errors import BadInput, Failed
 from data_prep.common.paths import expanded
+from data_prep.common.sole_writer import sole_writer
 
 
 def unfinished_name(path: Path) -> Path:
@@ -33,25 +34,21 @@ def fsync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
+def written_aside(path: Path, mode: int = 0o666) -> Iterator[Path]:
     """Yields the name of a hidden sibling, which becomes `path` if the block succeeds, and is removed if it does not.
-    Creates the parent folder. Nothing is fsynced."""
+    Creates the parent folder. Nothing is fsynced. mode: of a new file, before the umask. Failed: another process writes
+    there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = unfinished_name(path)
-    try:
+    with sole_writer(part, path, mode):
         yield part
         os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 @contextmanager
 def whole_file(path: Path, mode: int = 0o666) -> Iterator[IO[str]]:
-    """Yields a UTF-8 text file that appears under `path` only if the block succeeds. Creates the parent folder.
-    mode: of a new file, before the umask."""
-    options = {"encoding": "utf-8", "newline": "\n", "opener": lambda name, flags: os.open(name, flags, mode)}
-    with written_aside(path) as part, open(part, "w", **options) as handle:
+    """Yields a UTF-8 text file that appears under `path` only if the block succeeds. mode, errors: of written_aside."""
+    with written_aside(path, mode) as part, open(part, "w", encoding="utf-8", newline="\n") as handle:
         yield handle
         handle.flush()
         os.fsync(handle.fileno())

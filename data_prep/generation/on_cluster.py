@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from data_prep.cluster.ray_workers import RayWorkers
 from data_prep.common.console import Meter, say
 from data_prep.common.errors import BadInput, Failed
-from data_prep.common.files import unfinished_name, whole_file
+from data_prep.common.files import whole_file
 from data_prep.common.workers import Workers
 from data_prep.generation.answer import Answer
 from data_prep.generation.config import QuestionGenerationConfig
@@ -71,8 +71,7 @@ def ask_on_cluster(
     Run.ask.
     """
     texts = cache.path.absolute().with_name(f".{cache.path.stem}.texts")
-    for stale in (texts, unfinished_name(texts)):  # of a command that was killed
-        stale.unlink(missing_ok=True)
+    texts.unlink(missing_ok=True)  # of a command that was killed
     try:
         if not (count := _write_texts(texts, chunks, cache)):
             return 0, {}

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.common.console import say, track
+from data_prep.common.errors import Failed
 from data_prep.common.files import cache_folder, sha256_of, whole_file
 from data_prep.quality import checks
 from data_prep.quality.checks import AT_ONCE, Finding
@@ -57,7 +58,7 @@ class Gate:
             listed = json.loads(stored.read_text(encoding="utf-8"))["findings"]
             return [Finding.of_json(one) for one in listed]
         findings = checks.sorted_findings(self._look())
-        with suppress(OSError), whole_file(stored) as file:
+        with suppress(OSError, Failed), whole_file(stored) as file:  # Failed: another process writes the same there
             json.dump({"train": str(self.shards.path), "findings": [one.to_json() for one in findings]}, file)
         return findings
 

@@ -8,8 +8,9 @@
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from data_prep.cluster.open import open_workers, problems_of
 from data_prep.common.console import say, track
 from data_prep.common.errors import BadInput, Failed, collect
 from data_prep.common.files import check, fsync_folder, unfinished_name
+from data_prep.common.sole_writer import sole_writer
 from data_prep.common.workers import Workers, free_memory, result_of
 from data_prep.reading.files import Span
 from data_prep.reading.formats import Notes, source_names
@@ -67,7 +69,8 @@ def shard(
     row may hold. tokens: the tokenizer of the train rows (default: none). workers: most processes; 1: this one only.
     on: a Ray cluster in their place, see cluster/ray_workers.py; every node sees the inputs and the output's folder.
 
-    Rows wait on disk beside the output; split.py states the memory. BadInput lists every problem.
+    Rows wait on disk beside the output; split.py states the memory. BadInput lists every problem. Failed: another
+    process writes there.
     """
     assert on_leakage in ON_LEAKAGE
     problems = problems_of(workers, on) + _bad_options(inputs, output, num_shards, eval_fraction, overwrite)
@@ -77,9 +80,8 @@ def shard(
     if on:  # a node has another working folder
         inputs, output = [path.absolute() for path in inputs], output.absolute()
     names, source = source_names(inputs), _tokenizer(tokens)
-    build = _empty_build(output)
-    spool = build / SPOOL
-    try:
+    with _building(output) as build:
+        spool = build / SPOOL
         with open_workers(min(workers, _useful_workers(inputs)), on, inputs, output) as pool:
             tokenizer = pool.aside(tokenise.load, source) if source else None
             exclusions = Exclusions(near_duplicates, write_held(exclude, near_duplicates, spool))
@@ -96,9 +98,6 @@ def shard(
         rule |= {"large_group_kept_in_train": plan.kept_in_train, "on_leakage": on_leakage}
         manifest = write_manifest(build, plan, splits, counts, written, rule, left_out)
         _put_in_place(build, output, overwrite)
-    except BaseException:
-        shutil.rmtree(build, ignore_errors=True)
-        raise
     print_summary(output, manifest)
     return manifest
 
@@ -124,13 +123,21 @@ def _bad_options(
     return problems
 
 
-def _empty_build(output: Path) -> Path:
+@contextmanager
+def _building(output: Path) -> Iterator[Path]:
+    """Yields an empty folder beside the output, in which only this process works. It is removed unless it is moved."""
     build = unfinished_name(output)
-    if build.exists():
-        say(f"removing what an interrupted run left: {build}")
-        shutil.rmtree(build)
-    (build / SPOOL).mkdir(parents=True)
-    return build
+    output.parent.mkdir(parents=True, exist_ok=True)
+    # A file beside it, as not every file system locks folders.
+    with sole_writer(build.with_name(f"{build.name}.lock"), output):
+        if build.exists():
+            say(f"removing what an interrupted run left: {build}")
+            shutil.rmtree(build)
+        (build / SPOOL).mkdir(parents=True)
+        try:
+            yield build
+        finally:
+            shutil.rmtree(build, ignore_errors=True)
 
 
 def _tokenizer(tokens: tokenise.TokenOptions | None) -> tokenise.Source | None:

@@ -103,16 +103,12 @@ def adapt(
 ) -> tuple[QueryAdapter, QueryEncoder | None]:
     """Returns the adapter, with its result in `facts`, and the trained encoder where LoRA gains. Collective.
 
-    file: a path on a disk that all ranks share, for the vectors; it is deleted. Raises BadInput where the store's
-    vectors are not the model's, or the pairs name none of its chunks.
+    file: a path on a disk that all ranks share, for the vectors; the caller removes it. Raises BadInput where the
+    store's vectors are not the model's, or the pairs name none of its chunks.
     """
     _check_model(encoder, runtime.world.on_first(lambda: _recorded(source)))
-    try:
-        task = runtime.world.on_first(lambda: _prepare(source, file))
-        return learn(source, encoder, runtime, shape, task, file)
-    finally:
-        if runtime.is_main:
-            file.unlink(missing_ok=True)
+    task = runtime.world.on_first(lambda: _prepare(source, file))
+    return learn(source, encoder, runtime, shape, task, file)
 
 
 def learn(

@@ -5,6 +5,7 @@ import pytest
 from data_prep.common.errors import Failed
 from data_prep.sharding import build
 from data_prep.sharding.build import shard
+from data_prep.shards.folder import open_shards
 from data_prep.shards.target import is_unfinished, is_written, names_in
 from tests.unit.data_prep.helpers import documents, run, write_records
 from tests.unit.data_prep.sharding.test_build import contents
@@ -51,6 +52,20 @@ def test_a_folder_with_files_of_another_is_not_replaced(rows, tmp_path, capsys, 
     code, _, err = run(capsys, "shard", rows, "--output", tmp_path / "data", *flags)
     assert code == 2 and f"--output {tmp_path / 'data'}: {says}" in err, err
     assert contents(tmp_path / "data") == before
+
+
+def test_a_second_run_ends_and_the_first_is_undisturbed(rows, tmp_path, monkeypatch, capsys):
+    real, second = build.write_manifest, []
+
+    def meanwhile(*arguments):
+        second.append(run(capsys, "shard", rows, "--output", tmp_path / "new", "--workers", 1))
+        return real(*arguments)
+
+    monkeypatch.setattr(build, "write_manifest", meanwhile)
+    shard([rows], tmp_path / "new")
+    ((code, _, err),) = second
+    assert code == 1 and err.endswith("new: another process writes there; wait for its end, or name another output\n")
+    assert open_shards(tmp_path / "new").manifest["rows"] and len(list(tmp_path.iterdir())) == 2
 
 
 def test_files_that_appear_while_a_run_works_are_kept(rows, tmp_path, monkeypatch):

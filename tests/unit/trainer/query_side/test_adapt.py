@@ -19,7 +19,7 @@ from trainer.evaluation.ranking_metrics import score_run
 from trainer.inference.metrics import rank_documents
 from trainer.inference.store_record import FINGERPRINT, STATE, UNFINISHED
 from trainer.inference.text_encoder import TextEncoder
-from trainer.query_side import fit
+from trainer.query_side import adapt, fit
 from trainer.query_side.adapt import divided, related
 from trainer.query_side.adapter import QueryAdapter
 from trainer.query_side.documents import Stored, share_of
@@ -108,6 +108,36 @@ def test_where_nothing_can_be_learned_the_identity_is_written_and_said(world, ti
     assert adapter.is_identity and adapter.facts["metrics"]["nDCG@10"]["difference"] == 0
     asked = encoder.queries(["w1 w2"])
     np.testing.assert_allclose(adapter(asked), asked, atol=1e-6)
+
+
+def test_a_second_process_for_an_output_ends_and_the_first_is_undisturbed(world, tiny_bert, capsys, monkeypatch):
+    second, argv = [], command(world, tiny_bert, "own", "both", "--rank", "4")
+
+    def meanwhile(ids, qrels):  # the vectors are on the disk
+        if not second:
+            second.append(None)
+            second[0] = adapt_queries.main(argv), capsys.readouterr().err
+        return divided(ids, qrels)
+
+    monkeypatch.setattr(adapt, "divided", meanwhile)
+    assert adapt_queries.main(argv) == 0
+    ((code, said),) = second
+    assert code == 1 and said.endswith("both: another process writes there; wait for its end, or name another output\n")
+    assert QueryAdapter.load(world / "both").facts["chunks"] == COUNT
+    assert not list(world.glob(".both*")), "the file of vectors is gone"
+
+
+def test_an_output_that_another_process_has_finished_meanwhile_is_kept(world, tiny_bert, capsys, monkeypatch):
+    def meanwhile(*configs):
+        (world / "finished").mkdir()
+        (world / "finished" / "precious").write_text("whole")
+        return TextEncoder(*configs)
+
+    monkeypatch.setattr(adapt_queries, "TextEncoder", meanwhile)
+    assert adapt_queries.main(command(world, tiny_bert, "own", "finished")) == 2
+    assert "finished: exists and is not an empty folder; name a new one" in capsys.readouterr().err
+    assert [path.name for path in world.glob("*finished*")] == ["finished"]
+    assert (world / "finished" / "precious").read_text() == "whole"
 
 
 def test_the_other_forms_of_a_map_run(world, tiny_bert):
