@@ -108,7 +108,17 @@ def rejected_name(output: Path) -> Path:
 
 
 def same_path(one: Path, other: Path) -> bool:
-    return one.resolve() == other.resolve()
+    """Returns True for two names of one file: also by links, a second mount, or a disk that takes A for a."""
+    try:
+        return os.path.samefile(one, other)
+    except OSError:  # one of them does not exist
+        return one.resolve() == other.resolve()
+
+
+def is_within(path: Path, folder: Path) -> bool:
+    """Returns True for the folder itself, and for every path below it."""
+    path = path.resolve()
+    return any(same_path(parent, folder) for parent in (path, *path.parents))
 
 
 def check(problems: list[str]) -> None:

@@ -19,6 +19,7 @@ from data_prep.cluster.open import open_workers, problems_of
 from data_prep.common.console import say, track
 from data_prep.common.errors import BadInput, Failed, collect
 from data_prep.common.files import check, fsync_folder, unfinished_name
+from data_prep.common.paths import expanded
 from data_prep.common.sole_writer import sole_writer
 from data_prep.common.workers import Workers, free_memory, result_of
 from data_prep.reading.files import Span
@@ -73,16 +74,18 @@ def shard(
     process writes there.
     """
     assert on_leakage in ON_LEAKAGE
-    problems = problems_of(workers, on) + _bad_options(inputs, output, num_shards, eval_fraction, overwrite)
+    problems = problems_of(workers, on) + _bad_options(output, num_shards, eval_fraction, overwrite)
+    problems += overlaps(inputs, output, [*exclude, *_folder_of(tokens)])
     if near_duplicates is not None:
         problems += check_similarity(near_duplicates, "--near-duplicates")
     check(problems + tokenise.check_options(tokens))
     if on:  # a node has another working folder
-        inputs, output = [path.absolute() for path in inputs], output.absolute()
+        inputs = [path.absolute() for path in inputs]
+    place = output.resolve()  # where the output is a link, it stays one: the folder that it names is replaced
     names, source = source_names(inputs), _tokenizer(tokens)
-    with _building(output) as build:
+    with _building(place) as build:
         spool = build / SPOOL
-        with open_workers(min(workers, _useful_workers(inputs)), on, inputs, output) as pool:
+        with open_workers(min(workers, _useful_workers(inputs)), on, inputs, place) as pool:
             tokenizer = pool.aside(tokenise.load, source) if source else None
             exclusions = Exclusions(near_duplicates, write_held(exclude, near_duplicates, spool))
             tasks = read_tasks(names, spool, positive, split_by, exclusions, columns)
@@ -97,26 +100,23 @@ def shard(
         rule = {"by": f"metadata.{split_by}" if split_by else "documents", "fraction": eval_fraction, "seed": seed}
         rule |= {"large_group_kept_in_train": plan.kept_in_train, "on_leakage": on_leakage}
         manifest = write_manifest(build, plan, splits, counts, written, rule, left_out)
-        _put_in_place(build, output, overwrite)
+        _put_in_place(build, place, overwrite)
     print_summary(output, manifest)
     return manifest
 
 
-def _bad_options(
-    inputs: list[Path | Location], output: Path, num_shards: int | None, fraction: float, overwrite: bool
-) -> list[str]:
+def _bad_options(output: Path, num_shards: int | None, fraction: float, overwrite: bool) -> list[str]:
     problems = []
     if num_shards is not None and num_shards < 1:
         problems.append(f"--num-shards {num_shards}: must be 1 or more")
     if not 0 <= fraction < 1:
         problems.append(f"--eval-fraction {fraction:g}: must be in 0..1, below 1")
-    problems += overlaps(inputs, output)
     blocked = next((folder for folder in (output, *output.parents) if folder.exists() and not folder.is_dir()), None)
     if blocked:
         problems.append(f"--output {output}: {blocked} is a file, not a folder")
     elif output.is_dir():
         names = names_in(output)
-        if problem := problem_of(names, overwrite):
+        if problem := problem_of(output, names, overwrite):
             problems.append(f"--output {output}: {problem}")
         elif names and MANIFEST not in names:
             say(f"{output} is unfinished (no {MANIFEST}) and will be replaced")
@@ -138,6 +138,11 @@ def _building(output: Path) -> Iterator[Path]:
             yield build
         finally:
             shutil.rmtree(build, ignore_errors=True)
+
+
+def _folder_of(tokens: tokenise.TokenOptions | None) -> list[Path]:
+    """Returns the folder of --tokenizer; nothing for a hub id."""
+    return [folder] if tokens and (folder := Path(expanded(tokens.model))).is_dir() else []
 
 
 def _tokenizer(tokens: tokenise.TokenOptions | None) -> tokenise.Source | None:
@@ -274,10 +279,12 @@ def _why_no_eval(plan: SplitPlan) -> str:
 
 def _put_in_place(build: Path, output: Path, overwrite: bool) -> None:
     """Moves the build to `output`; an old folder is moved aside first and deleted last."""
-    if output.is_dir() and (problem := problem_of(names_in(output), overwrite)):
+    if output.is_dir() and (problem := problem_of(output, names_in(output), overwrite)):
         raise Failed(f"--output {output}: was changed while this run worked: it {problem}")
     old = output.with_name(f".{output.name}.replaced")
-    if old.exists():
+    if old.is_symlink():
+        old.unlink()
+    elif old.exists():
         shutil.rmtree(old)
     if output.exists():
         os.rename(output, old)

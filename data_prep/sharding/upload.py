@@ -63,7 +63,7 @@ def _check(inputs: Iterable[Path | Location], output: Location, overwrite: bool)
     names = set(output.sizes()) - {PROBE}
     if "" in names:
         problems.append(f"--output {output}: is an object, not a folder; choose another name")
-    elif problem := problem_of(names, overwrite):
+    elif problem := problem_of(output, names, overwrite):
         problems.append(f"--output {output}: {problem}")
     check(problems)
     if names and MANIFEST not in names:

@@ -1,13 +1,15 @@
 """The place where a shard folder is written, on this disk or in a store: what a new folder may replace.
 
 - Only files that `shard` writes are replaced, known by their names. Any other file makes the place another's.
-- `datasets` writes some of these names too. A folder without a manifest is one of ours if it has a file of SIGNS.
+- Other programs write some of these names too. A folder is one of ours if it has a file of SIGNS, or our manifest.
 """
 
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from data_prep.common.files import is_within
+from data_prep.common.finite import decode_json
 from data_prep.remote.copies import MANIFEST
 from data_prep.remote.location import Location
 from data_prep.shards.folder import SPLITS
@@ -44,29 +46,42 @@ def looks_unfinished(path: Path) -> bool:
     return path.is_dir() and is_unfinished(names_in(path))
 
 
-def problem_of(names: Collection[str], overwrite: bool) -> str | None:
-    """Returns why nothing may be written in place of the files with these names; None: it may."""
+def problem_of(place: Path | Location, names: Collection[str], overwrite: bool) -> str | None:
+    """Returns why nothing may be written in place of the files with these names, all that is there; None: it may."""
     strange = sorted(name for name in names if not is_written(name))
     if strange:
         return f"holds other files, such as {strange[0]}; choose another folder"
-    if MANIFEST in names:
+    if MANIFEST in names and (not SIGNS.isdisjoint(names) or _is_manifest(place / MANIFEST)):
         return None if overwrite else "is a finished shard folder; choose another folder or add --overwrite"
     if names and not is_unfinished(names):
         return f"holds files that may be of another dataset, such as {min(names)}; choose another folder"
     return None
 
 
-def overlaps(inputs: Iterable[Path | Location], output: Path | Location) -> list[str]:
-    """Returns the problems of inputs that the output would replace, and of an output within an input."""
-    problems, target = [], _parts(output)
-    for path in inputs:
-        parts = _parts(path)
-        if parts[: len(target)] == target:
-            problems.append(f"--output {output}: holds the input {path}; choose another folder")
-        elif target[: len(parts)] == parts:
-            problems.append(f"--output {output}: lies in the input {path}; choose another folder")
-    return problems
+def _is_manifest(file: Path | Location) -> bool:
+    """Returns True for a manifest of this or another version of `shard`."""
+    try:
+        content = decode_json(file.read() if isinstance(file, Location) else file.read_bytes())
+    except (ValueError, OSError):
+        return False
+    return isinstance(content, dict) and content.keys() >= {"schema_version", "files", "fingerprint"}
 
 
-def _parts(place: Path | Location) -> tuple[str, ...]:
-    return (place.scheme, *place.key.split("/")) if isinstance(place, Location) else place.resolve().parts
+def overlaps(
+    inputs: Iterable[Path | Location], output: Path | Location, others: Iterable[Path | Location] = ()
+) -> list[str]:
+    """Returns the problems of inputs that the output would replace, and of an output within an input.
+
+    others: what is read besides the inputs. The output may lie in it.
+    """
+    inputs = list(inputs)
+    replaced = [path for path in (*inputs, *others) if _is_within(path, output)]
+    around = [path for path in inputs if path not in replaced and _is_within(output, path)]
+    problems = [f"--output {output}: holds the input {path}; choose another folder" for path in replaced]
+    return problems + [f"--output {output}: lies in the input {path}; choose another folder" for path in around]
+
+
+def _is_within(place: Path | Location, folder: Path | Location) -> bool:
+    if isinstance(place, Path) and isinstance(folder, Path):
+        return is_within(place, folder)
+    return f"{place}/".startswith(f"{folder}/") and type(place) is type(folder)

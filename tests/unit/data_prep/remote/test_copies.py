@@ -137,6 +137,13 @@ def test_a_plain_dataset_is_not_taken_for_an_upload_that_did_not_end(store, writ
     assert files_of(store.root / FOLDER.key) == before
 
 
+def test_a_manifest_of_another_program_is_not_replaced(store, write):
+    before = put(store, "manifest.json")
+    with pytest.raises(BadInput, match="holds files that may be of another dataset, such as manifest.json"):
+        write(overwrite=True)
+    assert files_of(store.root / FOLDER.key) == before
+
+
 def test_an_upload_that_ended_after_one_file_is_replaced_and_so_are_shards_that_are_too_many(store, write):
     store.full = 2  # the probe and a file
     with pytest.raises(Failed):

@@ -1,5 +1,8 @@
 """Files that a new shard folder may replace on this disk. In a store: remote/test_copies.py."""
 
+import os
+import shutil
+
 import pytest
 
 from data_prep.common.errors import Failed
@@ -29,6 +32,8 @@ def test_an_input_folder_around_the_output_is_refused(rows, tmp_path, capsys):
     shard([rows], tmp_path / "s")
     code, _, err = run(capsys, "shard", tmp_path / "s", "--output", tmp_path / "s" / "more")
     assert code == 2 and f"lies in the input {tmp_path / 's'}; choose another folder" in err
+    code, _, err = run(capsys, "shard", rows, "--output", tmp_path / "s" / "more", "--tokenizer", tmp_path / "s")
+    assert code == 2 and "has no tokenizer.json" in err and "lies in" not in err
 
 
 @pytest.mark.parametrize("flags", [[], ["--overwrite"]])
@@ -41,17 +46,69 @@ def test_an_input_folder_around_the_output_is_refused(rows, tmp_path, capsys):
             "holds other files, such as eval/notes",
         ),
         (["manifest.json", "notes.txt"], "holds other files, such as notes.txt"),
+        (["manifest.json"], "holds files that may be of another dataset, such as manifest.json"),
         (["dataset_dict.json", "train/state.json"], "holds files that may be of another dataset, such as dataset_dict"),
     ],
 )
 def test_a_folder_with_files_of_another_is_not_replaced(rows, tmp_path, capsys, names, says, flags):
     for name in names:
         (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "data" / name).write_text("precious")
+        (tmp_path / "data" / name).write_text('{"files": [], "schema_version": 1}')
     before = contents(tmp_path / "data")
     code, _, err = run(capsys, "shard", rows, "--output", tmp_path / "data", *flags)
     assert code == 2 and f"--output {tmp_path / 'data'}: {says}" in err, err
     assert contents(tmp_path / "data") == before
+
+
+def test_a_link_to_the_output_stays_and_the_folder_that_it_names_is_replaced(rows, tmp_path, capsys):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "s").symlink_to(tmp_path / "disk" / "shards")
+    for more in ([], ["--overwrite"], ["--overwrite", "--seed", 1]):
+        code, _, err = run(capsys, "shard", rows, "--output", tmp_path / "s", "--workers", 1, *more)
+        assert code == 0, err
+    assert (tmp_path / "s").is_symlink() and open_shards(tmp_path / "s").manifest["split"]["seed"] == 1
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["shards"]
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "disk", "s"}
+
+
+def test_a_link_in_the_place_of_the_folder_that_is_replaced_does_not_end_a_run(rows, tmp_path):
+    shard([rows], tmp_path / "s")
+    (tmp_path / "kept").mkdir()
+    (tmp_path / ".s.replaced").symlink_to(tmp_path / "kept")
+    shard([rows], tmp_path / "s", overwrite=True)
+    assert (tmp_path / "kept").is_dir() and not (tmp_path / ".s.replaced").is_symlink()
+
+
+def test_what_a_run_reads_besides_its_inputs_is_not_replaced(rows, tmp_path, capsys):
+    made = tmp_path / "s"
+    shard([rows], made)
+    before = contents(made)
+    flags = "--overwrite", "--exclude", made / "eval", "--tokenizer", made / "train"
+    code, _, err = run(capsys, "shard", rows, "--output", made, *flags)
+    assert code == 2
+    for name in ("eval", "train"):
+        assert f"--output {made}: holds the input {made / name}; choose another folder" in err
+    assert contents(made) == before
+
+
+def test_a_second_name_of_an_input_is_seen(rows, tmp_path, capsys, monkeypatch):
+    """A second mount, or a disk that takes S for s."""
+    shard([rows], tmp_path / "s")
+    shutil.copytree(tmp_path / "s", tmp_path / "S")
+    real = os.path.samefile
+    monkeypatch.setattr(os.path, "samefile", lambda *paths: real(*(str(path).replace("/S", "/s") for path in paths)))
+    for source in (tmp_path / "s", tmp_path / "s" / "train"):
+        code, _, err = run(capsys, "shard", source, "--output", tmp_path / "S", "--overwrite")
+        assert code == 2 and f"--output {tmp_path / 'S'}: holds the input {source}" in err
+    code, _, err = run(capsys, "shard", tmp_path / "s", "--output", tmp_path / "S" / "more")
+    assert code == 2 and f"lies in the input {tmp_path / 's'}" in err
+
+
+def test_a_damaged_manifest_of_ours_is_replaced(rows, tmp_path):
+    shard([rows], tmp_path / "s")
+    (tmp_path / "s" / "manifest.json").write_text("{")
+    shard([rows], tmp_path / "s", overwrite=True)
+    assert open_shards(tmp_path / "s").manifest["rows"]
 
 
 def test_a_second_run_ends_and_the_first_is_undisturbed(rows, tmp_path, monkeypatch, capsys):
