@@ -11,6 +11,7 @@ from data_prep.common.files import check, check_output_file, write_json
 from data_prep.common.parser import Parser
 from data_prep.common.paths import with_homes
 from data_prep.reading.retrieval_sets import load_set
+from data_prep.remote.location import location
 from trainer.blending.rules import Rules
 from trainer.inference.flags import add_model, model_of
 
@@ -53,7 +54,9 @@ def run(args: argparse.Namespace) -> int:
     from trainer.exporting.proof import prove
 
     rules = Rules(args.shares, args.most_lost, args.seed)
-    check(check_output_file(Path(args.json), suffix=".json", flag="--json") if args.json else [])
+    if args.json:
+        sets = [location(path) for path in (args.data, args.general) if path]
+        check(check_output_file(Path(args.json), sets, suffix=".json", flag="--json"))
     domain, general = load_set(args.data), load_set(args.general) if args.general else None
     for note in [*domain.notes, *(general.notes if general else [])]:
         say(note)

@@ -16,6 +16,7 @@ from data_prep.common.parser import Parser
 from data_prep.common.paths import with_homes
 from data_prep.reading.retrieval_sets import RetrievalSet, load_collection, load_evaluation
 from data_prep.reading.scored_pairs import ScoredPairs
+from data_prep.remote.location import location
 from data_prep.stores.flags import add_store, store_flags, store_of, store_words, where_of
 from data_prep.stores.open import open_collection
 from trainer.distributed.device import precision_name
@@ -73,7 +74,10 @@ def _check(args: argparse.Namespace, sets: Sets) -> None:
         fields = [*dict.fromkeys(name for part in parts for name in part.fields)]
         known = f"Fields: {', '.join(fields)}" if fields else "There is no metadata"
         problems.append(f"--by {args.by}: no query or document has this field.{nearest(args.by, fields)} {known}")
-    check(problems + (check_output_file(Path(args.json), suffix=".json", flag="--json") if args.json else []))
+    if args.json:
+        read = [*map(location, args.data or ()), args.pairs]
+        problems += check_output_file(Path(args.json), read, suffix=".json", flag="--json")
+    check(problems)
 
 
 def _say_notes(args: argparse.Namespace, sets: Sets) -> None:

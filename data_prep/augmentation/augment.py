@@ -56,7 +56,8 @@ def augment(
     cluster.open_workers; which variants stay is decided here, so the lines do not depend on it. Raises BadInput with
     every problem.
     """
-    problems = check_output_file(output, inputs) + changes.problems() + problems_of(workers, on)
+    problems = check_output_file(output, [*inputs, misspellings, synonyms])
+    problems += changes.problems() + problems_of(workers, on)
     if variants < 1:
         problems.append(f"--variants {variants}: must be 1 or more")
     if not 0 <= score_scale <= 1:

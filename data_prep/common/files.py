@@ -75,9 +75,13 @@ def spool_beside(path: Path) -> Iterator[IO[str]]:
 
 
 def check_output_file(
-    output: Path, inputs: Iterable[Path] = (), suffix: str | tuple[str, ...] = ".jsonl", flag: str = "--output"
+    output: Path, inputs: Iterable[Any] = (), suffix: str | tuple[str, ...] = ".jsonl", flag: str = "--output"
 ) -> list[str]:
-    """Returns the problems of an output path, before any work is done. suffix: of the format, or formats, to write."""
+    """Returns the problems of an output path, before any work is done.
+
+    inputs: all that is read, files and folders; those in an object store cannot be replaced. suffix: of the format, or
+    formats, to write.
+    """
     problems, suffixes = [], (suffix,) if isinstance(suffix, str) else suffix
     if output.suffix not in suffixes:
         problems.append(f"{flag} {output}: must end in {' or '.join(suffixes)}, the format that is written")
@@ -88,12 +92,21 @@ def check_output_file(
         problems.append(f"{flag} {output}: {blocked} is a file, not a folder")
     rejected = rejected_name(output)
     for path in inputs:
+        if not isinstance(path, Path):
+            continue
         if same_path(path, output):
             problems.append(f"{flag} {output}: is also an input; choose another name")
-        if same_path(path, rejected):
-            fate = f"its rejected lines would replace the input {path}"
+        elif _is_file_in(output, path):
+            problems.append(f"{flag} {output}: would replace a file of the input {path}; choose another name")
+        if same_path(path, rejected) or _is_file_in(rejected, path):
+            fate = f"its rejected lines would replace the input {path if path.is_file() else rejected}"
             problems.append(f"{flag} {output}: {fate}; choose another name")
     return problems
+
+
+def _is_file_in(file: Path, folder: Path) -> bool:
+    """Returns True for a file, or a link to one, that exists in a folder."""
+    return folder.is_dir() and file.exists() and is_within(file.parent, folder)
 
 
 def existing_parent(path: Path) -> Path:

@@ -1,5 +1,6 @@
 """The small parts that every package shares."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from data_prep.common.files import check_output_file, named_when_whole
 from data_prep.common.parser import Parser, near_flag, stray_flags
 from data_prep.common.workers import batches, free_memory
+from data_prep.remote.location import location
 from data_prep.texts.splitmix import GOLDEN_GAMMA, splitmix
 
 
@@ -51,6 +53,31 @@ def test_every_problem_of_an_output_file_names_its_flag(tmp_path):
     inputs = [tmp_path / "page.jsonl", Path(tmp_path, "page.rejected.jsonl")]
     lines = [line for output in outputs for line in check_output_file(output, inputs, suffix=".html", flag="--html")]
     assert len(lines) == 6 and all(line.startswith("--html ") for line in lines)
+
+
+def test_an_output_that_would_replace_what_is_read_is_refused(tmp_path, monkeypatch):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for name in ("corpus.jsonl", "a.rejected.jsonl"):
+        (folder / name).write_text("")
+    (tmp_path / "other").symlink_to(folder)
+    (folder / "link.jsonl").symlink_to(folder / "corpus.jsonl")
+    inputs = [folder, location("s3://bucket/rows.jsonl"), None]
+    for place in (folder, tmp_path / "other"):
+        for name in ("corpus.jsonl", "link.jsonl"):
+            (problem,) = check_output_file(place / name, inputs)
+            assert (
+                problem == f"--output {place / name}: would replace a file of the input {folder}; choose another name"
+            )
+        (problem,) = check_output_file(place / "a.jsonl", inputs)
+        assert f"its rejected lines would replace the input {place / 'a.rejected.jsonl'};" in problem
+        assert not check_output_file(place / "new.jsonl", inputs)
+    # a second mount, or a disk that takes C for c
+    real = os.path.samefile
+    (folder / "Corpus.jsonl").write_text("")
+    monkeypatch.setattr(os.path, "samefile", lambda *paths: real(*(str(path).replace("/C", "/c") for path in paths)))
+    (problem,) = check_output_file(folder / "Corpus.jsonl", [folder / "corpus.jsonl"])
+    assert problem.endswith("Corpus.jsonl: is also an input; choose another name")
 
 
 def test_of_two_runs_of_one_task_only_a_whole_file_gets_the_name(tmp_path):

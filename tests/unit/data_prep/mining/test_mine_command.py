@@ -71,8 +71,10 @@ EMPTY = {  # file -> its content; the second and the third document have no text
 
 @pytest.mark.parametrize("name", EMPTY)
 def test_documents_without_text_are_left_out_of_a_corpus_and_counted(tmp_path, capsys, name):
-    (tmp_path / name).write_text(EMPTY[name], encoding="utf-8")
-    corpus = tmp_path if name == "corpus.jsonl" else tmp_path / name
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    (folder / name).write_text(EMPTY[name], encoding="utf-8")
+    corpus = folder if name == "corpus.jsonl" else folder / name
     first = 2 if name != "c.csv" and name != "c.tsv" else 3
     rows = write_jsonl(tmp_path / "rows.jsonl", [{"query": "frost where", "positive": "ice"}])
     call = ("mine", rows, "--corpus", corpus, "--output", tmp_path / "o.jsonl")
@@ -83,6 +85,16 @@ def test_documents_without_text_are_left_out_of_a_corpus_and_counted(tmp_path, c
     code, _, err = run(capsys, *call, "--strict")
     assert code == 2
     assert f"{name}:{first}: key 'text' is empty (refused by --strict) (2 times; also line {first + 1})" in err
+
+
+def test_an_output_in_place_of_the_corpus_is_refused(tmp_path, capsys):
+    (tmp_path / "set").mkdir()
+    corpus = tmp_path / "set" / "corpus.jsonl"
+    corpus.write_text(EMPTY["corpus.jsonl"], encoding="utf-8")
+    rows = write_jsonl(tmp_path / "rows.jsonl", [{"query": "frost where", "positive": "ice"}])
+    code, _, err = run(capsys, "mine", rows, "--corpus", corpus.parent, "--output", corpus)
+    assert code == 2 and f"--output {corpus}: would replace a file of the input {corpus.parent}" in err
+    assert corpus.read_text(encoding="utf-8") == EMPTY["corpus.jsonl"]
 
 
 def test_a_corpus_without_any_text_is_refused(tmp_path, capsys):

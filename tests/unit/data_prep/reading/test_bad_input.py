@@ -155,6 +155,7 @@ def test_a_malformed_input_is_refused_and_an_earlier_output_stays(tmp_path, caps
         ("augment good.jsonl --output o.csv --variants 0", ["2 problems", "must end in .jsonl", "--variants 0"]),
         ("augment bad.jsonl good.jsonl --output o.jsonl", ["bad.jsonl:1:", "bad.jsonl:2:"]),
         ("augment good.jsonl --output good.jsonl", ["is also an input"]),
+        ("augment good.jsonl --synonyms words.jsonl --output words.jsonl", ["is also an input"]),
         ("augment good.jsonl --output o.jsonl --typo-rate 2 --case-rate -1", ["--typo-rate 2", "--case-rate -1"]),
         ("augment good.jsonl --output o.jsonl --typo-rate nan", ["--typo-rate nan: must be in 0..1"]),
         ("augment good.jsonl --output o.jsonl --typo-rate 0", ["every rate is 0"]),

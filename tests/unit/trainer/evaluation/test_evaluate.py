@@ -186,6 +186,21 @@ def test_what_does_not_fit_is_refused_with_every_reason(evaluate, sets, capsys, 
     assert all(reason in said for reason in REFUSED[name, args]), said
 
 
+def test_a_result_in_place_of_a_set_is_refused(evaluate, sets, tmp_path, capsys):
+    scored = tmp_path / "scored.json"
+    scored.write_text(json.dumps(pairs(3, 40)))
+    (tmp_path / "set").symlink_to(sets["a"])
+    (sets["a"] / "notes.json").write_text("{}")
+    for data, out, reason in (
+        (scored, scored, "is also an input"),
+        (tmp_path / "set", sets["a"] / "notes.json", f"would replace a file of the input {tmp_path / 'set'}"),
+    ):
+        before = out.read_bytes()
+        evaluate("--data", data, "--json", out, code=2)
+        assert f"error: --json {out}: {reason}; choose another name" in capsys.readouterr().err
+        assert out.read_bytes() == before
+
+
 def test_files_that_are_no_scored_pairs(evaluate, sets, tmp_path, capsys):
     plain = write_rows(tmp_path / "plain.jsonl", [{"query": "w1", "positive": "w2"}, pairs(1, 1)[0]])
     same = write_rows(tmp_path / "same.jsonl", pairs(1, 3, lambda share: 0.5))
