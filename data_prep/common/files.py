@@ -116,8 +116,8 @@ def existing_parent(path: Path) -> Path:
 
 
 def rejected_name(output: Path) -> Path:
-    """Returns the file for rejected lines: beside the output."""
-    return output.with_name(f"{output.stem}.rejected.jsonl")
+    """Returns the file for rejected lines: beside the output, and of no other output there."""
+    return output.with_name(f"{output.name.removesuffix('.jsonl')}.rejected.jsonl")
 
 
 def same_path(one: Path, other: Path) -> bool:

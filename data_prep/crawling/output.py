@@ -14,7 +14,7 @@ COLUMNS = ("term", "definition", "url", "source")
 
 
 def write(crawled: list, output: Path) -> None:
-    """Writes the entries of all sources in order, and the items that were skipped on their pages to F.rejected.jsonl.
+    """Writes the entries of all sources in order, and the items that were skipped on their pages to its rejected_name.
 
     crawled: list of crawl.Crawled. Without any entry, nothing is written.
     """
@@ -29,13 +29,10 @@ def write(crawled: list, output: Path) -> None:
             for term, definition, url, source in rows:
                 pair = {"anchor": term, "positive": definition, "metadata": {"url": url, "source": source}}
                 handle.write(json.dumps(pair, ensure_ascii=False) + "\n")
-    rejected = rejected_name(output)
-    rejected.unlink(missing_ok=True)  # of an earlier crawl
     skipped = [(page.url, item) for one in crawled for page in one.pages for item in page.skipped]
-    if skipped:
-        with whole_file(rejected) as handle:
-            for url, item in skipped:
-                handle.write(Problem(url, item.line, item.reason, item.text).to_json() + "\n")
+    with whole_file(rejected_name(output)) as handle:  # also where nothing was skipped, in place of an earlier crawl's
+        for url, item in skipped:
+            handle.write(Problem(url, item.line, item.reason, item.text).to_json() + "\n")
 
 
 def report(crawled: list, output: Path) -> None:

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -62,8 +62,8 @@ def mine(
     corpus: texts to choose from (default: the positives of all inputs). stored_vectors: the corpus brings embeddings,
     which must be the encoder's. encoder: the embedding model of methods "dense" and "both". searcher: searches its
     vectors exactly, in place of numpy. scorer: a cross-encoder; its scores rank the candidates and become
-    teacher_scores. cache: folder for embeddings and scores (default: a hidden one beside the output, deleted when the
-    output is whole). A killed run resumes from it.
+    teacher_scores. cache: folder for embeddings and scores (default: a hidden one beside the output, whose files of
+    these models are deleted when the output is whole). A killed run resumes from it.
 
     Memory: the corpus, about 100 bytes a text, and what bm25.py and dense_search.py state; rows wait on disk. BadInput:
     all bad rows; rows with teacher_scores but no scorer; stored vectors of another model.
@@ -98,9 +98,17 @@ def mine(
                 lines.writelines(record.to_json() + "\n" for record in records)
         _print_summary(miner, rankers, encoder, scorer)
     if cache is None:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder, [model.digest for model in (encoder, scorer) if model])
     result(f"{output}: {count:,} records with {miner.counts.mined:,} mined hard negatives")
     return miner.counts.mined
+
+
+def _remove(folder: Path, digests: list[str]) -> None:
+    """Removes the files of these models; those of others, from which a killed run resumes, stay."""
+    for digest in digests:
+        shutil.rmtree(folder / digest, ignore_errors=True)
+    with suppress(OSError):  # not empty, or never made
+        folder.rmdir()
 
 
 def _open_caches(

@@ -417,7 +417,7 @@ def test_dry_run_goes_the_whole_way_offline(tmp_path, capsys):
     by_term = {row["term"]: row["definition"] for row in found}
     assert by_term["вьюшка"] == by_term["задвижка"] and by_term["leaven"] == by_term["levain"]
     assert "\n\n" in by_term["autolyse"] and not re.search(r"\[\d|¶|edit", " ".join(by_term.values()))
-    rejected = (tmp_path / "out.rejected.jsonl").read_text(encoding="utf-8").splitlines()
+    rejected = (tmp_path / "out.csv.rejected.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["reason"] for line in rejected].count("no definition") == 1
     assert main(["compose", "--input", str(tmp_path / "out.csv"), "--output", str(tmp_path / "all.jsonl")]) == 0
     assert main(["compose", "--output", str(tmp_path / "all.jsonl")]) == 2

@@ -23,7 +23,7 @@ from data_prep.mining.miner import Miner, add_hard_negatives
 from data_prep.mining.vector_cache import VectorCache
 from data_prep.records import PARENT, PARENT_QUERY, Record, text_key
 from tests.launching import ROOT, environment
-from tests.unit.data_prep.helpers import read_jsonl, run, write_jsonl, write_records
+from tests.unit.data_prep.helpers import documents, read_jsonl, run, write_jsonl, write_records
 from tests.unit.data_prep.mining.helpers import QUICK, Planted, corpus_of, dense_of
 
 # --- what may never be chosen ---
@@ -191,6 +191,16 @@ def test_a_killed_run_goes_on_and_gives_the_same_output(tmp_path, capsys):
     first = out.read_bytes()
     mine([path], out, Mining("dense"), encoder=Planted())
     assert out.read_bytes() == first
+
+
+def test_a_run_leaves_what_a_killed_run_of_another_model_resumes_from(tmp_path):
+    path, out = write_records(tmp_path / "rows.jsonl", documents(4)), tmp_path / "o.jsonl"
+    kept = tmp_path / ".o.jsonl.mining" / "another" / "passages.f32"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("hours of work")
+    for mining, encoder in ((Mining(), None), (Mining("dense"), Planted())):
+        mine([path], out, mining, encoder=encoder)
+        assert out.exists() and [file for file in kept.parents[1].rglob("*") if file.is_file()] == [kept]
 
 
 # --- compose and the command line ---
