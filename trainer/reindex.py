@@ -47,6 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--recall", type=float, default=RECALL, metavar="R", help=recall)
     watch = "go on copying what is written and deleted meanwhile until this file exists"
     parser.add_argument("--watch", type=Path, metavar="FILE", help=watch)
+    text = "delete and overwrite what others wrote to --target since it was filled: it becomes equal to --collection"
+    parser.add_argument("--overwrite-target", action="store_true", help=text)
     text = "point --alias back to the collection that it pointed to before; needs no other flag than the store's"
     parser.add_argument("--rollback", action="store_true", help=text)
     add_store(parser, required=False)
@@ -67,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
     (model,) = models_of(args.model, None, args)
     encoder = TextEncoder(model, args.device, args.dim, args.precision)
     options = {"batch": args.batch, "alias": args.alias, "recall": args.recall, "watch": args.watch}
-    options |= {"into_vector": args.into_vector}
+    options |= {"into_vector": args.into_vector, "overwrite": args.overwrite_target}
     with joined(args.device, args.precision) as runtime:
         if runtime.is_main and (line := doubt(args.model)):
             say(line)

@@ -7,7 +7,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,10 +134,14 @@ class Copy:
             self.once()
         return self.settled
 
-    def watch(self, until: Path) -> None:
-        """Goes on until the file exists. A round without changes is followed by a pause as long as the round."""
+    def watch(self, until: Path, check: Callable[[], None]) -> None:
+        """Goes on until the file exists. A round without changes is followed by a pause as long as the round.
+
+        check: is called before each round.
+        """
         say(f"watching {self.source.name} until {until} exists")
         while not until.exists():
+            check()
             began = time.monotonic()
             if changed := self.once():
                 say(f"{self.filled.name}: {changed:,} chunks were written or deleted meanwhile")
@@ -146,6 +150,7 @@ class Copy:
             while pause > 0 and not until.exists():
                 _pause(min(pause, 1.0))
                 pause -= 1.0
+        check()
         self.once()
 
 

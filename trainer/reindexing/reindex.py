@@ -14,6 +14,7 @@ from trainer.config.sections import ModelConfig
 from trainer.inference.reading import as_trained
 from trainer.inference.store_record import (
     BEFORE,
+    CONTENT,
     DIM,
     FINGERPRINT,
     MAX_LEN,
@@ -29,6 +30,7 @@ from trainer.inference.store_record import (
 from trainer.inference.text_encoder import TextEncoder
 from trainer.reindexing.check import NEIGHBOURS, check_collection
 from trainer.reindexing.copying import Copy
+from trainer.reindexing.others import check_target_is_ours, check_unused, content, say_what_stays
 from trainer.reindexing.ranks import Ranks
 
 RECALL = 0.95  # of an exact search, that the store's search must have before an alias moves
@@ -45,6 +47,7 @@ def reindex(
     recall: float = RECALL,
     watch: Path | None = None,
     into_vector: str | None = None,
+    overwrite: bool = False,
 ) -> int | None:
     """Embeds the chunks of a collection into another one of the same store; returns how many were embedded now.
 
@@ -57,22 +60,29 @@ def reindex(
     alias: is then pointed to the target, in one step, if the numbers of chunks are equal, a sample is read back as it
     was written, and the store's search finds at least the share `recall` of what an exact one does.
     into_vector: in place of a target, the chunks of the collection itself get a vector of this name.
+    overwrite: what others wrote to the target is deleted and overwritten.
 
     With encoder.runtime it is collective: rank 0 alone reads, checks and returns the number. See Ranks.
 
-    Raises BadInput for a target that this model did not fill, an alias where the store has none or that is a
-    collection's name, and what open_collection refuses; Failed where that check does not pass.
+    Raises BadInput for a target that this model did not fill, or that others wrote to since, an alias where the store
+    has none or that is a collection's name, and what open_collection refuses; Failed where that check does not pass.
     """
     with Ranks(encoder, config, target, into_vector) as ranks:
-        return ranks.lead(lambda: _lead(ranks, batch, where, alias, recall, watch))
+        return ranks.lead(lambda: _lead(ranks, batch, where, alias, recall, watch, overwrite))
 
 
 def _lead(
-    ranks: Ranks, batch: int, where: dict[str, Any] | None, alias: str | None, recall: float, watch: Path | None
+    ranks: Ranks,
+    batch: int,
+    where: dict[str, Any] | None,
+    alias: str | None,
+    recall: float,
+    watch: Path | None,
+    overwrite: bool,
 ) -> int:
     """reindex() on rank 0."""
     config, target, into_vector, encoder = ranks.config, ranks.target, ranks.into_vector, ranks.encoder
-    _check_arguments(config, target, batch, alias, recall, watch, into_vector)
+    _check_arguments(config, target, batch, alias, recall, watch, into_vector, overwrite)
     with open_store(config) as store:
         source = store.open(config.collection)
         _check_alias(store, alias, target)
@@ -85,6 +95,11 @@ def _lead(
         else:
             filled = _added(store, source, into_vector, encoder, facts)
         ranks.keep_precision(filled)
+        trusted = overwrite or not filled.whole  # a vector is added beside what others write, and replaces none of it
+        if not trusted:
+            check_target_is_ours(store, source, filled, where)
+            if watch is not None:
+                check_unused(store, filled)
         for what in source.lost(filled):
             say(f"note: not carried over to {target or into_vector}: {what}")
         ranks.fill(filled)
@@ -92,8 +107,12 @@ def _lead(
         copy.once()
         filled.finish(like=source)
         if watch is not None:
-            copy.watch(watch)
-        _settle(copy, alias)
+            copy.watch(watch, (lambda: None) if trusted else lambda: check_unused(store, filled))
+        settled = copy.settle()
+        if filled.whole:
+            filled.describe({CONTENT: content(filled)})
+        if not settled:
+            _say_unsettled(copy, alias)
         filled.finish(like=source)
         _report(copy, encoder)
         _verify(copy, encoder, alias, recall)
@@ -105,7 +124,9 @@ def _lead(
     return copy.embedded
 
 
-def _check_arguments(config: StoreConfig, target, batch: int, alias, recall: float, watch, into_vector) -> None:
+def _check_arguments(
+    config: StoreConfig, target, batch: int, alias, recall: float, watch, into_vector, overwrite
+) -> None:
     """Raises BadInput with every problem of reindex's arguments that shows before the store is opened."""
     problems = [f"--batch {batch}: must be 1 or more"] if batch < 1 else []
     if not 0 <= recall <= 1:
@@ -118,6 +139,8 @@ def _check_arguments(config: StoreConfig, target, batch: int, alias, recall: flo
         problems.append(f"--into-vector {into_vector!r}: must be the name of a new vector")
     if alias is not None and into_vector is not None:
         problems.append(f"--alias {alias}: belongs to --target; no alias can point to a vector of a collection")
+    if overwrite and into_vector is not None:
+        problems.append("--overwrite-target: belongs to --target; a vector is added beside what others write")
     if watch is not None and watch.exists():
         problems.append(f"--watch {watch}: exists already, so nothing would be watched; delete it, or omit --watch")
     elif watch is not None and not watch.parent.is_dir():
@@ -127,13 +150,8 @@ def _check_arguments(config: StoreConfig, target, batch: int, alias, recall: flo
         check_target(replace(config, collection=target), "--target")
 
 
-def _settle(copy: Copy, alias: str | None) -> None:
-    """Copies what was written meanwhile.
-
-    Raises Failed if that never ends and an alias is to be moved, or if no round came to its end.
-    """
-    if copy.settle():
-        return
+def _say_unsettled(copy: Copy, alias: str | None) -> None:
+    """Says that others write on. Raises Failed if an alias is to be moved, or if no round came to its end."""
     name, of = copy.filled.name, copy.source.name
     if not copy.complete:
         raise Failed(f"--target {name}: no round came to its end: others delete from {of}; pause them and run again")
@@ -159,7 +177,10 @@ def _verify(copy: Copy, encoder: TextEncoder, alias: str | None, least: float) -
 
 
 def roll_back(config: StoreConfig, alias: str) -> None:
-    """Points an alias back to the collection before reindex moved it. BadInput: there is none, or it is gone."""
+    """Points an alias back to the collection before reindex moved it, and says which chunks it does not show any more.
+
+    BadInput: there is none, or it is gone.
+    """
     with open_store(config) as store:
         aliases = store.aliases()
         if aliases is None:
@@ -176,6 +197,7 @@ def roll_back(config: StoreConfig, alias: str) -> None:
             raise BadInput(f"--alias {alias}: pointed to {before} before, which is not there any more")
         store.swap_alias(alias, before)
         result(f"alias {alias}: points to {before} again, before to {now}")
+        say_what_stays(store, now, before)
 
 
 def _facts(config: StoreConfig, encoder: TextEncoder, where: dict[str, Any] | None) -> dict[str, Any]:
@@ -283,6 +305,8 @@ def _switch(store: Store, source: str, filled: Collection, alias: str | None) ->
             filled.describe({BEFORE: json.dumps({**earlier, alias: before})})
         store.swap_alias(alias, target)
         result(f"alias {alias}: points to {target}" + (f", before to {before} (--rollback)" if before else ""))
+        if before not in (None, target, aliases.get(source, source)):
+            say_what_stays(store, before, target)
     elif aliases is None:
         say(f"{store.kind} has no aliases: whoever searches {source} keeps doing so until it opens {target}")
     elif source in aliases:

@@ -125,6 +125,8 @@ def test_vectors_of_others_are_refused(source, tiny_bert, other_model):
             reindex(source, target, encoder(tiny_bert), into_vector=name)
     with pytest.raises(BadInput, match="--alias live: belongs to --target"):
         reindex(source, None, encoder(tiny_bert), into_vector="new", alias="live")
+    with pytest.raises(BadInput, match="--overwrite-target: belongs to --target"):
+        reindex(source, None, encoder(tiny_bert), into_vector="new", overwrite=True)
     with pytest.raises(BadInput, match="--into-vector x+: Qdrant refuses it"):
         reindex(source, None, encoder(tiny_bert), into_vector="x" * 300)
 
