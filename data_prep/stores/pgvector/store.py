@@ -3,7 +3,8 @@
 - Columns: the ids (--key-field, default the primary key), the text, one or more of vectors. The others are the
   metadata; if the only other one is JSON, its objects are.
 - Reading is one server-side cursor: it sees the table as it was at its start and holds one page at a time.
-- An alias is a view of a whole table. Pointing it elsewhere is one transaction.
+- An alias is a view of a whole table, with a line in its comment. Pointing it elsewhere is one transaction. A view of
+  which people made another selection is theirs: it is read as any view, and stays as it is.
 - A collection's own metadata is a line of the table's comment.
 """
 
@@ -29,13 +30,23 @@ _TABLES = """
     where c.relkind in ('r', 'p', 'm') and n.nspname !~ '^pg_' and n.nspname <> 'information_schema'
     and exists (select 1 from pg_attribute a join pg_type t on t.oid = a.atttypid
                 where a.attrelid = c.oid and a.attnum > 0 and t.typname = any(%s)) order by 2"""
+_MADE_HERE = f"{RECORD}{{}}"  # the line in the comment of a view that is an alias
+# views with that line: name, comment, definition; and for each table that it reads what `select *` is defined as. A
+# column that was added to the table later is not in the view. PostgreSQL before 16 writes table.column
 _VIEWS = """
-    select distinct v.oid, case when pg_table_is_visible(v.oid) then '' else n.nspname || '.' end || v.relname,
-           d.refobjid
-    from pg_class v join pg_namespace n on n.oid = v.relnamespace join pg_rewrite r on r.ev_class = v.oid
-    join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid
-                    and d.refclassid = 'pg_class'::regclass and d.refobjid <> v.oid
-    where v.relkind = 'v' and obj_description(v.oid, 'pg_class') like '%%' || %s || '%%' order by 2"""
+    select case when pg_table_is_visible(v.oid) then '' else n.nspname || '.' end || v.relname,
+           obj_description(v.oid, 'pg_class'), pg_get_viewdef(v.oid), d.refobjid,
+           array(select ' SELECT ' || string_agg(part || quote_ident(c.attname), ',' order by c.attnum)
+                        || ' FROM ' || t.oid::regclass || ';'
+                 from (select * from pg_attribute a where a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped
+                       order by a.attnum limit v.relnatts) c,
+                      unnest(array['', quote_ident(t.relname) || '.']) part group by part)
+    from pg_class v join pg_namespace n on n.oid = v.relnamespace
+    join (select distinct r.ev_class, d.refobjid from pg_rewrite r join pg_depend d on d.objid = r.oid
+          where d.classid = 'pg_rewrite'::regclass and d.refclassid = 'pg_class'::regclass) d
+         on d.ev_class = v.oid and d.refobjid <> v.oid
+    join pg_class t on t.oid = d.refobjid
+    where v.relkind = 'v' and %s = any(string_to_array(obj_description(v.oid, 'pg_class'), E'\\n')) order by 1"""
 
 
 class PgvectorStore(Store):
@@ -120,8 +131,12 @@ class PgvectorStore(Store):
     def aliases(self) -> dict[str, str]:
         with self.failures():
             tables = {oid: name for oid, name, _ in self.client.execute(_TABLES, [list(VECTORS)])}
-            views = self.client.execute(_VIEWS, [RECORD]).fetchall()
-        return {view: tables[table] for _, view, table in views if table in tables}
+            views = self.client.execute(_VIEWS, [_MADE_HERE]).fetchall()
+        return {
+            view: tables[table]
+            for view, _, definition, table, wholes in views
+            if table in tables and _without_spaces(definition) in map(_without_spaces, wholes)
+        }
 
     def open(
         self, name: str, text_field: str | None = None, vector_name: str | None = None, key_field: str | None = None
@@ -222,15 +237,22 @@ class PgvectorStore(Store):
             for alias, table in self.aliases().items():
                 if table == name:
                     self.client.execute(sql.SQL("drop view {}").format(identifier(alias)))
-            self.client.execute(sql.SQL("drop table {}").format(identifier(name)))
+            try:
+                self.client.execute(sql.SQL("drop table {}").format(identifier(name)))
+            except psycopg.errors.DependentObjectsStillExist as error:
+                raise BadInput(f"--collection {name}: something needs it ({_needed(error)}); drop that first") from None
 
     def swap_alias(self, alias: str, name: str) -> None:
         """Replaces the view in one transaction. One whose columns have other types is dropped and made again.
 
-        BadInput: another view or function needs the old one, or the view was not made here.
+        BadInput: another view or function needs the old one, or the view was not made here, or was changed since.
         """
         old = self.oid(alias)
+        written = self._lines_of_comment(old)
         if old is not None and alias not in self.aliases():
+            if _MADE_HERE in written:
+                mend = "if that is not wanted any more, drop the view, otherwise choose another name"
+                raise BadInput(f"--alias {alias}: was changed since it was made here, and shows no whole table; {mend}")
             raise BadInput(f"--alias {alias}: is a view or table that was not made here; choose another name")
         view = sql.SQL("create or replace view {} as select * from {}").format(identifier(alias), identifier(name))
         with self.failures(), self.client.transaction():
@@ -239,7 +261,12 @@ class PgvectorStore(Store):
                     self.client.execute(view)
             except psycopg.errors.InvalidTableDefinition:
                 self._make_again(alias, view, old)
-            self.comment("view", alias, RECORD + "{}")
+            self.comment("view", alias, "\n".join([*(line for line in written if line != _MADE_HERE), _MADE_HERE]))
+
+    def _lines_of_comment(self, oid: int | None) -> list[str]:
+        with self.failures():
+            comment = self.client.execute("select obj_description(%s, 'pg_class')", [oid]).fetchone()[0]
+        return (comment or "").splitlines()
 
     def _make_again(self, alias: str, view: Any, old: int) -> None:
         """Replaces a view whose columns have other types; its privileges are kept."""
@@ -251,8 +278,18 @@ class PgvectorStore(Store):
         try:
             self.client.execute(sql.SQL("drop view {}").format(identifier(parked)))
         except psycopg.errors.DependentObjectsStillExist as error:
-            needed = " ".join((error.diag.message_detail or "").split())
+            needed = _needed(error)
             raise BadInput(f"--alias {alias}: something needs the view as it is ({needed}); drop that first") from None
+
+
+def _needed(error: Any) -> str:
+    """Returns what PostgreSQL says needs a table or view that was to be dropped."""
+    return " ".join((error.diag.message_detail or "").split())
+
+
+def _without_spaces(definition: str) -> str:
+    """Returns a view's definition, which PostgreSQL breaks into lines, for comparing it."""
+    return "".join(definition.split())
 
 
 def _parts(url: str) -> dict[str, Any]:

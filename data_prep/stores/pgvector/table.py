@@ -134,13 +134,22 @@ class Table:
 
     @property
     def about(self) -> dict[str, Any]:
-        lines = (line for line in self.comment.splitlines() if line.startswith(RECORD))
-        return json.loads(next(lines, RECORD + "{}")[len(RECORD) :])
+        records = map(_record, self.comment.splitlines())
+        return next((record for record in records if record is not None), {})
 
     def comment_with(self, about: dict[str, Any]) -> str:
         """Returns the comment with other metadata; what people wrote stays."""
-        written = [line for line in self.comment.splitlines() if not line.startswith(RECORD)]
+        written = [line for line in self.comment.splitlines() if _record(line) is None]
         return "\n".join([*written, RECORD + json.dumps(about)])
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    """Returns the metadata in a line of a comment; None for a line that people wrote."""
+    try:
+        record = json.loads(line[len(RECORD) :]) if line.startswith(RECORD) else None
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def read_table(connection: Any, oid: int, name: str, asked: dict[str, str | None]) -> Table:

@@ -11,7 +11,6 @@ from data_prep.common.errors import BadInput
 from data_prep.stores.base import StoreConfig
 from data_prep.stores.open import open_collection, open_store
 from data_prep.stores.pgvector.store import PgvectorStore
-from tests.postgres import postgres_server
 from tests.unit.data_prep.helpers import read_jsonl, run
 from tests.unit.data_prep.stores.test_stores import SIZE, chunks
 
@@ -30,22 +29,6 @@ TYPED = """
         words tsvector generated always as (to_tsvector('simple', body)) stored, embedding vector(8),
         category int references categories (id))
 """
-
-
-@pytest.fixture(scope="module")
-def url():
-    with postgres_server() as url:
-        yield url
-
-
-@pytest.fixture
-def database(url):
-    """A connection to the database, emptied before."""
-    import psycopg
-
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("drop schema public cascade; create schema public; create extension vector")
-        yield connection
 
 
 def text_of(chunk) -> str:
@@ -240,27 +223,6 @@ def test_more_numbers_than_an_index_takes_are_said(url, database, capsys):
     assert "wide gets no index USING hnsw (embedding vector_cosine_ops): pgvector indexes at most 2,000" in (
         capsys.readouterr().err
     )
-
-
-def test_an_alias_is_a_view_that_moves_in_one_transaction(url, database):
-    with open_store(typed(database, url)) as store:
-        store.swap_alias("live", "docs")
-        database.execute("drop role if exists reader; create role reader; grant select on live to reader")
-        store.create("new", 4, {}, like=store.open("docs"))
-        store.swap_alias("live", "new")
-        assert store.aliases() == {"live": "new"}
-        assert database.execute("select has_table_privilege('reader', 'live', 'select')").fetchone()[0]
-        assert database.execute("select count(*) from live").fetchone()[0] == 0
-        assert store.open("live").size == 4
-        store.swap_alias("live", "docs")
-        database.execute("create view best as select * from live where year > 2021")
-        with pytest.raises(BadInput, match="--alias live: something needs the view as it is .view best depends on"):
-            store.swap_alias("live", "new")
-        assert store.aliases() == {"live": "docs"}, "as it was"
-        assert database.execute("select count(*) from best").fetchone()[0] > 0
-        for taken in ("best", "docs"):
-            with pytest.raises(BadInput, match=f"--alias {taken}: is a view or table that was not made here"):
-                store.swap_alias(taken, "new")
 
 
 def test_tables_of_other_schemas_and_unusual_names(url, database):
