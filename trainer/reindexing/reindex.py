@@ -225,6 +225,8 @@ def _target(store: Store, source: Collection, name: str, encoder: TextEncoder, f
                 f"--target {name}: is an alias; name a new collection, and move the alias with --alias {name}"
             )
         return store.create(name, encoder.size, _new(facts, encoder), cosine=encoder.spec.normalize, like=source)
+    if name == (store.aliases() or {}).get(source.name):
+        raise BadInput(f"--target {name}: is the collection that --collection {source.name} points to; choose another")
     target = store.open(name, **source.layout)
     _check_owner(f"--target {name}", target.about, facts)
     target.prepare(like=source)

@@ -133,6 +133,22 @@ def test_a_watched_target_is_left_to_those_to_whom_an_alias_points_it(source, ti
         reindex(source, "docs-new", encoder(tiny_bert), watch=until)
 
 
+def test_a_target_that_the_source_is_an_alias_of_is_refused(source, tiny_bert):
+    """It would equal itself, and its record would say that reindex wrote what others did."""
+    if source.kind == "chroma":
+        pytest.skip("Chroma has no aliases")
+    with open_store(source) as store:
+        store.swap_alias("live", "docs")
+    live = replace(source, collection="live")
+    reindex(live, "docs-new", encoder(tiny_bert), alias="live")
+    write(source, "live", NEW)
+    with pytest.raises(BadInput, match="--target docs-new: is the collection that --collection live points to"):
+        reindex(live, "docs-new", encoder(tiny_bert), alias="live")
+    roll_back(source, "live")
+    with pytest.raises(BadInput, match=r"others wrote to it. This run would delete 1 .*\(1000\)"):
+        reindex(live, "docs-new", encoder(tiny_bert), alias="live")
+
+
 def test_what_an_alias_does_not_show_any_more_is_said(source, tiny_bert, other_model, capsys):
     if source.kind == "chroma":
         pytest.skip("Chroma has no aliases")
