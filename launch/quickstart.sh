@@ -47,6 +47,7 @@ esac
 mark=$out/.quickstart # of a folder whose files may be written anew
 if [ -e "$out" ] && [ ! -e "$mark" ] && [ -n "$(ls -A "$out")" ]; then
   say "OUT=$out is in use: it holds files, and no .quickstart of an earlier run. Name a new or an empty folder."
+  say "If an earlier version of this script made it: touch $mark"
   exit 2
 fi
 

@@ -16,6 +16,10 @@ from data_prep.common.errors import BadInput, Failed
 from data_prep.common.paths import expanded
 from data_prep.common.sole_writer import sole_writer
 
+# what readers of folders read: retrieval sets, shards, folders of `datasets`
+_READ_SUFFIXES = {".arrow", ".tsv"}
+_READ_STEMS = {"corpus", "queries", "manifest", "dataset_dict", "dataset_info", "state"}
+
 
 def unfinished_name(path: Path) -> Path:
     """Returns the hidden sibling that holds an output until it is whole: always the same name."""
@@ -98,15 +102,17 @@ def check_output_file(
             problems.append(f"{flag} {output}: is also an input; choose another name")
         elif _is_file_in(output, path):
             problems.append(f"{flag} {output}: would replace a file of the input {path}; choose another name")
-        if same_path(path, rejected) or _is_file_in(rejected, path):
-            fate = f"its rejected lines would replace the input {path if path.is_file() else rejected}"
+        if same_path(path, rejected):
+            fate = f"its rejected lines would replace the input {path}"
             problems.append(f"{flag} {output}: {fate}; choose another name")
     return problems
 
 
 def _is_file_in(file: Path, folder: Path) -> bool:
-    """Returns True for a file, or a link to one, that exists in a folder."""
-    return folder.is_dir() and file.exists() and is_within(file.parent, folder)
+    """Returns True for a file, or a link to one, that exists in a folder, and that readers of folders read."""
+    named = file.resolve()
+    is_read = named.suffix in _READ_SUFFIXES or named.stem in _READ_STEMS
+    return is_read and folder.is_dir() and file.exists() and is_within(file.parent, folder)
 
 
 def existing_parent(path: Path) -> Path:
@@ -162,7 +168,7 @@ def cache_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        ours = Path(error.filename).is_relative_to(folder) if error.filename else full
+        ours = is_within(Path(error.filename), folder) if error.filename else full
         if error.errno is None or not ours:
             raise
         mend = "make room, or name a folder on another disk by EMBEDFLEET_CACHE" if full else "see EMBEDFLEET_CACHE"

@@ -81,7 +81,8 @@ def shard(
     check(problems + tokenise.check_options(tokens))
     if on:  # a node has another working folder
         inputs = [path.absolute() for path in inputs]
-    place = output.resolve()  # where the output is a link, it stays one: the folder that it names is replaced
+    # where the output is a link, it stays one: the folder that it names is replaced
+    place = output.resolve() if output.is_symlink() else output.absolute()
     names, source = source_names(inputs), _tokenizer(tokens)
     with _building(place) as build:
         spool = build / SPOOL

@@ -16,7 +16,7 @@ import numpy as np
 from data_prep.sharding.spool import Part, arrow_files, facts_of
 from data_prep.shards.folder import Rows
 from data_prep.shards.shared_keys import shared_keys
-from data_prep.texts.near_duplicates import NearDuplicates, near_bytes
+from data_prep.texts.near_duplicates import BLOCK, NearDuplicates, block_bytes, near_bytes
 
 TRAIN, EVAL, LEFT_OUT = 0, 1, 2
 ROUND = 1 << 22  # keys sorted at once: up to 100 MB
@@ -27,8 +27,10 @@ ROW_BYTES, FIXED_BYTES = 96, 200 << 20  # measured by tests/soak/ray_decision.py
 def memory_for(rows: int, similarity: float | None) -> int:
     """Returns the bytes that the decision on `rows` rows takes, about. similarity: of near duplicates, or None; with
     it the bytes if every row has a near duplicate, otherwise it takes less."""
-    near = near_bytes(similarity) if similarity is not None else 0
-    return FIXED_BYTES + rows * max(ROW_BYTES, near)
+    if similarity is None:
+        return FIXED_BYTES + rows * ROW_BYTES
+    block = min(1.0, rows / BLOCK) * block_bytes(similarity)
+    return FIXED_BYTES + int(block) + rows * max(ROW_BYTES, near_bytes(similarity))
 
 
 def _rounds(keys: int) -> int:

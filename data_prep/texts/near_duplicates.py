@@ -130,6 +130,12 @@ def near_bytes(similarity: float) -> int:
     return 10 * Bands(similarity, sides=2).count + 60  # measured by tests/soak/ray_decision.py
 
 
+def block_bytes(similarity: float) -> int:
+    """Returns the bytes that `find` takes at most for the candidates of a block: texts made of one template share all
+    bands with CANDIDATES others."""
+    return 64 * BLOCK * CANDIDATES * Bands(similarity, sides=2).count
+
+
 class NearDuplicates:
     """Finds rows that are near duplicates of an earlier row that stays. Deterministic for rows in the same order.
 
@@ -268,6 +274,15 @@ class _Buckets:
             yield row[kept], partner[kept], np.unique(np.concatenate(cut)).astype(np.int64)
 
     def _blocks(self) -> Iterator[Any]:
-        """Yields the places of BLOCK rows or fewer, in order, (m, bands)."""
+        """Yields the places of BLOCK rows or fewer, in order, (m, bands). Small batches are joined."""
+        waiting, count = [], 0
         for batch in self.places:
-            yield from (batch[first : first + BLOCK] for first in range(0, len(batch), BLOCK))
+            for first in range(0, len(batch), BLOCK):
+                piece = batch[first : first + BLOCK]
+                if count + len(piece) > BLOCK:
+                    yield np.concatenate(waiting)
+                    waiting, count = [], 0
+                waiting.append(piece)
+                count += len(piece)
+        if waiting:
+            yield np.concatenate(waiting)

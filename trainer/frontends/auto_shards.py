@@ -68,7 +68,9 @@ def _of_others(out: Path, needs_shards: bool) -> list[str]:
         problems += [f"output_dir: {path} is {mend}" for path in (out / SHARDS, out / SHARDS_OF) if path.exists()]
     if run_file is not None and run_file != _signed(run_file.partition("\n")[2]):
         mend = f"start it with --config {out / RUN_FILE}, move it away, or name another output_dir"
-        problems.append(f"output_dir: {out / RUN_FILE} is not of this command, or was changed since; {mend}")
+        problems.append(
+            f"output_dir: {out / RUN_FILE} is not of this command (or of an earlier version), or was changed; {mend}"
+        )
     return problems
 
 

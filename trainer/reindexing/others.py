@@ -3,7 +3,8 @@
 - A run that comes to its end records a digest of the target's chunks. If they have another one later, others wrote
   there, or a run was killed there.
 - Such a target is made equal to the source only where nothing is lost by it, or the user says so.
-- A target without a digest is still being filled, by reindex alone, unless an alias points to it.
+- A target without a digest is still being filled, by reindex alone, unless an alias points to it. So is one in which an
+  update was stopped, in a store that has aliases.
 """
 
 import hashlib
@@ -72,10 +73,12 @@ class Apart:
 def check_target_is_ours(store: Store, source: Collection, filled: Collection, where: dict[str, Any] | None) -> None:
     """Raises BadInput if others wrote to the target what a run would delete, overwrite or write again."""
     about, aliases, of = filled.about, aliases_of(store, filled), source.name
-    whole = about.get(STATE) == WHOLE
-    if not (whole or CONTENT in about or aliases):
+    whole, left = about.get(STATE) == WHOLE, about.get(CONTENT)
+    is_known = whole and left is not None  # else a run was stopped there, or one of an earlier version filled it
+    is_new = not whole and left is None
+    if not aliases and (is_new or not (is_known or store.aliases() is None)):
         return
-    if content(filled) == about.get(CONTENT):
+    if content(filled) == left:
         return
     apart, acts = Apart(filled, source), []
     if apart.alone.count:
@@ -83,13 +86,17 @@ def check_target_is_ours(store: Store, source: Collection, filled: Collection, w
     if apart.changed.count:
         acts.append(f"overwrite {apart.changed.count:,} chunks that {of} has otherwise ({apart.changed})")
     missing = source.count(where) - (apart.total - apart.alone.count)
-    if whole and not acts and missing > 0:  # of one that is not whole, a run may not have written them yet
+    if is_known and not acts and missing > 0:  # else a run may not have written them yet
         acts.append(f"write again {missing:,} chunks that were deleted there")
     if acts:
         named = f" (alias {', '.join(aliases)})" if aliases else ""
-        why = "others wrote to it" if whole else "others wrote to it, or a run was stopped there"
+        why = "is not as reindex left it: others wrote to it"
+        if not whole:
+            why += ", or a run was stopped there"
+        elif not is_known:
+            why = "may hold what others wrote: an earlier version of reindex kept no record of what it left there"
         raise BadInput(
-            f"--target {filled.name}{named}: is not as reindex left it: {why}. This run would {' and '.join(acts)}. A "
+            f"--target {filled.name}{named}: {why}. This run would {' and '.join(acts)}. A "
             "target that is in use is not filled again: choose another name, or let --overwrite-target make it equal "
             f"to {of}"
         )

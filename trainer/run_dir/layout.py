@@ -14,8 +14,9 @@ _NAME, _BEST_NAME = re.compile(r"checkpoint-(epoch|step)-(\d+)"), re.compile(rf"
 RUN_FILE, SHARDS, SHARDS_OF, LOCK = "run.yaml", "shards", "shards.json", ".shards.lock"  # see frontends/auto_shards.py
 BEFORE = "before.json"  # see before.py
 RUN_LOCK = ".run.lock"  # see lock.py
-MADE_AHEAD = (  # of a run that has not begun
-    RUN_FILE, SHARDS, SHARDS_OF, LOCK, f".{SHARDS}.unfinished", BEFORE, RUN_LOCK,
+MADE_AHEAD = (  # of a run that has not begun; with what is there while they are made, and after a kill
+    RUN_FILE, SHARDS, SHARDS_OF, LOCK, BEFORE, RUN_LOCK, f".{SHARDS}.unfinished.lock",
+    *(f".{name}.unfinished" for name in (SHARDS, RUN_FILE, SHARDS_OF, BEFORE)),
 )  # fmt: skip
 MARKER = "complete.json"  # sizes and sha256 of every file of a checkpoint; its presence means: whole
 

@@ -105,6 +105,7 @@ class PgvectorStore(Store):
             "select set_config('search_path', current_setting('search_path') || ', ' || quote_ident(n.nspname), false) "
             "from pg_extension e join pg_namespace n on n.oid = e.extnamespace where e.extname = 'vector'"
         )
+        connection.execute("set timezone to 'UTC'")  # a time in the metadata is the same text from every machine
         connection.execute("set idle_in_transaction_session_timeout = 0")  # of a cursor, while texts are embedded
         return connection
 

@@ -1,5 +1,6 @@
 """Files that a new shard folder may replace on this disk. In a store: remote/test_copies.py."""
 
+import json
 import os
 import shutil
 
@@ -9,7 +10,7 @@ from data_prep.common.errors import Failed
 from data_prep.sharding import build
 from data_prep.sharding.build import shard
 from data_prep.shards.folder import open_shards
-from data_prep.shards.target import is_unfinished, is_written, names_in
+from data_prep.shards.target import SIGNS, is_unfinished, is_written, names_in
 from tests.unit.data_prep.helpers import documents, run, write_records
 from tests.unit.data_prep.sharding.test_build import contents
 
@@ -58,6 +59,30 @@ def test_a_folder_with_files_of_another_is_not_replaced(rows, tmp_path, capsys, 
     code, _, err = run(capsys, "shard", rows, "--output", tmp_path / "data", *flags)
     assert code == 2 and f"--output {tmp_path / 'data'}: {says}" in err, err
     assert contents(tmp_path / "data") == before
+
+
+def test_files_that_an_earlier_version_or_datasets_wrote_there_are_replaced_on_request(rows, tmp_path, capsys):
+    shard([rows], tmp_path / "s")
+    manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
+    (tmp_path / "s" / "train.rows").rename(tmp_path / "s" / "train.keys")
+    manifest |= {"schema_version": 1, "files": [*manifest["files"], {"path": "train.keys"}]}
+    (tmp_path / "s" / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "s" / "train" / "cache-0a1b2c3d.arrow").write_text("of a filter")
+    code, _, err = run(capsys, "shard", rows, "--output", tmp_path / "s")
+    assert code == 2 and "is a finished shard folder; choose another folder or add --overwrite" in err
+    code, _, err = run(capsys, "shard", rows, "--output", tmp_path / "s", "--overwrite")
+    assert code == 0 and all(map(is_written, names_in(tmp_path / "s"))), err
+
+
+def test_a_partial_copy_of_shards_is_no_data(rows, tmp_path, capsys):
+    """Its eval rows would be trained on."""
+    shard([rows], tmp_path / "s", eval_fraction=0.4)
+    for name in ("manifest.json", *SIGNS):
+        (tmp_path / "s" / name).unlink(missing_ok=True)
+    code, _, err = run(capsys, "compose", tmp_path / "s", "--output", tmp_path / "o.jsonl")
+    assert code == 2 and "has no manifest.json, so it is unfinished or a partial copy" in err
+    code, _, err = run(capsys, "shard", rows, "--output", tmp_path / "s")
+    assert code == 2 and "choose another folder, or delete this one" in err
 
 
 def test_a_link_to_the_output_stays_and_the_folder_that_it_names_is_replaced(rows, tmp_path, capsys):

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from datetime import datetime
 
 import numpy as np
 import pytest
@@ -80,15 +79,15 @@ def typed(database, url: str = "") -> StoreConfig:
     return config(url, text_field="body")
 
 
-def test_columns_of_every_type_are_read_and_written_again(url, database):
+def test_columns_of_every_type_are_read_and_written_again(url, database, monkeypatch):
+    monkeypatch.setenv("PGTZ", "Asia/Tokyo")  # of this machine; the text of a time is that of every machine
     with open_collection(typed(database, url)) as collection:
         first, second = list(collection.chunks(page=4, embeddings=True))[:2]
         assert first.metadata.keys() == {"title", "year", "price", "tags", "seen", "flags", "category"}, (
             "what PostgreSQL computes is no field"
         )
         assert first.metadata["flags"] == {"x": [1, None]}
-        moment = datetime.fromisoformat("2026-11-28T08:00:00.123456+00:00")
-        assert datetime.fromisoformat(first.metadata["seen"]) == moment, "in the server's time zone"
+        assert first.metadata["seen"] == "2026-11-28T08:00:00.123456+00:00"
         assert "seen" not in second.metadata, "a column without a value is no field"
         before = database.execute(
             "select id, body, title, year, tags, seen, flags, words from docs where id = 1"

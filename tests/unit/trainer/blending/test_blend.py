@@ -163,10 +163,10 @@ def test_the_command_says_what_it_cannot_know_and_refuses_what_does_not_fit(
     assert capsys.readouterr().err.count("\n  - ") == 3
     assert main([*argv, "--json", str(tmp_path / "out.txt")]) == 2
     assert "must end in .json" in capsys.readouterr().err
-    (few / "notes.json").write_text("{}")
+    (few / "state.json").write_text("{}")
     for count, more in enumerate(([], ["--general", str(few)]), 1):
-        assert main([*argv, *more, "--json", str(few / "notes.json")]) == 2
-        said = f"--json {few / 'notes.json'}: would replace a file of the input {few}; choose another name"
+        assert main([*argv, *more, "--json", str(few / "state.json")]) == 2
+        said = f"--json {few / 'state.json'}: would replace a file of the input {few}; choose another name"
         assert capsys.readouterr().err.count(said) == count
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("x")

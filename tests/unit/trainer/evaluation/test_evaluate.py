@@ -190,10 +190,10 @@ def test_a_result_in_place_of_a_set_is_refused(evaluate, sets, tmp_path, capsys)
     scored = tmp_path / "scored.json"
     scored.write_text(json.dumps(pairs(3, 40)))
     (tmp_path / "set").symlink_to(sets["a"])
-    (sets["a"] / "notes.json").write_text("{}")
+    (sets["a"] / "state.json").write_text("{}")
     for data, out, reason in (
         (scored, scored, "is also an input"),
-        (tmp_path / "set", sets["a"] / "notes.json", f"would replace a file of the input {tmp_path / 'set'}"),
+        (tmp_path / "set", sets["a"] / "state.json", f"would replace a file of the input {tmp_path / 'set'}"),
     ):
         before = out.read_bytes()
         evaluate("--data", data, "--json", out, code=2)

@@ -346,7 +346,7 @@ def test_shards_and_a_run_file_of_the_user_are_not_written_over(here):
     written = prepare(entry, False)
     assert prepare(run_of(flags(lr="1e-3")), False) == written and load_config(written).optim.lr == 1e-3
     written.write_text(written.read_text() + "run_name: mine\n")
-    with pytest.raises(BadInput, match="was changed since"):
+    with pytest.raises(BadInput, match="or was changed"):
         prepare(entry, False)
 
 
@@ -364,9 +364,14 @@ def test_shards_of_a_killed_command_are_known_and_those_that_failed_leave_no_mar
         prepare(entry, False)
     assert (here / "out" / "shards" / "manifest.json").is_file()
     monkeypatch.setattr(auto_shards, "_write", whole)
+    left = (".shards.unfinished.lock", ".run.yaml.unfinished", ".shards.json.unfinished")
+    for name in left:  # of a SIGKILL, or of a rank that is at work
+        (here / "out" / name).touch()
+    (here / "out" / ".shards.unfinished").mkdir()
     write(here / "data" / "pairs.jsonl", UNSCORED)
     assert load_config(prepare(entry, False)).data.train == "out/shards"
     assert "out/shards: train 2 rows" in capsys.readouterr().out
+    assert not any((here / "out" / name).exists() for name in left)
     other = EmbedderFineTuner(FineTuningConfig("model", "data/pairs.jsonl", "failed"))._translate()
     write(here / "data" / "pairs.jsonl", "no record")
     with pytest.raises(BadInput):

@@ -94,6 +94,38 @@ def test_a_run_that_is_killed_in_a_target_that_was_whole_goes_on_if_nothing_is_l
     assert contents(source, "docs-new") == contents(source, "docs")
 
 
+def test_an_update_that_is_killed_goes_on_where_no_alias_points_to_the_target(source, tiny_bert):
+    reindex(source, "docs-new", encoder(tiny_bert))
+    write(source, "docs", *(replace(one, text=f"w9 w{i}") for i, one in enumerate(chunks()[:8])))
+    killed = encoder(tiny_bert)
+    killed.most = 4
+    with pytest.raises(KeyboardInterrupt):
+        reindex(source, "docs-new", killed, batch=4)
+    if source.kind == "chroma":  # an application may have opened the target
+        with pytest.raises(BadInput, match="or a run was stopped there. This run would overwrite 4 chunks"):
+            reindex(source, "docs-new", encoder(tiny_bert))
+    assert reindex(source, "docs-new", encoder(tiny_bert), overwrite=source.kind == "chroma") == 4
+    assert contents(source, "docs-new") == contents(source, "docs")
+
+
+def test_a_target_of_an_earlier_version_follows_its_source_until_an_alias_points_to_it(source, tiny_bert, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("trainer.reindexing.reindex.CONTENT", "embedfleet_unknown")
+        reindex(source, "docs-new", encoder(tiny_bert))
+    write(source, "docs", NEW)
+    assert reindex(source, "docs-new", encoder(tiny_bert), batch=8) == 1, "nothing is lost by it"
+    with monkeypatch.context() as patched:
+        patched.setattr("trainer.reindexing.reindex.CONTENT", "embedfleet_unknown")
+        reindex(source, "docs-newer", encoder(tiny_bert))
+    write(source, "docs", gone="7")
+    if source.kind != "chroma":
+        with open_store(source) as store:
+            store.swap_alias("live", "docs-newer")
+    with pytest.raises(BadInput, match="kept no record of what it left there. This run would delete 1 chunks"):
+        reindex(source, "docs-newer", encoder(tiny_bert))
+    assert reindex(source, "docs-newer", encoder(tiny_bert), overwrite=True) == 0
+
+
 def test_a_target_that_is_still_being_filled_is_used_once_an_alias_points_to_it(source, tiny_bert):
     killed = encoder(tiny_bert)
     killed.most = 20
