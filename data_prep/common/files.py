@@ -6,7 +6,6 @@ import io
 import json
 import os
 import tempfile
-import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,7 +64,7 @@ def named_when_whole(path: Path, folder: Path) -> Iterator[Path]:
 
     A task that is killed leaves its file in the folder, which is one to be deleted. Not fsynced.
     """
-    part = folder / f"{path.name}.{uuid.uuid4().hex[:12]}"
+    part = folder / f"{path.name}.{os.urandom(6).hex()}"
     yield part
     os.replace(part, path)
 
