@@ -29,7 +29,7 @@ from tests.soak.hosts import Hosts, Running, missing
 BIN = Path(sys.executable).parent
 HEAD = "10.77.0.1:6379"
 SECRET = "sk-planted-soak-secret"
-EVERY_PHASE, LONG = "in every phase of one run and back", 1_000_000  # a case, and the rows from which it has the time
+EVERY_PHASE, LONG = "in every phase of one run and back", 3_000_000  # a case, and the rows from which it has the time
 PATIENCE = 3000  # seconds for a case
 QUIET = ["env", "RAY_USAGE_STATS_ENABLED=0", "RAY_AUTH_MODE=disabled", "RAY_worker_niceness=0", "OMP_NUM_THREADS=1"]
 
