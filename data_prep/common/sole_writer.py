@@ -56,14 +56,26 @@ def _locked(part: Path, output: Path, mode: int) -> int:
 def _lock(handle: int) -> bool:
     """Locks the file, unless another process has done so."""
     try:
-        if fcntl is None:
-            raise OSError(0, "Python has none here")
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return locked(handle)
     except OSError as error:
         _say_without_locks(error.strerror)
+        return True
+
+
+def locked(handle: int, shared: bool = False) -> bool:
+    """Takes a lock on an open file, unless another process has it. Raises OSError where there are no locks."""
+    if fcntl is None:
+        raise OSError(0, "Python has none here")
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
     return True
+
+
+def unlock(handle: int) -> None:
+    """Gives a lock back that `locked` took."""
+    fcntl.flock(handle, fcntl.LOCK_UN)
 
 
 @lru_cache

@@ -106,7 +106,8 @@ class AnswerCache(Generic[A]):
         if not reading:
             self._lock_out_others(patience)
         own = None if part or reading else self.path
-        for path in sorted(folder.glob(f"{f'{self._of(part)}.' if alone else self._name}*.jsonl")):
+        names = f"{self._of(part)}." if alone else self._name
+        for path in sorted(folder.glob(f"{names}*.jsonl")):
             if path != own:
                 self._read(path)
         if part:

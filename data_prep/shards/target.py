@@ -19,7 +19,7 @@ from data_prep.shards.shared_keys import FILES as SHARING_FILES
 from data_prep.shards.tokens import FILES as TOKEN_FILES
 
 SIGNS = {*SHARING_FILES, *TOKEN_FILES}  # names that no other program writes
-_KNOWN = {*SPLITS, *SIGNS, "dataset_dict.json", SPOOL}  # what lies in the folder itself, besides the manifest
+_BESIDE = {*SIGNS, "dataset_dict.json"}  # files in the folder itself, besides the manifest
 # of a split; cache-… is of `datasets`, when somebody filtered or mapped the split
 _OF_SPLIT = re.compile(
     rf"({'|'.join(SPLITS)})/(data-\d{{5,}}-of-\d{{5,}}\.arrow|cache-[0-9a-f]+\.arrow|state\.json|dataset_info\.json)"
@@ -28,7 +28,7 @@ _OF_SPLIT = re.compile(
 
 def is_written(name: str) -> bool:
     """Returns True for the name, within a shard folder, of a file that `shard` writes."""
-    return name in {*SIGNS, MANIFEST, "dataset_dict.json"} or _OF_SPLIT.fullmatch(name) is not None
+    return name in {*_BESIDE, MANIFEST} or _OF_SPLIT.fullmatch(name) is not None
 
 
 def names_in(folder: Path) -> set[str]:
@@ -53,11 +53,11 @@ def looks_unfinished(path: Path) -> bool:
     if not path.is_dir() or (path / MANIFEST).exists():
         return False
     names = {entry.name for entry in path.iterdir()}
-    if not names or not names <= _KNOWN:
+    if not names or not names <= {*_BESIDE, *SPLITS, SPOOL}:
         return False
-    infos = [path / split / "dataset_info.json" for split in SPLITS if (path / split / "dataset_info.json").exists()]
     if not names.isdisjoint({*SIGNS, SPOOL}):
         return True
+    infos = [path / split / "dataset_info.json" for split in SPLITS if (path / split / "dataset_info.json").exists()]
     if not infos:  # killed before the first split was finished
         return any(any((path / split).glob("data-*.arrow")) for split in SPLITS)
     try:

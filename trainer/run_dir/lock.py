@@ -16,15 +16,11 @@ from typing import TYPE_CHECKING
 
 from data_prep.common.console import say
 from data_prep.common.errors import BadInput
+from data_prep.common.sole_writer import locked, unlock
 from trainer.run_dir.layout import RUN_LOCK
 
 if TYPE_CHECKING:
     from trainer.distributed.collectives import World
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 
 @contextmanager
@@ -59,7 +55,7 @@ def _take(run_dir: Path) -> int:
     run_dir.mkdir(parents=True, exist_ok=True)
     handle = os.open(run_dir / RUN_LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        while not _locked(handle, shared=False):
+        while not locked(handle):
             if _is_held(handle):
                 raise _refusal(run_dir, handle)
     except OSError as error:
@@ -78,21 +74,10 @@ def _take(run_dir: Path) -> int:
 
 def _is_held(handle: int) -> bool:
     """Returns True if a trainer holds the lock. Those who ask share it meanwhile, so they do not see each other."""
-    if not _locked(handle, shared=True):
+    if not locked(handle, shared=True):
         return True
-    fcntl.flock(handle, fcntl.LOCK_UN)
+    unlock(handle)
     return False
-
-
-def _locked(handle: int, shared: bool) -> bool:
-    """Takes the lock, unless another process holds it. Raises OSError where there are no locks."""
-    if fcntl is None:
-        raise OSError(0, "Python has none here")
-    try:
-        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _refusal(run_dir: Path, handle: int) -> BadInput:

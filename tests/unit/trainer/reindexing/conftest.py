@@ -5,8 +5,8 @@ import pytest
 from data_prep.stores.base import StoreConfig
 from tests import tiny
 from tests.postgres import postgres_server
-from tests.servers import QdrantProtocol, answering
-from tests.unit.trainer.reindexing.helpers import emptied, fill
+from tests.servers import QdrantProtocol
+from tests.unit.trainer.reindexing.helpers import emptied, fill, served
 
 KINDS = (
     "chroma",
@@ -50,7 +50,5 @@ def source(request, tmp_path):
         fill(config)
         yield config
         return
-    with answering(QdrantProtocol()) as port:
-        config = StoreConfig("qdrant", "docs", url=f"http://127.0.0.1:{port}", text_field="body")
-        fill(config)
+    with served(QdrantProtocol()) as config:
         yield config

@@ -1,5 +1,7 @@
 """Shared by the tests of re-indexing: a small collection, and a model that counts the texts it embeds."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -7,6 +9,7 @@ import numpy as np
 from data_prep.stores.base import Chunk, StoreConfig
 from data_prep.stores.open import open_collection, open_store
 from tests import tiny
+from tests.servers import QdrantProtocol, answering
 from trainer.config.sections import ModelConfig
 from trainer.inference.text_encoder import TextEncoder
 
@@ -30,6 +33,15 @@ def emptied(url: str) -> str:
 def fill(config: StoreConfig) -> None:
     with open_store(config, create=True) as store:
         store.create("docs", 4, {}).upsert(chunks())
+
+
+@contextmanager
+def served(protocol: QdrantProtocol) -> Iterator[StoreConfig]:
+    """Answers Qdrant's protocol; yields the collection there."""
+    with answering(protocol) as port:
+        config = StoreConfig("qdrant", "docs", url=f"http://127.0.0.1:{port}", text_field="body")
+        fill(config)
+        yield config
 
 
 class Counting(TextEncoder):

@@ -12,7 +12,7 @@ from data_prep.stores.base import StoreConfig
 from data_prep.stores.open import open_collection, open_store
 from data_prep.stores.qdrant.added_vector import AddedVector
 from tests.servers import QdrantProtocol, answering
-from tests.unit.trainer.reindexing.helpers import COUNT, chunks, encoder, fill, read
+from tests.unit.trainer.reindexing.helpers import COUNT, chunks, encoder, fill, read, served
 from tests.unit.trainer.reindexing.test_reindexed_settings import HNSW, PRODUCT, everything
 from trainer import reindex as reindex_command
 from trainer.inference.searching import mismatch
@@ -26,9 +26,7 @@ def source(request, tmp_path):
         fill(config)
         yield config
         return
-    with answering(QdrantProtocol()) as port:
-        config = StoreConfig("qdrant", "docs", url=f"http://127.0.0.1:{port}", text_field="body")
-        fill(config)
+    with served(QdrantProtocol()) as config:
         yield config
 
 

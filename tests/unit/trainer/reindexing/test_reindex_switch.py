@@ -15,7 +15,7 @@ from data_prep.stores.qdrant import collection as qdrant_collection
 from data_prep.stores.qdrant import store as qdrant_store
 from data_prep.stores.qdrant.collection import QdrantCollection
 from tests.servers import QdrantProtocol, answering
-from tests.unit.trainer.reindexing.helpers import COUNT, chunks, encoder, fill, read
+from tests.unit.trainer.reindexing.helpers import COUNT, chunks, encoder, fill, read, served
 from trainer import reindex as reindex_command
 from trainer.reindexing import copying
 from trainer.reindexing.check import Sample
@@ -31,9 +31,7 @@ def protocol():
 
 @pytest.fixture
 def source(protocol):
-    with answering(protocol) as port:
-        config = StoreConfig("qdrant", "docs", url=f"http://127.0.0.1:{port}", text_field="body")
-        fill(config)
+    with served(protocol) as config:
         yield config
 
 
